@@ -1,0 +1,95 @@
+# Everything a person types. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# pip's own chatter is not what somebody who typed `make sim` wants to read.
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
+
+MANIFESTS := $(wildcard proto/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
+RUNTIME   := $(VENV)/.runtime
+DEV       := $(VENV)/.dev
+
+# make sim: what to run. DURATION in seconds, 0 = until Ctrl-C.
+DURATION   ?= 60
+COURSE     ?= flat
+DIFFICULTY ?= 0.5
+SEED       ?= 0
+POLICY     ?= gait
+RECORD     ?=
+SPEED      ?= 1
+UP_ARGS    ?=
+
+.PHONY: help setup sim test test-slow test-py312 gate-coverage check format bench assets lock clean
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+	  "this project runs on Python 3.11 and 3.12, and $(PYTHON) is %d.%d: name another one, for example: make setup PYTHON=python3.12" % v)'
+	@echo "creating $(VENV) with $$($(PYTHON) --version)" >&2
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): $(VENV)/bin/python requirements.txt constraints.txt $(MANIFESTS)
+	@echo "installing the runtime packages (about a minute the first time)" >&2
+	@$(PIP) install -c constraints.txt -r requirements.txt
+	@touch $@
+
+$(DEV): $(RUNTIME) requirements-dev.txt
+	@echo "installing the development tools" >&2
+	@$(PIP) install -c constraints.txt -r requirements-dev.txt
+	@touch $@
+
+setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
+
+sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name RECORD=file SPEED=0|1
+	@$(BIN)/krabby up --duration $(DURATION) --course $(COURSE) --difficulty $(DIFFICULTY) --seed $(SEED) \
+	  --policy $(POLICY) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
+
+test: $(DEV) ## the default tests, under ten minutes on two cores
+	@$(BIN)/python -m pytest
+
+test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
+	@$(BIN)/python -m pytest -m slow
+
+gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
+	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby_robot -m pytest -q libs/robot/tests/test_gate*.py
+	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage report --include='*/gate.py' --show-missing --fail-under=100
+
+test-py312: ## the default tests on Python 3.12
+	@python312=$$(tools/find-python312) && \
+	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$$python312"
+
+check: $(DEV) ## format, lint, types, imports, generated files, locks
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+	@$(BIN)/python -m krabby_robot.generate --check
+	@$(BIN)/python -m krabby_robot.gait --check
+	@! grep -nH '://' constraints.txt || { echo "constraints.txt names a host; run: make lock" >&2; exit 1; }
+
+format: $(DEV) ## format and sort in place
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: $(DEV) ## measure the runtime, each figure beside its floor: DURATION=s
+	@$(BIN)/python bench/runtime.py --duration $(DURATION)
+
+assets: $(DEV) ## regenerate everything under assets/ from its sources
+	@$(BIN)/python -m krabby_robot.generate
+	@$(BIN)/python -m krabby_robot.gait
+
+# One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from.
+lock: $(DEV) ## refresh constraints.txt after a dependency changed
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+	  $(foreach name,proto robot service sim-hal camera gameloop cli,--no-emit-package krabby-$(name)) \
+	  $(LOCK_ARGS) requirements-dev.txt -o constraints.txt
+
+clean: ## remove virtual environments, caches and run logs
+	rm -rf .venv .venv-3.12 .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
+	find . -name __pycache__ -prune -exec rm -rf {} +
