@@ -1,0 +1,161 @@
+"""One way to log: an event, then its facts as keys, one JSON object a line on stdout.
+
+Every line carries wall time for people, `mono_ns` (CLOCK_MONOTONIC, the clock of every stamp on the
+wire) for machines, the service and the run. Third-party records from the standard library come out
+the same way. Nothing above debug belongs on a 100 Hz path: rates are metrics, and a warning that can
+repeat goes through `log_every`.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Literal, Protocol, TextIO, cast
+
+import msgspec
+import numpy as np
+import structlog
+from structlog.types import Processor
+
+__all__ = ["LEVELS", "LogFormat", "Throttle", "configure_logging", "log_every"]
+
+LogFormat = Literal["json", "console"]
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure_logging(
+    service: str,
+    run_id: str,
+    *,
+    level: str = "info",
+    fmt: LogFormat = "json",
+    stream: TextIO | None = None,
+) -> None:
+    """Set up structlog and the standard library's logging, once per process.
+
+    Args:
+        service: Name on every line.
+        run_id: Run on every line.
+        level: One of `LEVELS`.
+        fmt: JSON lines for machines, or coloured text for people.
+        stream: Where to write; stdout by default.
+    """
+    number = logging.getLevelNamesMapping()[level.upper()]
+    out = sys.stdout if stream is None else stream
+
+    def stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        event["run_id"] = run_id
+        event["mono_ns"] = time.monotonic_ns()
+        return event
+
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        stamp,
+    ]
+    if fmt == "json":
+        shared.append(structlog.processors.format_exc_info)
+        render: Processor = _render_json
+    else:
+        render = structlog.dev.ConsoleRenderer(colors=out.isatty())
+    structlog.configure(
+        processors=[*shared, render],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    logging.captureWarnings(True)
+
+
+_FIRST = ("time", "level", "service", "event")
+_encoder = msgspec.json.Encoder(enc_hook=lambda value: _plain(value))
+
+
+def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> str:
+    ordered = {key: event.pop(key) for key in _FIRST if key in event}
+    ordered.update(event)
+    try:
+        return _encoder.encode(ordered).decode()
+    except (TypeError, ValueError):  # a key that is not text, a surrogate: say it anyhow
+        return _encoder.encode({str(k): repr(v) for k, v in ordered.items()}).decode()
+
+
+def _plain(value: object) -> object:
+    """What the encoder cannot write, as something it can; a log line must never raise."""
+    if isinstance(value, np.generic):
+        return cast("object", value.item())
+    if isinstance(value, np.ndarray):
+        return cast("object", value.tolist())
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[object, object]", value))
+    if isinstance(value, Path | BaseException):
+        return str(value)
+    return repr(value)
+
+
+class _Log(Protocol):
+    def info(self, event: str, **facts: Any) -> Any: ...
+    def warning(self, event: str, **facts: Any) -> Any: ...
+    def error(self, event: str, **facts: Any) -> Any: ...
+
+
+class Throttle:
+    """A logger that says each event at most once per period and counts what it swallowed."""
+
+    __slots__ = ("_clock", "_log", "_period_ns", "_said")
+
+    def __init__(self, log: _Log, period_s: float, clock: Callable[[], int]) -> None:
+        self._log = log
+        self._period_ns = round(period_s * 1e9)
+        self._clock = clock
+        self._said: dict[str, list[int]] = {}  # event -> [said at, swallowed since]
+
+    def info(self, event: str, **facts: Any) -> None:
+        """As `log.info`, at most once per period."""
+        self._say(self._log.info, event, facts)
+
+    def warning(self, event: str, **facts: Any) -> None:
+        """As `log.warning`, at most once per period."""
+        self._say(self._log.warning, event, facts)
+
+    def error(self, event: str, **facts: Any) -> None:
+        """As `log.error`, at most once per period."""
+        self._say(self._log.error, event, facts)
+
+    def _say(self, say: Callable[..., Any], event: str, facts: dict[str, Any]) -> None:
+        now = self._clock()
+        last = self._said.get(event)
+        if last is None:
+            self._said[event] = [now, 0]
+        elif now - last[0] < self._period_ns:
+            last[1] += 1
+            return
+        else:
+            if last[1]:
+                facts["suppressed"] = last[1]
+            last[0], last[1] = now, 0
+        say(event, **facts)
+
+
+def log_every(
+    log: _Log, period_s: float = 1.0, *, clock: Callable[[], int] = time.monotonic_ns
+) -> Throttle:
+    """Limit repeated events of `log`: each event text at most once per `period_s`.
+
+    The next line that comes through says how many were left out. Keep event texts constant and put
+    what varies into the facts, or every line is a new event.
+    """
+    return Throttle(log, period_s, clock)

@@ -1,0 +1,211 @@
+"""What the kernel can do for a loop: FIFO scheduling, own cores, memory that is never paged out.
+
+The grid of `rate` fixes the frequency, FIFO fixes the tail. Each feature needs a permission that a
+laptop or a container may not have; what is asked for and not granted becomes a warning with its
+remedy and a gauge at 0, never a silent difference and never a reason not to run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import gc
+import os
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import structlog
+
+from krabby_service.config import check, check_range
+from krabby_service.metrics import REALTIME_ENABLED, children
+
+__all__ = [
+    "FEATURES",
+    "FeatureResult",
+    "IdleCollector",
+    "RealtimeCfg",
+    "RealtimeReport",
+    "apply_realtime",
+    "freeze_garbage",
+]
+
+log = structlog.get_logger(__name__)
+
+Feature = Literal["fifo", "affinity", "mlockall", "gc"]
+FEATURES: tuple[Feature, ...] = ("fifo", "affinity", "mlockall", "gc")
+_ENABLED = children(REALTIME_ENABLED, FEATURES)
+
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+_CAP_IPC_LOCK = 14
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RealtimeCfg:
+    """Real-time features of a process; all off, which suits a simulation on a shared machine."""
+
+    fifo_priority: int = 0
+    """SCHED_FIFO priority of the loop, 50 to 80 on the robot; 0 leaves the normal scheduler."""
+    cpus: tuple[int, ...] = ()
+    """CPU numbers the process may run on; empty for all."""
+    lock_memory: bool = False
+    """Lock all memory with mlockall, so that a page fault never stops the loop."""
+    collect_when_idle: bool = False
+    """Switch automatic garbage collection off; the loop collects in the idle part of a slot."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "fifo_priority", minimum=0, maximum=99)
+        check(all(cpu >= 0 for cpu in self.cpus), "cpus", list(self.cpus), "CPU numbers from 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureResult:
+    """What became of one feature."""
+
+    feature: Feature
+    requested: bool
+    enabled: bool
+    detail: str
+    """What is in effect, or why it is not and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RealtimeReport:
+    """What became of every feature, in the order of `FEATURES`."""
+
+    results: tuple[FeatureResult, ...]
+
+    @property
+    def missing(self) -> tuple[FeatureResult, ...]:
+        """What was asked for and is not in effect."""
+        return tuple(r for r in self.results if r.requested and not r.enabled)
+
+
+def apply_realtime(cfg: RealtimeCfg) -> RealtimeReport:
+    """Ask the kernel for what `cfg` wants, for the calling thread and those it starts later.
+
+    Call it before sockets are made: ZeroMQ's own thread then inherits the priority, while the
+    metrics thread, started before, keeps the normal one. Never raises.
+    """
+    report = RealtimeReport(
+        (
+            _attempt("fifo", cfg.fifo_priority > 0, lambda: _fifo(cfg.fifo_priority)),
+            _attempt("affinity", bool(cfg.cpus), lambda: _affinity(cfg.cpus)),
+            _attempt("mlockall", cfg.lock_memory, _lock_memory),
+            _attempt("gc", cfg.collect_when_idle, _disable_collection),
+        )
+    )
+    for missing in report.missing:
+        log.warning(
+            "real-time feature not in effect", feature=missing.feature, reason=missing.detail
+        )
+    return report
+
+
+def freeze_garbage() -> None:
+    """Move what start-up built out of the collector's sight; later collections stay short."""
+    gc.collect()
+    gc.freeze()
+
+
+class IdleCollector:
+    """Collects garbage where the loop has nothing to do.
+
+    With automatic collection off, cyclic garbage is collected here about once a second, and only
+    when the slack is several times what the last collection took.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_s: float = 1.0,
+        margin: float = 3.0,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._every_ns = round(every_s * 1e9)
+        self._margin = margin
+        self._clock = clock
+        self._last_ns = clock()
+        self._cost_ns = 1_000_000
+        self.collections = 0
+
+    def offer(self, deadline_ns: int) -> bool:
+        """Collect if it is due and fits before `deadline_ns`; says whether it did."""
+        now = self._clock()
+        if now - self._last_ns < self._every_ns:
+            return False
+        if deadline_ns - now < self._cost_ns * self._margin:
+            return False
+        gc.collect()
+        self._last_ns = self._clock()
+        self._cost_ns = max(self._last_ns - now, self._cost_ns // 2)
+        self.collections += 1
+        return True
+
+
+def _attempt(feature: Feature, requested: bool, action: Callable[[], str]) -> FeatureResult:
+    if not requested:
+        result = FeatureResult(feature, False, False, "not requested")
+    else:
+        try:
+            result = FeatureResult(feature, True, True, action())
+        except _NotGranted as refusal:
+            result = FeatureResult(feature, True, False, str(refusal))
+    _ENABLED[feature].set(result.enabled)
+    return result
+
+
+class _NotGranted(Exception):
+    """The kernel said no; the message says what would change its mind."""
+
+
+def _fifo(priority: int) -> str:
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        raise _NotGranted(
+            f"SCHED_FIFO priority {priority} refused ({error.strerror}); grant cap_add: [SYS_NICE] "
+            f"or ulimits.rtprio >= {priority}"
+        ) from error
+    return f"SCHED_FIFO priority {priority}"
+
+
+def _affinity(cpus: tuple[int, ...]) -> str:
+    try:
+        os.sched_setaffinity(0, cpus)
+    except OSError as error:
+        raise _NotGranted(
+            f"CPUs {list(cpus)} refused ({error.strerror}); this process may use "
+            f"{sorted(os.sched_getaffinity(0))}, see cpuset"
+        ) from error
+    return f"CPUs {sorted(os.sched_getaffinity(0))}"
+
+
+def _lock_memory() -> str:
+    # With a finite limit mlockall may succeed now and make an allocation fail later, in the loop.
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != resource.RLIM_INFINITY and not _may_lock_anything():
+        raise _NotGranted(
+            f"the locked-memory limit is {soft} bytes; set ulimits.memlock to -1 or grant "
+            "cap_add: [IPC_LOCK]"
+        )
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
+        raise _NotGranted(
+            f"mlockall refused ({os.strerror(ctypes.get_errno())}); set ulimits.memlock to -1"
+        )
+    return "all pages locked"
+
+
+def _may_lock_anything() -> bool:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    return False
+
+
+def _disable_collection() -> str:
+    gc.disable()
+    return "automatic collection off"
