@@ -1,0 +1,177 @@
+"""Messages to frames and back: ``[topic, header, payload]``, payload flat little-endian float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from krabby_proto.errors import (
+    CorruptPayload,
+    EncodeError,
+    WrongFrameCount,
+    WrongLength,
+    WrongStream,
+)
+from krabby_proto.header import Header, pack_header, unpack_header
+from krabby_proto.streams import STREAMS, Stream
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike
+
+__all__ = ["FloatArray", "Message", "decode", "encode", "pack", "unpack"]
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+_F4: Final = np.dtype("<f4")
+_BY_ID: Final = {stream.id: stream for stream in STREAMS.values()}
+
+
+class Message(NamedTuple):
+    """A decoded message. A tuple, because it is made some 500 times a second."""
+
+    header: Header
+    payload: FloatArray
+    """Flat and read-only; it views the received frame."""
+
+    @property
+    def stream(self) -> Stream:
+        """The stream it came on."""
+        return _BY_ID[self.header.stream_id]
+
+    @property
+    def sequence(self) -> int:
+        """Number of the message within its instance, from 1."""
+        return self.header.sequence
+
+    @property
+    def capture_ns(self) -> int:
+        """When the quantity was sampled [ns, producer's clock]."""
+        return self.header.capture_ns
+
+    @property
+    def flags(self) -> int:
+        """Bits ``FLAG_*``."""
+        return self.header.flags
+
+    def age_s(self, now_ns: int) -> float:
+        """Time since capture [s]; `now_ns` is on the producer's clock."""
+        return (now_ns - self.header.capture_ns) * 1e-9
+
+
+def encode(
+    stream: Stream,
+    payload: ArrayLike,
+    *,
+    instance_id: int,
+    sequence: int,
+    capture_ns: int,
+    publish_ns: int,
+    flags: int = 0,
+) -> list[bytes]:
+    """Frames of one message.
+
+    Args:
+        stream: where it belongs.
+        payload: any shape, taken in C order as float32.
+        instance_id: of the sending socket.
+        sequence: from 1, rising.
+        capture_ns: when the quantity was sampled [ns].
+        publish_ns: now [ns].
+        flags: bits ``FLAG_*``.
+
+    Raises:
+        EncodeError: the payload has the wrong size or a number does not fit its field.
+    """
+    floats = np.asarray(payload, dtype=_F4)
+    count = floats.size
+    if count != stream.size and (stream.fields or not 0 < count <= stream.max_elements):
+        raise EncodeError(
+            f"{stream.name} payload has {count} floats, "
+            + (
+                f"the stream has {stream.size}"
+                if stream.fields
+                else f"the stream takes 1 to {stream.max_elements}"
+            )
+        )
+    raw = floats.tobytes()
+    header = pack_header(
+        stream.id, flags, instance_id, sequence, capture_ns, publish_ns, count, crc32(raw)
+    )
+    return [stream.topic, header, raw]
+
+
+def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -> Message:
+    """Read one message; nothing but a `FrameError` comes out of bad bytes.
+
+    Args:
+        frames: topic, header, payload, without any routing envelope.
+        stream: the one expected; any when None.
+
+    Raises:
+        FrameError: one of its kinds, which says what is wrong. Values are not looked at: NaN is
+            the consumer's business.
+    """
+    if len(frames) != 3:
+        raise WrongFrameCount(
+            f"message has {len(frames)} frames, the contract has 3: topic, header, payload"
+        )
+    topic, raw_header, raw = frames
+    header = unpack_header(raw_header)
+    known = _BY_ID.get(header.stream_id)
+    if known is None or topic != known.topic or (stream is not None and stream.id != known.id):
+        raise WrongStream(
+            f"topic {bytes(topic[:32])!r} with stream id {header.stream_id}"
+            + (f", expected {stream.name!r} with {stream.id}" if stream else " is not in the table")
+            + "; check which endpoint is connected to which"
+        )
+    count = header.num_elements
+    if len(raw) != 4 * count:
+        raise WrongLength(
+            f"{known.name} payload has {len(raw)} bytes, its header announces {count} float32"
+        )
+    if count != known.size and (known.fields or not 0 < count <= known.max_elements):
+        raise WrongLength(
+            f"{known.name} payload has {count} floats, the stream has "
+            + (f"{known.size}" if known.fields else f"1 to {known.max_elements}")
+            + "; sender and receiver have different stream tables"
+        )
+    found = crc32(raw)
+    if found != header.crc32:
+        raise CorruptPayload(
+            f"{known.name} payload has CRC-32 {found:#010x}, its header says {header.crc32:#010x}"
+        )
+    return Message(header, np.frombuffer(raw, dtype=_F4))
+
+
+def unpack(stream: Stream, payload: FloatArray) -> dict[str, FloatArray]:
+    """Views of a payload's fields by name (no copies); `payload` has shape ``(stream.size,)``."""
+    return {name: payload[where] for name, where in stream.slices.items()}
+
+
+def pack(stream: Stream, **fields: ArrayLike) -> FloatArray:
+    """A payload of shape ``(stream.size,)`` from all of a stream's fields by name.
+
+    Raises:
+        EncodeError: a field is missing, unknown or has the wrong size.
+    """
+    slices = stream.slices
+    if fields.keys() != slices.keys():
+        missing = ", ".join(sorted(slices.keys() - fields.keys())) or "none"
+        unknown = ", ".join(sorted(fields.keys() - slices.keys())) or "none"
+        raise EncodeError(f"{stream.name} fields missing: {missing}; not in the table: {unknown}")
+    payload = np.empty(stream.size, dtype=np.float32)
+    for name, value in fields.items():
+        where = slices[name]
+        floats = np.asarray(value, dtype=np.float32).ravel()
+        if floats.size != where.stop - where.start:
+            raise EncodeError(
+                f"{stream.name}.{name} has {floats.size} floats, "
+                f"the stream has {where.stop - where.start}"
+            )
+        payload[where] = floats
+    return payload

@@ -1,0 +1,103 @@
+"""What can go wrong on the wire, as one small tree.
+
+::
+
+    ProtoError
+    ├── FrameError                   a received message is not what the contract says
+    │   ├── WrongFrameCount          not [topic, header, payload]
+    │   ├── ShortFrame               a header or a reply of the wrong size
+    │   ├── BadMagic                 not one of ours
+    │   ├── SchemaVersionMismatch    ours, from another version of the contract
+    │   ├── WrongStream              topic or stream id of another stream
+    │   ├── WrongLength              element count, payload bytes and stream disagree
+    │   └── CorruptPayload           the CRC-32 does not match
+    ├── EncodeError                  a value that does not fit the contract was to be sent
+    ├── EndpointError                an endpoint that cannot be used
+    │   └── EndpointInUse            somebody else has it
+    ├── RequestTimeout               a peer did not answer in time
+    ├── HelloMismatch                the peer speaks of another robot or another contract
+    └── RecordingError               a recording that cannot be written or read
+"""
+
+# An error is named for what happened, as in the streams contract; the suffix would add nothing.
+# ruff: noqa: N818
+
+from __future__ import annotations
+
+__all__ = [
+    "BadMagic",
+    "CorruptPayload",
+    "EncodeError",
+    "EndpointError",
+    "EndpointInUse",
+    "FrameError",
+    "HelloMismatch",
+    "ProtoError",
+    "RecordingError",
+    "RequestTimeout",
+    "SchemaVersionMismatch",
+    "ShortFrame",
+    "WrongFrameCount",
+    "WrongLength",
+    "WrongStream",
+]
+
+
+class ProtoError(Exception):
+    """Base of every error of this package."""
+
+
+class FrameError(ProtoError):
+    """A received message is not what the contract says; drop it, the socket is fine."""
+
+
+class WrongFrameCount(FrameError):
+    """A message does not have the frames topic, header, payload."""
+
+
+class ShortFrame(FrameError):
+    """A fixed-size frame has another size."""
+
+
+class BadMagic(FrameError):
+    """A frame does not start with the magic of its kind."""
+
+
+class SchemaVersionMismatch(FrameError):
+    """The sender speaks another version of the contract."""
+
+
+class WrongStream(FrameError):
+    """Topic, stream id and expected stream disagree."""
+
+
+class WrongLength(FrameError):
+    """Element count, payload bytes and the stream's fields disagree."""
+
+
+class CorruptPayload(FrameError):
+    """The payload's CRC-32 does not match the header."""
+
+
+class EncodeError(ProtoError):
+    """A value that does not fit the contract was to be sent."""
+
+
+class EndpointError(ProtoError):
+    """An endpoint cannot be bound or connected."""
+
+
+class EndpointInUse(EndpointError):
+    """An endpoint is bound by somebody else."""
+
+
+class RequestTimeout(ProtoError):
+    """A peer did not answer in time."""
+
+
+class HelloMismatch(ProtoError):
+    """Two peers disagree about the contract or about the robot."""
+
+
+class RecordingError(ProtoError):
+    """A recording cannot be written or read."""

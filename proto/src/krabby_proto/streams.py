@@ -1,0 +1,269 @@
+"""The streams table: every stream's name, id, port, rate and fields, in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal
+
+from krabby_proto.errors import EndpointError
+from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
+from krabby_proto.replies import (
+    FAULT_BITS,
+    REPLY_FORMAT,
+    REPLY_MAGIC,
+    SAFETY_OPS,
+    SAFETY_STATES,
+    CommandStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "CAMERA",
+    "COMMAND",
+    "CONTROL",
+    "FEATURES",
+    "NAV",
+    "NUM_FEET",
+    "NUM_JOINTS",
+    "SAFETY",
+    "STATE",
+    "STREAMS",
+    "TRUTH",
+    "Field",
+    "Stream",
+    "default_endpoints",
+    "schema_hash",
+]
+
+NUM_JOINTS: Final = 18
+NUM_FEET: Final = 6
+
+
+@dataclass(frozen=True)
+class Field:
+    """A run of floats in a payload."""
+
+    name: str
+    size: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream: who speaks how often about what."""
+
+    name: str
+    """Also the topic, in ASCII."""
+    id: int
+    pattern: Literal["pub", "req"]
+    port: int
+    """Default TCP port."""
+    rate_hz: float
+    """Nominal rate; 0 for on demand."""
+    fields: tuple[Field, ...]
+    """In payload order; empty when the payload is an image, a latent or JSON."""
+    description: str
+    max_elements: int = 0
+    """Most float32 a payload may have; 0 for JSON streams."""
+    max_age_s: float | None = None
+    """Age at which a consumer must stop relying on a message [s]."""
+    many_writers: bool = False
+    """Whether several publishers may speak at once, told apart by instance id."""
+
+    @cached_property
+    def topic(self) -> bytes:
+        """First frame of every message."""
+        return self.name.encode("ascii")
+
+    @cached_property
+    def size(self) -> int:
+        """Floats in a payload; 0 when it varies (camera, features) or is JSON."""
+        return sum(field.size for field in self.fields)
+
+    @cached_property
+    def slices(self) -> Mapping[str, slice]:
+        """Where each field lies in the payload."""
+        slices: dict[str, slice] = {}
+        start = 0
+        for field in self.fields:
+            slices[field.name] = slice(start, start + field.size)
+            start += field.size
+        return MappingProxyType(slices)
+
+
+def _fixed(
+    name: str,
+    stream_id: int,
+    pattern: Literal["pub", "req"],
+    port: int,
+    rate_hz: float,
+    fields: tuple[Field, ...],
+    description: str,
+    *,
+    max_age_s: float | None = None,
+    many_writers: bool = False,
+) -> Stream:
+    return Stream(
+        name,
+        stream_id,
+        pattern,
+        port,
+        rate_hz,
+        fields,
+        description,
+        max_elements=sum(field.size for field in fields),
+        max_age_s=max_age_s,
+        many_writers=many_writers,
+    )
+
+
+CAMERA: Final = Stream(
+    "camera",
+    1,
+    "pub",
+    6000,
+    30.0,
+    (),
+    "metric depth along the optical axis [m], H x W, row 0 on top, invalid pixels 0",
+    max_elements=1 << 21,  # 8 MiB: a stereo camera's full 1280 x 720 fits
+    max_age_s=0.15,
+)
+STATE: Final = _fixed(
+    "state",
+    2,
+    "pub",
+    6001,
+    100.0,
+    (
+        Field("base_quat_w", 4, "1"),
+        Field("base_ang_vel_b", 3, "rad/s"),
+        Field("base_lin_acc_b", 3, "m/s^2"),
+        Field("joint_pos", NUM_JOINTS, "rad"),
+        Field("joint_vel", NUM_JOINTS, "rad/s"),
+        Field("joint_effort", NUM_JOINTS, "N m"),
+        Field("foot_contact", NUM_FEET, "1"),
+    ),
+    "what the robot measures: quaternion xyzw base to world, gyro, accelerometer (specific force, "
+    "+9.81 on z at rest), joints, foot contacts in [0, 1]",
+    max_age_s=0.03,
+)
+COMMAND: Final = _fixed(
+    "command",
+    3,
+    "req",
+    6002,
+    100.0,
+    (Field("joint_pos", NUM_JOINTS, "rad"),),
+    "joint position targets",
+    max_age_s=0.025,
+)
+FEATURES: Final = Stream(
+    "features",
+    4,
+    "pub",
+    6003,
+    30.0,
+    (),
+    "policy depth image (58 x 87, normalised to [-0.5, 0.5]) or a depth encoder's latent (32)",
+    max_elements=1 << 18,
+    max_age_s=0.15,
+)
+NAV: Final = _fixed(
+    "nav",
+    5,
+    "pub",
+    6004,
+    20.0,
+    (Field("vx", 1, "m/s"), Field("vy", 1, "m/s"), Field("yaw_rate", 1, "rad/s")),
+    "where to walk, in the base frame",
+    max_age_s=0.5,
+    many_writers=True,
+)
+SAFETY: Final = Stream(
+    "safety", 6, "req", 6005, 0.0, (), "arm, disarm, estop, reset, status; JSON both ways"
+)
+CONTROL: Final = Stream(
+    "control", 7, "req", 6006, 0.0, (), "operator to gameloop: stand, sit, policy, status; JSON"
+)
+TRUTH: Final = _fixed(
+    "truth",
+    10,
+    "pub",
+    6010,
+    100.0,
+    (
+        Field("base_pos_w", 3, "m"),
+        Field("base_quat_w", 4, "1"),
+        Field("base_lin_vel_w", 3, "m/s"),
+        Field("base_ang_vel_b", 3, "rad/s"),
+        Field("waypoint_index", 1, "1"),
+        Field("waypoint_count", 1, "1"),
+        Field("distance", 1, "m"),
+        Field("falls", 1, "1"),
+        Field("feet_on_edge", 1, "1"),
+        Field("sim_time", 1, "s"),
+        Field("reset_count", 1, "1"),
+    ),
+    "simulation only, for evaluation; nothing that acts may read it",
+)
+
+STREAMS: Final[Mapping[str, Stream]] = MappingProxyType(
+    {
+        stream.name: stream
+        for stream in (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRUTH)
+    }
+)
+
+
+@cache
+def schema_hash() -> str:
+    """16 hex digits over everything two peers must agree on to read each other's bytes.
+
+    SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
+    as numbers, and the streams table without its prose.
+    """
+    table = {
+        "version": SCHEMA_VERSION,
+        "header": [MAGIC.decode(), HEADER_FORMAT],
+        "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT],
+        "status": {status.name: int(status) for status in CommandStatus},
+        "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS],
+        "streams": {
+            stream.name: [
+                stream.id,
+                stream.pattern,
+                stream.max_elements,
+                [[field.name, field.size, field.unit] for field in stream.fields],
+            ]
+            for stream in STREAMS.values()
+        },
+    }
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def default_endpoints(base: str = "tcp://127.0.0.1") -> dict[str, str]:
+    """Every stream's endpoint below one base.
+
+    Args:
+        base: ``tcp://HOST`` (ports of the table), ``ipc:///some/folder`` or ``inproc://prefix``.
+
+    Returns:
+        Stream name to endpoint, for example ``{"state": "tcp://127.0.0.1:6001", ...}``.
+    """
+    scheme, _, rest = base.partition("://")
+    rest = rest.rstrip("/")
+    if not rest or scheme not in ("tcp", "ipc", "inproc"):
+        raise EndpointError(
+            f"{base!r} is no base for endpoints; "
+            "give tcp://HOST, ipc:///some/folder or inproc://prefix"
+        )
+    if scheme == "tcp":
+        return {name: f"tcp://{rest}:{stream.port}" for name, stream in STREAMS.items()}
+    return {name: f"{scheme}://{rest}/{name}" for name in STREAMS}
