@@ -3,6 +3,9 @@
 ServiceError
 ├── ConfigError          a configuration that cannot be used: key, value, expected
 └── MetricsPortInUse     the exposition port belongs to somebody else
+
+Every message is one line for the person at the keyboard: what happened, with which values, and
+what to do next.
 """
 
 __all__ = ["ConfigError", "MetricsPortInUse", "ServiceError"]
@@ -34,5 +37,5 @@ class ConfigError(ServiceError):
         return ConfigError(self.problem, key=key, source=self.source or source)
 
 
-class MetricsPortInUse(ServiceError):
+class MetricsPortInUse(ServiceError):  # noqa: N818 - named for what happened
     """The exposition port belongs to somebody else."""

@@ -1,9 +1,9 @@
 """One way to log: an event, then its facts as keys, one JSON object a line on stdout.
 
 Every line carries wall time for people, `mono_ns` (CLOCK_MONOTONIC, the clock of every stamp on the
-wire) for machines, the service and the run. Third-party records from the standard library come out
-the same way. Nothing above debug belongs on a 100 Hz path: rates are metrics, and a warning that can
-repeat goes through `log_every`.
+wire) for machines, the service and the run. Third-party records from the standard library come
+out the same way. Nothing above debug belongs on a 100 Hz path: rates are metrics, and a warning
+that can repeat goes through `log_every`.
 """
 
 from __future__ import annotations

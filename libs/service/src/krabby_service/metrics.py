@@ -2,7 +2,7 @@
 
 Base units, `krabby_` in front, the same name in every service (the scraper's `job` label tells them
 apart). Bucket edges sit on the deadlines. Prometheus is for people; nothing safety depends on it.
-Observing costs about a microsecond, `labels()` doubles that: keep the children `children()` returns.
+Observing costs about a microsecond, `labels()` doubles that: keep what `children()` returns.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "DEADLINE_MISSES",
     "LATENESS_BUCKETS",
     "LOOP_LATENESS",
+    "LOOP_LATENESS_MAX",
     "LOOP_PERIOD",
     "LOOP_WORK",
     "MESSAGE_AGE",
@@ -67,6 +68,9 @@ LOOP_LATENESS = Histogram(
     "krabby_loop_wakeup_lateness_seconds",
     "How late the loop woke up for its slot",
     buckets=LATENESS_BUCKETS,
+)
+LOOP_LATENESS_MAX = Gauge(
+    "krabby_loop_wakeup_lateness_max_seconds", "Worst wake-up of the last 5 to 10 seconds"
 )
 LOOP_WORK = Histogram(
     "krabby_loop_work_seconds", "Work inside one slot", ["stage"], buckets=WORK_BUCKETS
@@ -265,7 +269,7 @@ def _handler(
     class Handler(BaseHTTPRequestHandler):
         timeout = 2.0  # one thread: a scraper that hangs must not hold the next one up
 
-        def do_GET(self) -> None:  # noqa: N802 - the base class dispatches on this name
+        def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path in ("/", "/metrics"):
                 encode, kind = choose_encoder(self.headers.get("Accept", ""))

@@ -151,13 +151,13 @@ def _attempt(feature: Feature, requested: bool, action: Callable[[], str]) -> Fe
     else:
         try:
             result = FeatureResult(feature, True, True, action())
-        except _NotGranted as refusal:
+        except _NotGrantedError as refusal:
             result = FeatureResult(feature, True, False, str(refusal))
     _ENABLED[feature].set(result.enabled)
     return result
 
 
-class _NotGranted(Exception):
+class _NotGrantedError(Exception):
     """The kernel said no; the message says what would change its mind."""
 
 
@@ -165,7 +165,7 @@ def _fifo(priority: int) -> str:
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
-        raise _NotGranted(
+        raise _NotGrantedError(
             f"SCHED_FIFO priority {priority} refused ({error.strerror}); grant cap_add: [SYS_NICE] "
             f"or ulimits.rtprio >= {priority}"
         ) from error
@@ -176,7 +176,7 @@ def _affinity(cpus: tuple[int, ...]) -> str:
     try:
         os.sched_setaffinity(0, cpus)
     except OSError as error:
-        raise _NotGranted(
+        raise _NotGrantedError(
             f"CPUs {list(cpus)} refused ({error.strerror}); this process may use "
             f"{sorted(os.sched_getaffinity(0))}, see cpuset"
         ) from error
@@ -187,13 +187,13 @@ def _lock_memory() -> str:
     # With a finite limit mlockall may succeed now and make an allocation fail later, in the loop.
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft != resource.RLIM_INFINITY and not _may_lock_anything():
-        raise _NotGranted(
+        raise _NotGrantedError(
             f"the locked-memory limit is {soft} bytes; set ulimits.memlock to -1 or grant "
             "cap_add: [IPC_LOCK]"
         )
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT | _MCL_FUTURE) != 0:
-        raise _NotGranted(
+        raise _NotGrantedError(
             f"mlockall refused ({os.strerror(ctypes.get_errno())}); set ulimits.memlock to -1"
         )
     return "all pages locked"

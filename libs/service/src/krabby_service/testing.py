@@ -1,4 +1,4 @@
-"""Fakes and helpers that ship with the library, so that every package tests against the same seam."""
+"""Fakes and helpers shipped with the library: every package tests against the same seams."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class FakeClock:
         """How late every sleep returns [ns]."""
 
     def __call__(self) -> int:
+        """Now [ns]."""
         return self.now_ns
 
     def advance(self, seconds: float) -> None:
