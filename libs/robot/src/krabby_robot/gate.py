@@ -127,8 +127,8 @@ class Fault(IntFlag):
 
 
 _NO_FAULT: Final = Fault(0)
-_LIVE: Final = frozenset({SafetyState.ARMING, SafetyState.ACTIVE, SafetyState.HOLD})
-_FOLLOWING: Final = frozenset({SafetyState.ACTIVE, SafetyState.HOLD})
+_LIVE: Final = (SafetyState.ARMING, SafetyState.ACTIVE, SafetyState.HOLD)
+_FOLLOWING: Final = (SafetyState.ACTIVE, SafetyState.HOLD)
 
 
 class DriveMode(IntEnum):
@@ -381,6 +381,7 @@ class SafetyGate:
         self._finite = np.zeros((3, n), dtype=bool)
         self._wanted = np.zeros(n)
         self._bounded = np.zeros(n)
+        self._reach = np.zeros(n)
         self._scratch = np.zeros(n)
 
     @property
@@ -551,24 +552,20 @@ class SafetyGate:
 
     def _apply(self, now_ns: int) -> GateResult:
         """Moves the target towards `_wanted` within position and rate limits."""
-        bounded, scratch = self._bounded, self._scratch
-        np.maximum(self._wanted, self._lower, out=bounded)
+        wanted, bounded, reach = self._wanted, self._bounded, self._reach
+        np.maximum(wanted, self._lower, out=bounded)
         np.minimum(bounded, self._upper, out=bounded)
-        position_mask = _mask(self._wanted, bounded, scratch)
+        position_mask = _mask(wanted, bounded, self._scratch)
+        # What the rate allows is an interval around the last target. That one is within the limits,
+        # so cutting `bounded` to the interval keeps it there, rounding included.
         dt_s = min((now_ns - self._target_ns) * 1e-9, self.cfg.max_target_step_s)
-        # `_target` is within the limits, and so is every point between it and `bounded`.
-        reach = self.cfg.max_rate * dt_s
-        self._wanted[:] = bounded
-        np.subtract(bounded, self._target, out=scratch)
-        np.maximum(scratch, -reach, out=scratch)
-        np.minimum(scratch, reach, out=scratch)
-        np.add(self._target, scratch, out=bounded)
-        np.maximum(bounded, self._lower, out=bounded)  # rounding may step over by one bit
-        np.minimum(bounded, self._upper, out=bounded)
-        rate_mask = _mask(self._wanted, bounded, scratch)
-        self._target[:] = bounded
+        np.multiply(self.cfg.max_rate, dt_s, out=reach)
+        np.subtract(self._target, reach, out=wanted)
+        np.maximum(bounded, wanted, out=wanted)
+        np.add(self._target, reach, out=reach)
+        np.minimum(wanted, reach, out=self._target)
         self._target_ns = now_ns
-        return GateResult("applied", position_mask, rate_mask)
+        return GateResult("applied", position_mask, _mask(bounded, self._target, self._scratch))
 
     def _integrate_effort(self, effort: NDArray[np.float64], now_ns: int) -> None:
         """First-order filter of effort² over rated², exact for an effort constant over the cycle.
@@ -653,7 +650,7 @@ class SafetyGate:
         return GateReply(True, "faults cleared; arm when the robot is ready")
 
 
-_LIMP_BY_FAULT: Final = frozenset({SafetyState.DAMP, SafetyState.ESTOP})
+_LIMP_BY_FAULT: Final = (SafetyState.DAMP, SafetyState.ESTOP)
 _REMEDY: Final = {
     SafetyState.DAMP: "arm again",
     SafetyState.ESTOP: "reset, then arm",
