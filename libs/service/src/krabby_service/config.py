@@ -68,9 +68,10 @@ def load_config(cls: type[C], path: Path | None, overrides: Sequence[str] = ()) 
         values.update(_read_file(path))
     for override in overrides:
         key, value = parse_override(override)
-        text = override.partition("=")[2].strip()
-        values = {k: v for k, v in values.items() if k != key and not k.startswith(f"{key}.")}
-        values[key] = _Value(value=value, source=_COMMAND_LINE, text=text)
+        # `table={a = 1}` sets only the keys it names, like a table in the file
+        for name, each in _flatten({key: value}).items():
+            text = override.partition("=")[2].strip() if name == key else None
+            values[name] = _Value(value=each, source=_COMMAND_LINE, text=text)
     return _build(cls, "", _expand(cls, values))
 
 

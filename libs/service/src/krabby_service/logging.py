@@ -8,6 +8,7 @@ that can repeat goes through `log_every`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -44,7 +45,7 @@ def configure_logging(
         stream: Where to write; stdout by default.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
-    out = sys.stdout if stream is None else stream
+    write = _Writer(stream)
 
     def stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["service"] = service
@@ -62,14 +63,14 @@ def configure_logging(
         shared.append(structlog.processors.format_exc_info)
         render: Processor = _render_json
     else:
-        render = structlog.dev.ConsoleRenderer(colors=out.isatty())
+        render = structlog.dev.ConsoleRenderer(colors=write.to_terminal)
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=write,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(out)
+    handler = _StandardLibraryHandler(write)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -78,6 +79,40 @@ def configure_logging(
     )
     logging.basicConfig(handlers=[handler], level=number, force=True)
     logging.captureWarnings(True)
+
+
+class _Writer:
+    """Writes lines; never raises, since a reader that went away must not stop a robot's loop."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def __call__(self, *_: Any) -> _Writer:
+        return self  # structlog asks its factory for a logger
+
+    @property
+    def to_terminal(self) -> bool:
+        return (self._stream or sys.stdout).isatty()
+
+    def write(self, line: str) -> None:
+        out = self._stream or sys.stdout
+        with contextlib.suppress(OSError, ValueError):
+            out.write(line + "\n")
+            out.flush()
+
+    msg = log = debug = info = warning = warn = error = critical = exception = fatal = write
+
+
+class _StandardLibraryHandler(logging.Handler):
+    def __init__(self, writer: _Writer) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._writer.write(self.format(record))
+        except Exception:
+            self.handleError(record)
 
 
 _FIRST = ("time", "level", "service", "event")
@@ -125,17 +160,17 @@ class Throttle:
 
     def info(self, event: str, **facts: Any) -> None:
         """As `log.info`, at most once per period."""
-        self._say(self._log.info, event, facts)
+        self._say("info", event, facts)
 
     def warning(self, event: str, **facts: Any) -> None:
         """As `log.warning`, at most once per period."""
-        self._say(self._log.warning, event, facts)
+        self._say("warning", event, facts)
 
     def error(self, event: str, **facts: Any) -> None:
         """As `log.error`, at most once per period."""
-        self._say(self._log.error, event, facts)
+        self._say("error", event, facts)
 
-    def _say(self, say: Callable[..., Any], event: str, facts: dict[str, Any]) -> None:
+    def _say(self, level: str, event: str, facts: dict[str, Any]) -> None:
         now = self._clock()
         last = self._said.get(event)
         if last is None:
@@ -147,7 +182,7 @@ class Throttle:
             if last[1]:
                 facts["suppressed"] = last[1]
             last[0], last[1] = now, 0
-        say(event, **facts)
+        getattr(self._log, level)(event, **facts)
 
 
 def log_every(

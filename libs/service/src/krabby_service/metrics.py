@@ -8,12 +8,15 @@ Observing costs about a microsecond, `labels()` doubles that: keep what `childre
 from __future__ import annotations
 
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterable
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer
 from types import TracebackType
 from typing import TypeVar
 
+import structlog
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 
@@ -46,6 +49,8 @@ __all__ = [
     "children",
     "serve_metrics",
 ]
+
+log = structlog.get_logger(__name__)
 
 _MS = 1e-3
 PERIOD_BUCKETS = tuple(
@@ -222,7 +227,7 @@ class MetricsServer:
             MetricsPortInUse: Somebody else has the port.
         """
         try:
-            self._server = HTTPServer((address, port), _handler(registry, healthy))
+            self._server = _Server((address, port), _handler(registry, healthy))
         except OSError as error:
             raise MetricsPortInUse(
                 f"cannot serve metrics on {address}:{port} ({error.strerror}); stop the other "
@@ -230,7 +235,7 @@ class MetricsServer:
             ) from error
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True
+            target=self._server.serve_forever, args=(0.25,), name="metrics", daemon=True
         )
         self._thread.start()
 
@@ -261,6 +266,16 @@ def serve_metrics(
         MetricsPortInUse: Somebody else has the port.
     """
     return MetricsServer(port, address, healthy=healthy) if port else None
+
+
+class _Server(TCPServer):
+    # not HTTPServer: that one asks the name service for the host's name when it binds
+    allow_reuse_address = True
+
+    def handle_error(
+        self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
+    ) -> None:
+        log.debug("scrape failed", client=str(client_address), exc_info=True)
 
 
 def _handler(

@@ -95,11 +95,12 @@ def running(service: Service, *, name: str = "test") -> Generator[Runtime, None,
     thread.start()
     started.wait(timeout=30)
     try:
-        yield runtime
+        if not failure:
+            yield runtime
     finally:
         runtime.stop("test over")
         thread.join(timeout=30)
         if thread.is_alive():
             raise TimeoutError(f"{name} did not stop within 30 s of being asked to")
-        if failure:
-            raise failure[0]
+    if failure:
+        raise failure[0]
