@@ -1,5 +1,6 @@
 """The wire contract: streams, header, codec, HAL client and HAL server."""
 
+from krabby_proto.client import ControlClient, ControlServer, HalClient
 from krabby_proto.codec import FloatArray, Message, decode, encode, pack, unpack
 from krabby_proto.errors import (
     BadMagic,
@@ -30,6 +31,7 @@ from krabby_proto.header import (
     SCHEMA_VERSION,
     Header,
 )
+from krabby_proto.hello import JsonObject, check_hello, make_hello
 from krabby_proto.replies import (
     FAULT_BITS,
     SAFETY_OPS,
@@ -40,6 +42,8 @@ from krabby_proto.replies import (
     SafetyOutcome,
     fault_names,
 )
+from krabby_proto.server import HalHandler, HalServer
+from krabby_proto.sockets import LatestSubscriber, Publisher, new_instance_id, wait_any
 from krabby_proto.streams import (
     CAMERA,
     COMMAND,
@@ -86,6 +90,8 @@ __all__ = [
     "CommandOutcome",
     "CommandReply",
     "CommandStatus",
+    "ControlClient",
+    "ControlServer",
     "CorruptPayload",
     "EncodeError",
     "EndpointError",
@@ -93,10 +99,16 @@ __all__ = [
     "Field",
     "FloatArray",
     "FrameError",
+    "HalClient",
+    "HalHandler",
+    "HalServer",
     "Header",
     "HelloMismatch",
+    "JsonObject",
+    "LatestSubscriber",
     "Message",
     "ProtoError",
+    "Publisher",
     "RecordingError",
     "RequestTimeout",
     "SafetyOutcome",
@@ -106,11 +118,15 @@ __all__ = [
     "WrongFrameCount",
     "WrongLength",
     "WrongStream",
+    "check_hello",
     "decode",
     "default_endpoints",
     "encode",
     "fault_names",
+    "make_hello",
+    "new_instance_id",
     "pack",
     "schema_hash",
     "unpack",
+    "wait_any",
 ]

@@ -1,0 +1,278 @@
+"""The other side of a HAL, and the small request socket of the gameloop."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from krabby_proto.codec import encode
+from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
+from krabby_proto.header import SCHEMA_VERSION
+from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
+from krabby_proto.replies import CommandReply
+from krabby_proto.sockets import (
+    MAX_JSON_BYTES,
+    Context,
+    LatestSubscriber,
+    Request,
+    Requester,
+    Router,
+    new_instance_id,
+    wait_readable,
+)
+from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import ArrayLike
+
+__all__ = ["ControlClient", "ControlServer", "HalClient"]
+
+_CONTROL_BATCH: Final = 16
+
+
+class HalClient:
+    """Reads a HAL's state and sends it commands, as one writer with one instance id.
+
+    Args:
+        endpoints: stream name to endpoint; of ``state``, ``command`` and ``safety`` those that
+            are given are connected, others are ignored.
+        clock_ns: stamps commands; the HAL's clock.
+        context: needed for ``inproc://`` only.
+        instance_id: of this writer; random when None.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, str],
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        context: Context | None = None,
+        instance_id: int | None = None,
+    ) -> None:
+        self.endpoints = dict(endpoints)
+        self.instance_id = instance_id or new_instance_id()
+        self.sequence = 0
+        """Sequence of the last command."""
+        self.timeouts = 0
+        """Commands without an answer in time, those not sent for want of a server included."""
+        self.last_round_trip_s: float | None = None
+        """From send to answer of the last answered command [s]."""
+        self._clock_ns = clock_ns
+        self._requesters: dict[str, Requester] = {}
+        self._state: LatestSubscriber | None = None
+        try:
+            for stream in (COMMAND, SAFETY):
+                if stream.name in endpoints:
+                    self._requesters[stream.name] = Requester(
+                        endpoints[stream.name], name=stream.name, context=context
+                    )
+            if STATE.name in endpoints:
+                self._state = LatestSubscriber(endpoints[STATE.name], STATE, context=context)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def state(self) -> LatestSubscriber:
+        """The state stream."""
+        if self._state is None:
+            raise EndpointError("no endpoint for state; set endpoints.state")
+        return self._state
+
+    def hello(self, timeout_s: float = 2.0, via: str | None = None) -> JsonObject:
+        """Ask the HAL who it is; waits for it to appear.
+
+        Args:
+            timeout_s: how long to wait in total [s].
+            via: ``command`` or ``safety``; whichever is connected when None.
+
+        Raises:
+            RequestTimeout: nobody answered.
+        """
+        requester = self._requester(via or next(iter(self._requesters), COMMAND.name))
+        return _ask_hello(requester, timeout_s)
+
+    def send_command(
+        self,
+        joint_pos: ArrayLike,
+        *,
+        capture_ns: int,
+        publish_ns: int | None = None,
+        deadline_s: float = 0.004,
+        flags: int = 0,
+    ) -> CommandReply | None:
+        """Send joint targets [rad], shape (18,), and wait for the answer, at most `deadline_s`.
+
+        Args:
+            joint_pos: targets, in the robot's joint order.
+            capture_ns: capture time of the state they were computed from [ns].
+            publish_ns: now, by the client's clock when None [ns].
+            deadline_s: longest time to wait; without a server it returns at once [s].
+            flags: bits ``FLAG_*``.
+
+        Returns:
+            The reply, or None when there was none in time; the command may have been applied.
+        """
+        self.sequence += 1
+        start = time.perf_counter()
+        frames = encode(
+            COMMAND,
+            joint_pos,
+            instance_id=self.instance_id,
+            sequence=self.sequence,
+            capture_ns=capture_ns,
+            publish_ns=self._clock_ns() if publish_ns is None else publish_ns,
+            flags=flags,
+        )
+        answer = self._requester(COMMAND.name).request(frames, deadline_s)
+        reply = _command_reply(answer) if answer else None
+        if reply is None:
+            self.timeouts += 1
+            return None
+        self.last_round_trip_s = time.perf_counter() - start
+        return reply
+
+    def safety(self, op: str, by: str, timeout_s: float = 1.0) -> JsonObject:
+        """Ask for one of `SAFETY_OPS`; the answer has ok, state, faults and reason.
+
+        Raises:
+            RequestTimeout: the HAL did not answer.
+        """
+        # Always CLOCK_MONOTONIC: an operator's request is about people, not about simulated time.
+        request = {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
+        return _ask_json(self._requester(SAFETY.name), SAFETY.topic, request, timeout_s)
+
+    def _requester(self, name: str) -> Requester:
+        requester = self._requesters.get(name)
+        if requester is None:
+            raise EndpointError(f"no endpoint for {name}; set endpoints.{name}")
+        return requester
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for requester in self._requesters.values():
+            requester.close()
+        if self._state is not None:
+            self._state.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _command_reply(answer: list[bytes]) -> CommandReply | None:
+    if len(answer) != 2 or answer[0] != COMMAND.topic:
+        return None
+    try:
+        return CommandReply.unpack(answer[1])
+    except FrameError:
+        return None
+
+
+def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
+    ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
+    return _ask_json(requester, HELLO_TOPIC, ours, timeout_s)
+
+
+def _ask_json(
+    requester: Requester, topic: bytes, request: Mapping[str, Any], timeout_s: float
+) -> JsonObject:
+    frames = [topic, json.dumps(request).encode()]
+    answer = requester.request_patiently(frames, timeout_s)
+    reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
+    if reply is None:
+        raise RequestTimeout(
+            f"no answer from {requester.endpoint} to {topic.decode()} within {timeout_s:g} s; "
+            "is the process that binds it running, and is the endpoint right?"
+        )
+    return reply
+
+
+class ControlServer:
+    """Answers JSON requests on the gameloop's control endpoint.
+
+    Args:
+        endpoint: where to bind.
+        hello: what `make_hello` gives.
+        context: needed for ``inproc://`` only.
+    """
+
+    def __init__(
+        self, endpoint: str, *, hello: Mapping[str, object], context: Context | None = None
+    ) -> None:
+        self._router = Router(endpoint, name=CONTROL.name, context=context)
+        self.endpoint = self._router.endpoint
+        self.requests = 0
+        instance = {"instance_id": f"{new_instance_id():016x}"}
+        self._hello = json.dumps({**hello, **instance}).encode()
+
+    def poll(self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any]]) -> int:
+        """Wait for requests, serve at most 16, return how many; 0 when the time is over.
+
+        Args:
+            timeout_s: how long to wait; 0 to look only [s].
+            handler: takes a request's JSON object and returns the answer's.
+        """
+        if not wait_readable((self._router.socket,), timeout_s):
+            return 0
+        taken = 0
+        while taken < _CONTROL_BATCH and (request := self._router.receive()) is not None:
+            taken += 1
+            self._answer(request, handler)
+        return taken
+
+    def _answer(self, request: Request, handler: Callable[[JsonObject], Mapping[str, Any]]) -> None:
+        body = request.body
+        if body and body[0] == HELLO_TOPIC:
+            self._router.reply(request, HELLO_TOPIC, self._hello)
+            return
+        self.requests += 1
+        asked = None
+        if len(body) == 2 and body[0] == CONTROL.topic and len(body[1]) <= MAX_JSON_BYTES:
+            asked = parse_json(body[1])
+        answer = (
+            {"ok": False, "reason": 'request is not [b"control", {"op": ...}]'}
+            if asked is None
+            else handler(asked)
+        )
+        self._router.reply(request, CONTROL.topic, json.dumps(answer).encode())
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._router.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class ControlClient:
+    """Asks the gameloop."""
+
+    def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
+        self._requester = Requester(endpoint, name=CONTROL.name, context=context)
+
+    def hello(self, timeout_s: float = 2.0) -> JsonObject:
+        """Ask the gameloop who it is; waits for it to appear, raises `RequestTimeout`."""
+        return _ask_hello(self._requester, timeout_s)
+
+    def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
+        """Ask for `op`; raises `RequestTimeout` when there is no answer."""
+        return _ask_json(self._requester, CONTROL.topic, {"op": op, **arguments}, timeout_s)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._requester.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,108 @@
+"""The exchange at start: who is there, which contract, which robot; a mismatch refuses to start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from krabby_proto.errors import HelloMismatch
+from krabby_proto.header import SCHEMA_VERSION
+from krabby_proto.streams import schema_hash
+
+__all__ = ["CLOCKS", "HELLO_TOPIC", "JsonObject", "check_hello", "make_hello", "parse_json"]
+
+JsonObject = dict[str, Any]
+"""A JSON object as Python reads it."""
+
+HELLO_TOPIC: Final = b"hello"
+CLOCKS: Final = ("monotonic", "simulated")
+"""What ``capture_ns`` counts: CLOCK_MONOTONIC of the host, or simulated time (lock-step)."""
+
+
+def make_hello(
+    *,
+    service: str,
+    clock: str = "monotonic",
+    robot: Mapping[str, Any] | None = None,
+    camera: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> JsonObject:
+    """What a process says about itself.
+
+    Args:
+        service: its name, for example ``sim-hal``.
+        clock: one of `CLOCKS`.
+        robot: name, hash, joint_names, units.
+        camera: width, height and the camera model.
+        extra: anything else, for example the course.
+    """
+    if clock not in CLOCKS:
+        raise ValueError(f"clock is {clock!r}; use one of {', '.join(CLOCKS)}")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "schema_hash": schema_hash(),
+        "service": service,
+        "clock": clock,
+        "robot": dict(robot or {}),
+        "camera": dict(camera or {}),
+        "extra": dict(extra or {}),
+    }
+
+
+def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Compare a peer's hello with what this process expects; keys we do not name are not compared.
+
+    Raises:
+        HelloMismatch: names the first difference by its path, for example
+            ``robot.joint_names[4]``, with both values.
+    """
+    difference = _first_difference(_plain(ours), _plain(theirs), "")
+    if difference is None:
+        return
+    path, our_value, their_value = difference
+    who = theirs.get("service", "the peer")
+    remedy = (
+        "install the same krabby-proto on both sides"
+        if path.startswith("schema")
+        else "start both sides from the same robot description and configuration"
+    )
+    raise HelloMismatch(
+        f"hello of {who}: {path} is {their_value}, this process expects {our_value}; {remedy}"
+    )
+
+
+def parse_json(raw: bytes | memoryview) -> JsonObject | None:
+    """The JSON object in a frame, or None when there is none."""
+    try:
+        value: object = json.loads(bytes(raw))
+    except (ValueError, RecursionError):  # also bad UTF-8 and absurdly long integers
+        return None
+    return cast("JsonObject", value) if isinstance(value, dict) else None
+
+
+def _plain(value: Mapping[str, Any]) -> JsonObject:
+    """The value as it looks after a trip through JSON: tuples are lists, keys are text."""
+    return cast("JsonObject", json.loads(json.dumps(value)))
+
+
+def _first_difference(ours: Any, theirs: Any, path: str) -> tuple[str, str, str] | None:
+    """Path, our value and their value where two JSON values first differ; depth first."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in cast("JsonObject", ours).items():
+            where = f"{path}.{key}" if path else key
+            if key not in theirs:
+                return where, repr(value), "absent"
+            found = _first_difference(value, theirs[key], where)
+            if found:
+                return found
+        return None
+    if isinstance(ours, list) and isinstance(theirs, list):
+        pair = cast("list[Any]", ours), cast("list[Any]", theirs)
+        for index, (mine, other) in enumerate(zip(*pair, strict=False)):
+            found = _first_difference(mine, other, f"{path}[{index}]")
+            if found:
+                return found
+        mine_n, other_n = map(len, pair)
+        return (f"length of {path}", str(mine_n), str(other_n)) if mine_n != other_n else None
+    return None if ours == theirs else (path, f"{ours!r}", f"{theirs!r}")

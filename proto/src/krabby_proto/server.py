@@ -1,0 +1,402 @@
+"""The HAL's side of the contract: publishes what is measured, serves commands and operators.
+
+A simulator or a robot driver owns the loop; `HalServer.poll` fits between two physics slots.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+
+import numpy as np
+
+from krabby_proto.codec import Message, decode
+from krabby_proto.errors import (
+    CorruptPayload,
+    EndpointError,
+    FrameError,
+    SchemaVersionMismatch,
+    WrongLength,
+)
+from krabby_proto.header import HEADER_SIZE, MAGIC
+from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
+from krabby_proto.replies import (
+    SAFETY_OPS,
+    CommandOutcome,
+    CommandReply,
+    CommandStatus,
+    SafetyOutcome,
+)
+from krabby_proto.sockets import (
+    MAX_JSON_BYTES,
+    Context,
+    Publisher,
+    Request,
+    Router,
+    wait_readable,
+)
+from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+
+__all__ = ["Admission", "CommandAdmission", "HalHandler", "HalServer", "ServerStats"]
+
+_COMMAND_BATCH: Final = 128  # a second of commands at 100 Hz; more wait for the next poll
+_SAFETY_BATCH: Final = 16
+_FUTURE_NS: Final = 1_000_000
+_OPERATOR_TTL_NS: Final = 1_000_000_000
+_SEQUENCE = struct.Struct("<Q")
+
+
+class HalHandler(Protocol):
+    """What a HAL does with what it is told; called from `HalServer.poll`."""
+
+    def on_command(self, message: Message) -> CommandOutcome:
+        """Pass a valid command (joint targets [rad], shape (18,)) to the gate and the drives."""
+        ...
+
+    def on_safety(self, op: str, by: str) -> SafetyOutcome:
+        """Carry out one of `SAFETY_OPS` for the operator named `by`."""
+        ...
+
+
+class Admission(NamedTuple):
+    """Verdict on one command request: `message` when admitted, else the reason in `status`."""
+
+    status: CommandStatus
+    sequence: int
+    """Of the command, 0 when it could not be read."""
+    message: Message | None
+
+
+class CommandAdmission:
+    """Decides which commands may reach the handler: pure, the clocks are passed in.
+
+    Checked in this order, and the first that fails is the answer: frames and header, schema
+    version, length, CRC, finite, age, lease, order.
+    """
+
+    def __init__(self, *, ttl_s: float, lease_s: float, capture_ttl_s: float) -> None:
+        self.holder: int | None = None
+        """Instance id of the writer that holds the lease."""
+        self._sequence = 0
+        self._lease_until_ns = 0
+        self._ttl_ns = round(ttl_s * 1e9)
+        self._lease_ns = round(lease_s * 1e9)
+        self._capture_ttl_ns = round(capture_ttl_s * 1e9)
+
+    def admit(self, body: Sequence[bytes], now_ns: int, process_ns: int) -> Admission:
+        """Judge one request.
+
+        Args:
+            body: topic, header, payload.
+            now_ns: the clock that stamps states and commands (simulated in lock-step) [ns].
+            process_ns: CLOCK_MONOTONIC, for the lease [ns].
+        """
+        try:
+            message = decode(body, COMMAND)
+        except FrameError as error:
+            return Admission(_status_of(error), _peek_sequence(body), None)
+        header = message.header
+        status = self._refusal(message, now_ns, process_ns)
+        if status is not None:
+            return Admission(status, header.sequence, None)
+        self.holder = header.instance_id
+        self._sequence = header.sequence
+        self._lease_until_ns = process_ns + self._lease_ns
+        return Admission(CommandStatus.APPLIED, header.sequence, message)
+
+    def _refusal(self, message: Message, now_ns: int, process_ns: int) -> CommandStatus | None:
+        header = message.header
+        if not np.isfinite(message.payload).all():
+            return CommandStatus.REJECTED_NONFINITE
+        if max(header.publish_ns, header.capture_ns) - now_ns > _FUTURE_NS:
+            return CommandStatus.REJECTED_FUTURE
+        if (
+            now_ns - header.publish_ns > self._ttl_ns
+            or now_ns - header.capture_ns > self._capture_ttl_ns
+        ):
+            return CommandStatus.REJECTED_STALE
+        if header.instance_id != self.holder:
+            if self.holder is not None and process_ns < self._lease_until_ns:
+                return CommandStatus.REJECTED_LEASE
+            return None
+        if header.sequence <= self._sequence:
+            return CommandStatus.REJECTED_ORDER
+        return None
+
+
+def _status_of(error: FrameError) -> CommandStatus:
+    if isinstance(error, SchemaVersionMismatch):
+        return CommandStatus.REJECTED_SCHEMA
+    if isinstance(error, WrongLength):
+        return CommandStatus.REJECTED_LENGTH
+    if isinstance(error, CorruptPayload):
+        return CommandStatus.REJECTED_CORRUPT
+    return CommandStatus.REJECTED_MALFORMED
+
+
+def _peek_sequence(body: Sequence[bytes]) -> int:
+    """The sequence of a refused command, as far as it can be read."""
+    if len(body) > 1 and len(body[1]) == HEADER_SIZE and body[1].startswith(MAGIC):
+        return _SEQUENCE.unpack_from(body[1], 16)[0]
+    return 0
+
+
+class ServerStats:
+    """What a server has done since it started."""
+
+    def __init__(self) -> None:
+        self.commands: dict[str, int] = {status.name.lower(): 0 for status in CommandStatus}
+        """Commands by what became of them, every status present."""
+        self.hellos = 0
+        self.safety_requests = 0
+
+    @property
+    def applied(self) -> int:
+        """Commands that reached the actuators."""
+        return self.commands["applied"]
+
+    @property
+    def superseded(self) -> int:
+        """Valid commands overtaken by a newer one in the same batch."""
+        return self.commands["superseded"]
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        """Refused commands by reason; only reasons that occurred."""
+        return {
+            name: count
+            for name, count in self.commands.items()
+            if count and name.startswith("rejected_")
+        }
+
+
+class HalServer:
+    """Binds a HAL's endpoints; single-threaded, driven by the owner's loop.
+
+    Args:
+        endpoints: stream name to endpoint; ``state`` and ``command`` are needed, ``camera``,
+            ``safety`` and ``truth`` are bound when given, others are ignored.
+        hello: what `make_hello` gives; the server adds its instance id.
+        handler: receives commands and operators' requests.
+        clock_ns: the clock that stamps states; simulated time in lock-step.
+        ttl_s: age since publishing from which a command is refused [s].
+        lease_s: silence after which another writer may take over [s].
+        capture_ttl_s: age of the state a command was computed from, from which it is refused [s].
+        process_clock_ns: the clock of leases and operators' requests, which are about processes:
+            CLOCK_MONOTONIC when the HAL's clock is simulated, else `clock_ns`.
+        context: needed for ``inproc://`` only.
+    """
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, str],
+        *,
+        hello: Mapping[str, object],
+        handler: HalHandler,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        ttl_s: float = 0.025,
+        lease_s: float = 0.5,
+        capture_ttl_s: float = 0.1,
+        process_clock_ns: Callable[[], int] | None = None,
+        context: Context | None = None,
+    ) -> None:
+        missing = [s.name for s in (STATE, COMMAND) if s.name not in endpoints]
+        if missing:
+            raise EndpointError(f"no endpoint for {', '.join(missing)}; set endpoints.{missing[0]}")
+        simulated = hello.get("clock") == "simulated"
+        self._handler = handler
+        self._clock_ns = clock_ns
+        self._process_clock_ns = process_clock_ns or (time.monotonic_ns if simulated else clock_ns)
+        self.admission = CommandAdmission(ttl_s=ttl_s, lease_s=lease_s, capture_ttl_s=capture_ttl_s)
+        self.stats = ServerStats()
+        self.safety_state = 0
+        """Safety state put into every reply; follows the handler's outcomes, settable."""
+        self.fault_bits = 0
+        """Fault bits put into every reply; follow the handler's outcomes, settable."""
+        self._applied_sequence = 0
+        self._applied_ns = 0
+        self._publishers: dict[str, Publisher] = {}
+        self._routers: list[Router] = []
+        try:
+            for stream in (STATE, CAMERA, TRUTH):
+                if stream.name in endpoints:
+                    self._publishers[stream.name] = Publisher(
+                        endpoints[stream.name], stream, clock=clock_ns, context=context
+                    )
+            self._command = self._router(endpoints, COMMAND.name, context)
+            self._safety = (
+                self._router(endpoints, SAFETY.name, context) if SAFETY.name in endpoints else None
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._sockets = [router.socket for router in self._routers]
+        self.instance_id = self._publishers["state"].instance_id
+        self._hello = json.dumps({**hello, "instance_id": f"{self.instance_id:016x}"}).encode()
+
+    def _router(self, endpoints: Mapping[str, str], name: str, context: Context | None) -> Router:
+        router = Router(endpoints[name], name=name, context=context)
+        self._routers.append(router)
+        return router
+
+    @property
+    def endpoints(self) -> dict[str, str]:
+        """Where it is, wildcard ports resolved."""
+        bound = {name: publisher.endpoint for name, publisher in self._publishers.items()}
+        bound["command"] = self._command.endpoint
+        if self._safety is not None:
+            bound["safety"] = self._safety.endpoint
+        return bound
+
+    def publish_state(self, payload: ArrayLike, capture_ns: int, flags: int = 0) -> int:
+        """Publish a state, shape (70,) as `STATE` lays it out; returns its sequence."""
+        return self._publishers["state"].publish(payload, capture_ns=capture_ns, flags=flags)
+
+    def publish_camera(self, image: ArrayLike, capture_ns: int, flags: int = 0) -> int:
+        """Publish a depth image [m], shape (H, W), invalid pixels 0; returns its sequence."""
+        return self._publishers["camera"].publish(image, capture_ns=capture_ns, flags=flags)
+
+    def publish_truth(self, payload: ArrayLike, capture_ns: int, flags: int = 0) -> int:
+        """Publish the truth, shape (20,) as `TRUTH` lays it out; returns its sequence."""
+        return self._publishers["truth"].publish(payload, capture_ns=capture_ns, flags=flags)
+
+    def poll(self, timeout_s: float) -> int:
+        """Wait for requests, serve one batch, return how many; 0 when the time is over.
+
+        Operators come first. One batch is at most 16 operators' requests and 128 commands, of
+        which one at most reaches the handler: a flood costs a millisecond or two, not the slot.
+        """
+        served = self._serve()
+        if served or timeout_s <= 0.0:
+            return served
+        if not wait_readable(self._sockets, timeout_s):
+            return 0
+        return self._serve()
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for endpoint in (*self._publishers.values(), *self._routers):
+            endpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _serve(self) -> int:
+        return self._serve_safety() + self._serve_commands()
+
+    def _serve_commands(self) -> int:
+        taken = 0
+        newest: tuple[Request, Message] | None = None
+        superseded: list[tuple[Request, int]] = []
+        while taken < _COMMAND_BATCH and (request := self._command.receive()) is not None:
+            taken += 1
+            if request.body and request.body[0] == HELLO_TOPIC:
+                self.stats.hellos += 1
+                self._command.reply(request, HELLO_TOPIC, self._hello)
+                continue
+            verdict = self.admission.admit(request.body, self._clock_ns(), self._process_clock_ns())
+            if verdict.message is None:
+                self._answer(request, verdict.status, verdict.sequence)
+                continue
+            if newest is not None:
+                superseded.append((newest[0], newest[1].sequence))
+            newest = (request, verdict.message)
+        if newest is not None:
+            self._apply(*newest)
+        for request, sequence in superseded:
+            self._answer(request, CommandStatus.SUPERSEDED, sequence)
+        return taken
+
+    def _apply(self, request: Request, message: Message) -> None:
+        outcome = self._handler.on_command(message)
+        self.safety_state = outcome.safety_state
+        self.fault_bits = outcome.fault_bits
+        if outcome.status is CommandStatus.APPLIED:
+            self._applied_sequence = message.sequence
+            self._applied_ns = outcome.applied_ns
+        self._answer(
+            request,
+            outcome.status,
+            message.sequence,
+            outcome.position_clamp_mask,
+            outcome.rate_clamp_mask,
+        )
+
+    def _answer(
+        self,
+        request: Request,
+        status: CommandStatus,
+        sequence: int,
+        position_clamp_mask: int = 0,
+        rate_clamp_mask: int = 0,
+    ) -> None:
+        self.stats.commands[status.name.lower()] += 1
+        reply = CommandReply.pack(
+            status,
+            safety_state=self.safety_state,
+            fault_bits=self.fault_bits,
+            position_clamp_mask=position_clamp_mask,
+            rate_clamp_mask=rate_clamp_mask,
+            request_sequence=sequence,
+            applied_sequence=self._applied_sequence,
+            applied_ns=self._applied_ns,
+            server_ns=self._clock_ns(),
+        )
+        self._command.reply(request, COMMAND.topic, reply)
+
+    def _serve_safety(self) -> int:
+        router = self._safety
+        if router is None:
+            return 0
+        taken = 0
+        while taken < _SAFETY_BATCH and (request := router.receive()) is not None:
+            taken += 1
+            if request.body and request.body[0] == HELLO_TOPIC:
+                self.stats.hellos += 1
+                router.reply(request, HELLO_TOPIC, self._hello)
+                continue
+            self.stats.safety_requests += 1
+            outcome = self._operator(request.body)
+            answer = outcome._asdict()
+            router.reply(request, SAFETY.topic, json.dumps(answer).encode())
+        return taken
+
+    def _operator(self, body: Sequence[bytes]) -> SafetyOutcome:
+        """Carry out one operator's request, or say why not."""
+        request = _json_request(body, SAFETY.topic)
+        op = request.get("op") if request else None
+        if request is None or op not in SAFETY_OPS:
+            return self._refuse(
+                f"unknown op {op!r}; use one of {', '.join(SAFETY_OPS)}"
+                if request
+                else 'request is not [b"safety", {"op": ..., "by": ...}]'
+            )
+        sent_ns = request.get("sent_ns")
+        if (
+            op in ("arm", "reset")
+            and isinstance(sent_ns, int)
+            and self._process_clock_ns() - sent_ns > _OPERATOR_TTL_NS
+        ):
+            # The operator who asked has long been told that it failed.
+            return self._refuse(f"{op} was sent more than 1 s ago; send it again")
+        return self._handler.on_safety(op, str(request.get("by", ""))[:200])
+
+    def _refuse(self, reason: str) -> SafetyOutcome:
+        now = self._handler.on_safety("status", "")
+        return SafetyOutcome(ok=False, state=now.state, faults=now.faults, reason=reason)
+
+
+def _json_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
+    if len(body) != 2 or body[0] != topic or len(body[1]) > MAX_JSON_BYTES:
+        return None
+    return parse_json(body[1])
