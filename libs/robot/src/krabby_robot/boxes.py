@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Bounds", "Box", "BoxField", "distance_to_segments"]
+__all__ = ["BOX_FACES", "Bounds", "Box", "BoxField", "distance_to_segments"]
 
 EDGE_PROBE_M: Final = 0.03
 """How far outside a top edge the ground is probed for a drop [m]: one foot radius, so that a crack
@@ -29,6 +29,17 @@ _CORNER_SIGNS: Final = np.array(
     [[sx, sy, sz] for sz in (1, -1) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))], dtype=float
 )
 """The eight corners: the first four go round the top face, the last four round the bottom."""
+
+BOX_FACES: Final = np.array(
+    [[0, 1, 2], [0, 2, 3], [4, 6, 5], [4, 7, 6]]
+    + [
+        triangle
+        for i in range(4)
+        for j in [(i + 1) % 4]
+        for triangle in ([i, 4 + i, 4 + j], [i, 4 + j, j])
+    ]
+)
+"""Twelve triangles over `Box.corners`, counter-clockwise seen from outside; shape (12, 3)."""
 
 _BOX_EDGES: Final = np.array(
     [[i, (i + 1) % 4] for i in range(4)]

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from krabby_robot.boxes import Bounds, Box, BoxField, distance_to_segments
+from krabby_robot.boxes import BOX_FACES, Bounds, Box, BoxField, distance_to_segments
 from krabby_robot.errors import CourseError, UnknownCourse
 from krabby_robot.lanes import (
     PIT_DEPTH_M,
@@ -150,15 +150,10 @@ class Course:
         """One mesh of all boxes, each closed in itself; z up, metres, coloured by kind."""
         import trimesh
 
-        meshes: list[trimesh.Trimesh] = []
-        for box in self.boxes:
-            pose = np.eye(4)
-            pose[:3, :3], pose[:3, 3] = box.rotation, box.center
-            mesh: Any = trimesh.creation.box(2 * np.asarray(box.half_extents), transform=pose)
-            mesh.visual.face_colors = [*(round(255 * c) for c in _COLOURS[box.kind]), 255]
-            meshes.append(mesh)
-        mesh: Any = trimesh.util.concatenate(meshes)
-        return mesh
+        vertices = np.concatenate([box.corners for box in self.boxes])
+        faces = np.concatenate([BOX_FACES + 8 * i for i in range(len(self.boxes))])
+        colours = np.repeat([_COLOURS[box.kind] for box in self.boxes], 8, axis=0)
+        return trimesh.Trimesh(vertices, faces, vertex_colors=colours, process=False)
 
     def export(self, path: Path) -> None:
         """Write the mesh: .glb (turned y up, as glTF asks), or .stl, .obj, .ply (z up). Metres.
