@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import structlog
 
 from krabby_service.config import check_range, describe, load_config, to_dict
-from krabby_service.errors import ServiceError
+from krabby_service.errors import ConfigError, ServiceError
 from krabby_service.health import Heartbeat
 from krabby_service.logging import LEVELS, LogFormat, configure_logging
 from krabby_service.metrics import SERVICE_INFO, serve_metrics
@@ -136,6 +136,10 @@ def main(
     """
     expected = (ServiceError, *errors)
     options = _parser(service, cfg_cls).parse_args(argv)
+    # argparse checks choices of what was typed, not of a default
+    if options.log_level not in LEVELS:
+        problem = f"{options.log_level!r} is no log level, expected one of {', '.join(LEVELS)}"
+        return _complain(service, ConfigError(problem, source="KRABBY_LOG_LEVEL"), EXIT_CONFIG)
     run_id = os.environ.get("KRABBY_RUN_ID") or secrets.token_hex(6)
     try:
         cfg = load_config(cfg_cls, options.config, options.overrides)
@@ -234,18 +238,13 @@ def _parser(service: str, cfg_cls: type[DataclassInstance]) -> argparse.Argument
     parser.add_argument(
         "--log-level",
         choices=LEVELS,
-        default=_level_from_environment(),
+        default=os.environ.get("KRABBY_LOG_LEVEL", "info").lower(),
         help="default from KRABBY_LOG_LEVEL, else info",
     )
     formats: tuple[LogFormat, ...] = ("json", "console")
     parser.add_argument("--log-format", choices=formats, default="json", help="default json")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the file")
     return parser
-
-
-def _level_from_environment() -> str:
-    level = os.environ.get("KRABBY_LOG_LEVEL", "info").lower()
-    return level if level in LEVELS else "info"
 
 
 def _complain(service: str, error: Exception, status: int) -> int:

@@ -120,8 +120,8 @@ def check_range(
 
 def to_dict(cfg: DataclassInstance) -> dict[str, Any]:
     """The configuration as plain data, for the log line at start and for stored runs."""
-    plain = msgspec.to_builtins(dataclasses.asdict(cfg), enc_hook=str)
-    return cast("dict[str, Any]", plain)
+    plain = msgspec.json.encode(cfg, enc_hook=str)  # tuples and paths become what JSON has
+    return cast("dict[str, Any]", msgspec.json.decode(plain))
 
 
 def describe(cls: type[DataclassInstance]) -> str:

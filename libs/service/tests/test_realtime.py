@@ -1,0 +1,158 @@
+"""Real-time features: in effect where granted, a warning and a gauge where not."""
+
+import ctypes
+import gc
+import os
+import resource
+
+import pytest
+from krabby_service import realtime
+from krabby_service.errors import ConfigError
+from krabby_service.metrics import REALTIME_ENABLED
+from krabby_service.realtime import (
+    FEATURES,
+    IdleCollector,
+    RealtimeCfg,
+    apply_realtime,
+    freeze_garbage,
+)
+from krabby_service.testing import FakeClock, captured_logs
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_process_afterwards():
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    cpus = os.sched_getaffinity(0)
+    yield
+    os.sched_setscheduler(0, policy, parameter)
+    os.sched_setaffinity(0, cpus)
+    ctypes.CDLL(None).munlockall()
+    gc.enable()
+    gc.unfreeze()
+
+
+def gauges():
+    return {
+        sample.labels["feature"]: sample.value for sample in REALTIME_ENABLED.collect()[0].samples
+    }
+
+
+def refused(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
+def may_use_fifo():
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
+    except OSError:
+        return False
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return True
+
+
+def locked_kib():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmLck"))
+
+
+def test_nothing_is_asked_for_by_default():
+    before = os.sched_getscheduler(0), os.sched_getaffinity(0)
+    with captured_logs() as events:
+        report = apply_realtime(RealtimeCfg())
+    assert [result.requested for result in report.results] == [False] * 4
+    assert report.missing == ()
+    assert gauges() == dict.fromkeys(FEATURES, 0.0)
+    assert events == []
+    assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == before
+    assert gc.isenabled()
+
+
+@pytest.mark.skipif(not may_use_fifo(), reason="this machine grants no SCHED_FIFO")
+def test_fifo_is_in_effect_where_granted():
+    report = apply_realtime(RealtimeCfg(fifo_priority=10))
+    assert os.sched_getscheduler(0) == os.SCHED_FIFO
+    assert os.sched_getparam(0).sched_priority == 10
+    assert report.missing == ()
+    assert gauges()["fifo"] == 1.0
+
+
+def test_fifo_that_is_refused_is_a_warning_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with captured_logs() as events:
+        report = apply_realtime(RealtimeCfg(fifo_priority=60))
+    monkeypatch.undo()
+    (event,) = events
+    assert event["log_level"] == "warning"
+    assert event["feature"] == "fifo"
+    assert "rtprio >= 60" in event["reason"]
+    assert [result.feature for result in report.missing] == ["fifo"]
+    assert gauges()["fifo"] == 0.0
+
+
+def test_affinity_is_in_effect_where_possible():
+    cpu = min(os.sched_getaffinity(0))
+    apply_realtime(RealtimeCfg(cpus=(cpu,)))
+    assert os.sched_getaffinity(0) == {cpu}
+    assert gauges()["affinity"] == 1.0
+
+
+def test_affinity_to_a_cpu_that_is_not_there_names_those_that_are():
+    (missing,) = apply_realtime(RealtimeCfg(cpus=(1023,))).missing
+    assert "[1023]" in missing.detail
+    assert str(sorted(os.sched_getaffinity(0))) in missing.detail
+    assert gauges()["affinity"] == 0.0
+
+
+def test_memory_is_locked_where_granted():
+    if apply_realtime(RealtimeCfg(lock_memory=True)).missing:
+        pytest.skip("this machine does not let memory be locked")
+    assert locked_kib() > 1000
+    assert gauges()["mlockall"] == 1.0
+
+
+def test_memory_is_not_locked_under_a_finite_limit(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
+    monkeypatch.setattr(realtime, "_may_lock_anything", lambda: False)
+    (missing,) = apply_realtime(RealtimeCfg(lock_memory=True)).missing
+    assert "65536 bytes; set ulimits.memlock to -1" in missing.detail
+    assert locked_kib() == 0
+    assert gauges()["mlockall"] == 0.0
+
+
+def test_mlockall_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    monkeypatch.setattr(realtime, "_MCL_CURRENT", 1 << 20)  # a flag the kernel does not know
+    (missing,) = apply_realtime(RealtimeCfg(lock_memory=True)).missing
+    assert "Invalid argument" in missing.detail
+
+
+def test_collection_moves_to_the_idle_part_of_a_slot():
+    apply_realtime(RealtimeCfg(collect_when_idle=True))
+    assert not gc.isenabled()
+    assert gauges()["gc"] == 1.0
+
+
+def test_idle_collector_waits_for_its_time_and_for_enough_slack():
+    clock = FakeClock(0)
+    collector = IdleCollector(every_s=1.0, margin=3.0, clock=clock)
+    clock.advance(0.5)
+    assert not collector.offer(clock() + 10_000_000)  # not due
+    clock.advance(0.6)
+    assert not collector.offer(clock() + 2_999_999)  # due, 3 ms of slack wanted
+    assert collector.offer(clock() + 3_000_000)
+    assert not collector.offer(clock() + 10_000_000)
+    assert collector.collections == 1
+
+
+def test_start_up_garbage_is_frozen():
+    before = gc.get_freeze_count()
+    freeze_garbage()
+    assert gc.get_freeze_count() > before
+
+
+@pytest.mark.parametrize(
+    ("options", "key"), [({"fifo_priority": 100}, "fifo_priority"), ({"cpus": (-1,)}, "cpus")]
+)
+def test_values_the_kernel_cannot_know_are_refused(options, key):
+    with pytest.raises(ConfigError, match=key):
+        RealtimeCfg(**options)
