@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ControlClient", "ControlServer", "HalClient"]
 
 _CONTROL_BATCH: Final = 16
+_HELLO_TRY_S: Final = 0.5
 
 
 class HalClient:
@@ -175,8 +176,17 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 
 
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
+    """Ask again and again, since a server that is just starting may lose the first."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
-    return _ask_json(requester, HELLO_TOPIC, ours, timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return _ask_json(requester, HELLO_TOPIC, ours, min(left, _HELLO_TRY_S))
+        except RequestTimeout:
+            if left > _HELLO_TRY_S:
+                continue
+            raise _no_answer(requester, HELLO_TOPIC, timeout_s) from None
 
 
 def _ask_json(
@@ -186,11 +196,15 @@ def _ask_json(
     answer = requester.request_patiently(frames, timeout_s)
     reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
     if reply is None:
-        raise RequestTimeout(
-            f"no answer from {requester.endpoint} to {topic.decode()} within {timeout_s:g} s; "
-            "is the process that binds it running, and is the endpoint right?"
-        )
+        raise _no_answer(requester, topic, timeout_s)
     return reply
+
+
+def _no_answer(requester: Requester, topic: bytes, timeout_s: float) -> RequestTimeout:
+    return RequestTimeout(
+        f"no answer from {requester.endpoint} to {topic.decode()} within {timeout_s:g} s; "
+        "is the process that binds it running, and is the endpoint right?"
+    )
 
 
 class ControlServer:

@@ -6,21 +6,12 @@ A simulator or a robot driver owns the loop; `HalServer.poll` fits between two p
 from __future__ import annotations
 
 import json
-import struct
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
-import numpy as np
-
-from krabby_proto.codec import Message, decode
-from krabby_proto.errors import (
-    CorruptPayload,
-    EndpointError,
-    FrameError,
-    SchemaVersionMismatch,
-    WrongLength,
-)
-from krabby_proto.header import HEADER_SIZE, MAGIC
+from krabby_proto.admission import CommandAdmission
+from krabby_proto.codec import Message
+from krabby_proto.errors import EndpointError
 from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
 from krabby_proto.replies import (
     SAFETY_OPS,
@@ -44,13 +35,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-__all__ = ["Admission", "CommandAdmission", "HalHandler", "HalServer", "ServerStats"]
+__all__ = ["HalHandler", "HalServer", "ServerStats"]
 
 _COMMAND_BATCH: Final = 128  # a second of commands at 100 Hz; more wait for the next poll
 _SAFETY_BATCH: Final = 16
-_FUTURE_NS: Final = 1_000_000
 _OPERATOR_TTL_NS: Final = 1_000_000_000
-_SEQUENCE = struct.Struct("<Q")
 
 
 class HalHandler(Protocol):
@@ -63,89 +52,6 @@ class HalHandler(Protocol):
     def on_safety(self, op: str, by: str) -> SafetyOutcome:
         """Carry out one of `SAFETY_OPS` for the operator named `by`."""
         ...
-
-
-class Admission(NamedTuple):
-    """Verdict on one command request: `message` when admitted, else the reason in `status`."""
-
-    status: CommandStatus
-    sequence: int
-    """Of the command, 0 when it could not be read."""
-    message: Message | None
-
-
-class CommandAdmission:
-    """Decides which commands may reach the handler: pure, the clocks are passed in.
-
-    Checked in this order, and the first that fails is the answer: frames and header, schema
-    version, length, CRC, finite, age, lease, order.
-    """
-
-    def __init__(self, *, ttl_s: float, lease_s: float, capture_ttl_s: float) -> None:
-        self.holder: int | None = None
-        """Instance id of the writer that holds the lease."""
-        self._sequence = 0
-        self._lease_until_ns = 0
-        self._ttl_ns = round(ttl_s * 1e9)
-        self._lease_ns = round(lease_s * 1e9)
-        self._capture_ttl_ns = round(capture_ttl_s * 1e9)
-
-    def admit(self, body: Sequence[bytes], now_ns: int, process_ns: int) -> Admission:
-        """Judge one request.
-
-        Args:
-            body: topic, header, payload.
-            now_ns: the clock that stamps states and commands (simulated in lock-step) [ns].
-            process_ns: CLOCK_MONOTONIC, for the lease [ns].
-        """
-        try:
-            message = decode(body, COMMAND)
-        except FrameError as error:
-            return Admission(_status_of(error), _peek_sequence(body), None)
-        header = message.header
-        status = self._refusal(message, now_ns, process_ns)
-        if status is not None:
-            return Admission(status, header.sequence, None)
-        self.holder = header.instance_id
-        self._sequence = header.sequence
-        self._lease_until_ns = process_ns + self._lease_ns
-        return Admission(CommandStatus.APPLIED, header.sequence, message)
-
-    def _refusal(self, message: Message, now_ns: int, process_ns: int) -> CommandStatus | None:
-        header = message.header
-        if not np.isfinite(message.payload).all():
-            return CommandStatus.REJECTED_NONFINITE
-        if max(header.publish_ns, header.capture_ns) - now_ns > _FUTURE_NS:
-            return CommandStatus.REJECTED_FUTURE
-        if (
-            now_ns - header.publish_ns > self._ttl_ns
-            or now_ns - header.capture_ns > self._capture_ttl_ns
-        ):
-            return CommandStatus.REJECTED_STALE
-        if header.instance_id != self.holder:
-            if self.holder is not None and process_ns < self._lease_until_ns:
-                return CommandStatus.REJECTED_LEASE
-            return None
-        if header.sequence <= self._sequence:
-            return CommandStatus.REJECTED_ORDER
-        return None
-
-
-def _status_of(error: FrameError) -> CommandStatus:
-    if isinstance(error, SchemaVersionMismatch):
-        return CommandStatus.REJECTED_SCHEMA
-    if isinstance(error, WrongLength):
-        return CommandStatus.REJECTED_LENGTH
-    if isinstance(error, CorruptPayload):
-        return CommandStatus.REJECTED_CORRUPT
-    return CommandStatus.REJECTED_MALFORMED
-
-
-def _peek_sequence(body: Sequence[bytes]) -> int:
-    """The sequence of a refused command, as far as it can be read."""
-    if len(body) > 1 and len(body[1]) == HEADER_SIZE and body[1].startswith(MAGIC):
-        return _SEQUENCE.unpack_from(body[1], 16)[0]
-    return 0
 
 
 class ServerStats:
@@ -220,6 +126,7 @@ class HalServer:
         """Safety state put into every reply; follows the handler's outcomes, settable."""
         self.fault_bits = 0
         """Fault bits put into every reply; follow the handler's outcomes, settable."""
+        self._applied_instance = 0
         self._applied_sequence = 0
         self._applied_ns = 0
         self._publishers: dict[str, Publisher] = {}
@@ -295,16 +202,15 @@ class HalServer:
         return self._serve_safety() + self._serve_commands()
 
     def _serve_commands(self) -> int:
-        taken = 0
+        """Judge what is waiting at one moment, apply the newest admitted, answer the rest."""
+        requests = self._take_commands()
+        now_ns, process_ns = self._clock_ns(), self._process_clock_ns()
         newest: tuple[Request, Message] | None = None
         superseded: list[tuple[Request, int]] = []
-        while taken < _COMMAND_BATCH and (request := self._command.receive()) is not None:
-            taken += 1
-            if request.body and request.body[0] == HELLO_TOPIC:
-                self.stats.hellos += 1
-                self._command.reply(request, HELLO_TOPIC, self._hello)
+        for request in requests:
+            if self._answered_hello(self._command, request):
                 continue
-            verdict = self.admission.admit(request.body, self._clock_ns(), self._process_clock_ns())
+            verdict = self.admission.admit(request.body, now_ns, process_ns)
             if verdict.message is None:
                 self._answer(request, verdict.status, verdict.sequence)
                 continue
@@ -315,12 +221,32 @@ class HalServer:
             self._apply(*newest)
         for request, sequence in superseded:
             self._answer(request, CommandStatus.SUPERSEDED, sequence)
-        return taken
+        return len(requests)
+
+    def _take_commands(self) -> list[Request]:
+        """What is waiting, at most one batch."""
+        requests: list[Request] = []
+        for _ in range(_COMMAND_BATCH):
+            request = self._command.receive()
+            if request is None:
+                break
+            requests.append(request)
+        return requests
+
+    def _answered_hello(self, router: Router, request: Request) -> bool:
+        if not request.body or request.body[0] != HELLO_TOPIC:
+            return False
+        self.stats.hellos += 1
+        router.reply(request, HELLO_TOPIC, self._hello)
+        return True
 
     def _apply(self, request: Request, message: Message) -> None:
         outcome = self._handler.on_command(message)
         self.safety_state = outcome.safety_state
         self.fault_bits = outcome.fault_bits
+        if message.header.instance_id != self._applied_instance:
+            self._applied_instance = message.header.instance_id
+            self._applied_sequence = self._applied_ns = 0
         if outcome.status is CommandStatus.APPLIED:
             self._applied_sequence = message.sequence
             self._applied_ns = outcome.applied_ns
@@ -361,14 +287,10 @@ class HalServer:
         taken = 0
         while taken < _SAFETY_BATCH and (request := router.receive()) is not None:
             taken += 1
-            if request.body and request.body[0] == HELLO_TOPIC:
-                self.stats.hellos += 1
-                router.reply(request, HELLO_TOPIC, self._hello)
-                continue
-            self.stats.safety_requests += 1
-            outcome = self._operator(request.body)
-            answer = outcome._asdict()
-            router.reply(request, SAFETY.topic, json.dumps(answer).encode())
+            if not self._answered_hello(router, request):
+                self.stats.safety_requests += 1
+                answer = self._operator(request.body)._asdict()
+                router.reply(request, SAFETY.topic, json.dumps(answer).encode())
         return taken
 
     def _operator(self, body: Sequence[bytes]) -> SafetyOutcome:

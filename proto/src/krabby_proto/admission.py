@@ -1,0 +1,116 @@
+"""Which commands may reach a HAL's handler: a pure decision, the clocks are passed in."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from krabby_proto.codec import Message, decode
+from krabby_proto.errors import (
+    CorruptPayload,
+    FrameError,
+    SchemaVersionMismatch,
+    WrongLength,
+)
+from krabby_proto.header import HEADER_SIZE, MAGIC
+from krabby_proto.replies import CommandStatus
+from krabby_proto.streams import COMMAND
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Admission", "CommandAdmission"]
+
+_FUTURE_NS: Final = 1_000_000  # what rounding and two reads of one clock may differ by
+_SEQUENCE = struct.Struct("<Q")
+_SEQUENCE_OFFSET: Final = 16
+
+
+class Admission(NamedTuple):
+    """Verdict on one command request: `message` when admitted, else the reason in `status`."""
+
+    status: CommandStatus
+    sequence: int
+    """Of the command, 0 when it could not be read."""
+    message: Message | None
+
+
+class CommandAdmission:
+    """Admits commands of one writer at a time.
+
+    Checked in this order, and the first that fails is the answer: frames and header, schema
+    version, length, CRC, finite, age, lease, order. Only an admitted command takes or renews the
+    lease, so a writer that sends rubbish or sends late loses it.
+
+    Args:
+        ttl_s: age since publishing above which a command is refused [s].
+        lease_s: silence after which another writer may take over [s].
+        capture_ttl_s: age of the state a command answers above which it is refused [s].
+    """
+
+    def __init__(self, *, ttl_s: float, lease_s: float, capture_ttl_s: float) -> None:
+        self.holder: int | None = None
+        """Instance id of the writer that holds the lease."""
+        self._sequence = 0
+        self._lease_until_ns = 0
+        self._ttl_ns = round(ttl_s * 1e9)
+        self._lease_ns = round(lease_s * 1e9)
+        self._capture_ttl_ns = round(capture_ttl_s * 1e9)
+
+    def admit(self, body: Sequence[bytes], now_ns: int, process_ns: int) -> Admission:
+        """Judge one request.
+
+        Args:
+            body: topic, header, payload.
+            now_ns: the clock that stamps states and commands (simulated in lock-step) [ns].
+            process_ns: CLOCK_MONOTONIC, for the lease [ns].
+        """
+        try:
+            message = decode(body, COMMAND)
+        except FrameError as error:
+            return Admission(_status_of(error), _peek_sequence(body), None)
+        header = message.header
+        status = self._refusal(message, now_ns, process_ns)
+        if status is not None:
+            return Admission(status, header.sequence, None)
+        self.holder = header.instance_id
+        self._sequence = header.sequence
+        self._lease_until_ns = process_ns + self._lease_ns
+        return Admission(CommandStatus.APPLIED, header.sequence, message)
+
+    def _refusal(self, message: Message, now_ns: int, process_ns: int) -> CommandStatus | None:
+        header = message.header
+        if not np.isfinite(message.payload).all():
+            return CommandStatus.REJECTED_NONFINITE
+        if max(header.publish_ns, header.capture_ns) - now_ns > _FUTURE_NS:
+            return CommandStatus.REJECTED_FUTURE
+        if (
+            now_ns - header.publish_ns > self._ttl_ns
+            or now_ns - header.capture_ns > self._capture_ttl_ns
+        ):
+            return CommandStatus.REJECTED_STALE
+        newcomer = header.instance_id != self.holder
+        if newcomer and self.holder is not None and process_ns < self._lease_until_ns:
+            return CommandStatus.REJECTED_LEASE
+        if header.sequence <= (0 if newcomer else self._sequence):
+            return CommandStatus.REJECTED_ORDER
+        return None
+
+
+def _status_of(error: FrameError) -> CommandStatus:
+    if isinstance(error, SchemaVersionMismatch):
+        return CommandStatus.REJECTED_SCHEMA
+    if isinstance(error, WrongLength):
+        return CommandStatus.REJECTED_LENGTH
+    if isinstance(error, CorruptPayload):
+        return CommandStatus.REJECTED_CORRUPT
+    return CommandStatus.REJECTED_MALFORMED
+
+
+def _peek_sequence(body: Sequence[bytes]) -> int:
+    """The sequence of a refused command, as far as it can be read."""
+    if len(body) > 1 and len(body[1]) == HEADER_SIZE and body[1].startswith(MAGIC):
+        return _SEQUENCE.unpack_from(body[1], _SEQUENCE_OFFSET)[0]
+    return 0
