@@ -1,0 +1,519 @@
+"""Checks that whatever listens on a HAL's endpoints keeps the contract; it never moves a robot.
+
+The command checks run only while the HAL is disarmed, and every joint target they send is the
+position just measured. The e-stop is tried last and cleared again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import numpy as np
+
+from krabby_proto.client import HalClient
+from krabby_proto.codec import FloatArray, Message, encode
+from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
+from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
+from krabby_proto.hello import parse_json
+from krabby_proto.replies import CommandReply, CommandStatus
+from krabby_proto.sockets import (
+    Context,
+    LatestSubscriber,
+    Requester,
+    new_instance_id,
+    wait_readable,
+)
+from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from krabby_proto.hello import JsonObject
+
+__all__ = ["CheckResult", "check_hal"]
+
+_ANSWER_S: Final = 0.5
+_WATCH_S: Final = 1.2
+_LEASE_WAIT_S: Final = 2.0
+_QUIET: Final = ("not_armed", "rejected_safety")
+
+
+class CheckResult(NamedTuple):
+    """Outcome of one check."""
+
+    name: str
+    passed: bool
+    detail: str
+    """What was found; when it failed, also what is expected."""
+    tried: str
+    """What was sent or watched."""
+
+
+class _Failed(Exception):  # noqa: N818
+    """A check failed; the message is the detail."""
+
+
+class _Blocked(_Failed):
+    """A check failed in a way that makes the rest pointless or unsafe."""
+
+
+class _Session:
+    """Sockets and findings the checks share."""
+
+    def __init__(self, endpoints: Mapping[str, str], context: Context | None) -> None:
+        self.context = context
+        self.endpoints = endpoints
+        self.client = HalClient(endpoints, context=context)
+        self.writer = _Writer(endpoints[COMMAND.name], context)
+        self.hello: JsonObject = {}
+        self.messages: list[Message] = []
+
+    def measured(self) -> FloatArray:
+        """Joint positions [rad] as just measured, shape (18,)."""
+        message = self.client.state.latest()
+        if message is None:
+            raise _Blocked("no state was received; joint positions are unknown")
+        return message.payload[STATE.slices["joint_pos"]]
+
+    def safety(self, op: str) -> JsonObject:
+        try:
+            return self.client.safety(op, "check-hal", _ANSWER_S)
+        except RequestTimeout as error:
+            raise _Failed(str(error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+        self.client.close()
+
+
+class _Writer:
+    """One writing instance that can also send what no client would."""
+
+    def __init__(self, endpoint: str, context: Context | None) -> None:
+        self._requester = Requester(endpoint, name=COMMAND.name, context=context)
+        self.instance_id = new_instance_id()
+        self.sequence = 0
+
+    def frames(self, joint_pos: FloatArray, *, age_s: float = 0.0) -> list[bytes]:
+        """A command as it should be, stamped `age_s` ago."""
+        self.sequence += 1
+        stamp = time.monotonic_ns() - round(age_s * 1e9)
+        return encode(
+            COMMAND,
+            joint_pos,
+            instance_id=self.instance_id,
+            sequence=self.sequence,
+            capture_ns=stamp,
+            publish_ns=stamp,
+        )
+
+    def send(self, frames: list[bytes]) -> CommandReply:
+        answer = self._requester.request_patiently(frames, _ANSWER_S)
+        if answer is None:
+            raise _Failed(f"no answer within {_ANSWER_S} s; every request has to be answered")
+        if len(answer) != 2 or answer[0] != COMMAND.topic:
+            raise _Failed(f"answer is {len(answer)} frames, not [command, reply]")
+        try:
+            return CommandReply.unpack(answer[1])
+        except FrameError as error:
+            raise _Failed(f"answer cannot be read: {error}") from error
+
+    def offer(self, frames: list[bytes]) -> None:
+        """Send without expecting an answer."""
+        self._requester.request_patiently(frames, 0.05)
+
+    def close(self) -> None:
+        self._requester.close()
+
+
+def _hello_on(stream_name: str) -> Callable[[_Session], str]:
+    def check(session: _Session) -> str:
+        try:
+            hello = session.client.hello(2.0, via=stream_name)
+        except RequestTimeout as error:
+            raise _Blocked(str(error)) from error
+        missing = [
+            key
+            for key in ("schema_version", "schema_hash", "instance_id", "service", "clock", "robot")
+            if key not in hello
+        ]
+        if missing:
+            raise _Failed(f"hello lacks {', '.join(missing)}")
+        if session.hello and session.hello != hello:
+            raise _Failed("hello differs from the one on the command endpoint")
+        session.hello = hello
+        return f"{hello['service']}, instance {hello['instance_id']}"
+
+    return check
+
+
+def _schema(session: _Session) -> str:
+    theirs = session.hello.get("schema_version"), session.hello.get("schema_hash")
+    ours = SCHEMA_VERSION, schema_hash()
+    if theirs != ours:
+        raise _Failed(f"schema version and hash are {theirs}, expected {ours}")
+    return f"version {ours[0]}, hash {ours[1]}"
+
+
+def _real_time(session: _Session) -> str:
+    if session.hello.get("clock") != "monotonic":
+        raise _Blocked(
+            f"the HAL's clock is {session.hello.get('clock')!r}; run it in real time to check it"
+        )
+    return "stamps are CLOCK_MONOTONIC"
+
+
+def _watch(session: _Session) -> str:
+    """Collect a second of states for the checks that follow."""
+    state = session.client.state
+    if state.wait(2.0) is None:
+        raise _Blocked("no state within 2 s")
+    end = time.monotonic() + _WATCH_S
+    while (left := end - time.monotonic()) > 0.0:
+        if wait_readable((state.socket,), left):
+            session.messages += state.drain()
+    if state.invalid:
+        raise _Failed(f"{state.invalid} messages could not be read, the last: {state.last_error}")
+    if len(session.messages) < 10:
+        raise _Blocked(f"only {len(session.messages)} states in {_WATCH_S} s")
+    return f"{len(session.messages)} states in {_WATCH_S} s"
+
+
+def _rate(session: _Session) -> str:
+    stamps = [message.header.publish_ns for message in session.messages]
+    rate = (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * 1e-9 or 1e-9)
+    if rate < 0.95 * STATE.rate_hz:
+        raise _Failed(f"{rate:.1f} Hz, expected {STATE.rate_hz:g} Hz or more")
+    return f"{rate:.1f} Hz"
+
+
+def _order(session: _Session) -> str:
+    state = session.client.state
+    if state.late or state.restarts or state.gaps:
+        raise _Failed(
+            f"{state.gaps} gaps, {state.late} repeated or falling sequences, "
+            f"{state.restarts} changes of instance; expected none"
+        )
+    captures = np.array([message.capture_ns for message in session.messages], dtype=np.int64)
+    if not np.all(np.diff(captures) > 0):
+        raise _Failed("capture times do not rise")
+    if any(message.capture_ns > message.header.publish_ns for message in session.messages):
+        raise _Failed("a state was published before it was captured")
+    return f"sequences {session.messages[0].sequence} to {session.messages[-1].sequence}"
+
+
+def _age(session: _Session) -> str:
+    limit = STATE.max_age_s or 0.0
+    ages = np.array([m.header.publish_ns - m.capture_ns for m in session.messages]) * 1e-9
+    session.client.state.latest()
+    newest = session.client.state.wait(_ANSWER_S)
+    if newest is None:
+        raise _Failed("the state stream fell silent")
+    on_arrival = newest.age_s(time.monotonic_ns())
+    worst = max(float(ages.max()), on_arrival)
+    if not on_arrival >= 0.0 or worst > limit:
+        raise _Failed(
+            f"age {on_arrival * 1e3:.1f} ms on arrival, {ages.max() * 1e3:.1f} ms at most when "
+            f"published; expected 0 to {limit * 1e3:g} ms on the host's CLOCK_MONOTONIC"
+        )
+    return f"{on_arrival * 1e3:.1f} ms on arrival, {ages.max() * 1e3:.1f} ms at most when published"
+
+
+def _values(session: _Session) -> str:
+    payloads = np.stack([message.payload for message in session.messages])
+    if not np.isfinite(payloads).all():
+        raise _Failed("a state has NaN or infinity")
+    norms = np.linalg.norm(payloads[:, STATE.slices["base_quat_w"]], axis=1)
+    if np.abs(norms - 1.0).max() > 1e-3:
+        raise _Failed(f"quaternion norm from {norms.min():.4f} to {norms.max():.4f}, expected 1")
+    contact = payloads[:, STATE.slices["foot_contact"]]
+    if contact.min() < 0.0 or contact.max() > 1.0:
+        raise _Failed(f"foot_contact from {contact.min():g} to {contact.max():g}, expected 0 to 1")
+    return "finite, unit quaternion, contacts in 0 to 1"
+
+
+def _disarmed(session: _Session) -> str:
+    state = session.safety("status").get("state")
+    if state != "disarmed":
+        raise _Blocked(
+            f"the HAL is {state!r}; disarm it (and clear an e-stop) before it is checked, "
+            "nothing was sent to it"
+        )
+    return "disarmed"
+
+
+def _sole_writer(session: _Session) -> str:
+    reply = session.writer.send(session.writer.frames(session.measured()))
+    if reply.status == CommandStatus.REJECTED_LEASE:
+        raise _Blocked("another writer holds the lease; stop the gameloop, then check again")
+    if reply.status_name not in _QUIET:
+        raise _Blocked(f"answer is {reply.status_name}, expected not_armed")
+    if reply.request_sequence != session.writer.sequence:
+        raise _Failed(
+            f"the answer names sequence {reply.request_sequence}, sent {session.writer.sequence}"
+        )
+    if reply.safety_name not in ("disarmed", "damp"):
+        raise _Failed(f"the answer says {reply.safety_name}, the safety endpoint says disarmed")
+    return f"answer {reply.status_name}, safety state {reply.safety_name}"
+
+
+def _refused(
+    expected: CommandStatus, spoil: Callable[[_Writer, FloatArray], list[bytes]]
+) -> Callable[[_Session], str]:
+    """A check that a spoiled command is refused for the right reason."""
+
+    def check(session: _Session) -> str:
+        reply = session.writer.send(spoil(session.writer, session.measured()))
+        wanted = expected.name.lower()
+        if reply.status != expected:
+            raise _Failed(f"answer is {reply.status_name}, expected {wanted}")
+        return f"answer {wanted}"
+
+    return check
+
+
+def _with_header(frames: list[bytes], start: int, patch: bytes) -> list[bytes]:
+    topic, header, payload = frames
+    return [topic, header[:start] + patch + header[start + len(patch) :], payload]
+
+
+def _wrong_length(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    frames = writer.frames(joint_pos)
+    shorter = (COMMAND.size - 1).to_bytes(4, "little")
+    return _with_header([*frames[:2], frames[2][:-4]], 40, shorter)
+
+
+def _nan(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    return writer.frames(np.append(joint_pos[:-1], np.float32(np.nan)))
+
+
+def _infinite(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    return writer.frames(np.append(np.float32(-np.inf), joint_pos[1:]))
+
+
+def _corrupt(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    topic, header, payload = writer.frames(joint_pos)
+    return [topic, header, bytes([payload[0] ^ 1]) + payload[1:]]
+
+
+def _repeated(session: _Session) -> str:
+    frames = session.writer.frames(session.measured())
+    first = session.writer.send(frames)
+    second = session.writer.send(frames)
+    if first.status_name not in _QUIET or second.status != CommandStatus.REJECTED_ORDER:
+        raise _Failed(
+            f"answers are {first.status_name} and {second.status_name}, "
+            "expected not_armed and rejected_order"
+        )
+    return "answer rejected_order to the second"
+
+
+def _second_writer(session: _Session) -> str:
+    """The lease keeps a second writer out while the first speaks and lets it in afterwards."""
+    other = _Writer(session.endpoints[COMMAND.name], session.context)
+    try:
+        first = session.writer.send(session.writer.frames(session.measured()))
+        second = other.send(other.frames(session.measured()))
+        if first.status_name not in _QUIET or second.status != CommandStatus.REJECTED_LEASE:
+            raise _Failed(
+                f"answers are {first.status_name} and {second.status_name}, "
+                "expected not_armed and rejected_lease"
+            )
+        start = time.monotonic()
+        while second.status == CommandStatus.REJECTED_LEASE:
+            if time.monotonic() - start > _LEASE_WAIT_S:
+                raise _Failed(f"the lease was not given up after {_LEASE_WAIT_S} s of silence")
+            time.sleep(0.02)
+            second = other.send(other.frames(session.measured()))
+    finally:
+        session.writer.close()
+        session.writer = other  # it has the lease now
+    return f"refused, then let in after {time.monotonic() - start:.2f} s of silence"
+
+
+def _oversize(session: _Session) -> str:
+    """A megabyte where 72 bytes belong: dropped or refused, and the server goes on."""
+    topic, header, _ = session.writer.frames(session.measured())
+    offender = _Writer(session.endpoints[COMMAND.name], session.context)
+    offender.offer([topic, header, bytes(1 << 20)])
+    offender.close()
+    reply = session.writer.send(session.writer.frames(session.measured()))
+    return f"then answered {reply.status_name} to the writer"
+
+
+def _unknown_op(session: _Session) -> str:
+    answer = session.safety("dance")
+    if answer.get("ok") is not False or not answer.get("reason"):
+        raise _Failed(f"answer is {answer}, expected ok false and a reason")
+    return f"refused: {answer['reason']}"
+
+
+def _not_json(session: _Session) -> str:
+    requester = Requester(session.endpoints[SAFETY.name], name=SAFETY.name, context=session.context)
+    try:
+        answer = requester.request_patiently([SAFETY.topic, b"\xff{"], _ANSWER_S)
+    finally:
+        requester.close()
+    reply = parse_json(answer[-1]) if answer else None
+    if reply is None or reply.get("ok") is not False:
+        raise _Failed(f"answer is {answer}, expected ok false and a reason")
+    return f"refused: {reply.get('reason')}"
+
+
+def _estop_latches(session: _Session) -> str:
+    if (state := session.safety("estop").get("state")) != "estop":
+        raise _Failed(f"after estop the state is {state!r}")
+    answer = session.safety("arm")
+    if answer.get("ok") or answer.get("state") != "estop":
+        session.safety("disarm")
+        raise _Failed(f"arm was answered {answer} under an e-stop; it was disarmed again")
+    if (state := session.safety("disarm").get("state")) != "estop":
+        raise _Failed(f"disarm cleared the e-stop: the state is {state!r}")
+    reply = session.writer.send(session.writer.frames(session.measured()))
+    if reply.status_name not in _QUIET or reply.safety_name != "estop":
+        raise _Failed(f"a command was answered {reply.status_name} in {reply.safety_name}")
+    return f"arm refused: {answer.get('reason')}"
+
+
+def _reset_clears(session: _Session) -> str:
+    if (state := session.safety("reset").get("state")) != "disarmed":
+        raise _Failed(f"after reset the state is {state!r}, expected 'disarmed'")
+    return "disarmed again"
+
+
+def _unharmed(session: _Session) -> str:
+    reply = session.writer.send(session.writer.frames(session.measured()))
+    if reply.status_name not in _QUIET:
+        raise _Failed(f"a valid command is answered {reply.status_name}, expected not_armed")
+    state = session.client.state
+    state.latest()
+    if state.wait(_ANSWER_S) is None:
+        raise _Failed("the state stream fell silent")
+    with LatestSubscriber(session.endpoints[STATE.name], STATE, context=session.context) as late:
+        if late.wait(2.0) is None:
+            raise _Failed("a new subscriber gets no state")
+    return "commands are answered and states flow"
+
+
+class _Check(NamedTuple):
+    name: str
+    tried: str
+    run: Callable[[_Session], str]
+
+
+_STATUS = CommandStatus
+_CHECKS: Final = (
+    _Check("hello", "hello on the command endpoint", _hello_on(COMMAND.name)),
+    _Check("hello on safety", "hello on the safety endpoint", _hello_on(SAFETY.name)),
+    _Check("schema", "schema version and hash of the hello", _schema),
+    _Check("real time", "clock of the hello", _real_time),
+    _Check("state stream", f"watched states for {_WATCH_S} s", _watch),
+    _Check("state rate", "publish times", _rate),
+    _Check("state order", "sequences, instance id, capture times", _order),
+    _Check("state age", "capture times against CLOCK_MONOTONIC", _age),
+    _Check("state values", "finite, quaternion norm, foot contacts", _values),
+    _Check("disarmed", "safety status", _disarmed),
+    _Check(
+        "disarmed does not apply", "a valid command: the measured joint positions", _sole_writer
+    ),
+    _Check("wrong length", "17 joint targets", _refused(_STATUS.REJECTED_LENGTH, _wrong_length)),
+    _Check("NaN", "a target that is NaN", _refused(_STATUS.REJECTED_NONFINITE, _nan)),
+    _Check("infinity", "a target that is -inf", _refused(_STATUS.REJECTED_NONFINITE, _infinite)),
+    _Check(
+        "stale",
+        "a command stamped 1 s ago",
+        _refused(_STATUS.REJECTED_STALE, lambda w, q: w.frames(q, age_s=1.0)),
+    ),
+    _Check(
+        "future",
+        "a command stamped 1 s ahead",
+        _refused(_STATUS.REJECTED_FUTURE, lambda w, q: w.frames(q, age_s=-1.0)),
+    ),
+    _Check("repeated sequence", "the same command twice", _repeated),
+    _Check("corrupt payload", "one bit flipped", _refused(_STATUS.REJECTED_CORRUPT, _corrupt)),
+    _Check(
+        "other schema",
+        f"schema version {SCHEMA_VERSION + 1}",
+        _refused(
+            _STATUS.REJECTED_SCHEMA,
+            lambda w, q: _with_header(w.frames(q), 4, bytes([SCHEMA_VERSION + 1, 0])),
+        ),
+    ),
+    _Check(
+        "wrong magic",
+        "magic XXXX",
+        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: _with_header(w.frames(q), 0, b"XXXX")),
+    ),
+    _Check(
+        "short header",
+        f"a header of {HEADER_SIZE - 1} bytes",
+        _refused(
+            _STATUS.REJECTED_MALFORMED,
+            lambda w, q: [(f := w.frames(q))[0], f[1][: HEADER_SIZE - 1], f[2]],
+        ),
+    ),
+    _Check(
+        "extra frame",
+        "a fourth frame",
+        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: [*w.frames(q), b"more"]),
+    ),
+    _Check(
+        "missing frame",
+        "topic and header only",
+        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: w.frames(q)[:2]),
+    ),
+    _Check("second writer", "two writers by turns, then one falls silent", _second_writer),
+    _Check("unknown op", 'safety op "dance"', _unknown_op),
+    _Check("broken request", "a safety request that is not JSON", _not_json),
+    _Check("e-stop latches", "estop, then arm, disarm and a command", _estop_latches),
+    _Check("reset clears", "reset after the e-stop", _reset_clears),
+)
+_LAST_CHECKS: Final = (
+    _Check("oversize", "a payload of 1 MiB", _oversize),
+    _Check("unharmed", "a valid command, a new subscriber", _unharmed),
+)
+
+
+def check_hal(
+    endpoints: Mapping[str, str],
+    report: Callable[[CheckResult], None] | None = None,
+    *,
+    context: Context | None = None,
+) -> list[CheckResult]:
+    """Run every check against a HAL.
+
+    Args:
+        endpoints: where its ``state``, ``command`` and ``safety`` are.
+        report: called with each result as it comes.
+        context: needed for ``inproc://`` only.
+
+    Returns:
+        One result a check, also for those that were not run because an earlier one makes them
+        pointless or unsafe: they count as not passed and say so.
+    """
+    missing = [s.name for s in (STATE, COMMAND, SAFETY) if s.name not in endpoints]
+    if missing:
+        raise EndpointError(f"no endpoint for {', '.join(missing)}; give all three of a HAL's")
+    results: list[CheckResult] = []
+    blocked: str | None = None
+    with _Session(endpoints, context) as session:
+        for check in (*_CHECKS, *_LAST_CHECKS):
+            passed = False
+            if blocked:
+                detail = f"not run, because of {blocked!r}"
+            else:
+                try:
+                    passed, detail = True, check.run(session)
+                except _Blocked as error:
+                    blocked, detail = check.name, str(error)
+                except _Failed as error:
+                    detail = str(error)
+            result = CheckResult(check.name, passed, detail, check.tried)
+            results.append(result)
+            if report is not None:
+                report(result)
+    return results
