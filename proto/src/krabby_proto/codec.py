@@ -58,6 +58,10 @@ class Message(NamedTuple):
         """Bits ``FLAG_*``."""
         return self.header.flags
 
+    def frames(self) -> list[bytes]:
+        """Topic, header and payload as they were on the wire."""
+        return [self.stream.topic, self.header.pack(), self.payload.tobytes()]
+
     def age_s(self, now_ns: int) -> float:
         """Time since capture [s]; `now_ns` is on the producer's clock."""
         return (now_ns - self.header.capture_ns) * 1e-9

@@ -68,6 +68,10 @@ class Header(NamedTuple):
     crc32: int
     """CRC-32 (zlib, polynomial 0x04C11DB7 reflected) of the payload bytes."""
 
+    def pack(self) -> bytes:
+        """The 48 bytes this was read from."""
+        return _HEADER.pack(*self)
+
 
 def pack_header(
     stream_id: int,
