@@ -93,7 +93,7 @@ def encode(
     """
     floats = np.asarray(payload, dtype=_F4)
     count = floats.size
-    if count != stream.size and (stream.fields or not 0 < count <= stream.max_elements):
+    if not stream.min_elements <= count <= stream.max_elements:
         raise EncodeError(
             f"{stream.name} payload has {count} floats, "
             + (
@@ -138,7 +138,7 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
         raise WrongLength(
             f"{known.name} payload has {len(raw)} bytes, its header announces {count} float32"
         )
-    if count != known.size and (known.fields or not 0 < count <= known.max_elements):
+    if not known.min_elements <= count <= known.max_elements:
         raise WrongLength(
             f"{known.name} payload has {count} floats, the stream has "
             + (f"{known.size}" if known.fields else f"1 to {known.max_elements}")

@@ -87,6 +87,11 @@ class Stream:
         return sum(field.size for field in self.fields)
 
     @cached_property
+    def min_elements(self) -> int:
+        """Fewest floats a payload may have; above `max_elements` for JSON, so that none fits."""
+        return self.size or 1
+
+    @cached_property
     def slices(self) -> Mapping[str, slice]:
         """Where each field lies in the payload."""
         slices: dict[str, slice] = {}

@@ -1,0 +1,186 @@
+"""Writes the golden byte vectors; run it only when the contract changes on purpose.
+
+The vectors are the contract in bytes: a reader or writer in any language is right when it maps
+each file's fields to its frames and back, and refuses every frame list of ``invalid.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from krabby_proto import (
+    CAMERA,
+    COMMAND,
+    FEATURES,
+    FLAG_LATENT,
+    FLAG_LOCKSTEP,
+    FLAG_NAV_DUE,
+    FLAG_OPERATOR,
+    NAV,
+    STATE,
+    TRUTH,
+    CommandReply,
+    CommandStatus,
+    Stream,
+    encode,
+)
+
+HERE = Path(__file__).parent
+INSTANCE = 0x0123456789ABCDEF
+
+
+def ramp(size: int) -> list[float]:
+    """0, 0.25, 0.5 ... : every value is exact in float32, neighbours differ."""
+    return [0.25 * index for index in range(size)]
+
+
+MESSAGES: tuple[tuple[Stream, list[float], int], ...] = (
+    (CAMERA, [0.0, 0.5, 1.25, 2.0, 3.75, 4.0], 0),
+    (STATE, ramp(STATE.size), FLAG_LOCKSTEP | FLAG_NAV_DUE),
+    (COMMAND, [value - 2.0 for value in ramp(COMMAND.size)], 0),
+    (FEATURES, ramp(32), FLAG_LATENT),
+    (NAV, [0.35, -0.05, 0.1], FLAG_OPERATOR),
+    (TRUTH, ramp(TRUTH.size), 0),
+)
+
+
+def vector(stream: Stream, payload: list[float], flags: int) -> dict[str, Any]:
+    """One message as fields and as bytes."""
+    capture_ns, publish_ns = 1_000_000_000_000 + stream.id, 1_000_000_250_000 + stream.id
+    frames = encode(
+        stream,
+        payload,
+        instance_id=INSTANCE,
+        sequence=41 + stream.id,
+        capture_ns=capture_ns,
+        publish_ns=publish_ns,
+        flags=flags,
+    )
+    return {
+        "stream": stream.name,
+        "header": {
+            "magic": "KRBY",
+            "schema_version": 1,
+            "stream_id": stream.id,
+            "flags": flags,
+            "instance_id": f"{INSTANCE:016x}",
+            "sequence": 41 + stream.id,
+            "capture_ns": capture_ns,
+            "publish_ns": publish_ns,
+            "num_elements": len(payload),
+            "crc32": f"{int.from_bytes(frames[1][44:48], 'little'):08x}",
+        },
+        "payload": np.asarray(payload, dtype=np.float32).tolist(),
+        "frames": [frame.hex() for frame in frames],
+    }
+
+
+def reply() -> dict[str, Any]:
+    """A reply with every field different from 0 but the reserved one."""
+    fields = {
+        "safety_state": 2,
+        "fault_bits": 0x0000_0011,
+        "position_clamp_mask": 0x0002_0001,
+        "rate_clamp_mask": 0x0001_0002,
+        "request_sequence": 44,
+        "applied_sequence": 44,
+        "applied_ns": 1_000_000_500_000,
+        "server_ns": 1_000_000_600_000,
+    }
+    frame = CommandReply.pack(CommandStatus.APPLIED, **fields)
+    return {"status": int(CommandStatus.APPLIED), **fields, "frame": frame.hex()}
+
+
+def invalid() -> list[dict[str, Any]]:
+    """Commands that must be refused, with the error on reading and the status in the reply."""
+    topic, header, payload = encode(
+        COMMAND, ramp(18), instance_id=INSTANCE, sequence=7, capture_ns=1, publish_ns=1
+    )
+    flipped = bytes([payload[0] ^ 1]) + payload[1:]
+    cases: list[tuple[str, list[bytes], str, CommandStatus]] = [
+        ("no payload frame", [topic, header], "WrongFrameCount", CommandStatus.REJECTED_MALFORMED),
+        (
+            "a fourth frame",
+            [topic, header, payload, b"x"],
+            "WrongFrameCount",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "header one byte short",
+            [topic, header[:-1], payload],
+            "ShortFrame",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "header one byte long",
+            [topic, header + b"\0", payload],
+            "ShortFrame",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "other magic",
+            [topic, b"ROSX" + header[4:], payload],
+            "BadMagic",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "schema version 2",
+            [topic, header[:4] + b"\2\0" + header[6:], payload],
+            "SchemaVersionMismatch",
+            CommandStatus.REJECTED_SCHEMA,
+        ),
+        (
+            "stream id of nav",
+            [topic, header[:6] + b"\5" + header[7:], payload],
+            "WrongStream",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "topic of state",
+            [b"state", header, payload],
+            "WrongStream",
+            CommandStatus.REJECTED_MALFORMED,
+        ),
+        (
+            "payload one float short, count 18",
+            [topic, header, payload[:-4]],
+            "WrongLength",
+            CommandStatus.REJECTED_LENGTH,
+        ),
+        (
+            "payload and count 17",
+            [topic, header[:40] + b"\x11\0\0\0" + header[44:], payload[:-4]],
+            "WrongLength",
+            CommandStatus.REJECTED_LENGTH,
+        ),
+        (
+            "one bit flipped",
+            [topic, header, flipped],
+            "CorruptPayload",
+            CommandStatus.REJECTED_CORRUPT,
+        ),
+    ]
+    return [
+        {
+            "name": name,
+            "frames": [frame.hex() for frame in frames],
+            "error": error,
+            "status": int(status),
+        }
+        for name, frames, error, status in cases
+    ]
+
+
+def main() -> None:
+    """Write every file beside this one."""
+    files: dict[str, Any] = {stream.name: vector(stream, *rest) for stream, *rest in MESSAGES}
+    files |= {"reply": reply(), "invalid": invalid()}
+    for name, content in files.items():
+        (HERE / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+import pytest
+from krabby_proto import (
+    COMMAND,
+    STATE,
+    STREAMS,
+    TRUTH,
+    EncodeError,
+    EndpointError,
+    default_endpoints,
+    pack,
+    schema_hash,
+    unpack,
+)
+from krabby_proto.testing import resting_state
+
+
+def test_table_has_the_ports_and_ids_of_the_contract():
+    assert {name: (stream.id, stream.port) for name, stream in STREAMS.items()} == {
+        "camera": (1, 6000),
+        "state": (2, 6001),
+        "command": (3, 6002),
+        "features": (4, 6003),
+        "nav": (5, 6004),
+        "safety": (6, 6005),
+        "control": (7, 6006),
+        "truth": (10, 6010),
+    }
+
+
+def test_sizes_are_the_sums_of_their_fields():
+    # state: 4 + 3 + 3 + 18 + 18 + 18 + 6; truth: 3 + 4 + 3 + 3 + 7 scalars
+    assert (STATE.size, COMMAND.size, TRUTH.size) == (70, 18, 20)
+    assert STATE.slices["joint_pos"] == slice(10, 28)
+    assert STATE.slices["foot_contact"] == slice(64, 70)
+
+
+def test_pack_and_unpack_are_inverse():
+    state = resting_state()
+    assert state.shape == (70,)
+    fields = unpack(STATE, state)
+    assert fields["base_quat_w"].tolist() == [0, 0, 0, 1]
+    assert pack(STATE, **fields).tobytes() == state.tobytes()
+
+
+def test_pack_names_missing_and_unknown_fields():
+    with pytest.raises(EncodeError, match=r"nav fields missing: vy, yaw_rate; not in .*: speed"):
+        pack(STREAMS["nav"], vx=1.0, speed=2.0)
+
+
+def test_pack_names_a_field_of_the_wrong_size():
+    with pytest.raises(EncodeError, match=r"command\.joint_pos has 17 floats, the stream has 18"):
+        pack(COMMAND, joint_pos=[0.0] * 17)
+
+
+def test_schema_hash_is_pinned():
+    # A change here makes old peers refuse to start: it comes with a new SCHEMA_VERSION.
+    assert schema_hash() == "60eb7607030ed85a"
+
+
+@pytest.mark.parametrize(
+    ("base", "state"),
+    [
+        ("tcp://127.0.0.1", "tcp://127.0.0.1:6001"),
+        ("tcp://[::1]", "tcp://[::1]:6001"),
+        ("ipc:///run/krabby/", "ipc:///run/krabby/state"),
+        ("inproc://test", "inproc://test/state"),
+    ],
+)
+def test_default_endpoints_follow_their_base(base, state):
+    assert default_endpoints(base)["state"] == state
+
+
+@pytest.mark.parametrize("base", ["udp://127.0.0.1", "tcp://", "127.0.0.1"])
+def test_a_base_without_a_known_transport_is_refused(base):
+    with pytest.raises(EndpointError, match="give tcp://HOST, ipc:///some/folder"):
+        default_endpoints(base)
