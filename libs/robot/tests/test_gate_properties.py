@@ -1,0 +1,207 @@
+"""No sequence of commands, measurements, requests and times makes the gate break a promise."""
+
+import math
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from krabby_robot.gate import DriveMode, Fault, GateCfg, SafetyGate, SafetyState
+
+MS = 1_000_000
+N = 3
+CFG = GateCfg(
+    lower=[-1.0, -2.6, 0.2],
+    upper=[1.0, 0.0, 0.9],
+    max_rate=[12.0, 3.0, 0.5],
+    kp=[250.0, 100.0, 50.0],
+    kd=[10.0, 4.0, 2.0],
+    damp_kd=[6.0, 12.0, 2.0],
+    rated_torque=[40.0, 10.0, 5.0],
+    peak_torque=[120.0, 30.0, 5.0],
+)
+LIMP = (SafetyState.DISARMED, SafetyState.DAMP, SafetyState.ESTOP)
+
+anything = st.floats(width=32) | st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e30, -1e30])
+inside = st.floats(-0.5, 1.0, width=32)
+durations_ns = st.one_of(
+    st.just(0),
+    st.just(5 * MS),
+    st.integers(1, 30 * MS),
+    st.integers(30 * MS, 700 * MS),
+    st.integers(1, 10**18),
+    st.integers(-MS, -1),
+    st.integers(-(10**18), -MS),
+)
+quaternions = st.one_of(
+    st.just((0.0, 0.0, 0.0, 1.0)),
+    st.floats(-math.pi, math.pi).map(lambda a: (math.sin(a / 2), 0.0, 0.0, math.cos(a / 2))),
+    st.tuples(anything, anything, anything, anything),
+)
+
+
+class GateMachine(RuleBasedStateMachine):
+    """Drives obey `effort_limit` and nothing else: they push as hard as they may, at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = SafetyGate(CFG)
+        self.clock_ns = 0  # what the gate is told
+        self.time_ns = 0  # the gate's own: it never runs backwards but for a clock fault
+        self.stopped = False
+        self.measured = self.last_good = np.array([0.1, -0.5, 0.5])
+        self.drive = self.gate.step(0)
+        self.drive_ns = 0
+        self.target_of: tuple[int, np.ndarray] | None = None  # of the arming in force
+        self.armings = 0
+        self.alive_ns = 0  # newest valid command or start of ACTIVE
+        self.seen_ns = -(10**18)  # newest valid measurement
+        self.was = self.gate.state
+
+    @initialize(start=st.integers(0, 10**15))
+    def begin(self, start):
+        self.tell(start)
+        self.settle()
+
+    def tell(self, now_ns):
+        """Moves the clock and keeps account of what the gate must make of it."""
+        self.clock_ns = now_ns
+        behind = self.time_ns - now_ns
+        if behind <= MS:
+            self.time_ns = max(self.time_ns, now_ns)
+        else:
+            self.time_ns = now_ns
+            self.seen_ns = -(10**18)
+            self.target_of = None
+
+    @rule(duration=durations_ns)
+    def time_passes(self, duration):
+        self.tell(max(self.clock_ns + duration, 0))
+
+    @rule(cycles=st.integers(1, 60), wiggle=inside, following=st.booleans())
+    def the_robot_works(self, cycles, wiggle, following):
+        """A well-behaved stretch, without which ACTIVE would rarely be reached."""
+        for i in range(cycles):
+            self.tell(self.clock_ns + 5 * MS)
+            self.measure(self.measured, (0.0, 0.0, 0.0, 1.0), np.ones(N))
+            if following:
+                self.command(np.array([wiggle * math.sin(i), -0.5 + wiggle, 0.5]))
+            self.settle()
+            self.promises()
+
+    @rule(
+        pos=st.lists(inside, min_size=N, max_size=N),
+        share=st.lists(st.floats(-1.0, 1.0), min_size=N, max_size=N),
+        quat=quaternions,
+    )
+    def drives_are_measured(self, pos, share, quat):
+        self.measured = np.array(pos)
+        self.measure(self.measured, quat, np.array(share))
+
+    @rule(values=st.lists(anything, min_size=3 * N, max_size=3 * N), quat=quaternions)
+    def nonsense_is_measured(self, values, quat):
+        rows = np.array(values).reshape(3, N)
+        if not np.isfinite(rows).all():
+            self.gate.observe(*rows, np.array(quat), self.clock_ns)
+
+    @rule(wanted=st.lists(anything, min_size=N, max_size=N) | st.lists(anything, max_size=N + 1))
+    def a_command_comes(self, wanted):
+        self.command(np.array(wanted))
+
+    @rule(op=st.sampled_from(["arm", "arm", "arm", "disarm", "estop", "reset", "status", "jump"]))
+    def an_operator_asks(self, op):
+        before = self.gate.state
+        reply = self.gate.request(op, self.clock_ns)
+        if op == "estop":
+            assert reply.ok
+            self.stopped = True
+        elif op == "reset" and reply.ok:
+            self.stopped = False
+        elif op == "arm" and reply.ok:
+            assert before in LIMP
+            assert before is not SafetyState.ESTOP
+            # No jump: the first target is where the robot is, as far as targets may be.
+            start = np.clip(self.last_good, CFG.target_lower, CFG.target_upper)
+            assert np.array_equal(self.gate.target, start)
+            self.target_of = None
+            drive = self.gate.step(self.clock_ns)
+            assert not drive.kp.any()
+
+    @rule(fault=st.sampled_from(list(Fault)))
+    def the_hal_finds_a_fault(self, fault):
+        self.gate.raise_fault(fault, self.clock_ns)
+        assert self.gate.state in LIMP
+        self.stopped |= fault is Fault.ESTOP
+
+    def measure(self, pos, quat, share):
+        # A drive pushes up to its newest limit, even when time has long run out for it.
+        effort = self.drive.effort_limit * share
+        self.gate.observe(pos, np.zeros(N), effort, np.array(quat), self.clock_ns)
+        if 0.8 < sum(float(q) ** 2 for q in quat) < 1.2:
+            self.seen_ns = self.time_ns
+            self.last_good = pos.copy()
+
+    def command(self, target):
+        before = self.gate.target
+        result = self.gate.command(target, self.clock_ns)
+        if result.status in ("applied", "held"):
+            assert target.shape == (N,)
+            assert np.isfinite(target).all()
+            self.alive_ns = self.time_ns
+        if result.status != "applied":
+            assert np.array_equal(self.gate.target, before)
+
+    def settle(self):
+        """What a HAL does after everything: asks the gate what the drives do now."""
+        self.drive = self.gate.step(self.clock_ns)
+        state = self.gate.state
+        if self.was is SafetyState.ARMING and state in (SafetyState.ACTIVE, SafetyState.HOLD):
+            self.alive_ns = self.time_ns
+        self.was = state
+
+    @invariant()
+    def always(self):
+        self.settle()
+        self.promises()
+
+    def promises(self):
+        drive, state, now = self.drive, self.gate.state, self.time_ns
+        assert all(np.isfinite(array).all() for array in drive[1:])
+        assert (drive.joint_pos >= CFG.target_lower).all()
+        assert (drive.joint_pos <= CFG.target_upper).all()
+        assert (drive.kp >= 0.0).all()
+        assert (drive.kp <= CFG.kp).all()
+        assert (drive.kd >= 0.0).all()
+        assert (state is SafetyState.ESTOP) == self.stopped
+        assert (drive.mode is DriveMode.DAMP) == (state in LIMP)
+        if state in LIMP:
+            assert not drive.kp.any()
+            assert np.array_equal(drive.kd, CFG.damp_kd)
+            self.target_of = None
+        else:
+            self.moves_no_faster_than_allowed(now, drive.joint_pos)
+            assert now - self.seen_ns < 100 * MS
+        if state is SafetyState.ACTIVE:
+            assert now - self.alive_ns < 50 * MS
+            assert now - self.seen_ns < 30 * MS
+        if state is SafetyState.HOLD:
+            assert now - self.alive_ns < 150 * MS
+        assert (drive.effort_limit >= CFG.rated_torque).all()
+        assert (drive.effort_limit <= CFG.peak_torque).all()
+        assert (self.gate.effort_rms <= CFG.rated_torque * (1.0 + 1e-12)).all()
+
+    def moves_no_faster_than_allowed(self, now, target):
+        if self.target_of is not None:
+            since, previous = self.target_of
+            allowed = CFG.max_rate * (now - since) * 1e-9
+            assert (np.abs(target - previous) <= allowed + 1e-12).all()
+        self.target_of = (now, target)
+
+
+TestGate = GateMachine.TestCase
+TestGate.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
