@@ -1,0 +1,132 @@
+"""Configuration of sim-hal: defaults in code, overridden by one TOML file and the command line."""
+
+import dataclasses
+from typing import Literal
+
+from krabby_proto import default_endpoints
+from krabby_service.app import ServiceCfg
+from krabby_service.config import check, check_range
+
+__all__ = [
+    "CameraCfg",
+    "CourseCfg",
+    "EndpointsCfg",
+    "LockstepCfg",
+    "MissionCfg",
+    "SimHalCfg",
+]
+
+_ENDPOINTS = default_endpoints()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CourseCfg:
+    """Which course the robot stands on."""
+
+    name: str = "flat"
+    """One of flat, steps, gap, hurdle, ramps, mixed, demo."""
+    difficulty: float = 0.5
+    """0 is easy, 1 the hardest of the published suite."""
+    seed: int = 0
+    """Layout of the course."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointsCfg:
+    """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
+
+    state: str = _ENDPOINTS["state"]
+    """Bound: what the robot measures."""
+    camera: str = _ENDPOINTS["camera"]
+    """Bound: depth images."""
+    command: str = _ENDPOINTS["command"]
+    """Bound: joint position targets, answered."""
+    safety: str = _ENDPOINTS["safety"]
+    """Bound: arm, disarm, estop, reset, status."""
+    truth: str = _ENDPOINTS["truth"]
+    """Bound: what only a simulator knows; for evaluation."""
+    nav: str = _ENDPOINTS["nav"]
+    """Connected: where the game loop listens for walking commands."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraCfg:
+    """The virtual depth camera; its optics and flaws are in robot.toml."""
+
+    enabled: bool = True
+    """Render and publish depth images."""
+    see_robot: bool = False
+    """Show the robot's own legs, as a real camera does. Policies are trained without them, and it
+    costs about three times the time."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MissionCfg:
+    """The operator's stand-in, which drives the robot along the waypoints."""
+
+    enabled: bool = True
+    """Publish walking commands towards the next waypoint."""
+    speed: float = 0.35
+    """Walking speed asked for [m/s]."""
+    reach_m: float = 0.25
+    """A waypoint is reached within this distance [m]."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "speed", minimum=0.0, maximum=2.0)
+        check_range(self, "reach_m", minimum=0.05, maximum=1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LockstepCfg:
+    """Only with speed=0."""
+
+    start_timeout_s: float = 30.0
+    """How long to wait for the game loop's first command [s, wall clock]."""
+    answer_timeout_s: float = 2.0
+    """How long to wait for each further one [s, wall clock]."""
+    answer_delay_s: float = 0.0025
+    """Simulated time between a state and the command that answers it [s]: what the loop takes in
+    real time, so that the robot walks alike in both."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "start_timeout_s", minimum=0.1, maximum=3600.0)
+        check_range(self, "answer_timeout_s", minimum=0.1, maximum=3600.0)
+        check_range(self, "answer_delay_s", minimum=0.0, maximum=0.01)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimHalCfg(ServiceCfg):
+    """HAL server over MuJoCo."""
+
+    metrics_port: int = 9101
+    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    robot: str = ""
+    """Path of robot.toml; empty for the one in the assets folder."""
+    course: CourseCfg = dataclasses.field(default_factory=CourseCfg)
+    speed: float = 1.0
+    """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
+    seed: int = 0
+    """Seed of the camera's noise, holes, drops and latency."""
+    duration_s: float = 0.0
+    """Simulated time to run [s]; 0 for ever."""
+    spawn: Literal["lying", "standing"] = "lying"
+    """Start and restart with folded legs on the belly, or in the default pose on the feet."""
+    auto_arm: bool = True
+    """Arm by itself while commands arrive. An operator's disarm or e-stop outlasts it until an
+    operator arms again."""
+    endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
+    camera: CameraCfg = dataclasses.field(default_factory=CameraCfg)
+    mission: MissionCfg = dataclasses.field(default_factory=MissionCfg)
+    lockstep: LockstepCfg = dataclasses.field(default_factory=LockstepCfg)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.speed in (0.0, 1.0),
+            "speed",
+            self.speed,
+            "1 for real time or 0 for lock-step (ages and timeouts are wall-clock time in "
+            "between, so any other speed would change the robot's behaviour)",
+        )
+        check_range(self, "duration_s", minimum=0.0)
+        check(self.seed >= 0, "seed", self.seed, "a whole number from 0")

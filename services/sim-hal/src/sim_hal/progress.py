@@ -1,0 +1,179 @@
+"""How far the robot has come along the course, and whether it has fallen.
+
+Both are pure: positions and times in, facts out. They know the truth of the simulation, so they
+serve the mission, the evaluation and the reset, never the game loop.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CourseProgress", "FallCfg", "FallMonitor", "FallReason", "Pose2"]
+
+Vector = NDArray[np.float64]
+
+_DWELL_S = 0.1
+"""A waypoint counts once the robot has been near it for this long [s]; the published rule."""
+_PASS_WIDTH_M = 0.5
+"""A waypoint walked past this close to its side counts too [m]: the robot did get there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pose2:
+    """A place to stand: position [m] and heading [rad] in the world."""
+
+    x: float
+    y: float
+    yaw: float
+
+
+class CourseProgress:
+    """Waypoints reached and metres walked.
+
+    The way is the line from the spawn through the waypoints. `distance_m` is how far along it the
+    robot has come, the furthest since it was last put down; what it had walked before a reset stays
+    in the sum, the reset itself adds nothing.
+    """
+
+    def __init__(self, spawn: Pose2, waypoints: Vector, *, reach_m: float) -> None:
+        self._spawn = spawn
+        self._points = np.vstack([[spawn.x, spawn.y], waypoints[:, :2]])
+        legs = np.diff(self._points, axis=0)
+        self._lengths = np.maximum(np.linalg.norm(legs, axis=1), 1e-9)
+        self._directions = legs / self._lengths[:, None]
+        self._starts = np.concatenate([[0.0], np.cumsum(self._lengths)[:-1]])
+        self._reach_m = reach_m
+        self._near_since_ns: int | None = None
+        self._walked_before = 0.0
+        self._origin = 0.0
+        self._best = 0.0
+        self.index = 0
+        """Waypoints reached so far; also the index of the next one."""
+
+    @property
+    def count(self) -> int:
+        """Waypoints of the course."""
+        return len(self._lengths)
+
+    @property
+    def completed(self) -> bool:
+        """Whether the last waypoint has been reached."""
+        return self.index >= self.count
+
+    @property
+    def distance_m(self) -> float:
+        """Metres walked forward along the course, over all resets."""
+        return self._walked_before + self._best - self._origin
+
+    @property
+    def target_xy(self) -> Vector | None:
+        """The next waypoint (2,), None when there is none left."""
+        return None if self.completed else self._points[self.index + 1]
+
+    def update(self, pos_xy: Vector, now_ns: int) -> bool:
+        """Take in where the base is; says whether a waypoint was reached just now."""
+        along, aside, to_go = self._on_leg(pos_xy)
+        self._best = max(self._best, self._starts[self._leg] + along)
+        if self.completed:
+            return False
+        near = math.hypot(to_go, aside) <= self._reach_m
+        if not near:
+            self._near_since_ns = None
+        elif self._near_since_ns is None:
+            self._near_since_ns = now_ns
+        dwelt = self._near_since_ns is not None and now_ns - self._near_since_ns >= _DWELL_S * 1e9
+        passed = to_go <= 0.0 and abs(aside) <= _PASS_WIDTH_M
+        if not (dwelt or passed):
+            return False
+        self.index += 1
+        self._near_since_ns = None
+        return True
+
+    def restart_pose(self) -> Pose2:
+        """Where to put a robot that fell: the last waypoint reached, facing the next."""
+        if self.index == 0:
+            return self._spawn
+        x, y = self._points[self.index]
+        dx, dy = self._directions[self._leg]
+        return Pose2(float(x), float(y), math.atan2(dy, dx))
+
+    def restart(self) -> None:
+        """The robot was put down at `restart_pose`; counting goes on from there."""
+        self._walked_before = self.distance_m
+        reached = self._starts[self.index] if not self.completed else self._starts[-1]
+        self._origin = self._best = float(reached)
+        self._near_since_ns = None
+
+    @property
+    def _leg(self) -> int:
+        """The stretch being walked; the last one stays when the course is completed."""
+        return min(self.index, self.count - 1)
+
+    def _on_leg(self, pos_xy: Vector) -> tuple[float, float, float]:
+        """Metres along the present leg (clipped to it), to its side, and to go to its end."""
+        direction = self._directions[self._leg]
+        offset = pos_xy - self._points[self._leg]
+        raw = float(offset @ direction)
+        aside = float(direction[0] * offset[1] - direction[1] * offset[0])
+        length = float(self._lengths[self._leg])
+        return min(max(raw, 0.0), length), aside, length - raw
+
+
+class FallReason(StrEnum):
+    """Why the robot counts as fallen."""
+
+    TILT = "tilt"
+    GROUNDED = "base on the ground"
+    PIT = "in a pit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FallCfg:
+    """What counts as a fall."""
+
+    tilt_rad: float
+    grounded_s: float = 0.5
+    """How long the base must lie on the ground."""
+    stance_m: float = 0.2
+    """Only while the targets ask for legs longer than this: sitting is not falling."""
+
+
+class FallMonitor:
+    """Decides from the truth of the simulation whether the robot has fallen."""
+
+    def __init__(self, cfg: FallCfg) -> None:
+        self._cfg = cfg
+        self._grounded_since_ns: int | None = None
+
+    def reset(self) -> None:
+        """The robot was put back on its feet."""
+        self._grounded_since_ns = None
+
+    def update(
+        self, now_ns: int, *, tilt_rad: float, in_pit: bool, base_contact: bool, stance_m: float
+    ) -> FallReason | None:
+        """Judge one sample.
+
+        Args:
+            now_ns: Simulated or real time.
+            tilt_rad: Angle between the base's z axis and the vertical.
+            in_pit: Whether the base is below every surface there is to walk on.
+            base_contact: Whether the body touches the course.
+            stance_m: How far below the base the targets in force would put the feet; 0 or less
+                when the robot is limp.
+        """
+        if tilt_rad > self._cfg.tilt_rad:
+            return FallReason.TILT
+        if in_pit:
+            return FallReason.PIT
+        if not (base_contact and stance_m > self._cfg.stance_m):
+            self._grounded_since_ns = None
+            return None
+        if self._grounded_since_ns is None:
+            self._grounded_since_ns = now_ns
+        if now_ns - self._grounded_since_ns >= self._cfg.grounded_s * 1e9:
+            return FallReason.GROUNDED
+        return None

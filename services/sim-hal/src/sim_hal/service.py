@@ -1,0 +1,399 @@
+"""The loop: physics every 5 ms, state out, commands in until the next slot.
+
+Real time: slots lie on the grid of CLOCK_MONOTONIC. Even slots begin a 10 ms control period, whose
+command arrives some 3 ms later; depth images are made in odd slots, where none is expected.
+
+Lock-step: the clock is simulated and stands still while the loop waits for the one command that
+answers the state it published. Nothing depends on how long that takes, so a run repeats exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mujoco
+import structlog
+from krabby_proto import (
+    FLAG_FEATURES_DUE,
+    FLAG_LOCKSTEP,
+    FLAG_NAV_DUE,
+    FLAG_RESET,
+    NAV,
+    HalServer,
+    Message,
+    Publisher,
+    make_hello,
+)
+from krabby_robot import frames
+from krabby_robot.courses import make_course
+from krabby_robot.description import RobotDescription
+from krabby_service.metrics import (
+    DEADLINE_MISSES,
+    LOOP_LATENESS,
+    LOOP_PERIOD,
+    SKIPPED_CYCLES,
+    Quantiles,
+)
+from krabby_service.rate import Rate
+from krabby_service.realtime import IdleCollector
+
+from sim_hal import metrics
+from sim_hal.errors import LoopSilent
+from sim_hal.metrics import JointMetrics
+from sim_hal.mission import STOP, pursue
+from sim_hal.physics import SUBSTEP_NS
+from sim_hal.simulator import Simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from krabby_service.app import Runtime
+    from krabby_service.rate import Tick
+
+    from sim_hal.config import SimHalCfg
+
+__all__ = ["SimHal"]
+
+log = structlog.get_logger(__name__)
+
+SLOT_NS = 5_000_000
+"""Physics, gate and state run at 200 Hz."""
+SLOTS_PER_PERIOD = 2
+"""The game loop's control period: 100 Hz."""
+SUBSTEPS_PER_SLOT = SLOT_NS // SUBSTEP_NS
+
+_CATCH_UP_SLOTS = 4
+"""Missed slots whose physics is made up for at most; after a longer stall simulated time falls
+behind instead of running off in a burst."""
+_NAV_PERIODS = 5
+"""Control periods between two walking commands: 20 Hz."""
+_METRICS_SLOTS = 21
+"""Slots between two updates of the gauges; odd, so that it falls on both kinds of slot."""
+_RESEND_S = 0.25
+"""Lock-step, until the first command: how often the first state is said again, since a subscriber
+that is still connecting misses what was said before."""
+_POLL_S = 0.1
+"""How long a wait may last before the loop looks whether it is to stop [s]."""
+
+
+class SimulatedClock:
+    """Nanoseconds that pass when the simulation says so."""
+
+    def __init__(self) -> None:
+        # Not 0, which means "never" in replies; the same in every run, so that runs repeat.
+        self.now_ns = 1_000_000_000
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class SimHal:
+    """`krabby_service.Service` around a `Simulator`."""
+
+    def __init__(self, cfg: SimHalCfg) -> None:
+        self._cfg = cfg
+        self._lockstep = cfg.speed == 0.0
+        self._simulated = SimulatedClock()
+        self._clock_ns = self._simulated if self._lockstep else time.monotonic_ns
+        desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
+        course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
+        self.sim = Simulator(cfg, desc, course, clock_ns=self._clock_ns)
+        self.sim.on_actuated = self._actuated
+        self.server: HalServer | None = None
+        self._nav: Publisher | None = None
+        self._joint_metrics = JointMetrics(desc.joint_names)
+        self._observation_age = Quantiles()
+        self._render_time = Quantiles()
+        self._periods = 0
+        self._slots = 0
+        self._skipped = 0
+        self._lost_slots = 0
+        self._last_period_ns: int | None = None
+        self._started_s = time.monotonic()
+        self._shown: dict[str, float] = {}
+
+    def startup(self) -> None:
+        cfg = self._cfg
+        self.server = HalServer(
+            dataclasses.asdict(cfg.endpoints),
+            hello=self._hello(),
+            handler=self.sim,
+            clock_ns=self._clock_ns,
+        )
+        if cfg.mission.enabled:
+            self._nav = Publisher(cfg.endpoints.nav, NAV, clock=self._clock_ns, bind=False)
+        log.info(
+            "simulating",
+            course=self.sim.course.name,
+            boxes=len(self.sim.course.boxes),
+            waypoints=self.sim.progress.count,
+            robot=self.sim.desc.name,
+            endpoints=self.server.endpoints,
+        )
+
+    def run(self, runtime: Runtime) -> None:
+        self._started_s = time.monotonic()
+        if self._lockstep:
+            self._run_lockstep(runtime)
+        else:
+            self._run_realtime(runtime)
+
+    def shutdown(self) -> Mapping[str, object]:
+        summary = self.sim.summary() | self._loop_summary()
+        if self._nav is not None:
+            self._nav.close()
+        if self.server is not None:
+            self._update_metrics()
+            self.server.close()
+        return summary
+
+    # --- real time ---------------------------------------------------------------------------
+
+    def _run_realtime(self, runtime: Runtime) -> None:
+        rate = Rate(SLOT_NS * 1e-9)
+        collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
+        while not runtime.stopping and not self._finished():
+            tick = rate.wait()
+            self._slot(tick)
+            if time.monotonic_ns() > rate.next_deadline_ns:
+                DEADLINE_MISSES.inc()
+            self._serve_until(rate.next_deadline_ns)
+            if collector is not None:
+                collector.offer(rate.next_deadline_ns)
+            runtime.beat()
+
+    def _slot(self, tick: Tick) -> None:
+        started_ns = time.monotonic_ns()
+        LOOP_LATENESS.observe(tick.lateness_s)
+        slots = 1 + min(tick.skipped, _CATCH_UP_SLOTS)
+        if tick.skipped:
+            SKIPPED_CYCLES.inc(tick.skipped)
+            self._skipped += tick.skipped
+            self._lost_slots += 1 + tick.skipped - slots
+        self.sim.advance(tick.scheduled_ns, tick.woke_ns, slots * SUBSTEPS_PER_SLOT)
+        advanced_ns = time.monotonic_ns()
+        metrics.WORK["physics"].observe((advanced_ns - started_ns) * 1e-9)
+        self._publish_state(tick.woke_ns, 0)
+        begins_period = (tick.scheduled_ns // SLOT_NS) % SLOTS_PER_PERIOD == 0
+        if begins_period:
+            self._begin_period(tick.woke_ns)
+            if self._periods % _NAV_PERIODS == 0:
+                self._publish_nav(tick.woke_ns)
+        self._deliver_frame(tick.woke_ns)
+        metrics.WORK["publish"].observe((time.monotonic_ns() - advanced_ns) * 1e-9)
+        if not begins_period:
+            self._serve(0.0)  # a late command must not wait for an image
+            self._expose(tick.woke_ns)
+        self._slots += 1
+        if self._slots % _METRICS_SLOTS == 0:
+            self._update_metrics()
+
+    def _serve_until(self, deadline_ns: int) -> None:
+        while (left_ns := deadline_ns - time.monotonic_ns()) > 0:
+            self._serve(left_ns * 1e-9)
+
+    # --- lock-step ---------------------------------------------------------------------------
+
+    def _run_lockstep(self, runtime: Runtime) -> None:
+        clock = self._simulated
+        self._publish_lockstep()
+        self._await_first_command(runtime)
+        while not runtime.stopping and not self._finished():
+            for slot in range(SLOTS_PER_PERIOD):
+                clock.now_ns += SLOT_NS
+                self.sim.advance(clock.now_ns, clock.now_ns, SUBSTEPS_PER_SLOT)
+                if slot + 1 < SLOTS_PER_PERIOD:
+                    self._expose(clock.now_ns)
+            self._publish_lockstep()
+            self._await_command(runtime)
+            self._slots += SLOTS_PER_PERIOD
+            if self._periods % _METRICS_SLOTS == 0:
+                self._update_metrics()
+            runtime.beat()
+
+    def _publish_lockstep(self) -> None:
+        """Everything of one control period: what it depends on first, the state last."""
+        now_ns = self._simulated.now_ns
+        flags = FLAG_LOCKSTEP
+        self._begin_period(now_ns)
+        if self._deliver_frame(now_ns):
+            flags |= FLAG_FEATURES_DUE
+        if self._periods % _NAV_PERIODS == 0 and self._publish_nav(now_ns):
+            flags |= FLAG_NAV_DUE
+        self.sim.expected_capture_ns = now_ns
+        self._publish_state(now_ns, flags)
+
+    def _await_first_command(self, runtime: Runtime) -> None:
+        """Wait for the game loop to appear, saying the first state again and again."""
+        deadline_s = time.monotonic() + self._cfg.lockstep.start_timeout_s
+        resend_s = time.monotonic() + _RESEND_S
+        now_ns = self._simulated.now_ns
+        while not runtime.stopping and self.sim.last_command_ns != now_ns:
+            self._serve(_POLL_S)
+            runtime.beat()
+            if time.monotonic() > deadline_s:
+                raise LoopSilent(
+                    f"no command within {self._cfg.lockstep.start_timeout_s:g} s of the first "
+                    f"state; start the gameloop with endpoints.state={self._cfg.endpoints.state} "
+                    f"and endpoints.command={self._cfg.endpoints.command}"
+                )
+            if time.monotonic() > resend_s and self.sim.last_command_ns != now_ns:
+                resend_s = time.monotonic() + _RESEND_S
+                flags = FLAG_LOCKSTEP | (FLAG_NAV_DUE if self._publish_nav(now_ns) else 0)
+                self._publish_state(now_ns, flags)
+
+    def _await_command(self, runtime: Runtime) -> None:
+        timeout_s = self._cfg.lockstep.answer_timeout_s
+        deadline_s = time.monotonic() + timeout_s
+        now_ns = self._simulated.now_ns
+        while not runtime.stopping and self.sim.last_command_ns != now_ns:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0.0:
+                raise LoopSilent(
+                    f"the game loop did not answer the state of simulated time "
+                    f"{self.sim.world.sim_time_s:.3f} s within {timeout_s:g} s; look at its log, "
+                    "or raise lockstep.answer_timeout_s if this machine is that slow"
+                )
+            self._serve(min(left_s, _POLL_S))
+
+    # --- parts of a slot ---------------------------------------------------------------------
+
+    def _publish_state(self, capture_ns: int, flags: int) -> None:
+        server = self._server
+        state, was_reset = self.sim.state()
+        server.safety_state = int(self.sim.gate.state)
+        server.fault_bits = int(self.sim.gate.faults)
+        server.publish_state(state, capture_ns, flags | (FLAG_RESET if was_reset else 0))
+
+    def _begin_period(self, now_ns: int) -> None:
+        if self._last_period_ns is not None:
+            LOOP_PERIOD.observe((now_ns - self._last_period_ns) * 1e-9)
+        self._last_period_ns = now_ns
+        self._periods += 1
+        self._server.publish_truth(self.sim.control_tick(now_ns), now_ns)
+
+    def _publish_nav(self, now_ns: int) -> bool:
+        if self._nav is None:
+            return False
+        target = self.sim.progress.target_xy
+        command = STOP
+        if target is not None:
+            heading = float(frames.yaw(self.sim.world.base_quat_w))
+            position = self.sim.world.base_pos_w[:2]
+            command = pursue(position, heading, target, self._cfg.mission.speed)
+        self._nav.publish(command.as_array(), capture_ns=now_ns)
+        return True
+
+    def _expose(self, now_ns: int) -> None:
+        camera = self.sim.camera
+        if camera is None or not camera.due(now_ns):
+            return
+        started_ns = time.monotonic_ns()
+        self.sim.expose(now_ns)
+        elapsed_s = (time.monotonic_ns() - started_ns) * 1e-9
+        metrics.WORK["render"].observe(elapsed_s)
+        self._render_time.add(elapsed_s)
+
+    def _deliver_frame(self, now_ns: int) -> bool:
+        frame = self.sim.camera.pop(now_ns) if self.sim.camera is not None else None
+        if frame is None:
+            return False
+        self._server.publish_camera(frame.image, frame.capture_ns)
+        return True
+
+    def _serve(self, timeout_s: float) -> None:
+        self._server.poll(timeout_s)
+
+    def _actuated(self, message: Message, applied_ns: int) -> None:
+        age_s = message.age_s(applied_ns)
+        metrics.OBSERVATION.observe(age_s)
+        self._observation_age.add(age_s)
+
+    def _finished(self) -> bool:
+        duration_s = self._cfg.duration_s
+        return duration_s > 0.0 and self.sim.world.sim_time_s >= duration_s
+
+    @property
+    def _server(self) -> HalServer:
+        assert self.server is not None, "startup comes first"
+        return self.server
+
+    # --- what is said about it ---------------------------------------------------------------
+
+    @property
+    def _real_time_factor(self) -> float:
+        return self.sim.world.sim_time_s / max(time.monotonic() - self._started_s, 1e-9)
+
+    def _hello(self) -> dict[str, Any]:
+        desc, course, camera = self.sim.desc, self.sim.course, self.sim.desc.camera
+        return make_hello(
+            service="sim-hal",
+            clock="simulated" if self._lockstep else "monotonic",
+            robot={
+                "name": desc.name,
+                "hash": desc.content_hash,
+                "joint_names": desc.joint_names,
+                "units": "SI",
+            },
+            camera=dataclasses.asdict(camera) if self._cfg.camera.enabled else {},
+            extra={
+                "simulator": f"mujoco {mujoco.__version__}",
+                "course": {
+                    "name": course.name,
+                    "difficulty": course.difficulty,
+                    "seed": course.seed,
+                    "hash": course.content_hash,
+                    "spawn": course.spawn,
+                    "waypoints": course.waypoints.round(4).tolist(),
+                },
+            },
+        )
+
+    def _update_metrics(self) -> None:
+        gate, sim = self.sim.gate, self.sim
+        for state, gauge in zip(type(gate.state), metrics.SAFETY_STATE.values(), strict=True):
+            gauge.set(gate.state == state)
+        for fault, gauge in zip(type(gate.faults), metrics.FAULTS.values(), strict=True):
+            gauge.set(fault in gate.faults)
+        metrics.EFFORT_BUDGET.set(gate.effort_budget_ratio)
+        metrics.DISTANCE.set(sim.progress.distance_m)
+        metrics.REAL_TIME_FACTOR.set(self._real_time_factor)
+        for gauge, rms in zip(self._joint_metrics.effort_rms, gate.effort_rms, strict=True):
+            gauge.set(rms)
+        self._count_up(metrics.FALLS, "falls", sim.falls)
+        if sim.camera is not None:
+            self._count_up(metrics.CAMERA_DROPPED, "frames", sim.camera.dropped)
+        for status, count in self._server.stats.commands.items():
+            self._count_up(metrics.COMMANDS[status], status, count)
+        for kind, counters, counts in (
+            ("position", self._joint_metrics.position_clamped, sim.position_clamps),
+            ("rate", self._joint_metrics.rate_clamped, sim.rate_clamps),
+        ):
+            for joint, (counter, count) in enumerate(zip(counters, counts, strict=True)):
+                self._count_up(counter, f"{kind}{joint}", int(count))
+
+    def _count_up(self, counter: Any, key: str, total: float) -> None:
+        """Bring a counter to a total that is kept elsewhere."""
+        news = total - self._shown.get(key, 0)
+        if news:
+            counter.inc(news)
+            self._shown[key] = total
+
+    def _loop_summary(self) -> dict[str, Any]:
+        commands = {} if self.server is None else dict(self.server.stats.commands)
+        camera = self.sim.camera
+        facts: dict[str, Any] = {
+            "real_time_factor": round(self._real_time_factor, 4),
+            "slots": self._slots,
+            "slots_skipped": self._skipped,
+            "slots_lost": self._lost_slots,
+            "commands": {status: count for status, count in commands.items() if count},
+            "frames": 0 if camera is None else camera.captured,
+            "frames_dropped": 0 if camera is None else camera.dropped,
+        }
+        if not self._lockstep:  # in simulated time an answer takes no time at all
+            facts |= self._observation_age.summary_ms("obs_age")
+        return facts | self._render_time.summary_ms("render")
