@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Generator, MutableMapping
+import time
+from collections.abc import Callable, Generator, MutableMapping
 from typing import Any
 
 import structlog
 
 from krabby_service.app import Runtime, Service
 
-__all__ = ["FakeClock", "captured_logs", "free_port", "free_ports", "running"]
+__all__ = ["FakeClock", "captured_logs", "free_port", "free_ports", "running", "until"]
 
 
 class FakeClock:
@@ -66,6 +67,19 @@ def captured_logs() -> Generator[list[MutableMapping[str, Any]], None, None]:
     """Log events of the block as dictionaries, `event` and `log_level` among their keys."""
     with structlog.testing.capture_logs() as events:
         yield events
+
+
+def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Return once `condition` holds; for what another thread or process is about to do.
+
+    Raises:
+        TimeoutError: It did not come to hold.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still not so after {timeout_s:g} s: {condition}")
+        time.sleep(0.002)
 
 
 @contextlib.contextmanager

@@ -1,1 +1,1 @@
-"""To be written."""
+"""Depth source to policy depth image or encoder features."""
