@@ -14,13 +14,9 @@ from krabby_robot import frames
 from krabby_robot.description import RobotDescription
 from krabby_robot.formats.urdf import Box, Cylinder, Link, Pose, Shape, Sphere, Tree, numbers
 from krabby_robot.kinematics import standing_height
+from krabby_robot.mujoco_model import COLLISION_GROUP, VISUAL_GROUP
 
-__all__ = ["COLLISION_GROUP", "VISUAL_GROUP", "to_mjcf"]
-
-COLLISION_GROUP = 1
-"""Geom group of the robot's collision shapes; terrain is group 0."""
-VISUAL_GROUP = 2
-"""Geom group of what is only there to be looked at."""
+__all__ = ["to_mjcf"]
 
 _TOUCH_MARGIN = 1.2
 """Radius of a foot's touch volume over the foot's: contacts lie on the sphere, not inside it."""

@@ -197,8 +197,8 @@ def _arguments(description: RobotDescription) -> dict[str, str]:
 
 
 _NUMBERS = frozenset(
-    ["xyz", "rpy", "size", "radius", "length", "value", "lower", "upper", "effort", "velocity"]
-    + ["ixx", "ixy", "ixz", "iyy", "iyz", "izz"]
+    {"xyz", "rpy", "size", "radius", "length", "value", "lower", "upper", "effort", "velocity"}
+    | {"ixx", "ixy", "ixz", "iyy", "iyz", "izz"}
 )
 """Attributes that hold numbers."""
 

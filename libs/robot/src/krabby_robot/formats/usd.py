@@ -118,7 +118,7 @@ class _Writer:
                 self._write_link(child, _compose(pose_r, self._child_pose(child.joint)))
 
     def _filter_pairs(self) -> None:
-        """Bodies that overlap where the legs begin do not collide; the same pairs as in the MJCF."""
+        """Exempt what overlaps where the legs begin from colliding, as in the MJCF."""
         base = self._stage.GetPrimAtPath(self._root.AppendChild(self._tree.root.name))
         pairs = UsdPhysics.FilteredPairsAPI.Apply(base).CreateFilteredPairsRel()
         for leg in self._description.leg_names:
