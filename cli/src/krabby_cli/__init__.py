@@ -1,1 +1,1 @@
-"""To be written."""
+"""The krabby command: run, drive, look, check."""

@@ -1,0 +1,56 @@
+"""The `krabby` command: one parser, one place where errors become one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from krabby_proto import ProtoError
+from krabby_robot.errors import RobotError
+from krabby_service.errors import ServiceError
+
+from krabby_cli import course, operate, teleop, up
+from krabby_cli.errors import CliError, UsageError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except (UsageError, RobotError, ServiceError) as error:
+        return _complain(args.command, error, 2)
+    except (CliError, ProtoError) as error:
+        return _complain(args.command, error, 1)
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:
+        # Whoever read stdout has gone, as `| head` does; keep the interpreter's exit quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="krabby",
+        description="Run the crab in simulation, drive it, look at its streams, check a HAL.",
+        epilog="krabby COMMAND --help has the options and examples of each.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (up, teleop, course):
+        module.add_parser(commands)
+    operate.add_parsers(commands)
+    return parser
+
+
+def _complain(command: str, error: Exception, status: int) -> int:
+    sys.stderr.write(f"krabby {command}: {error}\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

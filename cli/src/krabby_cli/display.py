@@ -1,0 +1,183 @@
+"""What a person sees while a run goes on: a live table on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
+
+from krabby_cli import scrape
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    from krabby_cli.scrape import LiveFigures, Scrape
+
+__all__ = ["Display", "LiveDisplay", "PlainDisplay", "RunView"]
+
+_PLAIN_PERIOD_S: Final = 5.0
+_RENDER_PERIOD_S: Final = 0.25
+_ASK_PERIOD_S: Final = 1.0
+_ANSWER_S: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """What the supervisor knows at one moment."""
+
+    title: str
+    elapsed_s: float | None
+    """Since all were ready; None while they start."""
+    duration_s: float
+    """0 when there is no end."""
+    progress: str
+    states: Mapping[str, str]
+    """Process state by service."""
+    cores: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def clock(self) -> str:
+        """How far the run is."""
+        if self.elapsed_s is None:
+            return "starting"
+        return f"{self.elapsed_s:.0f} s" + (f" of {self.duration_s:g} s" if self.duration_s else "")
+
+
+class Display(Protocol):
+    """Shows a run."""
+
+    def update(self, view: RunView) -> None:
+        """Called ten times a second; shows what is due."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+
+class PlainDisplay:
+    """A progress line on stderr every five seconds."""
+
+    def __init__(self) -> None:
+        self._due_s = 0.0
+
+    def update(self, view: RunView) -> None:
+        """Write a line when one is due."""
+        now = time.monotonic()
+        if now < self._due_s:
+            return
+        self._due_s = now + _PLAIN_PERIOD_S
+        load = sum(view.cores.values())
+        self.say(f"{view.clock}: {view.progress}" + (f", {load:.2f} cores" if load else ""))
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class LiveDisplay:
+    """A table on the terminal, fed by the services' metrics and by asking HAL and gameloop."""
+
+    def __init__(self, endpoints: Mapping[str, str], metrics_ports: Mapping[str, int]) -> None:
+        # Only a run on a terminal pays for it.
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._live.start()
+        self._metrics_ports = metrics_ports
+        self._hal = HalClient({"safety": endpoints["safety"]})
+        self._loop = ControlClient(endpoints["control"])
+        self._scrapes: dict[str, Scrape] = {}
+        self._figures: dict[str, LiveFigures] = {}
+        self._answers: dict[str, str] = {}
+        self._render_due_s = 0.0
+        self._ask_due_s = 0.0
+
+    def update(self, view: RunView) -> None:
+        """Ask once a second, draw four times a second."""
+        now = time.monotonic()
+        if now >= self._ask_due_s and view.elapsed_s is not None:
+            self._ask_due_s = now + _ASK_PERIOD_S
+            self._ask(now)
+        if now >= self._render_due_s:
+            self._render_due_s = now + _RENDER_PERIOD_S
+            self._live.update(self._table(view), refresh=True)
+
+    def say(self, text: str) -> None:
+        """Print above the table."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Take the table away."""
+        self._live.stop()
+        self._hal.close()
+        self._loop.close()
+
+    def _ask(self, now_s: float) -> None:
+        for name, port in self._metrics_ports.items():
+            found = scrape.fetch(port, now_s)
+            if found is None:
+                self._figures.pop(name, None)
+            elif name in self._scrapes:
+                self._figures[name] = scrape.compare(self._scrapes[name], found)
+            if found is not None:
+                self._scrapes[name] = found
+        self._answers = {"sim-hal": self._safety_state(), "gameloop": self._loop_state()}
+
+    def _safety_state(self) -> str:
+        try:
+            answer = self._hal.safety("status", "krabby up", timeout_s=_ANSWER_S)
+        except ProtoError:
+            return "no answer"
+        faults = ", ".join(map(str, answer.get("faults", ())))
+        return str(answer.get("state", "?")) + (f" ({faults})" if faults else "")
+
+    def _loop_state(self) -> str:
+        try:
+            answer = self._loop.request("status", timeout_s=_ANSWER_S)
+        except RequestTimeout:
+            return "no answer"
+        return str(answer.get("state", "?"))
+
+    def _table(self, view: RunView) -> Table:
+        from rich.table import Table
+
+        table = Table(title=f"{view.title}\n{view.clock}: {view.progress}", title_justify="left")
+        table.add_column("service")
+        table.add_column("process")
+        table.add_column("state")
+        for heading in ("loop Hz", "misses", "age p99 at most", "cores"):
+            table.add_column(heading, justify="right")
+        for name, state in view.states.items():
+            figures = self._figures.get(name)
+            table.add_row(
+                name,
+                state,
+                self._answers.get(name, ""),
+                f"{figures.loop_hz:.1f}" if figures else "",
+                str(figures.deadline_misses) if figures else "",
+                _ages(figures.age_p99_ms) if figures else "",
+                f"{view.cores[name]:.2f}" if name in view.cores else "",
+            )
+        return table
+
+
+def _ages(ages_ms: Mapping[str, float]) -> str:
+    return "\n".join(f"{stream} {age:g} ms" for stream, age in ages_ms.items())

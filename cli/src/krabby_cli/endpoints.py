@@ -1,0 +1,210 @@
+"""Where the streams of a run are: the options every subcommand shares, and free ports."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+from krabby_proto import STREAMS, default_endpoints
+
+from krabby_cli.errors import UsageError
+
+__all__ = [
+    "BASE_PORT",
+    "RUN_FILE",
+    "Wiring",
+    "add_endpoint_options",
+    "check_free",
+    "endpoints_of",
+    "parse_endpoint",
+    "wire",
+]
+
+BASE_PORT: Final = 6000
+"""Port of the first stream; the streams table counts from here."""
+RUN_FILE: Final = "run.json"
+"""In a run's folder: what `krabby up` started, and where."""
+
+_STANDARD_METRICS: Final = {"sim-hal": 9101, "camera": 9102, "gameloop": 9103}
+_METRICS_OFFSET: Final = 11
+"""With another base port the metrics ports follow the streams."""
+_MAX_OFFSET: Final = 13
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wiring:
+    """Endpoints of every stream and metrics port of every service of one run."""
+
+    endpoints: Mapping[str, str]
+    metrics_ports: Mapping[str, int]
+    own_folder: str | None = None
+    """Made for this run's Unix sockets; to be removed with them."""
+
+
+def wire(transport: str, base_port: int) -> Wiring:
+    """Lay out a run on the loopback interface, or in a folder of Unix sockets.
+
+    Args:
+        transport: ``tcp`` or ``ipc``.
+        base_port: of the first stream; 0 finds free ports, and with ipc a new folder.
+    """
+    if not (base_port == 0 or 1024 <= base_port <= 65535 - _MAX_OFFSET):
+        raise UsageError(
+            f"base port {base_port} is out of range; give 0 for free ports or "
+            f"1024 to {65535 - _MAX_OFFSET}"
+        )
+    offsets = {name: stream.port - BASE_PORT for name, stream in STREAMS.items()}
+    if base_port == 0:
+        ports = iter(_free_ports(len(STREAMS) + len(_STANDARD_METRICS)))
+        streams = {name: next(ports) for name in STREAMS}
+        metrics = {name: next(ports) for name in _STANDARD_METRICS}
+    else:
+        streams = {name: base_port + offset for name, offset in offsets.items()}
+        metrics = (
+            dict(_STANDARD_METRICS)
+            if base_port == BASE_PORT
+            else {n: base_port + _METRICS_OFFSET + i for i, n in enumerate(_STANDARD_METRICS)}
+        )
+    if transport == "ipc":
+        own = tempfile.mkdtemp(prefix="krabby-") if base_port == 0 else None
+        endpoints = default_endpoints(f"ipc://{own or _ipc_folder()}")
+        return Wiring(endpoints=endpoints, metrics_ports=metrics, own_folder=own)
+    endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in streams.items()}
+    return Wiring(endpoints=endpoints, metrics_ports=metrics)
+
+
+def check_free(wiring: Wiring) -> None:
+    """Make sure that nobody is at the endpoints or has the metrics ports yet.
+
+    Raises:
+        UsageError: names the endpoint, what it is for, and whose it is if that can be seen.
+    """
+    places = dict(wiring.endpoints)
+    places |= {
+        f"metrics of {name}": f"tcp://127.0.0.1:{port}"
+        for name, port in wiring.metrics_ports.items()
+    }
+    for name, endpoint in places.items():
+        if not _is_free(endpoint):
+            raise UsageError(
+                f"{endpoint} ({name}) is already in use{_owner(endpoint)}; stop the other "
+                "process, or give another --base-port (0 finds free ones)"
+            )
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a running robot or simulation is."""
+    group = parser.add_argument_group("where the robot is")
+    group.add_argument("--host", default="127.0.0.1", help="host of the streams (%(default)s)")
+    group.add_argument(
+        "--base-port", type=int, default=BASE_PORT, metavar="N", help="first port (%(default)s)"
+    )
+    group.add_argument(
+        "--transport", choices=("tcp", "ipc"), default="tcp", help="default %(default)s"
+    )
+    group.add_argument(
+        "--run",
+        type=Path,
+        metavar="DIR",
+        help="folder of a run of `krabby up`; its endpoints are used instead of the above",
+    )
+    group.add_argument(
+        "--endpoint",
+        type=parse_endpoint,
+        action="append",
+        default=[],
+        metavar="STREAM=ENDPOINT",
+        help="one stream's endpoint, for example state=tcp://10.0.0.5:6001; repeatable",
+    )
+
+
+def endpoints_of(args: argparse.Namespace) -> dict[str, str]:
+    """Stream name to endpoint, from the options of `add_endpoint_options`."""
+    if args.run is not None:
+        endpoints = _endpoints_of_run(args.run)
+    elif args.transport == "ipc":
+        endpoints = default_endpoints(f"ipc://{_ipc_folder()}")
+    else:
+        endpoints = {
+            name: f"tcp://{args.host}:{args.base_port + stream.port - BASE_PORT}"
+            for name, stream in STREAMS.items()
+        }
+    return endpoints | dict(args.endpoint)
+
+
+def parse_endpoint(text: str) -> tuple[str, str]:
+    """Read ``STREAM=ENDPOINT``."""
+    name, equals, endpoint = text.partition("=")
+    if not equals or name not in STREAMS or "://" not in endpoint:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not STREAM=ENDPOINT; streams are {', '.join(STREAMS)}, "
+            "endpoints look like tcp://HOST:PORT or ipc:///path"
+        )
+    return name, endpoint
+
+
+def _endpoints_of_run(folder: Path) -> dict[str, str]:
+    path = folder / RUN_FILE
+    try:
+        endpoints = json.loads(path.read_text(encoding="utf-8"))["endpoints"]
+        return {name: str(endpoints[name]) for name in STREAMS}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is not the record of a run ({error!r}); "
+            "give a folder that `krabby up` made, it names it when it starts"
+        ) from error
+
+
+def _ipc_folder() -> str:
+    """One well-known folder per user, so that the other subcommands find it without being told."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return f"{runtime}/krabby" if runtime else f"{tempfile.gettempdir()}/krabby-{os.getuid()}"
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _is_free(endpoint: str) -> bool:
+    scheme, _, rest = endpoint.partition("://")
+    if scheme == "ipc":
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(rest) != 0
+    host, _, port = rest.rpartition(":")
+    with socket.socket() as probe:
+        # As the services do: a connection of the last run that still lingers is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise UsageError(f"{endpoint} cannot be bound: {error.strerror}") from error
+    return True
+
+
+def _owner(endpoint: str) -> str:
+    port = endpoint.rpartition(":")[2]
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.status != psutil.CONN_LISTEN or connection.pid is None:
+                continue
+            if str(getattr(connection.laddr, "port", "")) == port:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass
+    return ""

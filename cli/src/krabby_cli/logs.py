@@ -1,0 +1,90 @@
+"""Reading the log files of running services, line by line as they grow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["LogFollower", "LogLine"]
+
+_ROUTINE: Final = frozenset(
+    {"time", "level", "service", "event", "run_id", "mono_ns", "logger", "exception"}
+)
+_LOUD: Final = frozenset({"warning", "error", "critical"})
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line: structured when it is JSON, else as it is (an interpreter's own words)."""
+
+    text: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(text: str) -> LogLine:
+        """Read a line without its end."""
+        try:
+            facts = json.loads(text)
+        except ValueError:
+            return LogLine(text)
+        return LogLine(text, facts) if isinstance(facts, dict) else LogLine(text)
+
+    @property
+    def event(self) -> str:
+        """What happened; empty when the line is not structured."""
+        return str(self.facts.get("event", ""))
+
+    @property
+    def is_loud(self) -> bool:
+        """Whether a person wants to see it: warnings, errors, and whatever is not structured."""
+        if not self.facts:
+            return bool(self.text.strip())
+        return self.facts.get("level") in _LOUD
+
+    def readable(self) -> str:
+        """For people: level, event, facts."""
+        if not self.facts:
+            return self.text
+        extra = " ".join(
+            f"{key}={_short(value)}" for key, value in self.facts.items() if key not in _ROUTINE
+        )
+        trace = f"\n{self.facts['exception']}" if self.facts.get("exception") else ""
+        return f"{self.facts.get('level', 'info')}: {self.event} {extra}".rstrip() + trace
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+class LogFollower:
+    """What was appended to a file since the last look; a line that is not finished yet waits."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = 0
+        self._rest = b""
+
+    def read(self) -> list[LogLine]:
+        """New complete lines, oldest first; none while the file does not exist."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                new = file.read()
+        except FileNotFoundError:
+            return []
+        self._position += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        return [LogLine.parse(line.decode(errors="replace")) for line in lines]
+
+    def rest(self) -> list[LogLine]:
+        """Like `read`, the unfinished last line included; for a writer that has ended."""
+        lines = self.read()
+        if self._rest:
+            lines.append(LogLine.parse(self._rest.decode(errors="replace")))
+            self._rest = b""
+        return lines

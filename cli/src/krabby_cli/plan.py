@@ -1,0 +1,181 @@
+"""What `krabby up` is going to do: checked completely before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from krabby_robot.courses import make_course
+from krabby_robot.description import RobotDescription
+from krabby_robot.policy import PolicyBundle, bundle_dir
+
+from krabby_cli.endpoints import Wiring, check_free, wire
+from krabby_cli.errors import UsageError
+from krabby_cli.supervise import ChildSpec
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+__all__ = ["Plan", "make_plan", "service_command"]
+
+_MODULES: Final = {"sim-hal": "sim_hal", "camera": "camera", "gameloop": "gameloop"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run, checked and ready to start."""
+
+    run_id: str
+    folder: Path
+    wiring: Wiring
+    children: tuple[ChildSpec, ...]
+    policy: str
+    course: str
+    difficulty: float
+    seed: int
+    duration_s: float
+    """0 for no end."""
+    lockstep: bool
+    start_timeout_s: float
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.policy} on {self.course}, difficulty {self.difficulty:g}, seed {self.seed}"
+            + (", lock-step" if self.lockstep else "")
+            + f"; logs in {self.folder}"
+        )
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Check what was asked and lay out the run.
+
+    Raises:
+        UsageError: or the error of the course or of the policy; nothing was started.
+    """
+    if not 0.0 <= args.duration < 1e7:
+        raise UsageError(f"--duration {args.duration} is no time; give seconds, 0 for no end")
+    make_course(args.course, args.difficulty, args.seed)
+    bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
+    settings = _settings(args.settings)
+    if args.no_camera and "camera" in settings:
+        raise UsageError("--set camera.… with --no-camera: there is no camera to set; drop one")
+    wiring = wire(args.transport, args.base_port)
+    check_free(wiring)
+    if args.record is not None:
+        _check_record(args.record)
+
+    overrides = _overrides(args, wiring, bundle)
+    names = [name for name in _MODULES if not (name == "camera" and args.no_camera)]
+    children = [
+        ChildSpec(
+            name=name,
+            argv=(*service_command(name), *overrides[name], *settings.get(name, ())),
+            may_end=name == "sim-hal",
+        )
+        for name in names
+    ]
+    if args.record is not None:
+        children.append(_recorder(args.record, wiring))
+    run_id = secrets.token_hex(4)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Plan(
+        run_id=run_id,
+        folder=args.runs_dir / f"{stamp}-{run_id}",
+        wiring=wiring,
+        children=tuple(children),
+        policy=bundle.name,
+        course=args.course,
+        difficulty=args.difficulty,
+        seed=args.seed,
+        duration_s=args.duration,
+        lockstep=args.speed == 0,
+        start_timeout_s=args.start_timeout,
+    )
+
+
+def service_command(name: str) -> tuple[str, ...]:
+    """How to start a service: the console script beside this interpreter, else its module."""
+    script = Path(sys.executable).parent / name
+    if script.is_file() and os.access(script, os.X_OK):
+        return (str(script),)
+    return (sys.executable, "-m", _MODULES[name])
+
+
+def _overrides(
+    args: argparse.Namespace, wiring: Wiring, bundle: PolicyBundle
+) -> dict[str, list[str]]:
+    """What this run sets in each service's configuration, as `key=value`."""
+    endpoints = wiring.endpoints
+    sim = {
+        "course.name": args.course,
+        "course.difficulty": args.difficulty,
+        "course.seed": args.seed,
+        "seed": args.seed,
+        "speed": args.speed,
+        "camera.enabled": not args.no_camera,
+    }
+    if args.speed == 0:
+        sim["duration_s"] = args.duration
+    encodes = bundle.needs_features == "latent"
+    keys: dict[str, dict[str, object]] = {
+        "sim-hal": sim,
+        "camera": {"source": "hal", "bundle": str(bundle.path.resolve()) if encodes else ""},
+        "gameloop": {"policy": str(bundle.path.resolve())},
+    }
+    streams = {
+        "sim-hal": ("state", "camera", "command", "safety", "truth", "nav"),
+        "camera": ("camera", "state", "features"),
+        "gameloop": ("state", "command", "features", "nav", "safety", "control"),
+    }
+    for name, table in keys.items():
+        table["metrics_port"] = wiring.metrics_ports[name]
+        table |= {f"endpoints.{stream}": endpoints[stream] for stream in streams[name]}
+    return {
+        name: [f"{key}={_toml(value)}" for key, value in table.items()]
+        for name, table in keys.items()
+    }
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers and booleans are TOML's.
+    return json.dumps(value)
+
+
+def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`--set` texts by service."""
+    settings: dict[str, list[str]] = {}
+    for text in texts:
+        service, dot, rest = text.partition(".")
+        if service not in _MODULES or not dot or "=" not in rest:
+            raise UsageError(
+                f"--set {text!r} is not SERVICE.KEY=VALUE; services are {', '.join(_MODULES)}, "
+                "their keys are in `SERVICE --help`"
+            )
+        settings.setdefault(service, []).append(rest)
+    return settings
+
+
+def _check_record(path: Path) -> None:
+    parent = path.absolute().parent
+    if not (parent.is_dir() and os.access(parent, os.W_OK)) or path.is_dir():
+        raise UsageError(f"--record {path}: cannot be written; give a file in a writable folder")
+    if path.exists():
+        raise UsageError(f"--record {path} exists already; remove it or give another name")
+
+
+def _recorder(path: Path, wiring: Wiring) -> ChildSpec:
+    options = [f"--endpoint={name}={endpoint}" for name, endpoint in wiring.endpoints.items()]
+    return ChildSpec(
+        name="recorder",
+        argv=(sys.executable, "-m", "krabby_cli", "record", str(path.absolute()), *options),
+        has_ready_event=False,
+    )

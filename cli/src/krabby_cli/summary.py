@@ -1,0 +1,141 @@
+"""The one line of JSON at the end of a run, put together from what each service reports."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["CpuMeter", "ExitState", "RunFacts", "build_summary"]
+
+ExitState = Literal["finished", "interrupted", "failed"]
+
+_FROM_GAMELOOP: Final = (
+    "loop_hz",
+    "deadline_misses",
+    "obs_age_p50_ms",
+    "obs_age_p99_ms",
+    "features_age_p99_ms",
+    "command_rtt_p50_ms",
+    "command_rtt_p99_ms",
+    "command_timeouts",
+)
+_FROM_SIM_HAL: Final = (
+    "distance_m",
+    "falls",
+    "course_completed",
+    "waypoints_reached",
+    "gate_clamps",
+    "effort_rms_nm",
+    "trajectory_hash",
+    "sim_time_s",
+    "real_time_factor",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What the supervisor itself knows about a run."""
+
+    run_id: str
+    policy: str
+    course: str
+    difficulty: float
+    seed: int
+    duration_s: float
+    """From the moment all were ready to the moment the first was stopped [s]."""
+    cpu_cores: Mapping[str, float]
+    """Mean processor use while the robot walked, in cores, by service."""
+    exit: ExitState
+    reason: str
+    folder: str
+
+
+def build_summary(
+    run: RunFacts, reports: Mapping[str, Mapping[str, Any]], latest: Mapping[str, float]
+) -> dict[str, Any]:
+    """The summary; a figure nobody reported is null rather than absent.
+
+    Args:
+        run: the supervisor's facts.
+        reports: `summary` events by service; empty for a service that died before it.
+        latest: the last that the truth stream said, for a simulator that could not report.
+    """
+    loop, sim = reports.get("gameloop", {}), reports.get("sim-hal", {})
+    figures = {name: loop.get(name) for name in _FROM_GAMELOOP}
+    figures |= {name: sim.get(name, latest.get(name)) for name in _FROM_SIM_HAL}
+    services = ("sim-hal", "camera", "gameloop")
+    cores = {name: round(run.cpu_cores[name], 3) for name in services if name in run.cpu_cores}
+    total = round(sum(run.cpu_cores[name] for name in cores), 3)
+    return {
+        "policy": run.policy,
+        "course": run.course,
+        "difficulty": run.difficulty,
+        "seed": run.seed,
+        "duration_s": round(run.duration_s, 3),
+        **figures,
+        "cpu_cores": {**cores, "total": total},
+        "exit": run.exit,
+        "reason": run.reason,
+        "run_id": run.run_id,
+        "logs": run.folder,
+    }
+
+
+class CpuMeter:
+    """Mean processor use of processes between a mark and the last sample."""
+
+    def __init__(
+        self, pids: Mapping[str, int], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._processes: dict[str, psutil.Process] = {}
+        for name, pid in pids.items():
+            try:
+                self._processes[name] = psutil.Process(pid)
+            except psutil.NoSuchProcess:
+                continue
+        self._last: dict[str, tuple[float, float]] = {}
+        self._before: dict[str, tuple[float, float]] = {}
+        self._marked: dict[str, tuple[float, float]] = {}
+        self.sample()
+        self.mark()
+
+    def sample(self) -> None:
+        """Look at every process that is still there."""
+        now = self._clock()
+        self._before = dict(self._last)
+        for name, process in self._processes.items():
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            self._last[name] = (now, times.user + times.system)
+
+    def mark(self) -> None:
+        """Start of the span that `cores` is about: the last sample."""
+        self._marked = dict(self._last)
+
+    def cores(self) -> dict[str, float]:
+        """Processor use from the mark to the last sample [cores], by name."""
+        return _rates(self._marked, self._last)
+
+    def recent(self) -> dict[str, float]:
+        """Processor use between the last two samples [cores], by name."""
+        return _rates(self._before, self._last)
+
+
+def _rates(
+    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
+) -> dict[str, float]:
+    rates: dict[str, float] = {}
+    for name, (then_s, then_cpu_s) in before.items():
+        now_s, now_cpu_s = after[name]
+        if now_s > then_s:
+            rates[name] = (now_cpu_s - then_cpu_s) / (now_s - then_s)
+    return rates

@@ -1,0 +1,211 @@
+"""Starting services as processes of their own, watching them, stopping them in order."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from krabby_cli.errors import ServiceDied
+from krabby_cli.logs import LogFollower, LogLine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["Child", "ChildSpec", "Supervisor"]
+
+_LAST_LINES: Final = 8
+_READY: Final = "running"
+"""The event a service logs when its startup is over."""
+_SUMMARY: Final = "summary"
+_PR_SET_PDEATHSIG: Final = 1
+_LIBC: Final = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSpec:
+    """A process to start."""
+
+    name: str
+    argv: tuple[str, ...]
+    has_ready_event: bool = True
+    """Whether it says so when its startup is over."""
+    may_end: bool = False
+    """Whether ending by itself with status 0 is its right."""
+
+
+class Child:
+    """A running process and what its log said so far."""
+
+    def __init__(self, spec: ChildSpec, folder: Path, env: Mapping[str, str]) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.log_path = folder / f"{spec.name}.log"
+        self.is_ready = not spec.has_ready_event
+        self.summary: dict[str, Any] = {}
+        """Facts of its last event; empty until it came."""
+        self.last_lines: deque[LogLine] = deque(maxlen=_LAST_LINES)
+        self._log = LogFollower(self.log_path)
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                spec.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=env,
+                # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative for a signal; None while it runs."""
+        return self.process.poll()
+
+    def follow(self) -> list[LogLine]:
+        """Read what it logged since the last call, and take note of what it says about itself."""
+        lines = self._log.read() if self.status is None else self._log.rest()
+        for line in lines:
+            self.last_lines.append(line)
+            if line.event == _READY:
+                self.is_ready = True
+            elif line.event == _SUMMARY:
+                self.summary = line.facts
+        return lines
+
+    def stop(self, grace_s: float, is_impatient: Callable[[], bool]) -> int:
+        """End it: SIGINT, after `grace_s` SIGTERM, 2 s later SIGKILL; returns its exit status."""
+        for number, patience_s in ((signal.SIGINT, grace_s), (signal.SIGTERM, 2.0)):
+            if self.status is not None:
+                break
+            self.process.send_signal(number)
+            self._wait(patience_s, is_impatient)
+        if self.status is None:
+            self.process.kill()
+        return self.process.wait()
+
+    def _wait(self, timeout_s: float, is_impatient: Callable[[], bool]) -> None:
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end and not is_impatient():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.1)
+                return
+
+
+class Supervisor:
+    """Runs a set of processes; as a context manager it leaves none behind.
+
+    Args:
+        specs: what to start, in this order.
+        folder: where the logs go, one file per process.
+        env: environment of the processes.
+        stop_order: names in the order to stop; those left out are stopped last.
+        echo: called with a name and a line for every warning, error and unstructured line.
+        grace_s: how long a process may take to end after SIGINT [s].
+        is_impatient: asked while waiting for an end; True skips the grace.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ChildSpec],
+        folder: Path,
+        *,
+        env: Mapping[str, str],
+        stop_order: Sequence[str] = (),
+        echo: Callable[[str, LogLine], None],
+        grace_s: float = 10.0,
+        is_impatient: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.children: dict[str, Child] = {}
+        self._specs = specs
+        self._folder = folder
+        self._env = dict(env)
+        self._stop_order = stop_order
+        self._echo = echo
+        self._grace_s = grace_s
+        self._is_impatient = is_impatient
+
+    def start(self) -> None:
+        """Start all at once."""
+        for spec in self._specs:
+            try:
+                self.children[spec.name] = Child(spec, self._folder, self._env)
+            except OSError as error:
+                raise ServiceDied(
+                    f"{spec.name} cannot be started: {error}; run: make setup"
+                ) from error
+
+    @property
+    def all_ready(self) -> bool:
+        """Whether every process has finished its startup."""
+        return all(child.is_ready for child in self.children.values())
+
+    @property
+    def not_ready(self) -> list[str]:
+        """Names of those that have not."""
+        return [child.name for child in self.children.values() if not child.is_ready]
+
+    def poll(self) -> str | None:
+        """Follow the logs; returns the name of a process that ended as it may, else None.
+
+        Raises:
+            ServiceDied: one ended that must not have; the message has its last words.
+        """
+        ended = None
+        for child in self.children.values():
+            status = child.status
+            self._follow(child)
+            if status is None:
+                continue
+            if status == 0 and child.spec.may_end:
+                ended = child.name
+            else:
+                raise ServiceDied(_last_words(child, status))
+        return ended
+
+    def stop(self) -> dict[str, int]:
+        """Stop all, in order; exit status by name."""
+        rank = {name: index for index, name in enumerate(self._stop_order)}
+        order = sorted(self.children.values(), key=lambda child: rank.get(child.name, len(rank)))
+        statuses: dict[str, int] = {}
+        for child in order:
+            statuses[child.name] = child.stop(self._grace_s, self._is_impatient)
+            self._follow(child)
+        return statuses
+
+    def _follow(self, child: Child) -> None:
+        for line in child.follow():
+            if line.is_loud:
+                self._echo(child.name, line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _last_words(child: Child, status: int) -> str:
+    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+    lines = "\n".join(f"    {line.readable()}" for line in child.last_lines)
+    said = f"; its last lines:\n{lines}" if lines else " without a word"
+    return f"{child.name} ended {how}, log {child.log_path}{said}"
+
+
+def _die_with_parent() -> None:
+    """In the child: ask the kernel for SIGTERM should the supervisor vanish (Linux only)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    # An ignored SIGINT is inherited, from a shell that started the command in the background.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
