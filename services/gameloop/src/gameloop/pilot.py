@@ -1,0 +1,268 @@
+"""Who walks: the chosen policy, or the blind one while nothing can be seen; never with a jump."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import structlog
+from krabby_proto import FLAG_LATENT
+from krabby_robot.errors import BundleError
+from krabby_robot.observation import ObservationBuilder, ObservationInputs
+from krabby_robot.policy import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
+from krabby_service.logging import log_every
+
+from gameloop import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from krabby_proto import Message
+    from krabby_robot.description import RobotDescription
+    from numpy.typing import NDArray
+
+    from gameloop.config import GameloopCfg
+
+__all__ = ["Pilot", "Runner", "load_runner"]
+
+log = structlog.get_logger(__name__)
+
+_WARM_UP_STEPS = 20
+
+
+class Runner:
+    """One loaded policy with its observation history."""
+
+    def __init__(self, bundle: PolicyBundle, desc: RobotDescription) -> None:
+        self.bundle = bundle
+        self.policy = OnnxPolicy(bundle)
+        self._builder = ObservationBuilder(bundle.observation, desc)
+        self._inference = metrics.INFERENCE.labels(bundle.name)
+        self.observe_s = 0.0
+        """Time the last observation took [s]."""
+        self.infer_s = 0.0
+        """Time the last inference took [s]."""
+        self._warm_up(desc)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether it sees."""
+        return self.bundle.needs_features != "none"
+
+    @property
+    def features_size(self) -> int:
+        """Floats of its features term; 0 when it has none."""
+        term = self.bundle.observation.term("features")
+        return term.size if term is not None else 0
+
+    def reset(self) -> None:
+        """Forget history and recurrent state."""
+        self.policy.reset()
+        self._builder.reset()
+
+    def step(self, inputs: ObservationInputs) -> NDArray[np.float64]:
+        """Joint position targets [rad], shape (18,); raises `PolicyOutputError`."""
+        started = time.perf_counter()
+        inputs.last_action = self.policy.last_action
+        obs = self._builder.build(inputs)
+        observed = time.perf_counter()
+        try:
+            return self.policy.step(obs)
+        finally:
+            self.observe_s = observed - started
+            self.infer_s = time.perf_counter() - observed
+            self._inference.observe(self.infer_s)
+
+    def _warm_up(self, desc: RobotDescription) -> None:
+        """Let the first, slow steps happen before the loop does."""
+        nothing = np.zeros(3)
+        inputs = ObservationInputs(
+            base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
+            base_ang_vel_b=nothing,
+            base_lin_acc_b=nothing,
+            joint_pos=desc.default_joint_pos,
+            joint_vel=np.zeros_like(desc.default_joint_pos),
+            foot_contact=np.ones(len(desc.leg_names)),
+            nav_command=nothing,
+            last_action=self.policy.last_action,
+            features=np.zeros(self.features_size) if self.needs_features else None,
+        )
+        for _ in range(_WARM_UP_STEPS):
+            self.step(inputs)
+        self.reset()
+
+
+def load_runner(name: str, desc: RobotDescription, control_rate_hz: float) -> Runner:
+    """Load and warm up a bundle; raises `BundleError` when it does not fit."""
+    bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
+    return Runner(bundle, desc)
+
+
+class _Blend(NamedTuple):
+    origin: NDArray[np.float64]
+    started_ns: int
+
+
+class Pilot:
+    """Steps the policy that walks now and hands over from one to another.
+
+    A policy takes over with a fresh memory, and its targets are blended in over `blend_s` from the
+    last target that was sent, so a swap moves no joint faster than walking does.
+    """
+
+    def __init__(
+        self,
+        cfg: GameloopCfg,
+        desc: RobotDescription,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._cfg = cfg
+        self._desc = desc
+        self.chosen = load_runner(cfg.policy, desc, cfg.rate_hz)
+        self._blind = self._load_blind()
+        self.walking = self.chosen
+        """The runner that gave the last target."""
+        self._blend: _Blend | None = None
+        self._blend_ns = round(cfg.blend_s * 1e9)
+        self._recover_ns = round(cfg.freshness.features_recover_s * 1e9)
+        self._fresh_since_ns: int | None = None
+        self._bad_outputs = 0
+        self._given_up: Runner | None = None
+        self._warn = log_every(log, clock=clock)
+        self.blind_switches = 0
+        """Times the blind policy took over."""
+        self._announce()
+
+    @property
+    def blind(self) -> bool:
+        """Whether somebody else walks than was chosen."""
+        return self.walking is not self.chosen
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the chosen policy sees."""
+        return self.chosen.needs_features
+
+    def start(self, target: NDArray[np.float64], now_ns: int) -> None:
+        """Walking begins from `target` [rad], shape (18,)."""
+        self._bad_outputs = 0
+        self._fresh_since_ns = None
+        # Whether there is something to see shows in the first step; blind until then is no switch.
+        self._take_over(self.chosen, target, now_ns)
+
+    def choose(self, runner: Runner, last_target: NDArray[np.float64], now_ns: int) -> None:
+        """Walk with another policy from now on."""
+        log.info("policy swapped", policy=runner.bundle.name, before=self.chosen.bundle.name)
+        self.chosen = runner
+        self._given_up = None
+        self._fresh_since_ns = None
+        self._take_over(runner, last_target, now_ns)
+        self._announce()
+
+    def step(
+        self,
+        inputs: ObservationInputs,
+        features: Message | None,
+        last_target: NDArray[np.float64],
+        now_ns: int,
+    ) -> NDArray[np.float64]:
+        """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
+        usable = self._usable(features, now_ns)
+        runner = self._choose(usable is not None, now_ns)
+        if runner is None:
+            self._warn.warning("cannot see and blind_policy is empty: standing still")
+            return last_target
+        if runner is not self.walking:
+            self._take_over(runner, last_target, now_ns)
+        inputs.features = usable.payload if usable is not None and runner.needs_features else None
+        try:
+            target = runner.step(inputs)
+        except PolicyOutputError as error:
+            self._count_bad(error, runner)
+            return last_target
+        self._bad_outputs = 0
+        return self._blended(target, now_ns)
+
+    def _usable(self, features: Message | None, now_ns: int) -> Message | None:
+        """The features if they are what the chosen policy reads, and fresh."""
+        if features is None or not self.chosen.needs_features:
+            return None
+        is_latent = bool(features.flags & FLAG_LATENT)
+        wants_latent = self.chosen.bundle.needs_features == "latent"
+        if is_latent != wants_latent or features.payload.size != self.chosen.features_size:
+            self._warn.warning(
+                "features are not what the policy reads; set the camera service's `bundle` to it",
+                policy=self.chosen.bundle.name,
+                wants=f"{self.chosen.features_size} floats, latent={wants_latent}",
+                got=f"{features.payload.size} floats, latent={is_latent}",
+            )
+            return None
+        fresh = features.age_s(now_ns) <= self._cfg.freshness.features_s
+        return features if fresh else None
+
+    def _choose(self, sees: bool, now_ns: int) -> Runner | None:
+        """Who walks this tick; None: nobody may."""
+        if not sees:
+            self._fresh_since_ns = None
+        elif self._fresh_since_ns is None:
+            self._fresh_since_ns = now_ns
+        if self.chosen is self._given_up:
+            return self._blind
+        if not self.chosen.needs_features:
+            return self.chosen
+        if not sees:
+            return self._blind
+        assert self._fresh_since_ns is not None
+        if self.walking is self.chosen or now_ns - self._fresh_since_ns >= self._recover_ns:
+            return self.chosen
+        return self._blind or self.chosen
+
+    def _take_over(self, runner: Runner, origin: NDArray[np.float64], now_ns: int) -> None:
+        runner.reset()
+        was_blind = self.blind
+        self.walking = runner
+        self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
+        metrics.BLIND.set(self.blind)
+        if self.blind and not was_blind:
+            self.blind_switches += 1
+            metrics.BLIND_SWITCHES.inc()
+            log.warning("walking blind", policy=runner.bundle.name)
+        elif was_blind and not self.blind:
+            log.info("seeing again", policy=runner.bundle.name)
+
+    def _blended(self, target: NDArray[np.float64], now_ns: int) -> NDArray[np.float64]:
+        if self._blend is None:
+            return target
+        elapsed_ns = now_ns - self._blend.started_ns
+        if elapsed_ns >= self._blend_ns:
+            self._blend = None
+            return target
+        share = elapsed_ns / self._blend_ns
+        smooth = share * share * (3.0 - 2.0 * share)
+        return self._blend.origin + smooth * (target - self._blend.origin)
+
+    def _count_bad(self, error: PolicyOutputError, runner: Runner) -> None:
+        metrics.BAD_OUTPUTS.inc()
+        self._warn.warning("policy output refused, holding", reason=str(error))
+        self._bad_outputs += 1
+        if self._bad_outputs >= self._cfg.max_bad_outputs and self._blind not in (None, runner):
+            self._given_up = runner
+            log.error("policy given up for the blind one", policy=runner.bundle.name)
+
+    def _load_blind(self) -> Runner | None:
+        if not self._cfg.blind_policy:
+            return None
+        blind = load_runner(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
+        if blind.needs_features:
+            raise BundleError(
+                f"blind_policy {blind.bundle.name!r} needs features "
+                f"{blind.bundle.needs_features!r}; name a policy that walks without seeing"
+            )
+        return blind
+
+    def _announce(self) -> None:
+        bundle = self.chosen.bundle
+        hashes = {name.removesuffix(".onnx"): digest for name, digest in bundle.hashes.items()}
+        metrics.POLICY_INFO.info({"name": bundle.name, "kind": bundle.kind, **hashes})

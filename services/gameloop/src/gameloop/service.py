@@ -1,0 +1,362 @@
+"""The process around the brain: sockets, pacing, what is measured.
+
+Real time: an absolute grid; every tick takes the newest of everything, whatever arrived or not.
+Lock-step: the HAL's clock is simulated and waits; every state is answered exactly once, with the
+features and walking commands it says were published before it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from krabby_proto import (
+    FEATURES,
+    FLAG_FEATURES_DUE,
+    FLAG_NAV_DUE,
+    NAV,
+    HalClient,
+    LatestSubscriber,
+    RequestTimeout,
+    check_hello,
+    make_hello,
+)
+from krabby_robot.description import RobotDescription
+from krabby_service.logging import log_every
+from krabby_service.loop import LoopStats
+from krabby_service.metrics import COMMAND_ROUND_TRIP, COMMAND_TIMEOUTS, Quantiles
+from krabby_service.rate import Rate
+from krabby_service.realtime import IdleCollector
+
+from gameloop import metrics
+from gameloop.brain import Brain
+from gameloop.control import Control
+from gameloop.pilot import Pilot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from krabby_proto import CommandReply, Message
+    from krabby_service.app import Runtime
+
+    from gameloop.brain import Sent
+    from gameloop.config import GameloopCfg
+
+__all__ = ["Gameloop"]
+
+log = structlog.get_logger(__name__)
+
+_HELLO_TIMEOUT_S = 0.2
+_HELLO_PAUSE_NS = 500_000_000
+_LOCKSTEP_WAIT_S = 0.1
+_LOCKSTEP_INPUT_S = 1.0
+"""Lock-step: how long features and nav that were announced may take [s, wall clock]."""
+_LOCKSTEP_REPLY_S = 1.0
+_EXPOSE_TICKS = 50
+"""Ticks between two updates of the slow metrics."""
+
+
+class Gameloop:
+    """`krabby_service.Service`: the 100 Hz policy loop."""
+
+    def __init__(self, cfg: GameloopCfg) -> None:
+        self._cfg = cfg
+        self._desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
+        self.brain = Brain(cfg, self._desc, Pilot(cfg, self._desc))
+        self._warn = log_every(log)
+        self._client: HalClient | None = None
+        self._features: LatestSubscriber | None = None
+        self._nav: LatestSubscriber | None = None
+        self._control: Control | None = None
+        self._stats: LoopStats | None = None
+        self._age = {"state": Quantiles(), "features": Quantiles()}
+        self._features_age = Quantiles()
+        self._round_trip = Quantiles()
+        self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
+        self._not_applied: dict[str, int] = {}
+        self._exposed: dict[tuple[str, str], int] = {}
+        self._next_hello_ns = 0
+        self._leave_at_ns: int | None = None
+        self._ticks = 0
+
+    def startup(self) -> None:
+        """Open every socket; nothing is expected to be there yet."""
+        endpoints = self._cfg.endpoints
+        self._client = HalClient({"state": endpoints.state, "command": endpoints.command})
+        self._features = LatestSubscriber(endpoints.features, FEATURES)
+        self._nav = LatestSubscriber(endpoints.nav, NAV, bind=True)
+        self._control = Control(
+            endpoints.control,
+            self._desc,
+            control_rate_hz=self._cfg.rate_hz,
+            hello=make_hello(service="gameloop", robot=self._our_robot),
+            status=self._status,
+        )
+
+    def run(self, runtime: Runtime) -> None:
+        """Walk until told to stop."""
+        theirs = self._meet(runtime)
+        if theirs is None:
+            return
+        if theirs["clock"] == "simulated":
+            self._run_lockstep(runtime)
+        else:
+            self._run_realtime(runtime)
+
+    def shutdown(self) -> Mapping[str, object]:
+        """Stop commanding and close; the HAL's deadman does the rest."""
+        summary = self._summary()
+        for each in (self._control, self._client, self._features, self._nav):
+            if each is not None:
+                each.close()
+        return summary
+
+    # --- meeting the HAL ---------------------------------------------------------------------
+
+    @property
+    def _our_robot(self) -> dict[str, Any]:
+        desc = self._desc
+        return {
+            "name": desc.name,
+            "hash": desc.content_hash,
+            "joint_names": desc.joint_names,
+            "units": "SI",
+        }
+
+    def _meet(self, runtime: Runtime) -> dict[str, Any] | None:
+        """Wait for the HAL and check that it is the right one; None when told to stop."""
+        while not runtime.stopping:
+            runtime.beat()
+            theirs = self._greet()
+            if theirs is not None:
+                return theirs
+            self._warn.warning("waiting for the HAL", command=self._cfg.endpoints.command)
+        return None
+
+    def _greet(self) -> dict[str, Any] | None:
+        """Ask the HAL who it is; None when it does not answer.
+
+        Raises:
+            HelloMismatch: Another contract or another robot; naming the first difference.
+        """
+        client = self._sockets[0]
+        try:
+            theirs = client.hello(_HELLO_TIMEOUT_S)
+        except RequestTimeout:
+            return None
+        ours = make_hello(service="gameloop", robot=self._our_robot)
+        check_hello(theirs, {key: ours[key] for key in ("schema_version", "schema_hash", "robot")})
+        # Nothing arrived from it yet, or it is the instance that speaks: either way it is checked.
+        log.info("met the HAL", service=theirs.get("service"), clock=theirs.get("clock"))
+        self.brain.greeted = True
+        return theirs
+
+    def _meet_again(self, now_ns: int) -> None:
+        """A HAL that restarted is asked again before anything moves."""
+        if self.brain.greeted or now_ns < self._next_hello_ns:
+            return
+        self._next_hello_ns = now_ns + _HELLO_PAUSE_NS
+        self._greet()
+
+    # --- real time ---------------------------------------------------------------------------
+
+    def _run_realtime(self, runtime: Runtime) -> None:
+        rate = Rate(1.0 / self._cfg.rate_hz, phase_s=self._cfg.phase_s)
+        self._stats = stats = LoopStats(rate)
+        collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
+        client, features_in, nav_in = self._sockets
+        while not self._may_leave(runtime, time.monotonic_ns()):
+            tick = rate.wait()
+            stats.begin(tick)
+            runtime.beat()
+            state = client.state.latest()
+            features = features_in.latest()
+            self._take_nav(nav_in.take())
+            if state is not None:
+                self.brain.see(state)
+                self._meet_again(tick.woke_ns)
+            now_ns = time.monotonic_ns()
+            self._observe("receive", (now_ns - tick.woke_ns) * 1e-9)
+            sent = self._decide(state, features, now_ns)
+            if sent is not None:
+                self._send(sent, time.monotonic_ns(), self._cfg.command_deadline_s)
+            stats.end(time.monotonic_ns())
+            self._expose()
+            if collector is not None:
+                collector.offer(rate.next_deadline_ns)
+
+    # --- lock-step ---------------------------------------------------------------------------
+
+    def _run_lockstep(self, runtime: Runtime) -> None:
+        client, features_in, nav_in = self._sockets
+        answered: Sent | None = None
+        features: Message | None = None  # changes when announced, so that runs repeat exactly
+        while not self._may_leave(runtime, time.monotonic_ns()):
+            runtime.beat()
+            state = client.state.wait(_LOCKSTEP_WAIT_S)
+            if state is None:
+                continue
+            now_ns = state.capture_ns
+            if answered is not None and answered.state.capture_ns == now_ns:
+                self._send(answered, now_ns, _LOCKSTEP_REPLY_S)  # said again, answered alike
+                continue
+            self.brain.see(state)
+            self._meet_again(time.monotonic_ns())
+            if state.flags & FLAG_NAV_DUE:
+                self._take_nav(_await_capture(nav_in, now_ns, "nav"))
+            if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
+                last_ns = features.capture_ns + 1 if features is not None else 0
+                features = _await_capture(features_in, last_ns, "features") or features
+            answered = self._decide(state, features, now_ns)
+            if answered is not None:
+                self._send(answered, now_ns, _LOCKSTEP_REPLY_S)
+            self._expose()
+
+    # --- parts of a tick ---------------------------------------------------------------------
+
+    @property
+    def _sockets(self) -> tuple[HalClient, LatestSubscriber, LatestSubscriber]:
+        assert self._client is not None, "startup comes first"
+        assert self._features is not None
+        assert self._nav is not None
+        return self._client, self._features, self._nav
+
+    def _take_nav(self, message: Message | None) -> None:
+        if message is not None and not self.brain.nav.receive(message):
+            self._warn.debug("nav message left out", flags=message.flags)
+
+    def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
+        control = self._control
+        if control is not None:
+            wish = control.take_wish()
+            if wish is not None and self._leave_at_ns is None:
+                self.brain.wish(wish)
+            runner = control.take_runner()
+            if runner is not None:
+                self.brain.swap(runner, now_ns)
+        sent = self.brain.tick(state, features, now_ns)
+        runner = self.brain.pilot.walking
+        if sent is not None and runner.infer_s:
+            self._observe("observe", runner.observe_s)
+            self._observe("infer", runner.infer_s)
+            runner.infer_s = 0.0
+        if sent is None:
+            self._warn.warning(
+                "no fresh state, silent", age_s=None if state is None else state.age_s(now_ns)
+            )
+        if features is not None:
+            age_s = features.age_s(now_ns)
+            metrics.AGE["features"].observe(age_s)
+            self._features_age.add(age_s)
+        if state is not None:
+            metrics.AGE["state"].observe(state.age_s(now_ns))
+        self._ticks += 1
+        return sent
+
+    def _send(self, sent: Sent, now_ns: int, deadline_s: float) -> None:
+        client = self._sockets[0]
+        started = time.perf_counter()
+        reply = client.send_command(
+            sent.joint_pos,
+            capture_ns=sent.state.capture_ns,
+            publish_ns=now_ns,
+            deadline_s=deadline_s,
+        )
+        elapsed_s = time.perf_counter() - started
+        metrics.WORK["send"].observe(elapsed_s)
+        if reply is None:
+            COMMAND_TIMEOUTS.inc()
+            self._warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
+            return
+        COMMAND_ROUND_TRIP.observe(elapsed_s)
+        self._round_trip.add(elapsed_s)
+        self.brain.answered(reply)
+        if reply.applied:
+            self._count_age("state", reply, sent.state)
+            if sent.features is not None:
+                self._count_age("features", reply, sent.features)
+        else:
+            name = reply.status_name
+            self._not_applied[name] = self._not_applied.get(name, 0) + 1
+            if name in metrics.REJECTED:
+                metrics.REJECTED[name].inc()
+
+    def _count_age(self, stream: str, reply: CommandReply, message: Message) -> None:
+        age_s = message.age_s(reply.applied_ns)
+        metrics.OBSERVED[stream].observe(age_s)
+        self._age[stream].add(age_s)
+
+    def _observe(self, stage: str, elapsed_s: float) -> None:
+        metrics.WORK[stage].observe(elapsed_s)
+        self._stage[stage].add(elapsed_s)
+
+    def _may_leave(self, runtime: Runtime, now_ns: int) -> bool:
+        """Whether the loop ends: at once when nothing would fall, else after sitting down."""
+        if not runtime.stopping:
+            return False
+        if self._leave_at_ns is None:
+            self._leave_at_ns = now_ns + round(self._cfg.sit_on_exit_s * 1e9)
+            self.brain.wish("sit")
+            log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
+        return self.brain.resting or now_ns >= self._leave_at_ns
+
+    # --- what is said about it ---------------------------------------------------------------
+
+    def _status(self) -> dict[str, object]:
+        brain = self.brain
+        return {
+            "mode": brain.mode.value,
+            "safety": brain.safety.name.lower(),
+            "policy": brain.pilot.chosen.bundle.name,
+            "walking": brain.pilot.walking.bundle.name,
+            "blind": brain.pilot.blind,
+            "nav": [round(float(value), 4) for value in brain.nav.command],
+        }
+
+    def _expose(self) -> None:
+        if self._ticks % _EXPOSE_TICKS:
+            return
+        client, features, nav = self._sockets
+        for name, subscriber in (("state", client.state), ("features", features), ("nav", nav)):
+            for what, counters in metrics.STREAM_COUNTERS.items():
+                total = getattr(subscriber, what)
+                new = total - self._exposed.get((what, name), 0)
+                if new:
+                    counters[name].inc(new)
+                    self._exposed[what, name] = total
+        for gauge, value in zip(metrics.NAV_COMMAND.values(), self.brain.nav.command, strict=True):
+            gauge.set(value)
+
+    def _summary(self) -> dict[str, object]:
+        loop = self._stats.summary() if self._stats is not None else {"ticks": self._ticks}
+        timeouts = self._client.timeouts if self._client is not None else 0
+        stages: dict[str, float] = {}
+        for stage, quantiles in self._stage.items():
+            stages |= quantiles.summary_ms(stage)
+        return {
+            **loop,
+            **self._age["state"].summary_ms("obs_age"),
+            **self._features_age.summary_ms("features_age"),
+            **self._age["features"].summary_ms("features_age_at_actuation"),
+            **self._round_trip.summary_ms("command_rtt"),
+            **stages,
+            "command_timeouts": timeouts,
+            "not_applied": self._not_applied,
+            "holds": self.brain.holds,
+            "blind_switches": self.brain.pilot.blind_switches,
+            "policy": self.brain.pilot.chosen.bundle.name,
+        }
+
+
+def _await_capture(subscriber: LatestSubscriber, since_ns: int, what: str) -> Message | None:
+    """Lock-step: the newest message, captured at `since_ns` or later; None when none comes."""
+    deadline_s = time.monotonic() + _LOCKSTEP_INPUT_S
+    message = subscriber.latest()
+    while message is None or message.capture_ns < since_ns:
+        message = subscriber.wait(deadline_s - time.monotonic())
+        if message is None:
+            log.warning("an announced message did not come", stream=what)
+            return None
+    return message
