@@ -48,7 +48,8 @@ EXIT_CONFIG = 2
 _SWITCH_INTERVAL_S = 0.0005
 """How long another thread may keep the interpreter while the loop waits for it.
 
-Python's default is 5 ms, half a period: a scrape being rendered would make a tick that late."""
+Python's default is 5 ms, half a period, and a scrape being rendered makes a tick that late: p90 of
+the wake-up lateness 4.9 ms at the default, 0.8 ms at this, with a scraper asking all the time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
