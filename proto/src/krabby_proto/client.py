@@ -7,19 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from krabby_proto.codec import encode
+from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import SCHEMA_VERSION
 from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
 from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import (
-    MAX_JSON_BYTES,
-    Context,
     LatestSubscriber,
     Request,
     Requester,
     Router,
     new_instance_id,
-    wait_readable,
 )
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 

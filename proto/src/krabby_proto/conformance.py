@@ -13,16 +13,15 @@ import numpy as np
 
 from krabby_proto.client import HalClient
 from krabby_proto.codec import FloatArray, Message, encode
+from krabby_proto.endpoint import Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
 from krabby_proto.hello import parse_json
 from krabby_proto.replies import CommandReply, CommandStatus
 from krabby_proto.sockets import (
-    Context,
     LatestSubscriber,
     Requester,
     new_instance_id,
-    wait_readable,
 )
 from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from krabby_proto.admission import CommandAdmission
 from krabby_proto.codec import Message
+from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
 from krabby_proto.errors import EndpointError
 from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
 from krabby_proto.replies import (
@@ -21,12 +22,9 @@ from krabby_proto.replies import (
     SafetyOutcome,
 )
 from krabby_proto.sockets import (
-    MAX_JSON_BYTES,
-    Context,
     Publisher,
     Request,
     Router,
-    wait_readable,
 )
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
 

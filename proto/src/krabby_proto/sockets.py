@@ -1,29 +1,32 @@
-"""Every socket option of the project, and the two forms of talking built on them.
+"""The two forms of talking: streams that are read latest-only, and requests with a deadline.
 
-`Publisher` and `LatestSubscriber` carry streams, `Router` and `Requester` carry requests. One
-socket belongs to one thread.
+One socket belongs to one thread.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
-import select
-import socket as unix
-import stat
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
 
 from krabby_proto.codec import Message, decode, encode
-from krabby_proto.errors import EndpointError, EndpointInUse, FrameError
+from krabby_proto.endpoint import (
+    MAX_JSON_BYTES,
+    REVIVE_S,
+    Context,
+    Endpoint,
+    pending_events,
+    wait_for,
+    wait_readable,
+)
+from krabby_proto.errors import FrameError
 from krabby_proto.header import FLAG_OPERATOR
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike
 
@@ -40,19 +43,8 @@ __all__ = [
     "wait_readable",
 ]
 
-Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
-Socket: TypeAlias = "zmq.Socket[bytes]"
-
-MAX_JSON_BYTES: Final = 1 << 16
 _MAX_REPLY_BYTES: Final = 1 << 20
 _MAX_PARTS: Final = 12  # envelope and body of a request; what is beyond is read and dropped
-
-# Stalls of a second happen (a paused debugger, a swapping host) and must not cost the connection:
-# with a limit below that, a reader that wakes up gets its old backlog, then waits for a reconnect.
-# Half-open links are the deadmen's business (50 to 150 ms); this only frees the sockets.
-_HEARTBEAT_IVL_MS: Final = 500
-_HEARTBEAT_TIMEOUT_MS: Final = 3000
-
 _STALL_S: Final = 0.1
 _SETTLE_WAIT_S: Final = 0.005
 _SETTLE_TOTAL_S: Final = 0.025
@@ -64,151 +56,12 @@ def new_instance_id() -> int:
     return secrets.randbits(64) or 1
 
 
-def wait_readable(sockets: Sequence[Socket], timeout_s: float) -> bool:
-    """Block until one of `sockets` has a message or the time is over; sub-millisecond timeouts.
-
-    This is `zmq_poll`'s own algorithm with `select`'s resolution in place of whole milliseconds:
-    ZMQ_FD is edge-triggered, so ZMQ_EVENTS is asked before every wait and after every wake-up.
-    """
-    return _wait(sockets, zmq.POLLIN, timeout_s)
-
-
-def _wait(sockets: Sequence[Socket], events: int, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        for socket in sockets:
-            if _events(socket) & events:
-                return True
-        remaining = deadline - time.monotonic()
-        if remaining <= 0.0:
-            return False
-        select.select([_fd(socket) for socket in sockets], (), (), remaining)
-
-
-def _events(socket: Socket) -> int:
-    return cast("int", socket.getsockopt(zmq.EVENTS))
-
-
-def _fd(socket: Socket) -> int:
-    return cast("int", socket.getsockopt(zmq.FD))
-
-
-class _Endpoint:
-    """A socket on one endpoint, bound or connected."""
-
-    def __init__(
-        self,
-        kind: int,
-        endpoint: str,
-        *,
-        name: str,
-        bind: bool,
-        hwm: int,
-        max_bytes: int,
-        context: Context | None,
-        options: Iterable[tuple[int, int | bytes]] = (),
-    ) -> None:
-        self.socket: Socket = (context or cast("Context", zmq.Context.instance())).socket(kind)
-        try:
-            for option, value in (*_common_options(hwm, max_bytes), *options):
-                self.socket.setsockopt(option, value)
-            if bind:
-                _bind(self.socket, endpoint, name)
-            else:
-                _connect(self.socket, endpoint, name)
-        except BaseException:
-            self.socket.close()
-            raise
-        self.endpoint: str = endpoint
-        """Where it is; a bound wildcard port is resolved to the port that was found."""
-        if bind and not endpoint.startswith("inproc:"):
-            last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
-            self.endpoint = last.rstrip(b"\0").decode()
-
-    def fileno(self) -> int:
-        """Descriptor for an outer event loop; edge-triggered, so drain after every event."""
-        return _fd(self.socket)
-
-    def close(self) -> None:
-        """Close at once; what was not sent yet is dropped."""
-        self.socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
-    return (
-        (zmq.LINGER, 0),
-        (zmq.SNDHWM, hwm),
-        (zmq.RCVHWM, hwm),
-        (zmq.MAXMSGSIZE, max_bytes),
-        (zmq.IPV6, 1),
-        (zmq.RECONNECT_IVL, 20),
-        (zmq.RECONNECT_IVL_MAX, 500),
-        (zmq.HANDSHAKE_IVL, 2000),
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT_IVL_MS),
-        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
-        (zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS),
-        (zmq.TCP_MAXRT, 1000),
-    )
-
-
 def _stream_hwm(stream: Stream) -> int:
     """Queue length: images are large and slow, a few are enough; 1 starves a draining reader."""
     return 16 if stream.fields else 4
 
 
-def _bind(socket: Socket, endpoint: str, name: str) -> None:
-    in_use = EndpointInUse(
-        f"{endpoint} ({name}) is already in use; stop the other process that binds it "
-        f"or set endpoints.{name} to a free one"
-    )
-    if endpoint.startswith("ipc:///"):
-        path = endpoint.removeprefix("ipc://")
-        if _somebody_listens(path):
-            raise in_use
-        with contextlib.suppress(OSError):  # the bind below says what is wrong
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        if error.errno == zmq.EADDRINUSE:
-            raise in_use from error
-        raise _unusable(endpoint, name, "bound", error) from error
-
-
-def _connect(socket: Socket, endpoint: str, name: str) -> None:
-    try:
-        socket.connect(endpoint)
-    except zmq.ZMQError as error:
-        raise _unusable(endpoint, name, "connected", error) from error
-
-
-def _unusable(endpoint: str, name: str, verb: str, error: zmq.ZMQError) -> EndpointError:
-    return EndpointError(
-        f"{endpoint!r} ({name}) cannot be {verb}: {error.strerror}; set endpoints.{name} to "
-        "tcp://HOST:PORT, ipc:///path or inproc://name"
-    )
-
-
-def _somebody_listens(path: str) -> bool:
-    """Whether a live process serves this Unix socket: libzmq would take it over without a word."""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-        with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
-            probe.settimeout(0.2)
-            probe.connect(path)
-    except OSError:  # absent, or left behind by a process that died
-        return False
-    return True
-
-
-class Publisher(_Endpoint):
+class Publisher(Endpoint):
     """Sends one stream; numbers its messages under an instance id of its own."""
 
     def __init__(
@@ -252,6 +105,7 @@ class Publisher(_Endpoint):
             publish_ns: now, by the publisher's clock when None [ns].
             flags: bits ``FLAG_*``.
         """
+        self.revive()
         self.sequence += 1
         frames = encode(
             self.stream,
@@ -266,7 +120,7 @@ class Publisher(_Endpoint):
         return self.sequence
 
 
-class LatestSubscriber(_Endpoint):
+class LatestSubscriber(Endpoint):
     """Receives one stream and gives out the newest message.
 
     A publisher's restart (a new instance id) is followed; what then still arrives from the old
@@ -343,7 +197,8 @@ class LatestSubscriber(_Endpoint):
             message = self._drain()
             if message is not None:
                 return message
-            if not wait_readable((self.socket,), deadline - time.monotonic()):
+            left = deadline - time.monotonic()
+            if not wait_readable((self.socket,), min(left, REVIVE_S)) and left <= REVIVE_S:
                 return None
 
     def _drain(self) -> Message | None:
@@ -384,6 +239,7 @@ class LatestSubscriber(_Endpoint):
                 return
 
     def _receive_all(self, keep: Callable[[Message], None]) -> None:
+        self.revive()
         receive = self.socket.recv_multipart
         for _ in range(_MAX_DRAIN):
             try:
@@ -424,9 +280,11 @@ class LatestSubscriber(_Endpoint):
 
 def wait_any(subscribers: Sequence[LatestSubscriber], timeout_s: float) -> list[LatestSubscriber]:
     """Block until a subscriber has something to read; those that have, none when time is over."""
+    for subscriber in subscribers:
+        subscriber.revive()
     if not wait_readable([subscriber.socket for subscriber in subscribers], timeout_s):
         return []
-    return [s for s in subscribers if _events(s.socket) & zmq.POLLIN]
+    return [s for s in subscribers if pending_events(s.socket) & zmq.POLLIN]
 
 
 class Request(NamedTuple):
@@ -437,7 +295,7 @@ class Request(NamedTuple):
     body: list[bytes]
 
 
-class Router(_Endpoint):
+class Router(Endpoint):
     """The server side of REQ: any number of clients, none of them can block it."""
 
     def __init__(self, endpoint: str, *, name: str, context: Context | None = None) -> None:
@@ -483,7 +341,7 @@ class Router(_Endpoint):
             self.undelivered += 1
 
 
-class Requester(_Endpoint):
+class Requester(Endpoint):
     """A REQ that gives up: relaxed, correlated, and silent towards a server that is not there."""
 
     def __init__(self, endpoint: str, *, name: str, context: Context | None = None) -> None:
@@ -507,10 +365,11 @@ class Requester(_Endpoint):
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
+            self.revive()
             self.unsent += 1
             return None
         deadline = time.monotonic() + deadline_s
-        while _wait((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
+        while wait_for((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
             try:
                 return self.socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:  # an answer to an earlier request, dropped by the socket
@@ -520,7 +379,12 @@ class Requester(_Endpoint):
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Block until a server is there; False when none came in time."""
-        return _wait((self.socket,), zmq.POLLOUT, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > REVIVE_S:
+            if wait_for((self.socket,), zmq.POLLOUT, REVIVE_S):
+                return True
+            self.revive()
+        return wait_for((self.socket,), zmq.POLLOUT, left)
 
     def request_patiently(self, frames: Sequence[bytes], timeout_s: float) -> list[bytes] | None:
         """Like `request`, but waits for the server to appear; for start-up and operators."""

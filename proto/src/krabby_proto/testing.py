@@ -18,7 +18,7 @@ from krabby_proto.streams import CAMERA, COMMAND, NUM_FEET, NUM_JOINTS, SAFETY, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from krabby_proto.sockets import Context
+    from krabby_proto.endpoint import Context
 
 __all__ = ["FakeHal", "resting_state"]
 

@@ -44,7 +44,7 @@ OBSERVATION: Final = ObservationLayout(
 STATE_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
     "clock": (3,),
     "twist": (3,),
-    "legs": (3, 6),
+    "legs": (2, 6),
     "feet": (5, 6),
     "joint_pos": (3, 6),
     "joint_vel": (3, 6),
@@ -55,8 +55,8 @@ STATE_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
 
     clock      0 before the first step and 1 after it; phase of the cycle [0, 1); duty
     twist      what is walked with: vx, vy [m/s], yaw_rate [rad/s]
-    legs       progress of the step in the air, 0 to 1; whether it is the leg's turn; planned load
-    feet       x, y of the feet, height of the ground under them, x, y of the landing, base frame [m]
+    legs       progress of the step in the air; planned load; both 0 to 1
+    feet       x, y of the feet, height of the ground, x, y of the landing, base frame [m]
     joint_*    undisplaced joint angles [rad] and their rates: hip_yaw, hip_pitch, knee
     link_*     centres of mass of femur and tibia, base frame [m], and their velocities:
                femur x, tibia x, femur y, tibia y, femur z, tibia z
@@ -78,14 +78,12 @@ class GaitCfg:
 
     control_rate_hz: float = 100.0
     """Steps a second."""
-    swing_s: float = 0.4
+    swing_s: float = 0.36
     """A foot's time in the air."""
     transfer_s: float = 0.08
     """Time in which load moves from the foot that lifts to the one that has landed."""
     stride_m: float = 0.4
     """How far the body travels in a leg's cycle less one share; gives duty from speed."""
-    stretch: float = 1.1
-    """How much longer steps may be while duty still follows a faster command."""
     duty_min: float = 0.55
     """A little above a tripod's 1/2: never do three legs change places at one instant."""
     duty_max: float = 5.0 / 6.0
@@ -98,10 +96,12 @@ class GaitCfg:
     """Height of a step."""
     speed_max: float = 0.8
     """Fastest a foot moves over the body [m/s]; a faster twist is scaled down as a whole."""
-    lin_acc: float = 0.3
+    lin_acc: float = 0.4
     """Fastest change of the twist [m/s²]."""
     yaw_acc: float = 0.8
     """Fastest change of the twist's yaw rate [rad/s²]."""
+    reach_m: float = 0.32
+    """How far a foot may fall behind its place; the twist is reduced until it can step."""
     smoothing_s: float = 0.15
     """Time constant with which the twist follows the command."""
     still_speed: float = 0.02
@@ -122,8 +122,6 @@ class _Steps(NamedTuple):
 
     progress: _Array
     """Of the step, at the end of this control step."""
-    turn: _Array
-    """1 during the leg's own share of the cycle, without the load's transfer."""
     load: _Array
     """Planned, 0 to 1."""
     lifts: _Array
@@ -197,6 +195,7 @@ class Gait:
         self._link_mass = _f32([[self._femur_mass], [self._tibia_mass]] * 3)
         self._gravity = _f32([[0.0]] * 4 + [[_GRAVITY]] * 2)
         # Hips stand symmetrically about the base's origin and hardly move.
+        self._foot_force_max = 0.55 * _GRAVITY * masses.total
         self._body_weight = _GRAVITY * (masses.body + 6.0 * masses.hip)
 
         # Place of a leg on its side, counted from the rear, and the side's offset in the cycle.
@@ -205,6 +204,7 @@ class Gait:
         behind = hip[None, :, 0] < hip[:, None, 0] - 1e-9
         self._place = _f32((same_side & behind).sum(axis=1))
         self._side_phase = _f32(np.where(right, 0.5, 0.0))
+        self._six_down = _f32([[0.0] * 6, [1.0] * 6])
         acc = np.array([cfg.lin_acc, cfg.lin_acc, cfg.yaw_acc])
         self._twist_step = _f32(acc / self._rate)
 
@@ -225,16 +225,22 @@ class Gait:
         """
         nav, joint_pos = obs[0, 0:3], obs[0, 3:21].reshape(6, 3).T + self._default
         first = state["clock"][0:1] < 0.5
-        requested = _fastest(_velocity_at(nav, self._nominal))
-        phase, duty, rate = self._advance(state["clock"], requested, first)
-        twist = self._smooth(nav, requested, duty, state["twist"])
-        velocity = _velocity_at(twist, self._nominal)
-        speed = _fastest(velocity)
-
         # The first step takes the feet where they are, all of them carrying.
         measured = self._feet(joint_pos)
         feet = np.where(first, np.concatenate([measured, measured[0:2]]), state["feet"])
-        steps = self._take_steps(phase, duty, rate, speed, feet, state["legs"], first)
+        legs = np.where(first, self._six_down, state["legs"])
+
+        requested = _fastest(_velocity_at(nav, self._nominal))
+        nav = nav * np.minimum(self.cfg.speed_max / np.maximum(requested, 1e-6), 1.0)
+        still = _fastest(_velocity_at(state["twist"], self._nominal)) < self.cfg.still_speed
+        standing = np.logical_and(still, np.max(legs[0], axis=0) <= 0.0)
+        phase, duty, rate = self._advance(state["clock"], requested, standing)
+        leg_phase = _fraction(phase - self._place * (1.0 - duty) - self._side_phase)
+        limit = self._reach_limit(nav, feet, leg_phase, rate)
+        twist = self._smooth(nav, state["twist"], limit)
+        velocity = _velocity_at(twist, self._nominal)
+
+        steps = self._take_steps(leg_phase, rate, _fastest(velocity), feet, legs)
         feet = self._move_feet(twist, velocity, rate, feet, steps)
 
         leg = self._pose(feet[0:3], steps.lift)
@@ -251,7 +257,7 @@ class Gait:
             "actions": (target - self._default).T.reshape(1, 18),
             "clock_out": np.concatenate([_ONE, phase, duty]),
             "twist_out": twist,
-            "legs_out": np.stack([steps.progress, steps.turn, steps.load]),
+            "legs_out": np.stack([steps.progress, steps.load]),
             "feet_out": feet,
             "joint_pos_out": leg.joint_pos,
             "joint_vel_out": joint_vel,
@@ -259,58 +265,58 @@ class Gait:
             "link_vel_out": link_vel,
         }
 
-    def _smooth(self, nav: _Array, requested: _Array, duty: _Array, twist: _Array) -> _Array:
-        """The twist to walk with: what the legs can do at this duty, and changing gently."""
-        cfg = self.cfg
-        feasible = (cfg.stride_m * cfg.stretch / self._slot_s) * (1.0 - duty) / duty
-        limit = np.minimum(feasible, cfg.speed_max) / np.maximum(requested, 1e-6)
-        change = (nav * np.minimum(limit, 1.0) - twist) * (1.0 / (self._rate * cfg.smoothing_s))
+    def _smooth(self, nav: _Array, twist: _Array, slow_down: _Array) -> _Array:
+        """The twist to walk with: what the legs can do, and changing gently."""
+        change = (nav * slow_down - twist) * (1.0 / (self._rate * self.cfg.smoothing_s))
         return twist + _clip(change, -self._twist_step, self._twist_step)
 
-    def _advance(self, clock: _Array, requested: _Array, first: _Array) -> tuple[_Array, ...]:
+    def _advance(self, clock: _Array, requested: _Array, standing: _Array) -> tuple[_Array, ...]:
         """Phase of the cycle, duty, and cycles per second."""
         cfg = self.cfg
         wanted = cfg.stride_m / (cfg.stride_m + requested * self._slot_s)
         wanted = _clip(wanted, cfg.duty_min, cfg.duty_max)
-        duty = np.where(first, cfg.duty_max, clock[2:3])
-        # A leg's phase must never turn back, and the front leg's takes twice the change of duty.
+        # Walking, a leg's phase must not turn back; the front leg's takes twice duty's change.
+        duty = clock[2:3]
         fall = (1.0 - duty) * (cfg.duty_fall / (2.0 * self._slot_s * self._rate))
-        duty = duty + np.minimum(np.maximum(wanted - duty, -fall), cfg.duty_rise_rate / self._rate)
+        change = np.minimum(np.maximum(wanted - duty, -fall), cfg.duty_rise_rate / self._rate)
+        duty = np.where(standing, wanted, duty + change)
         rate = (1.0 - duty) * (1.0 / self._slot_s)
         return _fraction(clock[1:2] + rate * (1.0 / self._rate)), duty, rate
 
+    def _reach_limit(self, nav: _Array, feet: _Array, leg_phase: _Array, rate: _Array) -> _Array:
+        """Share of the command at which every foot can stay on the ground until its turn."""
+        in_turn = leg_phase < rate * self.cfg.swing_s
+        left_s = np.where(in_turn, _ZERO, (1.0 - leg_phase) / rate)
+        drift = -_velocity_at(nav, feet)
+        speed = np.maximum(np.sqrt(drift[0] * drift[0] + drift[1] * drift[1]), 1e-3)
+        x_off, y_off = feet[0] - self._nominal[0], feet[1] - self._nominal[1]
+        along = (x_off * drift[0] + y_off * drift[1]) / speed
+        share = (self.cfg.reach_m - along) / (speed * np.maximum(left_s, 0.1))
+        return _clip(np.min(share, axis=0), 0.0, 1.0)
+
     def _take_steps(
-        self,
-        phase: _Array,
-        duty: _Array,
-        rate: _Array,
-        speed: _Array,
-        feet: _Array,
-        legs: _Array,
-        first: _Array,
+        self, leg_phase: _Array, rate: _Array, speed: _Array, feet: _Array, legs: _Array
     ) -> _Steps:
         """Which legs are in the air, how far their steps are, and what each foot carries."""
         cfg = self.cfg
-        leg_phase = _fraction(phase - self._place * (1.0 - duty) - self._side_phase)
-        turn = np.where(leg_phase < rate * cfg.swing_s, _ONE, _ZERO)
+        transfer = rate * cfg.transfer_s
         x_off, y_off = feet[0] - self._nominal[0], feet[1] - self._nominal[1]
         astray = np.sqrt(x_off * x_off + y_off * y_off) > cfg.still_offset_m
         wanted = np.where(np.logical_or(speed > cfg.still_speed, astray), _ONE, _ZERO)
-        lifts = wanted * turn * (1.0 - legs[1])
         before = np.where(legs[0] > _LANDED, _ZERO, legs[0])
+        # A foot hands its load over before its turn begins and lifts when it does.
+        turn = np.where(leg_phase < transfer, wanted, _ZERO)
+        lifts = np.where(np.logical_or(before > 0.0, legs[1] > 0.5), _ZERO, turn)
         stepping = np.where(before > 0.0, _ONE, lifts)
+        leaving = np.where(leg_phase > 1.0 - transfer, wanted, turn)
+        change = 1.0 / (self._rate * cfg.transfer_s)
+        load = legs[1] + _clip(1.0 - np.maximum(stepping, leaving) - legs[1], -change, change)
         after = stepping * np.minimum(before + 1.0 / (self._rate * cfg.swing_s), 1.0)
         done = _min_jerk(before)
         share = (_min_jerk(after) - done) / np.maximum(1.0 - done, 1e-6) * stepping
         half_way = after * (1.0 - after)
         lift = (64.0 * cfg.lift_m) * (half_way * half_way * half_way)
-        # A foot that is about to lift hands its load over.
-        leaving = np.where((1.0 - leg_phase) < rate * cfg.transfer_s, wanted, _ZERO)
-        load = np.where(first, _ONE, legs[2])
-        change = 1.0 / (self._rate * cfg.transfer_s)
-        load = load + _clip(1.0 - np.maximum(stepping, leaving) - load, -change, change)
-        remaining_s = (1.0 - before) * cfg.swing_s
-        return _Steps(after, turn, load, lifts, share, remaining_s, lift)
+        return _Steps(after, load, lifts, share, (1.0 - before) * cfg.swing_s, lift)
 
     def _move_feet(
         self, twist: _Array, velocity: _Array, rate: _Array, feet: _Array, steps: _Steps
@@ -417,7 +423,7 @@ class Gait:
         determinant = xx * yy - xy * xy
         a = (along_x * yy - along_y * xy) / determinant
         b = (along_y * xx - along_x * xy) / determinant
-        foot_fz = np.maximum(per_foot * (fz + a * x_rel + b * y_rel), 0.0)
+        foot_fz = _clip(per_foot * (fz + a * x_rel + b * y_rel), 0.0, self._foot_force_max)
         return foot_fx, foot_fy, foot_fz
 
     def _leg_dynamics(self, leg: _Pose, joint_acc: _Array) -> _Array:

@@ -18,8 +18,9 @@ tried in a test at any speed.
 
 What always holds, whatever is called in whatever order:
 
-* `joint_pos` lies within the limits and moves at most `max_rate` times the time that passed; it
-  starts anew, at the measured pose, with every `arm`.
+* `joint_pos` lies within the limits. It starts at the measured pose with every `arm` and is moved
+  by commands alone, each by at most `max_rate` times the time since the one before, of which
+  `max_target_step_s` count at most.
 * DISARMED, DAMP and ESTOP give no stiffness: kp is zero and only damping remains.
 * ESTOP is left by `reset` alone, and then only to DISARMED.
 * Without a valid command the pose is held `hold_after_s` after the last one and the drives are

@@ -7,7 +7,7 @@ records itself, and a test can hold the two to each other:
     model = trace(double, {"x": (6,)}, name="double")
 
 Shapes are fixed and everything is float32 except the results of comparisons. Only what the gait
-generator needs is known; anything else is a `TypeError` while tracing. Needs `krabby-robot[assets]`.
+generator needs is known; anything else is a `TypeError` while tracing. Needs the extra `assets`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Graph:
             self.constants[key] = numpy_helper.from_array(array, f"c{len(self.constants)}")
         return self.constants[key].name
 
-    def node(self, operator: str, inputs: Sequence[str], **attributes: int) -> str:
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         key = (operator, *inputs, *sorted(attributes.items()))
         if key not in self._known:
             output = f"n{len(self.nodes)}"
@@ -154,6 +154,9 @@ class Symbol(NDArrayOperatorsMixin):
     def _max(self, value: Symbol, axis: int) -> Symbol:
         return self._reduce("ReduceMax", value, axis)
 
+    def _min(self, value: Symbol, axis: int) -> Symbol:
+        return self._reduce("ReduceMin", value, axis)
+
     def _reduce(self, operator: str, value: Symbol, axis: int) -> Symbol:
         axis %= len(value.shape)
         shape = value.shape[:axis] + value.shape[axis + 1 :]
@@ -178,6 +181,7 @@ _FUNCTIONS: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {
     np.where: Symbol._where,
     np.sum: Symbol._sum,
     np.max: Symbol._max,
+    np.min: Symbol._min,
     np.stack: Symbol._stack,
     np.concatenate: Symbol._concatenate,
 }

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import platform
 import secrets
@@ -48,7 +49,12 @@ EXIT_CONFIG = 2
 _SWITCH_INTERVAL_S = 0.0005
 """How long another thread may keep the interpreter while the loop waits for it.
 
-Python's default is 5 ms, half a period: a scrape being rendered would make a tick that late."""
+Python's default is 5 ms, half a period, and a scrape being rendered makes a tick that late: p90 of
+the wake-up lateness 4.9 ms at the default, 0.8 ms at this, with a scraper asking all the time."""
+
+
+_SAME_SIGNAL_S = 0.5
+"""Signals closer together than this are one request to stop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -199,12 +205,19 @@ def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
 
 @contextlib.contextmanager
 def _signals(runtime: Runtime) -> Generator[None, None, None]:
-    """The first SIGINT or SIGTERM asks for a graceful end, the second ends at once."""
+    """The first SIGINT or SIGTERM asks for a graceful end, another one later ends at once.
+
+    One Ctrl-C can arrive twice, from the terminal and from a supervisor that passes it on; nobody
+    has lost patience yet.
+    """
+    first_s = math.inf
 
     def handle(number: int, _: FrameType | None) -> None:
-        if runtime.stopping:
+        nonlocal first_s
+        if time.monotonic() - first_s > _SAME_SIGNAL_S:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        first_s = min(first_s, time.monotonic())
         runtime.stop(signal.Signals(number).name)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

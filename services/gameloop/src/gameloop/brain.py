@@ -30,6 +30,7 @@ __all__ = ["Brain", "Sent"]
 log = structlog.get_logger(__name__)
 
 _NOWHERE: Final = float("inf")
+_SAFETY_STATES: Final = {int(state): state for state in SafetyState}
 Wish = Literal["stand", "sit"]
 
 
@@ -75,16 +76,15 @@ class Brain:
     def answered(self, reply: CommandReply) -> None:
         """Take in what the gate says."""
         # A newer HAL may know more states; what we do not know we do not follow.
-        known = reply.safety_state in SafetyState
-        self.safety = SafetyState(reply.safety_state) if known else SafetyState.DISARMED
+        self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
 
     def see(self, state: Message) -> None:
         """Take in the newest state; notices a HAL that restarted and a robot that was put back."""
         if state.header.instance_id != self._instance:
             if self._instance is not None:
                 log.warning("the HAL restarted")
+                self.greeted = False
             self._instance = state.header.instance_id
-            self.greeted = False
             self._start_over()
         if state.flags & FLAG_RESET and state.sequence != self._reset_sequence:
             self._reset_sequence = state.sequence

@@ -149,7 +149,7 @@ class Gameloop:
         ours = make_hello(service="gameloop", robot=self._our_robot)
         check_hello(theirs, {key: ours[key] for key in ("schema_version", "schema_hash", "robot")})
         # Nothing arrived from it yet, or it is the instance that speaks: either way it is checked.
-        log.info("met the HAL", service=theirs.get("service"), clock=theirs.get("clock"))
+        log.info("met the HAL", hal=theirs.get("service"), clock=theirs.get("clock"))
         self.brain.greeted = True
         return theirs
 

@@ -124,17 +124,8 @@ class World:
 
     def place(self, pose: Pose2, joint_pos: NDArray[np.float64]) -> None:
         """Put the robot down at rest: level, facing `pose.yaw`, on whatever is highest below it."""
-        height = 0.0
-        for _ in range(2):  # first to see where its parts are, then where they fit
-            set_robot_state(
-                self.model,
-                self.data,
-                self._index,
-                base_pos_w=(pose.x, pose.y, height),
-                base_quat_w=frames.from_yaw(pose.yaw),
-                joint_pos=joint_pos,
-            )
-            height = self._lift_clear()
+        self._put(pose, 0.0, joint_pos)  # to see where its parts are
+        self._put(pose, self._lift_clear(), joint_pos)
         self._drive = None
         self._start_slot()
 
@@ -247,8 +238,21 @@ class World:
         self._averaged = 0
         self._last_velocity_w = self.base_lin_vel_w
 
+    def _put(self, pose: Pose2, height: float, joint_pos: NDArray[np.float64]) -> None:
+        set_robot_state(
+            self.model,
+            self.data,
+            self._index,
+            base_pos_w=(pose.x, pose.y, height),
+            base_quat_w=frames.from_yaw(pose.yaw),
+            joint_pos=joint_pos,
+        )
+
     def _lift_clear(self) -> float:
-        """Height of the base at which no part of the robot is inside the course."""
+        """Height of the base at which the robot's parts are above what is below them.
+
+        Beside a wall a rounded part may still reach into it, by less than its own radius.
+        """
         points_w, radii = self._support_points()
         ground = self._course.height_at(points_w[:, 0], points_w[:, 1])
         base_z = self.data.qpos[self._index.base_qpos + 2]

@@ -66,7 +66,7 @@ class CourseProgress:
     @property
     def distance_m(self) -> float:
         """Metres walked forward along the course, over all resets."""
-        return self._walked_before + self._best - self._origin
+        return float(self._walked_before + self._best - self._origin)
 
     @property
     def target_xy(self) -> Vector | None:
@@ -76,7 +76,7 @@ class CourseProgress:
     def update(self, pos_xy: Vector, now_ns: int) -> bool:
         """Take in where the base is; says whether a waypoint was reached just now."""
         along, aside, to_go = self._on_leg(pos_xy)
-        self._best = max(self._best, self._starts[self._leg] + along)
+        self._best = max(self._best, float(self._starts[self._leg]) + along)
         if self.completed:
             return False
         near = math.hypot(to_go, aside) <= self._reach_m

@@ -301,7 +301,8 @@ class SimHal:
         frame = self.sim.camera.pop(now_ns) if self.sim.camera is not None else None
         if frame is None:
             return False
-        self._server.publish_camera(frame.image, frame.capture_ns)
+        flags = FLAG_LOCKSTEP if self._lockstep else 0
+        self._server.publish_camera(frame.image, frame.capture_ns, flags)
         return True
 
     def _serve(self, timeout_s: float) -> None:

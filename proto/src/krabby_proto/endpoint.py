@@ -1,0 +1,259 @@
+"""A ZeroMQ socket on one endpoint: options, binding, connecting, waiting. Nobody else sets any."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import socket as unix
+import stat
+import struct
+import time
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
+
+import zmq
+
+from krabby_proto.errors import EndpointError, EndpointInUse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "MAX_JSON_BYTES",
+    "Context",
+    "Endpoint",
+    "Socket",
+    "pending_events",
+    "wait_for",
+    "wait_readable",
+]
+
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
+Socket: TypeAlias = "zmq.Socket[bytes]"
+
+MAX_JSON_BYTES: Final = 1 << 16
+
+# Stalls of a second happen (a paused debugger, a swapping host) and must not cost the connection:
+# with a limit below that, a reader that wakes up gets its old backlog, then waits for a reconnect.
+# Half-open links are the deadmen's business (50 to 150 ms); this only frees the sockets.
+_HEARTBEAT_IVL_MS: Final = 500
+_HEARTBEAT_TIMEOUT_MS: Final = 3000
+
+_BIND_PATIENCE_S: Final = 0.2
+REVIVE_S: Final = 1.0
+_MONITORED: Final = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+)
+_MONITOR_EVENT = struct.Struct("=Hi")
+_TCP_PORT: Final = re.compile(r"tcp://.+:(\*|\d+)")
+_LAST_PORT: Final = 65535
+
+
+def wait_readable(sockets: Sequence[Socket], timeout_s: float) -> bool:
+    """Block until one of `sockets` has a message or the time is over; sub-millisecond timeouts.
+
+    This is `zmq_poll`'s own algorithm with `select`'s resolution in place of whole milliseconds:
+    ZMQ_FD is edge-triggered, so ZMQ_EVENTS is asked before every wait and after every wake-up.
+    """
+    return wait_for(sockets, zmq.POLLIN, timeout_s)
+
+
+def wait_for(sockets: Sequence[Socket], events: int, timeout_s: float) -> bool:
+    """Block until one of `sockets` has one of `events` or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        for socket in sockets:
+            if pending_events(socket) & events:
+                return True
+        remaining = deadline - time.monotonic()
+        if remaining <= 0.0:
+            return False
+        select.select([_fd(socket) for socket in sockets], (), (), remaining)
+
+
+def pending_events(socket: Socket) -> int:
+    """Bits POLLIN and POLLOUT that hold now."""
+    return cast("int", socket.getsockopt(zmq.EVENTS))
+
+
+def _fd(socket: Socket) -> int:
+    return cast("int", socket.getsockopt(zmq.FD))
+
+
+class Endpoint:
+    """A socket on one endpoint, bound or connected."""
+
+    def __init__(
+        self,
+        kind: int,
+        endpoint: str,
+        *,
+        name: str,
+        bind: bool,
+        hwm: int,
+        max_bytes: int,
+        context: Context | None,
+        options: Iterable[tuple[int, int | bytes]] = (),
+    ) -> None:
+        _check_port(endpoint, name)
+        self.socket: Socket = (context or cast("Context", zmq.Context.instance())).socket(kind)
+        try:
+            for option, value in (*_common_options(hwm, max_bytes), *options):
+                self.socket.setsockopt(option, value)
+            if bind:
+                _bind(self.socket, endpoint, name)
+            else:
+                _connect(self.socket, endpoint, name)
+        except BaseException:
+            self.socket.close()
+            raise
+        self.endpoint: str = endpoint
+        """Where it is; a bound wildcard port is resolved to the port that was found."""
+        self.revivals = 0
+        """Times a connection that had failed for good was made anew."""
+        self._monitor: Socket | None = None
+        self._connected = False
+        self._dead = False
+        self._revive_at = time.monotonic() + REVIVE_S
+        if endpoint.startswith("inproc:"):
+            return
+        if bind:
+            last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
+            self.endpoint = last.rstrip(b"\0").decode()
+        else:
+            self._monitor = self.socket.get_monitor_socket(_MONITORED)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the handshake with a peer is done; for tcp and ipc sockets that connect."""
+        self._read_monitor()
+        return self._connected
+
+    def revive(self) -> None:
+        """Connect anew when libzmq has given up; looks once a second, cheap to call at any rate.
+
+        After a protocol error (something else listened there, a message was too large) a
+        connecting socket never tries again, although the right peer may be there by now.
+        """
+        now = time.monotonic()
+        if now < self._revive_at or self._monitor is None:
+            return
+        self._revive_at = now + REVIVE_S
+        self._read_monitor()
+        if self._dead:
+            self._dead = False
+            self.revivals += 1
+            with contextlib.suppress(zmq.ZMQError):  # it no longer knows the endpoint
+                self.socket.disconnect(self.endpoint)
+            self.socket.connect(self.endpoint)
+
+    def _read_monitor(self) -> None:
+        while self._monitor is not None:
+            try:
+                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            kind, _ = _MONITOR_EVENT.unpack(event)
+            self._connected = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._dead = kind == zmq.EVENT_DISCONNECTED  # until it says that it retries
+
+    def fileno(self) -> int:
+        """Descriptor for an outer event loop; edge-triggered, so drain after every event."""
+        return _fd(self.socket)
+
+    def close(self) -> None:
+        """Close at once; what was not sent yet is dropped."""
+        if self._monitor is not None and not self._monitor.closed:
+            self.socket.disable_monitor()
+            self._monitor.close(linger=0)
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
+    return (
+        (zmq.LINGER, 0),
+        (zmq.SNDHWM, hwm),
+        (zmq.RCVHWM, hwm),
+        (zmq.MAXMSGSIZE, max_bytes),
+        (zmq.IPV6, 1),
+        (zmq.RECONNECT_IVL, 20),
+        (zmq.RECONNECT_IVL_MAX, 500),
+        (zmq.HANDSHAKE_IVL, 2000),
+        (zmq.HEARTBEAT_IVL, _HEARTBEAT_IVL_MS),
+        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
+        (zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS),
+        (zmq.TCP_MAXRT, 1000),
+    )
+
+
+def _bind(socket: Socket, endpoint: str, name: str) -> None:
+    """Bind; an endpoint just given up may take a moment, since sockets close in the background."""
+    deadline = time.monotonic() + _BIND_PATIENCE_S
+    while not _try_bind(socket, endpoint, name):
+        if time.monotonic() > deadline:
+            raise EndpointInUse(
+                f"{endpoint} ({name}) is already in use; stop the other process that binds it "
+                f"or set endpoints.{name} to a free one"
+            )
+        time.sleep(0.01)
+
+
+def _try_bind(socket: Socket, endpoint: str, name: str) -> bool:
+    """Bind; False when the endpoint is in use."""
+    if endpoint.startswith("ipc:///"):
+        path = endpoint.removeprefix("ipc://")
+        if _somebody_listens(path):
+            return False
+        with contextlib.suppress(OSError):  # the bind below says what is wrong
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        if error.errno == zmq.EADDRINUSE:
+            return False
+        raise _unusable(endpoint, name, "bound", error) from error
+    return True
+
+
+def _connect(socket: Socket, endpoint: str, name: str) -> None:
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise _unusable(endpoint, name, "connected", error) from error
+
+
+def _unusable(endpoint: str, name: str, verb: str, error: zmq.ZMQError | str) -> EndpointError:
+    reason = error if isinstance(error, str) else error.strerror
+    return EndpointError(
+        f"{endpoint!r} ({name}) cannot be {verb}: {reason}; set endpoints.{name} to "
+        "tcp://HOST:PORT, ipc:///path or inproc://name"
+    )
+
+
+def _check_port(endpoint: str, name: str) -> None:
+    """Refuse a port above 65535, of which libzmq would take the low 16 bits."""
+    found = _TCP_PORT.fullmatch(endpoint)
+    if found and found[1] != "*" and int(found[1]) > _LAST_PORT:
+        raise _unusable(endpoint, name, "used", f"ports end at {_LAST_PORT}")
+
+
+def _somebody_listens(path: str) -> bool:
+    """Whether a live process serves this Unix socket: libzmq would take it over without a word."""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+        with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as probe:
+            probe.settimeout(0.2)
+            probe.connect(path)
+    except (ConnectionRefusedError, FileNotFoundError, NotADirectoryError):
+        return False  # absent, or left behind by a process that died
+    except OSError:  # there, but busy or not ours to talk to
+        return True
+    return True

@@ -1,0 +1,376 @@
+import socket as unix
+import time
+
+import numpy as np
+import pytest
+import zmq
+from krabby_proto import (
+    FLAG_OPERATOR,
+    NAV,
+    STATE,
+    EndpointError,
+    EndpointInUse,
+    LatestSubscriber,
+    Publisher,
+    WrongFrameCount,
+    wait_any,
+)
+from krabby_proto.sockets import Requester, Router, wait_readable
+
+ZEROS = np.zeros(STATE.size)
+
+
+def join(publisher, subscriber, eventually):
+    """Publish until the subscriber is in; it then has seen everything that was sent."""
+
+    def attempt():
+        publisher.publish(np.zeros(publisher.stream.size), capture_ns=1)
+        return subscriber.wait(0.01)
+
+    eventually(attempt)
+    eventually(lambda: subscriber.latest().sequence == publisher.sequence)
+
+
+@pytest.fixture
+def link(endpoints, context, eventually):
+    with (
+        Publisher(endpoints["state"], STATE, context=context) as publisher,
+        LatestSubscriber(publisher.endpoint, STATE, context=context) as subscriber,
+    ):
+        join(publisher, subscriber, eventually)
+        yield publisher, subscriber
+
+
+@pytest.fixture
+def two_writers(context, eventually):
+    """A subscriber that binds, and a maker of publishers that connect to it."""
+    publishers = []
+
+    def make(stream, subscriber, instance_id):
+        publisher = Publisher(
+            subscriber.endpoint, stream, bind=False, context=context, instance_id=instance_id
+        )
+        publishers.append(publisher)
+        return publisher
+
+    yield make
+    for publisher in publishers:
+        publisher.close()
+
+
+def test_latest_is_the_newest_and_counts_what_it_skipped(link, eventually):
+    publisher, subscriber = link
+    discarded, received = subscriber.discarded, subscriber.received
+    for value in range(10):
+        last = publisher.publish(ZEROS + value, capture_ns=value)
+    eventually(lambda: subscriber.latest().sequence == last)
+    assert subscriber.latest().payload.tolist() == [9.0] * 70
+    assert subscriber.received - received == 10
+    assert subscriber.discarded - discarded <= 9
+    assert (subscriber.gaps, subscriber.late, subscriber.invalid) == (0, 0, 0)
+
+
+def test_latest_repeats_what_take_gives_once(link):
+    publisher, subscriber = link
+    publisher.publish(ZEROS, capture_ns=7)
+    message = subscriber.wait(5.0)
+    assert message.capture_ns == 7
+    assert subscriber.take() is None
+    assert subscriber.latest() is message
+
+
+def test_drain_gives_every_message_in_order(link, eventually):
+    publisher, subscriber = link
+    first = publisher.sequence + 1
+    for _ in range(8):
+        publisher.publish(ZEROS, capture_ns=1)
+    got = []
+    eventually(lambda: got.extend(subscriber.drain()) or len(got) == 8)
+    assert [message.sequence for message in got] == list(range(first, first + 8))
+
+
+def test_wait_gives_up_in_time(link):
+    _, subscriber = link
+    start = time.monotonic()
+    assert subscriber.wait(0.02) is None
+    assert 0.02 <= time.monotonic() - start < 0.2
+
+
+def test_nothing_was_received_yet(endpoints, context):
+    with (
+        Publisher(endpoints["state"], STATE, context=context) as publisher,
+        LatestSubscriber(publisher.endpoint, STATE, context=context) as subscriber,
+    ):
+        assert subscriber.latest() is None
+        assert subscriber.drain() == []
+
+
+def test_missing_messages_are_counted(link):
+    publisher, subscriber = link
+    publisher.sequence += 3
+    publisher.publish(ZEROS, capture_ns=1)
+    assert subscriber.wait(5.0).sequence == publisher.sequence
+    assert subscriber.gaps == 3
+
+
+def test_a_backlog_is_taken_in_after_the_reader_itself_was_stalled(link):
+    publisher, subscriber = link
+    subscriber._stall_s = 0.0  # as if every call came after a stall
+    for _ in range(12):
+        last = publisher.publish(ZEROS, capture_ns=1)
+    assert subscriber.latest().sequence == last
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"], indirect=True)  # inproc has no reconnect
+def test_reader_follows_a_restarted_publisher(endpoints, context, eventually):
+    with Publisher(endpoints["state"], STATE, context=context) as first:
+        endpoint = first.endpoint
+        subscriber = LatestSubscriber(endpoint, STATE, context=context)
+        join(first, subscriber, eventually)
+    with Publisher(endpoint, STATE, context=context) as second, subscriber:
+        join(second, subscriber, eventually)
+        assert subscriber.latest().header.instance_id == second.instance_id
+        assert (subscriber.restarts, subscriber.revivals) == (1, 0)
+
+
+def test_late_messages_of_a_replaced_instance_are_dropped(context, two_writers, eventually):
+    with LatestSubscriber("inproc://state", STATE, bind=True, context=context) as subscriber:
+        old = two_writers(STATE, subscriber, 1)
+        new = two_writers(STATE, subscriber, 2)
+        old.sequence = 100
+        join(old, subscriber, eventually)
+        join(new, subscriber, eventually)  # its sequence starts again at 1
+        newest = subscriber.latest()
+        assert (newest.header.instance_id, subscriber.restarts) == (2, 1)
+        old.publish(ZEROS, capture_ns=1)
+        eventually(lambda: subscriber.take() is None and subscriber.late == 1)
+        assert subscriber.latest() is newest
+
+
+def test_a_repeated_sequence_is_dropped(link, eventually):
+    publisher, subscriber = link
+    newest = subscriber.latest()
+    publisher.sequence -= 1
+    publisher.publish(ZEROS + 1.0, capture_ns=2)
+    eventually(lambda: subscriber.take() is None and subscriber.late == 1)
+    assert subscriber.latest() is newest
+
+
+def test_several_nav_writers_are_followed_side_by_side(context, two_writers, eventually):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        mission = two_writers(NAV, subscriber, 1)
+        teleop = two_writers(NAV, subscriber, 2)
+        join(mission, subscriber, eventually)
+        join(teleop, subscriber, eventually)
+        for writer in (mission, teleop, mission):
+            writer.publish([0, 0, 0], capture_ns=1)
+        got = []
+        eventually(lambda: got.extend(subscriber.drain()) or len(got) == 3)
+        assert sorted(message.header.instance_id for message in got) == [1, 1, 2]
+        assert (subscriber.late, subscriber.restarts) == (0, 0)
+
+
+def test_within_one_read_a_person_outranks_a_mission(context, two_writers, eventually):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        writer = two_writers(NAV, subscriber, 1)
+        join(writer, subscriber, eventually)
+        writer.publish([1, 0, 0], capture_ns=1, flags=FLAG_OPERATOR)
+        writer.publish([2, 0, 0], capture_ns=2)
+        assert subscriber.take().payload.tolist() == [1, 0, 0]
+        writer.publish([3, 0, 0], capture_ns=3)
+        assert subscriber.take().payload.tolist() == [3, 0, 0]
+
+
+def test_a_stream_of_new_nav_writers_does_not_grow_without_bound(context, two_writers, eventually):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        writer = two_writers(NAV, subscriber, 1)
+        join(writer, subscriber, eventually)
+        for writer.instance_id in range(2, 40):
+            join(writer, subscriber, eventually)
+            assert subscriber.latest().header.instance_id == writer.instance_id
+        assert len(subscriber._sequences) == 16
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        [b"state"],
+        [b"state", b""],
+        [b"state", b"x" * 48, b""],
+        [b"state"] * 40,
+        [b"state", b"\0" * 500, b"\0" * 900],
+    ],
+)
+def test_rubbish_is_counted_and_the_reader_goes_on(transport, endpoints, context, rubbish):
+    with (
+        context.socket(zmq.PUB) as raw,
+        Publisher(f"inproc://{transport}", STATE, context=context) as publisher,
+    ):
+        raw.bind(endpoints["state"])
+        endpoint = raw.getsockopt(zmq.LAST_ENDPOINT).decode()
+        with LatestSubscriber(endpoint, STATE, context=context) as subscriber:
+            while not subscriber.invalid:
+                raw.send_multipart(rubbish)
+                subscriber.wait(0.01)
+            assert subscriber.last_error is not None
+            assert subscriber.latest() is None
+            valid = LatestSubscriber(publisher.endpoint, STATE, context=context)
+            with valid:
+                while valid.wait(0.01) is None:
+                    publisher.publish(ZEROS, capture_ns=1)
+                raw.send_multipart(valid.latest().frames())
+            assert subscriber.wait(5.0).payload.tolist() == ZEROS.tolist()
+    if len(rubbish) != 3:
+        assert isinstance(subscriber.last_error, WrongFrameCount)
+
+
+@pytest.fixture
+def quick_revival(monkeypatch):
+    """Look every 20 ms, not every second, whether a link is dead."""
+    monkeypatch.setattr("krabby_proto.endpoint.REVIVE_S", 0.02)
+    monkeypatch.setattr("krabby_proto.sockets.REVIVE_S", 0.02)
+
+
+def test_an_oversized_message_costs_the_connection_not_the_stream(
+    context, eventually, quick_revival
+):
+    with context.socket(zmq.PUB) as raw:
+        raw.bind("tcp://127.0.0.1:*")
+        endpoint = raw.getsockopt(zmq.LAST_ENDPOINT).decode()
+        with LatestSubscriber(endpoint, STATE, context=context) as subscriber:
+
+            def another_arrives():
+                before = subscriber.invalid
+                raw.send_multipart([b"state"])
+                subscriber.wait(0.01)
+                return subscriber.invalid > before
+
+            eventually(another_arrives)
+            raw.send_multipart([b"state", bytes(48), bytes(1 << 20)])
+            eventually(lambda: not subscriber.connected)
+            eventually(another_arrives)
+            assert subscriber.revivals == 1
+            assert isinstance(subscriber.last_error, WrongFrameCount)  # never the large one
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9, b"\xff" + bytes(8) + b"\x7f\x03\x00junk" * 20, b""],
+    ids=["http", "broken handshake", "hang-up"],
+)
+def test_reader_finds_the_hal_that_replaces_a_stranger(context, eventually, quick_revival, junk):
+    with unix.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.settimeout(5.0)
+        endpoint = f"tcp://127.0.0.1:{stranger.getsockname()[1]}"
+        subscriber = LatestSubscriber(endpoint, STATE, context=context)
+        requester = Requester(endpoint, name="command", context=context)
+        for _ in range(2):
+            caller, _ = stranger.accept()
+            with caller:
+                caller.sendall(junk)
+    with subscriber, requester:
+        with Publisher(endpoint, STATE, context=context) as publisher:
+            join(publisher, subscriber, eventually)
+        with Router(endpoint, name="command", context=context):
+            # until just now a PUB was there, which a REQ cannot talk to either
+            assert requester.wait_connected(5.0)
+
+
+def test_a_writer_finds_the_reader_that_replaces_a_stranger(context, eventually, quick_revival):
+    with unix.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.settimeout(5.0)
+        endpoint = f"tcp://127.0.0.1:{stranger.getsockname()[1]}"
+        writer = Publisher(endpoint, NAV, bind=False, context=context)
+        caller, _ = stranger.accept()
+        with caller:
+            caller.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00junk" * 20)
+    with writer, LatestSubscriber(endpoint, NAV, bind=True, context=context) as subscriber:
+        join(writer, subscriber, eventually)
+
+
+def test_wait_any_names_the_readable(context, eventually):
+    with (
+        Publisher("inproc://state", STATE, context=context) as states,
+        Publisher("inproc://nav", NAV, context=context) as navs,
+        LatestSubscriber("inproc://state", STATE, context=context) as state,
+        LatestSubscriber("inproc://nav", NAV, context=context) as nav,
+    ):
+        join(states, state, eventually)
+        join(navs, nav, eventually)
+        assert wait_any([state, nav], 0.0) == []
+        navs.publish([0, 0, 0], capture_ns=1)
+        assert wait_any([state, nav], 5.0) == [nav]
+        states.publish(ZEROS, capture_ns=1)
+        assert wait_any([state, nav], 5.0) == [state, nav]
+
+
+def test_short_waits_are_not_rounded_to_milliseconds(link):
+    _, subscriber = link
+    quickest = min(_duration(lambda: wait_readable((subscriber.socket,), 2e-4)) for _ in range(50))
+    assert 2e-4 <= quickest < 1e-3
+
+
+def _duration(call):
+    start = time.monotonic()
+    call()
+    return time.monotonic() - start
+
+
+def test_a_busy_endpoint_names_itself_and_the_remedy(endpoints, context):
+    with (
+        Publisher(endpoints["state"], STATE, context=context) as first,
+        pytest.raises(EndpointInUse) as raised,
+    ):
+        Publisher(first.endpoint, STATE, context=context)
+    message = str(raised.value)
+    assert first.endpoint in message
+    assert "stop the other process that binds it or set endpoints.state" in message
+
+
+def test_an_ipc_socket_of_another_process_is_not_taken_over(tmp_path, context, eventually):
+    # Another context is as foreign as another process; plain libzmq would unlink the live socket.
+    path = f"ipc://{tmp_path}/state"
+    with (
+        zmq.Context() as other,
+        Publisher(path, STATE, context=other) as owner,
+        LatestSubscriber(path, STATE, context=other) as reader,
+    ):
+        with pytest.raises(EndpointInUse):
+            Publisher(path, STATE, context=context)
+        join(owner, reader, eventually)
+
+
+def test_a_socket_file_left_by_a_dead_process_is_no_obstacle(tmp_path, context):
+    path = tmp_path / "state"
+    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as dead:
+        dead.bind(str(path))
+    assert path.exists()
+    Publisher(f"ipc://{path}", STATE, context=context).close()
+
+
+def test_the_folder_of_an_ipc_endpoint_is_made(tmp_path, context):
+    Publisher(f"ipc://{tmp_path}/run/krabby/state", STATE, context=context).close()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["state", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", "udp//x", "", "tcp://300.1.1.1:6001"],
+)
+def test_an_endpoint_that_is_none_is_refused(endpoint, context):
+    with pytest.raises(
+        EndpointError, match=r"cannot be (bound|used): .*; set endpoints\.state to tcp://"
+    ):
+        Publisher(endpoint, STATE, context=context)
+
+
+def test_an_ipc_path_that_cannot_be_made_is_refused(tmp_path, context):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EndpointError, match="cannot be bound"):
+        Publisher(f"ipc://{tmp_path}/file/state", STATE, context=context)
+    with pytest.raises(EndpointInUse.__bases__[0], match="cannot be bound"):
+        Publisher(f"ipc://{tmp_path}/{'long' * 40}", STATE, context=context)
+
+
+def test_an_endpoint_that_cannot_be_connected_is_refused(context):
+    with pytest.raises(EndpointError, match="cannot be connected"):
+        LatestSubscriber("nowhere", STATE, context=context)
