@@ -70,7 +70,8 @@ def build_model(
     except OSError as error:
         raise AssetError(f"cannot read {path}: {error.strerror}; run `make assets`") from error
     except ValueError as error:
-        raise AssetError(f"{path} is not MJCF: {error}; run `make assets`") from error
+        problem = " ".join(str(error).split())
+        raise AssetError(f"{path} is not MJCF: {problem}; run `make assets`") from error
     spec.option.timestep = timestep_s
     if not visuals:
         for geom in list(spec.geoms):
