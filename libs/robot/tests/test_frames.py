@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from krabby_robot import frames
 
@@ -65,6 +65,7 @@ def test_batches_keep_their_shape():
     assert frames.normalize(2.0 * quat).tolist() == quat.tolist()
 
 
+@settings(deadline=None)
 @given(quats(), vectors)
 def test_rotation_agrees_with_its_matrix_and_inverse(quat, vector):
     rotated = frames.rotate(quat, vector)
@@ -73,12 +74,14 @@ def test_rotation_agrees_with_its_matrix_and_inverse(quat, vector):
     np.testing.assert_allclose(frames.rotate(frames.conjugate(quat), rotated), vector, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(quats())
 def test_projected_gravity_is_world_down_seen_from_the_base(quat):
     expected = frames.rotate_inverse(quat, [0.0, 0.0, -1.0])
     np.testing.assert_allclose(frames.projected_gravity(quat), expected, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(quats())
 def test_matrix_round_trip_returns_the_same_rotation(quat):
     back = frames.from_matrix(frames.to_matrix(quat))
@@ -86,6 +89,7 @@ def test_matrix_round_trip_returns_the_same_rotation(quat):
     assert back[3] >= 0.0
 
 
+@settings(deadline=None)
 @given(angles, st.floats(-1.5, 1.5), angles)
 def test_euler_angles_compose_as_in_urdf(roll, pitch, yaw):
     def about(axis: int, angle: float) -> np.ndarray:
