@@ -99,7 +99,7 @@ class GateMachine(RuleBasedStateMachine):
             self.tell(self.clock_ns + period_ms * MS)
             self.measure(self.measured, (0.0, 0.0, 0.0, 1.0), np.ones(N))
             if following:
-                self.command(np.array([wiggle * math.sin(i), -0.5 + wiggle, 0.5]))
+                self.command(wiggle * np.array([math.sin(i), 4.0, -4.0]))  # beyond the limits
             self.settle()
             self.promises()
 
