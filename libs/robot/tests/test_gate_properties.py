@@ -58,10 +58,12 @@ class GateMachine(RuleBasedStateMachine):
         self.seen_ns = -(10**18)  # newest valid measurement
         self.was = self.gate.state
 
-    @initialize(start=st.integers(0, 10**15))
-    def begin(self, start):
+    @initialize(start=st.integers(0, 10**15), armed=st.booleans())
+    def begin(self, start, armed):
         self.tell(start)
         self.settle()
+        if armed:
+            self.the_robot_is_armed()
 
     def tell(self, now_ns):
         """Moves the clock and keeps account of what the gate must make of it."""
@@ -97,7 +99,7 @@ class GateMachine(RuleBasedStateMachine):
             self.tell(self.clock_ns + period_ms * MS)
             self.measure(self.measured, (0.0, 0.0, 0.0, 1.0), np.ones(N))
             if following:
-                self.command(np.array([wiggle * math.sin(i), -0.5 + wiggle, 0.5]))
+                self.command(wiggle * np.array([math.sin(i), 4.0, -4.0]))  # beyond the limits
             self.settle()
             self.promises()
 
@@ -219,7 +221,7 @@ def exhaustive(examples: int, steps: int) -> settings:
 
 
 class TestGate(GateMachine.TestCase):
-    settings = exhaustive(examples=25, steps=30)
+    settings = exhaustive(examples=50, steps=20)
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ FAULT_BITS: Final = (
     "over_temperature",
     "bus",
     "imu",
+    "clock",
 )
 """Names of the bits of `CommandReply.fault_bits`, from bit 0."""
 

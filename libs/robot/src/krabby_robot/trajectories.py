@@ -1,12 +1,17 @@
 """Standing up and sitting down, as joint trajectories that depend on time alone.
 
-The legs first go where the feet lie on the ground under their standing places, the belly on the
-ground; then all six push at once and the body rises straight up between feet that do not slide.
-Sitting down is the same, backwards.
+Between the two poses, belly on the ground and spider stance, the feet stay where they are: lying,
+the robot folds its legs until its feet touch the ground at their standing places; then all six
+push at once and the body rises straight up. Sitting down is the same, backwards. From rest that
+takes 32 N·m at most, as much as the stance itself asks of the drives for a while.
+
+Any measured pose will do as a start, with one exception: legs that lie across one another block
+each other, and nothing here untangles them.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,8 +29,10 @@ __all__ = ["JointTrajectory", "rest_joint_pos", "sit_down", "stand_up"]
 _SAMPLE_S = 0.01
 _SPEED_SHARE = 0.15
 """Share of the target rate limit that a trajectory uses at most: unhurried, and never clamped."""
+_MOVE_S = 0.3
+"""Time for even the smallest movement [s]: quick ones would be jerks."""
 _RISE_S = 1.2
-"""Time to lift the body, at least [s]."""
+"""Time to lift the body [s]; its joints move half as fast as the rest may."""
 _MIN_JERK_PEAK = 1.875
 """Largest speed of a minimum-jerk movement over its mean speed."""
 
@@ -58,14 +65,11 @@ def rest_joint_pos(desc: RobotDescription) -> NDArray[np.float64]:
 def stand_up(desc: RobotDescription, start: ArrayLike) -> JointTrajectory:
     """From `start` [rad], shape (18,), to the default pose.
 
-    A robot that is on its feet goes there directly; one that lies folds its legs first.
+    A robot on its feet goes there directly; one that lies folds its legs first.
     """
     start = np.asarray(start, dtype=np.float64)
-    default = np.asarray(desc.default_joint_pos, dtype=np.float64)
-    standing = foot_positions(desc, default)[:, 2].mean()
-    resting = _resting_foot_height(desc)
-    if foot_positions(desc, start)[:, 2].mean() < 0.5 * (standing + resting):
-        return JointTrajectory(_move(desc, start, default))
+    if _on_its_feet(desc, start):
+        return JointTrajectory(_move(desc, start, desc.default_joint_pos))
     fold = _move(desc, start, rest_joint_pos(desc))
     return JointTrajectory(np.concatenate([fold, _lift(desc)[1:]]))
 
@@ -73,13 +77,17 @@ def stand_up(desc: RobotDescription, start: ArrayLike) -> JointTrajectory:
 def sit_down(desc: RobotDescription, start: ArrayLike) -> JointTrajectory:
     """From `start` [rad], shape (18,), to `rest_joint_pos`."""
     start = np.asarray(start, dtype=np.float64)
-    default = np.asarray(desc.default_joint_pos, dtype=np.float64)
-    standing = foot_positions(desc, default)[:, 2].mean()
-    resting = _resting_foot_height(desc)
-    if foot_positions(desc, start)[:, 2].mean() > 0.5 * (standing + resting):
+    if not _on_its_feet(desc, start):
         return JointTrajectory(_move(desc, start, rest_joint_pos(desc)))
-    gather = _move(desc, start, default)
+    gather = _move(desc, start, desc.default_joint_pos)
     return JointTrajectory(np.concatenate([gather, _lift(desc)[::-1][1:]]))
+
+
+def _on_its_feet(desc: RobotDescription, joint_pos: NDArray[np.float64]) -> bool:
+    """Whether the feet are nearer to where they are standing than to where they are lying."""
+    standing = foot_positions(desc, desc.default_joint_pos)[:, 2].mean()
+    mean = foot_positions(desc, joint_pos)[:, 2].mean()
+    return bool(mean < 0.5 * (standing + _resting_foot_height(desc)))
 
 
 def _resting_foot_height(desc: RobotDescription) -> float:
@@ -98,16 +106,18 @@ def _lift(desc: RobotDescription) -> NDArray[np.float64]:
     low = _feet_at(desc, _resting_foot_height(desc))
     high = foot_positions(desc, desc.default_joint_pos)
     shares = _min_jerk(round(_RISE_S / _SAMPLE_S))
-    return _clip(desc, leg_ik(desc, low + shares[:, None, None] * (high - low)))
+    points = _clip(desc, leg_ik(desc, low + shares[:, None, None] * (high - low)))
+    points[-1] = desc.default_joint_pos  # not a rounding beside it
+    return points
 
 
 def _move(
     desc: RobotDescription, start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Straight from one pose to the other in joint space, as slow as the slowest joint needs."""
-    allowed = _SPEED_SHARE * np.asarray(desc.velocity_limit) / _MIN_JERK_PEAK
-    steps = max(1, round(float((np.abs(end - start) / allowed).max()) / _SAMPLE_S))
-    return start + _min_jerk(steps)[:, None] * (end - start)
+    """Straight from one pose to the other in joint space, all joints arriving together."""
+    mean_speed = _SPEED_SHARE * desc.velocity_limit / _MIN_JERK_PEAK
+    duration_s = max(_MOVE_S, float((np.abs(end - start) / mean_speed).max()))
+    return start + _min_jerk(math.ceil(duration_s / _SAMPLE_S))[:, None] * (end - start)
 
 
 def _min_jerk(steps: int) -> NDArray[np.float64]:

@@ -1,0 +1,365 @@
+"""Measures the runtime, each figure beside its floor, in one run.
+
+python bench/runtime.py --duration 30
+"""
+
+# mujoco is an extension module without stubs.
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import mujoco
+import numpy as np
+import zmq
+from krabby_proto import CAMERA, STATE, HalClient, decode, encode
+from krabby_proto.testing import FakeHal
+from krabby_robot.courses import make_course
+from krabby_robot.depth import DepthPreprocessor
+from krabby_robot.description import RobotDescription
+from krabby_robot.gate import GateCfg, SafetyGate
+from krabby_robot.mujoco_model import build_model
+from krabby_robot.observation import ObservationBuilder, ObservationInputs
+from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby_service.rate import Rate
+from sim_hal.depth_camera import DepthRenderer, camera_pose
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Samples = list[float]
+Quantiles = dict[str, float]
+
+US: Final = 1e6
+MS: Final = 1e3
+_REPO: Final = Path(__file__).resolve().parents[1]
+
+
+class Table:
+    """Rows of ours beside the floor, printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        columns = f"{'p50':>9} {'p99':>9} {'max':>9}  | {'p50':>9} {'p99':>9}"
+        print(f"{'':<46} {'':>4} {'ours':^29}  | {'floor':^19}")
+        print(f"{'what':<46} {'unit':>4} {columns}  floor is")
+
+    def add(
+        self, what: str, unit: str, ours: Quantiles, floor: Quantiles | None, floor_is: str
+    ) -> None:
+        """Print a row and keep it."""
+        self.rows.append(
+            {"what": what, "unit": unit, "ours": ours, "floor": floor, "floor_is": floor_is}
+        )
+        cells = " ".join(f"{_cell(ours, key):>9}" for key in ("p50", "p99", "max"))
+        floor_cells = " ".join(f"{_cell(floor, key):>9}" for key in ("p50", "p99"))
+        print(f"{what:<46} {unit:>4} {cells}  | {floor_cells}  {floor_is}", flush=True)
+
+
+def _cell(values: Quantiles | None, key: str) -> str:
+    return f"{values[key]:.3f}" if values and key in values else ""
+
+
+def quantiles(samples_s: Samples, scale: float) -> Quantiles:
+    """p50, p99 and maximum of times in seconds, in the unit of `scale`."""
+    values = np.asarray(samples_s) * scale
+    p50, p99 = np.quantile(values, (0.5, 0.99))
+    return {"p50": float(p50), "p99": float(p99), "max": float(values.max())}
+
+
+def in_turn(
+    ours: Callable[[], object], floor: Callable[[], object], n: int
+) -> tuple[Samples, Samples]:
+    """Times of both, one call of each in turn, after a warm-up."""
+    calls = (ours, floor)
+    for call in calls:
+        for _ in range(max(20, n // 20)):
+            call()
+    samples: tuple[Samples, Samples] = ([], [])
+    for _ in range(n):
+        for call, into in zip(calls, samples, strict=True):
+            start = time.perf_counter()
+            call()
+            into.append(time.perf_counter() - start)
+    return samples
+
+
+def bench_codec(table: Table) -> None:
+    """Encoding plus decoding of a message, beside a copy of its payload."""
+    rng = np.random.default_rng(0)
+    for stream, size in ((STATE, STATE.size), (CAMERA, 60 * 106)):
+        payload = rng.random(size, dtype=np.float32)
+
+        def there_and_back(stream: Any = stream, payload: Any = payload) -> None:
+            frames = encode(stream, payload, instance_id=1, sequence=1, capture_ns=1, publish_ns=1)
+            decode(frames, stream)
+
+        ours, floor = in_turn(there_and_back, payload.copy, 3000)
+        note = f"a copy of its {payload.nbytes} bytes"
+        table.add(
+            f"codec: encode and decode {stream.name}",
+            "us",
+            quantiles(ours, US),
+            quantiles(floor, US),
+            note,
+        )
+
+
+class Echo:
+    """The bare floor of a request: a REP socket that sends two frames back, in a thread."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._context = zmq.Context()
+        self._server = self._context.socket(zmq.REP)
+        self._server.bind(endpoint)
+        self._client = self._context.socket(zmq.REQ)
+        self._client.connect(self._server.getsockopt_string(zmq.LAST_ENDPOINT))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def __call__(self, frames: list[bytes]) -> None:
+        self._client.send_multipart(frames)
+        self._client.recv_multipart()
+
+    def close(self) -> None:
+        """End the thread and close the sockets."""
+        self([b"stop", b""])
+        self._thread.join()
+        self._server.close(0)
+        self._client.close(0)
+        self._context.term()
+
+    def _run(self) -> None:
+        while True:
+            frames = self._server.recv_multipart()
+            self._server.send_multipart(frames)
+            if frames[0] == b"stop":
+                return
+
+
+def bench_command(table: Table, transport: str, n: int) -> None:
+    """A command's round trip beside a bare echo of as many bytes, both paced at 100 Hz."""
+    streams = ("state", "camera", "command", "safety")
+    with tempfile.TemporaryDirectory() as folder:
+        base = f"ipc://{folder}/" if transport == "ipc" else "tcp://127.0.0.1:*"
+        place = (lambda name: base + name) if transport == "ipc" else (lambda _: base)
+        with (
+            FakeHal({name: place(name) for name in streams}) as hal,
+            HalClient(hal.server.endpoints) as client,
+        ):
+            echo = Echo(place("echo"))
+            client.hello()
+            target = np.zeros(18, dtype=np.float32)
+            same_bytes = [bytes(7 + 48), bytes(72)]
+            rate = Rate(0.01)
+            ours: Samples = []
+            floor: Samples = []
+            for turn in range(n):
+                now_ns = rate.wait().woke_ns
+                start = time.perf_counter()
+                if turn % 2:
+                    echo(same_bytes)
+                    floor.append(time.perf_counter() - start)
+                elif client.send_command(target, capture_ns=now_ns, deadline_s=0.1):
+                    ours.append(time.perf_counter() - start)
+            echo.close()
+    table.add(
+        f"command round trip, {transport}, paced at 100 Hz",
+        "ms",
+        quantiles(ours, MS),
+        quantiles(floor, MS),
+        "REQ/REP echo of two frames",
+    )
+
+
+def bench_gate(table: Table, desc: RobotDescription) -> None:
+    """One HAL cycle of the safety gate."""
+    gate = SafetyGate(GateCfg.from_description(desc))
+    zero, upright = np.zeros(18), np.array([0.0, 0.0, 0.0, 1.0])
+    pos = desc.default_joint_pos
+    clock = itertools.count(1_000_000, 5_000_000)
+    gate.observe(pos, zero, zero, upright, next(clock))
+    gate.request("arm", next(clock))
+
+    def cycle() -> None:
+        now_ns = next(clock)
+        gate.observe(pos, zero, zero, upright, now_ns)
+        gate.command(pos, now_ns)
+        gate.step(now_ns)
+
+    ours, floor = in_turn(cycle, lambda: np.clip(pos, desc.joint_lower, desc.joint_upper), 3000)
+    table.add(
+        "safety gate: observe, command, step",
+        "us",
+        quantiles(ours, US),
+        quantiles(floor, US),
+        "one np.clip of 18 numbers",
+    )
+
+
+def bench_policy(table: Table, desc: RobotDescription, name: str) -> None:
+    """Observation and one step of the policy."""
+    bundle = PolicyBundle.load(bundle_dir(name), desc)
+    policy = OnnxPolicy(bundle)
+    builder = ObservationBuilder(bundle.observation, desc)
+    term = bundle.observation.term("features")
+    nothing = np.zeros(3)
+    inputs = ObservationInputs(
+        base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
+        base_ang_vel_b=nothing,
+        base_lin_acc_b=nothing,
+        joint_pos=desc.default_joint_pos,
+        joint_vel=np.zeros(18),
+        foot_contact=np.ones(6),
+        nav_command=np.array([0.35, 0.0, 0.1]),
+        last_action=np.zeros(18),
+        features=None if term is None else np.zeros(term.size),
+    )
+    ours, floor = in_turn(lambda: policy.step(builder.build(inputs)), inputs.joint_pos.copy, 2000)
+    table.add(
+        f"policy {name}: observation and inference",
+        "us",
+        quantiles(ours, US),
+        quantiles(floor, US),
+        "a copy of 18 numbers",
+    )
+
+
+def bench_depth(table: Table, desc: RobotDescription) -> None:
+    """The policy image, and the picture it is made from beside MuJoCo's own ray caster."""
+    camera = desc.camera
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0.3, camera.far_m, (camera.height, camera.width)).astype(np.float32)
+    preprocess = DepthPreprocessor(camera)
+    ours, floor = in_turn(lambda: preprocess(image), image.copy, 1000)
+    what = "depth frame to policy image"
+    table.add(what, "us", quantiles(ours, US), quantiles(floor, US), "a copy of the frame")
+
+    course = make_course("mixed", difficulty=0.5, seed=0)
+    renderer = DepthRenderer(camera, course.boxes)
+    pos_w, optical_wc = camera_pose(camera, np.array([1.5, 0.0, 0.45]), np.array([0, 0, 0, 1.0]))
+    caster = _ray_caster(build_model(desc, course), renderer, pos_w, optical_wc)
+    ours, floor = in_turn(lambda: renderer.render(pos_w, optical_wc), image.copy, 300)
+    peer, _ = in_turn(caster, image.copy, 100)
+    what = f"depth image {camera.height} x {camera.width}, course mixed"
+    table.add(what, "ms", quantiles(ours, MS), quantiles(floor, MS), "a copy of the frame")
+    table.add(f"{what}, mj_multiRay", "ms", quantiles(peer, MS), None, "(the peer)")
+
+
+def _ray_caster(
+    model: mujoco.MjModel, renderer: DepthRenderer, pos_w: Any, optical_wc: Any
+) -> Callable[[], None]:
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    right, down = renderer.rays
+    grid = np.stack([*np.meshgrid(right, down), np.ones((down.size, right.size))], axis=-1)
+    rays = (grid.reshape(-1, 3) @ optical_wc.T).astype(np.float64)
+    rays = np.ascontiguousarray(rays / np.linalg.norm(rays, axis=1, keepdims=True)).ravel()
+    n = down.size * right.size
+    geom, distance = np.zeros(n, np.int32), np.zeros(n)
+    terrain = np.array([1, 0, 0, 0, 0, 0], np.uint8)
+
+    def cast() -> None:
+        mujoco.mj_multiRay(
+            model, data, pos_w, rays, terrain, True, -1, geom, distance, None, n, 15.0
+        )
+
+    return cast
+
+
+def bare_loop(duration_s: float) -> Samples:
+    """Lateness [s] of a loop that does nothing but sleep until the next 10 ms."""
+    period_ns = 10_000_000
+    due = (time.monotonic_ns() // period_ns + 2) * period_ns
+    late: Samples = []
+    for _ in range(round(duration_s * 100)):
+        time.sleep(max(due - time.monotonic_ns(), 0) * 1e-9)
+        late.append((time.monotonic_ns() - due) * 1e-9)
+        due += period_ns
+    return late
+
+
+def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> dict[str, Any]:
+    """The three processes as users run them, their own summaries beside a bare loop."""
+    idle = quantiles(bare_loop(min(duration_s, 10.0)), MS)
+    command = [
+        *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0"),
+        *("--duration", str(duration_s), "--policy", policy, "--course", course),
+    ]
+    process = subprocess.Popen(
+        command, cwd=_REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    beside = quantiles(bare_loop(duration_s), MS)
+    output, _ = process.communicate(timeout=60.0 + duration_s)
+    if process.returncode:
+        sys.exit(f"krabby up ended with status {process.returncode}; run it alone to see why")
+    summary = json.loads(output.splitlines()[-1])
+    logs = _REPO / summary["logs"]
+    loop, hal, camera = (_last_summary(logs / f"{name}.log") for name in _SERVICES)
+    for name, values in (("gameloop", loop), ("sim-hal", hal)):
+        lateness = _from_summary(values, "lateness")
+        if lateness:
+            table.add(f"{name}: wake-up lateness", "ms", lateness, idle, "bare loop, idle machine")
+            table.add("", "ms", {}, beside, "bare loop beside the three")
+    for stage in ("receive", "observe", "infer", "work"):
+        table.add(f"gameloop: {stage}", "ms", _from_summary(loop, stage), None, "")
+    table.add(
+        "command round trip, in the stack", "ms", _from_summary(loop, "command_rtt"), None, ""
+    )
+    what = "state: capture to actuator write"
+    table.add(what, "ms", _from_summary(loop, "obs_age"), None, "")
+    table.add("features: age when used", "ms", _from_summary(loop, "features_age"), None, "")
+    table.add("sim-hal: depth image in the stack", "ms", _from_summary(hal, "render"), None, "")
+    what = "camera: frame received to features published"
+    table.add(what, "ms", _from_summary(camera, "processing"), None, "")
+    print(
+        f"loop_hz {summary['loop_hz']}, deadline misses {summary['deadline_misses']}, "
+        f"cores {summary['cpu_cores']}, distance {summary['distance_m']} m"
+    )
+    return summary
+
+
+_SERVICES: Final = ("gameloop", "sim-hal", "camera")
+
+
+def _last_summary(path: Path) -> dict[str, Any]:
+    events = [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
+    return next(event for event in reversed(events) if event["event"] == "summary")
+
+
+def _from_summary(summary: Mapping[str, Any], name: str) -> Quantiles:
+    keys = {key: f"{name}_{key}_ms" for key in ("p50", "p99", "max")}
+    return {key: summary[full] for key, full in keys.items() if full in summary}
+
+
+def main() -> None:
+    """Run all of it; the last line of stdout is JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--duration", type=float, default=30.0, help="of the stack's run [s]")
+    parser.add_argument("--policy", default="gait", help="a folder under assets/policies")
+    parser.add_argument("--course", default="flat", help="the course it walks")
+    options = parser.parse_args()
+    desc = RobotDescription.load()
+    table = Table()
+    bench_codec(table)
+    bench_gate(table, desc)
+    bench_policy(table, desc, options.policy)
+    bench_depth(table, desc)
+    for transport in ("tcp", "ipc"):
+        bench_command(table, transport, 600)
+    summary = bench_stack(table, options.duration, options.policy, options.course)
+    print(json.dumps({"rows": table.rows, "stack": summary}))
+
+
+if __name__ == "__main__":
+    main()

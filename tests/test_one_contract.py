@@ -1,0 +1,46 @@
+"""What stands in two packages because neither may import the other says the same in both."""
+
+import pytest
+from krabby_proto import (
+    COMMAND,
+    FAULT_BITS,
+    FEATURES,
+    NUM_FEET,
+    NUM_JOINTS,
+    SAFETY_OPS,
+    SAFETY_STATES,
+    STATE,
+)
+from krabby_robot.depth import IMAGE_SHAPE
+from krabby_robot.description import RobotDescription
+from krabby_robot.gate import Fault, GateCfg, SafetyGate, SafetyState
+
+
+@pytest.fixture(scope="module")
+def desc():
+    return RobotDescription.load()
+
+
+def test_safety_states_on_the_wire_are_the_gates():
+    assert list(SAFETY_STATES) == [state.name.lower() for state in SafetyState]
+    assert [int(state) for state in SafetyState] == list(range(len(SAFETY_STATES)))
+
+
+def test_fault_bits_on_the_wire_are_the_gates():
+    assert list(FAULT_BITS) == [fault.name.lower() for fault in Fault]
+    assert [int(fault) for fault in Fault] == [1 << bit for bit in range(len(FAULT_BITS))]
+
+
+def test_every_operation_on_the_wire_is_known_to_the_gate(desc):
+    gate = SafetyGate(GateCfg.from_description(desc))
+    for op in SAFETY_OPS:
+        assert "unknown" not in gate.request(op, 0).reason
+
+
+def test_the_streams_have_room_for_this_robot(desc):
+    assert len(desc.joint_names) == NUM_JOINTS
+    assert len(desc.leg_names) == NUM_FEET
+    assert COMMAND.size == NUM_JOINTS
+    # 4 + 3 + 3 + 3 * 18 + 6
+    assert STATE.size == 70
+    assert IMAGE_SHAPE[0] * IMAGE_SHAPE[1] <= FEATURES.max_elements
