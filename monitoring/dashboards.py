@@ -1,0 +1,609 @@
+"""Writes the Grafana dashboards, one JSON file each, from the panels listed here.
+
+    python monitoring/dashboards.py            # writes monitoring/grafana/dashboards/
+    python monitoring/dashboards.py --check    # fails when a file there is not what this writes
+
+The JSON is Grafana's own model, built by Grafana's own typed builders. A dashboard is a list of
+rows, a row a list of panels that share its width; what a panel shows is its query.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Literal
+
+from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, statetimeline
+from grafana_foundation_sdk.builders import dashboard as build
+from grafana_foundation_sdk.builders import timeseries as graphs
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+from grafana_foundation_sdk.models import heatmap as heatmap_models
+
+FOLDER = Path(__file__).parent / "grafana" / "dashboards"
+SOURCE = models.DataSourceRef(type_val="prometheus", uid="prometheus")
+WIDTH = 24
+
+Panel = graphs.Panel | heatmap.Panel | stat.Panel | statetimeline.Panel
+Queries = dict[str, str]
+"""Legend to PromQL; a legend may hold {{label}}."""
+
+SAFETY_COLOURS = {
+    "disarmed": "blue",
+    "arming": "purple",
+    "active": "green",
+    "hold": "yellow",
+    "damp": "orange",
+    "estop": "red",
+}
+MODE_COLOURS = {
+    "silent": "red",
+    "passive": "blue",
+    "stand_up": "purple",
+    "policy": "green",
+    "sit_down": "yellow",
+}
+
+
+def flight() -> build.Dashboard:
+    """Is it safe, and does it move?"""
+    hal = 'job=~"sim-hal|jetson-hal"'
+    return board(
+        "Flight",
+        "Is it safe, and does it move? Timing says why not, Hardware says with what effort.",
+        (
+            4,
+            [
+                number("Alerts", 'count(ALERTS{alertstate="firing"}) or vector(0)', limits=(1, 1)),
+                number("Loop rate", 'krabby:loop_rate:hz{job="gameloop"}', "hertz", decimals=1),
+                number(
+                    "Observation age at actuation, p99",
+                    f'krabby:observation_age_seconds:p99{{{hal}, stream="state"}}',
+                    "s",
+                    limits=(0.01, 0.03),
+                ),
+                number(
+                    "Deadline misses, last minute",
+                    'sum(increase(krabby_loop_deadline_misses_total{job="gameloop"}[1m]))',
+                    limits=(6, 60),
+                    decimals=0,
+                ),
+                number("Falls", "sum(krabby_falls_total)", limits=(1, 3)),
+                number("Distance", "max(krabby_course_distance_meters)", "lengthm", decimals=1),
+            ],
+        ),
+        (
+            5,
+            [
+                states("Safety gate", "krabby_safety_state == 1", "state", SAFETY_COLOURS),
+                states("Game loop", "krabby_gameloop_mode == 1", "mode", MODE_COLOURS),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Observation age at actuation: sensor to actuator write, 30 s",
+                    {
+                        "p99": f'krabby:observation_age_seconds:p99{{{hal}, stream="state"}}',
+                        "p50": f'krabby:observation_age_seconds:p50{{{hal}, stream="state"}}',
+                    },
+                    "s",
+                    budget=0.01,
+                ),
+                graph("Loop rate", {"{{job}}": "krabby:loop_rate:hz"}, "hertz"),
+                graph(
+                    "Age of what the game loop used, p99",
+                    {"{{stream}}": 'krabby:message_age_seconds:p99{job="gameloop"}'},
+                    "s",
+                    budget=0.03,
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Asked to walk",
+                    {"{{axis}}": "krabby_nav_command"},
+                    description="vx and vy in m/s, yaw_rate in rad/s, after the limits",
+                ),
+                graph(
+                    "Speed along the course",
+                    {"speed": "max(deriv(krabby_course_distance_meters[5s]))"},
+                    "velocityms",
+                ),
+                graph(
+                    "Hardest working joint: RMS torque over rated",
+                    {"ratio": "krabby_effort_budget_ratio"},
+                    "percentunit",
+                    budget=0.9,
+                ),
+            ],
+        ),
+        (
+            6,
+            [
+                states("Active faults", "krabby_fault_active == 1", "fault", {}),
+                states("Firing alerts", 'ALERTS{alertstate="firing"}', "alertname", {}),
+            ],
+        ),
+    )
+
+
+def timing() -> build.Dashboard:
+    """Where does each millisecond go?"""
+    work = "krabby_loop_work_seconds"
+    return board(
+        "Timing",
+        "Where each millisecond goes. Budgets are in the titles and drawn as lines.",
+        (
+            8,
+            [
+                heat("Game loop: period (10 ms)", "krabby_loop_period_seconds", 'job="gameloop"'),
+                heat(
+                    "Game loop: wake-up lateness",
+                    "krabby_loop_wakeup_lateness_seconds",
+                    'job="gameloop"',
+                ),
+                heat(
+                    "HAL: wake-up lateness",
+                    "krabby_loop_wakeup_lateness_seconds",
+                    'job=~"sim-hal|jetson-hal"',
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                heat(
+                    "State: sensor to actuator write (budget 10 ms)",
+                    "krabby_observation_age_at_actuation_seconds",
+                    'job=~"sim-hal|jetson-hal", stream="state"',
+                ),
+                heat(
+                    "Features: age when the game loop used them (budget 150 ms)",
+                    "krabby_message_age_seconds",
+                    'job="gameloop", stream="features"',
+                ),
+                heat(
+                    "Command round trip (budget 4 ms)",
+                    "krabby_command_round_trip_seconds",
+                    'job="gameloop"',
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph("Game loop: mean work by stage", stages("gameloop"), "s", stacked=True),
+                graph(
+                    "Game loop: p99 of each stage",
+                    {
+                        "{{stage}}": f"histogram_quantile(0.99, sum by (stage, le) "
+                        f'(rate({work}_bucket{{job="gameloop"}}[30s])))'
+                    },
+                    "s",
+                    budget=0.004,
+                ),
+                graph("HAL: mean work by stage", stages("sim-hal|jetson-hal"), "s", stacked=True),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Policy inference",
+                    {
+                        "{{policy}} p99": "histogram_quantile(0.99, sum by (policy, le) "
+                        "(rate(krabby_inference_seconds_bucket[30s])))",
+                        "{{policy}} p50": "histogram_quantile(0.5, sum by (policy, le) "
+                        "(rate(krabby_inference_seconds_bucket[30s])))",
+                    },
+                    "s",
+                ),
+                graph(
+                    "Camera: frame received to features published",
+                    {
+                        "p99": "histogram_quantile(0.99, sum by (le) "
+                        "(rate(krabby_camera_processing_seconds_bucket[30s])))",
+                        "p50": "histogram_quantile(0.5, sum by (le) "
+                        "(rate(krabby_camera_processing_seconds_bucket[30s])))",
+                    },
+                    "s",
+                ),
+                graph(
+                    "Camera: age of a frame when its features were published",
+                    {
+                        "p99": "histogram_quantile(0.99, sum by (le) "
+                        "(rate(krabby_camera_publish_age_seconds_bucket[30s])))",
+                        "p50": "histogram_quantile(0.5, sum by (le) "
+                        "(rate(krabby_camera_publish_age_seconds_bucket[30s])))",
+                    },
+                    "s",
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Deadline misses and skipped cycles",
+                    {
+                        "{{job}} misses": per_second("krabby_loop_deadline_misses_total"),
+                        "{{job}} skipped": per_second("krabby_loop_skipped_cycles_total"),
+                    },
+                    "cps",
+                ),
+                graph(
+                    "Worst wake-up of the last 5 to 10 s",
+                    {"{{job}}": "krabby_loop_wakeup_lateness_max_seconds > 0"},
+                    "s",
+                ),
+                graph(
+                    "Commands by what became of them",
+                    {"{{status}}": per_second("krabby_commands_total")},
+                    "cps",
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Messages off the wire",
+                    {"{{job}} {{stream}}": per_second("krabby_stream_received_total")},
+                    "cps",
+                ),
+                graph(
+                    "Messages dropped, missing, invalid",
+                    {
+                        "{{job}} {{stream}} superseded": per_second(
+                            "krabby_stream_discarded_total"
+                        ),
+                        "{{job}} {{stream}} missing": per_second(
+                            "krabby_stream_gap_messages_total"
+                        ),
+                        "{{job}} {{stream}} invalid": per_second("krabby_stream_invalid_total"),
+                    },
+                    "cps",
+                ),
+                graph(
+                    "Processor time of each process, in cores",
+                    {"{{job}}": "rate(process_cpu_seconds_total[10s])"},
+                ),
+            ],
+        ),
+        (
+            5,
+            [
+                states(
+                    "Real-time features in effect",
+                    "krabby_runtime_realtime_enabled",
+                    "{{job}} {{feature}}",
+                    {"1": "green", "0": "text"},
+                    by_value=True,
+                ),
+            ],
+        ),
+    )
+
+
+def hardware() -> build.Dashboard:
+    """With what effort, joint by joint?"""
+    return board(
+        "Hardware",
+        "Joints, torque against the envelope, camera.",
+        (
+            9,
+            [
+                graph(
+                    "RMS torque of each joint (rated 40 N·m)",
+                    {"{{joint}}": "krabby_joint_effort_rms_newton_meters"},
+                    "rotnm",
+                    budget=40.0,
+                ),
+                graph(
+                    "Targets the gate cut, by joint",
+                    {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
+                    "cps",
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Share of commands in which the gate cut the worst joint",
+                    {"{{kind}}": "krabby:command_clamps:ratio"},
+                    "percentunit",
+                    budget=0.1,
+                ),
+                graph(
+                    "Hardest working joint: RMS torque over rated",
+                    {"ratio": "krabby_effort_budget_ratio"},
+                    "percentunit",
+                    budget=0.9,
+                ),
+                graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Camera: pixels with a reading",
+                    {"share": "krabby_camera_depth_valid_ratio"},
+                    "percentunit",
+                    budget=0.5,
+                ),
+                graph(
+                    "Camera: frames",
+                    {
+                        "published": per_second("krabby_camera_frames_total"),
+                        "dropped, {{reason}}": per_second(
+                            'krabby_camera_frames_dropped_total{job="camera"}'
+                        ),
+                        "lost by the sensor": per_second(
+                            'krabby_camera_frames_dropped_total{job="sim-hal"}'
+                        ),
+                    },
+                    "cps",
+                ),
+                graph(
+                    "Camera: age of the newest frame",
+                    {"age": "krabby_camera_frame_age_seconds"},
+                    "s",
+                    budget=0.15,
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Memory of each process",
+                    {"{{job}}": "process_resident_memory_bytes"},
+                    "bytes",
+                ),
+                states("Which runs", "krabby_service_info", "{{service}} {{version}}", {}),
+                states("Which policy", "krabby_policy_info", "{{name}}", {}),
+            ],
+        ),
+    )
+
+
+# --- panels -------------------------------------------------------------------------------------
+
+
+def per_second(counter: str) -> str:
+    """Rate over as short a time as the resolution allows."""
+    return f"rate({counter}[$__rate_interval])"
+
+
+def stages(jobs: str) -> Queries:
+    """Mean time per tick in each stage of a loop's work."""
+    work, job = "krabby_loop_work_seconds", f'job=~"{jobs}"'
+    return {
+        "{{stage}}": f"sum by (stage) (rate({work}_sum{{{job}}}[10s]))"
+        f" / on () group_left () sum(rate(krabby_loop_period_seconds_count{{{job}}}[10s]))"
+    }
+
+
+def number(
+    title: str,
+    expr: str,
+    unit: str = "none",
+    *,
+    limits: tuple[float, float] | None = None,
+    decimals: int | None = None,
+) -> stat.Panel:
+    """One figure; yellow from the first limit, red from the second."""
+    panel = (
+        stat.Panel()
+        .title(title)
+        .unit(unit)
+        .graph_mode(common_models.BigValueGraphMode.AREA)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .thresholds(thresholds(*limits) if limits else thresholds())
+        .with_target(query(expr, title))
+    )
+    return panel if decimals is None else panel.decimals(decimals)
+
+
+def graph(
+    title: str,
+    queries: Queries,
+    unit: str = "none",
+    *,
+    budget: float | None = None,
+    stacked: bool = False,
+    description: str = "",
+) -> graphs.Panel:
+    """Lines over time; the budget is a dashed line."""
+    panel = (
+        graphs.Panel()
+        .title(title)
+        .description(description)
+        .unit(unit)
+        .fill_opacity(30 if stacked else 0)
+        .show_points(common_models.VisibilityMode.NEVER)
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(True)
+            .display_mode(common_models.LegendDisplayMode.LIST)
+            .placement(common_models.LegendPlacement.BOTTOM)
+        )
+        .tooltip(
+            common.VizTooltipOptions()
+            .mode(common_models.TooltipDisplayMode.MULTI)
+            .sort(common_models.SortOrder.DESCENDING)
+        )
+    )
+    if stacked:
+        panel = panel.stacking(
+            common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A")
+        )
+    if budget is not None:
+        panel = panel.thresholds(thresholds(budget)).thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
+        )
+    for index, (legend, expr) in enumerate(queries.items()):
+        panel = panel.with_target(query(expr, legend, chr(ord("A") + index)))
+    return panel
+
+
+def heat(title: str, metric: str, selector: str) -> heatmap.Panel:
+    """A histogram over time, one row a bucket, dark is rare."""
+    expr = f"sum by (le) (rate({metric}_bucket{{{selector}}}[$__rate_interval]))"
+    return (
+        heatmap.Panel()
+        .title(title)
+        .calculate(False)
+        .y_axis(heatmap.YAxisConfig().unit("s").axis_placement(common_models.AxisPlacement.LEFT))
+        .rows_frame(heatmap.RowsHeatmapOptions().layout(common_models.HeatmapCellLayout.LE))
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(heatmap_models.HeatmapColorMode.SCHEME)
+            .scheme("Viridis")
+            .scale(heatmap_models.HeatmapColorScale.EXPONENTIAL)
+            .exponent(0.3)
+            .steps(64)
+            .reverse(False)
+        )
+        .with_target(query(expr, "{{le}}", form="heatmap"))
+    )
+
+
+def states(
+    title: str, expr: str, legend: str, colours: dict[str, str], *, by_value: bool = False
+) -> statetimeline.Panel:
+    """What held when: a bar for each series, or for each value."""
+    legend = legend if "{{" in legend else f"{{{{{legend}}}}}"
+    panel = (
+        statetimeline.Panel()
+        .title(title)
+        .show_value(common_models.VisibilityMode.NEVER)
+        .row_height(0.8)
+        .fill_opacity(80)
+        .legend(common.VizLegendOptions().show_legend(False))
+        .with_target(query(expr, legend))
+    )
+    if by_value:
+        return panel.mappings(
+            [
+                models.ValueMap(
+                    options={
+                        value: models.ValueMappingResult(text=text, color=colours[value])
+                        for value, text in (("0", "off"), ("1", "on"))
+                    }
+                )
+            ]
+        )
+    for name, colour in colours.items():
+        panel = panel.override_by_name(
+            name,
+            [
+                models.DynamicConfigValue(
+                    id_val="color", value={"mode": "fixed", "fixedColor": colour}
+                )
+            ],
+        )
+    return panel
+
+
+def query(
+    expr: str, legend: str, ref: str = "A", form: Literal["time_series", "heatmap"] = "time_series"
+) -> prometheus.Dataquery:
+    """One PromQL expression over the dashboard's time range."""
+    return (
+        prometheus.Dataquery()
+        .datasource(SOURCE)
+        .expr(expr)
+        .legend_format(legend)
+        .format("heatmap" if form == "heatmap" else "time_series")
+        .range()
+        .ref_id(ref)
+    )
+
+
+def thresholds(*limits: float) -> build.ThresholdsConfig:
+    """Green below the first limit, red from the last, yellow between."""
+    colours = ["red"] if len(limits) == 1 or limits[:1] == limits[1:] else ["yellow", "red"]
+    steps = [models.Threshold(value=None, color="green")]
+    steps += [
+        models.Threshold(value=limit, color=colour)
+        for limit, colour in zip(sorted(set(limits)), colours, strict=False)
+    ]
+    return build.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def board(title: str, description: str, *rows: tuple[int, list[Panel]]) -> build.Dashboard:
+    """Rows of (height, panels); panels of a row share its width."""
+    result = (
+        build.Dashboard(title)
+        .uid(f"krabby-{title.lower()}")
+        .description(description)
+        .tags(["krabby"])
+        .refresh("1s")
+        .time("now-5m", "now")
+        .timezone("browser")
+        .readonly()
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .link(
+            build.DashboardLink("krabby")
+            .type(models.DashboardLinkType.DASHBOARDS)
+            .tags(["krabby"])
+            .keep_time(True)
+        )
+    )
+    top = 0
+    for height, panels in rows:
+        width = WIDTH // len(panels)
+        for column, panel in enumerate(panels):
+            place = models.GridPos(h=height, w=width, x=column * width, y=top)
+            result = result.with_panel(panel.datasource(SOURCE).grid_pos(place))
+        top += height
+    return result
+
+
+DASHBOARDS = {"flight": flight, "timing": timing, "hardware": hardware}
+
+
+def rendered() -> dict[Path, str]:
+    """Every file and what is to be in it."""
+    encoder = JSONEncoder(sort_keys=True, indent=1)
+    return {
+        FOLDER / f"{name}.json": encoder.encode(make().build()) + "\n"
+        for name, make in DASHBOARDS.items()
+    }
+
+
+def main() -> int:
+    """Write, or check."""
+    parser = argparse.ArgumentParser(description="write the Grafana dashboards")
+    parser.add_argument("--check", action="store_true", help="only say which files are not current")
+    check = parser.parse_args().check
+    files = rendered()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
+    stale += sorted(set(FOLDER.glob("*.json")) - set(files))
+    if check:
+        sys.stderr.writelines(
+            f"{path.relative_to(FOLDER.parents[2])} is not what monitoring/dashboards.py writes; "
+            "run: make dashboards\n"
+            for path in stale
+        )
+        return 1 if stale else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for path in stale:
+        if path in files:
+            path.write_text(files[path])
+        else:
+            path.unlink()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
