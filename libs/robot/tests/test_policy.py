@@ -579,9 +579,11 @@ def test_a_network_that_declares_one_shape_and_computes_another_is_refused(folde
     # A shape that depends on values is symbolic and fits any manifest; the first run tells.
     nodes = [
         helper.make_node("NonZero", ["obs"], ["indices"]),
-        helper.make_node("Cast", ["indices"], ["actions"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["indices"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["floats", "row"], ["actions"]),
     ]
-    content = model({"obs": [1, N]}, {"actions": ["a", "b"]}, nodes)
+    row = np.array([1, -1])
+    content = model({"obs": [1, N]}, {"actions": [1, "any"]}, nodes, [("row", row)])
     with pytest.raises(BundleError, match=r"policy\.onnx does not run"):
         OnnxPolicy(write(folder, {POLICY_FILE: content}))
 
