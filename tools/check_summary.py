@@ -1,6 +1,7 @@
 """Reads the JSON summary of one run on stdin and fails, naming each figure that is off.
 
-The bounds here are those of correctness; timing is measured by `make bench`, where a busy machine fails nothing.
+The bounds here are those of correctness; timing is measured by `make bench`, where a busy machine
+fails nothing.
 """
 
 from __future__ import annotations

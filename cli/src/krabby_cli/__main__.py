@@ -11,7 +11,7 @@ from krabby_proto import ProtoError
 from krabby_robot.errors import RobotError
 from krabby_service.errors import ServiceError
 
-from krabby_cli import course, operate, teleop, up
+from krabby_cli import check_hal, course, dump, operate, record, teleop, up
 from krabby_cli.errors import CliError, UsageError
 
 __all__ = ["main"]
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
-        return args.run(args)
+        return args.handler(args)
     except (UsageError, RobotError, ServiceError) as error:
         return _complain(args.command, error, 2)
     except (CliError, ProtoError) as error:
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, teleop, course):
+    for module in (up, teleop, dump, record, check_hal, course):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser

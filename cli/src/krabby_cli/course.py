@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         metavar="FILE",
         help=f"a mesh ({', '.join(EXPORT_SUFFIXES)}) or a picture (.png)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,7 +99,7 @@ def _render(course: Course, path: Path) -> None:
     )
     picture = render_rays(model, data, view, width=1440, height=560, sky_samples=32)
     try:
-        save_picture(picture, path, colours=256)
+        save_picture(picture, path)
     except OSError as error:
         raise UsageError(
             f"cannot write {path}: {error.strerror}; choose a writable place"

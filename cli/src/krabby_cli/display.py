@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -13,13 +14,14 @@ from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 from krabby_cli import scrape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from rich.table import Table
 
+    from krabby_cli.logs import LogLine
     from krabby_cli.scrape import LiveFigures, Scrape
 
-__all__ = ["Display", "LiveDisplay", "PlainDisplay", "RunView"]
+__all__ = ["Display", "Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 
 _PLAIN_PERIOD_S: Final = 5.0
 _RENDER_PERIOD_S: Final = 0.25
@@ -63,6 +65,34 @@ class Display(Protocol):
     def close(self) -> None:
         """Leave the terminal as it was."""
         ...
+
+
+class Echo:
+    """Passes on what the services' logs say aloud; the same event of a service once in a while."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        period_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say = say
+        self._period_s = period_s
+        self._clock = clock
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def __call__(self, name: str, line: LogLine) -> None:
+        """Take one line of a service's log."""
+        more = 0
+        if line.event:
+            key, now = (name, line.event), self._clock()
+            said_s, more = self._said.get(key, (-math.inf, 0))
+            if now - said_s < self._period_s:
+                self._said[key] = (said_s, more + 1)
+                return
+            self._said[key] = (now, 0)
+        self._say(f"{name}: {line.readable()}" + (f" ({more} more of these)" if more else ""))
 
 
 class PlainDisplay:
@@ -154,7 +184,8 @@ class LiveDisplay:
             answer = self._loop.request("status", timeout_s=_ANSWER_S)
         except RequestTimeout:
             return "no answer"
-        return str(answer.get("state", "?"))
+        blind = " (blind)" if answer.get("blind") else ""
+        return f"{answer.get('mode', '?')}, {answer.get('walking', '?')}{blind}"
 
     def _table(self, view: RunView) -> Table:
         from rich.table import Table

@@ -37,15 +37,15 @@ def add_parsers(commands: Any) -> None:
     """Add the subcommands."""
     for op, text in _SAFETY.items():
         parser = _parser(commands, op, text)
-        parser.set_defaults(run=_run_safety, op=op)
+        parser.set_defaults(handler=_run_safety, op=op)
     for op, text in _CONTROL.items():
         parser = _parser(commands, op, text)
-        parser.set_defaults(run=_run_control, op=op)
+        parser.set_defaults(handler=_run_control, op=op)
     parser = _parser(commands, "policy", "swap the policy of the running game loop, without a jump")
     parser.add_argument("name", help="name under assets/policies, or a folder")
-    parser.set_defaults(run=_run_policy)
+    parser.set_defaults(handler=_run_policy)
     parser = _parser(commands, "status", "what the safety gate and the game loop are doing")
-    parser.set_defaults(run=_run_status)
+    parser.set_defaults(handler=_run_status)
 
 
 def _parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -97,11 +97,13 @@ def _run_status(args: argparse.Namespace) -> int:
 def _report(who: str, op: str, answer: JsonObject) -> int:
     if not answer.get("ok"):
         raise Refused(f"the {who} refused {op}: {answer.get('reason') or 'it gave no reason'}")
-    facts = {key: value for key, value in answer.items() if key not in ("ok", "state", "reason")}
+    state = answer.get("state") or answer.get("mode") or "done"
+    shown = ("ok", "state", "mode", "reason")
+    facts = {key: value for key, value in answer.items() if key not in shown}
     extra = "".join(
         f", {key} {_plain(value)}" for key, value in facts.items() if value or value == 0
     )
-    sys.stdout.write(f"{who}: {answer.get('state', 'done')}{extra}\n")
+    sys.stdout.write(f"{who}: {state}{extra}\n")
     return 0
 
 

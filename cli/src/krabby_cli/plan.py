@@ -134,7 +134,7 @@ def _overrides(
     streams = {
         "sim-hal": ("state", "camera", "command", "safety", "truth", "nav"),
         "camera": ("camera", "state", "features"),
-        "gameloop": ("state", "command", "features", "nav", "safety", "control"),
+        "gameloop": ("state", "command", "features", "nav", "control"),
     }
     for name, table in keys.items():
         table["metrics_port"] = wiring.metrics_ports[name]

@@ -80,7 +80,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--max-yaw-rate", type=float, default=defaults.yaw_rate, metavar="RAD/S")
     parser.add_argument("--step", type=float, default=defaults.step, metavar="M/S")
     add_endpoint_options(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from krabby_robot.courses import COURSES, MAX_DIFFICULTY
 
-from krabby_cli.display import Display, LiveDisplay, PlainDisplay, RunView
+from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
 from krabby_cli.errors import CliError, ServiceDied, StartTimeout, UsageError
 from krabby_cli.plan import Plan, make_plan
@@ -104,7 +104,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--start-timeout", type=float, default=60.0, metavar="S", help="default %(default)s s"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +128,7 @@ def run_plan(plan: Plan) -> int:
             plan.folder,
             env=_environment(plan.run_id),
             stop_order=_STOP_ORDER,
-            echo=lambda name, line: display.say(f"{name}: {line.readable()}"),
+            echo=Echo(display.say),
             is_impatient=lambda: signals.count > 1,
         )
         watch = _Watch(plan, supervisor, progress, display, signals)

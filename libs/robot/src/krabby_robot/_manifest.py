@@ -228,8 +228,9 @@ def _differences(
     if manifest.needs_features != "none" and manifest.camera is not None:
         camera = msgspec.to_builtins(manifest.camera)
         for key, ours in _camera_manifest(desc.camera).items():
-            if np.abs(np.subtract(camera[key], ours)).max() > _TOLERANCE:
-                yield f"camera.{key} = {camera[key]}", f"the robot {ours}", _REEXPORT
+            theirs = np.array(camera[key])
+            if np.abs(theirs - ours).max() > _TOLERANCE:
+                yield f"camera.{key} = {theirs.tolist()}", f"the robot {ours}", _REEXPORT
 
 
 def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]:

@@ -113,6 +113,7 @@ class Brain:
         if mode is Mode.SILENT or state is None:
             self._enter(mode, None, now_ns)
             self._last_target = None
+            self.safety = SafetyState.DISARMED  # until the gate says otherwise again
             return None
         values = unpack(STATE, state.payload)
         measured = values["joint_pos"].astype(np.float64)

@@ -35,13 +35,13 @@ class NavFilter:
         """vx, vy [m/s], yaw_rate [rad/s], limited, shape (3,)."""
 
     def receive(self, message: Message) -> bool:
-        """Take a message in; False when it is not finite or a person outranks it."""
+        """Take a message in; False when it is not finite. A mission's yields to a person's."""
         if not np.isfinite(message.payload).all():
             return False
         if message.flags & FLAG_OPERATOR:
             self._operator_until_ns = message.capture_ns + self._operator_ns
         elif message.capture_ns < self._operator_until_ns:
-            return False
+            return True
         self._wanted = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
         self._wanted_ns = message.capture_ns
         return True

@@ -225,7 +225,7 @@ class Gameloop:
 
     def _take_nav(self, message: Message | None) -> None:
         if message is not None and not self.brain.nav.receive(message):
-            self._warn.debug("nav message left out", flags=message.flags)
+            self._warn.warning("walking command left out", command=message.payload.tolist())
 
     def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
         control = self._control
