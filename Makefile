@@ -23,7 +23,7 @@ RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
 
-.PHONY: help setup sim test test-slow test-py312 gate-coverage check format bench assets lock clean
+.PHONY: help setup sim up down images test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -50,11 +50,27 @@ sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d S
 	@$(BIN)/krabby up --duration $(DURATION) --course $(COURSE) --difficulty $(DIFFICULTY) --seed $(SEED) \
 	  --policy $(POLICY) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
 
+up: ## the simulation in containers, watched: Grafana on http://localhost:3000
+	@tools/preflight
+	@docker compose build
+	@tools/preflight  # once more: with an image there is more to check
+	@docker compose up --detach --wait
+	@echo "Grafana http://localhost:$${KRABBY_GRAFANA_PORT:-3000}  Prometheus http://localhost:$${KRABBY_PROMETHEUS_PORT:-9090}  stop: make down" >&2
+
+down: ## stop the containers, keep what Prometheus measured
+	@docker compose down
+
+images: ## build every container image
+	@docker compose --profile '*' build
+
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@$(BIN)/python -m pytest
 
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m 'slow and not compose'
+
+test-compose: $(DEV) ## builds the images, runs the stack, kills its services; needs a Docker engine
+	@$(BIN)/python -m pytest -m compose tests/compose
 
 gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby_robot -m pytest -q libs/robot/tests/test_gate*.py
@@ -71,7 +87,8 @@ check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/pyright
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
-	@! grep -nH '://' constraints.txt || { echo "constraints.txt names a host; run: make lock" >&2; exit 1; }
+	@$(BIN)/python monitoring/dashboards.py --check
+	@! grep -nH '://' constraints.txt $(IMAGES:%=%/requirements.lock) requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 format: $(DEV) ## format and sort in place
 	@$(BIN)/ruff format .
@@ -80,15 +97,24 @@ format: $(DEV) ## format and sort in place
 bench: $(DEV) ## measure the runtime, each figure beside its floor: DURATION=s
 	@$(BIN)/python bench/runtime.py --duration $(DURATION)
 
+dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashboards.py
+	@$(BIN)/python monitoring/dashboards.py
+
 assets: $(DEV) ## regenerate everything under assets/ from its sources
 	@$(BIN)/python -m krabby_robot.generate
 	@$(BIN)/python -m krabby_robot.gait
 
-# One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from.
-lock: $(DEV) ## refresh constraints.txt after a dependency changed
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-	  $(foreach name,proto robot service sim-hal camera gameloop cli,--no-emit-package krabby-$(name)) \
-	  $(LOCK_ARGS) requirements-dev.txt -o constraints.txt
+# One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
+# locks hold the same versions, with hashes.
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+  $(foreach name,proto robot service sim-hal camera gameloop cli,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
+IMAGES := services/sim-hal services/camera services/gameloop cli
+
+lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
+	@$(COMPILE) requirements-dev.txt -o constraints.txt
+	@for image in $(IMAGES); do \
+	  $(COMPILE) --generate-hashes -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
+	@echo hatchling | $(COMPILE) --generate-hashes - -o requirements-build.lock
 
 clean: ## remove virtual environments, caches and run logs
 	rm -rf .venv .venv-3.12 .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
