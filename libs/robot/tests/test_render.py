@@ -1,10 +1,13 @@
 """Pictures by ray casting: small scenes whose colours can be told in advance."""
 
+import shutil
+
 import mujoco
 import numpy as np
 import pytest
 from krabby_robot.assets import robot_dir
 from krabby_robot.generate import PICTURES
+from krabby_robot.pictures import write_pictures
 from krabby_robot.render import View, contact_sheet, render_rays, save_animation, save_picture
 from PIL import Image
 
@@ -136,6 +139,21 @@ def test_a_contact_sheet_refuses_what_does_not_fit():
         contact_sheet([small, large], columns=2)
     with pytest.raises(ValueError, match="1 pictures need as many labels, not 2"):
         contact_sheet([small], columns=1, labels=["a", "b"])
+
+
+@pytest.mark.slow
+def test_pictures_drawn_anew_look_like_the_committed_ones(tmp_path):
+    shutil.copy(robot_dir() / "robot.toml", tmp_path)
+    paths = write_pictures(tmp_path, sky_samples=0)
+    assert [path.name for path in paths] == list(PICTURES)
+    for path in paths:
+        drawn, committed = (
+            np.asarray(Image.open(file).convert("RGB")).astype(int)
+            for file in (path, robot_dir() / "pictures" / path.name)
+        )
+        assert drawn.shape == committed.shape
+        # Without the sky's soft shadows, which darken a little here and there.
+        assert np.abs(drawn - committed).mean() < 6.0
 
 
 @pytest.mark.parametrize("name", PICTURES)

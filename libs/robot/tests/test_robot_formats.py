@@ -349,6 +349,9 @@ def test_usd_drives_have_the_gains_per_degree_and_aim_at_the_default_pose(stage)
         assert target == pytest.approx(POSE[name], abs=1e-6)
         for attribute in ("newton:armature", "physxJoint:armature"):
             assert prim.GetAttribute(attribute).Get() == pytest.approx(ROBOT.armature)
+        for attribute in ("newton:velocityLimit", "physxJoint:maxJointVelocity"):
+            # 20 rad/s = 1145.9 degrees/s
+            assert prim.GetAttribute(attribute).Get() == pytest.approx(1145.9, abs=0.1)
 
 
 def test_usd_links_stand_where_the_joints_put_them(stage):

@@ -294,13 +294,11 @@ class HalServer:
     def _operator(self, body: Sequence[bytes]) -> SafetyOutcome:
         """Carry out one operator's request, or say why not."""
         request = _json_request(body, SAFETY.topic)
-        op = request.get("op") if request else None
-        if request is None or op not in SAFETY_OPS:
-            return self._refuse(
-                f"unknown op {op!r}; use one of {', '.join(SAFETY_OPS)}"
-                if request
-                else 'request is not [b"safety", {"op": ..., "by": ...}]'
-            )
+        if request is None:
+            return self._refuse('request is not [b"safety", {"op": ..., "by": ...}]')
+        op = request.get("op")
+        if op not in SAFETY_OPS:
+            return self._refuse(f"unknown op {str(op)[:40]!r}; use one of {', '.join(SAFETY_OPS)}")
         sent_ns = request.get("sent_ns")
         if (
             op in ("arm", "reset")

@@ -88,6 +88,8 @@ class GaitCfg:
     """A little above a tripod's 1/2: never do three legs change places at one instant."""
     duty_max: float = 5.0 / 6.0
     """One leg after the other."""
+    duty_return: float = 0.7
+    """To bring the feet back to their places after a stop: not one by one, that takes long."""
     duty_fall: float = 0.6
     """How much a falling duty may slow the front legs' phases, of their rate."""
     duty_rise_rate: float = 0.05
@@ -275,6 +277,7 @@ class Gait:
         cfg = self.cfg
         wanted = cfg.stride_m / (cfg.stride_m + requested * self._slot_s)
         wanted = _clip(wanted, cfg.duty_min, cfg.duty_max)
+        wanted = np.where(requested < cfg.still_speed, cfg.duty_return, wanted)
         # Walking, a leg's phase must not turn back; the front leg's takes twice duty's change.
         duty = clock[2:3]
         fall = (1.0 - duty) * (cfg.duty_fall / (2.0 * self._slot_s * self._rate))

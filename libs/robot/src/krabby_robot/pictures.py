@@ -20,15 +20,20 @@ from krabby_robot.render import Picture, View, contact_sheet, render_rays, save_
 
 __all__ = ["write_pictures"]
 
-_SKY_SAMPLES = 64
 _PAPER = (0.95, 0.955, 0.96)
 """Background of the views."""
 
 
-def write_pictures(folder: Path) -> list[Path]:
-    """Write `crab_hex.png` and `views.png` to `folder/pictures`; returns their paths."""
+def write_pictures(folder: Path, *, sky_samples: int = 64) -> list[Path]:
+    """Write `crab_hex.png` and `views.png` to `folder/pictures`; returns their paths.
+
+    `sky_samples` as in `render_rays`: without them the pictures are quick and flat.
+    """
     description = RobotDescription.load(folder / "robot.toml")
-    pictures = {"crab_hex.png": _on_course(description), "views.png": _views(description)}
+    pictures = {
+        "crab_hex.png": _on_course(description, sky_samples),
+        "views.png": _views(description, sky_samples),
+    }
     paths = []
     for name, picture in pictures.items():
         path = folder / "pictures" / name
@@ -37,7 +42,7 @@ def write_pictures(folder: Path) -> list[Path]:
     return paths
 
 
-def _on_course(description: RobotDescription) -> Picture:
+def _on_course(description: RobotDescription, sky_samples: int) -> Picture:
     """The robot in the middle of a step across the first gap of the demo course."""
     course = make_course("demo")
     model = build_model(description, course)
@@ -65,11 +70,11 @@ def _on_course(description: RobotDescription) -> Picture:
     )
     view = View(eye=(8.5, 2.3, 2.2), target=(5.72, 0.02, 0.6), fov_rad=0.53)
     return render_rays(
-        model, data, view, width=1200, height=600, supersample=2, sky_samples=_SKY_SAMPLES
+        model, data, view, width=1200, height=600, supersample=2, sky_samples=sky_samples
     )
 
 
-def _views(description: RobotDescription) -> Picture:
+def _views(description: RobotDescription, sky_samples: int) -> Picture:
     """Front, side and top, nearly orthographic, and one from above the shoulder."""
     model = build_model(description)
     data = mujoco.MjData(model)
@@ -97,7 +102,7 @@ def _views(description: RobotDescription) -> Picture:
             width=600,
             height=380,
             supersample=3,
-            sky_samples=_SKY_SAMPLES,
+            sky_samples=sky_samples,
             groups=(VISUAL_GROUP,),
             background=_PAPER,
         )

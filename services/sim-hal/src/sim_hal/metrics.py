@@ -1,66 +1,93 @@
 """What sim-hal measures beyond what every service does; see `krabby_service.metrics`."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING
 
 from krabby_proto import SAFETY_STATES, CommandStatus
-from krabby_robot.gate import Fault
+from krabby_robot.gate import Fault, SafetyState
 from krabby_service.metrics import LOOP_WORK, OBSERVATION_AGE, children
 from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
-__all__ = [
-    "CAMERA_DROPPED",
-    "COMMANDS",
-    "DISTANCE",
-    "EFFORT_BUDGET",
-    "FALLS",
-    "FAULTS",
-    "OBSERVATION",
-    "REAL_TIME_FACTOR",
-    "SAFETY_STATE",
-    "WORK",
-    "JointMetrics",
-]
+    from sim_hal.simulator import Simulator
+
+__all__ = ["OBSERVATION", "WORK", "Exposition"]
 
 WORK = children(LOOP_WORK, ("physics", "publish", "render"))
 OBSERVATION = OBSERVATION_AGE.labels("state")
-COMMANDS = children(
+
+_COMMANDS = children(
     Counter("krabby_commands_total", "Commands by what became of them", ["status"]),
     [status.name.lower() for status in CommandStatus],
 )
-SAFETY_STATE = children(
+_SAFETY_STATE = children(
     Gauge("krabby_safety_state", "1 for the state the safety gate is in", ["state"]), SAFETY_STATES
 )
-FAULTS = children(
+_FAULTS = children(
     Gauge("krabby_fault_active", "1 while the safety gate reports the fault", ["fault"]),
     [str(fault.name).lower() for fault in Fault],
 )
-EFFORT_BUDGET = Gauge(
+_EFFORT_BUDGET = Gauge(
     "krabby_effort_budget_ratio", "RMS torque over rated torque, of the joint that works hardest"
-)
-FALLS = Counter("krabby_falls_total", "Falls since the start")
-DISTANCE = Gauge("krabby_course_distance_meters", "Walked forward along the course")
-CAMERA_DROPPED = Counter(
-    "krabby_camera_frames_dropped_total", "Depth frames lost by the sensor model"
-)
-REAL_TIME_FACTOR = Gauge(
-    "krabby_real_time_factor", "Simulated over real time, since the loop started"
-)
-
-_CLAMPED = Counter(
-    "krabby_command_clamped_total", "Targets cut by the safety gate", ["joint", "kind"]
 )
 _EFFORT_RMS = Gauge(
     "krabby_joint_effort_rms_newton_meters", "Filtered RMS torque of a drive", ["joint"]
 )
+_CLAMPED = Counter(
+    "krabby_command_clamped_total", "Targets cut by the safety gate", ["joint", "kind"]
+)
+_FALLS = Counter("krabby_falls_total", "Falls since the start")
+_DISTANCE = Gauge("krabby_course_distance_meters", "Walked forward along the course")
+_CAMERA_DROPPED = Counter(
+    "krabby_camera_frames_dropped_total", "Depth frames lost by the sensor model"
+)
+_REAL_TIME_FACTOR = Gauge(
+    "krabby_real_time_factor", "Simulated over real time, since the loop started"
+)
 
 
-class JointMetrics:
-    """What is counted per joint; the children exist from the start."""
+class Exposition:
+    """Hands what is counted elsewhere to the metrics, a few times a second.
 
-    def __init__(self, joint_names: "Sequence[str]") -> None:
-        self.position_clamped = [_CLAMPED.labels(name, "position") for name in joint_names]
-        self.rate_clamped = [_CLAMPED.labels(name, "rate") for name in joint_names]
-        self.effort_rms = [_EFFORT_RMS.labels(name) for name in joint_names]
+    The loop counts in plain integers; here the counters catch up with them.
+    """
+
+    def __init__(self, sim: Simulator) -> None:
+        self._sim = sim
+        names = sim.desc.joint_names
+        self._effort_rms = [_EFFORT_RMS.labels(name) for name in names]
+        self._clamped = {
+            kind: [_CLAMPED.labels(name, kind) for name in names] for kind in ("position", "rate")
+        }
+        self._shown: dict[Counter, int] = {}
+
+    def update(self, commands: Mapping[str, int], real_time_factor: float) -> None:
+        """Bring every metric up to date; `commands` are totals by status."""
+        sim, gate = self._sim, self._sim.gate
+        for state, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
+            gauge.set(gate.state is state)
+        for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):
+            gauge.set(fault in gate.faults)
+        _EFFORT_BUDGET.set(gate.effort_budget_ratio)
+        for gauge, rms in zip(self._effort_rms, gate.effort_rms, strict=True):
+            gauge.set(rms)
+        _DISTANCE.set(sim.progress.distance_m)
+        _REAL_TIME_FACTOR.set(real_time_factor)
+        self._count_up(_FALLS, sim.falls)
+        if sim.camera is not None:
+            self._count_up(_CAMERA_DROPPED, sim.camera.dropped)
+        for status, count in commands.items():
+            self._count_up(_COMMANDS[status], count)
+        clamps = {"position": sim.position_clamps, "rate": sim.rate_clamps}
+        for kind, counters in self._clamped.items():
+            for counter, count in zip(counters, clamps[kind], strict=True):
+                self._count_up(counter, int(count))
+
+    def _count_up(self, counter: Counter, total: int) -> None:
+        news = total - self._shown.get(counter, 0)
+        if news:
+            counter.inc(news)
+            self._shown[counter] = total

@@ -40,9 +40,8 @@ from krabby_service.metrics import (
 from krabby_service.rate import Rate
 from krabby_service.realtime import IdleCollector
 
-from sim_hal import metrics
 from sim_hal.errors import LoopSilent
-from sim_hal.metrics import JointMetrics
+from sim_hal.metrics import OBSERVATION, WORK, Exposition
 from sim_hal.mission import STOP, pursue
 from sim_hal.physics import SUBSTEP_NS
 from sim_hal.simulator import Simulator
@@ -104,7 +103,7 @@ class SimHal:
         self.sim.on_actuated = self._actuated
         self.server: HalServer | None = None
         self._nav: Publisher | None = None
-        self._joint_metrics = JointMetrics(desc.joint_names)
+        self._exposition = Exposition(self.sim)
         self._observation_age = Quantiles()
         self._render_time = Quantiles()
         self._periods = 0
@@ -113,7 +112,6 @@ class SimHal:
         self._lost_slots = 0
         self._last_period_ns: int | None = None
         self._started_s = time.monotonic()
-        self._shown: dict[str, float] = {}
 
     def startup(self) -> None:
         cfg = self._cfg
@@ -175,7 +173,7 @@ class SimHal:
             self._lost_slots += 1 + tick.skipped - slots
         self.sim.advance(tick.scheduled_ns, tick.woke_ns, slots * SUBSTEPS_PER_SLOT)
         advanced_ns = time.monotonic_ns()
-        metrics.WORK["physics"].observe((advanced_ns - started_ns) * 1e-9)
+        WORK["physics"].observe((advanced_ns - started_ns) * 1e-9)
         self._publish_state(tick.woke_ns, 0)
         begins_period = (tick.scheduled_ns // SLOT_NS) % SLOTS_PER_PERIOD == 0
         if begins_period:
@@ -183,7 +181,7 @@ class SimHal:
             if self._periods % _NAV_PERIODS == 0:
                 self._publish_nav(tick.woke_ns)
         self._deliver_frame(tick.woke_ns)
-        metrics.WORK["publish"].observe((time.monotonic_ns() - advanced_ns) * 1e-9)
+        WORK["publish"].observe((time.monotonic_ns() - advanced_ns) * 1e-9)
         if not begins_period:
             self._serve(0.0)  # a late command must not wait for an image
             self._expose(tick.woke_ns)
@@ -294,7 +292,7 @@ class SimHal:
         started_ns = time.monotonic_ns()
         self.sim.expose(now_ns)
         elapsed_s = (time.monotonic_ns() - started_ns) * 1e-9
-        metrics.WORK["render"].observe(elapsed_s)
+        WORK["render"].observe(elapsed_s)
         self._render_time.add(elapsed_s)
 
     def _deliver_frame(self, now_ns: int) -> bool:
@@ -310,7 +308,7 @@ class SimHal:
 
     def _actuated(self, message: Message, applied_ns: int) -> None:
         age_s = message.age_s(applied_ns)
-        metrics.OBSERVATION.observe(age_s)
+        OBSERVATION.observe(age_s)
         self._observation_age.add(age_s)
 
     def _finished(self) -> bool:
@@ -354,34 +352,7 @@ class SimHal:
         )
 
     def _update_metrics(self) -> None:
-        gate, sim = self.sim.gate, self.sim
-        for state, gauge in zip(type(gate.state), metrics.SAFETY_STATE.values(), strict=True):
-            gauge.set(gate.state == state)
-        for fault, gauge in zip(type(gate.faults), metrics.FAULTS.values(), strict=True):
-            gauge.set(fault in gate.faults)
-        metrics.EFFORT_BUDGET.set(gate.effort_budget_ratio)
-        metrics.DISTANCE.set(sim.progress.distance_m)
-        metrics.REAL_TIME_FACTOR.set(self._real_time_factor)
-        for gauge, rms in zip(self._joint_metrics.effort_rms, gate.effort_rms, strict=True):
-            gauge.set(rms)
-        self._count_up(metrics.FALLS, "falls", sim.falls)
-        if sim.camera is not None:
-            self._count_up(metrics.CAMERA_DROPPED, "frames", sim.camera.dropped)
-        for status, count in self._server.stats.commands.items():
-            self._count_up(metrics.COMMANDS[status], status, count)
-        for kind, counters, counts in (
-            ("position", self._joint_metrics.position_clamped, sim.position_clamps),
-            ("rate", self._joint_metrics.rate_clamped, sim.rate_clamps),
-        ):
-            for joint, (counter, count) in enumerate(zip(counters, counts, strict=True)):
-                self._count_up(counter, f"{kind}{joint}", int(count))
-
-    def _count_up(self, counter: Any, key: str, total: float) -> None:
-        """Bring a counter to a total that is kept elsewhere."""
-        news = total - self._shown.get(key, 0)
-        if news:
-            counter.inc(news)
-            self._shown[key] = total
+        self._exposition.update(self._server.stats.commands, self._real_time_factor)
 
     def _loop_summary(self) -> dict[str, Any]:
         commands = {} if self.server is None else dict(self.server.stats.commands)

@@ -232,6 +232,7 @@ class _Writer:
         # What USD has no schema for: written as PhysX and Newton read it.
         for name, value in (
             ("newton:armature", description.armature),
+            ("newton:velocityLimit", math.degrees(joint.velocity)),
             ("physxJoint:armature", description.armature),
             ("physxJoint:maxJointVelocity", math.degrees(joint.velocity)),
             ("state:angular:physics:position", default_deg),
