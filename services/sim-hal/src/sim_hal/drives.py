@@ -22,7 +22,8 @@ class DriveLine:
     def __init__(self, delay_s: float, idle: "DriveCommand") -> None:
         self._delay_ns = round(delay_s * 1e9)
         self._pending: deque[tuple[int, DriveCommand]] = deque()
-        self._current = idle
+        self.current = idle
+        """What was in force when somebody last asked."""
 
     def write(self, drive: "DriveCommand", now_ns: int) -> None:
         """Hand over what the drives must do; `now_ns` does not run backwards."""
@@ -31,5 +32,5 @@ class DriveLine:
     def at(self, time_ns: int) -> "DriveCommand":
         """What is in force at `time_ns`; asking for a time forgets everything before it."""
         while self._pending and self._pending[0][0] <= time_ns:
-            self._current = self._pending.popleft()[1]
-        return self._current
+            self.current = self._pending.popleft()[1]
+        return self.current

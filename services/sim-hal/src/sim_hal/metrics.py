@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from krabby_proto import SAFETY_STATES, CommandStatus
 from krabby_robot.gate import Fault, SafetyState
 from krabby_service.metrics import LOOP_WORK, OBSERVATION_AGE, children
@@ -26,6 +27,14 @@ _COMMANDS = children(
 _SAFETY_STATE = children(
     Gauge("krabby_safety_state", "1 for the state the safety gate is in", ["state"]), SAFETY_STATES
 )
+_SAFETY_ENTERED = children(
+    Gauge(
+        "krabby_safety_state_entered_seconds",
+        "CLOCK_MONOTONIC when the gate last entered the state, to one slot; 0 for never",
+        ["state"],
+    ),
+    SAFETY_STATES,
+)
 _FAULTS = children(
     Gauge("krabby_fault_active", "1 while the safety gate reports the fault", ["fault"]),
     [str(fault.name).lower() for fault in Fault],
@@ -35,6 +44,15 @@ _EFFORT_BUDGET = Gauge(
 )
 _EFFORT_RMS = Gauge(
     "krabby_joint_effort_rms_newton_meters", "Filtered RMS torque of a drive", ["joint"]
+)
+_POSITION = Gauge("krabby_joint_position_radians", "Measured angle", ["joint"])
+_TARGET = Gauge("krabby_joint_target_radians", "Angle the drive is told to hold", ["joint"])
+_VELOCITY = Gauge("krabby_joint_velocity_radians_per_second", "Measured speed", ["joint"])
+_EFFORT = Gauge("krabby_joint_effort_newton_meters", "Torque of a drive, magnitude", ["joint"])
+_EFFORT_LIMIT = Gauge(
+    "krabby_joint_effort_limit_newton_meters",
+    "Largest torque the gate lets the drive give now",
+    ["joint"],
 )
 _CLAMPED = Counter(
     "krabby_command_clamped_total", "Targets cut by the safety gate", ["joint", "kind"]
@@ -58,22 +76,45 @@ class Exposition:
     def __init__(self, sim: Simulator) -> None:
         self._sim = sim
         names = sim.desc.joint_names
-        self._effort_rms = [_EFFORT_RMS.labels(name) for name in names]
+        self._joints = {
+            metric: [metric.labels(name) for name in names]
+            for metric in (_EFFORT_RMS, _POSITION, _TARGET, _VELOCITY, _EFFORT, _EFFORT_LIMIT)
+        }
         self._clamped = {
             kind: [_CLAMPED.labels(name, kind) for name in names] for kind in ("position", "rate")
         }
         self._shown: dict[Counter, int] = {}
+        self._state: SafetyState | None = None
+
+    def note_state(self, now_ns: int) -> None:
+        """Stamp the gate's state if it is another one than in the last slot; else a comparison.
+
+        How long a state took to be reached can be told from it exactly, which no scrape could.
+        """
+        state = self._sim.gate.state
+        if state is not self._state:
+            self._state = state
+            _SAFETY_ENTERED[SAFETY_STATES[state]].set(now_ns * 1e-9)
+            for each, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
+                gauge.set(each is state)
 
     def update(self, commands: Mapping[str, int], real_time_factor: float) -> None:
         """Bring every metric up to date; `commands` are totals by status."""
         sim, gate = self._sim, self._sim.gate
-        for state, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
-            gauge.set(gate.state is state)
         for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):
             gauge.set(fault in gate.faults)
         _EFFORT_BUDGET.set(gate.effort_budget_ratio)
-        for gauge, rms in zip(self._effort_rms, gate.effort_rms, strict=True):
-            gauge.set(rms)
+        measured, drive = sim.measured, sim.drive
+        for metric, values in (
+            (_EFFORT_RMS, gate.effort_rms),
+            (_POSITION, measured.joint_pos),
+            (_TARGET, drive.joint_pos),
+            (_VELOCITY, measured.joint_vel),
+            (_EFFORT, np.abs(measured.joint_effort)),
+            (_EFFORT_LIMIT, drive.effort_limit),
+        ):
+            for gauge, value in zip(self._joints[metric], values.tolist(), strict=True):
+                gauge.set(value)
         _DISTANCE.set(sim.progress.distance_m)
         _REAL_TIME_FACTOR.set(real_time_factor)
         self._count_up(_FALLS, sim.falls)

@@ -172,6 +172,7 @@ class SimHal:
             self._skipped += tick.skipped
             self._lost_slots += 1 + tick.skipped - slots
         self.sim.advance(tick.scheduled_ns, tick.woke_ns, slots * SUBSTEPS_PER_SLOT)
+        self._exposition.note_state(tick.woke_ns)
         advanced_ns = time.monotonic_ns()
         WORK["physics"].observe((advanced_ns - started_ns) * 1e-9)
         self._publish_state(tick.woke_ns, 0)
@@ -203,6 +204,7 @@ class SimHal:
             for slot in range(SLOTS_PER_PERIOD):
                 clock.now_ns += SLOT_NS
                 self.sim.advance(clock.now_ns, clock.now_ns, SUBSTEPS_PER_SLOT)
+                self._exposition.note_state(clock.now_ns)
                 if slot + 1 < SLOTS_PER_PERIOD:
                     self._expose(clock.now_ns)
             self._publish_lockstep()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from krabby_robot.courses import Course
     from krabby_robot.description import RobotDescription
+    from krabby_robot.gate import DriveCommand
     from numpy.typing import NDArray
 
     from sim_hal.config import SimHalCfg
@@ -110,6 +111,16 @@ class Simulator:
         self.world.place(self.progress.restart_pose(), self._spawn_joint_pos)
         self._line = DriveLine(desc.latency.command_s, self.gate.step(clock_ns()))
         self.world.measure(self._measured)
+
+    @property
+    def measured(self) -> Measurement:
+        """What the robot's sensors said in this slot; written anew in every slot."""
+        return self._measured
+
+    @property
+    def drive(self) -> DriveCommand:
+        """What the drives were last told."""
+        return self._line.current
 
     def advance(self, slot_ns: int, now_ns: int, substeps: int) -> None:
         """Let the world catch up with `slot_ns`, then let the gate judge what was measured.
