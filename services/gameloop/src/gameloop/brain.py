@@ -163,6 +163,7 @@ class Brain:
         log.info("mode", now=mode.value, before=self.mode.value, gate=self.safety.name.lower())
         metrics.MODE[self.mode.value].set(0.0)
         metrics.MODE[mode.value].set(1.0)
+        metrics.MODE_ENTERED[mode.value].set(now_ns * 1e-9)
         if mode in (Mode.STAND_UP, Mode.SIT_DOWN) and measured is not None:
             plan = stand_up if mode is Mode.STAND_UP else sit_down
             # From the target, not from the pose that sags below it: the drives see no step.

@@ -26,6 +26,14 @@ MODE = children(
     Gauge("krabby_gameloop_mode", "1 for what the loop does now", ["mode"]),
     [mode.value for mode in Mode],
 )
+MODE_ENTERED = children(
+    Gauge(
+        "krabby_gameloop_mode_entered_seconds",
+        "CLOCK_MONOTONIC when the loop last entered the mode; 0 for never",
+        ["mode"],
+    ),
+    [mode.value for mode in Mode],
+)
 HOLDS = Counter("krabby_gameloop_holds_total", "Ticks that held the last target: state too old")
 BLIND = Gauge("krabby_gameloop_blind", "1 while the blind policy walks in place of the chosen one")
 BLIND_SWITCHES = Counter("krabby_gameloop_blind_switches_total", "Times the blind policy took over")
