@@ -8,7 +8,7 @@ import resource
 import pytest
 from krabby_service import realtime
 from krabby_service.errors import ConfigError
-from krabby_service.metrics import REALTIME_ENABLED
+from krabby_service.metrics import REALTIME_ENABLED, REALTIME_REQUESTED
 from krabby_service.realtime import (
     FEATURES,
     IdleCollector,
@@ -31,10 +31,8 @@ def _ordinary_process_afterwards():
     gc.unfreeze()
 
 
-def gauges():
-    return {
-        sample.labels["feature"]: sample.value for sample in REALTIME_ENABLED.collect()[0].samples
-    }
+def gauges(metric=REALTIME_ENABLED):
+    return {sample.labels["feature"]: sample.value for sample in metric.collect()[0].samples}
 
 
 def refused(*_):
@@ -156,3 +154,11 @@ def test_start_up_garbage_is_frozen():
 def test_values_the_kernel_cannot_know_are_refused(options, key):
     with pytest.raises(ConfigError, match=key):
         RealtimeCfg(**options)
+
+
+def test_what_was_asked_for_can_be_told_from_what_is_in_effect(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with captured_logs():
+        apply_realtime(RealtimeCfg(fifo_priority=50))
+    assert gauges(REALTIME_REQUESTED) == {"fifo": 1, "affinity": 0, "mlockall": 0, "gc": 0}
+    assert gauges()["fifo"] == 0

@@ -37,6 +37,7 @@ __all__ = [
     "OBSERVATION_AGE",
     "PERIOD_BUCKETS",
     "REALTIME_ENABLED",
+    "REALTIME_REQUESTED",
     "SERVICE_INFO",
     "SKIPPED_CYCLES",
     "STREAM_DISCARDED",
@@ -115,6 +116,9 @@ COMMAND_REJECTED = Counter(
 )
 REALTIME_ENABLED = Gauge(
     "krabby_runtime_realtime_enabled", "1 when the real-time feature is in effect", ["feature"]
+)
+REALTIME_REQUESTED = Gauge(
+    "krabby_runtime_realtime_requested", "1 when the configuration asks for it", ["feature"]
 )
 SERVICE_INFO = Info("krabby_service", "Which service this is and which run it belongs to")
 

@@ -20,7 +20,7 @@ from typing import Literal
 import structlog
 
 from krabby_service.config import check, check_range
-from krabby_service.metrics import REALTIME_ENABLED, children
+from krabby_service.metrics import REALTIME_ENABLED, REALTIME_REQUESTED, children
 
 __all__ = [
     "FEATURES",
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 Feature = Literal["fifo", "affinity", "mlockall", "gc"]
 FEATURES: tuple[Feature, ...] = ("fifo", "affinity", "mlockall", "gc")
 _ENABLED = children(REALTIME_ENABLED, FEATURES)
+_REQUESTED = children(REALTIME_REQUESTED, FEATURES)
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _CAP_IPC_LOCK = 14
@@ -154,6 +155,7 @@ def _attempt(feature: Feature, requested: bool, action: Callable[[], str]) -> Fe
         except _NotGrantedError as refusal:
             result = FeatureResult(feature, True, False, str(refusal))
     _ENABLED[feature].set(result.enabled)
+    _REQUESTED[feature].set(requested)
     return result
 
 
