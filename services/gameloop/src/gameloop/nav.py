@@ -34,22 +34,24 @@ class NavFilter:
         self.command: NDArray[np.float64] = np.zeros(3)
         """vx, vy [m/s], yaw_rate [rad/s], limited, shape (3,)."""
 
-    def receive(self, message: Message, now_ns: int) -> bool:
+    def receive(self, message: Message) -> bool:
         """Take a message in; False when it is not finite. A mission's yields to a person's."""
         if not np.isfinite(message.payload).all():
             return False
-        # Another clock's stamp may lie ahead (a person's in lock-step) and must time out as well.
-        stamp_ns = min(message.capture_ns, now_ns)
         if message.flags & FLAG_OPERATOR:
-            self._operator_until_ns = stamp_ns + self._operator_ns
-        elif stamp_ns < self._operator_until_ns:
+            self._operator_until_ns = message.capture_ns + self._operator_ns
+        elif message.capture_ns < self._operator_until_ns:
             return True
         self._wanted = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
-        self._wanted_ns = stamp_ns
+        self._wanted_ns = message.capture_ns
         return True
 
     def step(self, now_ns: int) -> NDArray[np.float64]:
         """The command of this tick; goes to zero when nobody has asked for anything lately."""
+        # Another clock's stamp may lie ahead (a person's in lock-step) and must time out as well.
+        if self._wanted_ns is not None:
+            self._wanted_ns = min(self._wanted_ns, now_ns)
+        self._operator_until_ns = min(self._operator_until_ns, now_ns + self._operator_ns)
         silent = self._wanted_ns is None or now_ns - self._wanted_ns > self._timeout_ns
         wanted = np.zeros(3) if silent else self._wanted
         dt_s = 0.0 if self._stepped_ns is None else (now_ns - self._stepped_ns) * 1e-9

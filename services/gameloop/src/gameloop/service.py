@@ -173,7 +173,7 @@ class Gameloop:
             runtime.beat()
             state = client.state.latest()
             features = features_in.latest()
-            self._take_nav(nav_in.take(), tick.woke_ns)
+            self._take_nav(nav_in.take())
             if state is not None:
                 self.brain.see(state)
                 self._meet_again(tick.woke_ns)
@@ -205,7 +205,7 @@ class Gameloop:
             self.brain.see(state)
             self._meet_again(time.monotonic_ns())
             if state.flags & FLAG_NAV_DUE:
-                self._take_nav(_await_capture(nav_in, now_ns, "nav"), now_ns)
+                self._take_nav(_await_capture(nav_in, now_ns, "nav"))
             if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
                 features = _await_capture(features_in, last_ns, "features") or features
@@ -223,8 +223,8 @@ class Gameloop:
         assert self._nav is not None
         return self._client, self._features, self._nav
 
-    def _take_nav(self, message: Message | None, now_ns: int) -> None:
-        if message is not None and not self.brain.nav.receive(message, now_ns):
+    def _take_nav(self, message: Message | None) -> None:
+        if message is not None and not self.brain.nav.receive(message):
             self._warn.warning("walking command left out", command=message.payload.tolist())
 
     def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
