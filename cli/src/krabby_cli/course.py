@@ -97,7 +97,7 @@ def _render(course: Course, path: Path) -> None:
         target=(0.47 * used_m, 0.0, -0.4),
         fov_rad=_FOV_RAD,
     )
-    picture = render_rays(model, data, view, width=1440, height=560, sky_samples=32)
+    picture = render_rays(model, data, view, width=1200, height=480, sky_samples=8)
     try:
         save_picture(picture, path)
     except OSError as error:

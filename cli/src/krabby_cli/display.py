@@ -202,7 +202,7 @@ class LiveDisplay:
                 name,
                 state,
                 self._answers.get(name, ""),
-                f"{figures.loop_hz:.1f}" if figures else "",
+                f"{figures.loop_hz:.1f}" if figures and figures.loop_hz > 0 else "",
                 str(figures.deadline_misses) if figures else "",
                 _ages(figures.age_p99_ms) if figures else "",
                 f"{view.cores[name]:.2f}" if name in view.cores else "",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from krabby_proto import ControlClient, HalClient, JsonObject
-from krabby_robot.policy import bundle_dir
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError
@@ -80,7 +79,7 @@ def _run_control(args: argparse.Namespace) -> int:
 
 def _run_policy(args: argparse.Namespace) -> int:
     # A name is the loop's business, it may have another assets folder; a path is resolved here.
-    name = args.name if len(Path(args.name).parts) == 1 else str(bundle_dir(args.name).resolve())
+    name = str(Path(args.name).resolve()) if "/" in args.name else args.name
     with ControlClient(endpoints_of(args)["control"]) as loop:
         answer = loop.request("policy", timeout_s=args.timeout, policy=name, by=args.by)
     return _report("game loop", f"policy {args.name}", answer)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from krabby_cli.errors import ServiceDied
@@ -16,7 +18,6 @@ from krabby_cli.logs import LogFollower, LogLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
 __all__ = ["Child", "ChildSpec", "Supervisor"]
 
@@ -24,8 +25,7 @@ _LAST_LINES: Final = 8
 _READY: Final = "running"
 """The event a service logs when its startup is over."""
 _SUMMARY: Final = "summary"
-_PR_SET_PDEATHSIG: Final = 1
-_LIBC: Final = ctypes.CDLL(None)
+_TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,13 @@ class Child:
         self._log = LogFollower(self.log_path)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                spec.argv,
+                (sys.executable, "-IS", _TETHER, str(os.getpid()), *spec.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
                 # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
 
     @property
@@ -140,12 +139,7 @@ class Supervisor:
     def start(self) -> None:
         """Start all at once."""
         for spec in self._specs:
-            try:
-                self.children[spec.name] = Child(spec, self._folder, self._env)
-            except OSError as error:
-                raise ServiceDied(
-                    f"{spec.name} cannot be started: {error}; run: make setup"
-                ) from error
+            self.children[spec.name] = Child(spec, self._folder, self._env)
 
     @property
     def all_ready(self) -> bool:
@@ -202,10 +196,3 @@ def _last_words(child: Child, status: int) -> str:
     lines = "\n".join(f"    {line.readable()}" for line in child.last_lines)
     said = f"; its last lines:\n{lines}" if lines else " without a word"
     return f"{child.name} ended {how}, log {child.log_path}{said}"
-
-
-def _die_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM should the supervisor vanish (Linux only)."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    # An ignored SIGINT is inherited, from a shell that started the command in the background.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -181,6 +181,7 @@ class _Watch:
             self._display.say(f"krabby up: {error}")
         if self._ready_s is not None:
             self.duration_s = time.monotonic() - self._ready_s
+            self._display.say("stopping; a robot that stands sits down first")
         statuses = self._supervisor.stop()
         bad = {name: status for name, status in statuses.items() if status != 0}
         if bad and self.exit != "failed":

@@ -204,21 +204,21 @@ class HalServer:
         requests = self._take_commands()
         now_ns, process_ns = self._clock_ns(), self._process_clock_ns()
         newest: tuple[Request, Message] | None = None
-        superseded: list[tuple[Request, int]] = []
+        others: list[tuple[Request, CommandStatus, int]] = []
         for request in requests:
             if self._answered_hello(self._command, request):
                 continue
-            verdict = self.admission.admit(request.body, now_ns, process_ns)
-            if verdict.message is None:
-                self._answer(request, verdict.status, verdict.sequence)
+            status, sequence, message = self.admission.admit(request.body, now_ns, process_ns)
+            if message is None:
+                others.append((request, status, sequence))
                 continue
             if newest is not None:
-                superseded.append((newest[0], newest[1].sequence))
-            newest = (request, verdict.message)
+                others.append((newest[0], CommandStatus.SUPERSEDED, newest[1].sequence))
+            newest = (request, message)
         if newest is not None:
-            self._apply(*newest)
-        for request, sequence in superseded:
-            self._answer(request, CommandStatus.SUPERSEDED, sequence)
+            self._apply(*newest)  # answered first: nobody waits for the others any more
+        for request, status, sequence in others:
+            self._answer(request, status, sequence)
         return len(requests)
 
     def _take_commands(self) -> list[Request]:

@@ -304,7 +304,7 @@ class Router(Endpoint):
             endpoint,
             name=name,
             bind=True,
-            hwm=64,
+            hwm=256,  # above the server's batch, all of which may be one client's
             max_bytes=MAX_JSON_BYTES,
             context=context,
         )
@@ -353,7 +353,15 @@ class Requester(Endpoint):
             hwm=4,
             max_bytes=_MAX_REPLY_BYTES,
             context=context,
-            options=[(zmq.REQ_RELAXED, 1), (zmq.REQ_CORRELATE, 1), (zmq.IMMEDIATE, 1)],
+            options=[
+                (zmq.REQ_RELAXED, 1),
+                (zmq.REQ_CORRELATE, 1),
+                (zmq.IMMEDIATE, 1),
+                # Late answers pile up until the next request drops them. When they fill the queue
+                # libzmq loses its place in the frames (req_session_t moves on before the push
+                # fails) and closes the connection for good: after 4 missed deadlines, with 4.
+                (zmq.RCVHWM, 0),
+            ],
         )
         self.unsent = 0
         """Requests not even sent, because no server was connected."""

@@ -150,6 +150,13 @@ class FakeHal:
         """Have the HAL's thread call `job(server)`, for example to publish an image."""
         self._jobs.put(job)
 
+    def take_note(self, timeout_s: float = 5.0) -> None:
+        """Wait until the thread acts on every attribute set so far."""
+        noted = threading.Event()
+        self.submit(lambda _: noted.set())
+        if not noted.wait(timeout_s):
+            raise TimeoutError(f"the fake HAL's thread did nothing for {timeout_s} s")
+
     def start(self) -> None:
         """Run in a thread."""
         self._thread = threading.Thread(target=self._run, name="fake-hal", daemon=True)

@@ -68,6 +68,7 @@ def test_a_reset_keeps_what_was_walked_and_adds_nothing(progress):
     assert progress.distance_m == pytest.approx(2.5)
     walk(progress, line([2.0, 0.0], [2.5, 0.0]), 5000)
     assert progress.distance_m == pytest.approx(3.0)
+    assert progress.furthest_m == pytest.approx(2.5)
 
 
 def test_before_the_first_waypoint_a_reset_goes_back_to_the_spawn(progress):

@@ -304,20 +304,36 @@ def test_without_a_camera_nothing_is_exposed(simulator, clock):
     assert sim.expose(clock.now_ns) is None
 
 
-def test_its_own_legs_are_seen_only_when_asked_for(simulator, clock, desc):
-    def image(see_robot):
+def test_its_own_legs_are_seen_only_when_asked_for(simulator, desc):
+    def image(see_robot, swing):
         sim = simulator(camera={"see_robot": see_robot})
-        # Front legs swung to the nose and straightened: their feet are in front of the camera.
         pose = desc.default_joint_pos.copy()
-        pose[desc.joint_index("lf_hip_yaw")] = -0.9
-        pose[desc.joint_index("rf_hip_yaw")] = 0.9
+        pose[desc.joint_index("lf_hip_yaw")] = -swing
+        pose[desc.joint_index("rf_hip_yaw")] = swing
         sim.world.place(sim.progress.restart_pose(), pose)
         return sim.depth()
 
-    bare, with_legs = image(False), image(True)
-    nearer = with_legs < bare - 0.01
-    assert nearer.any()
-    assert np.array_equal(bare[~nearer & (with_legs > 0)], with_legs[~nearer & (with_legs > 0)])
+    # Front legs swung to the nose by 0.9 rad stand in view, left and right.
+    bare, with_legs = image(False, 0.9), image(True, 0.9)
+    legs = with_legs < bare
+    assert legs[:, :53].sum() > 50
+    assert legs[:, 53:].sum() > 50
+    assert np.array_equal(bare[~legs], with_legs[~legs])
+    assert 0.1 < with_legs[legs].min() < with_legs[legs].max() < 1.5
+    # In the spider stance they are beside it.
+    assert np.array_equal(image(False, 0.0), image(True, 0.0))
+
+
+def test_every_pixel_with_a_leg_is_looked_at(simulator, desc, monkeypatch):
+    sim = simulator(camera={"see_robot": True})
+    rng = np.random.default_rng(4)
+    for _ in range(10):
+        pose = rng.uniform(desc.joint_lower, desc.joint_upper)
+        sim.world.place(sim.progress.restart_pose(), pose)
+        thrifty = sim.depth()
+        with monkeypatch.context() as patch:
+            patch.setattr(sim.world, "_may_show_legs", lambda *_: np.ones((60, 106), bool))
+            assert np.array_equal(sim.depth(), thrifty)
 
 
 def test_the_mission_knows_the_way_of_every_course(simulator):

@@ -65,6 +65,9 @@ class _Graph:
     def integers(self, values: Sequence[int]) -> str:
         return self._keep(np.asarray(values, dtype=np.int64))
 
+    def integer(self, value: int) -> str:
+        return self._keep(np.asarray(value, dtype=np.int64))
+
     def _keep(self, array: np.ndarray[Any, Any]) -> str:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self.constants:
@@ -108,24 +111,23 @@ class Symbol(NDArrayOperatorsMixin):
         return recorder(self, *args, **kwargs)
 
     def __getitem__(self, key: Any) -> Symbol:
-        """A slice along leading axes; an integer drops its axis."""
+        """Leading axes by integers, which drop their axis, then slices."""
         keys = key if isinstance(key, tuple) else (key,)
-        starts, stops, kept = [], [], []
+        if isinstance(keys[0], int):
+            index = self._graph.integer(keys[0])
+            row = self._new("Gather", [self.name, index], self.shape[1:], axis=0)
+            return row[keys[1:]] if keys[1:] else row
+        starts, stops = [], []
         for size, k in zip(self.shape, keys, strict=False):
-            start, stop, step = (k, k + 1, 1) if isinstance(k, int) else k.indices(size)
+            start, stop, step = k.indices(size) if isinstance(k, slice) else (0, 0, 0)
             if step != 1 or not 0 <= start < stop <= size:
                 raise TypeError(f"index {key!r} of shape {self.shape} cannot be recorded")
             starts.append(start)
             stops.append(stop)
-            if not isinstance(k, int):
-                kept.append(stop - start)
-        shape = (*kept, *self.shape[len(keys) :])
+        sizes = [stop - start for start, stop in zip(starts, stops, strict=True)]
         ints = self._graph.integers
-        axes = ints(range(len(starts)))
-        sliced = self._new("Slice", [self.name, ints(starts), ints(stops), axes], shape)
-        if len(kept) == len(keys):
-            return sliced
-        return self._new("Reshape", [sliced.name, ints(shape)], shape)
+        inputs = [self.name, ints(starts), ints(stops), ints(range(len(starts)))]
+        return self._new("Slice", inputs, (*sizes, *self.shape[len(keys) :]))
 
     def reshape(self, *shape: int) -> Symbol:
         """The same numbers in another shape; all sizes given."""

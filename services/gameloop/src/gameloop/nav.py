@@ -48,6 +48,10 @@ class NavFilter:
 
     def step(self, now_ns: int) -> NDArray[np.float64]:
         """The command of this tick; goes to zero when nobody has asked for anything lately."""
+        # Another clock's stamp may lie ahead (a person's in lock-step) and must time out as well.
+        if self._wanted_ns is not None:
+            self._wanted_ns = min(self._wanted_ns, now_ns)
+        self._operator_until_ns = min(self._operator_until_ns, now_ns + self._operator_ns)
         silent = self._wanted_ns is None or now_ns - self._wanted_ns > self._timeout_ns
         wanted = np.zeros(3) if silent else self._wanted
         dt_s = 0.0 if self._stepped_ns is None else (now_ns - self._stepped_ns) * 1e-9

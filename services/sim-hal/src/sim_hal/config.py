@@ -56,8 +56,8 @@ class CameraCfg:
     enabled: bool = True
     """Render and publish depth images."""
     see_robot: bool = False
-    """Show the robot's own legs, as a real camera does. Policies are trained without them, and it
-    costs about three times the time."""
+    """Show the robot's own legs, as a real camera does. Off, because policies are trained without;
+    an image takes 0.2 ms more, 2 ms more with both front legs in view."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

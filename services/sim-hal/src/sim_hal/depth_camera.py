@@ -3,7 +3,7 @@
 A course is made of oriented boxes, and for a pinhole camera the reciprocal of a plane's
 optical-axis distance is an affine function of the pixel. So every face of a box is two vectors
 added to one another, a box is three of them, and an image is the largest reciprocal over the
-boxes in view: exact, with no rays cast. On one core it takes about a quarter of what MuJoCo's
+boxes in view: exact, with no rays cast. On one core it takes a quarter to a third of what MuJoCo's
 batched ray caster takes for the same image (the README has the table; a test holds one against the
 other).
 

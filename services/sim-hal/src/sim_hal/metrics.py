@@ -60,8 +60,8 @@ _CLAMPED = Counter(
 _FALLS = Counter("krabby_falls_total", "Falls since the start")
 _DISTANCE = Gauge("krabby_course_distance_meters", "Walked forward along the course")
 _CAMERA_DROPPED = Counter(
-    "krabby_camera_frames_dropped_total", "Depth frames lost by the sensor model"
-)
+    "krabby_camera_frames_dropped_total", "Depth frames that went no further", ["reason"]
+).labels("sensor")
 _REAL_TIME_FACTOR = Gauge(
     "krabby_real_time_factor", "Simulated over real time, since the loop started"
 )

@@ -206,23 +206,47 @@ class World:
         down: NDArray[np.float32],
         range_m: float,
     ) -> NDArray[np.float32]:
-        """Optical-axis distance to the robot's own parts (rows, columns) [m], 0 where none is."""
-        rays_c = np.stack(np.broadcast_arrays(right[None, :], down[:, None], 1.0), axis=-1)
-        rays_w = rays_c.reshape(-1, 3) @ optical_wc.T
+        """Optical-axis distance to the robot's own legs (rows, columns) [m], 0 where none is.
+
+        By rays, but only where a part can be: the legs stand mostly beside the view. The body lies
+        behind the camera.
+        """
+        depth = np.zeros((len(down), len(right)), np.float32)
+        mujoco.mj_kinematics(self.model, self.data)
+        rows, columns = np.nonzero(self._may_show_legs(pos_w, optical_wc, right, down))
+        count = len(rows)
+        if not count:
+            return depth
+        rays_w = np.column_stack([right[columns], down[rows], np.ones(count)]) @ optical_wc.T
         length = np.linalg.norm(rays_w, axis=1)
         rays_w /= length[:, None]
-        count = len(length)
         distance = np.empty(count)
         groups = np.zeros(mujoco.mjNGROUP, np.uint8)
         groups[COLLISION_GROUP] = 1
-        mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_multiRay(
-            self.model, self.data, pos_w, rays_w.ravel(), groups, 1, -1,
+            self.model, self.data, pos_w, rays_w.ravel(), groups, 1, self._index.base_body,
             np.empty(count, np.int32), distance, None, count, range_m * float(length.max()),
         )  # fmt: skip
-        depth = np.where(distance >= 0.0, distance / length, 0.0)
+        depth[rows, columns] = np.where(distance >= 0.0, distance / length, 0.0)
         depth[depth > range_m] = 0.0
-        return depth.reshape(len(down), len(right)).astype(np.float32)
+        return depth
+
+    def _may_show_legs(
+        self,
+        pos_w: NDArray[np.float64],
+        optical_wc: NDArray[np.float64],
+        right: NDArray[np.float32],
+        down: NDArray[np.float32],
+    ) -> NDArray[np.bool_]:
+        """Pixels within the outlines of the legs' bounding spheres (rows, columns)."""
+        model = self.model
+        legs = (model.geom_group == COLLISION_GROUP) & ~self._is_base_geom
+        centers = (self.data.geom_xpos[legs] - pos_w) @ optical_wc
+        found = np.zeros((len(down), len(right)), bool)
+        for (x, y, z), radius in zip(centers, model.geom_rbound[legs], strict=True):
+            if z > -radius:
+                found |= _cuts(down, y, z, radius)[:, None] & _cuts(right, x, z, radius)
+        return found
 
     def _load(self, drive: DriveCommand) -> None:
         """Write gains and targets into the model's actuators."""
@@ -275,3 +299,10 @@ class World:
             points.append(data.geom_xpos[geom] + local @ data.geom_xmat[geom].reshape(3, 3).T)
             radii.extend([radius] * len(local))
         return np.concatenate(points), np.array(radii)
+
+
+def _cuts(
+    tangents: NDArray[np.float32], aside: float, ahead: float, radius: float
+) -> NDArray[np.bool_]:
+    """Which planes through the eye, by their tangents, cut a sphere."""
+    return np.abs(aside - tangents * ahead) <= radius * np.sqrt(1.0 + tangents * tangents)

@@ -52,6 +52,8 @@ class CourseProgress:
         self._best = 0.0
         self.index = 0
         """Waypoints reached so far; also the index of the next one."""
+        self.furthest_m = 0.0
+        """How far along the course the robot has ever been."""
 
     @property
     def count(self) -> int:
@@ -77,6 +79,7 @@ class CourseProgress:
         """Take in where the base is; says whether a waypoint was reached just now."""
         along, aside, to_go = self._on_leg(pos_xy)
         self._best = max(self._best, float(self._starts[self._leg]) + along)
+        self.furthest_m = max(self.furthest_m, self._best)
         if self.completed:
             return False
         near = math.hypot(to_go, aside) <= self._reach_m

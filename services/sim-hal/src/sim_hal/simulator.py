@@ -258,6 +258,7 @@ class Simulator:
         position, rate = int(self.position_clamps.sum()), int(self.rate_clamps.sum())
         return {
             "distance_m": round(self.progress.distance_m, 3),
+            "furthest_m": round(self.progress.furthest_m, 3),
             "falls": self.falls,
             "resets": self.resets,
             "course_completed": self.progress.completed,

@@ -1,0 +1,46 @@
+import argparse
+import json
+
+import pytest
+from krabby_cli.__main__ import main
+from krabby_cli.check_hal import parse_place
+from krabby_proto import default_endpoints
+from krabby_proto.testing import FakeHal
+from krabby_service.testing import free_ports
+
+
+def places(hal):
+    return [f"{name}={hal.endpoints[name]}" for name in ("state", "command", "safety")]
+
+
+def test_a_hal_that_keeps_the_contract_passes(capsys):
+    with FakeHal() as hal:
+        assert main(["check-hal", *places(hal)]) == 0
+    out = capsys.readouterr().out
+    assert "FAIL" not in out
+    *_, last = out.splitlines()
+    passed, of, total, *_ = last.split()
+    assert (passed, of) == (total, "of")
+    assert out.count("tried: ") == out.count("found: ") == int(total)
+
+
+def test_a_hal_that_is_not_there_fails_and_says_so(capsys):
+    state, command, safety = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+    argv = ["check-hal", "--json", "--state", state, "--command", command, "--safety", safety]
+    assert main(argv) == 1
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not results[0]["passed"]
+    assert set(results[0]) == {"name", "passed", "detail", "tried"}
+
+
+def test_a_base_names_all_endpoints():
+    assert parse_place("tcp://10.0.0.5") == default_endpoints("tcp://10.0.0.5")
+    assert parse_place("ipc:///tmp/hal")["state"] == "ipc:///tmp/hal/state"
+    assert parse_place("tcp://[::1]") == default_endpoints("tcp://[::1]")
+    assert parse_place("state=tcp://h:1") == {"state": "tcp://h:1"}
+
+
+@pytest.mark.parametrize("text", ["tcp://10.0.0.5:6001", "10.0.0.5", "state=6001", "tcp://"])
+def test_an_endpoint_without_its_stream_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r"STREAM=ENDPOINT"):
+        parse_place(text)

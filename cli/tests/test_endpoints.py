@@ -1,0 +1,104 @@
+import argparse
+import json
+import socket
+
+import pytest
+from krabby_cli.endpoints import (
+    Wiring,
+    add_endpoint_options,
+    check_free,
+    endpoints_of,
+    parse_endpoint,
+    wire,
+)
+from krabby_cli.errors import UsageError
+from krabby_proto import STATE, STREAMS, Publisher, default_endpoints
+
+
+def options(*argv):
+    parser = argparse.ArgumentParser()
+    add_endpoint_options(parser)
+    return parser.parse_args(argv)
+
+
+def test_the_standard_wiring_is_the_streams_table():
+    wiring = wire("tcp", 6000)
+    assert wiring.endpoints == default_endpoints()
+    assert wiring.metrics_ports == {"sim-hal": 9101, "camera": 9102, "gameloop": 9103}
+
+
+def test_another_base_port_moves_streams_and_metrics_together():
+    wiring = wire("tcp", 7000)
+    assert wiring.endpoints["state"] == "tcp://127.0.0.1:7001"
+    assert wiring.endpoints["truth"] == "tcp://127.0.0.1:7010"
+    assert wiring.metrics_ports == {"sim-hal": 7011, "camera": 7012, "gameloop": 7013}
+
+
+def test_base_port_zero_finds_ports_that_are_all_different_and_free():
+    wiring = wire("tcp", 0)
+    ports = [endpoint.rpartition(":")[2] for endpoint in wiring.endpoints.values()]
+    ports += map(str, wiring.metrics_ports.values())
+    assert len(set(ports)) == len(STREAMS) + 3
+    check_free(wiring)
+
+
+def test_unix_sockets_have_one_folder_per_user_or_one_per_run(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert wire("ipc", 6000).endpoints["state"] == f"ipc://{tmp_path}/krabby/state"
+    assert endpoints_of(options("--transport", "ipc"))["state"] == f"ipc://{tmp_path}/krabby/state"
+    own = wire("ipc", 0)
+    assert own.own_folder
+    assert own.endpoints["nav"] == f"ipc://{own.own_folder}/nav"
+
+
+@pytest.mark.parametrize("port", [-1, 80, 65530])
+def test_a_base_port_out_of_range_is_refused(port):
+    with pytest.raises(UsageError, match=f"base port {port} is out of range"):
+        wire("tcp", port)
+
+
+def test_a_busy_port_is_named_with_its_owner_and_the_remedy():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        wiring = Wiring(endpoints={"state": f"tcp://127.0.0.1:{port}"}, metrics_ports={})
+        with pytest.raises(UsageError, match=rf"{port} \(state\) is already in use.*--base-port"):
+            check_free(wiring)
+        wiring = Wiring(endpoints={}, metrics_ports={"camera": port})
+        with pytest.raises(UsageError, match=rf"{port} \(metrics of camera\)"):
+            check_free(wiring)
+
+
+def test_a_busy_unix_socket_is_noticed_and_a_dead_one_is_not(tmp_path):
+    wiring = Wiring(endpoints={"state": f"ipc://{tmp_path}/state"}, metrics_ports={})
+    check_free(wiring)
+    with (
+        Publisher(wiring.endpoints["state"], STATE),
+        pytest.raises(UsageError, match="is already in use"),
+    ):
+        check_free(wiring)
+    check_free(wiring)
+
+
+def test_one_stream_may_be_elsewhere():
+    endpoints = endpoints_of(options("--host", "crab", "--endpoint", "state=tcp://10.0.0.5:7001"))
+    assert endpoints["state"] == "tcp://10.0.0.5:7001"
+    assert endpoints["camera"] == "tcp://crab:6000"
+
+
+def test_the_endpoints_of_a_run_are_read_from_its_folder(tmp_path):
+    endpoints = default_endpoints("tcp://127.0.0.9")
+    (tmp_path / "run.json").write_text(json.dumps({"endpoints": endpoints}))
+    assert endpoints_of(options("--run", str(tmp_path))) == endpoints
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="is not the record of a run"):
+        endpoints_of(options("--run", str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["state", "sttae=tcp://x:1", "state=6001"])
+def test_a_misspelt_endpoint_names_streams_and_form(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="camera, state, command"):
+        parse_endpoint(text)

@@ -1,0 +1,91 @@
+import threading
+
+import pytest
+from krabby_cli.__main__ import main
+from krabby_proto import ControlServer, make_hello
+from krabby_proto.testing import FakeHal
+from krabby_service.testing import free_port
+
+
+@pytest.fixture
+def hal():
+    with FakeHal() as fake:
+        yield fake
+
+
+@pytest.fixture
+def loop():
+    """A game loop's control endpoint: `.asked` has the requests, `.answer` is what it says."""
+    stop = threading.Event()
+    server = ControlServer(f"tcp://127.0.0.1:{free_port()}", hello=make_hello(service="gameloop"))
+    server.asked = []
+    server.answer = {"ok": True, "mode": "stand_up", "policy": "gait", "nav": [0.1, 0.0, 0.0]}
+
+    def handle(request):
+        server.asked.append(request)
+        return server.answer
+
+    def serve():
+        while not stop.is_set():
+            server.poll(0.05, handle)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield server
+    stop.set()
+    thread.join()
+    server.close()
+
+
+def safety(hal):
+    return f"--endpoint=safety={hal.endpoints['safety']}"
+
+
+def test_arming_and_stopping_reach_the_gate_with_a_name(hal, capsys):
+    for op, state in (("arm", "active"), ("estop", "estop"), ("reset", "disarmed")):
+        assert main([op, "--by", "ada", safety(hal)]) == 0
+        assert capsys.readouterr().out == f"safety gate: {state}\n"
+    assert hal.operators == [("arm", "ada"), ("estop", "ada"), ("reset", "ada")]
+
+
+def test_a_refusal_gives_the_gates_reason(hal, capsys):
+    main(["estop", safety(hal)])
+    assert main(["arm", safety(hal)]) == 1
+    said = capsys.readouterr().err
+    assert said == "krabby arm: the safety gate refused arm: the e-stop is latched; reset first\n"
+
+
+def test_nobody_there_names_endpoint_and_deadline(capsys):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    assert main(["estop", "--timeout", "0.1", f"--endpoint=safety={endpoint}"]) == 1
+    said = capsys.readouterr().err
+    assert endpoint in said
+    assert "within 0.1 s" in said
+
+
+def test_standing_and_sitting_reach_the_game_loop(loop, capsys):
+    for op in ("stand", "sit"):
+        assert main([op, f"--endpoint=control={loop.endpoint}"]) == 0
+    assert [request["op"] for request in loop.asked] == ["stand", "sit"]
+    assert "game loop: stand_up, policy gait, nav 0.1 0.0 0.0" in capsys.readouterr().out
+
+
+def test_a_policy_name_is_passed_on_and_a_path_made_absolute(loop, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = f"--endpoint=control={loop.endpoint}"
+    assert main(["policy", "gait", where]) == 0
+    assert main(["policy", "./mine", where]) == 0
+    assert [request["policy"] for request in loop.asked] == ["gait", str(tmp_path / "mine")]
+
+
+def test_a_policy_the_loop_refuses_is_an_error(loop, capsys):
+    loop.answer = {"ok": False, "reason": "joint 4 is named otherwise"}
+    assert main(["policy", "gait", f"--endpoint=control={loop.endpoint}"]) == 1
+    assert "the game loop refused policy gait: joint 4" in capsys.readouterr().err
+
+
+def test_status_asks_both(hal, loop, capsys):
+    assert main(["status", safety(hal), f"--endpoint=control={loop.endpoint}"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("safety gate: disarmed")
+    assert said[1].startswith("game loop: stand_up")

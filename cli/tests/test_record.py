@@ -1,0 +1,35 @@
+from krabby_cli.__main__ import main
+from krabby_proto.recording import Recording
+from krabby_proto.testing import FakeHal
+from krabby_service.testing import free_port
+
+
+def test_what_was_heard_is_in_the_file(tmp_path, capsys):
+    path = tmp_path / "run.mcap"
+    with FakeHal(rate_hz=100.0) as hal:
+        where = [f"--endpoint={n}={e}" for n, e in hal.endpoints.items()]
+        assert main(["record", str(path), "state", "truth", "--duration", "0.6", *where]) == 0
+    messages = list(Recording(path))
+    assert len(messages) >= 20
+    assert {recorded.stream.name for recorded in messages} == {"state"}
+    assert capsys.readouterr().out == f"{path}: {len(messages)} state\n"
+
+
+def test_a_file_that_exists_is_not_overwritten(tmp_path, capsys):
+    path = tmp_path / "run.mcap"
+    path.write_text("precious")
+    assert main(["record", str(path)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert path.read_text() == "precious"
+
+
+def test_silence_is_an_error_that_says_where_it_listened(tmp_path, capsys):
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    argv = ["record", str(tmp_path / "run.mcap"), "state", "--duration", "0.1"]
+    assert main([*argv, f"--endpoint=state={endpoint}"]) == 1
+    assert endpoint in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["record", str(tmp_path / "missing" / "run.mcap")]) == 1
+    assert "cannot write the recording" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+import os
+
+from krabby_cli.summary import CpuMeter, RunFacts, build_summary
+from krabby_service.testing import FakeClock
+
+FACTS = RunFacts(
+    run_id="feed",
+    policy="gait",
+    course="flat",
+    difficulty=0.5,
+    seed=3,
+    duration_s=30.01234,
+    cpu_cores={"sim-hal": 0.45678, "camera": 0.1, "gameloop": 0.3, "recorder": 0.2},
+    exit="finished",
+    reason="the time is up",
+    folder="runs/x",
+)
+LOOP = {
+    "loop_hz": 100.0,
+    "deadline_misses": 1,
+    "obs_age_p50_ms": 3.1,
+    "obs_age_p99_ms": 5.2,
+    "features_age_p99_ms": 80.0,
+    "command_rtt_p50_ms": 0.5,
+    "command_rtt_p99_ms": 1.5,
+    "command_timeouts": 0,
+    "ticks": 3000,
+}
+SIM = {
+    "distance_m": 8.5,
+    "falls": 0,
+    "course_completed": False,
+    "waypoints_reached": 4,
+    "gate_clamps": 12,
+    "effort_rms_nm": 13.0,
+    "trajectory_hash": "ab" * 32,
+    "sim_time_s": 31.0,
+    "real_time_factor": 1.0,
+    "obs_age_p50_ms": 99.0,
+}
+KEYS = {
+    "policy", "course", "difficulty", "seed", "duration_s", "loop_hz", "distance_m", "falls",
+    "course_completed", "waypoints_reached", "deadline_misses", "obs_age_p50_ms",
+    "obs_age_p99_ms", "features_age_p99_ms", "command_rtt_p50_ms", "command_rtt_p99_ms",
+    "command_timeouts", "gate_clamps", "effort_rms_nm", "trajectory_hash", "sim_time_s",
+    "real_time_factor", "cpu_cores", "exit", "reason", "run_id", "logs",
+}  # fmt: skip
+
+
+def test_every_figure_comes_from_the_service_that_measures_it():
+    summary = build_summary(FACTS, {"gameloop": LOOP, "sim-hal": SIM, "camera": {}}, {})
+
+    assert set(summary) == KEYS
+    assert summary["obs_age_p50_ms"] == 3.1, "the loop's own figure, not the simulator's"
+    assert summary["distance_m"] == 8.5
+    assert summary["duration_s"] == 30.012
+    assert summary["exit"] == "finished"
+
+
+def test_cores_are_those_of_the_three_services():
+    cores = build_summary(FACTS, {}, {})["cpu_cores"]
+    assert cores == {"sim-hal": 0.457, "camera": 0.1, "gameloop": 0.3, "total": 0.857}
+
+
+def test_what_nobody_reported_is_null_and_the_truth_stream_helps_out():
+    summary = build_summary(FACTS, {}, {"distance_m": 2.5, "falls": 1})
+
+    assert set(summary) == KEYS
+    assert summary["loop_hz"] is None
+    assert summary["trajectory_hash"] is None
+    assert (summary["distance_m"], summary["falls"]) == (2.5, 1)
+
+
+def test_processor_use_counts_from_the_mark():
+    clock = FakeClock()
+    meter = CpuMeter({"self": os.getpid()}, clock=lambda: clock() * 1e-9)
+    assert meter.cores() == {}
+
+    before = sum(os.times()[:2])
+    while sum(os.times()[:2]) - before < 0.1:
+        pass
+    meter.mark()
+    clock.advance(1.0)
+    meter.sample()
+    used = meter.cores()["self"]
+    # Ticks of the kernel's accounting are 10 ms: between the mark and here at least 0.1 s passed.
+    assert 0.08 <= used <= 1.0
+    assert meter.recent() == meter.cores()
+
+    meter.mark()
+    clock.advance(10.0)
+    meter.sample()
+    assert meter.cores()["self"] < used
+
+
+def test_a_process_that_is_gone_has_no_figure():
+    assert CpuMeter({"gone": 2**22 - 1}).cores() == {}

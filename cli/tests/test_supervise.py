@@ -1,0 +1,207 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import psutil
+import pytest
+from krabby_cli.errors import ServiceDied
+from krabby_cli.supervise import ChildSpec, Supervisor
+
+SERVICE = """
+    import json, os, signal, sys, threading
+
+    name, journal = sys.argv[1:3]
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    def say(event, **facts):
+        print(json.dumps({"level": "info", "service": name, "event": event, **facts}), flush=True)
+    say("starting", pid=os.getpid(), run_id=os.environ["KRABBY_RUN_ID"])
+    say("running")
+    while not stop.wait(0.05):
+        pass
+    with open(journal, "a") as file:
+        file.write(name + "\\n")
+    say("summary", stopped_by="SIGINT", figure=42)
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    """Writes a script and gives the command that runs it."""
+
+    def command(code, *args):
+        path = tmp_path / f"script{len(list(tmp_path.glob('script*')))}.py"
+        path.write_text(textwrap.dedent(code))
+        return (sys.executable, str(path), *map(str, args))
+
+    return command
+
+
+@pytest.fixture
+def supervise(tmp_path):
+    """Makes supervisors whose echo goes to `.heard`."""
+
+    def make(*specs, **options):
+        heard = []
+        supervisor = Supervisor(
+            specs,
+            tmp_path,
+            env={**os.environ, "KRABBY_RUN_ID": "feed"},
+            echo=lambda name, line: heard.append((name, line.readable())),
+            **options,
+        )
+        supervisor.heard = heard
+        return supervisor
+
+    return make
+
+
+def until(condition, supervisor):
+    """Poll until a child has done what it does, for at most 20 s."""
+    for _ in range(400):
+        supervisor.poll()
+        if condition():
+            return
+        running = [child for child in supervisor.children.values() if child.status is None]
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if running:
+                running[0].process.wait(0.05)
+    raise AssertionError("it did not happen within 20 s")
+
+
+def test_processes_are_started_watched_and_stopped_in_order(tmp_path, scripts, supervise):
+    journal = tmp_path / "journal"
+    specs = [ChildSpec(name=n, argv=scripts(SERVICE, n, journal)) for n in ("a", "b", "c")]
+    with supervise(*specs, stop_order=("b", "c", "a")) as supervisor:
+        supervisor.start()
+        assert supervisor.not_ready == ["a", "b", "c"]
+        until(lambda: supervisor.all_ready, supervisor)
+        pids = [child.pid for child in supervisor.children.values()]
+        statuses = supervisor.stop()
+
+    assert statuses == {"a": 0, "b": 0, "c": 0}
+    assert journal.read_text().split() == ["b", "c", "a"]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert supervisor.children["a"].summary["figure"] == 42
+    first = json.loads((tmp_path / "a.log").read_text().splitlines()[0])
+    assert first["run_id"] == "feed"
+    assert first["pid"] == pids[0], "the tether became the service, it is not its parent"
+
+
+def test_a_process_that_dies_is_named_with_its_status_and_last_words(scripts, supervise):
+    dying = """
+        import json, sys
+        print(json.dumps({"level": "info", "event": "running"}), flush=True)
+        print(json.dumps({"level": "error", "event": "no ground", "depth_m": 2}), flush=True)
+        sys.stderr.write("sim-hal: cannot go on\\n")
+        sys.exit(3)
+    """
+    spec = ChildSpec(name="sim-hal", argv=scripts(dying))
+    with supervise(spec) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied) as died:
+            until(lambda: False, supervisor)
+
+    message = str(died.value)
+    assert "sim-hal ended with status 3" in message
+    assert "error: no ground depth_m=2" in message
+    assert "sim-hal: cannot go on" in message
+    assert ("sim-hal", "error: no ground depth_m=2") in supervisor.heard
+    assert ("sim-hal", "info: running") not in supervisor.heard
+
+
+def test_a_process_killed_by_a_signal_is_said_to_be(scripts, supervise):
+    spec = ChildSpec(name="camera", argv=scripts("import os; os.kill(os.getpid(), 11)"))
+    with supervise(spec) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied, match="camera ended by SIGSEGV"):
+            until(lambda: False, supervisor)
+
+
+def test_a_process_that_may_end_by_itself_is_reported_not_raised(scripts, supervise):
+    spec = ChildSpec(name="sim-hal", argv=scripts("pass"), may_end=True)
+    with supervise(spec) as supervisor:
+        supervisor.start()
+        until(lambda: supervisor.children["sim-hal"].status is not None, supervisor)
+        assert supervisor.poll() == "sim-hal"
+
+
+def test_a_process_that_cannot_be_started_says_what_to_do(tmp_path, supervise):
+    spec = ChildSpec(name="camera", argv=(str(tmp_path / "missing"),))
+    with supervise(spec) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied, match=r"missing cannot be started: No such.*make setup"):
+            until(lambda: False, supervisor)
+
+
+def test_a_process_that_ignores_sigint_gets_sigterm(scripts, supervise):
+    deaf = """
+        import json, signal, time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print(json.dumps({"event": "running"}), flush=True)
+        while True:
+            time.sleep(1)
+    """
+    with supervise(ChildSpec(name="deaf", argv=scripts(deaf)), grace_s=0.2) as supervisor:
+        supervisor.start()
+        until(lambda: supervisor.all_ready, supervisor)
+        assert supervisor.stop() == {"deaf": -signal.SIGTERM}
+
+
+def test_impatience_kills_at_once_what_ignores_every_signal(scripts, supervise):
+    deaf = """
+        import json, signal, time
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print(json.dumps({"event": "running"}), flush=True)
+        while True:
+            time.sleep(1)
+    """
+    spec = ChildSpec(name="deaf", argv=scripts(deaf))
+    with supervise(spec, grace_s=60.0, is_impatient=lambda: True) as supervisor:
+        supervisor.start()
+        until(lambda: supervisor.all_ready, supervisor)
+        assert supervisor.stop() == {"deaf": -signal.SIGKILL}
+
+
+def test_nothing_is_left_behind_when_the_supervising_code_fails(scripts, supervise, tmp_path):
+    spec = ChildSpec(name="a", argv=scripts(SERVICE, "a", tmp_path / "journal"))
+    supervisor = supervise(spec)
+
+    def fail_while_running():
+        with supervisor:
+            supervisor.start()
+            until(lambda: supervisor.all_ready, supervisor)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_while_running()
+    assert supervisor.children["a"].status == 0
+
+
+def test_processes_end_when_their_supervisor_is_killed(scripts, tmp_path):
+    supervisor_code = f"""
+        import os, sys, time
+        from pathlib import Path
+        from krabby_cli.supervise import ChildSpec, Supervisor
+        spec = ChildSpec(name="a", argv=tuple(sys.argv[1:]))
+        s = Supervisor([spec], Path({str(tmp_path)!r}),
+                       env={{**os.environ, "KRABBY_RUN_ID": "x"}}, echo=print)
+        s.start()
+        while not s.all_ready:
+            s.poll()
+            time.sleep(0.02)
+        print(s.children["a"].pid, flush=True)
+        time.sleep(60)
+    """
+    service = scripts(SERVICE, "a", tmp_path / "journal")
+    with psutil.Popen(scripts(supervisor_code, *service), stdout=-1) as supervisor:
+        child = psutil.Process(int(supervisor.stdout.readline()))
+        supervisor.kill()
+        supervisor.wait()
+    psutil.wait_procs([child], timeout=20)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,139 @@
+"""Who walks, and how one hands over to another."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from gameloop.pilot import Pilot, load_runner
+from krabby_proto import FLAG_LATENT
+from krabby_robot.errors import BundleError
+from krabby_robot.observation import ObservationInputs
+
+MS = 1_000_000
+
+
+@pytest.fixture
+def inputs(desc):
+    def make():
+        return ObservationInputs(
+            base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
+            base_ang_vel_b=np.zeros(3),
+            base_lin_acc_b=np.zeros(3),
+            joint_pos=desc.default_joint_pos,
+            joint_vel=np.zeros(18),
+            foot_contact=np.ones(6),
+            nav_command=np.zeros(3),
+            last_action=np.zeros(18),
+        )
+
+    return make
+
+
+class Walk:
+    """Steps a pilot every 10 ms and keeps the last target."""
+
+    def __init__(self, pilot, inputs, desc):
+        self.pilot, self.inputs, self.desc = pilot, inputs, desc
+        self.target = desc.default_joint_pos
+        self.largest_step = 0.0
+        pilot.start(self.target, 0)
+
+    def until(self, start_ms, end_ms, seen=lambda now_ns: None):
+        for ms in range(start_ms, end_ms, 10):
+            target = self.pilot.step(self.inputs(), seen(ms * MS), self.target, ms * MS)
+            self.largest_step = max(self.largest_step, np.abs(target - self.target).max())
+            self.target = target
+        return self.offset
+
+    @property
+    def offset(self):
+        """How far the target is from the default pose, by the first joint [rad]."""
+        return float((self.target - self.desc.default_joint_pos)[0])
+
+
+@pytest.fixture
+def seeing(cfg, policies, desc, inputs):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"))
+    return Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+
+
+def test_a_policy_takes_over_from_the_last_target_in_300_ms(cfg, desc, inputs):
+    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    assert walk.until(0, 10) == 0.0
+    # half-way through a smooth step: half of 0.1 rad
+    assert walk.until(10, 160) == pytest.approx(0.5 * 0.1, abs=0.006)
+    assert walk.until(160, 310) == pytest.approx(0.1)
+
+
+def test_a_swap_while_walking_moves_no_joint_faster_than_walking_does(cfg, desc, inputs, policies):
+    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    walk.until(0, 400)
+    walk.largest_step = 0.0
+    walk.pilot.choose(load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS)
+    assert walk.until(400, 800) == pytest.approx(-0.1)
+    # 0.2 rad over 0.3 s peaks at 1.5 times the mean speed: 0.01 rad in 10 ms
+    assert walk.largest_step == pytest.approx(0.01, rel=0.05)
+    assert walk.largest_step / 0.01 < desc.velocity_limit.min()
+
+
+def test_features_older_than_150_ms_are_walked_without(seeing, features):
+    assert seeing.until(0, 1500, features) == pytest.approx(0.2)
+    assert not seeing.pilot.blind
+    seeing.until(1500, 1650, lambda now_ns: features(1490 * MS))
+    assert seeing.until(1650, 2050, lambda now_ns: features(1490 * MS)) == pytest.approx(0.1)
+    assert seeing.pilot.blind
+    assert seeing.pilot.blind_switches == 1
+
+
+def test_a_policy_sees_again_after_half_a_second_of_fresh_features(seeing, features):
+    seeing.until(0, 400)
+    assert seeing.pilot.blind
+    seeing.until(400, 890, features)
+    assert seeing.pilot.blind
+    seeing.until(890, 910, features)
+    assert not seeing.pilot.blind
+    assert seeing.until(910, 1300, features) == pytest.approx(0.2)
+    assert seeing.largest_step < 0.011
+
+
+def test_one_lost_image_starts_the_half_second_anew(seeing, features):
+    seeing.until(0, 400)
+    seeing.until(400, 800, features)
+    seeing.until(800, 810)
+    seeing.until(810, 1300, features)
+    assert seeing.pilot.blind
+    seeing.until(1300, 1320, features)
+    assert not seeing.pilot.blind
+
+
+@pytest.mark.parametrize("header", [{"size": 32}, {"flags": FLAG_LATENT}])
+def test_features_that_the_policy_does_not_read_count_as_none(seeing, features, header):
+    seeing.until(0, 500, lambda now_ns: features(now_ns, **header))
+    assert seeing.pilot.blind
+
+
+def test_without_a_blind_policy_it_stands_still(cfg, policies, desc, inputs, features):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk.until(0, 500, features)
+    before = walk.target
+    walk.until(500, 900)
+    np.testing.assert_array_equal(walk.target, before)
+
+
+def test_outputs_that_are_not_finite_hold_and_the_third_hands_over(
+    cfg, policies, desc, inputs, monkeypatch
+):
+    monkeypatch.setattr("gameloop.pilot._WARM_UP_STEPS", 0)
+    cfg = dataclasses.replace(cfg, policy=str(policies / "broken"))
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    assert walk.until(0, 30) == 0.0
+    assert not walk.pilot.blind
+    assert walk.until(30, 400) == pytest.approx(0.1)
+    assert walk.pilot.blind
+
+
+def test_a_blind_policy_that_needs_to_see_is_refused(cfg, policies, desc):
+    cfg = dataclasses.replace(cfg, blind_policy=str(policies / "seeing"))
+    with pytest.raises(BundleError, match="name a policy that walks without seeing"):
+        Pilot(cfg, desc)
