@@ -300,15 +300,42 @@ def hardware() -> build.Dashboard:
             9,
             [
                 graph(
-                    "RMS torque of each joint (rated 40 N·m)",
-                    {"{{joint}}": "krabby_joint_effort_rms_newton_meters"},
-                    "rotnm",
-                    budget=40.0,
+                    "Torque of each joint: how much of what its drive may give now",
+                    {
+                        "{{joint}}": "krabby_joint_effort_newton_meters"
+                        " / krabby_joint_effort_limit_newton_meters"
+                    },
+                    "percentunit",
+                    budget=1.0,
                 ),
                 graph(
-                    "Targets the gate cut, by joint",
-                    {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
-                    "cps",
+                    "RMS torque of each joint (rated 40 N·m)",
+                    {"{{joint}}": "krabby_joint_effort_rms_newton_meters"},
+                    "suffix: N·m",
+                    budget=40.0,
+                ),
+            ],
+        ),
+        (
+            9,
+            [
+                graph(
+                    "Joint angles",
+                    {"{{joint}}": "krabby_joint_position_radians"},
+                    "radian",
+                ),
+                graph(
+                    "Distance between target and angle",
+                    {
+                        "{{joint}}": "abs(krabby_joint_target_radians"
+                        " - krabby_joint_position_radians)"
+                    },
+                    "radian",
+                ),
+                graph(
+                    "Joint speeds",
+                    {"{{joint}}": "abs(krabby_joint_velocity_radians_per_second)"},
+                    "rotrads",
                 ),
             ],
         ),
@@ -327,7 +354,11 @@ def hardware() -> build.Dashboard:
                     "percentunit",
                     budget=0.9,
                 ),
-                graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
+                graph(
+                    "Targets the gate cut, by joint",
+                    {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
+                    "cps",
+                ),
             ],
         ),
         (
@@ -363,6 +394,7 @@ def hardware() -> build.Dashboard:
         (
             8,
             [
+                graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
                 graph(
                     "Memory of each process",
                     {"{{job}}": "process_resident_memory_bytes"},
