@@ -280,8 +280,9 @@ def timing() -> build.Dashboard:
             5,
             [
                 states(
-                    "Real-time features in effect",
-                    "krabby_runtime_realtime_enabled",
+                    "Real-time features asked for, and whether they are in effect",
+                    "krabby_runtime_realtime_enabled and on (job, feature)"
+                    " krabby_runtime_realtime_requested == 1",
                     "{{job}} {{feature}}",
                     {"1": "green", "0": "text"},
                     by_value=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -165,6 +166,22 @@ def has_image(name: str) -> bool:
     ).returncode
 
 
+_FIGURES: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def figures() -> dict[str, str]:
+    """What was measured, for the end of the report."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FIGURES:
+        terminalreporter.section("measured")
+        for name, figure in _FIGURES.items():
+            terminalreporter.write_line(f"{name}: {figure}")
+
+
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], bool], float, str], float]:
     return eventually
@@ -179,9 +196,10 @@ def project() -> Stack:
     ):
         pytest.skip("no Docker engine answers; on Debian: .ci/engine")
     names = docker("compose", "--project-directory", str(ROOT), "config", "--images").split()
+    (base,) = re.findall(r"(?m)^PYTHON_IMAGE=(.+)$", (ROOT / ".env").read_text())
     missing = [
         name
-        for name in (*names, "python:3.11-slim-bookworm")
+        for name in (*names, base)
         if not name.startswith(("krabby/", "grafana/")) and not has_image(name)
     ]
     if missing:
@@ -189,7 +207,7 @@ def project() -> Stack:
     has_grafana = any(has_image(name) for name in names if name.startswith("grafana/"))
     ports = free_port(), free_port()
     limits = subprocess.run(
-        ["docker", "run", "--rm", "--ulimit", "rtprio=1", "python:3.11-slim-bookworm", "true"],
+        ["docker", "run", "--rm", "--ulimit", "rtprio=1", base, "true"],
         capture_output=True,
         check=False,
     )

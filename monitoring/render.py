@@ -1,0 +1,293 @@
+"""Draws the dashboards' panels with the data of a running Prometheus, without Grafana.
+
+    python monitoring/render.py --prometheus http://127.0.0.1:9090 --minutes 2
+
+Reads the same JSON that Grafana is provisioned with, asks the same queries and lays the panels out
+alike, so that a page about the dashboards shows what they say and not somebody's sketch of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.dates import DateFormatter
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import NDArray
+
+FOLDER = Path(__file__).parent / "grafana" / "dashboards"
+CELL_IN = (0.62, 0.34)
+"""Size of a cell of Grafana's grid, 24 cells wide [inch]."""
+GAP = 0.12
+INK, FAINT, PAPER, CARD = "#d8d9da", "#6e7179", "#111217", "#181b1f"
+COLOURS = {
+    "green": "#73bf69", "yellow": "#fade2a", "orange": "#ff9830", "red": "#f2495c",
+    "blue": "#5794f2", "purple": "#b877d9", "text": "#3a3d44",
+}  # fmt: skip
+CYCLE = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#fff899"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of an answer."""
+
+    name: str
+    labels: dict[str, str]
+    times: NDArray[np.float64]
+    """Seconds since the epoch."""
+    values: NDArray[np.float64]
+
+
+class Prometheus:
+    """The HTTP API, over one window of time."""
+
+    def __init__(self, url: str, minutes: float, *, step_s: float = 1.0) -> None:
+        self._url = url.rstrip("/")
+        self.end = time.time()
+        self.start = self.end - 60 * minutes
+        self._step_s = step_s
+
+    def series(self, target: dict[str, Any]) -> list[Series]:
+        """Everything one target of a panel gives."""
+        query = urllib.parse.urlencode(
+            {
+                "query": target["expr"].replace("$__rate_interval", "5s"),
+                "start": self.start,
+                "end": self.end,
+                "step": self._step_s,
+            }
+        )
+        with urllib.request.urlopen(f"{self._url}/api/v1/query_range?{query}", timeout=30) as page:
+            answer = json.load(page)["data"]["result"]
+        return [
+            Series(
+                name=legend(target.get("legendFormat", ""), one["metric"]),
+                labels=one["metric"],
+                times=np.array([float(at) for at, _ in one["values"]]),
+                values=np.array([float(value) for _, value in one["values"]]),
+            )
+            for one in answer
+        ]
+
+
+def legend(form: str, labels: dict[str, str]) -> str:
+    """Fill {{label}} in."""
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda match: labels.get(match[1], ""), form).strip()
+
+
+def human(value: float, unit: str, decimals: int | None = None) -> str:
+    """A value as Grafana would write it, for the units in use."""
+    if not math.isfinite(value):
+        return "–"
+    if unit == "percentunit":
+        return f"{100 * value:.{1 if decimals is None else decimals}f} %"
+    if unit == "s":
+        for factor, name in ((1, "s"), (1e3, "ms"), (1e6, "µs")):
+            if abs(value) * factor >= 1 or name == "µs":
+                return f"{value * factor:.3g} {name}" if value else "0 s"
+    if unit == "bytes":
+        return f"{value / 2**20:.3g} MiB"
+    short = {
+        "hertz": "Hz", "lengthm": "m", "velocityms": "m/s", "radian": "rad", "rotrads": "rad/s",
+        "cps": "/s", "none": "",
+    }.get(unit, unit.removeprefix("suffix:").strip())  # fmt: skip
+    number = f"{value:.{decimals}f}" if decimals is not None else f"{value:.4g}"
+    return f"{number} {short}".strip()
+
+
+def draw_stat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
+    """The last value, large, over its course."""
+    found = [s for target in panel["targets"] for s in prometheus.series(target)]
+    defaults = panel["fieldConfig"]["defaults"]
+    axes.set_axis_off()
+    value = found[0].values[-1] if found else math.nan
+    colour = COLOURS["green"]
+    for step in defaults["thresholds"]["steps"]:
+        if step["value"] is None or value >= step["value"]:
+            colour = COLOURS[step["color"]]
+    text = human(value, defaults["unit"], defaults.get("decimals"))
+    axes.text(0.5, 0.55, text, color=colour, fontsize=17, ha="center", va="center",
+              transform=axes.transAxes)  # fmt: skip
+    if found and np.ptp(found[0].values) > 0:
+        line = axes.inset_axes((0.0, 0.0, 1.0, 0.3))
+        line.set_axis_off()
+        line.fill_between(found[0].times, found[0].values, found[0].values.min(), color=colour,
+                          alpha=0.25, lw=0)  # fmt: skip
+
+
+def draw_graph(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
+    """Lines, or a stack of areas, and the budget."""
+    found = [s for target in panel["targets"] for s in prometheus.series(target)]
+    defaults = panel["fieldConfig"]["defaults"]
+    custom = defaults.get("custom", {})
+    unit = defaults["unit"]
+    stacked = custom.get("stacking", {}).get("mode") == "normal"
+    base: NDArray[np.float64] | None = None
+    for index, one in enumerate(found):
+        colour = CYCLE[index % len(CYCLE)]
+        times = np.array([datetime.fromtimestamp(at) for at in one.times])
+        if stacked:
+            base = np.zeros_like(one.values) if base is None else base[-len(one.values) :]
+            top = base + np.nan_to_num(one.values)
+            axes.fill_between(times, base, top, color=colour, alpha=0.45, lw=0.6, label=one.name)
+            base = top
+        else:
+            axes.plot(times, one.values, color=colour, lw=0.9, label=one.name)
+    if custom.get("thresholdsStyle", {}).get("mode") == "dashed":
+        budget = defaults["thresholds"]["steps"][-1]["value"]
+        axes.axhline(budget, color=COLOURS["red"], lw=0.9, ls="--")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: human(value, unit)))
+    if 0 < len(found) <= 8:
+        axes.legend(loc="upper left", ncols=min(4, len(found)), fontsize=5.5, frameon=False,
+                    labelcolor=INK, handlelength=1.0, columnspacing=1.0)  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(
+        min(low, 0.0) if low > 0 and low < 0.5 * high else low, high + 0.22 * (high - low)
+    )
+
+
+def draw_heat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
+    """A histogram over time; rows are buckets, the number is the bucket's upper edge."""
+    found = prometheus.series(panel["targets"][0])
+    found.sort(key=lambda one: float(one.labels["le"]))
+    if not found:
+        axes.text(0.5, 0.5, "no data", color=FAINT, ha="center", transform=axes.transAxes)
+        return
+    grid = np.array(sorted({at for one in found for at in one.times}))
+    below = np.zeros_like(grid)
+    rows = []
+    for one in found:
+        total = np.interp(grid, one.times, np.nan_to_num(one.values))
+        rows.append(np.clip(total - below, 0.0, None))
+        below = total
+    counts = np.array(rows)
+    shade = np.where(counts > 0, (counts / max(counts.max(), 1e-9)) ** 0.3, np.nan)
+    times = np.array([datetime.fromtimestamp(at) for at in grid])
+    axes.pcolormesh(times, np.arange(len(found)), shade, cmap="viridis", vmin=0, vmax=1,
+                    shading="nearest", rasterized=True)  # fmt: skip
+    edges = [one.labels["le"] for one in found]
+    every = max(1, len(edges) // 7)
+    axes.set_yticks(
+        np.arange(len(edges))[::every] + 0.5,
+        ["∞" if e == "+Inf" else human(float(e), "s") for e in edges[::every]],
+    )
+    budget = re.search(r"budget (\d+) ms", panel["title"])
+    if budget:
+        inside = [i for i, e in enumerate(edges) if float(e) <= float(budget[1]) * 1e-3 + 1e-9]
+        axes.axhline(inside[-1] + 0.5, color=COLOURS["red"], lw=1.0, ls="--")
+
+
+def draw_states(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
+    """A bar where a series says 1, one row a series."""
+    found = [s for target in panel["targets"] for s in prometheus.series(target)]
+    config = panel["fieldConfig"]
+    fixed = {
+        o["matcher"]["options"]: o["properties"][0]["value"]["fixedColor"]
+        for o in config["overrides"]
+    }
+    mapped = {
+        value: entry["color"]
+        for mapping in config["defaults"].get("mappings", ())
+        for value, entry in mapping["options"].items()
+    }
+    if not found:
+        axes.text(0.5, 0.5, "none", color=FAINT, ha="center", va="center", transform=axes.transAxes)
+        axes.set_yticks([])
+    for row, one in enumerate(reversed(found)):
+        for value in np.unique(one.values):
+            name = mapped.get(f"{value:g}", fixed.get(one.name, "blue"))
+            spans = [
+                (datetime.fromtimestamp(at - 0.5), datetime.fromtimestamp(at + 0.5))
+                for at in one.times[one.values == value]
+            ]
+            bars = [(begin, end - begin) for begin, end in spans]
+            axes.broken_barh(bars, (row - 0.4, 0.8), color=COLOURS[name], lw=0)
+    if found:
+        axes.set_yticks(range(len(found)), [one.name for one in reversed(found)])
+        axes.set_ylim(-0.6, len(found) - 0.4)
+
+
+DRAW = {
+    "stat": draw_stat,
+    "timeseries": draw_graph,
+    "heatmap": draw_heat,
+    "state-timeline": draw_states,
+}
+
+
+def picture(board: dict[str, Any], prometheus: Prometheus, path: Path) -> None:
+    """One dashboard, its panels where Grafana puts them."""
+    rows = max(p["gridPos"]["y"] + p["gridPos"]["h"] for p in board["panels"])
+    width, height = 24 * CELL_IN[0], rows * CELL_IN[1] + 0.5
+    figure = plt.figure(figsize=(width, height), facecolor=PAPER)
+    figure.text(0.2 / width, 1 - 0.3 / height, f"Krabby / {board['title']}", color=INK, fontsize=11)
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        left, top = place["x"] * CELL_IN[0], 0.5 + place["y"] * CELL_IN[1]
+        wide, high = place["w"] * CELL_IN[0], place["h"] * CELL_IN[1]
+        card = figure.add_axes(
+            ((left + GAP / 2) / width, 1 - (top + high - GAP / 2) / height,
+             (wide - GAP) / width, (high - GAP) / height)
+        )  # fmt: skip
+        card.set_facecolor(CARD)
+        card.set_xticks([])
+        card.set_yticks([])
+        card.spines[:].set_color("#24272c")
+        card.text(0.08 / (wide - GAP), 1 - 0.19 / (high - GAP), panel["title"], color=INK,
+                  fontsize=6.5, transform=card.transAxes, clip_on=True)  # fmt: skip
+        margin = 1.25 if panel["type"] == "state-timeline" else 0.62
+        inner = figure.add_axes(
+            ((left + margin) / width, 1 - (top + high - 0.3) / height,
+             (wide - margin - 0.18) / width, (high - 0.65) / height)
+        )  # fmt: skip
+        inner.set_facecolor(CARD)
+        inner.tick_params(colors=FAINT, labelsize=5.5, length=2)
+        inner.spines[:].set_visible(False)
+        inner.grid(visible=True, color="#24272c", lw=0.5)
+        inner.set_axisbelow(True)
+        DRAW[panel["type"]](inner, panel, prometheus)
+        if panel["type"] != "stat":
+            inner.set_xlim(
+                datetime.fromtimestamp(prometheus.start), datetime.fromtimestamp(prometheus.end)
+            )
+            inner.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
+            inner.xaxis.set_major_locator(plt.MaxNLocator(4))
+    figure.savefig(path, dpi=110, facecolor=PAPER)
+    plt.close(figure)
+
+
+def main() -> int:
+    """Draw every dashboard."""
+    parser = argparse.ArgumentParser(description="draw the dashboards with real data")
+    parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pictures")
+    options = parser.parse_args()
+    prometheus = Prometheus(options.prometheus, options.minutes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for path in sorted(FOLDER.glob("*.json")):
+        target = options.out / f"{path.stem}.png"
+        picture(json.loads(path.read_text()), prometheus, target)
+        sys.stderr.write(f"{target}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,423 @@
+"""The real thing: images built from this tree, every container up, the crab walking, then crashes.
+
+The tests run in the order they stand in: first what must hold while the crab walks its course, last
+the ones that kill.
+"""
+
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+LOOPS = ("sim-hal", "camera", "gameloop")
+SIZES_MB = {"gameloop": 350, "camera": 350, "sim-hal": 600}
+PROFILES = ((), ("teleop",), ("record",), ("teleop", "record"))
+
+
+# --- files and errors, nothing started ------------------------------------------------------
+
+
+@pytest.mark.parametrize("profiles", PROFILES)
+def test_every_profile_is_a_valid_project(project, profiles):
+    chosen = [part for profile in profiles for part in ("--profile", profile)]
+    result = project.compose(*chosen, "config", "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_a_missing_env_file_says_how_to_restore_it(project, tmp_path):
+    empty = tmp_path / "empty"
+    empty.touch()
+    result = project.compose("--env-file", str(empty), "config", check=False)
+    assert result.returncode
+    assert "git checkout .env" in result.stderr
+
+
+def test_an_occupied_port_is_named_with_a_remedy(project):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = preflight(KRABBY_PROMETHEUS_PORT=port, **limits_of(project))
+    assert result.returncode == 1
+    assert f"port {port}" in result.stderr
+    assert "KRABBY_PROMETHEUS_PORT=" in result.stderr
+
+
+def test_an_absent_gpu_is_named_with_a_remedy(project):
+    runtimes = subprocess.run(
+        ["docker", "info", "--format", "{{json .Runtimes}}"], capture_output=True, text=True
+    ).stdout
+    if "nvidia" in runtimes:
+        pytest.skip("this engine has a GPU to offer")
+    result = preflight("train", **limits_of(project))
+    assert result.returncode == 1
+    assert "NVIDIA Container Toolkit" in result.stderr
+
+
+@pytest.mark.parametrize(("service", "limit_mb"), SIZES_MB.items())
+def test_images_stay_small(project, figures, service, limit_mb):
+    image = json.loads(project.compose("config", "--format", "json").stdout)["services"][service]
+    size = docker_json("image", "inspect", image["image"])["Size"]
+    figures[f"image of {service}"] = f"{size / 1e6:.0f} MB"
+    assert size < limit_mb * 1e6, f"{size / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("service", LOOPS)
+def test_an_image_holds_neither_pip_nor_a_compiler(project, service):
+    found = project.compose(
+        "run", "--rm", "--no-deps", "--entrypoint", "sh", service,
+        "-c", "ls /root/.cache /opt/venv/bin/pip; command -v gcc cc hatchling; true",
+    )  # fmt: skip
+    assert found.stdout == ""
+
+
+def test_alerts_fire_when_they_should_and_only_then(project):
+    told = project.compose(
+        "run", "--rm", "--no-deps", "--env", "TMPDIR=/prometheus", "--entrypoint", "promtool",
+        "prometheus", "test", "rules", "/etc/prometheus/tests/alerts.yml",
+    )  # fmt: skip
+    assert "SUCCESS" in told.stdout + told.stderr
+
+
+# --- up and walking -------------------------------------------------------------------------
+
+
+def test_from_built_images_to_walking_in_twenty_seconds(stack, figures):
+    figures["up to walking"] = f"{stack.up_s:.1f} s"
+    assert stack.up_s <= 20.0
+
+
+def test_the_crab_walks_thirty_seconds_without_a_fall(stack):
+    began = time.monotonic()
+    start_m = stack.value("sim-hal", "krabby_course_distance_meters")
+    time.sleep(30)
+    walked_m = stack.value("sim-hal", "krabby_course_distance_meters") - start_m
+    assert walked_m >= 4.0, f"{walked_m:.2f} m in {time.monotonic() - began:.1f} s"
+    assert stack.value("sim-hal", "krabby_falls_total") == 0
+    assert stack.walks()
+
+
+def test_every_expression_on_a_dashboard_returns_data(stack):
+    rightly_empty = {
+        "krabby_fault_active == 1",
+        'ALERTS{alertstate="firing"}',
+        "rate(krabby_command_clamped_total[10s]) > 0",
+    }
+    asked, empty = 0, []
+    for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                asked += 1
+                expr = target["expr"]
+                if not stack.query(expr.replace("$__rate_interval", "5s")):
+                    empty.append(expr)
+    assert asked > 50
+    assert set(empty) <= rightly_empty
+
+
+def test_every_rule_is_evaluated_on_data_that_exists(stack):
+    """An alert that is quiet returns nothing; so what is asked for is each series it looks at."""
+    groups = stack.ask("rules")["groups"]
+    rules = list(itertools.chain.from_iterable(group["rules"] for group in groups))
+    assert {rule["health"] for rule in rules} == {"ok"}
+    written = [
+        rule
+        for path in (ROOT / "monitoring/prometheus/rules").glob("*.yml")
+        for group in yaml.safe_load(path.read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    assert len(rules) == len(written)
+    selectors = {
+        selector
+        for rule in written
+        for selector in re.findall(r"\b((?:krabby[:_][a-z0-9_:]+|up)(?:\{[^}]*\})?)", rule["expr"])
+    }
+    assert len(selectors) > 20
+    assert [selector for selector in sorted(selectors) if not stack.query(selector)] == []
+    recorded = [rule["record"] for rule in written if "record" in rule]
+    assert [name for name in recorded if not stack.query(name)] == []
+
+
+def test_prometheus_scrapes_every_service_each_second(stack):
+    targets = {target["labels"]["job"]: target for target in stack.ask("targets")["activeTargets"]}
+    assert set(LOOPS) <= set(targets)
+    for name in LOOPS:
+        assert targets[name]["health"] == "up"
+        assert targets[name]["scrapeInterval"] == "1s"
+
+
+def test_grafana_opens_on_flight_and_reaches_prometheus(stack):
+    if not stack.has_grafana:
+        pytest.skip("Grafana's image cannot be had here; its files are checked without it")
+
+    def get(path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{stack.grafana_port}{path}") as page:
+            return json.load(page)
+
+    assert get("/api/dashboards/home")["dashboard"]["uid"] == "krabby-flight"
+    assert get("/api/datasources/uid/prometheus/health")["status"] == "OK"
+    assert len(get("/api/search?tag=krabby")) == 3
+
+
+def test_loop_rate_and_age_of_the_state_over_a_minute(stack, figures):
+    """From the HAL's own counters: exact counts, no scrape interval in between."""
+    before, began = stack.metrics("gameloop"), time.monotonic()
+    hal_before = stack.metrics("sim-hal")
+    time.sleep(60)
+    after, elapsed_s = stack.metrics("gameloop"), time.monotonic() - began
+    hal_after = stack.metrics("sim-hal")
+
+    rate_hz = increase(before, after, "krabby_loop_period_seconds_count") / elapsed_s
+    age_s = quantile(
+        0.99, hal_before, hal_after, "krabby_observation_age_at_actuation_seconds", stream="state"
+    )
+    misses = increase(before, after, "krabby_loop_deadline_misses_total")
+    (recorded,) = stack.query('avg_over_time(krabby:loop_rate:hz{job="gameloop"}[50s])')
+    figures["loop rate"] = f"{rate_hz:.3f} Hz, {misses:.0f} deadline misses in 60 s"
+    figures["state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms"
+    assert rate_hz == pytest.approx(100.0, abs=0.1)
+    assert recorded.value == pytest.approx(100.0, abs=0.1)
+    assert age_s <= 0.010
+
+
+@pytest.mark.parametrize("service", [*LOOPS, "prometheus"])
+def test_a_container_is_not_root_and_may_nothing(stack, service):
+    shell = (
+        "id -u; grep -E '^(Cap(Eff|Prm|Bnd|Amb)|NoNewPrivs)' /proc/1/status;"
+        " touch /x 2>/dev/null && echo writable; touch /usr/x 2>/dev/null && echo writable; true"
+    )
+    uid, *status = stack.compose("exec", "-T", service, "sh", "-c", shell).stdout.split("\n")
+    assert int(uid) != 0
+    seen = dict(line.split(":\t") for line in status if line)
+    assert {int(seen[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {0}
+    assert seen["NoNewPrivs"] == "1"
+    assert stack.inspect(service)["HostConfig"]["ReadonlyRootfs"]
+
+
+def test_robot_traffic_stays_on_its_own_network(stack):
+    network = docker_json("network", "inspect", f"{stack.project}_bus")
+    assert network["Internal"] is True
+    names = {one["Name"] for one in network["Containers"].values()}
+    assert names == {f"{stack.project}-{service}-1" for service in LOOPS}
+    for service in LOOPS:
+        assert not any(stack.inspect(service)["NetworkSettings"]["Ports"].values())
+
+
+def test_logs_are_one_json_event_a_line_and_not_one_a_tick(stack):
+    for service in LOOPS:
+        lines = docker("logs", stack.container(service)).splitlines()
+        events = [json.loads(line) for line in lines]
+        assert all(event["service"] == service and event["event"] for event in events)
+        (running,) = [event for event in events if event["event"] == "running"]
+        alive_s = time.monotonic() - running["mono_ns"] * 1e-9
+        assert len(events) < 20 + 2 * alive_s, f"{service}: {len(events)} in {alive_s:.0f} s"
+
+
+def test_recording_holds_every_stream(stack):
+    stack.compose("--profile", "record", "up", "--detach", "record")
+    time.sleep(5)
+    stack.compose("--profile", "record", "stop", "record")
+    told = stack.compose("--profile", "record", "logs", "--no-log-prefix", "record").stdout
+    for stream in ("state", "camera", "features", "truth"):
+        assert re.search(rf"\d+ {stream}", told), told
+    stack.compose("--profile", "record", "rm", "--force", "record")
+
+
+def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):
+    def operate(*words):
+        return stack.compose("--profile", "teleop", "run", "--rm", "-T", "teleop", *words)
+
+    operate("estop", "--host", "sim-hal")
+    wait_until(lambda: gate(stack) == "estop", 2, "the gate is in estop")
+    operate("reset", "--host", "sim-hal")
+    operate("arm", "--host", "sim-hal")
+    wait_until(stack.walks, 10, "it walks again")
+
+
+# --- crashes --------------------------------------------------------------------------------
+
+
+def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wait_until, figures):
+    others = started_at(stack, "sim-hal", "camera")
+    killed_s = crash(stack, "gameloop")
+    wait_until(lambda: entered(stack, "hold") > killed_s, 2, "the gate holds")
+    hold_s = entered(stack, "hold") - killed_s
+    wait_until(lambda: entered(stack, "damp") > killed_s, 2, "the gate damps")
+    damp_s = entered(stack, "damp") - killed_s
+    back_s = recover(stack, wait_until, "gameloop", killed_s)
+    wait_until(stack.walks, 10, "it walks again")
+    walking_s = time.monotonic() - killed_s
+    figures["gameloop killed"] = (
+        f"hold after {1e3 * hold_s:.0f} ms, damp after {1e3 * damp_s:.0f} ms, "
+        f"healthy after {back_s:.1f} s, walking after {walking_s:.1f} s"
+    )
+    assert hold_s <= 0.060
+    assert damp_s <= 0.165  # 150 ms after the last command, and one slot to notice
+    assert started_at(stack, "sim-hal", "camera") == others
+
+
+def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wait_until, figures):
+    others = started_at(stack, "gameloop", "camera")
+    killed_s = crash(stack, "sim-hal")
+    wait_until(lambda: silent(stack) > killed_s, 2, "the game loop is silent")
+    silent_s = silent(stack) - killed_s
+    back_s = recover(stack, wait_until, "sim-hal", killed_s)
+    wait_until(stack.walks, 10, "it walks again")
+    figures["sim-hal killed"] = (
+        f"silent after {1e3 * silent_s:.0f} ms, healthy after {back_s:.1f} s, "
+        f"walking after {time.monotonic() - killed_s:.1f} s"
+    )
+    assert silent_s <= 0.150
+    assert started_at(stack, "gameloop", "camera") == others
+
+
+def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
+    others = started_at(stack, "sim-hal", "gameloop")
+    killed_s = crash(stack, "camera")
+    back_s = recover(stack, wait_until, "camera", killed_s)
+    figures["camera killed"] = f"healthy after {back_s:.1f} s"
+    assert started_at(stack, "sim-hal", "gameloop") == others
+    assert entered(stack, "hold") < killed_s
+    assert stack.walks()
+    received = stack.value("gameloop", "krabby_stream_received_total", stream="features")
+    wait_until(
+        lambda: (
+            stack.value("gameloop", "krabby_stream_received_total", stream="features") > received
+        ),
+        5,
+        "features arrive again",
+    )
+
+
+def test_without_prometheus_the_robot_does_not_notice(stack, wait_until):
+    others = started_at(stack, *LOOPS)
+    killed_s = crash(stack, "prometheus")
+    recover(stack, wait_until, "prometheus", killed_s, within_s=15)
+    assert started_at(stack, *LOOPS) == others
+    assert stack.walks()
+
+
+def test_everything_stops_gracefully_in_three_seconds(stack, figures):
+    began = time.monotonic()
+    stack.compose("stop")
+    elapsed_s = time.monotonic() - began
+    figures["stopped after"] = f"{elapsed_s:.1f} s"
+    for service in LOOPS:
+        assert stack.inspect(service)["State"]["ExitCode"] == 0, service
+        assert '"event":"summary"' in docker("logs", "--tail", "5", stack.container(service))
+    assert elapsed_s <= 3.5  # three for the loops, the rest is the engine's
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
+def docker(*args):
+    return subprocess.run(["docker", *args], capture_output=True, text=True, check=True).stdout
+
+
+def docker_json(*args):
+    return json.loads(docker(*args))[0]
+
+
+def preflight(*profiles, **settings):
+    return subprocess.run(
+        [ROOT / "tools/preflight", *profiles],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+    )
+
+
+def limits_of(project):
+    return {
+        name: text for name, text in project.settings.items() if name != "KRABBY_PROMETHEUS_PORT"
+    }
+
+
+def increase(before, after, name, **labels):
+    def total(samples):
+        return sum(
+            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+        )
+
+    return total(after) - total(before)
+
+
+def quantile(q, before, after, name, **labels):
+    """Between two expositions, interpolated inside a bucket as Prometheus does it."""
+    edges = sorted({float(s.labels["le"]) for s in after if s.name == f"{name}_bucket"})
+    counts = [increase(before, after, f"{name}_bucket", **labels, le=label(edge)) for edge in edges]
+    rank = q * counts[-1]
+    assert rank > 0, f"no {name} in between"
+    low, below = 0.0, 0.0
+    for edge, count in zip(edges, counts, strict=True):
+        if count >= rank:
+            return (
+                low
+                if edge == float("inf")
+                else low + (edge - low) * (rank - below) / (count - below)
+            )
+        low, below = edge, count
+    raise AssertionError
+
+
+def label(edge):
+    return "+Inf" if edge == float("inf") else repr(edge)
+
+
+def gate(stack):
+    return stack.holding("sim-hal", "krabby_safety_state", "state")
+
+
+def entered(stack, state):
+    return stack.value("sim-hal", "krabby_safety_state_entered_seconds", state=state)
+
+
+def silent(stack):
+    return stack.value("gameloop", "krabby_gameloop_mode_entered_seconds", mode="silent")
+
+
+def started_at(stack, *services):
+    return [stack.inspect(service)["State"]["StartedAt"] for service in services]
+
+
+def crash(stack, service):
+    """Kill a service's process the hard way; returns the moment on CLOCK_MONOTONIC [s].
+
+    Not `docker compose kill`: the engine takes that for an operator's wish and does not restart.
+    """
+    rows = docker("top", stack.container(service), "-o", "pid,comm").splitlines()[1:]
+    (pid,) = [int(row.split()[0]) for row in rows if "init" not in row.split()[1]]
+    now_s = time.monotonic()
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except PermissionError:
+        pytest.skip("killing a container's process takes the rights of root on this machine")
+    return now_s
+
+
+def recover(stack, wait_until, service, killed_s, within_s=5.0):
+    """Wait until the engine has restarted a service and it is healthy; seconds since the kill."""
+    started = time.monotonic()
+
+    def back():
+        state = stack.inspect(service)["State"]
+        return state["Running"] and state["Health"]["Status"] == "healthy" and state["Pid"]
+
+    wait_until(lambda: not back(), 2, f"{service} is down")
+    wait_until(back, within_s + 5, f"{service} is healthy again")
+    stack.addresses.clear()
+    back_s = time.monotonic() - killed_s
+    assert back_s <= within_s, f"{service} took {back_s:.1f} s"
+    assert started >= killed_s
+    return back_s
