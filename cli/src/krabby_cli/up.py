@@ -272,7 +272,7 @@ def _ticks() -> Generator[int, None, None]:
 
 
 class _Signals:
-    """Counts SIGINT and SIGTERM: the first stops in order, a second one without patience."""
+    """Counts signals that end a run: the first stops in order, a second one without patience."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -284,7 +284,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None, None, None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
