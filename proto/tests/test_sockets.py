@@ -1,10 +1,12 @@
 import socket as unix
+import threading
 import time
 
 import numpy as np
 import pytest
 import zmq
 from krabby_proto import (
+    FLAG_LOCKSTEP,
     FLAG_OPERATOR,
     NAV,
     STATE,
@@ -113,12 +115,40 @@ def test_missing_messages_are_counted(link):
     assert subscriber.gaps == 3
 
 
-def test_a_backlog_is_taken_in_after_the_reader_itself_was_stalled(link):
+@pytest.fixture
+def after_a_stall(link):
+    """A link whose reader was in step, then takes every call for the first after a stall."""
     publisher, subscriber = link
-    subscriber._stall_s = 0.0  # as if every call came after a stall
-    for _ in range(12):
-        last = publisher.publish(ZEROS, capture_ns=1)
-    assert subscriber.latest().sequence == last
+    publisher.publish(ZEROS, capture_ns=1)
+    assert subscriber.wait(5.0) is not None
+    subscriber._stall_ns = -1
+    subscriber._in_step = True
+    return publisher, subscriber
+
+
+def test_a_reader_that_was_stalled_waits_for_the_end_of_the_backlog(after_a_stall):
+    publisher, subscriber = after_a_stall
+    a_second_ago = time.monotonic_ns() - 1_000_000_000
+    publisher.publish(ZEROS, capture_ns=1, publish_ns=a_second_ago)
+    fresh = threading.Timer(0.01, lambda: publisher.publish(ZEROS, capture_ns=2))
+    fresh.start()
+    assert subscriber.latest().capture_ns == 2
+    fresh.join()
+
+
+def test_a_reader_that_was_stalled_waits_for_a_dead_publisher_only_once(after_a_stall):
+    _, subscriber = after_a_stall
+    subscriber._newest_ns -= 1_000_000_000  # when the last message came
+    assert 0.04 <= _duration(subscriber.latest) < 0.2
+    assert _duration(subscriber.latest) < 0.02
+
+
+def test_a_reader_in_lock_step_waits_for_no_backlog(after_a_stall):
+    publisher, subscriber = after_a_stall
+    publisher.publish(ZEROS, capture_ns=1, publish_ns=5, flags=FLAG_LOCKSTEP)
+    while subscriber.latest().header.publish_ns != 5:
+        pass
+    assert not subscriber._in_step
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"], indirect=True)  # inproc has no reconnect

@@ -71,7 +71,7 @@ def build_summary(
     figures |= {name: sim.get(name, latest.get(name)) for name in _FROM_SIM_HAL}
     services = ("sim-hal", "camera", "gameloop")
     cores = {name: round(run.cpu_cores[name], 3) for name in services if name in run.cpu_cores}
-    total = round(sum(run.cpu_cores[name] for name in cores), 3)
+    total = round(sum(run.cpu_cores[name] for name in cores), 3) if cores else None
     return {
         "policy": run.policy,
         "course": run.course,

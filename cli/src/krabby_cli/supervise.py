@@ -193,6 +193,5 @@ class Supervisor:
 
 def _last_words(child: Child, status: int) -> str:
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    lines = "\n".join(f"    {line.readable()}" for line in child.last_lines)
-    said = f"; its last lines:\n{lines}" if lines else " without a word"
-    return f"{child.name} ended {how}, log {child.log_path}{said}"
+    lines = "".join(f"\n    {line.readable()}" for line in child.last_lines)
+    return f"{child.name} ended {how}, log {child.log_path}{lines or ', which is empty'}"

@@ -177,11 +177,13 @@ class _Watch:
             self._supervisor.start()
             self.exit, self.reason = self._watch()
         except CliError as error:
-            self.reason = str(error)
+            self.reason = str(error).partition("\n")[0]
             self._display.say(f"krabby up: {error}")
+        else:
+            self._display.say(f"{self.reason}: stopping, a robot that stands sits down first")
         if self._ready_s is not None:
             self.duration_s = time.monotonic() - self._ready_s
-            self._display.say("stopping; a robot that stands sits down first")
+            self._sample()
         statuses = self._supervisor.stop()
         bad = {name: status for name, status in statuses.items() if status != 0}
         if bad and self.exit != "failed":
@@ -270,7 +272,7 @@ def _ticks() -> Generator[int, None, None]:
 
 
 class _Signals:
-    """Counts SIGINT and SIGTERM: the first stops in order, a second one without patience."""
+    """Counts signals that end a run: the first stops in order, a second one without patience."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -282,7 +284,7 @@ class _Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Generator[None, None, None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield

@@ -39,6 +39,12 @@ MAX_JSON_BYTES: Final = 1 << 16
 # Half-open links are the deadmen's business (50 to 150 ms); this only frees the sockets.
 _HEARTBEAT_IVL_MS: Final = 500
 _HEARTBEAT_TIMEOUT_MS: Final = 3000
+# One side of a connection pings, and its TTL makes the other side watch too. It must be the side
+# whose queue of incoming messages cannot fill up. A socket that nobody reads for so long that its
+# queue is full stops reading; its peer misses the pongs and hangs up; and a socket that has both a
+# full queue and a ping to send then aborts the whole process (libzmq 4.3.5, stream_engine_base.cpp:
+# out_event asserts !_io_error, which in_event sets on a stopped input).
+_PINGING: Final = (zmq.PUB, zmq.REQ)
 
 _BIND_PATIENCE_S: Final = 0.2
 REVIVE_S: Final = 1.0
@@ -99,7 +105,7 @@ class Endpoint:
         _check_port(endpoint, name)
         self.socket: Socket = (context or cast("Context", zmq.Context.instance())).socket(kind)
         try:
-            for option, value in (*_common_options(hwm, max_bytes), *options):
+            for option, value in (*_common_options(kind, hwm, max_bytes), *options):
                 self.socket.setsockopt(option, value)
             if bind:
                 _bind(self.socket, endpoint, name)
@@ -176,7 +182,7 @@ class Endpoint:
         self.close()
 
 
-def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
+def _common_options(kind: int, hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
     return (
         (zmq.LINGER, 0),
         (zmq.SNDHWM, hwm),
@@ -186,7 +192,7 @@ def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
         (zmq.RECONNECT_IVL, 20),
         (zmq.RECONNECT_IVL_MAX, 500),
         (zmq.HANDSHAKE_IVL, 2000),
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT_IVL_MS),
+        (zmq.HEARTBEAT_IVL, _HEARTBEAT_IVL_MS if kind in _PINGING else 0),
         (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
         (zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS),
         (zmq.TCP_MAXRT, 1000),

@@ -23,7 +23,7 @@ from krabby_proto.endpoint import (
     wait_readable,
 )
 from krabby_proto.errors import FrameError
-from krabby_proto.header import FLAG_OPERATOR
+from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,9 +45,9 @@ __all__ = [
 
 _MAX_REPLY_BYTES: Final = 1 << 20
 _MAX_PARTS: Final = 12  # envelope and body of a request; what is beyond is read and dropped
-_STALL_S: Final = 0.1
-_SETTLE_WAIT_S: Final = 0.005
-_SETTLE_TOTAL_S: Final = 0.025
+_STALL_NS: Final = 100_000_000
+_SETTLE_S: Final = 0.04
+_NO_LAG_NS: Final = 1 << 64
 _MAX_DRAIN: Final = 20_000
 
 
@@ -163,80 +163,99 @@ class LatestSubscriber(Endpoint):
         self._newest: Message | None = None
         self._sequences: dict[int, int] = {}
         self._replaced: deque[int] = deque(maxlen=64)
-        self._stall_s = max(_STALL_S, 5.0 / stream.rate_hz if stream.rate_hz else 0.0)
-        self._drained_s = time.monotonic()
+        self._new: Message | None = None
+        self._period_ns = round(1e9 / stream.rate_hz)
+        self._stall_ns = max(_STALL_NS, 5 * self._period_ns)
+        self._drained_ns = self._newest_ns = time.monotonic_ns()
+        self._least_lag_ns = _NO_LAG_NS
+        self._in_step = False
 
     def latest(self) -> Message | None:
         """The newest message there is, the one already seen when nothing newer came; never waits.
 
         Returns:
             None only before the first message. Whether it is fresh is the caller's business:
-            look at its age. After the caller itself was stalled for longer than 0.1 s the call
-            may take up to 25 ms, to let the backlog come in.
+            look at its age. The one exception to "never": when the caller itself was stalled for
+            longer than 0.1 s, the call takes up to 40 ms to let the backlog come in.
         """
         self._drain()
         return self._newest
 
     def take(self) -> Message | None:
-        """The newest message if one came since the last call of any reading method, else None."""
+        """Like `latest`, but None when nothing came since the last call of any reading method."""
         return self._drain()
 
     def drain(self) -> list[Message]:
         """Every valid message that came since the last call, oldest first; for recorders."""
         messages: list[Message] = []
         self._receive_all(messages.append)
-        self._drained_s = time.monotonic()
-        if messages:
-            self._newest = messages[-1]
+        self._note_lag(messages[-1] if messages else None)
         return messages
 
     def wait(self, timeout_s: float) -> Message | None:
         """Block until something newer comes; None when nothing did in time."""
         deadline = time.monotonic() + timeout_s
         while True:
-            message = self._drain()
+            message = self._drain(waiting=True)
             if message is not None:
                 return message
             left = deadline - time.monotonic()
             if not wait_readable((self.socket,), min(left, REVIVE_S)) and left <= REVIVE_S:
                 return None
 
-    def _drain(self) -> Message | None:
-        """Take all there is; the newest new message, kept as `_newest` too."""
-        newest: Message | None = None
+    def _drain(self, *, waiting: bool = False) -> Message | None:
+        """Take all there is; the newest of what is new.
 
-        def keep(message: Message) -> None:
-            nonlocal newest
-            if newest is None:
-                newest = message
-                return
-            self.discarded += 1
-            # A person outranks a mission also within one drain (only nav has that flag).
-            if not newest.header.flags & ~message.header.flags & FLAG_OPERATOR:
-                newest = message
+        `waiting` says that the caller blocks on purpose: no sign of a stall by itself.
+        """
+        self._new = None
+        stalled = time.monotonic_ns() - self._drained_ns > self._stall_ns and self._in_step
+        self._receive_all(self._keep)
+        if stalled and not (waiting and self._new is None):
+            self._settle()
+        self._note_lag(self._new)
+        return self._new
 
-        stalled = time.monotonic() - self._drained_s > self._stall_s
-        self._receive_all(keep)
-        if stalled:
-            self._settle(keep)
-        self._drained_s = time.monotonic()
+    def _keep(self, message: Message) -> None:
+        """Hold the newest; a person outranks a mission within one drain (only nav has that)."""
+        newest = self._new
         if newest is not None:
-            self._newest = newest
-        return newest
+            self.discarded += 1
+            if newest.header.flags & ~message.header.flags & FLAG_OPERATOR:
+                return
+        self._new = message
 
-    def _settle(self, keep: Callable[[Message], None]) -> None:
+    def _settle(self) -> None:
         """Let a backlog come in: after a stall the I/O thread fills the queue while it is emptied.
 
-        Ends with a message that had to be waited for, or with none at all.
+        Caught up is who is not much further behind the publisher's stamps than ever before: that
+        needs no common clock.
         """
-        end = time.monotonic() + _SETTLE_TOTAL_S
-        while (start := time.monotonic()) < end:
-            if not wait_readable((self.socket,), _SETTLE_WAIT_S):
+        end = time.monotonic() + _SETTLE_S
+        while self._new is None or self._lag_ns(self._new) > 1.5 * self._period_ns:
+            left = end - time.monotonic()
+            if left <= 0.0 or not wait_readable((self.socket,), left):
                 return
-            waited = time.monotonic() - start
-            self._receive_all(keep)
-            if waited > 0.001:
-                return
+            self._receive_all(self._keep)
+
+    def _note_lag(self, newest: Message | None) -> None:
+        """Remember when the last drain was and whether it left the reader in step."""
+        self._drained_ns = time.monotonic_ns()
+        if newest is None:
+            # Out of step once the publisher is silent: no use waiting for it after a stall.
+            self._in_step &= self._drained_ns - self._newest_ns < 2 * self._period_ns
+            return
+        self._newest = newest
+        self._newest_ns = self._drained_ns
+        self._least_lag_ns = min(self._least_lag_ns, self._drained_ns - newest.header.publish_ns)
+        self._in_step = (
+            not newest.header.flags & FLAG_LOCKSTEP  # then stamps do not follow the host's clock
+            and self._lag_ns(newest) < 2 * self._period_ns
+        )
+
+    def _lag_ns(self, message: Message) -> int:
+        """How much later than the quickest message ever this one is read [ns]."""
+        return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
 
     def _receive_all(self, keep: Callable[[Message], None]) -> None:
         self.revive()
@@ -266,6 +285,7 @@ class LatestSubscriber(Endpoint):
             if self._sequences and not self.stream.many_writers:
                 self._replaced.extend(self._sequences)
                 self._sequences.clear()
+                self._least_lag_ns = _NO_LAG_NS
                 self.restarts += 1
             elif len(self._sequences) >= 16:  # many writers: forget the longest known
                 self._sequences.pop(next(iter(self._sequences)))

@@ -2,8 +2,8 @@
 
 Between the two poses, belly on the ground and spider stance, the feet stay where they are: lying,
 the robot folds its legs until its feet touch the ground at their standing places; then all six
-push at once and the body rises straight up. Sitting down is the same, backwards. From rest that
-takes 32 N·m at most, as much as the stance itself asks of the drives for a while.
+push at once and the body rises straight up. Sitting down is the same, backwards. From rest no drive
+gives more than 32 N·m, less than its rating.
 
 Any measured pose will do as a start, with one exception: legs that lie across one another block
 each other, and nothing here untangles them.

@@ -209,6 +209,8 @@ class Gameloop:
             if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
                 features = _await_capture(features_in, last_ns, "features") or features
+            else:
+                features_in.take()  # an unread queue fills up, and its publisher hangs up
             answered = self._decide(state, features, now_ns)
             if answered is not None:
                 self._send(answered, now_ns, _LOCKSTEP_REPLY_S)

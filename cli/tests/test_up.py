@@ -1,0 +1,270 @@
+import argparse
+import json
+import socket
+import sys
+import textwrap
+import tomllib
+
+import psutil
+import pytest
+from krabby_cli import plan as plan_module
+from krabby_cli.__main__ import main
+from krabby_cli.plan import service_command
+from krabby_cli.up import add_parser
+from krabby_robot.errors import BundleError, CourseError, UnknownCourse
+
+FAKE = """
+    import json, os, signal, sys, threading
+
+    name, journal, behaviour, *overrides = sys.argv[1:]
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+
+    def say(event, level="info", **facts):
+        print(json.dumps({"level": level, "service": name, "event": event, **facts}), flush=True)
+
+    if behaviour == "never-ready":
+        stop.wait()
+    if behaviour == "die-at-start":
+        sys.stderr.write(name + ": port 1 is taken; set metrics_port\\n")
+        sys.exit(2)
+    say("running")
+    if behaviour == "warn":
+        for _ in range(3):
+            say("behind", level="warning", slots=2)
+    if behaviour == "interrupt":
+        os.kill(os.getppid(), signal.SIGINT)
+    if behaviour != "end":
+        stop.wait()
+    with open(journal, "a") as file:
+        file.write(name + "\\n")
+    figures = {"sim-hal": {"distance_m": 5.5, "falls": 0}, "gameloop": {"loop_hz": 100.0}}
+    say("summary", **figures.get(name, {}))
+    sys.exit(4 if behaviour == "fail-at-end" else 0)
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Puts fake services in place of the real ones; values of the dictionary are behaviours."""
+    script = tmp_path / "fake.py"
+    script.write_text(textwrap.dedent(FAKE))
+    behaviours = {"sim-hal": "", "camera": "", "gameloop": ""}
+
+    def command(name):
+        return (sys.executable, str(script), name, str(tmp_path / "journal"), behaviours[name])
+
+    monkeypatch.setattr(plan_module, "service_command", command)
+    monkeypatch.chdir(tmp_path)
+    return behaviours
+
+
+def up(*argv):
+    return main(["up", "--base-port", "0", *argv])
+
+
+def summary_of(capsys):
+    captured = capsys.readouterr()
+    return json.loads(captured.out.splitlines()[-1]), captured.err
+
+
+def parsed(*argv):
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["up", "--base-port", "0", *argv])
+
+
+def overrides_of(plan, name):
+    """A child's `key=value` arguments as one table, later ones winning as the services do it."""
+    (child,) = [child for child in plan.children if child.name == name]
+    table = {}
+    for argument in child.argv:
+        key, equals, value = argument.partition("=")
+        if equals:
+            table[key] = tomllib.loads(f"v = {value}")["v"]
+    return table
+
+
+def test_a_run_ends_after_its_duration_with_a_summary_on_the_last_line(fakes, tmp_path, capsys):
+    assert up("--duration", "0.5", "--seed", "7") == 0
+
+    summary, said = summary_of(capsys)
+    assert summary["exit"] == "finished"
+    assert (summary["policy"], summary["course"], summary["seed"]) == ("gait", "flat", 7)
+    assert (summary["distance_m"], summary["loop_hz"]) == (5.5, 100.0)
+    assert 0.5 <= summary["duration_s"] < 5.0
+    assert (tmp_path / "journal").read_text().split() == ["gameloop", "camera", "sim-hal"]
+    assert "gait on flat, difficulty 0.5, seed 7" in said
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert summary["logs"] == f"runs/{folder.name}"
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert {p.name for p in folder.iterdir()} == {
+        "run.json", "summary.json", "sim-hal.log", "camera.log", "gameloop.log"
+    }  # fmt: skip
+    assert set(json.loads((folder / "run.json").read_text())["endpoints"]) >= {"state", "truth"}
+
+
+def test_ctrl_c_stops_in_order_and_is_no_failure(fakes, tmp_path, capsys):
+    fakes["gameloop"] = "interrupt"
+    assert up() == 0
+
+    summary, _ = summary_of(capsys)
+    assert (summary["exit"], summary["reason"]) == ("interrupted", "SIGINT")
+    assert (tmp_path / "journal").read_text().split() == ["gameloop", "camera", "sim-hal"]
+
+
+def test_a_service_that_dies_is_named_and_the_others_are_stopped(fakes, tmp_path, capsys):
+    fakes["camera"] = "die-at-start"
+    assert up("--duration", "60") == 1
+
+    summary, said = summary_of(capsys)
+    assert summary["exit"] == "failed"
+    assert "camera ended with status 2" in summary["reason"]
+    assert "camera: port 1 is taken; set metrics_port" in said
+    names = [p.name() for p in psutil.Process().children(recursive=True)]
+    assert names == []
+
+
+def test_a_service_that_fails_while_stopping_fails_the_run(fakes, capsys):
+    fakes["gameloop"] = "fail-at-end"
+    assert up("--duration", "0.2") == 1
+    summary, said = summary_of(capsys)
+    assert summary["exit"] == "failed"
+    assert "gameloop ended with status 4 when it was stopped" in said
+
+
+def test_a_service_that_never_gets_ready_is_named(fakes, capsys):
+    fakes["gameloop"] = "never-ready"
+    assert up("--start-timeout", "1.5") == 1
+    summary, _ = summary_of(capsys)
+    assert summary["reason"].startswith("gameloop not ready after 1.5 s")
+    assert summary["duration_s"] == 0.0
+
+
+def test_a_simulator_that_ends_by_itself_ends_the_run_well(fakes, capsys):
+    fakes["sim-hal"] = "end"
+    assert up("--speed", "0", "--duration", "5") == 0
+    summary, _ = summary_of(capsys)
+    assert summary["exit"] == "finished"
+    assert summary["distance_m"] == 5.5
+
+
+def test_warnings_of_services_are_shown_once_in_a_while(fakes, capsys):
+    fakes["sim-hal"] = "warn"
+    assert up("--duration", "0.3") == 0
+    _, said = summary_of(capsys)
+    assert said.count("sim-hal: warning: behind slots=2") == 1
+
+
+def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
+    assert up("--duration", "0.2", "--no-camera") == 0
+    assert sorted((tmp_path / "journal").read_text().split()) == ["gameloop", "sim-hal"]
+    summary, _ = summary_of(capsys)
+    assert "camera" not in summary["cpu_cores"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--course", "stpes"], "did you mean 'steps'?"),
+        (["--difficulty", "7"], "outside 0 to 2.5"),
+        (["--policy", "gate"], "no policy 'gate'"),
+        (["--duration", "-1"], "--duration -1.0 is no time"),
+        (["--duration", "nan"], "--duration nan is no time"),
+        (["--set", "simhal.speed=1"], "services are sim-hal, camera, gameloop"),
+        (["--set", "camera.source=hal", "--no-camera"], "there is no camera to set"),
+        (["--base-port", "99999"], "base port 99999 is out of range"),
+        (["--record", "missing/run.mcap"], "cannot be written"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys, argv, said):
+    assert up(*argv) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.startswith("krabby up: ")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "journal").exists()
+
+
+def test_a_busy_port_is_said_before_anything_starts(fakes, tmp_path, capsys):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        base = min(max(port, 1024), 65000)
+        assert main(["up", "--base-port", str(base)]) == 2
+    err = capsys.readouterr().err
+    assert f"{base} (camera) is already in use" in err
+    assert "--base-port" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recording_is_not_overwritten(fakes, tmp_path, capsys):
+    (tmp_path / "run.mcap").write_text("precious")
+    assert up("--record", "run.mcap") == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_a_runs_folder_that_cannot_be_made_is_said(fakes, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert up("--runs-dir", "file/runs") == 2
+    assert "give a writable --runs-dir" in capsys.readouterr().err
+
+
+def test_all_services_are_given_the_same_endpoints():
+    plan = plan_module.make_plan(parsed("--course", "steps", "--difficulty", "0.3", "--seed", "5"))
+    sim, camera, loop = (overrides_of(plan, name) for name in ("sim-hal", "camera", "gameloop"))
+
+    for stream in ("state", "command", "nav"):
+        key = f"endpoints.{stream}"
+        assert sim[key] == loop[key] == plan.wiring.endpoints[stream]
+    assert sim["endpoints.camera"] == camera["endpoints.camera"]
+    assert camera["endpoints.features"] == loop["endpoints.features"]
+    assert (sim["course.name"], sim["course.difficulty"], sim["course.seed"]) == ("steps", 0.3, 5)
+    assert (sim["seed"], sim["speed"], sim["camera.enabled"]) == (5, 1, True)
+    assert "duration_s" not in sim
+    ports = [each["metrics_port"] for each in (sim, camera, loop)]
+    assert ports == list(plan.wiring.metrics_ports.values())
+
+
+def test_in_lock_step_the_simulator_counts_the_time():
+    plan = plan_module.make_plan(parsed("--speed", "0", "--duration", "20"))
+    assert overrides_of(plan, "sim-hal")["duration_s"] == 20.0
+    assert overrides_of(plan, "sim-hal")["speed"] == 0
+
+
+def test_settings_come_last_so_that_they_win():
+    plan = plan_module.make_plan(parsed("--set", "sim-hal.mission.speed=0.2"))
+    assert plan.children[0].argv[-1] == "mission.speed=0.2"
+    plan = plan_module.make_plan(parsed("--set", "gameloop.policy=other"))
+    assert plan.children[-1].argv[-1] == "policy=other"
+
+
+def test_a_recording_is_made_by_a_process_of_its_own(tmp_path):
+    plan = plan_module.make_plan(parsed("--record", str(tmp_path / "run.mcap")))
+    recorder = plan.children[-1]
+    assert recorder.argv[:4] == (sys.executable, "-m", "krabby_cli", "record")
+    assert f"--endpoint=state={plan.wiring.endpoints['state']}" in recorder.argv
+
+
+def test_mistakes_have_their_own_errors():
+    for argv, error in (
+        (["--course", "nope"], UnknownCourse),
+        (["--seed", "-1"], CourseError),
+        (["--policy", "/nowhere/at/all"], BundleError),
+    ):
+        with pytest.raises(error):
+            plan_module.make_plan(parsed(*argv))
+
+
+def test_services_are_the_scripts_beside_the_interpreter_or_else_their_modules(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert service_command("sim-hal") == (str(tmp_path / "python"), "-m", "sim_hal")
+    script = tmp_path / "sim-hal"
+    script.write_text("")
+    script.chmod(0o755)
+    assert service_command("sim-hal") == (str(script),)

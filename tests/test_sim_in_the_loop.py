@@ -1,0 +1,154 @@
+"""The three real processes, started by one command; timing belongs to `make bench`, not here."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from krabby_proto import CAMERA, FEATURES, STATE, TRUTH
+from krabby_proto.recording import Recording
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+SERVICES = ("sim-hal", "camera", "gameloop")
+
+
+@pytest.fixture
+def krabby(tmp_path):
+    """Starts `krabby up` with free ports and logs of its own."""
+    started = []
+
+    def start(*argv):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0",
+             "--runs-dir", str(tmp_path / "runs"), *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+
+
+def finished(process, timeout_s=120):
+    """Exit status, summary and what was said."""
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, json.loads(out.splitlines()[-1]), err
+
+
+def running_services(tmp_path, timeout_s=60):
+    """Pids by service of the one run in the folder, once all are past their startup."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        logs = {path.stem: path for path in tmp_path.glob("runs/*/*.log")}
+        lines = {
+            name: [json.loads(line) for line in path.read_text().splitlines() if line[:1] == "{"]
+            for name, path in logs.items()
+        }
+        if set(lines) == set(SERVICES) and all(
+            any(line["event"] == "running" for line in each) for each in lines.values()
+        ):
+            return {
+                name: next(line["pid"] for line in each if line["event"] == "starting")
+                for name, each in lines.items()
+            }
+        time.sleep(0.1)
+    raise AssertionError(f"not all of {SERVICES} were running after {timeout_s} s")
+
+
+def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_path):
+    recording = tmp_path / "run.mcap"
+    status, summary, err = finished(
+        krabby("--duration", "12", "--course", "flat", "--record", str(recording))
+    )
+
+    assert status == 0, err
+    assert summary["exit"] == "finished"
+    assert (summary["policy"], summary["course"]) == ("gait", "flat")
+    assert 12.0 <= summary["duration_s"] < 13.0
+    assert summary["falls"] == 0
+    assert summary["distance_m"] > 1.0
+    assert 95.0 < summary["loop_hz"] < 101.0
+    assert summary["course_completed"] is False
+    for key in (
+        "waypoints_reached", "deadline_misses", "obs_age_p50_ms", "obs_age_p99_ms",
+        "features_age_p99_ms", "command_rtt_p50_ms", "command_rtt_p99_ms", "command_timeouts",
+        "gate_clamps", "effort_rms_nm",
+    ):  # fmt: skip
+        assert isinstance(summary[key], int | float), key
+        assert summary[key] >= 0
+    assert len(summary["trajectory_hash"]) == 64
+    assert set(summary["cpu_cores"]) == {*SERVICES, "total"}
+    assert 0 < summary["cpu_cores"]["total"] < 2.0
+
+    streams = {recorded.stream.name for recorded in Recording(recording)}
+    assert streams == {s.name for s in (STATE, CAMERA, FEATURES, TRUTH)}
+
+
+def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):
+    process = krabby("--transport", "ipc")
+    pids = running_services(tmp_path)
+    process.send_signal(signal.SIGINT)
+    status, summary, err = finished(process)
+
+    assert status == 0, err
+    assert (summary["exit"], summary["reason"]) == ("interrupted", "SIGINT")
+    assert not any(psutil.pid_exists(pid) for pid in pids.values())
+
+
+def test_a_killed_camera_is_named_and_the_rest_is_stopped(krabby, tmp_path):
+    process = krabby()
+    pids = running_services(tmp_path)
+    os.kill(pids["camera"], signal.SIGKILL)
+    status, summary, err = finished(process)
+
+    assert status == 1
+    assert summary["exit"] == "failed"
+    assert "camera ended by SIGKILL" in err
+    assert not any(psutil.pid_exists(pid) for pid in pids.values())
+
+
+def test_in_lock_step_the_same_seed_gives_the_same_trajectory(krabby):
+    runs = []
+    for _ in range(2):
+        argv = ("--speed", "0", "--duration", "6", "--course", "steps", "--seed", "4")
+        status, summary, err = finished(krabby(*argv, "--difficulty", "0.1"))
+        assert status == 0, err
+        runs.append(summary)
+    assert runs[0]["trajectory_hash"] == runs[1]["trajectory_hash"]
+    assert runs[0]["sim_time_s"] == pytest.approx(6.0, abs=0.02)
+    assert runs[0]["distance_m"] == runs[1]["distance_m"]
+
+
+def test_a_second_run_on_the_same_ports_is_refused_and_the_first_unharmed(krabby, tmp_path):
+    first = krabby()
+    pids = running_services(tmp_path)
+    (record,) = tmp_path.glob("runs/*/run.json")
+    state = json.loads(record.read_text())["endpoints"]["state"]
+    # sim-hal by itself on the first one's endpoint: its own check, not that of the supervisor.
+    sim = subprocess.run(
+        [Path(sys.executable).with_name("sim-hal"), f"endpoints.state={state}", "metrics_port=0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert sim.returncode != 0
+    assert state in sim.stderr
+    assert "already in use" in sim.stderr
+    assert all(psutil.pid_exists(pid) for pid in pids.values())
+    first.send_signal(signal.SIGINT)
+    status, summary, err = finished(first)
+    assert status == 0, err
+    assert summary["exit"] == "interrupted"
