@@ -127,6 +127,13 @@ def test_a_frame_of_another_size_is_dropped_with_its_size_and_hurts_nobody(endpo
     assert rig.runtime.summary["dropped"]["size"] >= 1
 
 
+def test_a_bundle_without_an_encoder_gets_images(endpoints):
+    with Rig(endpoints, bundle="gait") as rig:
+        message = rig.see(depth())
+    assert message.payload.size == 58 * 87
+    assert not message.flags & FLAG_LATENT
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan, -np.inf])
 def test_a_frame_without_a_single_reading_is_withheld(endpoints, value):
     with Rig(endpoints) as rig:

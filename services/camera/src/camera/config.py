@@ -45,7 +45,8 @@ class CameraCfg(ServiceCfg):
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
     bundle: str = ""
-    """Policy bundle, name or folder, whose depth_encoder.onnx is run; empty publishes images."""
+    """Policy bundle, name or folder: its depth_encoder.onnx is run if its policy wants a latent.
+    Otherwise, and when empty, images are published."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
     replay: ReplayCfg = dataclasses.field(default_factory=ReplayCfg)
     silent_after_s: float = 0.15

@@ -108,7 +108,9 @@ class CameraService:
     def _load_encoder(self) -> OnnxEncoder | None:
         if not self._cfg.bundle:
             return None
-        return OnnxEncoder(PolicyBundle.load(bundle_dir(self._cfg.bundle), self._desc))
+        bundle = PolicyBundle.load(bundle_dir(self._cfg.bundle), self._desc)
+        # One that reads images, or is blind, has no encoder: so one setting serves every policy.
+        return OnnxEncoder(bundle) if bundle.needs_features == "latent" else None
 
     def _open_replay(self) -> ReplaySource | None:
         if self._cfg.source != "replay":
