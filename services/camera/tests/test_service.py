@@ -14,6 +14,7 @@ from camera.service import CameraService
 from krabby_proto import (
     CAMERA,
     FEATURES,
+    FLAG_LATENT,
     FLAG_LOCKSTEP,
     EndpointInUse,
     LatestSubscriber,

@@ -45,7 +45,7 @@ class CameraCfg(ServiceCfg):
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
     bundle: str = ""
-    """Policy bundle, name or folder: its depth_encoder.onnx is run if its policy wants a latent.
+    """Policy bundle, name or folder: its depth_encoder.onnx is run, if it has one.
     Otherwise, and when empty, images are published."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
     replay: ReplayCfg = dataclasses.field(default_factory=ReplayCfg)

@@ -110,7 +110,7 @@ class CameraService:
             return None
         bundle = PolicyBundle.load(bundle_dir(self._cfg.bundle), self._desc)
         # One that reads images, or is blind, has no encoder: so one setting serves every policy.
-        return OnnxEncoder(bundle) if bundle.needs_features == "latent" else None
+        return None if bundle.encoder is None else OnnxEncoder(bundle)
 
     def _open_replay(self) -> ReplaySource | None:
         if self._cfg.source != "replay":
