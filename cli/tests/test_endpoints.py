@@ -12,7 +12,7 @@ from krabby_cli.endpoints import (
     wire,
 )
 from krabby_cli.errors import UsageError
-from krabby_proto import STATE, STREAMS, Publisher, default_endpoints
+from krabby_proto import STREAMS, default_endpoints
 
 
 def options(*argv):
@@ -71,13 +71,15 @@ def test_a_busy_port_is_named_with_its_owner_and_the_remedy():
 
 
 def test_a_busy_unix_socket_is_noticed_and_a_dead_one_is_not(tmp_path):
-    wiring = Wiring(endpoints={"state": f"ipc://{tmp_path}/state"}, metrics_ports={})
+    path = tmp_path / "state"
+    wiring = Wiring(endpoints={"state": f"ipc://{path}"}, metrics_ports={})
     check_free(wiring)
-    with (
-        Publisher(wiring.endpoints["state"], STATE),
-        pytest.raises(UsageError, match="is already in use"),
-    ):
-        check_free(wiring)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        with pytest.raises(UsageError, match="is already in use"):
+            check_free(wiring)
+    assert path.exists(), "a process that dies leaves its socket behind"
     check_free(wiring)
 
 

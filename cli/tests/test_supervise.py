@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
@@ -136,6 +137,20 @@ def test_a_process_that_cannot_be_started_says_what_to_do(tmp_path, supervise):
         supervisor.start()
         with pytest.raises(ServiceDied, match=r"missing cannot be started: No such.*make setup"):
             until(lambda: False, supervisor)
+
+
+def test_a_process_stopped_while_it_starts_ends_quietly_and_well(scripts, supervise):
+    slow = """
+        import time
+        open(__file__ + ".began", "w").close()
+        time.sleep(60)
+    """
+    argv = scripts(slow)
+    with supervise(ChildSpec(name="slow", argv=argv)) as supervisor:
+        supervisor.start()
+        until(lambda: Path(argv[1] + ".began").exists(), supervisor)
+        assert supervisor.stop() == {"slow": 0}
+    assert supervisor.heard == []
 
 
 def test_a_process_that_ignores_sigint_gets_sigterm(scripts, supervise):
