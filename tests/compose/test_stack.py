@@ -97,14 +97,15 @@ def test_from_built_images_to_walking_in_twenty_seconds(stack, figures):
     assert stack.up_s <= 20.0
 
 
-def test_the_crab_walks_thirty_seconds_without_a_fall(stack):
+def test_the_crab_walks_thirty_seconds_without_a_fall(stack, wait_until, figures):
     began = time.monotonic()
     start_m = stack.value("sim-hal", "krabby_course_distance_meters")
     time.sleep(30)
     walked_m = stack.value("sim-hal", "krabby_course_distance_meters") - start_m
-    assert walked_m >= 4.0, f"{walked_m:.2f} m in {time.monotonic() - began:.1f} s"
+    figures["walked"] = f"{walked_m:.2f} m in {time.monotonic() - began:.1f} s"
+    assert walked_m >= 4.0
     assert stack.value("sim-hal", "krabby_falls_total") == 0
-    assert stack.walks()
+    wait_until(stack.walks, 10, "it still walks")
 
 
 def test_every_expression_on_a_dashboard_returns_data(stack):
@@ -287,8 +288,8 @@ def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
     back_s = recover(stack, wait_until, "camera", killed_s)
     figures["camera killed"] = f"healthy after {back_s:.1f} s"
     assert started_at(stack, "sim-hal", "gameloop") == others
-    assert entered(stack, "hold") < killed_s
-    assert stack.walks()
+    assert entered(stack, "damp") < killed_s
+    wait_until(stack.walks, 10, "it still walks")
     received = stack.value("gameloop", "krabby_stream_received_total", stream="features")
     wait_until(
         lambda: (
@@ -304,7 +305,7 @@ def test_without_prometheus_the_robot_does_not_notice(stack, wait_until):
     killed_s = crash(stack, "prometheus")
     recover(stack, wait_until, "prometheus", killed_s, within_s=15)
     assert started_at(stack, *LOOPS) == others
-    assert stack.walks()
+    wait_until(stack.walks, 10, "it still walks")
 
 
 def test_everything_stops_gracefully_in_three_seconds(stack, figures):

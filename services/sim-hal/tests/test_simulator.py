@@ -6,6 +6,7 @@ from krabby_robot.courses import make_course
 from krabby_robot.gate import Fault, SafetyState
 from krabby_robot.trajectories import rest_joint_pos, stand_up
 from krabby_service.testing import captured_logs
+from sim_hal.config import MissionCfg
 from sim_hal.mission import pursue
 
 SLOT_NS = 5_000_000
@@ -270,6 +271,26 @@ def test_the_robot_is_put_back_at_the_last_waypoint_facing_the_next(standing, de
     heading = frames.yaw(standing.sim.world.base_quat_w)
     assert heading == pytest.approx(np.arctan2(away[1], away[0]), abs=0.05)
     assert standing.sim.progress.distance_m == pytest.approx(distance, abs=0.1)
+
+
+def test_a_repeated_course_begins_again_two_seconds_after_its_end(simulator, clock, desc):
+    driver = Driver(simulator(mission=MissionCfg(repeat=True)), clock)
+    driver.run(1.0, desc.default_joint_pos)
+    sim = driver.sim
+    for waypoint in sim.course.waypoints:
+        sim.world.data.qpos[:2] = waypoint[:2]
+        driver.run(0.2, desc.default_joint_pos)
+    assert sim.progress.completed
+    walked_m = sim.progress.distance_m
+    driver.run(1.7, desc.default_joint_pos)
+    assert (sim.laps, driver.resets) == (0, 0)
+    driver.run(0.3, desc.default_joint_pos)
+    assert (sim.laps, driver.resets, sim.falls) == (1, 1, 0)
+    assert sim.gate.state is not SafetyState.ACTIVE
+    assert sim.world.base_pos_w[:2] == pytest.approx(sim.course.spawn[:2], abs=0.05)
+    assert sim.progress.distance_m == pytest.approx(walked_m, abs=0.05)
+    driver.run(1.0, desc.default_joint_pos)
+    assert sim.gate.state is SafetyState.ACTIVE
 
 
 def test_the_same_commands_give_the_same_trajectory(simulator, clock, desc):

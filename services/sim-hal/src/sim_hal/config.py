@@ -68,6 +68,8 @@ class MissionCfg:
     """Publish walking commands towards the next waypoint."""
     speed: float = 0.35
     """Walking speed asked for [m/s]."""
+    repeat: bool = False
+    """Put the robot back to the start when the course is completed, and go on."""
     reach_m: float = 0.25
     """A waypoint is reached within this distance [m]."""
 

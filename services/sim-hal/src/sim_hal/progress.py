@@ -110,6 +110,13 @@ class CourseProgress:
         self._origin = self._best = float(reached)
         self._near_since_ns = None
 
+    def start_over(self) -> None:
+        """The next `restart_pose` is the start of the course; metres go on counting."""
+        self._walked_before = self.distance_m
+        self._origin = self._best = 0.0
+        self.index = 0
+        self._near_since_ns = None
+
     @property
     def _leg(self) -> int:
         """The stretch being walked; the last one stays when the course is completed."""

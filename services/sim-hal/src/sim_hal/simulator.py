@@ -85,6 +85,7 @@ class Simulator:
             rest_joint_pos(desc) if cfg.spawn == "lying" else desc.default_joint_pos
         )
         self._answer_delay_ns = round(cfg.lockstep.answer_delay_s * 1e9) if cfg.speed == 0.0 else 0
+        self._repeat = cfg.mission.repeat
         self._auto_arm = AutoArm(enabled=cfg.auto_arm)
         self._falls = FallMonitor(FallCfg(tilt_rad=self.gate.cfg.tilt_limit_rad))
         self._reset_at_ns: int | None = None
@@ -98,6 +99,8 @@ class Simulator:
 
         self.falls = 0
         self.resets = 0
+        self.laps = 0
+        """Times the course was completed and begun again."""
         self.expected_capture_ns: int | None = None
         """Lock-step: capture time of the state to be answered; commands for others are refused."""
         self.last_command_ns: int | None = None
@@ -131,7 +134,7 @@ class Simulator:
             substeps: How many to integrate.
         """
         if self._reset_at_ns is not None and now_ns >= self._reset_at_ns:
-            self._reset()
+            self._reset(now_ns)
         begin_ns = slot_ns - substeps * SUBSTEP_NS
         for index in range(substeps):
             self.world.substep(self._line.at(begin_ns + index * SUBSTEP_NS))
@@ -180,6 +183,8 @@ class Simulator:
                 of=self.progress.count,
                 sim_time_s=round(self.world.sim_time_s, 2),
             )
+            if self.progress.completed and self._repeat:
+                self._reset_at_ns = now_ns + _RESET_AFTER_NS
         fields, measured = self._truth_fields, self._measured
         fields["base_pos_w"][:] = pos_w
         fields["base_quat_w"][:] = measured.base_quat_w
@@ -261,7 +266,8 @@ class Simulator:
             "furthest_m": round(self.progress.furthest_m, 3),
             "falls": self.falls,
             "resets": self.resets,
-            "course_completed": self.progress.completed,
+            "course_completed": self.progress.completed or self.laps > 0,
+            "laps": self.laps,
             "waypoints_reached": self.progress.index,
             "waypoints": self.progress.count,
             "sim_time_s": round(world.sim_time_s, 4),
@@ -302,8 +308,12 @@ class Simulator:
             sim_time_s=round(self.world.sim_time_s, 2),
         )
 
-    def _reset(self) -> None:
-        """Put the robot back where it last reached a waypoint."""
+    def _reset(self, now_ns: int) -> None:
+        """Put the robot back where it last reached a waypoint, or to the start after the last."""
+        if self.progress.completed and self._repeat:
+            self.laps += 1
+            self.progress.start_over()
+            self.gate.request("disarm", now_ns)
         pose = self.progress.restart_pose()
         self.world.place(pose, self._spawn_joint_pos)
         self.progress.restart()
