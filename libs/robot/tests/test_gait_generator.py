@@ -69,6 +69,30 @@ def test_a_slow_walk_lifts_rear_middle_front_of_one_side_then_of_the_other():
     assert names[start : start + 6] == ["lr", "lm", "lf", "rr", "rm", "rf"]
 
 
+def test_backwards_the_wave_runs_the_other_way():
+    airborne = np.array(Walker().walk((-0.1, 0.0, 0.0), 12.0).airborne)
+    lifts = [int(leg) for _, leg in np.argwhere(airborne[1:] & ~airborne[:-1])]
+    names = [DESC.leg_names[leg] for leg in lifts]
+    start = names.index("lf", 6)
+    assert names[start : start + 6] == ["lf", "lm", "lr", "rf", "rm", "rr"]
+
+
+def test_to_reverse_it_comes_to_rest_on_six_feet_first():
+    walker = Walker().walk((0.4, 0.0, 0.0), 6.0)
+    walker.walk((-0.3, 0.0, 0.0), 8.0)
+    speed = np.array(walker.twists)[:, 0]
+    turned = int(np.argmax(speed < -GaitCfg().still_speed))
+    assert not np.any(walker.airborne[turned - 5])
+    assert 600 < turned < 800  # within two seconds
+    assert speed[-1] == pytest.approx(-0.3, abs=0.01)
+
+
+def test_a_little_backwards_while_it_goes_sideways_does_not_stop_it():
+    walker = Walker().walk((0.03, 0.3, 0.0), 6.0)
+    walker.walk((-0.03, 0.3, 0.0), 3.0)
+    assert min(twist[1] for twist in walker.twists[500:]) > 0.28
+
+
 def test_feet_on_the_ground_move_opposite_to_the_twist():
     walker = Walker().walk((0.2, 0.05, 0.1), 10.0)
     vx, vy, wz = walker.twists[-1]
