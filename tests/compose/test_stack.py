@@ -249,6 +249,7 @@ def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):
 
 
 def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wait_until, figures):
+    wait_until(stack.walks, 10, "it walks")
     others = started_at(stack, "sim-hal", "camera")
     killed_s = crash(stack, "gameloop")
     wait_until(lambda: entered(stack, "hold") > killed_s, 2, "the gate holds")
@@ -268,6 +269,7 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
 
 
 def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wait_until, figures):
+    wait_until(stack.walks, 10, "it walks")
     others = started_at(stack, "gameloop", "camera")
     killed_s = crash(stack, "sim-hal")
     wait_until(lambda: silent(stack) > killed_s, 2, "the game loop is silent")
@@ -283,6 +285,7 @@ def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wa
 
 
 def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
+    wait_until(stack.walks, 10, "it walks")
     others = started_at(stack, "sim-hal", "gameloop")
     killed_s = crash(stack, "camera")
     back_s = recover(stack, wait_until, "camera", killed_s)
