@@ -1,0 +1,164 @@
+"""What the running services do when one of them stalls, dies or is asked to stop."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from krabby_proto import ControlClient, HalClient, RequestTimeout
+from krabby_service.testing import free_ports, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+BIN = Path(sys.executable).parent
+STREAMS = ("state", "camera", "command", "safety", "truth", "features", "nav", "control")
+
+
+class Stack:
+    """The three services on free ports, each with its log in a file."""
+
+    def __init__(self, folder):
+        ports = dict(zip(STREAMS, free_ports(len(STREAMS)), strict=True))
+        self.endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in ports.items()}
+        self._folder = folder
+        self.processes = {}
+        self.start("sim-hal", "state", "camera", "command", "safety", "truth", "nav")
+        self.start("camera", "camera", "state", "features")
+        self.start_gameloop()
+        self.hal = HalClient({name: self.endpoints[name] for name in ("command", "safety")})
+        self.control = ControlClient(self.endpoints["control"])
+
+    def start(self, name, *streams):
+        endpoints = [f"endpoints.{stream}={self.endpoints[stream]}" for stream in streams]
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [BIN / name, "metrics_port=0", *endpoints], stdout=log, stderr=log
+            )
+
+    def start_gameloop(self):
+        self.start("gameloop", "state", "command", "features", "nav", "control")
+
+    def is_walking(self):
+        return self._mode() == "policy" and self.safety() == "active"
+
+    def _mode(self):
+        try:
+            return self.control.request("status", timeout_s=1.0)["mode"]
+        except RequestTimeout:
+            return None
+
+    def safety(self):
+        return self.hal.safety("status", "test", timeout_s=10.0)["state"]
+
+    def events(self, name):
+        lines = (self._folder / f"{name}.log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def stop(self):
+        """Ctrl-C each, the loop first; their exit statuses."""
+        statuses = {}
+        for name in ("gameloop", "camera", "sim-hal"):
+            process = self.processes[name]
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+            statuses[name] = process.wait(timeout=20)
+        return statuses
+
+    def close(self):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self.hal.close()
+        self.control.close()
+
+
+@pytest.fixture
+def stack(tmp_path):
+    stack = Stack(tmp_path)
+    try:
+        until(stack.is_walking, timeout_s=60)
+        yield stack
+    finally:
+        stack.close()
+
+
+@pytest.mark.parametrize("name", ["gameloop", "sim-hal"])
+def test_a_stall_of_one_second_makes_it_safe_and_it_walks_on(stack, name):
+    process = stack.processes[name]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        if name == "gameloop":
+            until(lambda: stack.safety() == "damp", timeout_s=5)
+        else:
+            until(lambda: stack._mode() == "silent", timeout_s=5)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1.0)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    until(stack.is_walking, timeout_s=30)
+    assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
+    summary = stack.events("sim-hal")[-1]
+    assert summary["event"] == "summary"
+    assert summary["falls"] == 0
+    # what was waiting when it woke up was refused: nothing old was applied
+    assert summary["obs_age_max_ms"] < 100.0
+
+
+def test_a_stalled_camera_leaves_the_blind_walk_alone(stack):
+    camera = stack.processes["camera"]
+    camera.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        camera.wait(1.0)
+    assert stack.is_walking()
+    camera.send_signal(signal.SIGCONT)
+    assert stack.stop()["camera"] == 0
+
+
+def test_a_killed_game_loop_damps_the_robot_and_a_new_one_walks_it(stack):
+    stack.processes["gameloop"].kill()
+    until(lambda: stack.safety() == "damp", timeout_s=5)
+    stack.processes["gameloop"].wait()
+    stack.start_gameloop()
+    until(stack.is_walking, timeout_s=30)
+    assert stack.stop()["gameloop"] == 0
+    assert stack.events("sim-hal")[-1]["falls"] == 0
+
+
+def test_a_killed_hal_silences_the_loop_and_a_new_one_is_walked(stack):
+    stack.processes["sim-hal"].kill()
+    until(lambda: stack._mode() == "silent", timeout_s=5)
+    stack.processes["sim-hal"].wait()
+    stack.start("sim-hal", "state", "camera", "command", "safety", "truth", "nav")
+    until(stack.is_walking, timeout_s=30)
+    assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
+
+
+def test_an_emergency_stop_stays_until_an_operator_resets_and_arms(stack):
+    assert stack.hal.safety("estop", "test")["state"] == "estop"
+    until(lambda: stack._mode() == "passive", timeout_s=5)
+    assert not stack.hal.safety("arm", "test")["ok"]
+    assert stack.safety() == "estop"
+    assert stack.hal.safety("reset", "test")["ok"]
+    assert stack.safety() == "disarmed"
+    assert stack.hal.safety("arm", "test")["ok"]
+    until(stack.is_walking, timeout_s=30)
+
+
+def test_a_policy_is_swapped_while_walking_and_a_bad_one_refused(stack):
+    refused = stack.control.request("policy", timeout_s=10.0, policy="nosuch")
+    assert not refused["ok"]
+    assert "no policy 'nosuch'" in refused["reason"]
+    assert stack.control.request("policy", timeout_s=10.0, policy="gait")["ok"]
+    until(stack.is_walking, timeout_s=5)
+    stack.stop()
+    assert any(event["event"] == "policy swapped" for event in stack.events("gameloop"))
+    assert stack.events("sim-hal")[-1]["falls"] == 0
+    assert stack.events("sim-hal")[-1]["gate_clamps"] == 0
+
+
+def test_control_c_sits_the_robot_down_first(stack):
+    assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
+    modes = [event["now"] for event in stack.events("gameloop") if event["event"] == "mode"]
+    assert modes[-2:] == ["sit_down", "passive"]
