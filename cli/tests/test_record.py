@@ -2,6 +2,7 @@ from krabby_cli.__main__ import main
 from krabby_proto.recording import Recording
 from krabby_proto.testing import FakeHal
 from krabby_service.testing import free_port
+from prometheus_client import REGISTRY
 
 
 def test_what_was_heard_is_in_the_file(tmp_path, capsys):
@@ -10,6 +11,9 @@ def test_what_was_heard_is_in_the_file(tmp_path, capsys):
         where = [f"--endpoint={n}={e}" for n, e in hal.endpoints.items()]
         assert main(["record", str(path), "state", "truth", "--duration", "0.6", *where]) == 0
     messages = list(Recording(path))
+    exposed = {"stream": "state"}
+    assert REGISTRY.get_sample_value("krabby_recorder_messages_total", exposed) == len(messages)
+    assert REGISTRY.get_sample_value("krabby_recorder_missed_messages_total", exposed) == 0
     assert len(messages) >= 20
     assert {recorded.stream.name for recorded in messages} == {"state"}
     assert capsys.readouterr().out == f"{path}: {len(messages)} state\n"

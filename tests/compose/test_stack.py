@@ -126,8 +126,17 @@ def test_every_expression_on_a_dashboard_returns_data(stack):
     assert set(empty) <= rightly_empty
 
 
-def test_every_rule_is_evaluated_on_data_that_exists(stack):
+@pytest.fixture(scope="module")
+def recorder(stack):
+    """The profile `record`, recording; when it began [s, CLOCK_MONOTONIC]."""
+    stack.compose("--profile", "record", "up", "--detach", "record")
+    yield time.monotonic()
+    stack.compose("--profile", "record", "rm", "--stop", "--force", "record")
+
+
+def test_every_rule_is_evaluated_on_data_that_exists(stack, recorder, wait_until):
     """An alert that is quiet returns nothing; so what is asked for is each series it looks at."""
+    wait_until(lambda: stack.query('up{job="record"} == 1'), 15, "the recorder is scraped")
     groups = stack.ask("rules")["groups"]
     rules = list(itertools.chain.from_iterable(group["rules"] for group in groups))
     assert {rule["health"] for rule in rules} == {"ok"}
@@ -224,14 +233,13 @@ def test_logs_are_one_json_event_a_line_and_not_one_a_tick(stack):
         assert len(events) < 20 + 2 * alive_s, f"{service}: {len(events)} in {alive_s:.0f} s"
 
 
-def test_recording_holds_every_stream(stack):
-    stack.compose("--profile", "record", "up", "--detach", "record")
-    time.sleep(5)
+def test_recording_holds_every_stream(stack, recorder):
+    wait_s = 5 - (time.monotonic() - recorder)
+    time.sleep(max(wait_s, 0))
     stack.compose("--profile", "record", "stop", "record")
     told = stack.compose("--profile", "record", "logs", "--no-log-prefix", "record").stdout
     for stream in ("state", "camera", "features", "truth"):
         assert re.search(rf"\d+ {stream}", told), told
-    stack.compose("--profile", "record", "rm", "--force", "record")
 
 
 def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.recording import Recorder
+from krabby_service.metrics import children, serve_metrics
+from prometheus_client import Counter
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _SLICE_S: Final = 0.2
+
+_WRITTEN: Final = children(
+    Counter("krabby_recorder_messages_total", "Messages written to the file", ["stream"]), AUDIBLE
+)
+_MISSED: Final = children(
+    Counter(
+        "krabby_recorder_missed_messages_total", "Messages that never came, by sequence", ["stream"]
+    ),
+    AUDIBLE,
+)
 
 _EPILOG: Final = """\
 examples:
@@ -47,6 +59,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--duration", type=float, default=0.0, metavar="S", help="0 until Ctrl-C (default)"
     )
+    parser.add_argument(
+        "--metrics-port", type=int, default=0, metavar="N", help="0 for no metrics (default)"
+    )
+    parser.add_argument(
+        "--metrics-address", default="127.0.0.1", metavar="HOST", help="default %(default)s"
+    )
     add_endpoint_options(parser)
     parser.set_defaults(handler=run)
 
@@ -61,26 +79,33 @@ def run(args: argparse.Namespace) -> int:
     def on_signal(number: int, _: FrameType | None) -> None:
         stop.append(number)
 
-    counts = dict.fromkeys(names, 0)
+    counts, missed = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, on_signal))
+        server = serve_metrics(args.metrics_port, args.metrics_address)
+        if server is not None:
+            stack.enter_context(server)
         listener = stack.enter_context(Listener(endpoints_of(args), names))
         recorder = stack.enter_context(Recorder(args.file))
 
         def keep(name: str, message: Any, _: int) -> None:
             recorder.write(message)
             counts[name] += 1
+            _WRITTEN[name].inc()
 
         while not stop:
             left = started + args.duration - time.monotonic() if args.duration else _SLICE_S
             if left <= 0:
                 break
             listener.listen(min(left, _SLICE_S), keep)
+            for name, subscriber in listener.subscribers.items():
+                _MISSED[name].inc(subscriber.gaps - missed[name])
+                missed[name] = subscriber.gaps
         said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         if not said:
             raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
-        gaps = sum(subscriber.gaps for subscriber in listener.subscribers.values())
+        gaps = sum(missed.values())
     sys.stdout.write(f"{args.file}: {said}" + (f"; {gaps} missed" if gaps else "") + "\n")
     return 0
