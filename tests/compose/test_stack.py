@@ -271,7 +271,7 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
         f"hold after {1e3 * hold_s:.0f} ms, damp after {1e3 * damp_s:.0f} ms, "
         f"healthy after {back_s:.1f} s, walking after {walking_s:.1f} s"
     )
-    assert hold_s <= 0.060
+    assert hold_s <= 0.150
     assert damp_s <= 0.165  # 150 ms after the last command, and one slot to notice
     assert started_at(stack, "sim-hal", "camera") == others
 
