@@ -174,8 +174,7 @@ class Brain:
         if mode is Mode.POLICY:
             origin = self._last_target
             self.pilot.start(self._desc.default_joint_pos if origin is None else origin, now_ns)
-        if mode in (Mode.SILENT, Mode.PASSIVE):
-            self.nav.stop()
+        self.nav.restart()
         self.mode = mode
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
