@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 from krabby_proto import SAFETY_STATES, CommandStatus
 from krabby_robot.gate import Fault, SafetyState
-from krabby_service.metrics import LOOP_WORK, OBSERVATION_AGE, children
+from krabby_service.metrics import (
+    CAMERA_FRAMES_DROPPED,
+    LOOP_WORK,
+    OBSERVATION_AGE,
+    children,
+)
 from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -41,9 +46,7 @@ _CLAMPED = Counter(
 )
 _FALLS = Counter("krabby_falls_total", "Falls since the start")
 _DISTANCE = Gauge("krabby_course_distance_meters", "Walked forward along the course")
-_CAMERA_DROPPED = Counter(
-    "krabby_camera_frames_dropped_total", "Depth frames that went no further", ["reason"]
-).labels("sensor")
+_CAMERA_DROPPED = CAMERA_FRAMES_DROPPED.labels("sensor")
 _REAL_TIME_FACTOR = Gauge(
     "krabby_real_time_factor", "Simulated over real time, since the loop started"
 )
