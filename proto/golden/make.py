@@ -176,7 +176,9 @@ def invalid() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Write every file beside this one."""
-    files: dict[str, Any] = {stream.name: vector(stream, *rest) for stream, *rest in MESSAGES}
+    files: dict[str, Any] = {
+        stream.name: vector(stream, payload, flags) for stream, payload, flags in MESSAGES
+    }
     files |= {"reply": reply(), "invalid": invalid()}
     for name, content in files.items():
         (HERE / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")

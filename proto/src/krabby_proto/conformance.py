@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["CheckResult", "check_hal"]
 
 _ANSWER_S: Final = 0.5
+_PATIENCE_S: Final = 2.0
 _WATCH_S: Final = 1.2
 _LEASE_WAIT_S: Final = 2.0
 _LATE_TRIES: Final = 5
@@ -142,7 +143,7 @@ class _Writer:
 def _hello_on(stream_name: str) -> Callable[[_Session], str]:
     def check(session: _Session) -> str:
         try:
-            hello = session.client.hello(2.0, via=stream_name)
+            hello = session.client.hello(_PATIENCE_S, via=stream_name)
         except RequestTimeout as error:
             raise _Blocked(str(error)) from error
         missing = [
@@ -179,15 +180,15 @@ def _real_time(session: _Session) -> str:
 def _watch(session: _Session) -> str:
     """Collect a second of states for the checks that follow."""
     state = session.client.state
-    if state.wait(2.0) is None:
-        raise _Blocked("no state within 2 s")
+    if state.wait(_PATIENCE_S) is None:
+        raise _Blocked(f"no state within {_PATIENCE_S:g} s")
     end = time.monotonic() + _WATCH_S
     while (left := end - time.monotonic()) > 0.0:
         if wait_readable((state.socket,), left):
             session.messages += state.drain()
     if state.invalid:
         raise _Failed(f"{state.invalid} messages could not be read, the last: {state.last_error}")
-    if len(session.messages) < 10:
+    if len(session.messages) < 2:
         raise _Blocked(f"only {len(session.messages)} states in {_WATCH_S} s")
     return f"{len(session.messages)} states in {_WATCH_S} s"
 
@@ -410,7 +411,7 @@ def _unharmed(session: _Session) -> str:
     if state.wait(_ANSWER_S) is None:
         raise _Failed("the state stream fell silent")
     with LatestSubscriber(session.endpoints[STATE.name], STATE, context=session.context) as late:
-        if late.wait(2.0) is None:
+        if late.wait(_PATIENCE_S) is None:
             raise _Failed("a new subscriber gets no state")
     return "commands are answered and states flow"
 

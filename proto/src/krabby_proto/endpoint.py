@@ -25,6 +25,8 @@ __all__ = [
     "Endpoint",
     "Socket",
     "pending_events",
+    "receive_frames",
+    "send_frames",
     "wait_for",
     "wait_readable",
 ]
@@ -46,6 +48,8 @@ _HEARTBEAT_TIMEOUT_MS: Final = 3000
 # out_event asserts !_io_error, which in_event sets on a stopped input).
 _PINGING: Final = (zmq.PUB, zmq.REQ)
 
+_MAX_FRAMES: Final = 12  # envelope and body of a request fit
+_MORE: Final = zmq.NOBLOCK | zmq.SNDMORE
 _BIND_PATIENCE_S: Final = 0.2
 REVIVE_S: Final = 1.0
 _MONITORED: Final = (
@@ -85,6 +89,30 @@ def pending_events(socket: Socket) -> int:
 
 def _fd(socket: Socket) -> int:
     return cast("int", socket.getsockopt(zmq.FD))
+
+
+def receive_frames(socket: Socket) -> list[bytes] | None:
+    """One message without waiting, None when there is none; frames beyond the twelfth are dropped.
+
+    Takes frame objects, which know whether more follow: a third of `recv_multipart`'s time.
+    """
+    try:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None
+    frames = [frame.bytes]
+    while frame.more:
+        frame = socket.recv(zmq.NOBLOCK, copy=False)
+        if len(frames) < _MAX_FRAMES:
+            frames.append(frame.bytes)
+    return frames
+
+
+def send_frames(socket: Socket, frames: Sequence[bytes]) -> None:
+    """Send one message without waiting; raises `zmq.Again` when it cannot be taken, whole."""
+    for frame in frames[:-1]:
+        socket.send(frame, _MORE)
+    socket.send(frames[-1], zmq.NOBLOCK)
 
 
 class Endpoint:

@@ -19,6 +19,8 @@ from krabby_proto.endpoint import (
     Context,
     Endpoint,
     pending_events,
+    receive_frames,
+    send_frames,
     wait_for,
     wait_readable,
 )
@@ -44,7 +46,6 @@ __all__ = [
 ]
 
 _MAX_REPLY_BYTES: Final = 1 << 20
-_MAX_PARTS: Final = 12  # envelope and body of a request; what is beyond is read and dropped
 _STALL_NS: Final = 100_000_000
 _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
@@ -116,7 +117,7 @@ class Publisher(Endpoint):
             publish_ns=self._clock() if publish_ns is None else publish_ns,
             flags=flags,
         )
-        self.socket.send_multipart(frames)
+        send_frames(self.socket, frames)
         return self.sequence
 
 
@@ -259,11 +260,9 @@ class LatestSubscriber(Endpoint):
 
     def _receive_all(self, keep: Callable[[Message], None]) -> None:
         self.revive()
-        receive = self.socket.recv_multipart
         for _ in range(_MAX_DRAIN):
-            try:
-                frames = receive(zmq.NOBLOCK)
-            except zmq.Again:
+            frames = receive_frames(self.socket)
+            if frames is None:
                 return
             try:
                 message = decode(frames, self.stream)
@@ -330,20 +329,12 @@ class Router(Endpoint):
         )
         self.malformed = 0
         """Messages without a delimiter, which cannot be answered."""
-        self.undelivered = 0
-        """Answers dropped because the client does not read."""
 
     def receive(self) -> Request | None:
         """The next request, None when there is none; a malformed one has an empty envelope."""
-        socket = self.socket
-        try:
-            parts = [socket.recv(zmq.NOBLOCK)]
-        except zmq.Again:
+        parts = receive_frames(self.socket)
+        if parts is None:
             return None
-        while socket.getsockopt(zmq.RCVMORE):
-            part = socket.recv(zmq.NOBLOCK)
-            if len(parts) < _MAX_PARTS:
-                parts.append(part)
         try:
             delimiter = parts.index(b"", 1, 6)
         except ValueError:
@@ -352,13 +343,9 @@ class Router(Endpoint):
         return Request(parts[: delimiter + 1], parts[delimiter + 1 :])
 
     def reply(self, request: Request, *frames: bytes) -> None:
-        """Answer; dropped when the client is gone or does not read."""
-        if not request.envelope:
-            return
-        try:
-            self.socket.send_multipart((*request.envelope, *frames), zmq.NOBLOCK)
-        except zmq.Again:
-            self.undelivered += 1
+        """Answer; libzmq drops it when the client is gone or does not read."""
+        if request.envelope:
+            send_frames(self.socket, (*request.envelope, *frames))
 
 
 class Requester(Endpoint):
@@ -391,17 +378,16 @@ class Requester(Endpoint):
     def request(self, frames: Sequence[bytes], deadline_s: float) -> list[bytes] | None:
         """Send and wait for the answer, at most `deadline_s`; None at once without a server."""
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
+            send_frames(self.socket, frames)
         except zmq.Again:
             self.revive()
             self.unsent += 1
             return None
         deadline = time.monotonic() + deadline_s
         while wait_for((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
-            try:
-                return self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:  # an answer to an earlier request, dropped by the socket
-                continue
+            answer = receive_frames(self.socket)
+            if answer is not None:  # else it was one to an earlier request, dropped by the socket
+                return answer
         self.timeouts += 1
         return None
 

@@ -105,6 +105,17 @@ def test_stale_state_holds_from_30_ms_and_silences_from_100_ms(robot):
     assert robot.brain.holds == 7  # 30, 40 ... 90 ms
 
 
+def test_standing_up_goes_on_where_it_was_after_a_hold(robot):
+    robot.tick(800)
+    assert robot.brain.mode is Mode.STAND_UP
+    robot.tick(90, fresh=False)
+    robot.sent.clear()
+    robot.sent.append(robot.brain.tick(robot.state, None, robot.ms * MS))
+    robot.tick(100)
+    # 15 % of 12 rad/s is what a trajectory takes at most
+    assert largest_step(robot) / 0.01 < 1.9
+
+
 def test_fresh_state_after_a_silence_waits_for_the_gate_before_it_moves(robot):
     robot.tick(3000)
     robot.tick(200, fresh=False)

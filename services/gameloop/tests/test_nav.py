@@ -67,3 +67,13 @@ def test_commands_that_are_not_finite_are_left_out(nav_filter, nav, bad):
     nav_filter.step(0)
     assert not nav_filter.receive(nav(0, (bad, 0.0, 0.0)))
     np.testing.assert_array_equal(run(nav_filter, 10, 100), 0.0)
+
+
+def test_a_command_stamped_by_a_clock_that_is_ahead_times_out_as_well(nav_filter, nav):
+    # A person in lock-step: the keyboard's clock is not the simulated one.
+    hour_ms = 3_600_000
+    nav_filter.receive(nav(hour_ms * MS, (0.2, 0.0, 0.0), flags=FLAG_OPERATOR))
+    assert run(nav_filter, 0, 300)[0] == pytest.approx(0.2)
+    assert run(nav_filter, 310, 700)[0] == 0.0
+    nav_filter.receive(nav(1000 * MS, (0.1, 0.0, 0.0), sequence=2))
+    assert run(nav_filter, 1000, 1200)[0] == pytest.approx(0.1)

@@ -8,6 +8,7 @@ from gameloop.pilot import Pilot, load_runner
 from krabby_proto import FLAG_LATENT
 from krabby_robot.errors import BundleError
 from krabby_robot.observation import ObservationInputs
+from krabby_service.testing import captured_logs
 
 MS = 1_000_000
 
@@ -74,6 +75,14 @@ def test_a_swap_while_walking_moves_no_joint_faster_than_walking_does(cfg, desc,
     # 0.2 rad over 0.3 s peaks at 1.5 times the mean speed: 0.01 rad in 10 ms
     assert walk.largest_step == pytest.approx(0.01, rel=0.05)
     assert walk.largest_step / 0.01 < desc.velocity_limit.min()
+
+
+def test_a_swap_is_no_return_of_sight(cfg, desc, inputs, policies):
+    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    walk.until(0, 400)
+    with captured_logs() as logs:
+        walk.pilot.choose(load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS)
+    assert [each["event"] for each in logs] == ["policy swapped"]
 
 
 def test_features_older_than_150_ms_are_walked_without(seeing, features):

@@ -24,6 +24,7 @@ from krabby_service.errors import MetricsPortInUse
 
 __all__ = [
     "AGE_BUCKETS",
+    "CAMERA_FRAMES_DROPPED",
     "COMMAND_REJECTED",
     "COMMAND_ROUND_TRIP",
     "COMMAND_TIMEOUTS",
@@ -113,6 +114,9 @@ COMMAND_TIMEOUTS = Counter(
 )
 COMMAND_REJECTED = Counter(
     "krabby_command_rejected_total", "Commands answered with a refusal", ["reason"]
+)
+CAMERA_FRAMES_DROPPED = Counter(
+    "krabby_camera_frames_dropped_total", "Depth frames that went no further", ["reason"]
 )
 REALTIME_ENABLED = Gauge(
     "krabby_runtime_realtime_enabled", "1 when the real-time feature is in effect", ["feature"]

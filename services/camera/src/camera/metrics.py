@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 from krabby_service.metrics import (
     AGE_BUCKETS,
+    CAMERA_FRAMES_DROPPED,
     MESSAGE_AGE,
     STREAM_DISCARDED,
     STREAM_GAPS,
@@ -20,9 +21,6 @@ DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
 no_state: the encoder wants the robot's state and there is none. encoder: it gave NaN."""
 
 FRAMES = Counter("krabby_camera_frames_total", "Frames whose features were published")
-FRAMES_DROPPED = Counter(
-    "krabby_camera_frames_dropped_total", "Frames received and not published", ["reason"]
-)
 FRAME_AGE = Gauge(
     "krabby_camera_frame_age_seconds",
     "Time since the newest frame with new content was captured; NaN before the first",
@@ -42,7 +40,7 @@ PROCESSING = Histogram(
     buckets=WORK_BUCKETS,
 )
 
-DROPPED = children(FRAMES_DROPPED, DROP_REASONS)
+DROPPED = children(CAMERA_FRAMES_DROPPED, DROP_REASONS)
 CAMERA_AGE = children(MESSAGE_AGE, ["camera"])["camera"]
 RECEIVED = children(STREAM_RECEIVED, ["camera"])["camera"]
 DISCARDED = children(STREAM_DISCARDED, ["camera"])["camera"]

@@ -67,6 +67,7 @@ class Brain:
         self._last_target: NDArray[np.float64] | None = None
         self._trajectory: JointTrajectory | None = None
         self._trajectory_ns = 0
+        self._ticked_ns = 0
         metrics.MODE[self.mode.value].set(1.0)
 
     def wish(self, wish: Wish) -> None:
@@ -123,6 +124,7 @@ class Brain:
         if self._last_target is not None and holds(situation, self._cfg.freshness):
             self.holds += 1
             metrics.HOLDS.inc()
+            self._trajectory_ns += now_ns - self._ticked_ns  # it waits too, and goes on unhurried
             target = self._last_target
         elif self._trajectory is not None:
             target = self._trajectory.at((now_ns - self._trajectory_ns) * 1e-9)
@@ -133,6 +135,7 @@ class Brain:
         else:
             target = self._resting_target(measured)
         self._last_target = target
+        self._ticked_ns = now_ns
         return Sent(target, state, used)
 
     def swap(self, runner: Runner, now_ns: int) -> None:
@@ -175,8 +178,7 @@ class Brain:
         if mode is Mode.POLICY:
             origin = self._last_target
             self.pilot.start(self._desc.default_joint_pos if origin is None else origin, now_ns)
-        if mode in (Mode.SILENT, Mode.PASSIVE):
-            self.nav.stop()
+        self.nav.restart()
         self.mode = mode
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:

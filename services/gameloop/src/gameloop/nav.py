@@ -60,7 +60,6 @@ class NavFilter:
         self.command = np.clip(wanted, self.command - reach, self.command + reach)
         return self.command
 
-    def stop(self) -> None:
-        """Stand still from now on, until the next message."""
+    def restart(self) -> None:
+        """Rise from zero again: whoever walks next begins from standing."""
         self.command = np.zeros(3)
-        self._wanted_ns = None

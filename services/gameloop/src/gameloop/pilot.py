@@ -155,7 +155,7 @@ class Pilot:
     def choose(self, runner: Runner, last_target: NDArray[np.float64], now_ns: int) -> None:
         """Walk with another policy from now on."""
         log.info("policy swapped", policy=runner.bundle.name, before=self.chosen.bundle.name)
-        self.chosen = runner
+        self.chosen = self.walking = runner
         self._given_up = None
         self._fresh_since_ns = None
         self._take_over(runner, last_target, now_ns)

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from krabby_proto import SAFETY_STATES, CommandStatus
 from krabby_robot.gate import Fault, SafetyState
-from krabby_service.metrics import LOOP_WORK, OBSERVATION_AGE, children
+from krabby_service.metrics import (
+    CAMERA_FRAMES_DROPPED,
+    LOOP_WORK,
+    OBSERVATION_AGE,
+    children,
+)
 from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -59,9 +64,7 @@ _CLAMPED = Counter(
 )
 _FALLS = Counter("krabby_falls_total", "Falls since the start")
 _DISTANCE = Gauge("krabby_course_distance_meters", "Walked forward along the course")
-_CAMERA_DROPPED = Counter(
-    "krabby_camera_frames_dropped_total", "Depth frames that went no further", ["reason"]
-).labels("sensor")
+_CAMERA_DROPPED = CAMERA_FRAMES_DROPPED.labels("sensor")
 _REAL_TIME_FACTOR = Gauge(
     "krabby_real_time_factor", "Simulated over real time, since the loop started"
 )
@@ -95,12 +98,12 @@ class Exposition:
         if state is not self._state:
             self._state = state
             _SAFETY_ENTERED[SAFETY_STATES[state]].set(now_ns * 1e-9)
-            for each, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
-                gauge.set(each is state)
 
     def update(self, commands: Mapping[str, int], real_time_factor: float) -> None:
         """Bring every metric up to date; `commands` are totals by status."""
         sim, gate = self._sim, self._sim.gate
+        for state, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
+            gauge.set(gate.state is state)
         for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):
             gauge.set(fault in gate.faults)
         _EFFORT_BUDGET.set(gate.effort_budget_ratio)

@@ -74,6 +74,8 @@ _METRICS_SLOTS = 21
 _RESEND_S = 0.25
 """Lock-step, until the first command: how often the first state is said again, since a subscriber
 that is still connecting misses what was said before."""
+_FAREWELL_S = 0.05
+"""Lock-step: time for the answer to the last command to leave before the sockets close."""
 _POLL_S = 0.1
 """How long a wait may last before the loop looks whether it is to stop [s]."""
 
@@ -213,6 +215,7 @@ class SimHal:
             if self._periods % _METRICS_SLOTS == 0:
                 self._update_metrics()
             runtime.beat()
+        self._serve(_FAREWELL_S)
 
     def _publish_lockstep(self) -> None:
         """Everything of one control period: what it depends on first, the state last."""

@@ -1,0 +1,371 @@
+"""The loop with real sockets, in front of a HAL without a robot."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from gameloop.config import EndpointsCfg
+from gameloop.service import Gameloop
+from krabby_proto import (
+    FEATURES,
+    FLAG_FEATURES_DUE,
+    FLAG_LOCKSTEP,
+    FLAG_NAV_DUE,
+    NAV,
+    STATE,
+    ControlClient,
+    HelloMismatch,
+    Publisher,
+    make_hello,
+)
+from krabby_proto.testing import FakeHal
+from krabby_robot.trajectories import rest_joint_pos
+from krabby_service.testing import captured_logs, free_ports, running
+
+MS = 1_000_000
+
+
+def eventually(condition, timeout_s=10.0):
+    """Wait until `condition` gives something true, and return that."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline_s, "it never came true"
+        threading.Event().wait(0.005)
+    return result
+
+
+@pytest.fixture
+def robot_hello(desc):
+    return {
+        "name": desc.name,
+        "hash": desc.content_hash,
+        "joint_names": desc.joint_names,
+        "units": "SI",
+    }
+
+
+@pytest.fixture
+def make_hal(desc, robot_hello):
+    """Makes a HAL whose robot stands in the default pose."""
+
+    def make(*, robot=None, clock="monotonic", **options):
+        hello = make_hello(service="fake-hal", clock=clock, robot=robot or robot_hello)
+        hal = FakeHal(hello=hello, **options)
+        hal.state = hal.state.copy()
+        hal.state[STATE.slices["joint_pos"]] = desc.default_joint_pos
+        return hal
+
+    return make
+
+
+@pytest.fixture
+def connected(cfg):
+    """Makes a configuration that talks to a HAL's endpoints."""
+    nav, control, features = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
+
+    def make(hal_endpoints, **keys):
+        endpoints = EndpointsCfg(
+            state=hal_endpoints["state"],
+            command=hal_endpoints["command"],
+            nav=nav,
+            control=control,
+            features=features,
+        )
+        return dataclasses.replace(cfg, endpoints=endpoints, metrics_port=0, **keys)
+
+    return make
+
+
+@pytest.fixture
+def ask(connected):
+    """Asks the loop on its control endpoint."""
+    client = None
+
+    def request(service, op, **arguments):
+        nonlocal client
+        client = client or ControlClient(service._cfg.endpoints.control)
+        return client.request(op, 5.0, **arguments)
+
+    yield request
+    if client is not None:
+        client.close()
+
+
+def reaches(ask, service, mode):
+    return eventually(lambda: ask(service, "status")["mode"] == mode)
+
+
+def last_offset(hal, desc):
+    """How far the last applied target is from the default pose, by the first joint [rad]."""
+    return float(hal.applied[-1].payload[0] - desc.default_joint_pos[0])
+
+
+def test_it_stands_up_walks_and_sits_down_when_told_to_stop(make_hal, connected, ask, desc):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service) as runtime:
+            reaches(ask, service, "policy")
+            eventually(lambda: last_offset(hal, desc) == pytest.approx(0.1))
+            begun_s = time.monotonic()
+        assert time.monotonic() - begun_s < 3.0
+        np.testing.assert_allclose(hal.applied[-1].payload, rest_joint_pos(desc), atol=1e-3)
+        targets = np.array([message.payload for message in hal.applied])
+        # Ticks of a busy machine may be late or lost: twice the rate limit for one period.
+        assert np.abs(np.diff(targets, axis=0)).max() < 2 * desc.velocity_limit.min() * 0.01
+    summary = runtime.summary
+    assert summary["policy"] == "blind"
+    assert summary["ticks"] > 50
+    for key in ("loop_hz", "deadline_misses", "skipped", "command_timeouts", "obs_age_p50_ms",
+                "obs_age_p99_ms", "command_rtt_p99_ms", "work_p99_ms"):  # fmt: skip
+        assert key in summary
+
+
+def test_a_robot_that_is_not_armed_gets_its_measured_pose(make_hal, connected, ask):
+    with make_hal() as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service) as runtime:
+            reaches(ask, service, "passive")
+            eventually(lambda: hal.server.stats.commands["not_armed"] > 5)
+            assert not hal.applied
+    assert runtime.summary["not_applied"]["not_armed"] > 5
+
+
+def test_it_waits_for_a_hal_and_says_so(make_hal, connected, ask):
+    state, command = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    others = dict.fromkeys(("camera", "truth", "safety"), "tcp://127.0.0.1:*")
+    endpoints = {"state": state, "command": command, **others}
+    service = Gameloop(connected(endpoints))
+    with captured_logs() as logs, running(service):
+        warning = eventually(
+            lambda: [each for each in logs if each["event"] == "waiting for the HAL"]
+        )[0]
+        assert warning["command"] == command
+        with make_hal(armed=True, endpoints=endpoints):
+            reaches(ask, service, "policy")
+
+
+def test_a_hal_of_another_robot_ends_it_with_the_first_difference(
+    make_hal, connected, robot_hello, desc
+):
+    names = list(desc.joint_names)
+    names[4], names[5] = names[5], names[4]
+    with (
+        make_hal(armed=True, robot={**robot_hello, "joint_names": names}) as hal,
+        pytest.raises(HelloMismatch, match=r"robot\.joint_names\[4\] is 'lm_knee'"),
+        running(Gameloop(connected(hal.endpoints))) as runtime,
+    ):
+        eventually(lambda: runtime.summary)
+    assert not hal.applied
+
+
+def test_a_policy_that_does_not_fit_refuses_to_start_with_status_2(policies, desc, tmp_path):
+    manifest = (policies / "blind" / "manifest.json").read_text()
+    swapped = manifest.replace('"lm_knee"', '"?"').replace('"lm_hip_pitch"', '"lm_knee"')
+    bundle = tmp_path / "policies" / "foreign"
+    bundle.mkdir(parents=True)
+    (bundle / "manifest.json").write_text(swapped.replace('"?"', '"lm_hip_pitch"'))
+    (bundle / "policy.onnx").write_bytes((policies / "blind" / "policy.onnx").read_bytes())
+    run = subprocess.run(
+        [sys.executable, "-m", "gameloop", f"policy={bundle}", "metrics_port=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert run.returncode == 2
+    assert "joint 4 = 'lm_knee', the robot 'lm_hip_pitch'" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_state_that_stops_silences_it_and_state_that_returns_moves_it_again(
+    make_hal, connected, ask
+):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service) as runtime:
+            reaches(ask, service, "policy")
+            hal.publishing = False
+            reaches(ask, service, "silent")
+            sent = hal.server.stats.commands["applied"]
+            eventually(lambda: ask(service, "status")["mode"] == "silent")
+            assert hal.server.stats.commands["applied"] == sent
+            hal.publishing = True
+            reaches(ask, service, "policy")
+    assert runtime.summary["holds"] > 0
+
+
+def test_a_hal_that_does_not_answer_does_not_stop_the_loop(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service) as runtime:
+            reaches(ask, service, "policy")
+            hal.serving = False
+            before = service._ticks
+            eventually(lambda: service._ticks > before + 30)
+            hal.serving = True
+            applied = len(hal.applied)
+            eventually(lambda: len(hal.applied) > applied)
+    assert runtime.summary["command_timeouts"] > 0
+
+
+def test_a_hal_that_restarts_is_asked_again_and_the_robot_stands_up_anew(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        endpoints = dict(hal.endpoints)
+        service = Gameloop(connected(endpoints))
+        instance = running(service)
+        runtime = instance.__enter__()
+        reaches(ask, service, "policy")
+    try:
+        reaches(ask, service, "silent")
+        with captured_logs() as logs, make_hal(armed=True, endpoints=endpoints) as hal:
+            reaches(ask, service, "policy")
+            events = [each["event"] for each in logs]
+            assert events.index("the HAL restarted") < events.index("met the HAL")
+            assert hal.applied
+            instance.__exit__(None, None, None)
+    finally:
+        runtime.stop("test over")
+
+
+@pytest.mark.slow
+def test_an_operator_sits_it_down_and_stands_it_up(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service):
+            reaches(ask, service, "policy")
+            assert ask(service, "sit")["ok"]
+            reaches(ask, service, "passive")
+            assert ask(service, "stand")["ok"]
+            reaches(ask, service, "policy")
+
+
+def test_without_auto_stand_it_waits_for_the_operator(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            eventually(lambda: len(hal.applied) > 20)
+            assert ask(service, "status")["mode"] == "passive"
+            ask(service, "stand")
+            reaches(ask, service, "policy")
+
+
+def test_a_policy_is_swapped_while_walking_without_a_jump(make_hal, connected, ask, policies, desc):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service):
+            reaches(ask, service, "policy")
+            eventually(lambda: last_offset(hal, desc) == pytest.approx(0.1))
+            start = len(hal.applied)
+            assert ask(service, "policy", policy=str(policies / "other"))["ok"]
+            eventually(lambda: last_offset(hal, desc) == pytest.approx(-0.1))
+            targets = np.array([message.payload for message in hal.applied[start:]])
+            times = np.array([message.header.publish_ns for message in hal.applied[start:]])
+    # 0.2 rad in 0.3 s: 1 rad/s at most; a lost tick makes a step larger, not the rate.
+    rates = np.abs(np.diff(targets, axis=0)).max(axis=1) / (np.diff(times) * 1e-9)
+    assert rates.max() < desc.velocity_limit.min()
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"op": "policy", "policy": "no-such"}, "no policy 'no-such'"),
+        ({"op": "policy", "policy": 3}, "policy is 3"),
+        ({"op": "jump"}, "unknown op 'jump'; use stand, sit, policy or status"),
+    ],
+)
+def test_what_cannot_be_done_is_answered_with_the_reason(
+    make_hal, connected, ask, request_, reason
+):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints))
+        with running(service):
+            answer = ask(service, **request_)
+            assert not answer["ok"]
+            assert reason in answer["reason"]
+            assert ask(service, "status")["policy"] == "blind"
+
+
+class LockstepHal:
+    """A HAL whose clock stands still while it waits for an answer."""
+
+    def __init__(self, make_hal):
+        self.now_ns = 1_000_000_000
+        self.hal = make_hal(armed=True, clock="simulated", clock_ns=lambda: self.now_ns)
+
+    def state(self, flags=0):
+        """Publish one state; return the commands that answer it within 0.2 s of the first."""
+        before = len(self.hal.applied)
+        self.hal.state_flags = FLAG_LOCKSTEP | flags
+        deadline_s = time.monotonic() + 20.0
+        self.hal.publish()
+        while len(self.hal.applied) == before:
+            assert time.monotonic() < deadline_s, "no answer"
+            if not self.hal.server.poll(0.25):
+                self.hal.publish()  # whoever was still connecting missed it
+        return self.hal.applied[before:]
+
+    def step(self, flags=0):
+        self.now_ns += 10 * MS
+        return self.state(flags)
+
+
+def test_in_lock_step_every_state_is_answered_once_and_at_its_own_time(
+    make_hal, connected, ask, desc
+):
+    lock = LockstepHal(make_hal)
+    service = Gameloop(connected(lock.hal.endpoints))
+    with running(service) as runtime:
+        lock.state()
+        for _ in range(120):
+            answers = lock.step()
+            assert [message.capture_ns for message in answers] == [lock.now_ns]
+            assert answers[0].header.publish_ns == lock.now_ns
+        assert lock.hal.server.poll(0.05) == 0
+        # Standing took 0.3 s and the blend 0.3 s of simulated time, whatever the wall says.
+        assert last_offset(lock.hal, desc) == pytest.approx(0.1)
+        runtime.stop("test over")
+        for _ in range(250):
+            if runtime.summary:
+                break
+            lock.now_ns += 10 * MS
+            lock.hal.publish()
+            lock.hal.server.poll(0.02)
+    lock.hal.stop()
+
+
+def test_in_lock_step_it_waits_for_what_the_state_announces(
+    make_hal, connected, ask, desc, policies
+):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, policy=str(policies / "seeing"), sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    nav = Publisher(cfg.endpoints.nav, NAV, clock=lambda: lock.now_ns, bind=False)
+    seen = Publisher(cfg.endpoints.features, FEATURES, clock=lambda: lock.now_ns)
+    image = np.zeros(service.brain.pilot.chosen.features_size, np.float32)
+
+    def late():
+        """Publish after the state, as a slow camera service would."""
+        threading.Event().wait(0.02)
+        seen.publish(image, capture_ns=lock.now_ns - 40 * MS)
+        nav.publish((0.3, 0.0, 0.0), capture_ns=lock.now_ns)
+
+    with running(service):
+        lock.state()
+        for k in range(200):
+            due = k % 4 == 0
+            if due:
+                thread = threading.Thread(target=late)
+                thread.start()
+            lock.step(FLAG_FEATURES_DUE | FLAG_NAV_DUE if due else 0)
+            if due:
+                thread.join()
+        assert not service.brain.pilot.blind
+        assert last_offset(lock.hal, desc) == pytest.approx(0.2)
+        assert service.brain.nav.command[0] == pytest.approx(0.3)
+    for each in (nav, seen):
+        each.close()
+    lock.hal.stop()
