@@ -66,6 +66,10 @@ STATE_SHAPES: Final[Mapping[str, tuple[int, ...]]] = {
 _GRAVITY: Final = 9.81
 _ZERO: Final = np.zeros(1, np.float32)
 _ONE: Final = np.ones(1, np.float32)
+_LEFT: Final = np.array([[-1.0], [1.0]], np.float32)
+_SWAP: Final = np.array([1, 0])
+_NEXT: Final = np.array([1, 2, 0])
+_LAST: Final = np.array([2, 0, 1])
 _LANDED: Final = 0.999
 """Progress of a step that is over, less rounding."""
 
@@ -144,18 +148,20 @@ class _Pose(NamedTuple):
     """(3, 6)"""
     link_pos: _Array
     """(6, 6), see `STATE_SHAPES`."""
-    outward: tuple[_Array, _Array]
-    """Direction from the hip to the foot, x and y."""
+    outward: _Array
+    """Direction from the hip to the foot, x and y, (2, 6)."""
     distance: _Array
-    """From the yaw axis to the foot, horizontal [m]."""
-    foot_from_pitch: tuple[_Array, _Array]
-    """Foot from the hip_pitch axis, outward and up [m]."""
-    foot_from_knee: tuple[_Array, _Array]
-    """Foot from the knee axis, outward and up [m]."""
-    cosines: tuple[_Array, _Array, _Array]
-    """Of the femur's elevation, of the tibia's, and of the knee angle."""
-    reaches: tuple[_Array, _Array]
-    """From the yaw axis to the centres of femur and tibia, horizontal [m]."""
+    """From the yaw axis to the foot, horizontal [m], (6,)."""
+    foot_out: _Array
+    """Foot from the hip_pitch axis and from the knee axis, outward [m], (2, 6)."""
+    foot_up: _Array
+    """Likewise upward [m]."""
+    cosines: _Array
+    """Of the elevations of femur and tibia, (2, 6)."""
+    cos_knee: _Array
+    """(6,)"""
+    reaches: _Array
+    """From the yaw axis to the centres of femur and tibia, horizontal [m], (2, 6)."""
 
 
 class Gait:
@@ -170,37 +176,29 @@ class Gait:
         self.cfg = cfg = cfg or GaitCfg()
         self._rate = cfg.control_rate_hz
         self._slot_s = cfg.swing_s + cfg.transfer_s
-        geometry, masses = desc.geometry, desc.masses
+        self._set_geometry(desc)
+        self._set_masses(desc)
+        self._default = _f32(desc.default_joint_pos.reshape(6, 3).T)
+        self._kp, self._kd = _f32(desc.kp.reshape(6, 3).T), _f32(desc.kd.reshape(6, 3).T)
+        self._six_down = _f32([[0.0] * 6, [1.0] * 6])
+        self._twist_step = _f32(np.array([cfg.lin_acc, cfg.lin_acc, cfg.yaw_acc]) / self._rate)
+
+    def _set_geometry(self, desc: RobotDescription) -> None:
+        geometry = desc.geometry
         hip = geometry.hip_pos_b
         self._hip = _f32(hip.T)
         self._link_hip = _f32(np.repeat(hip.T, 2, axis=0))
         self._hip_length = geometry.hip_length
-        self._leg_yaw = _f32(geometry.leg_yaw)
-        self._cos_yaw, self._sin_yaw = (
-            _f32(np.cos(geometry.leg_yaw)),
-            _f32(np.sin(geometry.leg_yaw)),
-        )
-        self._default = _f32(desc.default_joint_pos.reshape(6, 3).T)
-        self._kp, self._kd = _f32(desc.kp.reshape(6, 3).T), _f32(desc.kd.reshape(6, 3).T)
-        self._nominal = _f32(foot_positions(desc, desc.default_joint_pos).T)
-
-        # Links are slender rods; the foot counts as part of the tibia.
         self._femur, self._tibia = geometry.femur_length, geometry.tibia_length
-        self._femur_mass, self._tibia_mass = masses.femur, masses.tibia + masses.foot
-        self._femur_com = 0.5 * self._femur
-        self._tibia_com = (0.5 * masses.tibia + masses.foot) * self._tibia / self._tibia_mass
-        self._femur_inertia = masses.femur * self._femur**2 / 3.0  # about hip_pitch
-        self._tibia_inertia = (masses.tibia / 3.0 + masses.foot) * self._tibia**2  # about the knee
-        self._femur_spin = self._femur_inertia - masses.femur * self._femur_com**2
-        self._tibia_spin = self._tibia_inertia - self._tibia_mass * self._tibia_com**2
-        self._hip_inertia = masses.hip * (0.5 * geometry.hip_length) ** 2
-        self._armature = desc.armature
-        self._link_mass = _f32([[self._femur_mass], [self._tibia_mass]] * 3)
-        self._gravity = _f32([[0.0]] * 4 + [[_GRAVITY]] * 2)
-        # Hips stand symmetrically about the base's origin and hardly move.
-        self._foot_force_max = 0.55 * _GRAVITY * masses.total
-        self._body_weight = _GRAVITY * (masses.body + 6.0 * masses.hip)
-
+        self._leg_yaw = _f32(geometry.leg_yaw)
+        ahead = np.stack([np.cos(geometry.leg_yaw), np.sin(geometry.leg_yaw)])
+        self._ahead, self._aside = _f32(ahead), _f32(ahead[::-1] * _LEFT)
+        # From cosines (sines) of the elevations of femur and tibia to the foot outward (upward) of
+        # the hip_pitch axis and of the knee axis.
+        self._leg = _f32([[self._femur, self._tibia], [0.0, self._tibia]])
+        feet = foot_positions(desc, desc.default_joint_pos).T
+        self._nominal_xy, self._nominal_z = _f32(feet[0:2]), _f32(feet[2:3])
+        self._nominal_lever = _f32(_left_of(self._nominal_xy))
         # Place of a leg on its side, counted from the rear, and the side's offset in the cycle.
         right = hip[:, 1] < 0.0
         same_side = right[:, None] == right[None, :]
@@ -208,9 +206,36 @@ class Gait:
         self._place = _f32((same_side & behind).sum(axis=1))
         self._place_backward = _f32((same_side & behind).sum(axis=0))
         self._side_phase = _f32(np.where(right, 0.5, 0.0))
-        self._six_down = _f32([[0.0] * 6, [1.0] * 6])
-        acc = np.array([cfg.lin_acc, cfg.lin_acc, cfg.yaw_acc])
-        self._twist_step = _f32(acc / self._rate)
+
+    def _set_masses(self, desc: RobotDescription) -> None:
+        """Links are slender rods; the foot counts as part of the tibia."""
+        masses, femur, tibia = desc.masses, self._femur, self._tibia
+        femur_mass, tibia_mass = masses.femur, masses.tibia + masses.foot
+        femur_com = 0.5 * femur
+        tibia_com = (0.5 * masses.tibia + masses.foot) * tibia / tibia_mass
+        femur_inertia = masses.femur * femur**2 / 3.0  # about hip_pitch
+        tibia_inertia = (masses.tibia / 3.0 + masses.foot) * tibia**2  # about the knee
+        armature = desc.armature
+        # Like `_leg`, to the centres of femur and tibia from the hip_pitch axis.
+        self._links = _f32([[femur_com, 0.0], [femur, tibia_com]])
+        self._link_mass = _f32([[femur_mass], [tibia_mass]] * 3)
+        self._gravity = _f32([[0.0]] * 4 + [[_GRAVITY]] * 2)
+        # Inertia about hip_yaw: of points, and of the rods about their own centres.
+        self._yaw_mass = _f32([[femur_mass, tibia_mass]])
+        self._yaw_spin = _f32(
+            [[femur_inertia - femur_mass * femur_com**2, tibia_inertia - tibia_mass * tibia_com**2]]
+        )
+        self._yaw_inertia = armature + masses.hip * (0.5 * self._hip_length) ** 2
+        # Inertia about hip_pitch and knee: what is constant, and what goes with the knee's cosine.
+        upper = armature + femur_inertia + tibia_mass * femur**2 + tibia_inertia
+        self._inertia = _f32([[upper, tibia_inertia], [tibia_inertia, armature + tibia_inertia]])
+        self._coupling = _f32(tibia_mass * femur * tibia_com * np.array([[2.0, 1.0], [1.0, 0.0]]))
+        # From the cosines to the torques of the links' own weight on hip_pitch and knee.
+        on_femur, on_tibia = femur_mass * femur_com + tibia_mass * femur, tibia_mass * tibia_com
+        self._hang = _f32(_GRAVITY * np.array([[on_femur, on_tibia], [0.0, on_tibia]]))
+        # Hips stand symmetrically about the base's origin and hardly move.
+        self._body_weight = _GRAVITY * (masses.body + 6.0 * masses.hip)
+        self._foot_force_max = 0.55 * _GRAVITY * masses.total
 
     def initial_state(self) -> dict[str, NDArray[np.float32]]:
         """The state after a reset."""
@@ -227,39 +252,44 @@ class Gait:
             "actions" (1, 18), displacements from the default pose [rad], and the new state, each
             name with "_out" appended.
         """
+        cfg = self.cfg
         nav, joint_pos = obs[0, 0:3], obs[0, 3:21].reshape(6, 3).T + self._default
         first = state["clock"][0:1] < 0.5
         # The first step takes the feet where they are, all of them carrying.
-        measured = self._feet(joint_pos)
-        feet = np.where(first, np.concatenate([measured, measured[0:2]]), state["feet"])
+        feet = np.where(first, self._feet(joint_pos), state["feet"])
         legs = np.where(first, self._six_down, state["legs"])
+        progress, load = legs[0], legs[1]
+        astray = feet[0:2] - self._nominal_xy
+        lever = _left_of(feet[0:2])
 
-        requested = _fastest(_velocity_at(nav, self._nominal))
-        nav = nav * np.minimum(self.cfg.speed_max / np.maximum(requested, 1e-6), 1.0)
-        still = _fastest(_velocity_at(state["twist"], self._nominal)) < self.cfg.still_speed
-        standing = np.logical_and(still, np.max(legs[0], axis=0) <= 0.0)
+        requested = _fastest(_velocity_at(nav, self._nominal_lever))
+        nav = nav * np.minimum(cfg.speed_max / np.maximum(requested, 1e-6), 1.0)
+        still = _fastest(_velocity_at(state["twist"], self._nominal_lever)) < cfg.still_speed
+        standing = np.logical_and(still, np.max(progress, axis=0) <= 0.0)
         clock, leg_phase, rate = self._advance(state["clock"], nav[0:1], requested, standing)
         # To reverse it comes to rest first, because the wave turns round too. Other directions than
         # back and forth are walked with either wave.
-        mostly = np.maximum(0.5 * np.minimum(requested, self.cfg.speed_max), self.cfg.still_speed)
+        mostly = np.maximum(0.5 * np.minimum(requested, cfg.speed_max), cfg.still_speed)
         turning = nav[0:1] * (1.0 - 2.0 * clock[3:4]) < -mostly
         nav = np.where(turning, 0.0, nav)
-        limit = self._reach_limit(nav, feet, leg_phase, rate)
+        limit = self._reach_limit(_velocity_at(nav, lever), astray, leg_phase, rate)
         twist = self._smooth(nav, state["twist"], limit)
-        velocity = _velocity_at(twist, self._nominal)
+        velocity = _velocity_at(twist, self._nominal_lever)
 
-        steps = self._take_steps(leg_phase, rate, _fastest(velocity), feet, legs, turning)
-        feet = self._move_feet(twist, velocity, rate, feet, steps)
+        off_place = _norm(astray) > np.where(turning, cfg.reach_m, cfg.still_offset_m)
+        wanted = np.logical_or(_fastest(velocity) > cfg.still_speed, off_place)
+        steps = self._take_steps(leg_phase, rate, np.where(wanted, _ONE, _ZERO), progress, load)
+        feet = self._move_feet(-_velocity_at(twist, lever), velocity, rate, feet, steps)
 
-        leg = self._pose(feet[0:3], steps.lift)
+        leg = self._pose(feet[0:2], feet[2] + steps.lift)
         joint_vel = np.where(first, 0.0, (leg.joint_pos - state["joint_pos"]) * self._rate)
         joint_acc = (joint_vel - state["joint_vel"]) * self._rate
         link_vel = np.where(first, 0.0, (leg.link_pos - state["link_pos"]) * self._rate)
         link_acc = (link_vel - state["link_vel"]) * self._rate
 
         ground = self._ground_reaction(feet, steps.load, leg.link_pos, link_acc)
-        torque = self._leg_dynamics(leg, joint_acc) - self._joint_load(leg, ground)
-        torque = _clip(torque, -self.cfg.torque_max, self.cfg.torque_max)
+        torque = self._leg_dynamics(leg, joint_acc) - self._joint_load(leg, *ground)
+        torque = _clip(torque, -cfg.torque_max, cfg.torque_max)
         target = leg.joint_pos + (torque + self._kd * joint_vel) / self._kp
         return {
             "actions": (target - self._default).T.reshape(1, 18),
@@ -298,41 +328,47 @@ class Gait:
         leg_phase = _fraction(phase - place * (1.0 - duty) - self._side_phase)
         return np.concatenate([_ONE, phase, duty, backward]), leg_phase, rate
 
-    def _reach_limit(self, nav: _Array, feet: _Array, leg_phase: _Array, rate: _Array) -> _Array:
-        """Share of the command at which every foot can stay on the ground until its turn."""
+    def _reach_limit(
+        self, velocity: _Array, astray: _Array, leg_phase: _Array, rate: _Array
+    ) -> _Array:
+        """Share of the command at which every foot can stay on the ground until its turn.
+
+        Args:
+            velocity: Of the body at the feet (2, 6), as commanded.
+            astray: The feet from their places (2, 6).
+            leg_phase: (6,)
+            rate: Cycles per second.
+        """
         in_turn = leg_phase < rate * self.cfg.swing_s
         left_s = np.where(in_turn, _ZERO, (1.0 - leg_phase) / rate)
-        drift = -_velocity_at(nav, feet)
-        speed = np.maximum(np.sqrt(drift[0] * drift[0] + drift[1] * drift[1]), 1e-3)
-        x_off, y_off = feet[0] - self._nominal[0], feet[1] - self._nominal[1]
-        along = (x_off * drift[0] + y_off * drift[1]) / speed
-        share = (self.cfg.reach_m - along) / (speed * np.maximum(left_s, 0.1))
+        speed = np.maximum(_norm(velocity), 1e-3)
+        behind = -np.sum(astray * velocity, axis=0) / speed
+        share = (self.cfg.reach_m - behind) / (speed * np.maximum(left_s, 0.1))
         return _clip(np.min(share, axis=0), 0.0, 1.0)
 
     def _take_steps(
-        self,
-        leg_phase: _Array,
-        rate: _Array,
-        speed: _Array,
-        feet: _Array,
-        legs: _Array,
-        turning: _Array,
+        self, leg_phase: _Array, rate: _Array, wanted: _Array, progress: _Array, load: _Array
     ) -> _Steps:
-        """Which legs are in the air, how far their steps are, and what each foot carries."""
+        """Which legs are in the air, how far their steps are, and what each foot carries.
+
+        Args:
+            leg_phase: (6,)
+            rate: Cycles per second.
+            wanted: 1 for legs that would step if it were their turn, (6,).
+            progress: Of the steps under way, before this control step, (6,).
+            load: Planned, before this control step, (6,).
+        """
         cfg = self.cfg
         transfer = rate * cfg.transfer_s
-        x_off, y_off = feet[0] - self._nominal[0], feet[1] - self._nominal[1]
-        allowed = np.where(turning, cfg.reach_m, cfg.still_offset_m)
-        astray = np.sqrt(x_off * x_off + y_off * y_off) > allowed
-        wanted = np.where(np.logical_or(speed > cfg.still_speed, astray), _ONE, _ZERO)
-        before = np.where(legs[0] > _LANDED, _ZERO, legs[0])
+        before = np.where(progress > _LANDED, _ZERO, progress)
+        in_air = before > 0.0
         # A foot hands its load over before its turn begins and lifts when it does.
         turn = np.where(leg_phase < transfer, wanted, _ZERO)
-        lifts = np.where(np.logical_or(before > 0.0, legs[1] > 0.5), _ZERO, turn)
-        stepping = np.where(before > 0.0, _ONE, lifts)
+        lifts = np.where(np.logical_or(in_air, load > 0.5), _ZERO, turn)
+        stepping = np.where(in_air, _ONE, lifts)
         leaving = np.where(leg_phase > 1.0 - transfer, wanted, turn)
         change = 1.0 / (self._rate * cfg.transfer_s)
-        load = legs[1] + _clip(1.0 - np.maximum(stepping, leaving) - legs[1], -change, change)
+        load = load + _clip(1.0 - np.maximum(stepping, leaving) - load, -change, change)
         after = stepping * np.minimum(before + 1.0 / (self._rate * cfg.swing_s), 1.0)
         done = _min_jerk(before)
         share = (_min_jerk(after) - done) / np.maximum(1.0 - done, 1e-6) * stepping
@@ -341,7 +377,7 @@ class Gait:
         return _Steps(after, load, lifts, share, (1.0 - before) * cfg.swing_s, lift)
 
     def _move_feet(
-        self, twist: _Array, velocity: _Array, rate: _Array, feet: _Array, steps: _Steps
+        self, drift: _Array, velocity: _Array, rate: _Array, feet: _Array, steps: _Steps
     ) -> _Array:
         """All feet drift with the ground; stepping ones also move on towards their landing.
 
@@ -349,72 +385,59 @@ class Gait:
         rest on it, ahead of the foot's place by half the way it drifts until it lifts again. The
         landing is chosen when the foot lifts: following the command any later would jerk the leg.
         """
-        drift = -_velocity_at(twist, feet)
         stance_s = 1.0 / rate - self.cfg.swing_s
-        ahead = self._nominal[0:2] + velocity * (0.5 * stance_s)
+        ahead = self._nominal_xy + velocity * (0.5 * stance_s)
         landing = np.where(steps.lifts > 0.0, ahead, feet[3:5])
         expected = feet[0:2] + drift * steps.remaining_s
         settle = self.cfg.settle_rate / self._rate
-        height = feet[2:3] + _clip(
-            (self._nominal[2:3] - feet[2:3]) * (2.0 / self._rate), -settle, settle
-        )
+        height = feet[2:3]
+        height = height + _clip((self._nominal_z - height) * (2.0 / self._rate), -settle, settle)
         moved = feet[0:2] + drift * (1.0 / self._rate) + steps.share * (landing - expected)
         return np.concatenate([moved, height, landing])
 
     def _feet(self, joint_pos: _Array) -> _Array:
-        """Feet in the base frame (3, 6) for joint angles (3, 6)."""
-        pitch, shin = joint_pos[1], joint_pos[1] + joint_pos[2]
-        reach = self._hip_length + self._femur * np.cos(pitch) + self._tibia * np.cos(shin)
-        height = self._femur * np.sin(pitch) + self._tibia * np.sin(shin)
+        """State "feet" (5, 6) of feet that stand where joint angles (3, 6) put them."""
+        elevation = np.stack([joint_pos[1], joint_pos[1] + joint_pos[2]])
+        reach = self._hip_length + self._leg[0:1] @ np.cos(elevation)
         heading = self._leg_yaw + joint_pos[0]
-        return self._hip + np.stack([reach * np.cos(heading), reach * np.sin(heading), height])
+        xy = self._hip[0:2] + reach * np.stack([np.cos(heading), np.sin(heading)])
+        return np.concatenate([xy, self._hip[2:3] + self._leg[0:1] @ np.sin(elevation), xy])
 
-    def _pose(self, feet: _Array, lift: _Array) -> _Pose:
+    def _pose(self, feet_xy: _Array, height: _Array) -> _Pose:
         """Closed-form inverse kinematics, and where the links are then."""
         femur, tibia = self._femur, self._tibia
-        arm = feet - self._hip
-        dx, dy, height = arm[0], arm[1], arm[2] + lift
-        distance = np.sqrt(dx * dx + dy * dy)
-        ux, uy = dx / distance, dy / distance
-        yaw = np.arctan(
-            (self._cos_yaw * dy - self._sin_yaw * dx) / (self._cos_yaw * dx + self._sin_yaw * dy)
-        )
+        arm = feet_xy - self._hip[0:2]
+        height = height - self._hip[2]
+        distance = _norm(arm)
+        outward = arm / distance
+        yaw = np.arctan(np.sum(self._aside * arm, axis=0) / np.sum(self._ahead * arm, axis=0))
         reach = distance - self._hip_length
         square = reach * reach + height * height
         cos_knee = (square - (femur**2 + tibia**2)) * (1.0 / (2.0 * femur * tibia))
         knee = -np.arccos(_clip(cos_knee, -1.0, 1.0))
         cos_femur = (square + (femur**2 - tibia**2)) / (2.0 * femur * np.sqrt(square))
         pitch = np.arctan(height / reach) + np.arccos(_clip(cos_femur, -1.0, 1.0))
-        shin = pitch + knee
-        cos_pitch, sin_pitch, cos_shin, sin_shin = (
-            np.cos(pitch), np.sin(pitch), np.cos(shin), np.sin(shin),
-        )  # fmt: skip
-        femur_reach = self._hip_length + self._femur_com * cos_pitch
-        tibia_reach = self._hip_length + femur * cos_pitch + self._tibia_com * cos_shin
-        femur_height = self._femur_com * sin_pitch
-        tibia_height = femur * sin_pitch + self._tibia_com * sin_shin
-        link_pos = self._link_hip + np.stack(
-            [ux * femur_reach, ux * tibia_reach, uy * femur_reach, uy * tibia_reach,
-             femur_height, tibia_height]
-        )  # fmt: skip
+        elevation = np.stack([pitch, pitch + knee])
+        cosines, sines = np.cos(elevation), np.sin(elevation)
+        reaches = self._hip_length + self._links @ cosines
+        link_xy = outward.reshape(2, 1, 6) * reaches.reshape(1, 2, 6)
+        link_pos = np.concatenate([link_xy.reshape(4, 6), self._links @ sines])
         return _Pose(
             joint_pos=np.stack([yaw, pitch, knee]),
-            link_pos=link_pos,
-            outward=(ux, uy),
+            link_pos=self._link_hip + link_pos,
+            outward=outward,
             distance=distance,
-            foot_from_pitch=(
-                femur * cos_pitch + tibia * cos_shin,
-                femur * sin_pitch + tibia * sin_shin,
-            ),
-            foot_from_knee=(tibia * cos_shin, tibia * sin_shin),
-            cosines=(cos_pitch, cos_shin, cos_knee),
-            reaches=(femur_reach, tibia_reach),
+            foot_out=self._leg @ cosines,
+            foot_up=self._leg @ sines,
+            cosines=cosines,
+            cos_knee=cos_knee,
+            reaches=reaches,
         )
 
     def _ground_reaction(
         self, feet: _Array, load: _Array, link_pos: _Array, link_acc: _Array
-    ) -> tuple[_Array, ...]:
-        """Force of the ground on each foot, x, y and z in the base frame, each (6,).
+    ) -> tuple[_Array, _Array]:
+        """Force of the ground on the feet in the base frame: x and y (2, 6), z (6,).
 
         The least forces, in proportion to the planned loads, that carry the weight and give the
         links the accelerations they are about to have, with the body moving steadily.
@@ -422,85 +445,62 @@ class Gait:
         force = (self._link_mass * (link_acc + self._gravity)).reshape(3, 12)
         position = link_pos.reshape(3, 12)
         total = np.sum(force, axis=1)
-        fx, fy, fz = total[0:1], total[1:2], total[2:3] + self._body_weight
-        moment = [
-            np.sum(position[i] * force[j] - position[j] * force[i], axis=0)
-            for i, j in ((1, 2), (2, 0), (0, 1))
-        ]
-        x, y, z = feet[0], feet[1], feet[2]
+        moment = np.sum(position[_NEXT] * force[_LAST] - position[_LAST] * force[_NEXT], axis=1)
+        total_xy, total_z = total[0:2].reshape(2, 1), total[2:3] + self._body_weight
         weight = np.maximum(load * load * (3.0 - 2.0 * load), 1e-3)
-        per_foot = weight / np.sum(weight, axis=0)
-        x_mean, y_mean = np.sum(per_foot * x, axis=0), np.sum(per_foot * y, axis=0)
-        x_rel, y_rel = x - x_mean, y - y_mean
-        xx = np.sum(per_foot * x_rel * x_rel, axis=0)
-        xy = np.sum(per_foot * x_rel * y_rel, axis=0)
-        yy = np.sum(per_foot * y_rel * y_rel, axis=0)
-        # Horizontal forces: fx, fy and the moment about z.
-        twist = (moment[2] - x_mean * fy + y_mean * fx) / (xx + yy)
-        foot_fx = per_foot * (fx - twist * y_rel)
-        foot_fy = per_foot * (fy + twist * x_rel)
-        # Vertical ones: fz and the moments about x and y, less what the horizontal ones give.
-        along_x = np.sum(z * foot_fx, axis=0) - moment[1] - x_mean * fz
-        along_y = np.sum(z * foot_fy, axis=0) + moment[0] - y_mean * fz
-        determinant = xx * yy - xy * xy
-        a = (along_x * yy - along_y * xy) / determinant
-        b = (along_y * xx - along_x * xy) / determinant
-        foot_fz = _clip(per_foot * (fz + a * x_rel + b * y_rel), 0.0, self._foot_force_max)
-        return foot_fx, foot_fy, foot_fz
+        weight = weight / np.sum(weight, axis=0)
+        mean = feet[0:2] @ weight.reshape(6, 1)  # (2, 1)
+        apart = feet[0:2] - mean
+        weighted = weight * apart
+        spread = np.sum(weighted * apart, axis=1)  # of x, of y
+        # Horizontal forces: x, y and the moment about z.
+        turn = moment[2:3] - np.sum(_left_of(mean) * total_xy, axis=0)
+        twist = turn / (spread[0:1] + spread[1:2])
+        force_xy = weight * total_xy + twist * _left_of(weighted)
+        # Vertical ones: z and the moments about x and y, less what the horizontal ones give.
+        tilting = _left_of(moment[0:2].reshape(2, 1))  # (-y, x)
+        along = np.sum(feet[2] * force_xy, axis=1).reshape(2, 1) + tilting - mean * total_z
+        mixed = np.sum(weighted[0] * apart[1], axis=0)
+        other = spread[_SWAP].reshape(2, 1)
+        determinant = spread[0:1] * spread[1:2] - mixed * mixed
+        slope = (along * other - along[_SWAP] * mixed) / determinant
+        force_z = weight * (total_z + np.sum(slope * apart, axis=0))
+        return force_xy, _clip(force_z, 0.0, self._foot_force_max)
 
     def _leg_dynamics(self, leg: _Pose, joint_acc: _Array) -> _Array:
         """Torques (3, 6) that hold the legs' own weight and accelerate them."""
-        cos_pitch, cos_shin, cos_knee = leg.cosines
-        femur_reach, tibia_reach = leg.reaches
-        coupling = self._tibia_mass * self._femur * self._tibia_com * cos_knee
-        yaw_inertia = (
-            (self._armature + self._hip_inertia)
-            + self._femur_mass * femur_reach * femur_reach
-            + self._femur_spin * cos_pitch * cos_pitch
-            + self._tibia_mass * tibia_reach * tibia_reach
-            + self._tibia_spin * cos_shin * cos_shin
-        )
-        knee_inertia = self._armature + self._tibia_inertia
-        cross_inertia = self._tibia_inertia + coupling
-        pitch_inertia = (
-            self._armature + self._femur_inertia + self._tibia_mass * self._femur**2
-        ) + (self._tibia_inertia + 2.0 * coupling)
-        femur_weight = _GRAVITY * self._femur_mass * self._femur_com
-        tibia_weight = _GRAVITY * self._tibia_mass
-        hang = tibia_weight * self._tibia_com * cos_shin
-        pitch_weight = (femur_weight + tibia_weight * self._femur) * cos_pitch + hang
-        return np.stack(
-            [
-                yaw_inertia * joint_acc[0],
-                pitch_inertia * joint_acc[1] + cross_inertia * joint_acc[2] + pitch_weight,
-                cross_inertia * joint_acc[1] + knee_inertia * joint_acc[2] + hang,
-            ]
-        )
+        inertia = self._yaw_mass @ (leg.reaches * leg.reaches)
+        inertia = inertia + self._yaw_spin @ (leg.cosines * leg.cosines) + self._yaw_inertia
+        bend = joint_acc[1:3]
+        torque = self._inertia @ bend + leg.cos_knee * (self._coupling @ bend)
+        return np.concatenate([inertia * joint_acc[0:1], torque + self._hang @ leg.cosines])
 
-    def _joint_load(self, leg: _Pose, ground: tuple[_Array, ...]) -> _Array:
+    def _joint_load(self, leg: _Pose, force_xy: _Array, force_z: _Array) -> _Array:
         """Torques (3, 6) with which the ground reaction turns the joints."""
-        fx, fy, fz = ground
-        ux, uy = leg.outward
-        outward = fx * ux + fy * uy - self.cfg.inward_share * fz
-        sideways = fy * ux - fx * uy
-        (pitch_out, pitch_up), (knee_out, knee_up) = leg.foot_from_pitch, leg.foot_from_knee
-        return np.stack(
-            [
-                leg.distance * sideways,
-                pitch_out * fz - pitch_up * outward,
-                knee_out * fz - knee_up * outward,
-            ]
-        )
+        outward = np.sum(force_xy * leg.outward, axis=0) - self.cfg.inward_share * force_z
+        sideways = leg.distance * np.sum(force_xy * _left_of(leg.outward), axis=0)
+        bend = leg.foot_out * force_z - leg.foot_up * outward
+        return np.concatenate([sideways.reshape(1, 6), bend])
 
 
-def _velocity_at(twist: _Array, points: _Array) -> _Array:
-    """Velocity (2, 6) of the body at points (3, 6) of it."""
-    return np.stack([twist[0:1] - twist[2:3] * points[1], twist[1:2] + twist[2:3] * points[0]])
+def _velocity_at(twist: _Array, lever: _Array) -> _Array:
+    """Velocity (2, 6) of the body at points whose `_left_of` is `lever`."""
+    return twist[0:2].reshape(2, 1) + twist[2:3] * lever
+
+
+def _left_of(vector: _Array) -> _Array:
+    """Vectors (2, n) turned left by a quarter."""
+    return vector[_SWAP] * _LEFT
+
+
+def _norm(vector: _Array) -> _Array:
+    """Lengths (6,) of vectors (2, 6)."""
+    return np.sqrt(np.sum(vector * vector, axis=0))
 
 
 def _fastest(velocity: _Array) -> _Array:
-    """Largest norm, shape (1,), of velocities (2, 6)."""
-    return np.sqrt(np.max(velocity[0] * velocity[0] + velocity[1] * velocity[1], axis=0)) * _ONE
+    """Largest length, shape (1,), of velocities (2, 6)."""
+    return np.sqrt(np.max(np.sum(velocity * velocity, axis=0), axis=0)) * _ONE
 
 
 def _fraction(value: _Array) -> _Array:

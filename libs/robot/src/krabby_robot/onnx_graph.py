@@ -30,6 +30,7 @@ _UFUNCS: Final = {
     np.add: "Add",
     np.subtract: "Sub",
     np.multiply: "Mul",
+    np.matmul: "MatMul",
     np.divide: "Div",
     np.negative: "Neg",
     np.minimum: "Min",
@@ -96,7 +97,12 @@ class Symbol(NDArrayOperatorsMixin):
         operator = _UFUNCS.get(ufunc)
         if operator is None or method != "__call__" or kwargs:
             raise TypeError(f"np.{ufunc.__name__} cannot be recorded; add it to onnx_graph.py")
-        shape = np.broadcast_shapes(*(np.shape(x) for x in inputs))
+        shapes = [np.shape(x) for x in inputs]
+        if ufunc is np.matmul:
+            (rows, _), (_, columns) = shapes
+            shape = (rows, columns)
+        else:
+            shape = np.broadcast_shapes(*shapes)
         return self._new(operator, [self._name(x) for x in inputs], shape)
 
     def __array_function__(
@@ -111,7 +117,10 @@ class Symbol(NDArrayOperatorsMixin):
         return recorder(self, *args, **kwargs)
 
     def __getitem__(self, key: Any) -> Symbol:
-        """Leading axes by integers, which drop their axis, then slices."""
+        """Rows by an array, or leading axes by integers, which drop their axis, then slices."""
+        if isinstance(key, np.ndarray):
+            rows = self._graph.integers(key.tolist())
+            return self._new("Gather", [self.name, rows], (key.size, *self.shape[1:]), axis=0)
         keys = key if isinstance(key, tuple) else (key,)
         if isinstance(keys[0], int):
             index = self._graph.integer(keys[0])
