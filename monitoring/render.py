@@ -17,7 +17,6 @@ import time
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.dates import DateFormatter
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
@@ -112,6 +110,11 @@ def human(value: float, unit: str, decimals: int | None = None) -> str:
     return f"{number} {short}".strip()
 
 
+def clock(at: float, _: object) -> str:
+    """Time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
 def draw_stat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
     """The last value, large, over its course."""
     found = [s for target in panel["targets"] for s in prometheus.series(target)]
@@ -142,7 +145,7 @@ def draw_graph(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> Non
     base: NDArray[np.float64] | None = None
     for index, one in enumerate(found):
         colour = CYCLE[index % len(CYCLE)]
-        times = np.array([datetime.fromtimestamp(at) for at in one.times])
+        times = one.times
         if stacked:
             base = np.zeros_like(one.values) if base is None else base[-len(one.values) :]
             top = base + np.nan_to_num(one.values)
@@ -179,8 +182,7 @@ def draw_heat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None
         below = total
     counts = np.array(rows)
     shade = np.where(counts > 0, (counts / max(counts.max(), 1e-9)) ** 0.3, np.nan)
-    times = np.array([datetime.fromtimestamp(at) for at in grid])
-    axes.pcolormesh(times, np.arange(len(found)), shade, cmap="viridis", vmin=0, vmax=1,
+    axes.pcolormesh(grid, np.arange(len(found)), shade, cmap="viridis", vmin=0, vmax=1,
                     shading="nearest", rasterized=True)  # fmt: skip
     edges = [one.labels["le"] for one in found]
     every = max(1, len(edges) // 7)
@@ -213,11 +215,7 @@ def draw_states(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> No
     for row, one in enumerate(reversed(found)):
         for value in np.unique(one.values):
             name = mapped.get(f"{value:g}", fixed.get(one.name, "blue"))
-            spans = [
-                (datetime.fromtimestamp(at - 0.5), datetime.fromtimestamp(at + 0.5))
-                for at in one.times[one.values == value]
-            ]
-            bars = [(begin, end - begin) for begin, end in spans]
+            bars = [(at - 0.5, 1.0) for at in one.times[one.values == value].tolist()]
             axes.broken_barh(bars, (row - 0.4, 0.8), color=COLOURS[name], lw=0)
     if found:
         axes.set_yticks(range(len(found)), [one.name for one in reversed(found)])
@@ -264,11 +262,9 @@ def picture(board: dict[str, Any], prometheus: Prometheus, path: Path) -> None:
         inner.set_axisbelow(True)
         DRAW[panel["type"]](inner, panel, prometheus)
         if panel["type"] != "stat":
-            inner.set_xlim(
-                datetime.fromtimestamp(prometheus.start), datetime.fromtimestamp(prometheus.end)
-            )
-            inner.xaxis.set_major_formatter(DateFormatter("%H:%M:%S"))
-            inner.xaxis.set_major_locator(plt.MaxNLocator(4))
+            inner.set_xlim(prometheus.start, prometheus.end)
+            inner.xaxis.set_major_locator(MaxNLocator(4))
+            inner.xaxis.set_major_formatter(FuncFormatter(clock))
     figure.savefig(path, dpi=110, facecolor=PAPER)
     plt.close(figure)
 
