@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Literal
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, statetimeline
 from grafana_foundation_sdk.builders import dashboard as build
@@ -21,6 +20,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="prometheus")
@@ -506,7 +506,7 @@ def heat(title: str, metric: str, selector: str) -> heatmap.Panel:
             .steps(64)
             .reverse(False)
         )
-        .with_target(query(expr, "{{le}}", form="heatmap"))
+        .with_target(query(expr, "{{le}}", form=PromQueryFormat.HEATMAP))
     )
 
 
@@ -548,7 +548,10 @@ def states(
 
 
 def query(
-    expr: str, legend: str, ref: str = "A", form: Literal["time_series", "heatmap"] = "time_series"
+    expr: str,
+    legend: str,
+    ref: str = "A",
+    form: PromQueryFormat = PromQueryFormat.TIME_SERIES,
 ) -> prometheus.Dataquery:
     """One PromQL expression over the dashboard's time range."""
     return (
@@ -556,7 +559,7 @@ def query(
         .datasource(SOURCE)
         .expr(expr)
         .legend_format(legend)
-        .format("heatmap" if form == "heatmap" else "time_series")
+        .format(form)
         .range()
         .ref_id(ref)
     )
