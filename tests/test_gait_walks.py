@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from krabby_robot import frames
 from krabby_robot.description import RobotDescription
+from krabby_robot.gait import EVALUATION
 from krabby_robot.gate import GateCfg, SafetyGate, SafetyState
 from krabby_robot.kinematics import standing_height, torque_speed_limit
 from krabby_robot.mujoco_model import ModelIndex, build_model, from_mujoco_quat, set_robot_state
@@ -172,33 +173,20 @@ def test_it_walks_a_minute_straight_level_and_within_the_drives_rating():
 
 
 @pytest.mark.parametrize(
-    "command",
-    [
-        (0.1, 0.0, 0.0),
-        (0.2, 0.0, 0.0),
-        (0.4, 0.0, 0.0),
-        (0.5, 0.0, 0.0),
-        (0.6, 0.0, 0.0),
-        (0.7, 0.0, 0.0),
-        (0.8, 0.0, 0.0),
-        (-0.3, 0.0, 0.0),
-        (0.0, 0.2, 0.0),
-        (0.0, -0.2, 0.0),
-        (0.0, 0.0, 0.3),
-        (0.0, 0.0, -0.6),
-        (0.3, 0.0, 0.3),
-        (0.2, 0.15, -0.2),
-    ],
+    ("command", "velocity", "rms", "peak"), EVALUATION["walks"], ids=lambda value: None
 )
-def test_it_follows_what_is_asked(command):
+def test_it_follows_what_is_asked_as_its_bundle_claims(command, velocity, rms, peak):
     walk = Walk().walk(command, 16.0)
-    # Speeds to 12 % of the fastest part of the command, 3 % of slack on the parts not asked for.
-    scale = max(abs(command[0]), abs(command[1]), abs(command[2]))
-    assert np.abs(walk.velocity() - command).max() < 0.12 * scale + 0.005
-    assert walk.effort_rms().max() < 40.0
-    assert np.abs(walk.efforts).max() < 100.0
+    walked, effort_rms = walk.velocity(), walk.effort_rms().max()
+    # To 12 % of the fastest part of the command.
+    assert np.abs(walked - command).max() < 0.12 * np.abs(command).max()
+    assert effort_rms < 40.0
     assert walk.worst_tilt() < np.radians(5.0)
     assert walk.clamped == 0
+    # What the manifest says. Another processor's rounding makes other footfalls.
+    assert walked == pytest.approx(np.array(velocity), abs=0.015)
+    assert effort_rms == pytest.approx(rms, abs=2.0)
+    assert np.abs(walk.efforts).max() < peak + 15.0
 
 
 def test_feet_neither_drag_nor_slip():

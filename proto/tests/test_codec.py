@@ -217,3 +217,12 @@ def test_statuses_and_states_of_a_later_version_still_print():
     raw[6], raw[7] = 99, 77
     reply = CommandReply.unpack(bytes(raw))
     assert (reply.status_name, reply.safety_name) == ("status_99", "state_77")
+
+
+def test_a_reply_of_another_kind_or_version_is_refused():
+    golden = bytes.fromhex("4b52504c0100") + bytes(50)
+    assert CommandReply.unpack(golden).status_name == "applied"
+    with pytest.raises(BadMagic, match=r"b'KRBY', expected b'KRPL'"):
+        CommandReply.unpack(b"KRBY" + golden[4:])
+    with pytest.raises(SchemaVersionMismatch, match="server has schema version 7"):
+        CommandReply.unpack(golden[:4] + b"\x07" + golden[5:])

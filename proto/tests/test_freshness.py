@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from krabby_proto import default_endpoints
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +43,15 @@ def start():
 
 
 @pytest.fixture
-def base(transport, tmp_path):
-    return f"ipc://{tmp_path}" if transport == "ipc" else "tcp://127.0.0.1"
+def places(transport, tmp_path):
+    """Endpoints that processes can agree on before any of them has bound: free ports of now."""
+    names = ("state", "command", "safety")
+    if transport == "ipc":
+        return {name: f"ipc://{tmp_path}/{name}" for name in names}
+    with contextlib.ExitStack() as stack:
+        holders = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = [holder.getsockname()[1] for holder in holders]
+    return {name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, ports, strict=True)}
 
 
 @pytest.fixture
@@ -67,12 +74,12 @@ def ms(values):
 
 
 @pytest.mark.parametrize("transport", ["ipc", "tcp"], indirect=True)
-def test_a_reader_at_30_hz_is_never_15_ms_behind_a_stream_of_100_hz(base, start, tell, tmp_path):
+def test_a_reader_at_30_hz_is_never_15_ms_behind_a_stream_of_100_hz(places, start, tell, tmp_path):
     """The newest message is at most 15 ms plus the publisher's period old at every read.
 
     The period is the one the publisher really kept: what it had not sent yet cannot be read.
     """
-    endpoint = default_endpoints(base)["state"]
+    endpoint = places["state"]
     sent_log, seen_log = tmp_path / "sent.json", tmp_path / "seen.json"
     publisher = start("publisher", endpoint, 100, sent_log)
     reader = start("reader", endpoint, 30, 300, seen_log)
@@ -96,9 +103,9 @@ def test_a_reader_at_30_hz_is_never_15_ms_behind_a_stream_of_100_hz(base, start,
 
 
 @pytest.fixture
-def pair(base, start, tmp_path):
+def pair(places, start, tmp_path):
     """A HAL and a writer in contact, and what both tell when they are asked to end."""
-    endpoints = json.dumps(default_endpoints(base))
+    endpoints = json.dumps(places)
     logs = tmp_path / "hal.json", tmp_path / "writer.json"
     hal, writer = start("hal", endpoints, logs[0]), start("writer", endpoints, logs[1])
 

@@ -1,3 +1,4 @@
+import mujoco
 import numpy as np
 import pytest
 import trimesh
@@ -367,7 +368,7 @@ def test_export_into_a_missing_folder_says_so(tmp_path):
 
 
 def test_mujoco_sees_the_same_ground(tmp_path):
-    mujoco = pytest.importorskip("mujoco")
+
     course = make_course("ramps", 1.0, seed=2)
     spec = mujoco.MjSpec()
     course.add_to_mjspec(spec)

@@ -1,14 +1,12 @@
 """The gait as a policy bundle: the graph is the generator, and the files are what it gives."""
 
 import numpy as np
-import pytest
+import onnxruntime as ort
 from krabby_robot.assets import assets_dir
 from krabby_robot.description import RobotDescription
 from krabby_robot.gait import BUNDLE_NAME, first_difference, main, write
 from krabby_robot.gait_generator import OBSERVATION, STATE_SHAPES, Gait
 from krabby_robot.policy import POLICY_FILE, OnnxPolicy, PolicyBundle, bundle_dir
-
-ort = pytest.importorskip("onnxruntime")
 
 DESC = RobotDescription.load()
 

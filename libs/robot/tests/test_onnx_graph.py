@@ -1,10 +1,9 @@
 """Recording NumPy code as an ONNX graph."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from krabby_robot.onnx_graph import Symbol, trace
-
-import onnxruntime as ort
 
 
 def _run(model, **inputs):

@@ -37,7 +37,7 @@ HEADER_SIZE: Final = _HEADER.size
 FLAG_LOCKSTEP: Final = 1
 """The producer's clock is simulated time: consumers pace themselves by this stream and wait."""
 FLAG_FEATURES_DUE: Final = 2
-"""State: wait for the features of the frame captured at this state's capture time."""
+"""State: a camera frame was published just before; wait for features newer than the last ones."""
 FLAG_NAV_DUE: Final = 4
 """State: a nav message with the same capture time was published."""
 FLAG_LATENT: Final = 8

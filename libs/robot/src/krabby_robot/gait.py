@@ -23,11 +23,35 @@ from krabby_robot.gait_generator import OBSERVATION, STATE_SHAPES, Gait
 from krabby_robot.onnx_graph import trace
 from krabby_robot.policy import MANIFEST_FILE, POLICY_FILE, PolicyBundle, write_bundle
 
-__all__ = ["BUNDLE_NAME", "first_difference", "main", "write"]
+__all__ = ["BUNDLE_NAME", "EVALUATION", "first_difference", "main", "write"]
 
 BUNDLE_NAME: Final = "gait"
 _CLIP: Final = 3.5
 """Wider than any joint's range: what is impossible is the gate's to refuse."""
+
+EVALUATION: Final = {
+    "simulator": "MuJoCo, flat ground, with drives and safety gate: tests/test_gait_walks.py",
+    "columns": ["command", "velocity", "effort_rms_max_nm", "effort_peak_nm"],
+    "walks": [
+        [[0.1, 0.0, 0.0], [0.100, 0.0, 0.0], 21.6, 46],
+        [[0.2, 0.0, 0.0], [0.197, 0.0, 0.0], 21.8, 50],
+        [[0.3, 0.0, 0.0], [0.294, 0.0, 0.0], 23.5, 58],
+        [[0.4, 0.0, 0.0], [0.391, 0.0, 0.0], 27.3, 53],
+        [[0.5, 0.0, 0.0], [0.500, 0.0, 0.0], 29.7, 65],
+        [[0.6, 0.0, 0.0], [0.583, 0.0, 0.0], 30.6, 75],
+        [[0.7, 0.0, 0.0], [0.657, 0.0, 0.0], 30.9, 64],
+        [[0.8, 0.0, 0.0], [0.709, 0.0, 0.0], 33.8, 67],
+        [[-0.3, 0.0, 0.0], [-0.294, 0.0, 0.0], 23.5, 58],
+        [[0.0, 0.2, 0.0], [0.0, 0.202, 0.0], 23.6, 64],
+        [[0.0, -0.2, 0.0], [0.0, -0.201, 0.0], 23.1, 64],
+        [[0.0, 0.0, 0.3], [0.004, 0.0, 0.296], 25.6, 49],
+        [[0.0, 0.0, -0.6], [-0.003, 0.0, -0.586], 34.1, 75],
+        [[0.3, 0.0, 0.3], [0.290, 0.0, 0.286], 32.2, 77],
+        [[0.2, 0.15, -0.2], [0.200, 0.157, -0.196], 28.1, 58],
+    ],
+}
+"""What was measured: vx, vy [m/s] and yaw rate [rad/s] asked for and walked, and of the hardest
+worked joint the RMS and the peak torque [N·m]. A slow test holds the gait to it."""
 
 
 def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
@@ -49,6 +73,7 @@ def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
             "robot_hash": desc.content_hash,
             "cfg": asdict(gait.cfg),
         },
+        "evaluation": EVALUATION,
     }
     return write_bundle(folder, manifest, {POLICY_FILE: model.SerializeToString()}, desc)
 
