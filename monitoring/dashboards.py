@@ -375,12 +375,7 @@ def hardware() -> build.Dashboard:
                     "Camera: frames",
                     {
                         "published": per_second("krabby_camera_frames_total"),
-                        "dropped, {{reason}}": per_second(
-                            'krabby_camera_frames_dropped_total{job="camera"}'
-                        ),
-                        "lost by the sensor": per_second(
-                            'krabby_camera_frames_dropped_total{job="sim-hal"}'
-                        ),
+                        "dropped, {{reason}}": per_second("krabby_camera_frames_dropped_total"),
                     },
                     "cps",
                 ),

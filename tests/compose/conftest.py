@@ -213,9 +213,8 @@ def project() -> Stack:
     )
     stack = Stack(
         project="krabby-test",
-        files=("compose.yaml",)
-        if has_grafana
-        else ("compose.yaml", "tests/compose/without-grafana.yaml"),
+        files=("compose.yaml", "tests/compose/offline.yaml")
+        + (() if has_grafana else ("tests/compose/without-grafana.yaml",)),
         settings={
             "KRABBY_PROMETHEUS_PORT": str(ports[0]),
             "KRABBY_GRAFANA_PORT": str(ports[1]),

@@ -311,6 +311,16 @@ def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
     )
 
 
+def test_a_loop_that_stands_still_is_unhealthy_until_it_turns_again(stack, wait_until):
+    pid = process_of(stack, "camera")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: not stack.healthy("camera"), 20, "the camera is unhealthy")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: stack.healthy("camera"), 10, "the camera is healthy again")
+
+
 def test_without_prometheus_the_robot_does_not_notice(stack, wait_until):
     others = started_at(stack, *LOOPS)
     killed_s = crash(stack, "prometheus")
@@ -403,13 +413,18 @@ def started_at(stack, *services):
     return [stack.inspect(service)["State"]["StartedAt"] for service in services]
 
 
+def process_of(stack, service):
+    """Process id, on this machine, of a container's service."""
+    rows = docker("top", stack.container(service), "-o", "pid,comm").splitlines()[1:]
+    return {row.split()[1]: int(row.split()[0]) for row in rows}[service]
+
+
 def crash(stack, service):
     """Kill a service's process the hard way; returns the moment on CLOCK_MONOTONIC [s].
 
     Not `docker compose kill`: the engine takes that for an operator's wish and does not restart.
     """
-    rows = docker("top", stack.container(service), "-o", "pid,comm").splitlines()[1:]
-    (pid,) = [int(row.split()[0]) for row in rows if "init" not in row.split()[1]]
+    pid = process_of(stack, service)
     now_s = time.monotonic()
     try:
         os.kill(pid, signal.SIGKILL)
