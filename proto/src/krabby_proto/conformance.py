@@ -59,7 +59,7 @@ class _Blocked(_Failed):
     """A check failed in a way that makes the rest pointless or unsafe."""
 
 
-class _Session:
+class _Visit:
     """Sockets and findings the checks share."""
 
     def __init__(self, endpoints: Mapping[str, str], context: Context | None) -> None:
@@ -140,10 +140,10 @@ class _Writer:
         self._requester.close()
 
 
-def _hello_on(stream_name: str) -> Callable[[_Session], str]:
-    def check(session: _Session) -> str:
+def _hello_on(stream_name: str) -> Callable[[_Visit], str]:
+    def check(visit: _Visit) -> str:
         try:
-            hello = session.client.hello(_PATIENCE_S, via=stream_name)
+            hello = visit.client.hello(_PATIENCE_S, via=stream_name)
         except RequestTimeout as error:
             raise _Blocked(str(error)) from error
         missing = [
@@ -153,74 +153,74 @@ def _hello_on(stream_name: str) -> Callable[[_Session], str]:
         ]
         if missing:
             raise _Failed(f"hello lacks {', '.join(missing)}")
-        if session.hello and session.hello != hello:
+        if visit.hello and visit.hello != hello:
             raise _Failed("hello differs from the one on the command endpoint")
-        session.hello = hello
+        visit.hello = hello
         return f"{hello['service']}, instance {hello['instance_id']}"
 
     return check
 
 
-def _schema(session: _Session) -> str:
-    theirs = session.hello.get("schema_version"), session.hello.get("schema_hash")
+def _schema(visit: _Visit) -> str:
+    theirs = visit.hello.get("schema_version"), visit.hello.get("schema_hash")
     ours = SCHEMA_VERSION, schema_hash()
     if theirs != ours:
         raise _Failed(f"schema version and hash are {theirs}, expected {ours}")
     return f"version {ours[0]}, hash {ours[1]}"
 
 
-def _real_time(session: _Session) -> str:
-    if session.hello.get("clock") != "monotonic":
+def _real_time(visit: _Visit) -> str:
+    if visit.hello.get("clock") != "monotonic":
         raise _Blocked(
-            f"the HAL's clock is {session.hello.get('clock')!r}; run it in real time to check it"
+            f"the HAL's clock is {visit.hello.get('clock')!r}; run it in real time to check it"
         )
     return "stamps are CLOCK_MONOTONIC"
 
 
-def _watch(session: _Session) -> str:
+def _watch(visit: _Visit) -> str:
     """Collect a second of states for the checks that follow."""
-    state = session.client.state
+    state = visit.client.state
     if state.wait(_PATIENCE_S) is None:
         raise _Blocked(f"no state within {_PATIENCE_S:g} s")
     end = time.monotonic() + _WATCH_S
     while (left := end - time.monotonic()) > 0.0:
         if wait_readable((state.socket,), left):
-            session.messages += state.drain()
+            visit.messages += state.drain()
     if state.invalid:
         raise _Failed(f"{state.invalid} messages could not be read, the last: {state.last_error}")
-    if len(session.messages) < 2:
-        raise _Blocked(f"only {len(session.messages)} states in {_WATCH_S} s")
-    return f"{len(session.messages)} states in {_WATCH_S} s"
+    if len(visit.messages) < 2:
+        raise _Blocked(f"only {len(visit.messages)} states in {_WATCH_S} s")
+    return f"{len(visit.messages)} states in {_WATCH_S} s"
 
 
-def _rate(session: _Session) -> str:
-    stamps = [message.header.publish_ns for message in session.messages]
+def _rate(visit: _Visit) -> str:
+    stamps = [message.header.publish_ns for message in visit.messages]
     rate = (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * 1e-9 or 1e-9)
     if rate < 0.95 * STATE.rate_hz:
         raise _Failed(f"{rate:.1f} Hz, expected {STATE.rate_hz:g} Hz or more")
     return f"{rate:.1f} Hz"
 
 
-def _order(session: _Session) -> str:
-    state = session.client.state
+def _order(visit: _Visit) -> str:
+    state = visit.client.state
     if state.late or state.restarts or state.gaps:
         raise _Failed(
             f"{state.gaps} gaps, {state.late} repeated or falling sequences, "
             f"{state.restarts} changes of instance; expected none"
         )
-    captures = np.array([message.capture_ns for message in session.messages], dtype=np.int64)
+    captures = np.array([message.capture_ns for message in visit.messages], dtype=np.int64)
     if not np.all(np.diff(captures) > 0):
         raise _Failed("capture times do not rise")
-    if any(message.capture_ns > message.header.publish_ns for message in session.messages):
+    if any(message.capture_ns > message.header.publish_ns for message in visit.messages):
         raise _Failed("a state was published before it was captured")
-    return f"sequences {session.messages[0].sequence} to {session.messages[-1].sequence}"
+    return f"sequences {visit.messages[0].sequence} to {visit.messages[-1].sequence}"
 
 
-def _age(session: _Session) -> str:
+def _age(visit: _Visit) -> str:
     limit = STATE.max_age_s or 0.0
-    ages = np.array([m.header.publish_ns - m.capture_ns for m in session.messages]) * 1e-9
-    session.client.state.latest()
-    newest = session.client.state.wait(_ANSWER_S)
+    ages = np.array([m.header.publish_ns - m.capture_ns for m in visit.messages]) * 1e-9
+    visit.client.state.latest()
+    newest = visit.client.state.wait(_ANSWER_S)
     if newest is None:
         raise _Failed("the state stream fell silent")
     on_arrival = newest.age_s(time.monotonic_ns())
@@ -233,8 +233,8 @@ def _age(session: _Session) -> str:
     return f"{on_arrival * 1e3:.1f} ms on arrival, {ages.max() * 1e3:.1f} ms at most when published"
 
 
-def _values(session: _Session) -> str:
-    payloads = np.stack([message.payload for message in session.messages])
+def _values(visit: _Visit) -> str:
+    payloads = np.stack([message.payload for message in visit.messages])
     if not np.isfinite(payloads).all():
         raise _Failed("a state has NaN or infinity")
     norms = np.linalg.norm(payloads[:, STATE.slices["base_quat_w"]], axis=1)
@@ -246,8 +246,8 @@ def _values(session: _Session) -> str:
     return "finite, unit quaternion, contacts in 0 to 1"
 
 
-def _disarmed(session: _Session) -> str:
-    state = session.safety("status").get("state")
+def _disarmed(visit: _Visit) -> str:
+    state = visit.safety("status").get("state")
     if state != "disarmed":
         raise _Blocked(
             f"the HAL is {state!r}; disarm it (and clear an e-stop) before it is checked, "
@@ -256,15 +256,15 @@ def _disarmed(session: _Session) -> str:
     return "disarmed"
 
 
-def _sole_writer(session: _Session) -> str:
-    reply = session.writer.send_valid(session.measured())
+def _sole_writer(visit: _Visit) -> str:
+    reply = visit.writer.send_valid(visit.measured())
     if reply.status == CommandStatus.REJECTED_LEASE:
         raise _Blocked("another writer holds the lease; stop the gameloop, then check again")
     if reply.status_name not in _QUIET:
         raise _Blocked(f"answer is {reply.status_name}, expected not_armed")
-    if reply.request_sequence != session.writer.sequence:
+    if reply.request_sequence != visit.writer.sequence:
         raise _Failed(
-            f"the answer names sequence {reply.request_sequence}, sent {session.writer.sequence}"
+            f"the answer names sequence {reply.request_sequence}, sent {visit.writer.sequence}"
         )
     if reply.safety_name not in ("disarmed", "damp"):
         raise _Failed(f"the answer says {reply.safety_name}, the safety endpoint says disarmed")
@@ -273,11 +273,11 @@ def _sole_writer(session: _Session) -> str:
 
 def _refused(
     expected: CommandStatus, spoil: Callable[[_Writer, FloatArray], list[bytes]]
-) -> Callable[[_Session], str]:
+) -> Callable[[_Visit], str]:
     """A check that a spoiled command is refused for the right reason."""
 
-    def check(session: _Session) -> str:
-        reply = session.writer.send(spoil(session.writer, session.measured()))
+    def check(visit: _Visit) -> str:
+        reply = visit.writer.send(spoil(visit.writer, visit.measured()))
         wanted = expected.name.lower()
         if reply.status != expected:
             raise _Failed(f"answer is {reply.status_name}, expected {wanted}")
@@ -310,12 +310,12 @@ def _corrupt(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
     return [topic, header, bytes([payload[0] ^ 1]) + payload[1:]]
 
 
-def _repeated(session: _Session) -> str:
-    first, second = _send_twice(session)
+def _repeated(visit: _Visit) -> str:
+    first, second = _send_twice(visit)
     for _ in range(_LATE_TRIES):
         if CommandStatus.REJECTED_STALE not in (first.status, second.status):
             break
-        first, second = _send_twice(session)
+        first, second = _send_twice(visit)
     if first.status_name not in _QUIET or second.status != CommandStatus.REJECTED_ORDER:
         raise _Failed(
             f"answers are {first.status_name} and {second.status_name}, "
@@ -324,17 +324,17 @@ def _repeated(session: _Session) -> str:
     return "answer rejected_order to the second"
 
 
-def _send_twice(session: _Session) -> tuple[CommandReply, CommandReply]:
-    frames = session.writer.frames(session.measured())
-    return session.writer.send(frames), session.writer.send(frames)
+def _send_twice(visit: _Visit) -> tuple[CommandReply, CommandReply]:
+    frames = visit.writer.frames(visit.measured())
+    return visit.writer.send(frames), visit.writer.send(frames)
 
 
-def _second_writer(session: _Session) -> str:
+def _second_writer(visit: _Visit) -> str:
     """The lease keeps a second writer out while the first speaks and lets it in afterwards."""
-    other = _Writer(session.endpoints[COMMAND.name], session.context)
+    other = _Writer(visit.endpoints[COMMAND.name], visit.context)
     try:
-        first = session.writer.send_valid(session.measured())
-        second = other.send_valid(session.measured())
+        first = visit.writer.send_valid(visit.measured())
+        second = other.send_valid(visit.measured())
         if first.status_name not in _QUIET or second.status != CommandStatus.REJECTED_LEASE:
             raise _Failed(
                 f"answers are {first.status_name} and {second.status_name}, "
@@ -345,32 +345,32 @@ def _second_writer(session: _Session) -> str:
             if time.monotonic() - start > _LEASE_WAIT_S:
                 raise _Failed(f"the lease was not given up after {_LEASE_WAIT_S} s of silence")
             time.sleep(0.02)
-            second = other.send_valid(session.measured())
+            second = other.send_valid(visit.measured())
     finally:
-        session.writer.close()
-        session.writer = other  # it has the lease now
+        visit.writer.close()
+        visit.writer = other  # it has the lease now
     return f"refused, then let in after {time.monotonic() - start:.2f} s of silence"
 
 
-def _oversize(session: _Session) -> str:
+def _oversize(visit: _Visit) -> str:
     """A megabyte where 72 bytes belong: dropped or refused, and the server goes on."""
-    topic, header, _ = session.writer.frames(session.measured())
-    offender = _Writer(session.endpoints[COMMAND.name], session.context)
+    topic, header, _ = visit.writer.frames(visit.measured())
+    offender = _Writer(visit.endpoints[COMMAND.name], visit.context)
     offender.offer([topic, header, bytes(1 << 20)])
     offender.close()
-    reply = session.writer.send_valid(session.measured())
+    reply = visit.writer.send_valid(visit.measured())
     return f"then answered {reply.status_name} to the writer"
 
 
-def _unknown_op(session: _Session) -> str:
-    answer = session.safety("dance")
+def _unknown_op(visit: _Visit) -> str:
+    answer = visit.safety("dance")
     if answer.get("ok") is not False or not answer.get("reason"):
         raise _Failed(f"answer is {answer}, expected ok false and a reason")
     return f"refused: {answer['reason']}"
 
 
-def _not_json(session: _Session) -> str:
-    requester = Requester(session.endpoints[SAFETY.name], name=SAFETY.name, context=session.context)
+def _not_json(visit: _Visit) -> str:
+    requester = Requester(visit.endpoints[SAFETY.name], name=SAFETY.name, context=visit.context)
     try:
         answer = requester.request_patiently([SAFETY.topic, b"\xff{"], _ANSWER_S)
     finally:
@@ -381,36 +381,36 @@ def _not_json(session: _Session) -> str:
     return f"refused: {reply.get('reason')}"
 
 
-def _estop_latches(session: _Session) -> str:
-    if (state := session.safety("estop").get("state")) != "estop":
+def _estop_latches(visit: _Visit) -> str:
+    if (state := visit.safety("estop").get("state")) != "estop":
         raise _Failed(f"after estop the state is {state!r}")
-    answer = session.safety("arm")
+    answer = visit.safety("arm")
     if answer.get("ok") or answer.get("state") != "estop":
-        session.safety("disarm")
+        visit.safety("disarm")
         raise _Failed(f"arm was answered {answer} under an e-stop; it was disarmed again")
-    if (state := session.safety("disarm").get("state")) != "estop":
+    if (state := visit.safety("disarm").get("state")) != "estop":
         raise _Failed(f"disarm cleared the e-stop: the state is {state!r}")
-    reply = session.writer.send_valid(session.measured())
+    reply = visit.writer.send_valid(visit.measured())
     if reply.status_name not in _QUIET or reply.safety_name != "estop":
         raise _Failed(f"a command was answered {reply.status_name} in {reply.safety_name}")
     return f"arm refused: {answer.get('reason')}"
 
 
-def _reset_clears(session: _Session) -> str:
-    if (state := session.safety("reset").get("state")) != "disarmed":
+def _reset_clears(visit: _Visit) -> str:
+    if (state := visit.safety("reset").get("state")) != "disarmed":
         raise _Failed(f"after reset the state is {state!r}, expected 'disarmed'")
     return "disarmed again"
 
 
-def _unharmed(session: _Session) -> str:
-    reply = session.writer.send_valid(session.measured())
+def _unharmed(visit: _Visit) -> str:
+    reply = visit.writer.send_valid(visit.measured())
     if reply.status_name not in _QUIET:
         raise _Failed(f"a valid command is answered {reply.status_name}, expected not_armed")
-    state = session.client.state
+    state = visit.client.state
     state.latest()
     if state.wait(_ANSWER_S) is None:
         raise _Failed("the state stream fell silent")
-    with LatestSubscriber(session.endpoints[STATE.name], STATE, context=session.context) as late:
+    with LatestSubscriber(visit.endpoints[STATE.name], STATE, context=visit.context) as late:
         if late.wait(_PATIENCE_S) is None:
             raise _Failed("a new subscriber gets no state")
     return "commands are answered and states flow"
@@ -419,7 +419,7 @@ def _unharmed(session: _Session) -> str:
 class _Check(NamedTuple):
     name: str
     tried: str
-    run: Callable[[_Session], str]
+    run: Callable[[_Visit], str]
 
 
 _STATUS = CommandStatus
@@ -517,14 +517,14 @@ def check_hal(
         raise EndpointError(f"no endpoint for {', '.join(missing)}; give all three of a HAL's")
     results: list[CheckResult] = []
     blocked: str | None = None
-    with _Session(endpoints, context) as session:
+    with _Visit(endpoints, context) as visit:
         for check in (*_CHECKS, *_LAST_CHECKS):
             passed = False
             if blocked:
                 detail = f"not run, because of {blocked!r}"
             else:
                 try:
-                    passed, detail = True, check.run(session)
+                    passed, detail = True, check.run(visit)
                 except _Blocked as error:
                     blocked, detail = check.name, str(error)
                 except _Failed as error:
