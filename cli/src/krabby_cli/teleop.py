@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if pad is None and keyboard is None:
             raise UsageError("standard input is no terminal; run it in one, or give --gamepad")
         operator = stack.enter_context(Operator(endpoints_of(args)))
-        stack.enter_context(_sigterm_interrupts())
+        stack.enter_context(_signals_interrupt())
         try:
             _drive(operator, keyboard, pad, limits)
         except KeyboardInterrupt:
@@ -269,14 +269,18 @@ class GamepadDevice:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Generator[None, None, None]:
-    """SIGTERM leaves like Ctrl-C does: the robot is told to stop, the terminal is given back."""
+def _signals_interrupt() -> Generator[None, None, None]:
+    """SIGTERM leaves like Ctrl-C does: the robot is told to stop, the terminal is given back.
+
+    SIGINT is set too: a shell that starts a command in the background lets it ignore that one.
+    """
 
     def interrupt(_: int, __: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

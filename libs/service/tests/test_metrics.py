@@ -20,7 +20,7 @@ def get(port, path="/metrics"):
 
 
 def test_every_shared_metric_has_the_prefix_and_a_base_unit():
-    units = ("_seconds", "_total", "_info", "_enabled")
+    units = ("_seconds", "_total", "_info", "_enabled", "_requested")
     shared = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
     assert len(shared) >= 15
     for family in (family for each in shared for family in each.describe()):
