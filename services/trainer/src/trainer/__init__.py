@@ -1,0 +1,1 @@
+"""Isaac Lab and rsl-rl: teacher, student, evaluation, export."""
