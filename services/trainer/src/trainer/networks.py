@@ -1,0 +1,356 @@
+"""Teacher networks: what the actor and the critic make of the observation groups.
+
+The actor's body reads four things: proprioception, a code of the terrain around the robot, an
+estimate of the base's velocity, and a code of what cannot be sensed (friction, masses, gains,
+delay). The last comes from one of two encoders that are trained to agree: `privileged` reads the
+true values, `history` the last ten frames of proprioception. Rollouts use the first, every k-th
+iteration and everything outside training the second, so no true value is ever needed to act.
+The velocity estimate and the history encoder learn from targets, never from the policy's loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from rsl_rl.models import MLPModel
+from rsl_rl.modules import MLP, EmpiricalNormalization
+from tensordict import TensorDict
+from torch import nn
+
+from trainer import checkpoints
+from trainer.errors import CheckpointError, ConfigError
+from trainer.observations import (
+    CRITIC_EXTRA_SIZE,
+    HISTORY,
+    PRIVILEGED_SIZE,
+    PROPRIO_SIZE,
+    SCAN_SIZE,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = [
+    "ACTOR_GROUPS",
+    "CRITIC_GROUPS",
+    "GROUP_SIZES",
+    "OBS_GROUPS",
+    "HistoryEncoder",
+    "LatentSource",
+    "TeacherActor",
+    "TeacherCritic",
+    "example_observations",
+    "load_actor",
+    "load_policy",
+]
+
+LatentSource = Literal["privileged", "history"]
+
+VELOCITY_SIZE: Final = 3
+SCAN_LATENT: Final = 32
+LATENT: Final = 20
+"""Numbers in the code of what cannot be sensed."""
+
+GROUP_SIZES: Final[Mapping[str, int]] = {
+    "proprio": PROPRIO_SIZE,
+    "scan": SCAN_SIZE,
+    "velocity": VELOCITY_SIZE,
+    "privileged": PRIVILEGED_SIZE,
+    "history": HISTORY * PROPRIO_SIZE,
+    "critic": CRITIC_EXTRA_SIZE,
+}
+"""Numbers in every observation group."""
+ACTOR_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "history")
+CRITIC_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "critic")
+OBS_GROUPS: Final = {"actor": list(ACTOR_GROUPS), "critic": list(CRITIC_GROUPS)}
+"""rsl_rl's `obs_groups`."""
+
+DISTRIBUTION: Final[Mapping[str, Any]] = {
+    "class_name": "GaussianDistribution",
+    "init_std": 0.8,
+    "std_range": (0.15, 1.2),
+    "std_type": "log",
+}
+"""Exploration: a standard deviation learned per joint within a range."""
+
+
+class HistoryEncoder(nn.Module):
+    """Code of what cannot be sensed, from ten frames of proprioception."""
+
+    def __init__(self, frame_size: int = PROPRIO_SIZE, frames: int = HISTORY) -> None:
+        super().__init__()
+        self.per_frame = nn.Sequential(nn.Linear(frame_size, 30), nn.ELU())
+        self.over_time = nn.Sequential(
+            nn.Conv1d(30, 20, kernel_size=4, stride=2),
+            nn.ELU(),
+            nn.Conv1d(20, 10, kernel_size=2, stride=1),
+            nn.ELU(),
+            nn.Flatten(),
+        )
+        steps = (frames - 4) // 2 + 1 - 1
+        self.head = nn.Sequential(nn.Linear(10 * steps, LATENT), nn.ELU())
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Code (N, 20) of `frames` (N, 10, 69), oldest first."""
+        return self.head(self.over_time(self.per_frame(frames).transpose(1, 2)))
+
+
+class TeacherActor(MLPModel):
+    """Actor with a terrain encoder, a velocity estimator and two encoders of the unsensed.
+
+    Args:
+        obs: Example observations.
+        obs_groups: rsl_rl's groups by set.
+        obs_set: The set that this model reads.
+        output_dim: Actions.
+        hidden_dims: Hidden layers of the body.
+        activation: Between layers.
+        obs_normalization: Whether groups are normalised by their running mean and deviation.
+        distribution_cfg: rsl_rl's, for the exploration noise.
+    """
+
+    def __init__(
+        self,
+        obs: TensorDict,
+        obs_groups: Mapping[str, Sequence[str]],
+        obs_set: str,
+        output_dim: int,
+        hidden_dims: Sequence[int] = (512, 256, 128),
+        activation: str = "elu",
+        obs_normalization: bool = True,
+        distribution_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_groups(obs, obs_groups, obs_set, ACTOR_GROUPS)
+        distribution = dict(DISTRIBUTION if distribution_cfg is None else distribution_cfg)
+        super().__init__(
+            obs,
+            {obs_set: list(obs_groups[obs_set])},
+            obs_set,
+            output_dim,
+            list(hidden_dims),
+            activation,
+            obs_normalization=False,
+            distribution_cfg=distribution,
+        )
+        self.architecture: dict[str, Any] = {
+            "output_dim": output_dim,
+            "hidden_dims": list(hidden_dims),
+            "activation": activation,
+            "obs_normalization": obs_normalization,
+            "distribution_cfg": _plain(distribution),
+        }
+        """Arguments that rebuild this network, plain values."""
+        self.obs_normalization = obs_normalization
+        self.latent_source: LatentSource = "privileged"
+        """Which encoder the body listens to."""
+        self.proprio_normalizer = _normalizer(PROPRIO_SIZE, obs_normalization)
+        self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
+        self.privileged_normalizer = _normalizer(PRIVILEGED_SIZE, obs_normalization)
+        self.scan_encoder = MLP(SCAN_SIZE, SCAN_LATENT, (128, 64), activation, "tanh")
+        self.privileged_encoder = MLP(PRIVILEGED_SIZE, LATENT, (64,), activation, activation)
+        self.history_encoder = HistoryEncoder()
+        self.estimator = MLP(GROUP_SIZES["history"], VELOCITY_SIZE, (128, 64), activation)
+        _start_small(self.mlp)
+
+    def get_latent(
+        self, obs: TensorDict, masks: Tensor | None = None, hidden_state: object = None
+    ) -> Tensor:
+        """What the body reads: proprioception, terrain code, velocity, code of the unsensed."""
+        frames = self.frames(obs)
+        with torch.no_grad():
+            velocity = self.velocity(frames)
+        if self.latent_source == "privileged":
+            latent = self.privileged_latent(obs)
+        else:
+            with torch.no_grad():
+                latent = self.history_encoder(frames)
+        proprio = self.proprio_normalizer(obs["proprio"])
+        scan = self.scan_encoder(self.scan_normalizer(obs["scan"]))
+        return torch.cat((proprio, scan, velocity, latent), dim=-1)
+
+    def frames(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
+        """History as normalised frames, shape (N, 10, 69), oldest first."""
+        return self.proprio_normalizer(obs["history"].view(-1, HISTORY, PROPRIO_SIZE))
+
+    def velocity(self, frames: Tensor) -> Tensor:
+        """Estimate of the base's linear velocity in its frame [m/s], (N, 3), from `frames`."""
+        return self.estimator(frames.flatten(1))
+
+    def privileged_latent(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
+        """Code (N, 20) of the true values."""
+        return self.privileged_encoder(self.privileged_normalizer(obs["privileged"]))
+
+    def history_latent(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
+        """Code (N, 20) as the history tells it."""
+        return self.history_encoder(self.frames(obs))
+
+    @torch.no_grad()
+    def clamp_std(self) -> None:
+        """Bring the learned deviation back into its range.
+
+        rsl_rl clamps what it uses, whose gradient is zero beyond the range: a parameter that left
+        the range would never return.
+        """
+        distribution: Any = self.distribution
+        if distribution.std_type == "log":
+            distribution.log_std_param.clamp_(*distribution.log_std_range)
+        else:
+            distribution.std_param.clamp_(*distribution.std_range)
+
+    def update_normalization(self, obs: TensorDict) -> None:
+        """Take a batch of observations into the running statistics."""
+        if self.obs_normalization:
+            self.proprio_normalizer.update(obs["proprio"])
+            self.scan_normalizer.update(obs["scan"])
+            self.privileged_normalizer.update(obs["privileged"])
+
+    def _get_latent_dim(self) -> int:
+        return PROPRIO_SIZE + SCAN_LATENT + VELOCITY_SIZE + LATENT
+
+
+class TeacherCritic(MLPModel):
+    """Critic: its own terrain encoder, and everything that is true; arguments as the actor's."""
+
+    def __init__(
+        self,
+        obs: TensorDict,
+        obs_groups: Mapping[str, Sequence[str]],
+        obs_set: str,
+        output_dim: int,
+        hidden_dims: Sequence[int] = (512, 256, 128),
+        activation: str = "elu",
+        obs_normalization: bool = True,
+        distribution_cfg: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_groups(obs, obs_groups, obs_set, CRITIC_GROUPS)
+        if distribution_cfg is not None:
+            raise ConfigError("the critic has no distribution; drop critic.distribution_cfg")
+        super().__init__(
+            obs,
+            {obs_set: list(obs_groups[obs_set])},
+            obs_set,
+            output_dim,
+            list(hidden_dims),
+            activation,
+            obs_normalization=False,
+        )
+        self.obs_normalization = obs_normalization
+        self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
+        self.scan_encoder = MLP(SCAN_SIZE, SCAN_LATENT, (128, 64), activation, "tanh")
+        self.rest_normalizer = _normalizer(_CRITIC_REST_SIZE, obs_normalization)
+
+    def get_latent(
+        self, obs: TensorDict, masks: Tensor | None = None, hidden_state: object = None
+    ) -> Tensor:
+        """What the body reads: terrain code, then all other groups."""
+        scan = self.scan_encoder(self.scan_normalizer(obs["scan"]))
+        return torch.cat((scan, self.rest_normalizer(_rest(obs))), dim=-1)
+
+    def update_normalization(self, obs: TensorDict) -> None:
+        """Take a batch of observations into the running statistics."""
+        if self.obs_normalization:
+            self.scan_normalizer.update(obs["scan"])
+            self.rest_normalizer.update(_rest(obs))
+
+    def _get_latent_dim(self) -> int:
+        return SCAN_LATENT + _CRITIC_REST_SIZE
+
+
+_CRITIC_REST: Final = tuple(group for group in CRITIC_GROUPS if group != "scan")
+_CRITIC_REST_SIZE: Final = sum(GROUP_SIZES[group] for group in _CRITIC_REST)
+
+
+def _rest(obs: TensorDict) -> Tensor:
+    return torch.cat([obs[group] for group in _CRITIC_REST], dim=-1)
+
+
+_NORMALISER_EPS: Final = 0.1
+"""Added to the standard deviation. Groups are scaled to about one already, and what hardly ever
+moved in training (a sideways command, say) must not be blown up a hundredfold when it does."""
+
+
+def _normalizer(size: int, enabled: bool) -> nn.Module:
+    return EmpiricalNormalization(size, eps=_NORMALISER_EPS) if enabled else nn.Identity()
+
+
+def _start_small(body: nn.Sequential) -> None:
+    """An untrained robot stands, give or take the exploration noise."""
+    last: Any = body[-1]
+    with torch.no_grad():
+        last.weight.mul_(0.1)
+        last.bias.zero_()
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _check_groups(
+    obs: TensorDict,
+    obs_groups: Mapping[str, Sequence[str]],
+    obs_set: str,
+    wanted: Sequence[str],
+) -> None:
+    given = obs_groups.get(obs_set, ())
+    if set(given) != set(wanted):
+        raise ConfigError(
+            f"obs_groups.{obs_set} is {list(given)}; this network reads {list(wanted)}"
+        )
+    for group in wanted:
+        if group not in obs.keys():  # noqa: SIM118 - a TensorDict iterates over its batch
+            raise ConfigError(f"the environment gives no observation group {group!r}")
+        if obs[group].shape[1:] != (GROUP_SIZES[group],):
+            raise ConfigError(
+                f"observation group {group!r} has shape {tuple(obs[group].shape)}; this network "
+                f"reads (N, {GROUP_SIZES[group]})"
+            )
+
+
+def example_observations(num_envs: int = 1, device: str = "cpu") -> TensorDict:
+    """Zeros for every observation group: enough to build networks without an environment."""
+    groups = {
+        name: torch.zeros(num_envs, size, device=device) for name, size in GROUP_SIZES.items()
+    }
+    return TensorDict(groups, batch_size=[num_envs], device=device)
+
+
+def load_actor(checkpoint: Path, device: str = "cpu") -> TeacherActor:
+    """The actor of a checkpoint, ready to act: evaluation mode, code from the history.
+
+    Raises:
+        CheckpointError: The file cannot be read, or it holds no such actor.
+    """
+    algorithm = checkpoints.load(checkpoint, device).get("algorithm")
+    try:
+        architecture = algorithm["actor_architecture"]
+        actor = TeacherActor(
+            example_observations(), {"actor": list(ACTOR_GROUPS)}, "actor", **architecture
+        )
+        actor.load_state_dict(algorithm["actor_state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{checkpoint} holds no teacher that this software can build ({reason}); take a "
+            "checkpoint of `trainer train task=teacher` of this version"
+        ) from error
+    actor.latent_source = "history"
+    return actor.to(device).eval()
+
+
+def load_policy(checkpoint: Path, device: str = "cpu") -> Callable[[TensorDict], Tensor]:
+    """Deterministic actions (N, 18) from observation groups proprio, scan and history.
+
+    Raises:
+        CheckpointError: The file cannot be read, or it holds no such actor.
+    """
+    actor = load_actor(checkpoint, device)
+
+    def act(obs: TensorDict) -> Tensor:
+        with torch.inference_mode():
+            return actor(obs)
+
+    return act
