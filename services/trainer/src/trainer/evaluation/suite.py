@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -231,7 +232,7 @@ def _gap_widths(course: Course) -> list[float]:
     spans = [_span(box) for box in course.boxes if box.kind == "landing"]
     beyond = max(_span(box)[0] for box in course.boxes if box.kind == "ground")
     spans = sorted([*spans, (beyond, math.inf)])
-    return [ahead[0] - behind[1] for behind, ahead in zip(spans[:-1], spans[1:], strict=True)]
+    return [ahead[0] - behind[1] for behind, ahead in pairwise(spans)]
 
 
 def _span(box: Box) -> tuple[float, float]:

@@ -1,0 +1,156 @@
+"""One robot in MuJoCo as the evaluation simulates it."""
+
+import numpy as np
+import pytest
+from krabby_robot import frames
+from krabby_robot.courses import make_course
+from krabby_robot.description import RobotDescription
+from trainer.evaluation.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
+
+CALM = Conditions(
+    friction=(0.9, 0.9),
+    push_interval_s=(6.0, 6.0),
+    push_speed=0.0,
+    start_xy_m=0.0,
+    start_yaw_rad=0.0,
+    start_joint_rad=0.0,
+)
+POINTS = np.stack(
+    np.meshgrid(np.arange(25) * 0.1 - 0.8, np.arange(13) * 0.2 - 1.2, indexing="ij"), axis=-1
+).reshape(-1, 2)
+
+
+@pytest.fixture(scope="module")
+def desc():
+    return RobotDescription.load()
+
+
+def make(desc, course="flat", difficulty=0.5, conditions=CALM, luck=(0, 0)):
+    spec = RobotSpec(course=course, difficulty=difficulty, course_seed=4, luck=luck)
+    return Robot(desc, spec, conditions, POINTS)
+
+
+def reported(robot):
+    row = np.zeros(WIDTH, np.float32)
+    robot.report(row)
+    return {name: row[where] for name, where in FIELDS.items()}
+
+
+@pytest.mark.parametrize("name", ["flat", "steps", "gap", "hurdle", "ramps", "mixed", "demo"])
+def test_fast_heights_are_those_of_the_course(name):
+    course = make_course(name, 1.3, 8, border_m=6.0)
+    ground, rng = Ground(course), np.random.default_rng(0)
+
+    for x, y in rng.uniform((-1.0, -3.0), (course.length_m, 3.0), (40, 2)):
+        points = np.array([x, y]) + rng.uniform(-1.6, 1.6, (325, 2))
+        expected = course.height_at(points[:, 0], points[:, 1])
+        assert np.array_equal(ground.heights(points[:, 0], points[:, 1]), expected)
+
+
+def test_a_robot_told_to_stand_stands(desc):
+    robot = make(desc)
+    for _ in range(100):
+        robot.step(desc.default_joint_pos)
+    facts = reported(robot)
+
+    assert facts["base_pos_w"][2] == pytest.approx(0.42, abs=0.02)
+    assert facts["base_pos_w"][:2] == pytest.approx([1.0, 0.0], abs=0.02)
+    assert facts["foot_contact"].sum() == 6
+    assert not facts["feet_on_edge"].any()
+    assert not facts["base_contact"]
+    assert not facts["tripped"]
+    assert 0.5 < np.sqrt((facts["torque"] ** 2).mean()) < 30.0
+    assert facts["heights"] == pytest.approx(np.zeros(325))
+
+
+def test_targets_move_no_faster_than_the_gate_allows(desc):
+    robot = make(desc)
+    target = desc.default_joint_pos.copy()
+    target[2] += 1.0
+    for _ in range(3):
+        robot.step(target)
+
+    # 12 rad/s for three steps of 10 ms, of which the newest is not in force yet.
+    assert robot._gate.target[2] - desc.default_joint_pos[2] == pytest.approx(0.36 - 0.12, abs=0.13)
+    assert robot._drive.joint_pos[2] <= desc.default_joint_pos[2] + 0.36 + 1e-9
+
+
+def test_a_command_reaches_the_drives_after_7_5_ms(desc):
+    robot = make(desc)
+    robot.step(desc.default_joint_pos)
+    target = desc.default_joint_pos.copy()
+    target[1] += 0.05
+    seen, integrate = [], robot._integrate
+
+    def watch(effort):
+        integrate(effort)
+        seen.append(float(robot.data.ctrl[robot._index.actuator[1]] - desc.default_joint_pos[1]))
+
+    robot._integrate = watch
+    robot.step(target)
+
+    assert seen == pytest.approx([0.0, 0.0, 0.0, 0.05])
+
+
+def test_a_push_comes_when_its_time_has_come(desc):
+    pushed = Conditions(**(vars(CALM) | {"push_interval_s": (0.05, 0.05), "push_speed": 0.5}))
+    robot = make(desc, conditions=pushed)
+    speeds = []
+    for _ in range(12):
+        robot.step(desc.default_joint_pos)
+        speeds.append(float(np.abs(reported(robot)["base_lin_vel_w"][:2]).max()))
+
+    jumps = np.flatnonzero(np.diff(speeds) > 0.03) + 2  # counted from 1
+    assert jumps.tolist()[:1] == [5]
+
+
+def test_luck_alone_decides_about_the_draws(desc):
+    varied = Conditions(
+        friction=(0.6, 1.2), push_interval_s=(6.0, 6.0), push_speed=0.5,
+        start_xy_m=0.3, start_yaw_rad=0.3, start_joint_rad=0.1,
+    )  # fmt: skip
+    first, again, other = (
+        make(desc, conditions=varied, luck=luck) for luck in ((1, 5), (1, 5), (1, 6))
+    )
+
+    assert np.array_equal(reported(first)["joint_pos"], reported(again)["joint_pos"])
+    assert first.friction == again.friction != other.friction
+    assert not np.array_equal(reported(first)["joint_pos"], reported(other)["joint_pos"])
+    assert abs(float(frames.yaw(reported(first)["base_quat_w"]))) <= 0.3
+    first.reset()
+    assert not np.array_equal(reported(first)["joint_pos"], reported(again)["joint_pos"])
+
+
+def test_friction_scales_feet_and_body_alike(desc):
+    slippery = Conditions(**(vars(CALM) | {"friction": (0.45, 0.45)}))
+
+    half, whole = (make(desc, conditions=c).model.geom_friction[:, 0] for c in (slippery, CALM))
+
+    assert set(np.round(whole, 6)) == {1.0, 0.9, 0.5}  # ground, feet, body
+    assert set(np.round(half, 6)) == {1.0, 0.45, 0.25}
+
+
+def test_a_state_that_diverged_is_reported_and_forgotten_by_a_reset(desc):
+    robot = make(desc)
+    robot.step(desc.default_joint_pos)
+    robot.data.qvel[:] = np.inf
+    robot.step(desc.default_joint_pos)
+
+    facts = reported(robot)
+    assert facts["diverged"]
+    assert all(np.isfinite(value).all() for value in facts.values())
+    robot.reset()
+    robot.step(desc.default_joint_pos)
+    assert not reported(robot)["diverged"]
+
+
+def test_a_robot_in_a_pit_is_seen(desc):
+    robot = make(desc, course="gap", difficulty=1.5)
+    width = 0.1 + 0.7 * 1.5
+    course = make_course("gap", 1.5, 4)
+    first = min(b.center[0] - b.half_extents[0] for b in course.boxes if b.kind == "landing")
+    robot.data.qpos[:3] = (first - width / 2, 0.0, -0.6)
+
+    assert reported(robot)["in_pit"]
+    robot.data.qpos[2] = 0.4
+    assert not reported(robot)["in_pit"]
