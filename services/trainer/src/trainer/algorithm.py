@@ -15,6 +15,8 @@ so the body learns to live with what the history encoder says, on its own data.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -27,6 +29,7 @@ from trainer.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rsl_rl.env import VecEnv
     from rsl_rl.storage import RolloutStorage
     from tensordict import TensorDict
     from torch import Tensor
@@ -205,6 +208,14 @@ class ParkourPPO(PPO):
         )
         self.optimizer.register_step_post_hook(lambda *_: self._raw_actor.clamp_std())
         self._choose_latent()
+
+    @staticmethod
+    def construct_algorithm(
+        obs: TensorDict, env: VecEnv, cfg: dict[str, Any], device: str
+    ) -> ParkourPPO:
+        """As rsl_rl's, without what it prints: standard output is for whoever called."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            return PPO.construct_algorithm(obs, env, cfg, device)  # type: ignore[return-value]
 
     @property
     def learning_rate(self) -> float:
