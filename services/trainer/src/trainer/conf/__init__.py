@@ -1,0 +1,1 @@
+"""Presets of `trainer.config`: folders are choices, files their values."""

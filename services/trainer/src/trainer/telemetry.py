@@ -1,0 +1,286 @@
+"""What a run tells while it goes: measured on the device, told to people, files and Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Iteration", "JsonLines", "Meter", "Progress", "Sink", "TensorBoard", "duration"]
+
+_EPISODES: Final = 100
+"""Episodes that the mean reward is taken over, at least."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration:
+    """One iteration, as every sink gets it."""
+
+    number: int
+    """Iterations done, this one included."""
+    total: int
+    """Iterations of the whole run."""
+    env_steps: int
+    """Robot-steps so far, all processes together."""
+    wall_s: float
+    """Time spent training so far, earlier parts of a resumed run included [s]."""
+    eta_s: float
+    """Time to the end at the present pace [s]."""
+    scalars: Mapping[str, float]
+    """`Group/name`: value."""
+
+
+class Sink(Protocol):
+    """Somewhere that iterations are told to."""
+
+    def write(self, iteration: Iteration) -> None:
+        """Tell one iteration."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and release what is held."""
+        ...
+
+
+class Meter:
+    """Adds up what the environment says, on its device; one transfer per iteration.
+
+    A mean over steps leaves out what is not finite: the environment says NaN for what did not
+    happen in a step. Observations and rewards, though, have to be finite.
+    """
+
+    def __init__(self, num_envs: int, device: str | torch.device) -> None:
+        self._device = device
+        self._return = torch.zeros(num_envs, device=device)
+        self._length = torch.zeros(num_envs, device=device)
+        self._ended = torch.zeros(3, device=device)
+        self._finite: Tensor | None = None
+        self._sources: tuple[str, ...] = ()
+        self._logs: dict[tuple[str, ...], list[Tensor]] = {}
+        self._recent: deque[tuple[float, float, float]] = deque()
+
+    def step(
+        self,
+        obs: Mapping[str, Tensor],
+        rewards: Tensor,
+        dones: Tensor,
+        log: Mapping[str, Tensor | float] | None,
+    ) -> None:
+        """Take in one step of all robots."""
+        self._return += rewards
+        self._length += 1
+        done = dones > 0
+        self._ended += torch.stack(
+            [(self._return * done).sum(), (self._length * done).sum(), done.sum()]
+        )
+        self._return.masked_fill_(done, 0.0)
+        self._length.masked_fill_(done, 0.0)
+        self._watch({"reward": rewards, **dict(obs.items())})
+        if log:
+            values = [torch.as_tensor(value, device=self._device) for value in log.values()]
+            row = torch.stack([value.detach().float().reshape(()) for value in values])
+            self._logs.setdefault(tuple(log), []).append(row)
+
+    def not_finite(self) -> list[str]:
+        """Names of observation groups, or `reward`, that were not finite since the last call."""
+        if self._finite is None:
+            return []
+        bad = [
+            name
+            for name, fine in zip(self._sources, self._finite.tolist(), strict=True)
+            if not fine
+        ]
+        self._finite = None
+        return bad
+
+    def take(self) -> dict[str, float]:
+        """Means since the last call; keys that never had a finite value are absent."""
+        scalars: dict[str, float] = {}
+        for names, rows in self._logs.items():
+            means = torch.stack(rows).double()
+            means[~means.isfinite()] = math.nan
+            for name, value in zip(names, means.nanmean(dim=0).tolist(), strict=True):
+                if math.isfinite(value):
+                    scalars[name if "/" in name else f"Episode/{name}"] = value
+        self._logs.clear()
+        self._recent.append(tuple(self._ended.tolist()))
+        self._ended.zero_()
+        while sum(each[2] for each in list(self._recent)[1:]) >= _EPISODES:
+            self._recent.popleft()
+        total, steps, count = (sum(column) for column in zip(*self._recent, strict=True))
+        if count:
+            scalars["Train/mean_reward"] = total / count
+            scalars["Train/mean_episode_steps"] = steps / count
+        return scalars
+
+    def _watch(self, tensors: Mapping[str, Tensor]) -> None:
+        # A sum is finite only if all of it is, and costs one pass without a copy.
+        finite = torch.stack([tensor.sum() for tensor in tensors.values()]).isfinite()
+        self._sources = tuple(tensors)
+        self._finite = finite if self._finite is None else self._finite & finite
+
+
+class Progress:
+    """One line for the person at the keyboard: rewritten on a terminal, else now and then."""
+
+    def __init__(
+        self,
+        *,
+        period_s: float,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._period_s = period_s
+        self._clock = clock
+        self._said_at = -math.inf
+        self._last = ""
+
+    def write(self, iteration: Iteration) -> None:
+        """Show one iteration."""
+        line = progress_line(iteration)
+        if self._terminal:
+            width = _columns(self._stream)
+            self._put(f"\r\x1b[K{line[: width - 1]}")
+            self._last = line
+        elif self._clock() - self._said_at >= self._period_s:
+            self._said_at = self._clock()
+            self._put(line + "\n")
+
+    def say(self, line: str) -> None:
+        """A line of its own, which stays."""
+        if self._terminal and self._last:
+            self._put(f"\r\x1b[K{line}\n{self._last}")
+        else:
+            self._put(line + "\n")
+
+    def close(self) -> None:
+        """Leave the last line standing."""
+        if self._terminal and self._last:
+            self._put("\n")
+            self._last = ""
+
+    def _put(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def progress_line(iteration: Iteration) -> str:
+    """One iteration in a line; what was not measured is left out."""
+    parts = [f"{iteration.number}/{iteration.total}"]
+    for key, show in _SHOWN.items():
+        value = iteration.scalars.get(key)
+        if value is not None:
+            parts.append(show(value))
+    parts.append(f"ETA {duration(iteration.eta_s)}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+_SHOWN: Final[dict[str, Callable[[float], str]]] = {
+    "Perf/env_steps_per_s": lambda v: f"{v / 1e3:.1f}k steps/s" if v >= 1e3 else f"{v:.0f} steps/s",
+    "Perf/collect_s": lambda v: f"collect {v:.2f} s",
+    "Perf/learn_s": lambda v: f"learn {v:.2f} s",
+    "Train/mean_reward": lambda v: f"reward {v:.2f}",
+    "Episode/mxd": lambda v: f"MXD {v:.2f}",
+    "Level/mean": lambda v: f"level {v:.2f}",
+    "Torque/rms_nm": lambda v: f"torque {v:.1f} N·m",
+    "Policy/action_std": lambda v: f"std {v:.2f}",
+}
+
+
+class JsonLines:
+    """`log.jsonl`: one object per line, every n-th iteration.
+
+    A resumed run drops the lines after its checkpoint, which it is about to write again.
+    """
+
+    def __init__(self, path: Path, *, every: int, iteration: int = 0) -> None:
+        self._every = every
+        if path.exists():
+            kept = [line for line in _lines(path) if line[0] <= iteration]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(text + "\n" for _, text in kept), encoding="utf-8")
+            partial.replace(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, iteration: Iteration) -> None:
+        """Append one iteration when it is its turn."""
+        if iteration.number % self._every and iteration.number != iteration.total:
+            return
+        facts = {
+            "iteration": iteration.number,
+            "env_steps": iteration.env_steps,
+            "wall_s": round(iteration.wall_s, 3),
+            **{name: _rounded(value) for name, value in iteration.scalars.items()},
+        }
+        self._file.write(json.dumps(facts, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class TensorBoard:
+    """Event files in the run's folder, the iteration as the step."""
+
+    def __init__(self, folder: Path, *, iteration: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events after the checkpoint are purged: the run is about to write them again.
+        purge = iteration + 1 if iteration else None
+        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+
+    def write(self, iteration: Iteration) -> None:
+        """Add every scalar."""
+        for name, value in iteration.scalars.items():
+            self._writer.add_scalar(name, value, iteration.number)
+        self._writer.add_scalar("Progress/env_steps", iteration.env_steps, iteration.number)
+
+    def close(self) -> None:
+        """Flush the last events."""
+        self._writer.close()
+
+
+def _lines(path: Path) -> Iterable[tuple[int, str]]:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                yield int(json.loads(line)["iteration"]), line.rstrip("\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a run that was killed while it wrote
+
+
+def _rounded(value: Any) -> float | None:
+    number = float(value)
+    return float(f"{number:.6g}") if math.isfinite(number) else None
+
+
+def _columns(stream: TextIO) -> int:
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, 20)
+    except (OSError, ValueError):
+        return 120

@@ -1,0 +1,98 @@
+"""A tiny world in place of the simulator: same groups, same shapes, nothing to learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from trainer.observations import (
+    CRITIC_EXTRA_SIZE,
+    HISTORY,
+    PRIVILEGED_SIZE,
+    PROPRIO_SIZE,
+    SCAN_SIZE,
+)
+
+NUM_ACTIONS = 18
+
+
+class FakeEnv:
+    """Observations drift with the actions and torch's generator; all of it can be saved."""
+
+    max_episode_length = 7
+    device = "cpu"
+    cfg = None
+
+    def __init__(self, num_envs: int = 4, *, poison: tuple[int, str] | None = None) -> None:
+        self.num_envs = num_envs
+        self.num_actions = NUM_ACTIONS
+        self.episode_length_buf = torch.zeros(num_envs, dtype=torch.long)
+        self.level = torch.zeros(num_envs)
+        self.state = torch.zeros(num_envs, PROPRIO_SIZE)
+        self.frames = torch.zeros(num_envs, HISTORY, PROPRIO_SIZE)
+        self.steps = 0
+        self.poison = poison
+        self.closed = False
+
+    @property
+    def unwrapped(self) -> FakeEnv:
+        return self
+
+    def get_observations(self) -> TensorDict:
+        n = self.num_envs
+        seen = {
+            "proprio": self.state.clone(),
+            "scan": self.state.repeat(1, 5)[:, :SCAN_SIZE].clone(),
+            "velocity": self.state[:, :3].clone(),
+            "privileged": self.state[:, :PRIVILEGED_SIZE].clone(),
+            "history": self.frames.reshape(n, -1).clone(),
+            "critic": self.state[:, :CRITIC_EXTRA_SIZE].clone(),
+        }
+        if self.poison and self.steps >= self.poison[0] and self.poison[1] in seen:
+            seen[self.poison[1]][0, 0] = torch.nan
+        return TensorDict(seen, batch_size=[n])
+
+    def step(self, actions: torch.Tensor):
+        self.steps += 1
+        push = torch.nn.functional.pad(actions.detach(), (0, PROPRIO_SIZE - NUM_ACTIONS))
+        self.state = 0.9 * self.state + 0.1 * push + 0.01 * torch.randn_like(self.state)
+        self.frames = torch.cat([self.frames[:, 1:], self.state[:, None]], dim=1)
+        self.episode_length_buf += 1
+        timed_out = self.episode_length_buf >= self.max_episode_length
+        rewards = 1.0 - self.state[:, :3].norm(dim=1)
+        if self.poison and self.steps >= self.poison[0] and self.poison[1] == "reward":
+            rewards[0] = torch.inf
+        self.level[timed_out] += 1
+        self.episode_length_buf[timed_out] = 0
+        log = {
+            "Level/mean": self.level.mean(),
+            "Torque/rms_nm": torch.tensor(30.0),
+            "Episode/mxd": torch.where(timed_out.any(), torch.tensor(0.5), torch.tensor(torch.nan)),
+            "Reward/alive": 1.0,
+        }
+        extras = {"log": log, "time_outs": timed_out}
+        return self.get_observations(), rewards, timed_out.long(), extras
+
+    def checkpoint_state(self) -> dict[str, torch.Tensor]:
+        return {
+            "level": self.level,
+            "state": self.state,
+            "frames": self.frames,
+            "episode_length": self.episode_length_buf,
+        }
+
+    def load_checkpoint_state(self, state: dict[str, torch.Tensor]) -> None:
+        if state["level"].shape != self.level.shape:
+            raise ValueError(f"{len(state['level'])} robots, not {self.num_envs}")
+        self.level, self.state = state["level"].clone(), state["state"].clone()
+        self.frames = state["frames"].clone()
+        self.episode_length_buf = state["episode_length"].clone()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def fake_env():
+    """Makes fake environments."""
+    return FakeEnv
