@@ -1,0 +1,212 @@
+"""What the environment can be told: plain values, so that one tree serves Hydra, files and tests.
+
+Rewards are per second: the environment multiplies each by the control step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = [
+    "CommandCfg",
+    "CurriculumCfg",
+    "EnvCfg",
+    "PhysicsCfg",
+    "RandomisationCfg",
+    "RewardCfg",
+    "TerrainCfg",
+    "evaluation_env",
+    "play_env",
+    "teacher_env",
+]
+
+
+@dataclass
+class TerrainCfg:
+    """A grid of courses: rows are difficulties, columns are layouts of one obstacle type each."""
+
+    types: list[str] = field(default_factory=lambda: ["steps", "gap", "hurdle", "ramps", "flat"])
+    """Courses of `krabby_robot.courses`."""
+    shares: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.2, 0.2, 0.1])
+    """Share of the columns of each type; every type gets one at least."""
+    levels: int = 10
+    columns: int = 20
+    difficulty_low: float = 0.0
+    difficulty_high: float = 1.0
+    random_difficulty: bool = False
+    """Draw every tile's difficulty uniformly instead of raising it from row to row."""
+    seed: int = 0
+
+
+@dataclass
+class CommandCfg:
+    """Where the robot is asked to go and how fast."""
+
+    speed_low: float = 0.3
+    speed_high: float = 1.0
+    """[m/s], drawn once per episode."""
+    reach_m: float = 0.2
+    """A waypoint counts once the base has been this near ..."""
+    dwell_s: float = 0.1
+    """... for this long."""
+    pass_width_m: float = 0.5
+    """A waypoint passed this close to its side counts too; 0 for the published rule."""
+
+
+@dataclass
+class CurriculumCfg:
+    """When a robot moves to a harder or an easier tile; see `trainer.curriculum`."""
+
+    enabled: bool = True
+    start_level: int = 4
+    """Robots start at a random level up to this one."""
+    promote_goals: int = 7
+    """Waypoints reached in an episode that move it up."""
+    demote_goals: int = 3
+    """A fall before this many waypoints moves it down."""
+    demote_speed: float = 0.4
+    """So does less than this share of the distance asked for, when time runs out."""
+
+
+@dataclass
+class RandomisationCfg:
+    """Everything that differs between robots and episodes: the one table of domain randomisation.
+
+    Ranges are [low, high], uniform.
+    """
+
+    enabled: bool = True
+    friction: list[float] = field(default_factory=lambda: [0.5, 1.25])
+    """Of feet and legs on the terrain."""
+    added_mass_kg: list[float] = field(default_factory=lambda: [-1.0, 4.0])
+    """On the base."""
+    com_offset_m: list[float] = field(default_factory=lambda: [-0.05, 0.05])
+    """Of the base, each axis."""
+    gain_factor: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    """On kp and kd, each joint."""
+    command_delay: list[float] = field(default_factory=lambda: [0.3, 1.0])
+    """From observation to the drive, in control steps."""
+    push_interval_s: list[float] = field(default_factory=lambda: [6.0, 10.0])
+    push_speed: float = 0.5
+    """Largest change of the base's velocity along x and y [m/s]."""
+    joint_pos_bias: float = 0.01
+    """Largest constant error of an encoder [rad]."""
+    gyro_bias: float = 0.03
+    """Largest constant error of the gyro [rad/s]."""
+    joint_pos_noise: float = 0.005
+    joint_vel_noise: float = 0.1
+    gyro_noise: float = 0.05
+    gravity_noise: float = 0.01
+    scan_noise_m: float = 0.01
+    scan_bias_m: float = 0.02
+    start_xy_m: float = 0.3
+    """Start position, plus or minus."""
+    start_yaw_rad: float = 0.3
+    start_joint_rad: float = 0.1
+
+
+@dataclass
+class RewardCfg:
+    """Weights of the terms in `trainer.mdp`, per second."""
+
+    goal_velocity: float = 1.5
+    goal_heading: float = 0.5
+    vertical_velocity: float = -0.5
+    roll_pitch_rate: float = -0.05
+    orientation: float = -0.3
+    joint_deviation: float = -0.02
+    action_rate: float = -0.01
+    torque: float = -4e-6
+    effort_budget: float = -0.5
+    base_contact: float = -1.0
+    leg_contact: float = -0.1
+    stumble: float = -0.3
+    edge: float = -0.4
+    pit: float = -1.0
+    fall: float = -100.0
+    """Per second over one control step: -1 for a fall at 100 Hz."""
+
+
+@dataclass
+class PhysicsCfg:
+    """Newton with the MuJoCo-Warp solver."""
+
+    step_s: float = 0.005
+    decimation: int = 2
+    iterations: int = 10
+    ls_iterations: int = 30
+    max_constraints: int = 400
+    """Per robot."""
+    max_contacts: int = 100
+    """Per robot."""
+
+
+@dataclass
+class EnvCfg:
+    """One environment, of many robots."""
+
+    num_envs: int = 4096
+    episode_s: float = 20.0
+    terrain: TerrainCfg = field(default_factory=TerrainCfg)
+    command: CommandCfg = field(default_factory=CommandCfg)
+    curriculum: CurriculumCfg = field(default_factory=CurriculumCfg)
+    randomisation: RandomisationCfg = field(default_factory=RandomisationCfg)
+    reward: RewardCfg = field(default_factory=RewardCfg)
+    physics: PhysicsCfg = field(default_factory=PhysicsCfg)
+
+
+def teacher_env() -> EnvCfg:
+    """Training of the teacher."""
+    return EnvCfg()
+
+
+def evaluation_env(
+    *,
+    num_envs: int = 256,
+    types: list[str] | None = None,
+    difficulty: tuple[float, float] = (0.0, 1.0),
+    seed: int = 1,
+) -> EnvCfg:
+    """The published evaluation: difficulties drawn uniformly, robots spread evenly over types.
+
+    Friction, pushes and the speed asked for vary; masses, gains and sensors are true. Every robot
+    has a tile of its own, up to 64 a type.
+    """
+    cfg = EnvCfg(num_envs=num_envs)
+    types = types or ["steps", "gap", "hurdle", "ramps"]
+    cfg.terrain = TerrainCfg(
+        types=types,
+        shares=[1.0 / len(types)] * len(types),
+        levels=max(1, min(8, num_envs // len(types))),
+        columns=len(types) * max(1, min(8, num_envs // (8 * len(types)))),
+        difficulty_low=difficulty[0],
+        difficulty_high=difficulty[1],
+        random_difficulty=True,
+        seed=seed,
+    )
+    cfg.command = CommandCfg(speed_low=0.3, speed_high=0.8, pass_width_m=0.0)
+    cfg.curriculum = CurriculumCfg(enabled=False)
+    cfg.randomisation = RandomisationCfg(
+        friction=[0.6, 1.2],
+        added_mass_kg=[0.0, 0.0],
+        com_offset_m=[0.0, 0.0],
+        gain_factor=[1.0, 1.0],
+        command_delay=[0.8, 0.8],
+        push_interval_s=[6.0, 6.0],
+        joint_pos_bias=0.0,
+        gyro_bias=0.0,
+        joint_pos_noise=0.0,
+        joint_vel_noise=0.0,
+        gyro_noise=0.0,
+        gravity_noise=0.0,
+        scan_noise_m=0.0,
+        scan_bias_m=0.0,
+    )
+    return cfg
+
+
+def play_env() -> EnvCfg:
+    """A few robots to look at: no pushes."""
+    cfg = evaluation_env(num_envs=16)
+    cfg.randomisation.enabled = False
+    return cfg

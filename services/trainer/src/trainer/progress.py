@@ -1,0 +1,127 @@
+"""Where every robot is on its course, and what the operator tells it: batched, in torch.
+
+The rules are those of the simulated robot's mission: a waypoint counts once the base has been near
+it for a moment, or (if `pass_width_m` is not 0) when it was passed at its side; the operator turns
+the nose towards the next waypoint and slows down while turning.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+__all__ = ["Goal", "Progress", "nav_command", "wrap_angle"]
+
+Tensor = torch.Tensor
+
+_YAW_GAIN: Final = 1.5
+_MAX_YAW_RATE: Final = 0.5
+_TURN_IN_PLACE: Final = math.radians(60.0)
+
+
+@dataclass
+class Goal:
+    """The waypoint a robot walks to; all (N,) but `direction_w` (N, 2)."""
+
+    direction_w: Tensor
+    """Unit vector from the base to it."""
+    distance_m: Tensor
+    heading_error: Tensor
+    """Its bearing minus the robot's yaw [rad], wrapped."""
+    next_heading_error: Tensor
+    """The same for the waypoint after it."""
+
+
+class Progress:
+    """Waypoints reached by N robots.
+
+    Args:
+        num_envs: N.
+        device: Where the tensors live.
+        reach_m: A waypoint counts within this distance ...
+        dwell_s: ... after this time.
+        pass_width_m: One passed this close to its side counts at once; 0 switches that off.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        device: str | torch.device,
+        *,
+        reach_m: float,
+        dwell_s: float,
+        pass_width_m: float,
+    ) -> None:
+        self._reach_m, self._dwell_s, self._pass_width_m = reach_m, dwell_s, pass_width_m
+        self.index = torch.zeros(num_envs, dtype=torch.long, device=device)
+        """Waypoints reached; also the index of the next one."""
+        self.distance_m = torch.zeros(num_envs, device=device)
+        """Furthest x since the start of the episode, relative to it [m]."""
+        self._near_s = torch.zeros(num_envs, device=device)
+
+    def reset(self, env_ids: Tensor) -> None:
+        """Start over at the first waypoint."""
+        self.index[env_ids] = 0
+        self.distance_m[env_ids] = 0.0
+        self._near_s[env_ids] = 0.0
+
+    def update(self, pos_xy: Tensor, waypoints: Tensor, start_xy: Tensor, dt: float) -> None:
+        """Take in where the bases are.
+
+        Args:
+            pos_xy: (N, 2) [m], world frame.
+            waypoints: (N, G, 3) [m], world frame.
+            start_xy: (N, 2) [m]: where the course starts.
+            dt: Time since the last call [s].
+        """
+        count = waypoints.shape[1]
+        goal = _pick(waypoints, self.index)
+        before = torch.where((self.index > 0)[:, None], _pick(waypoints, self.index - 1), start_xy)
+        offset = goal - pos_xy
+        near = offset.norm(dim=-1) < self._reach_m
+        self._near_s = torch.where(near, self._near_s + dt, 0.0)
+        reached = self._near_s > self._dwell_s - 0.5 * dt
+        if self._pass_width_m > 0.0:
+            leg = goal - before
+            leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+            to_go = (offset * leg).sum(-1)
+            aside = (offset[:, 0] * leg[:, 1] - offset[:, 1] * leg[:, 0]).abs()
+            reached |= (to_go <= 0.0) & (aside <= self._pass_width_m)
+        reached &= self.index < count
+        self.index += reached
+        self._near_s = torch.where(reached, 0.0, self._near_s)
+        self.distance_m = torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0])
+
+    def goal(self, pos_xy: Tensor, yaw: Tensor, waypoints: Tensor) -> Goal:
+        """What lies ahead; the last waypoint stays the goal once it is reached."""
+        offset = _pick(waypoints, self.index) - pos_xy
+        distance = offset.norm(dim=-1)
+        after = _pick(waypoints, self.index + 1) - pos_xy
+        return Goal(
+            direction_w=offset / distance.clamp(min=1e-6)[:, None],
+            distance_m=distance,
+            heading_error=wrap_angle(torch.atan2(offset[:, 1], offset[:, 0]) - yaw),
+            next_heading_error=wrap_angle(torch.atan2(after[:, 1], after[:, 0]) - yaw),
+        )
+
+
+def nav_command(heading_error: Tensor, speed: Tensor) -> Tensor:
+    """vx, vy [m/s] and yaw rate [rad/s] as the operator asks for them, (N, 3)."""
+    yaw_rate = (_YAW_GAIN * heading_error).clamp(-_MAX_YAW_RATE, _MAX_YAW_RATE)
+    ahead = heading_error.abs() <= _TURN_IN_PLACE
+    vx = torch.where(ahead, speed * torch.cos(heading_error), 0.0)
+    return torch.stack((vx, torch.zeros_like(vx), yaw_rate), dim=-1)
+
+
+def wrap_angle(angle: Tensor) -> Tensor:
+    """The same angle in [-pi, pi) [rad]."""
+    return torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi
+
+
+def _pick(waypoints: Tensor, index: Tensor) -> Tensor:
+    """Waypoint `index` of every robot, (N, 2), the last one beyond the end."""
+    index = index.clamp(0, waypoints.shape[1] - 1)
+    return waypoints[torch.arange(len(index), device=index.device), index, :2]

@@ -1,0 +1,763 @@
+"""The crab on its courses in Isaac Lab: the thin layer between the simulator and pure functions.
+
+Isaac Lab's managers call what is here; what is computed lies in `mdp`, `observations`, `progress`,
+`curriculum` and `randomisation`. `Parkour` holds what the managers share, so that each quantity is
+computed once a step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+from krabby_robot.courses import TILE_HALF_WIDTH_M
+from krabby_robot.description import RobotDescription
+from krabby_robot.gate import GateCfg
+
+from trainer import adapter, mdp, observations, progress
+from trainer.curriculum import next_level
+from trainer.env_cfg import EnvCfg, play_env, teacher_env
+from trainer.errors import TrainerError
+from trainer.observations import HISTORY, NUM_FEET, NUM_JOINTS, PROPRIO_SIZE
+from trainer.randomisation import Bodies, SensorErrors, uniform
+from trainer.terrain import Terrain
+
+adapter.require_isaaclab()
+
+import isaaclab.sim as sim_utils  # noqa: E402
+from isaaclab.envs import ManagerBasedRLEnv, ManagerBasedRLEnvCfg  # noqa: E402
+from isaaclab.managers import (  # noqa: E402
+    ActionTerm,
+    ActionTermCfg,
+    CurriculumTermCfg,
+    EventTermCfg,
+    ObservationGroupCfg,
+    ObservationTermCfg,
+    RewardTermCfg,
+    TerminationTermCfg,
+)
+from isaaclab.scene import InteractiveSceneCfg  # noqa: E402
+from isaaclab.sensors import ContactSensorCfg  # noqa: E402
+from isaaclab.terrains import TerrainGeneratorCfg, TerrainImporterCfg  # noqa: E402
+from isaaclab.utils import configclass  # noqa: E402
+
+if TYPE_CHECKING:
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+__all__ = ["CONTROL_STEP_S", "ENV_IDS", "Parkour", "ParkourEnv", "StepFacts", "make_env"]
+
+Tensor = torch.Tensor
+
+CONTROL_STEP_S = 0.01
+ENV_IDS = {
+    "teacher": "Krabby-Parkour-Teacher-v0",
+    "student": "Krabby-Parkour-Student-v0",
+    "play": "Krabby-Parkour-Play-v0",
+}
+
+_START_HEIGHT_M = 0.46
+"""Of the base above the ground at the start: a drop of a few centimetres."""
+_CONTACT_N = 1.0
+_BODY_CONTACT_N = 1.0
+_EFFORT_WINDOW_S = 3.0
+"""Shorter than the safety gate's 30 s, so that the cause is near its effect."""
+_LOG_EVERY = 24
+
+
+@dataclass
+class StepFacts:
+    """What happened in one step, before the robots whose episode ended were put back.
+
+    N robots; metres, newton metres, world frame.
+    """
+
+    goal_index: Tensor
+    goals: Tensor
+    foot_contact: Tensor
+    feet_on_edge: Tensor
+    terminated: Tensor
+    timed_out: Tensor
+    completed: Tensor
+    type_id: Tensor
+    difficulty: Tensor
+    course_seed: Tensor
+    torque: Tensor
+    saturated: Tensor
+    base_contact: Tensor
+    base_pos_w: Tensor
+    distance_m: Tensor
+
+
+class Parkour:
+    """State that terms share: where robots are, what they are asked, what they sensed."""
+
+    def __init__(self, env: ParkourEnv) -> None:
+        cfg: EnvCfg = env.cfg.parkour
+        self.cfg, self.env = cfg, env
+        self.desc = RobotDescription.load()
+        device, n = env.device, env.num_envs
+        self.device, self.num_envs = device, n
+        self.terrain = env.cfg.terrain
+        self.ground = self.terrain.to(device)
+        self.robot = env.scene["robot"]
+        self.contacts = env.scene["contact_forces"]
+        self._find_bodies()
+
+        gate = GateCfg.from_description(self.desc)
+
+        def constant(values: Any) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=device)
+
+        self.default_joint_pos = constant(self.desc.default_joint_pos)
+        self.target_lower, self.target_upper = (
+            constant(gate.target_lower),
+            constant(gate.target_upper),
+        )
+        self.max_step = constant(gate.max_rate) * CONTROL_STEP_S
+        self.tilt_limit_rad = gate.tilt_limit_rad
+        self.fold_start = gate.fold_start
+
+        self.bodies = Bodies.draw(
+            cfg.randomisation, n, device, friction=self.desc.contact.foot_friction
+        )
+        self.sensors = SensorErrors(cfg.randomisation, n, device)
+        self.privileged = self.bodies.privileged()
+
+        columns = self.terrain.columns
+        self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
+        if cfg.curriculum.enabled:
+            high = min(cfg.curriculum.start_level, self.terrain.levels - 1)
+            self.level = torch.randint(0, high + 1, (n,), device=device)
+        else:
+            self.level = torch.arange(n, device=device) % self.terrain.levels
+        self.progress = progress.Progress(
+            n,
+            device,
+            reach_m=cfg.command.reach_m,
+            dwell_s=cfg.command.dwell_s,
+            pass_width_m=cfg.command.pass_width_m,
+        )
+        self.speed = torch.full((n,), cfg.command.speed_low, device=device)
+        self.action = torch.zeros(n, NUM_JOINTS, device=device)
+        self.previous_action = torch.zeros_like(self.action)
+        self.target = self.default_joint_pos.repeat(n, 1)
+        self.applied_target = self.target.clone()
+        self.mean_square = torch.zeros_like(self.action)
+        self.history = torch.zeros(n, HISTORY, PROPRIO_SIZE, device=device)
+        self.foot_contact = torch.zeros(n, NUM_FEET, dtype=torch.bool, device=device)
+        self._fresh = torch.ones(n, dtype=torch.bool, device=device)
+        self._push_in_s = uniform(cfg.randomisation.push_interval_s, (n,), device)
+        self._sums = {key: torch.zeros((), device=device) for key in _SUMS}
+        self.collect_facts = False
+        self.facts: StepFacts | None = None
+        self.measure(CONTROL_STEP_S, count=False)
+
+    @property
+    def tile(self) -> Tensor:
+        """Tile of every robot, (N,)."""
+        return self.level * self.terrain.columns + self.column
+
+    def _find_bodies(self) -> None:
+        feet = [f"{leg}_foot" for leg in self.desc.leg_names]
+        names = list(self.robot.body_names)
+        missing = [name for name in ["base", *feet] if name not in names]
+        if missing:
+            raise TrainerError(
+                f"the robot's USD has no bodies {missing}, only {names}; run `make assets`"
+            )
+        index = {name: i for i, name in enumerate(names)}
+        self._feet = torch.tensor([index[name] for name in feet], device=self.device)
+        self._base = index["base"]
+        sensed = [name.rsplit("/", 1)[-1] for name in self.contacts.sensor_names]
+        where = {name: i for i, name in enumerate(sensed)}
+        legs = [name for name in sensed if name.endswith(("_hip", "_femur", "_tibia"))]
+        self._feet_sensed = torch.tensor([where[name] for name in feet], device=self.device)
+        self._legs_sensed = torch.tensor([where[name] for name in legs], device=self.device)
+        self._base_sensed = where["base"]
+
+    def randomise_bodies(self) -> None:
+        """Give every simulated robot its own friction, mass, centre of mass and gains."""
+        import warp
+        from isaaclab.actuators.newton import write_group_parameter
+        from isaaclab_newton.physics import NewtonManager
+        from newton import ModelFlags
+
+        bodies, robot = self.bodies, self.robot
+        model = NewtonManager.get_model()
+        friction = warp.to_torch(robot.root_view.get_attribute("shape_material_mu", model)[:, 0])
+        nominal = friction.amax(dim=1, keepdim=True)
+        friction *= bodies.friction / nominal
+        NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
+
+        base = [self._base]
+        mass = adapter.tensor(robot.data.body_mass)[:, base].clone()
+        robot.set_masses_index(masses=mass + bodies.added_mass_kg, body_ids=base)
+        inertia = adapter.tensor(robot.data.body_inertia)[:, base].clone()
+        ratio = (mass + bodies.added_mass_kg) / mass
+        robot.set_inertias_index(inertias=inertia * ratio[..., None], body_ids=base)
+        com = adapter.tensor(robot.data.body_com_pos_b)[:, base] + bodies.com_offset_m[:, None]
+        robot.set_coms_index(coms=com, body_ids=base)
+
+        kp = torch.tensor(self.desc.kp, dtype=torch.float32, device=self.device)
+        kd = torch.tensor(self.desc.kd, dtype=torch.float32, device=self.device)
+        for key, values in (("kp", kp * bodies.kp_factor), ("kd", kd * bodies.kd_factor)):
+            write_group_parameter(robot.actuators, "drives", "controller", key, values=values)
+
+    def measure(self, dt: float, *, count: bool = True) -> None:
+        """Take in what the physics did: once after it moved, once after resets (without count)."""
+        data = self.robot.data
+        self.base_pos_w = adapter.tensor(data.root_link_pos_w)
+        self.base_quat_w = adapter.tensor(data.root_link_quat_w)
+        self.base_lin_vel_w = adapter.tensor(data.root_link_lin_vel_w)
+        self.base_lin_vel_b = adapter.tensor(data.root_link_lin_vel_b)
+        self.base_ang_vel_b = adapter.tensor(data.root_link_ang_vel_b)
+        self.joint_pos = adapter.tensor(data.joint_pos)
+        self.joint_vel = adapter.tensor(data.joint_vel)
+        self.gravity_b = observations.projected_gravity(self.base_quat_w)
+        self.yaw = observations.yaw_of(self.base_quat_w)
+        self.soles_w = adapter.tensor(data.body_link_pos_w)[:, self._feet].clone()
+        self.soles_w[..., 2] -= self.desc.geometry.foot_radius
+        tile = self.tile
+        waypoints, start = self.ground.waypoints[tile], self.ground.spawn[tile]
+        if count:
+            self._count(dt, tile, waypoints, start)
+        self.goal = self.progress.goal(self.base_pos_w[:, :2], self.yaw, waypoints)
+
+    def after_physics(self) -> None:
+        """Measure, judge whose episode ends, and account for the step."""
+        self.measure(CONTROL_STEP_S)
+        self.fallen = mdp.fallen(self.gravity_b, self.tilt_limit_rad)
+        self.sunk = mdp.sunk(self.base_in_pit)
+        self.left_lane = mdp.left_lane(
+            self.base_pos_w, self.ground.lane_y[self.tile], TILE_HALF_WIDTH_M
+        )
+        self.failed = self.fallen | self.sunk | self.left_lane
+        self.time_out = self.env.episode_length_buf >= self.env.max_episode_length
+        self._account()
+        if self.collect_facts:
+            self.facts = self._step_facts()
+
+    def _count(self, dt: float, tile: Tensor, waypoints: Tensor, start: Tensor) -> None:
+        self.force_w = adapter.tensor(self.contacts.data.net_normal_forces_w)
+        self.foot_force_w = self.force_w[:, self._feet_sensed]
+        self.foot_contact = self.foot_force_w.norm(dim=-1) > _CONTACT_N
+        self.torque = adapter.tensor(self.robot.actuators.applied_effort)
+        self.mean_square = mdp.mean_square_filter(
+            self.mean_square, self.torque, dt, _EFFORT_WINDOW_S
+        )
+        self.progress.update(self.base_pos_w[:, :2], waypoints, start, dt)
+        self.on_edge = self.ground.feet_on_edge(tile, self.soles_w)
+        self.feet_in_pit = self.ground.in_pit(tile, self.soles_w)
+        self.base_in_pit = self.ground.in_pit(tile, self.base_pos_w[:, None])
+        self.completed = self.progress.index >= waypoints.shape[1]
+
+    def observe(self) -> dict[str, Tensor]:
+        """Every observation group, after resets; adds a frame to the history."""
+        self.measure(CONTROL_STEP_S, count=False)
+        sensors = self.sensors
+        frame = observations.proprio(
+            base_quat_w=self.base_quat_w,
+            base_ang_vel_b=sensors.gyro(self.base_ang_vel_b),
+            joint_pos=sensors.joint_pos(self.joint_pos),
+            joint_vel=sensors.joint_vel(self.joint_vel),
+            foot_contact=self.foot_contact & ~self._fresh[:, None],
+            nav_command=progress.nav_command(self.goal.heading_error, self.speed),
+            last_action=self.action,
+            default_joint_pos=self.default_joint_pos,
+            gravity_b=sensors.gravity(self.gravity_b),
+        )
+        shifted = torch.cat((self.history[:, 1:], frame[:, None]), dim=1)
+        self.history = torch.where(
+            self._fresh[:, None, None], frame[:, None].expand(-1, HISTORY, -1), shifted
+        )
+        self._fresh = torch.zeros_like(self._fresh)
+        scan = observations.scan(self.ground.height_at, self.base_pos_w, self.base_quat_w)
+        ground = self.ground.height_at
+        critic = observations.critic_extra(
+            heading_error=self.goal.heading_error,
+            next_heading_error=self.goal.next_heading_error,
+            goal_distance_m=self.goal.distance_m,
+            base_height_m=self.base_pos_w[:, 2] - ground(self.base_pos_w[:, :2]),
+            feet_height_m=self.soles_w[..., 2] - ground(self.soles_w[..., :2]),
+            speed=self.speed,
+            episode_progress=self.env.episode_length_buf / self.env.max_episode_length,
+        )
+        return {
+            "proprio": frame,
+            "scan": sensors.scan(scan),
+            "velocity": self.base_lin_vel_b,
+            "privileged": self.privileged,
+            "history": self.history.flatten(1),
+            "critic": critic,
+        }
+
+    def reset(self, env_ids: Tensor) -> None:
+        """Put robots on the start of their tile, at rest, with a new speed to walk at."""
+        cfg, draw = self.cfg.randomisation, len(env_ids)
+        tile = self.tile[env_ids]
+        spread = cfg.start_xy_m if cfg.enabled else 0.0
+        pose = torch.zeros(draw, 7, device=self.device)
+        pose[:, :2] = self.ground.spawn[tile] + uniform((-spread, spread), (draw, 2), self.device)
+        pose[:, 2] = _START_HEIGHT_M + self.ground.height_at(pose[:, :2])
+        turn = cfg.start_yaw_rad if cfg.enabled else 0.0
+        yaw = uniform((-turn, turn), (draw,), self.device)
+        pose[:, 5], pose[:, 6] = torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)
+        bend = cfg.start_joint_rad if cfg.enabled else 0.0
+        joints = self.default_joint_pos + uniform((-bend, bend), (draw, NUM_JOINTS), self.device)
+        joints = joints.clamp(self.target_lower, self.target_upper)
+        at_rest = torch.zeros(draw, 6, device=self.device)
+        self.robot.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
+        self.robot.write_root_velocity_to_sim_index(root_velocity=at_rest, env_ids=env_ids)
+        self.robot.write_joint_state_to_sim_index(
+            position=joints, velocity=torch.zeros_like(joints), env_ids=env_ids
+        )
+        self.progress.reset(env_ids)
+        speed = (self.cfg.command.speed_low, self.cfg.command.speed_high)
+        self.speed[env_ids] = uniform(speed, (draw,), self.device)
+        self.action[env_ids] = 0.0
+        self.previous_action[env_ids] = 0.0
+        self.target[env_ids] = joints
+        self.applied_target[env_ids] = joints
+        self.mean_square[env_ids] = 0.0
+        self._fresh[env_ids] = True
+
+    def act(self, action: Tensor) -> None:
+        """Turn actions into targets as the safety gate would, delayed by a share of a step."""
+        self.previous_action = self.action
+        self.action = action.clone()
+        before = self.target
+        self.target = observations.joint_pos_target(
+            action,
+            before,
+            default_joint_pos=self.default_joint_pos,
+            lower=self.target_lower,
+            upper=self.target_upper,
+            max_step=self.max_step,
+        )
+        # Within one step the drives see the old target first: on average, a blend of both.
+        self.applied_target = self.target + self.bodies.command_delay * (before - self.target)
+
+    def push(self) -> None:
+        """Shove the robots whose time has come."""
+        cfg = self.cfg.randomisation
+        if not cfg.enabled or cfg.push_speed <= 0.0:
+            return
+        self._push_in_s -= CONTROL_STEP_S
+        due = self._push_in_s <= 0.0
+        velocity = adapter.tensor(self.robot.data.root_com_vel_w).clone()
+        shove = uniform((-cfg.push_speed, cfg.push_speed), (self.num_envs, 2), self.device)
+        velocity[:, :2] += torch.where(due[:, None], shove, 0.0)
+        self._push_in_s = torch.where(
+            due, uniform(cfg.push_interval_s, (self.num_envs,), self.device), self._push_in_s
+        )
+        ids = due.nonzero().squeeze(-1)
+        if len(ids):
+            self.robot.write_root_velocity_to_sim_index(
+                root_velocity=velocity[ids], env_ids=ids.int()
+            )
+
+    def advance_curriculum(self, env_ids: Tensor) -> None:
+        """Choose the next tile of robots whose episode ended."""
+        if not self.cfg.curriculum.enabled or self.env.common_step_counter == 0:
+            return
+        walked_s = self.env.episode_length_buf[env_ids] * CONTROL_STEP_S
+        self.level[env_ids] = torch.where(
+            walked_s > 0.0,
+            next_level(
+                self.level[env_ids],
+                goals=self.progress.index[env_ids],
+                fell=self.failed[env_ids],
+                distance_m=self.progress.distance_m[env_ids],
+                asked_m=self.speed[env_ids] * walked_s,
+                levels=self.terrain.levels,
+                cfg=self.cfg.curriculum,
+            ),
+            self.level[env_ids],
+        )
+
+    def _account(self) -> None:
+        """Add one step to what is logged."""
+        ended = self.failed | self.completed | self.time_out
+        saturated = mdp.saturated(
+            self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
+        )
+        sums = self._sums
+        sums["steps"] += 1.0
+        sums["torque_sq"] += self.torque.square().mean()
+        sums["saturation"] += saturated.float().mean()
+        sums["edge"] += (self.on_edge & self.foot_contact).float().sum(-1).mean()
+        sums["velocity"] += mdp.goal_velocity(
+            self.base_lin_vel_w, self.goal.direction_w, self.speed
+        ).mean()
+        sums["episodes"] += ended.sum()
+        sums["falls"] += self.failed.sum()
+        sums["goals"] += torch.where(ended, self.progress.index.clamp(max=7), 0).sum()
+        sums["completed"] += (ended & self.completed).sum()
+
+    def log(self) -> dict[str, Tensor]:
+        """What was accounted for since the last call, and the present levels."""
+        s = self._sums
+        steps, episodes = s["steps"].clamp(min=1.0), s["episodes"].clamp(min=1.0)
+        log = {
+            "Torque/rms_nm": (s["torque_sq"] / steps).sqrt(),
+            "Torque/saturation": s["saturation"] / steps,
+            "Episode/mev": s["edge"] / steps,
+            "Episode/velocity_ratio": s["velocity"] / steps,
+            "Episode/goals": s["goals"] / episodes,
+            "Episode/mxd": s["goals"] / episodes / 7.0,
+            "Episode/fall_rate": s["falls"] / episodes,
+            "Episode/completed": s["completed"] / episodes,
+            "Level/mean": self.level.float().mean(),
+        }
+        kind = self.ground.type_id[self.tile]
+        for i, name in enumerate(self.terrain.types):
+            chosen = (kind == i).float()
+            log[f"Level/{name}"] = (self.level * chosen).sum() / chosen.sum().clamp(min=1.0)
+        self._sums = {key: torch.zeros_like(value) for key, value in s.items()}
+        return log
+
+    def _step_facts(self) -> StepFacts:
+        """What the evaluation wants to know of this step."""
+        tile = self.tile
+        return StepFacts(
+            goal_index=self.progress.index.clone(),
+            goals=torch.full_like(self.progress.index, self.ground.waypoints.shape[1]),
+            foot_contact=self.foot_contact.clone(),
+            feet_on_edge=(self.on_edge & self.foot_contact).clone(),
+            terminated=self.failed.clone(),
+            timed_out=self.time_out.clone(),
+            completed=self.completed.clone(),
+            type_id=self.ground.type_id[tile],
+            difficulty=self.ground.difficulty[tile],
+            course_seed=self.ground.seed[tile],
+            torque=self.torque.clone(),
+            saturated=mdp.saturated(
+                self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
+            ),
+            base_contact=self.force_w[:, self._base_sensed].norm(dim=-1) > _BODY_CONTACT_N,
+            base_pos_w=self.base_pos_w.clone(),
+            distance_m=self.progress.distance_m.clone(),
+        )
+
+
+_SUMS = (
+    *("steps", "torque_sq", "saturation", "edge", "velocity"),
+    *("episodes", "falls", "goals", "completed"),
+)
+
+
+class ParkourEnv(ManagerBasedRLEnv):
+    """Isaac Lab's environment with `Parkour` behind its terms."""
+
+    parkour: Parkour
+
+    def load_managers(self) -> None:
+        self.parkour = Parkour(self)
+        super().load_managers()
+        self.parkour.randomise_bodies()
+
+    def step(self, action: Tensor) -> Any:
+        """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
+        self.parkour.push()
+        result = super().step(action)
+        due = self.common_step_counter % _LOG_EVERY == 0
+        self.extras["log"] = self.extras.get("log", {}) | self.parkour.log() if due else {}
+        return result
+
+    @property
+    def facts(self) -> StepFacts:
+        """What happened in the last step; set `parkour.collect_facts` first."""
+        assert self.parkour.facts is not None
+        return self.parkour.facts
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the environment: the curriculum and every robot's body."""
+        state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}
+        state |= {f"body.{key}": value.cpu() for key, value in vars(self.parkour.bodies).items()}
+        return state
+
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
+        """Takes the levels over; with another number of robots, by repeating them."""
+        parkour = self.parkour
+        level = state["level"].to(self.device)
+        repeated = level.repeat(self.num_envs // len(level) + 1)[: self.num_envs]
+        parkour.level = repeated.clamp(max=parkour.terrain.levels - 1)
+        self.common_step_counter = int(state["steps"])
+        if len(level) == self.num_envs:
+            bodies = {key: state[f"body.{key}"].to(self.device) for key in vars(parkour.bodies)}
+            parkour.bodies = Bodies(**bodies)
+            parkour.privileged = parkour.bodies.privileged()
+            parkour.randomise_bodies()
+        self.reset()
+
+
+# What the managers call. Terminations come first in a step, and the first of them takes it all in.
+
+
+def _fallen(env: ParkourEnv) -> Tensor:
+    env.parkour.after_physics()
+    return env.parkour.fallen
+
+
+def _sunk(env: ParkourEnv) -> Tensor:
+    return env.parkour.sunk
+
+
+def _left_lane(env: ParkourEnv) -> Tensor:
+    return env.parkour.left_lane
+
+
+def _completed(env: ParkourEnv) -> Tensor:
+    return env.parkour.completed
+
+
+def _time_out(env: ParkourEnv) -> Tensor:
+    return env.parkour.time_out
+
+
+def _reward_terms() -> dict[str, Any]:
+    """Every reward by the name of its weight."""
+
+    def p(env: ParkourEnv) -> Parkour:
+        return env.parkour
+
+    return {
+        "goal_velocity": lambda env: mdp.goal_velocity(
+            p(env).base_lin_vel_w, p(env).goal.direction_w, p(env).speed
+        ),
+        "goal_heading": lambda env: mdp.goal_heading(p(env).goal.heading_error),
+        "vertical_velocity": lambda env: mdp.vertical_velocity(p(env).base_lin_vel_w),
+        "roll_pitch_rate": lambda env: mdp.roll_pitch_rate(p(env).base_ang_vel_b),
+        "orientation": lambda env: mdp.orientation(p(env).gravity_b),
+        "joint_deviation": lambda env: mdp.joint_deviation(
+            p(env).joint_pos, p(env).default_joint_pos
+        ),
+        "action_rate": lambda env: mdp.action_rate(p(env).action, p(env).previous_action),
+        "torque": lambda env: mdp.torque(p(env).torque),
+        "effort_budget": lambda env: mdp.effort_budget(
+            p(env).mean_square, p(env).desc.rated_torque, p(env).fold_start
+        ),
+        "base_contact": lambda env: mdp.bodies_touching(
+            p(env).force_w[:, [p(env)._base_sensed]], _BODY_CONTACT_N
+        ),
+        "leg_contact": lambda env: mdp.bodies_touching(
+            p(env).force_w[:, p(env)._legs_sensed], _BODY_CONTACT_N
+        ),
+        "stumble": lambda env: mdp.stumble(p(env).foot_force_w),
+        "edge": lambda env: mdp.feet_on_edge(p(env).on_edge, p(env).foot_contact),
+        "pit": lambda env: mdp.feet_in_pit(p(env).feet_in_pit),
+        "fall": lambda env: p(env).failed.float(),
+    }
+
+
+def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
+    if isinstance(env_ids, Tensor):
+        env.parkour.advance_curriculum(env_ids.long())
+
+
+def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
+    ids = env_ids if isinstance(env_ids, Tensor) else torch.arange(env.num_envs, device=env.device)
+    env.parkour.reset(ids.long())
+
+
+_GROUPS = {
+    "proprio": observations.PROPRIO_SIZE,
+    "scan": observations.SCAN_SIZE,
+    "velocity": 3,
+    "privileged": observations.PRIVILEGED_SIZE,
+    "history": HISTORY * PROPRIO_SIZE,
+    "critic": observations.CRITIC_EXTRA_SIZE,
+}
+
+
+def _observation(env: ParkourEnv, group: str) -> Tensor:
+    """The first group of a step observes for all of them."""
+    if group == "proprio":
+        env.groups = env.parkour.observe()
+    return env.groups[group]
+
+
+class _GateAction(ActionTerm):
+    """Joint targets as the safety gate lets them through."""
+
+    @property
+    def action_dim(self) -> int:
+        return NUM_JOINTS
+
+    @property
+    def raw_actions(self) -> Tensor:
+        return self._env.parkour.action
+
+    @property
+    def processed_actions(self) -> Tensor:
+        return self._env.parkour.applied_target
+
+    def process_actions(self, actions: Tensor) -> None:
+        self._env.parkour.act(actions)
+
+    def apply_actions(self) -> None:
+        self._asset.actuators.target_command.set_position_index(
+            value=self._env.parkour.applied_target, full_data=True
+        )
+
+
+class _Generator:
+    """Hands Isaac Lab's importer the mesh and origins of a `Terrain`."""
+
+    def __init__(self, cfg: Any, device: str = "cpu") -> None:
+        self.cfg = cfg
+        self.terrain_mesh = cfg.terrain.mesh
+        self.terrain_origins = cfg.terrain.origins
+        self.flat_patches: dict[str, Tensor] = {}
+
+
+@configclass
+class _GeneratorCfg(TerrainGeneratorCfg):
+    class_type: Any = _Generator
+    terrain: Any = None
+    size: tuple[float, float] = (1.0, 1.0)
+    sub_terrains: dict = {}  # noqa: RUF012 - a configclass copies it
+
+
+@configclass
+class _GateActionCfg(ActionTermCfg):
+    class_type: type = _GateAction
+    asset_name: str = "robot"
+
+
+@configclass
+class _ActionsCfg:
+    joint_pos: Any = _GateActionCfg()
+
+
+@configclass
+class _SceneCfg(InteractiveSceneCfg):
+    terrain: Any = None
+    robot: Any = None
+    contact_forces: Any = ContactSensorCfg(
+        prim_path="{ENV_REGEX_NS}/Robot/.*", history_length=0, track_air_time=False
+    )
+
+
+@configclass
+class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
+    """Everything Isaac Lab wants to know, made from an `EnvCfg`."""
+
+    parkour: Any = None
+    terrain: Any = None
+    scene: Any = None
+    observations: Any = None
+    actions: Any = None
+    rewards: Any = None
+    terminations: Any = None
+    events: Any = None
+    curriculum: Any = None
+
+
+def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
+    """Isaac Lab's configuration for ours."""
+    desc = RobotDescription.load()
+    terrain = Terrain(cfg.terrain)
+    material = sim_utils.RigidBodyMaterialCfg(
+        static_friction=adapter.TERRAIN_FRICTION, dynamic_friction=adapter.TERRAIN_FRICTION
+    )
+    scene = _SceneCfg(num_envs=cfg.num_envs, env_spacing=2.5)
+    scene.robot = adapter.articulation_cfg(desc, base_height_m=_START_HEIGHT_M)
+    scene.terrain = TerrainImporterCfg(
+        prim_path="/World/ground",
+        terrain_type="generator",
+        terrain_generator=_GeneratorCfg(terrain=terrain),
+        max_init_terrain_level=0,
+        physics_material=material,
+        visual_material=None,
+        debug_vis=False,
+    )
+    groups = {}
+    for name in _GROUPS:
+        group = ObservationGroupCfg(concatenate_terms=True, enable_corruption=False)
+        group.term = ObservationTermCfg(func=_observation, params={"group": name})
+        groups[name] = group
+    weights = vars(cfg.reward)
+    functions = _reward_terms()
+    rewards = {
+        name: RewardTermCfg(func=functions[name], weight=float(weight))
+        for name, weight in weights.items()
+        if weight != 0.0
+    }
+    env = _IsaacEnvCfg()
+    env.parkour, env.terrain = cfg, terrain
+    env.scene = scene
+    env.observations = groups
+    env.actions = _ActionsCfg()
+    env.rewards = rewards
+    env.terminations = {
+        "fell": TerminationTermCfg(func=_fallen),
+        "sunk": TerminationTermCfg(func=_sunk),
+        "left_lane": TerminationTermCfg(func=_left_lane),
+        "completed": TerminationTermCfg(func=_completed, time_out=True),
+        "time_out": TerminationTermCfg(func=_time_out, time_out=True),
+    }
+    env.events = {"put_back": EventTermCfg(func=_put_back, mode="reset")}
+    env.curriculum = {"levels": CurriculumTermCfg(func=_levels)}
+    env.sim.device = device
+    env.sim.dt = cfg.physics.step_s
+    env.sim.physics = adapter.physics_cfg(cfg.physics)
+    env.decimation = cfg.physics.decimation
+    env.sim.render_interval = env.decimation
+    env.episode_length_s = cfg.episode_s
+    env.seed = seed
+    return env
+
+
+def make_env(cfg: EnvCfg, *, device: str, seed: int) -> RslRlVecEnvWrapper:
+    """The environment as rsl-rl wants it.
+
+    Raises:
+        TrainerError: the configuration cannot be simulated.
+    """
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+    step = cfg.physics.step_s * cfg.physics.decimation
+    if abs(step - CONTROL_STEP_S) > 1e-9:
+        raise TrainerError(
+            f"env.physics: {cfg.physics.decimation} steps of {cfg.physics.step_s} s make {step} s; "
+            f"the control step is {CONTROL_STEP_S} s"
+        )
+    with _quiet():
+        env = ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=seed))
+        return RslRlVecEnvWrapper(env)
+
+
+@contextlib.contextmanager
+def _quiet():  # noqa: ANN202
+    """Isaac Lab prints a table of every manager; the resolved config says it all."""
+    logging.getLogger("isaaclab").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _register() -> None:
+    for name, make_cfg in (("teacher", teacher_env), ("student", teacher_env), ("play", play_env)):
+        if ENV_IDS[name] not in gymnasium.registry:
+            gymnasium.register(
+                id=ENV_IDS[name],
+                entry_point="trainer.task:_make_registered",
+                disable_env_checker=True,
+                kwargs={"make_cfg": make_cfg},
+            )
+
+
+def _make_registered(make_cfg: Any, env_cfg: EnvCfg | None = None, **options: Any) -> ParkourEnv:
+    """Behind `gymnasium.make`: `env_cfg`, `device` and `seed` may be given."""
+    cfg = env_cfg or make_cfg()
+    device = options.get("device", "cuda:0" if torch.cuda.is_available() else "cpu")
+    with _quiet():
+        return ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=int(options.get("seed", 0))))
+
+
+_register()
