@@ -139,6 +139,7 @@ def test_every_term_takes_a_batch_and_treats_its_rows_alike(desc):
         "nav_command": rng.normal(size=(rows, 3)),
         "last_action": rng.normal(size=(rows, 18)),
         "features": rng.normal(size=(rows, 32)),
+        "height_scan": rng.normal(size=(rows, 325)),
     }
     for spec in TERMS.values():
         together = spec.compute(ObservationInputs(**batch), desc)
@@ -209,3 +210,19 @@ def test_values_of_the_wrong_size_are_refused_and_leave_the_history_alone(desc):
         builder.build(inputs(desc, nav_command=np.ones(3)))
     obs = builder.build(inputs(desc, **good))
     assert obs[0, :6].tolist() == [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_a_height_scan_is_taken_as_it_is_and_no_robot_has_one(desc):
+    builder = ObservationBuilder(layout(standard_term("height_scan")), desc)
+    scan = np.linspace(-1.5, 1.5, 325)
+    np.testing.assert_allclose(builder.build(inputs(desc, height_scan=scan))[0], scan, atol=1e-6)
+    with pytest.raises(ObservationError, match="only a simulator knows it"):
+        builder.build(inputs(desc))
+    unknown = [name for name, spec in TERMS.items() if not spec.measurable]
+    assert unknown == ["height_scan"]
+    assert not standard_term("height_scan").measurable
+
+
+def test_a_height_scan_of_another_grid_is_refused():
+    with pytest.raises(ObservationError, match="size 132; expected 325"):
+        ObservationTerm(name="height_scan", size=132)

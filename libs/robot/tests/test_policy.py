@@ -486,6 +486,14 @@ def test_a_malformed_manifest_is_refused_and_says_where(folder, change, message)
             "holds 'features'",
         ),
         (
+            put(
+                "encoder",
+                "proprio",
+                [{"name": "height_scan", "size": 325, "scale": 1, "history": 1}],
+            ),
+            "holds 'height_scan', which no robot knows",
+        ),
+        (
             put("encoder", "state", [{"input": "a", "output": "b", "shape": [2], "initial": []}]),
             r"encoder\.state\[0\]\.initial has 0 numbers",
         ),

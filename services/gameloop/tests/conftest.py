@@ -24,7 +24,8 @@ def policies(tmp_path_factory, desc):
     """Folder of bundles; each holds the default pose plus a constant on every joint [rad].
 
     blind: +0.1, sees nothing. other: -0.1, likewise. seeing: +0.2, reads the depth image.
-    broken: NaN. numb: +0.1, made for a robot with joints in another order.
+    broken: NaN. teacher: +0.3, reads the height scan. numb: +0.1, made for a robot with joints in
+    another order.
     """
     root = tmp_path_factory.mktemp("policies")
     nothing = (standard_term("nav_command"), standard_term("joint_pos_rel"))
@@ -34,6 +35,7 @@ def policies(tmp_path_factory, desc):
         ("other", -0.1, nothing),
         ("seeing", 0.2, image),
         ("broken", np.nan, nothing),
+        ("teacher", 0.3, (*nothing, standard_term("height_scan"))),
     ):
         layout = ObservationLayout(terms)
         manifest = {

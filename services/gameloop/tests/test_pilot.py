@@ -146,3 +146,14 @@ def test_a_blind_policy_that_needs_to_see_is_refused(cfg, policies, desc):
     cfg = dataclasses.replace(cfg, blind_policy=str(policies / "seeing"))
     with pytest.raises(BundleError, match="name a policy that walks without seeing"):
         Pilot(cfg, desc)
+
+
+def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
+    with pytest.raises(BundleError) as error:
+        load_runner(str(policies / "teacher"), desc, 100.0)
+    assert str(error.value) == (
+        "policy 'teacher' is a teacher: it reads ground truth that no robot has (height_scan); "
+        "evaluate it with `trainer eval`, or name a policy that walks on what the robot measures"
+    )
+    with pytest.raises(BundleError, match="is a teacher"):
+        Pilot(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)

@@ -261,6 +261,8 @@ def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]
         yield from _state_contradictions("encoder.state", manifest.encoder.state)
         if any(term.name == "features" for term in manifest.encoder.proprio):
             yield "encoder.proprio holds 'features', which the encoder itself gives; drop it"
+        if any(term.name == "height_scan" for term in manifest.encoder.proprio):
+            yield "encoder.proprio holds 'height_scan', which no robot knows; drop it"
     yield from _file_contradictions(manifest)
 
 

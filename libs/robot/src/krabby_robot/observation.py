@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from krabby_robot.description import RobotDescription
 
 __all__ = [
+    "HEIGHT_SCAN_SHAPE",
     "TERMS",
     "ObservationBuilder",
     "ObservationError",
@@ -36,6 +37,10 @@ __all__ = [
     "TermSpec",
     "standard_term",
 ]
+
+
+HEIGHT_SCAN_SHAPE: Final = (25, 13)
+"""Points of the height scan ahead (-0.8 to 1.6 m) and to the left (-1.2 to 1.2 m) of the base."""
 
 
 class ObservationError(RobotError):
@@ -64,6 +69,10 @@ class ObservationInputs:
     """Network output of the previous step, before clip, scale and offset, shape (..., 18)."""
     features: NDArray[np.floating] | None = None
     """Depth latent or flattened depth image, newest, shape (..., k); None for blind policies."""
+    height_scan: NDArray[np.floating] | None = None
+    """How far the ground lies below its place under a standing robot [m], around the base and
+    turned with its yaw, shape (..., 325), the points to the left of each point ahead; only a
+    simulator knows it, None on a robot."""
 
 
 TermFunction = Callable[[ObservationInputs, "RobotDescription"], "NDArray[np.floating]"]
@@ -79,6 +88,8 @@ class TermSpec:
     """The usual scale; a manifest states its own."""
     compute: TermFunction
     """The term before scaling, shape (..., size)."""
+    measurable: bool = True
+    """Whether a robot can know it, or only a simulator."""
 
 
 def _features(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
@@ -88,6 +99,15 @@ def _features(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floa
             "blind policy"
         )
     return inputs.features
+
+
+def _height_scan(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
+    if inputs.height_scan is None:
+        raise ObservationError(
+            "the policy reads 'height_scan' but none was given; only a simulator knows it, so "
+            "evaluate a teacher with `trainer eval`"
+        )
+    return inputs.height_scan
 
 
 TERMS: Final[Mapping[str, TermSpec]] = {
@@ -100,6 +120,7 @@ TERMS: Final[Mapping[str, TermSpec]] = {
     "last_action": TermSpec(18, 1.0, lambda x, _: x.last_action),
     "foot_contact": TermSpec(6, 1.0, lambda x, _: x.foot_contact - 0.5),
     "features": TermSpec(None, 1.0, _features),
+    "height_scan": TermSpec(math.prod(HEIGHT_SCAN_SHAPE), 1.0, _height_scan, measurable=False),
 }
 """Every term there is, by name."""
 
@@ -146,6 +167,11 @@ class ObservationTerm:
     def width(self) -> int:
         """Numbers in the observation, history included."""
         return self.size * self.history
+
+    @property
+    def measurable(self) -> bool:
+        """Whether a robot can know it, or only a simulator."""
+        return TERMS[self.name].measurable
 
 
 def standard_term(name: str, *, size: int | None = None, history: int = 1) -> ObservationTerm:

@@ -96,6 +96,13 @@ class Runner:
 def load_runner(name: str, desc: RobotDescription, control_rate_hz: float) -> Runner:
     """Load and warm up a bundle; raises `BundleError` when it does not fit."""
     bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
+    unknown = [term.name for term in bundle.observation.terms if not term.measurable]
+    if unknown:
+        raise BundleError(
+            f"policy {bundle.name!r} is a teacher: it reads ground truth that no robot has "
+            f"({', '.join(unknown)}); evaluate it with `trainer eval`, or name a policy that walks "
+            "on what the robot measures"
+        )
     return Runner(bundle, desc)
 
 
