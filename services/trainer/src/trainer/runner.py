@@ -124,7 +124,7 @@ class ParkourRunner(OnPolicyRunner):
         self._provenance = dict(provenance or {})
         self._started = time.monotonic() if started is None else started
         self._saved_at = time.monotonic()
-        self._resumed = False
+        self._ages_restored = False
         self._configure_multi_gpu()
         obs = env.get_observations()
         construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
@@ -144,7 +144,7 @@ class ParkourRunner(OnPolicyRunner):
         Raises:
             NotFinite: An observation, a reward or a loss is not a number; nothing is saved then.
         """
-        if init_at_random_ep_len and not self._resumed:
+        if init_at_random_ep_len and not self._ages_restored:
             self.env.episode_length_buf = torch.randint_like(
                 self.env.episode_length_buf, high=int(self.env.max_episode_length)
             )
@@ -224,7 +224,8 @@ class ParkourRunner(OnPolicyRunner):
         self.wall_s = float(payload["wall_s"])
         if own["random"] is not None:
             checkpoints.restore_random_state(own["random"])
-        self._resumed = True
+        # A simulator starts its robots anew; their ages are then drawn anew as well.
+        self._ages_restored = "episode_length" in (own["environment"] or {})
         return {}
 
     def _collect(self, obs: Any) -> Any:

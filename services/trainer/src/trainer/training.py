@@ -205,18 +205,24 @@ def _own(folder: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def _quiet(log: Path | None) -> Generator[None]:
-    """What libraries print while they start goes to a file; errors still reach the screen."""
-    sys.stdout.flush()
-    saved = os.dup(1)
+    """What libraries print while they start goes to a file, which stays if there is anything."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    saved = os.dup(1), os.dup(2)
     target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        os.dup2(target, 1)
+        for number in (1, 2):
+            os.dup2(target, number)
         yield
     finally:
-        sys.stdout.flush()
-        os.dup2(saved, 1)
-        os.close(saved)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for number, was in zip((1, 2), saved, strict=True):
+            os.dup2(was, number)
+            os.close(was)
         os.close(target)
+        if log is not None and not log.stat().st_size:
+            log.unlink()
 
 
 def _sinks(plan: Plan, done: int, progress: Progress) -> list[Sink]:
@@ -238,7 +244,8 @@ def _opening(plan: Plan, device: str, world: int, facts: dict[str, Any]) -> str:
     where = f"{device} ({facts['gpu']})" if facts.get("gpu") else device
     processes = f" in each of {world} processes" if world > 1 else ""
     begin = f"going on from {plan.checkpoint}" if plan.checkpoint else "a new run"
-    return f"{plan.folder}: {begin}, {cfg.env.num_envs} robots on {where}{processes}"
+    robots = f"{cfg.env.num_envs} robots on {where}{processes}"
+    return f"{plan.folder}: {begin}, {robots}; preparing the simulation"
 
 
 def _summary(plan: Plan, runner: ParkourRunner, elapsed_s: float) -> dict[str, Any]:
