@@ -58,7 +58,7 @@ def test_a_robot_told_to_stand_stands(desc):
     assert facts["foot_contact"].sum() == 6
     assert not facts["feet_on_edge"].any()
     assert not facts["base_contact"]
-    assert not facts["tripped"]
+    assert facts["faults"] == 0
     assert 0.5 < np.sqrt((facts["torque"] ** 2).mean()) < 30.0
     assert facts["heights"] == pytest.approx(np.zeros(325))
 

@@ -1,1 +1,123 @@
-"""Evaluation."""
+"""How good is a checkpoint? The paper's metrics and more, in Isaac Lab and in MuJoCo.
+
+`evaluate` runs a suite and writes its report; nothing heavy is imported before it is called.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from trainer.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Backend", "evaluate"]
+
+Backend = Literal["isaac", "mujoco"]
+
+
+def evaluate(
+    *,
+    checkpoint: Path,
+    suite: str,
+    backend: Backend,
+    robots: int = 0,
+    seconds: float = 0.0,
+    seed: int = 1,
+    device: str = "cpu",
+    out: Path,
+    processes: int = 0,
+) -> dict[str, Any]:
+    """Let a checkpoint walk the courses of a suite and write what came of it to `out`.
+
+    Writes report.json, report.md and plots; in MuJoCo pictures too. When the same checkpoint was
+    evaluated on the same courses in the other backend, next door in `<suite>-<backend>`, the
+    comparison sim2sim.json, .md and .png is written as well.
+
+    Args:
+        checkpoint: what `trainer train` wrote.
+        suite: a name in `trainer.evaluation.suite.SUITES`.
+        backend: isaac for Isaac Lab, mujoco for the physics of the runtime's simulation.
+        robots: how many; 0 for the suite's own number.
+        seconds: simulated time for each of them; 0 for the suite's own.
+        seed: of courses, speeds, pushes, friction and starts.
+        device: of the policy, and of Isaac Lab.
+        out: folder.
+        processes: that share MuJoCo's physics; 0 for all cores.
+
+    Returns:
+        What report.json says.
+
+    Raises:
+        TrainerError: an unknown suite, a damaged checkpoint, a missing package.
+    """
+    from trainer.evaluation.suite import find_suite
+
+    chosen = find_suite(suite)
+    cfg = chosen.env_cfg(robots=robots or chosen.robots, seed=seed)
+    seconds = seconds or chosen.seconds
+    if seconds <= 0.0:
+        raise EvaluationError(
+            f"seconds = {seconds}; give a positive time, or 0 for the suite's own"
+        )
+
+    from trainer.evaluation.pictures import write_pictures
+    from trainer.evaluation.report import results, write_comparison, write_report
+    from trainer.evaluation.suite import assign
+    from trainer.networks import load_policy
+    from trainer.terrain import Terrain
+
+    policy = load_policy(checkpoint, device)
+    if backend == "mujoco":
+        from trainer.evaluation.mujoco import evaluate_mujoco
+
+        outcome = evaluate_mujoco(
+            policy, cfg, seconds=seconds, seed=seed, device=device, processes=processes
+        )
+    else:
+        from trainer.evaluation.isaac import evaluate_isaac
+
+        outcome = evaluate_isaac(policy, cfg, seconds=seconds, seed=seed, device=device)
+
+    _, courses = assign(Terrain(cfg.terrain), cfg.num_envs)
+    about = _about(checkpoint, seed)
+    report = results(outcome, courses, suite=chosen, backend=backend, about=about)
+    if outcome.poses is not None:
+        report["pictures"] = "pictures.png"
+        out.mkdir(parents=True, exist_ok=True)
+        write_pictures(outcome.run, outcome.poses, courses, out / report["pictures"])
+    write_report(report, out)
+    other = _other_report(out, suite, backend)
+    if other is not None:
+        write_comparison(report, other, out)
+    return report
+
+
+def _about(checkpoint: Path, seed: int) -> dict[str, Any]:
+    from trainer import checkpoints
+
+    payload = checkpoints.load(checkpoint, "cpu")
+    return {
+        "format": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "checkpoint": checkpoint.name,
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "iteration": payload.get("iteration"),
+        "env_steps": payload.get("env_steps"),
+        "provenance": payload.get("provenance"),
+        "seed": seed,
+    }
+
+
+def _other_report(out: Path, suite: str, backend: Backend) -> Mapping[str, Any] | None:
+    """Report of the same suite in the other backend, if there is one."""
+    other = "isaac" if backend == "mujoco" else "mujoco"
+    try:
+        return json.loads((out.parent / f"{suite}-{other}" / "report.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None

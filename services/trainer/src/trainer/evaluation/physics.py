@@ -19,7 +19,7 @@ import numpy as np
 from krabby_robot import frames, kinematics
 from krabby_robot.boxes import BoxField
 from krabby_robot.courses import PIT_DEPTH_M, make_course
-from krabby_robot.gate import GateCfg, SafetyGate, SafetyState
+from krabby_robot.gate import GateCfg, SafetyGate
 from krabby_robot.mujoco_model import (
     COLLISION_GROUP,
     ModelIndex,
@@ -65,7 +65,7 @@ _LAYOUT: Final = (
     ("saturated", 18),  # share of its substeps
     ("base_contact", 1),
     ("in_pit", 1),
-    ("tripped", 1),  # the safety gate made the robot limp
+    ("faults", 1),  # why the safety gate made the robot limp; 0 when it did not
     ("diverged", 1),
     ("heights", 325),  # of the ground under the scan points
 )
@@ -244,7 +244,7 @@ class Robot:
             "saturated": self._saturated / max(self._averaged, 1),
             "base_contact": self._base_contact(),
             "in_pit": base[2] < self._course.pit_entry_z and bool(self._course.in_pit(*base)),
-            "tripped": self._gate.state is SafetyState.DAMP,
+            "faults": int(self._gate.faults),
             "diverged": self._diverged,
             "heights": self._heights(base, quat),
         }
@@ -335,7 +335,7 @@ class Robot:
 
 
 def _rectangle(box: Box) -> tuple[float, float, float, float]:
-    """x and y that a box covers, with the tolerance of `BoxField` [m]."""
+    """Range of x, then of y, that a box covers, with the tolerance of `BoxField` [m]."""
     low = box.corners[:, :2].min(axis=0) - 1e-9
     high = box.corners[:, :2].max(axis=0) + 1e-9
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])

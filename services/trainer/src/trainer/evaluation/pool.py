@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -62,7 +63,7 @@ class RobotPool:
     ) -> None:
         count = min(processes or usable_cores(), len(specs))
         bounds = np.linspace(0, len(specs), count + 1).round().astype(int)
-        self._shares = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._shares = [slice(a, b) for a, b in pairwise(bounds.tolist())]
         self.rows = np.zeros((len(specs), WIDTH), np.float32)
         """Newest report of every robot; see `trainer.evaluation.physics.FIELDS`."""
         self.friction = np.zeros(len(specs))

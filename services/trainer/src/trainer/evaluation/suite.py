@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from trainer.errors import EvaluationError
+from trainer.evaluation.metrics import Robots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from krabby_robot.courses import Course
 
     from trainer.env_cfg import EnvCfg
+    from trainer.terrain import Terrain
 
 __all__ = [
     "SUITES",
     "TYPES",
     "ObstacleSize",
     "Suite",
+    "assign",
     "find_suite",
     "obedient_score",
     "obstacle_size",
@@ -155,6 +158,19 @@ def find_suite(name: str) -> Suite:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise EvaluationError(f"no suite is called {name!r}; {hint}choose from {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def assign(terrain: Terrain, robots: int) -> tuple[Robots, list[Course]]:
+    """Who walks where: the rule by which the training environment deals out tiles."""
+    column = np.arange(robots) * terrain.columns // robots % terrain.columns
+    level = np.arange(robots) % terrain.levels
+    courses = [terrain.courses[i][j] for i, j in zip(level, column, strict=True)]
+    who = Robots(
+        type=np.array([course.name for course in courses]),
+        difficulty=np.array([course.difficulty for course in courses]),
+        course_seed=np.array([course.seed for course in courses]),
+    )
+    return who, courses
 
 
 @dataclass(frozen=True, kw_only=True)
