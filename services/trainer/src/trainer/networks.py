@@ -10,20 +10,24 @@ The velocity estimate and the history encoder learn from targets, never from the
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
+from krabby_robot.observation import ObservationLayout, standard_term
 from rsl_rl.models import MLPModel
 from rsl_rl.modules import MLP, EmpiricalNormalization
 from tensordict import TensorDict
 from torch import nn
 
 from trainer import checkpoints
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, ExportError
 from trainer.observations import (
     CRITIC_EXTRA_SIZE,
     HISTORY,
     PRIVILEGED_SIZE,
+    PROPRIO,
     PROPRIO_SIZE,
     SCAN_SIZE,
 )
@@ -36,13 +40,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACTOR_GROUPS",
+    "BUNDLE_OBSERVATION",
     "CRITIC_GROUPS",
     "GROUP_SIZES",
     "OBS_GROUPS",
+    "DeployedTeacher",
     "HistoryEncoder",
     "LatentSource",
     "TeacherActor",
     "TeacherCritic",
+    "actor_of",
+    "bundle_observation",
     "example_observations",
     "load_actor",
     "load_policy",
@@ -68,6 +76,14 @@ ACTOR_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "history")
 CRITIC_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "critic")
 OBS_GROUPS: Final = {"actor": list(ACTOR_GROUPS), "critic": list(CRITIC_GROUPS)}
 """rsl_rl's `obs_groups`."""
+
+BUNDLE_OBSERVATION: Final = ObservationLayout(
+    (
+        *(dataclasses.replace(term, history=HISTORY) for term in PROPRIO.terms),
+        standard_term("height_scan"),
+    )
+)
+"""The observation of an exported teacher: each term with its history, then the height scan."""
 
 DISTRIBUTION: Final[Mapping[str, Any]] = {
     "class_name": "GaussianDistribution",
@@ -157,7 +173,10 @@ class TeacherActor(MLPModel):
         _start_small(self.mlp)
 
     def get_latent(
-        self, obs: TensorDict, masks: Tensor | None = None, hidden_state: object = None
+        self,
+        obs: Mapping[str, Tensor] | TensorDict,
+        masks: Tensor | None = None,
+        hidden_state: object = None,
     ) -> Tensor:
         """What the body reads: proprioception, terrain code, velocity, code of the unsensed."""
         frames = self.frames(obs)
@@ -208,8 +227,56 @@ class TeacherActor(MLPModel):
             self.scan_normalizer.update(obs["scan"])
             self.privileged_normalizer.update(obs["privileged"])
 
+    def as_onnx(self, verbose: bool = False) -> DeployedTeacher:
+        """What `trainer export` traces."""
+        return DeployedTeacher(self)
+
+    def as_jit(self) -> nn.Module:
+        """Refused: bundles hold ONNX."""
+        raise ExportError("the teacher is exported as ONNX alone; use `trainer export`")
+
     def _get_latent_dim(self) -> int:
         return PROPRIO_SIZE + SCAN_LATENT + VELOCITY_SIZE + LATENT
+
+
+class DeployedTeacher(nn.Module):
+    """The actor as a bundle runs it: one vector in, actions out, nothing privileged.
+
+    Args:
+        actor: Is copied.
+    """
+
+    def __init__(self, actor: TeacherActor) -> None:
+        super().__init__()
+        self.actor = copy.deepcopy(actor).cpu().eval()
+        self.actor.latent_source = "history"
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Actions (1, 18) for `obs` (1, 1015), laid out as `BUNDLE_OBSERVATION`."""
+        frames = torch.cat(
+            [
+                obs[:, BUNDLE_OBSERVATION.slices[term.name]].reshape(-1, HISTORY, term.size)
+                for term in PROPRIO.terms
+            ],
+            dim=2,
+        )
+        groups = {
+            "proprio": frames[:, -1],
+            "scan": obs[:, BUNDLE_OBSERVATION.slices["height_scan"]],
+            "history": frames.flatten(1),
+        }
+        return self.actor.mlp(self.actor.get_latent(groups))
+
+
+def bundle_observation(history: Tensor, scan: Tensor) -> Tensor:
+    """Observation groups `history` (N, 690) and `scan` (N, 325) as an exported teacher reads them.
+
+    Returns:
+        (N, 1015): `history` is sorted by frame, a bundle's observation by term.
+    """
+    frames = history.reshape(-1, HISTORY, PROPRIO_SIZE)
+    terms = [frames[:, :, where].flatten(1) for where in PROPRIO.slices.values()]
+    return torch.cat((*terms, scan), dim=1)
 
 
 class TeacherCritic(MLPModel):
@@ -324,21 +391,28 @@ def load_actor(checkpoint: Path, device: str = "cpu") -> TeacherActor:
     Raises:
         CheckpointError: The file cannot be read, or it holds no such actor.
     """
-    algorithm = checkpoints.load(checkpoint, device).get("algorithm")
+    return actor_of(checkpoints.load(checkpoint, device), str(checkpoint)).to(device)
+
+
+def actor_of(payload: Mapping[str, Any], source: str) -> TeacherActor:
+    """The actor in what `checkpoints.load` gave; `source` is what errors call it."""
     try:
-        architecture = algorithm["actor_architecture"]
+        algorithm = payload["algorithm"]
         actor = TeacherActor(
-            example_observations(), {"actor": list(ACTOR_GROUPS)}, "actor", **architecture
+            example_observations(),
+            {"actor": list(ACTOR_GROUPS)},
+            "actor",
+            **algorithm["actor_architecture"],
         )
         actor.load_state_dict(algorithm["actor_state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{checkpoint} holds no teacher that this software can build ({reason}); take a "
+            f"{source} holds no teacher that this software can build ({reason}); take a "
             "checkpoint of `trainer train task=teacher` of this version"
         ) from error
     actor.latent_source = "history"
-    return actor.to(device).eval()
+    return actor.eval()
 
 
 def load_policy(checkpoint: Path, device: str = "cpu") -> Callable[[TensorDict], Tensor]:
