@@ -105,7 +105,13 @@ def test_every_iteration_is_told(make_runner):
     assert last.env_steps == 3 * 4 * 4
     assert last.scalars["Level/mean"] > 0
     assert last.scalars["Train/mean_episode_steps"] == 7
-    for name in ("Loss/value", "Loss/estimator", "Policy/action_std", "Perf/env_steps_per_s"):
+    for name in (
+        "Loss/value",
+        "Loss/estimator",
+        "Policy/kl",
+        "Policy/action_std",
+        "Perf/collect_s",
+    ):
         assert name in last.scalars
 
 

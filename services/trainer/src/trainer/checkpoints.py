@@ -33,6 +33,7 @@ __all__ = [
     "random_state",
     "restore_random_state",
     "save",
+    "set_aside",
     "verify",
 ]
 
@@ -160,6 +161,24 @@ def prune(folder: Path, *, keep: int, keep_every: int) -> None:
             path.unlink()
         with contextlib.suppress(FileNotFoundError):
             _sum_path(path).unlink()
+
+
+def set_aside(folder: Path, *, beyond: int) -> list[Path]:
+    """Move checkpoints of later iterations into `set-aside`: the run goes on from an earlier one.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for path in find_checkpoints(folder):
+        if _iteration(path) > beyond:
+            aside = path.parent / "set-aside"
+            aside.mkdir(exist_ok=True)
+            for each in (path, _sum_path(path)):
+                if each.exists():
+                    each.replace(aside / each.name)
+            moved.append(aside / path.name)
+    return moved
 
 
 def random_state() -> dict[str, Any]:

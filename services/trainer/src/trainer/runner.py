@@ -130,6 +130,8 @@ class ParkourRunner(OnPolicyRunner):
         construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
         self.alg = construct(obs, env, train_cfg, device)
         self._meter = Meter(env.num_envs, device)
+        self._kl: list[torch.Tensor] = []
+        self._record_kl()
 
     @property
     def is_first(self) -> bool:
@@ -261,6 +263,9 @@ class ParkourRunner(OnPolicyRunner):
             "Perf/collect_s": collect_s,
             "Perf/learn_s": learn_s,
         }
+        if self._kl:
+            scalars["Policy/kl"] = float(torch.stack(self._kl).mean())
+            self._kl.clear()
         self.last_scalars = scalars
         iteration = Iteration(
             number=self.current_learning_iteration,
@@ -278,6 +283,18 @@ class ParkourRunner(OnPolicyRunner):
                 f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
                 f"{self._where_to_go_on()} with a lower agent.algorithm.learning_rate_max"
             )
+
+    def _record_kl(self) -> None:
+        """Keep the divergence that the adaptive schedule computes and drops."""
+        actor = self.alg.actor
+        compute = actor.get_kl_divergence
+
+        def recorded(*distributions: Any) -> torch.Tensor:
+            kl = compute(*distributions)
+            self._kl.append(kl.mean())
+            return kl
+
+        actor.get_kl_divergence = recorded  # type: ignore[method-assign]
 
     def _eta(self, total: int, last_s: float) -> float:
         left = (total - self.current_learning_iteration) * last_s

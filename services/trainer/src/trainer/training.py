@@ -26,13 +26,16 @@ from trainer.config import (
     to_yaml,
 )
 from trainer.errors import CheckpointError, ConfigError
+from trainer.metrics import Exposition
 from trainer.provenance import provenance
-from trainer.runner import ParkourRunner, seed_everything
+from trainer.runner import NotFinite, ParkourRunner, seed_everything
 from trainer.telemetry import JsonLines, Progress, Sink, TensorBoard, duration
 
 __all__ = ["Plan", "plan_run", "resolve_device", "train"]
 
 _INTERRUPTED: Final = 130
+_LINGER_S: Final = 15.0
+"""How long the metrics of a run that failed stay, so that the alert can see why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +104,21 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 f"{cfg.agent.max_iterations} asks for; raise that to go on"
             )
         if first:
+            aside = checkpoints.set_aside(plan.folder, beyond=done) if done else []
+            if aside:
+                progress.say(f"{len(aside)} later checkpoints are in {aside[0].parent} now")
             sinks += _sinks(plan, done, progress)
             for sink in sinks:
                 stack.callback(sink.close)
             runner.sinks.extend(sinks)
             progress.say(f"training after {duration(time.monotonic() - started)} of preparation")
-        runner.learn(cfg.agent.max_iterations - done, cfg.agent.init_at_random_ep_len)
+        try:
+            runner.learn(cfg.agent.max_iterations - done, cfg.agent.init_at_random_ep_len)
+        except NotFinite:
+            for sink in sinks:
+                if isinstance(sink, Exposition):
+                    sink.fail(_LINGER_S)
+            raise
     if first:
         _write_summary(sys.stdout, _summary(plan, runner, time.monotonic() - started))
     return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
@@ -233,8 +245,6 @@ def _sinks(plan: Plan, done: int, progress: Progress) -> list[Sink]:
         TensorBoard(plan.folder, iteration=done),
     ]
     if run.metrics_port:
-        from trainer.metrics import Exposition
-
         sinks.append(Exposition(run.metrics_port, run.metrics_address))
     return sinks
 
