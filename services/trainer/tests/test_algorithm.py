@@ -2,6 +2,9 @@
 
 import copy
 import io
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -30,7 +33,7 @@ def random_groups(count=ROBOTS):
     )
 
 
-def make(*, hidden_dims=(32, 16), **algorithm):
+def make(*, hidden_dims=(32, 16), multi_gpu=None, **algorithm):
     symmetry = algorithm.get("symmetry_cfg")
     config = {
         "algorithm": {
@@ -44,7 +47,7 @@ def make(*, hidden_dims=(32, 16), **algorithm):
         "critic": {"class_name": TeacherCritic, "hidden_dims": hidden_dims},
         "obs_groups": dict(OBS_GROUPS),
         "num_steps_per_env": STEPS,
-        "multi_gpu": None,
+        "multi_gpu": multi_gpu,
     }
     env = SimpleNamespace(num_envs=ROBOTS, num_actions=18)
     alg = ParkourPPO.construct_algorithm(random_groups(), env, config, "cpu")
@@ -346,3 +349,43 @@ def test_a_state_that_does_not_fit_is_refused():
 def test_settings_that_cannot_be_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         make(**settings)
+
+
+def one_of_two(rank, folder):
+    """A process of two that train together: other observations, the same start."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.manual_seed(rank)
+    settings = {"regularisation_start": 0, "regularisation_end": 0, "adaptation_interval": 2}
+    together = {"global_rank": rank, "local_rank": rank, "world_size": 2}
+    alg = make(**settings, symmetry_cfg=MIRROR, multi_gpu=together)
+    alg.broadcast_parameters()
+    for _ in range(3):
+        iterate(alg)
+    torch.save(
+        (alg.actor.state_dict(), alg.critic.state_dict(), alg.learning_rate), f"{folder}/{rank}"
+    )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_stay_alike(tmp_path):
+    code = "import sys, test_algorithm; test_algorithm.one_of_two(int(sys.argv[1]), sys.argv[2])"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(tmp_path)], cwd=Path(__file__).parent
+        )
+        for rank in range(2)
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+    first, second = (torch.load(tmp_path / f"{rank}") for rank in range(2))
+    assert first[2] == second[2]
+    for mine, theirs in zip(first[:2], second[:2], strict=True):
+        for name, value in mine.items():
+            torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-7, msg=name)

@@ -222,10 +222,9 @@ class TeacherActor(MLPModel):
 
     def update_normalization(self, obs: TensorDict) -> None:
         """Take a batch of observations into the running statistics."""
-        if self.obs_normalization:
-            self.proprio_normalizer.update(obs["proprio"])
-            self.scan_normalizer.update(obs["scan"])
-            self.privileged_normalizer.update(obs["privileged"])
+        _update(self.proprio_normalizer, obs["proprio"])
+        _update(self.scan_normalizer, obs["scan"])
+        _update(self.privileged_normalizer, obs["privileged"])
 
     def as_onnx(self, verbose: bool = False) -> DeployedTeacher:
         """What `trainer export` traces."""
@@ -319,9 +318,8 @@ class TeacherCritic(MLPModel):
 
     def update_normalization(self, obs: TensorDict) -> None:
         """Take a batch of observations into the running statistics."""
-        if self.obs_normalization:
-            self.scan_normalizer.update(obs["scan"])
-            self.rest_normalizer.update(_rest(obs))
+        _update(self.scan_normalizer, obs["scan"])
+        _update(self.rest_normalizer, _rest(obs))
 
     def _get_latent_dim(self) -> int:
         return SCAN_LATENT + _CRITIC_REST_SIZE
@@ -342,6 +340,11 @@ moved in training (a sideways command, say) must not be blown up a hundredfold w
 
 def _normalizer(size: int, enabled: bool) -> nn.Module:
     return EmpiricalNormalization(size, eps=_NORMALISER_EPS) if enabled else nn.Identity()
+
+
+def _update(normalizer: nn.Module, values: Tensor) -> None:
+    if isinstance(normalizer, EmpiricalNormalization):
+        normalizer.update(values)
 
 
 def _start_small(body: nn.Sequential) -> None:

@@ -11,7 +11,7 @@ names of `robot.toml`, so another leg order needs no change here.
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 from krabby_robot.description import JOINT_KINDS, RobotDescription
@@ -165,21 +165,18 @@ def mirror(
     """
     both_obs, both_actions = None, None
     if obs is not None:
-        known = reflections(_device(next(iter(obs.values()))))
-        if unknown := sorted(set(obs.keys()) - set(known)):
+        groups: dict[str, Any] = dict(obs.items())
+        known = reflections(next(iter(groups.values())).device)
+        if unknown := sorted(set(groups) - set(known)):
             raise ConfigError(
                 f"observation group {unknown[0]!r} has no mirror image; train without symmetry or "
                 "say in trainer/symmetry.py how it is reflected"
             )
         both_obs = TensorDict(
-            {name: torch.cat((value, known[name](value))) for name, value in obs.items()},
+            {name: torch.cat((value, known[name](value))) for name, value in groups.items()},
             batch_size=[2 * obs.batch_size[0]],
             device=obs.device,
         )
     if actions is not None:
-        both_actions = torch.cat((actions, action_reflection(_device(actions))(actions)))
+        both_actions = torch.cat((actions, action_reflection(actions.device)(actions)))
     return both_obs, both_actions
-
-
-def _device(tensor: Tensor) -> torch.device:
-    return tensor.device
