@@ -104,4 +104,4 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path):
     assert report["robots"] == 4
     assert report["iteration"] == 1
     files = {path.name for path in (tmp_path / "smoke-mujoco").iterdir()}
-    assert files == {"report.json", "report.md", "difficulty.png", "pictures.png"}
+    assert files == {"report.json", "report.md", "difficulty.png", "pictures.webp"}

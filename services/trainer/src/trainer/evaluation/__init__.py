@@ -88,7 +88,7 @@ def evaluate(
     about = _about(checkpoint, seed)
     report = results(outcome, courses, suite=chosen, backend=backend, about=about)
     if outcome.poses is not None:
-        report["pictures"] = "pictures.png"
+        report["pictures"] = "pictures.webp"
         out.mkdir(parents=True, exist_ok=True)
         write_pictures(outcome.run, outcome.poses, courses, out / report["pictures"])
     write_report(report, out)

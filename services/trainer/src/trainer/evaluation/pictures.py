@@ -16,7 +16,6 @@ from krabby_robot.render import (
     View,
     contact_sheet,
     render_rays,
-    save_animation,
     save_picture,
 )
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.metrics import Run
     from trainer.evaluation.outcome import Poses
 
-__all__ = ["choose_robot", "write_animation", "write_pictures"]
+__all__ = ["choose_robot", "write_pictures"]
 
 _COLUMNS: Final = 4
 _SIZE: Final = (336, 210)
@@ -58,23 +57,13 @@ def write_pictures(run: Run, poses: Poses, courses: Sequence[Course], path: Path
     for kind in TYPES:
         robot = choose_robot(run, kind)
         course = courses[robot]
+        size = obstacle_size(course)
+        label = f"{kind}: {size}" if size.what == kind else f"{kind}: {size.what} {size}"
         scene = _Scene(course)
         for column, at in enumerate(_moments(poses, robot)):
             pictures.append(scene.picture(poses, at, robot, *_SIZE))
-            size = obstacle_size(course)
-            labels.append("" if column else f"{kind}: {size.what} {size}")
+            labels.append("" if column else label)
     save_picture(contact_sheet(pictures, columns=_COLUMNS, labels=labels), path)
-    return path
-
-
-def write_animation(
-    poses: Poses, robot: int, course: Course, path: Path, *, width: int = 400, height: int = 250
-) -> Path:
-    """The first episode of one robot in real time, as .webp or .gif."""
-    scene = _Scene(course)
-    moments = np.flatnonzero(poses.episode[:, robot] == 0)
-    pictures = [scene.picture(poses, int(at), robot, width, height) for at in moments]
-    save_animation(pictures, path, fps=1.0 / poses.period_s)
     return path
 
 
@@ -83,7 +72,6 @@ class _Scene:
 
     def __init__(self, course: Course) -> None:
         description = RobotDescription.load()
-        self._course = course
         self._model = build_model(description, course)
         self._data = mujoco.MjData(self._model)
         self._index = ModelIndex.of(self._model, description)

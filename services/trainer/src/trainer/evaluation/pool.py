@@ -5,9 +5,11 @@ Results do not depend on the number of processes: whatever a robot draws comes f
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -19,7 +21,7 @@ from trainer.errors import EvaluationError
 from trainer.evaluation.physics import WIDTH, Conditions, Robot, RobotSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
@@ -76,7 +78,8 @@ class RobotPool:
                 ours, theirs = context.Pipe()
                 work = _Share(tuple(specs[share]), conditions, scan_points_b)
                 process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-                process.start()
+                with _deaf_to_interrupts():
+                    process.start()
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
@@ -122,6 +125,19 @@ class RobotPool:
         self.close()
 
 
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """What is started meanwhile ignores Ctrl-C from its first instruction: the parent ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _send(pipe: Connection, message: tuple[_Order, Any]) -> None:
     try:
         pipe.send(message)
@@ -148,7 +164,6 @@ def _lost() -> EvaluationError:
 
 def _serve(pipe: Connection, work: _Share) -> None:
     """What each process does: simulate its robots until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     try:
         desc = RobotDescription.load()
         robots = [Robot(desc, spec, work.conditions, work.scan_points_b) for spec in work.specs]

@@ -81,6 +81,7 @@ def results(
         "robots": len(run.robots),
         "seconds": float(run.steps.max()) * run.step_s,
         "episode_s": suite.episode_s,
+        "difficulty": [suite.difficulty_low, suite.difficulty_high],
         "speed": list(suite.speed),
         "push_interval_s": suite.push_interval_s,
         "wall_s": round(outcome.wall_s, 1),
@@ -330,7 +331,7 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
             "stand on an edge, per robot and step, over all steps. ± is over episodes and over "
             "robot-steps, as the published code prints it. The total counts the ramps twice, as "
             f"the paper's grid does; the plain mean of the four is "
-            f"{_number(report['mean']['mxd'], 3)} / {_number(report['mean']['mev'], 3)}.",
+            f"{_number(report['mean']['mxd'], 3) or 'none'} / {_number(report['mean']['mev'], 3)}.",
             f"- Obedient: MXD of a robot that walks exactly as fast as asked ({low:g} to {high:g} "
             f"m/s) and meets the clock at {report['episode_s']:g} s. Whoever scores more walked "
             "faster than asked.",
@@ -453,6 +454,7 @@ def _plot_difficulty(report: Mapping[str, Any], path: Path) -> None:
     for axes, title in ((left, "MXD, all episodes"), (right, "success, first episodes")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("difficulty")
+        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.03)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8, frameon=False)
@@ -484,7 +486,7 @@ def _plot_pairs(
     for i, j in zip(*np.nonzero(counts), strict=True):
         shade = "white" if counts[i, j] > counts.max() / 2 else "black"
         right.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=shade)
-    right.set_title("goals in the first episode, by course", fontsize=10)
+    right.set_title("courses by goals in the first episode, up to 7", fontsize=10)
     right.set_xlabel(other["backend"])
     right.set_ylabel(ours["backend"])
     figure.savefig(path, dpi=80)
