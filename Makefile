@@ -9,9 +9,17 @@ BIN    := $(VENV)/bin
 # pip's own chatter is not what somebody who typed `make sim` wants to read.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
 
-MANIFESTS := $(wildcard proto/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml)
+MANIFESTS := $(filter-out services/trainer/%,$(wildcard proto/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml))
 RUNTIME   := $(VENV)/.runtime
 DEV       := $(VENV)/.dev
+
+# The trainer has an environment of its own: Python 3.12, torch, Isaac Lab.
+TRAIN_VENV  ?= .venv-train
+TRAIN_BIN   := $(TRAIN_VENV)/bin
+TRAIN_SETUP := $(TRAIN_VENV)/.train
+TRAIN_TEST   = $(TRAIN_BIN)/python -m pytest -c services/trainer/pyproject.toml services/trainer/tests
+# make train: what differs from the defaults, for example ARGS="size=small run.name=first".
+ARGS        ?=
 
 # make sim: what to run. DURATION in seconds, 0 = until Ctrl-C.
 DURATION   ?= 60
@@ -23,10 +31,11 @@ RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
 
-.PHONY: help setup sim up down images test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock clean
+.PHONY: help setup sim up down images test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock clean \
+  train-setup train test-train test-train-slow check-train
 
 help: ## this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
@@ -63,6 +72,17 @@ down: ## stop the containers, keep what Prometheus measured
 images: ## build every container image
 	@docker compose --profile '*' build
 
+$(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/robot/pyproject.toml libs/service/pyproject.toml
+	@[ -x $(TRAIN_BIN)/python ] || { python312=$$(tools/find-python312) && "$$python312" -m venv $(TRAIN_VENV); }
+	@echo "installing torch, Isaac Lab and the trainer into $(TRAIN_VENV): about 8 GB, some minutes the first time" >&2
+	@$(TRAIN_BIN)/python -m pip --disable-pip-version-check --quiet --no-input install -c constraints-train.txt -r requirements-train.txt
+	@touch $@
+
+train-setup: $(TRAIN_SETUP) ## the trainer's own environment: Python 3.12, about 8 GB, some minutes
+
+train: $(TRAIN_SETUP) ## train a policy: ARGS="run.name=first env.num_envs=4096"; a GPU makes it worth while
+	@$(TRAIN_BIN)/trainer train $(ARGS)
+
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@$(BIN)/python -m pytest
 
@@ -71,6 +91,12 @@ test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed f
 
 test-compose: $(DEV) ## builds the images, runs the stack, kills its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
+
+test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
+	@$(TRAIN_TEST)
+
+test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the processor: trains, is killed, resumes, is evaluated
+	@$(TRAIN_TEST) -m 'slow or isaac'
 
 gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby_robot -m pytest -q libs/robot/tests/test_gate*.py
@@ -83,12 +109,15 @@ test-py312: ## the default tests on Python 3.12
 check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/lint-imports
+	@PYTHONPATH=services/trainer/src $(BIN)/lint-imports
 	@$(BIN)/pyright
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
 	@$(BIN)/python monitoring/dashboards.py --check
-	@! grep -nH '://' constraints.txt $(IMAGES:%=%/requirements.lock) requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
+	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
+
+check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
+	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
 
 format: $(DEV) ## format and sort in place
 	@$(BIN)/ruff format .
@@ -107,15 +136,18 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 # One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
 # locks hold the same versions, with hashes.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-  $(foreach name,proto robot service sim-hal camera gameloop cli,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
+  $(foreach name,proto robot service sim-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
 IMAGES := services/sim-hal services/camera services/gameloop cli
+TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
 
 lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
 	@$(COMPILE) requirements-dev.txt -o constraints.txt
 	@for image in $(IMAGES); do \
 	  $(COMPILE) --generate-hashes -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
+	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
+	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock
 	@echo hatchling | $(COMPILE) --generate-hashes - -o requirements-build.lock
 
 clean: ## remove virtual environments, caches and run logs
-	rm -rf .venv .venv-3.12 .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
+	rm -rf .venv .venv-3.12 .venv-train .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -42,25 +42,26 @@ class EvalCfg:
     checkpoint: str = ""
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
     suite: str = "paper"
-    """What is measured: paper, fixed or open."""
+    """What is measured: paper, fixed, open, smoke."""
     backend: str = "isaac"
-    """Physics: isaac (Newton, many robots at once) or mujoco."""
-    robots: int = 256
-    """How many robots walk."""
-    seconds: float = 30.0
-    """For how long each [s]."""
+    """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
+    robots: int = 0
+    """How many; 0 for the suite's own number."""
+    seconds: float = 0.0
+    """Simulated time for each [s]; 0 for the suite's own."""
     seed: int = 1
-    """Of courses, commands and disturbances."""
+    """Of courses, speeds and disturbances."""
     device: str = "auto"
     """As for training."""
     out: str = ""
     """Folder of the report; empty for evaluation/<suite>-<backend> in the run's folder."""
+    processes: int = 0
+    """Processes that share MuJoCo's physics; 0 for all cores."""
 
     def __post_init__(self) -> None:
-        check(self.suite in ("paper", "fixed", "open"), "suite", self.suite, "paper, fixed or open")
         check(self.backend in ("isaac", "mujoco"), "backend", self.backend, "isaac or mujoco")
-        check(self.robots >= 1, "robots", self.robots, "at least 1")
-        check(self.seconds > 0, "seconds", self.seconds, "above 0")
+        for key in ("robots", "seconds", "seed", "processes"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,10 @@ class ExportCfg:
     """Of the bundle."""
     out: str = ""
     """Its folder; empty for assets/policies/<name>."""
+    observations: str = ""
+    """File with recorded observations to compare on; empty for plausible ones made up."""
+    evaluation: str = ""
+    """A report.json whose figures go into the manifest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,24 +133,27 @@ def _config(overrides: Sequence[str]) -> int:
 def _eval(overrides: Sequence[str]) -> int:
     cfg = load_config(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
-    _need("torch", "isaaclab" if cfg.backend == "isaac" else "mujoco")
+    _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from trainer.evaluation import evaluate
+    from trainer.evaluation.suite import find_suite
     from trainer.training import resolve_device
 
-    out = (
-        Path(cfg.out) if cfg.out else _run_of(checkpoint) / f"evaluation/{cfg.suite}-{cfg.backend}"
-    )
+    find_suite(cfg.suite)
+    name = f"{cfg.suite}-{cfg.backend}"
+    out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
     report = evaluate(
         checkpoint=checkpoint,
         suite=cfg.suite,
-        backend=cfg.backend,
+        backend="mujoco" if cfg.backend == "mujoco" else "isaac",
         robots=cfg.robots,
         seconds=cfg.seconds,
         seed=cfg.seed,
         device=resolve_device(cfg.device),
         out=out,
+        processes=cfg.processes,
     )
-    return _print(report)
+    shown = ("checkpoint", "iteration", "suite", "backend", "robots", "seconds", "wall_s", "total")
+    return _print({"report": str(out / "report.md"), **{key: report.get(key) for key in shown}})
 
 
 def _export(overrides: Sequence[str]) -> int:
@@ -155,8 +163,26 @@ def _export(overrides: Sequence[str]) -> int:
     from trainer.export import export_bundle
 
     out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
-    export_bundle(checkpoint, out, name=cfg.name)
+    export_bundle(
+        checkpoint,
+        out,
+        name=cfg.name,
+        observations=Path(cfg.observations) if cfg.observations else None,
+        evaluation=_figures(cfg.evaluation) if cfg.evaluation else None,
+    )
     return _print({"bundle": str(out), "checkpoint": str(checkpoint)})
+
+
+def _figures(path: str) -> dict[str, Any]:
+    """What a manifest keeps of an evaluation's report."""
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        kept = ("suite", "backend", "robots", "seconds", "total", "mean")
+        return {key: report[key] for key in kept}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"evaluation={path} is not a report of `trainer eval` ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _info(overrides: Sequence[str]) -> int:
@@ -255,7 +281,7 @@ def _checkpoint(text: str) -> Path:
     if not text:
         raise ConfigError("checkpoint: give one, checkpoint=PATH of a file or of a run's folder")
     path = Path(text)
-    if path.is_dir():
+    if path.is_dir() and not (path / "manifest.json").is_file():
         _need("torch")
         from trainer.checkpoints import newest_intact
         from trainer.errors import CheckpointError

@@ -425,7 +425,7 @@ def _all_keys() -> tuple[str, ...]:
     def walk(cls: type, prefix: str) -> Iterable[str]:
         for name, hint in _fields(cls).items():
             if dataclasses.is_dataclass(hint):
-                yield from walk(hint, f"{prefix}{name}.")
+                yield from walk(cast("type", hint), f"{prefix}{name}.")
             else:
                 yield prefix + name
 
