@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from tensordict import TensorDict
+    from torch import Tensor
+
+    Policy = Callable[[TensorDict], Tensor]
 
 __all__ = ["Backend", "evaluate"]
 
@@ -40,7 +45,7 @@ def evaluate(
     comparison sim2sim.json, .md and .png is written as well.
 
     Args:
-        checkpoint: what `trainer train` wrote.
+        checkpoint: what `trainer train` wrote; in MuJoCo also the folder of a policy bundle.
         suite: a name in `trainer.evaluation.suite.SUITES`.
         backend: isaac for Isaac Lab, mujoco for the physics of the runtime's simulation.
         robots: how many; 0 for the suite's own number.
@@ -69,10 +74,9 @@ def evaluate(
     from trainer.evaluation.pictures import write_pictures
     from trainer.evaluation.report import results, write_comparison, write_report
     from trainer.evaluation.suite import assign
-    from trainer.networks import load_policy
     from trainer.terrain import Terrain
 
-    policy = load_policy(checkpoint, device)
+    policy, about = _subject(checkpoint, backend, device)
     if backend == "mujoco":
         from trainer.evaluation.mujoco import evaluate_mujoco
 
@@ -85,7 +89,7 @@ def evaluate(
         outcome = evaluate_isaac(policy, cfg, seconds=seconds, seed=seed, device=device)
 
     _, courses = assign(Terrain(cfg.terrain), cfg.num_envs)
-    about = _about(checkpoint, seed)
+    about["seed"] = seed
     report = results(outcome, courses, suite=chosen, backend=backend, about=about)
     if outcome.poses is not None:
         report["pictures"] = "pictures.webp"
@@ -98,19 +102,39 @@ def evaluate(
     return report
 
 
-def _about(checkpoint: Path, seed: int) -> dict[str, Any]:
-    from trainer import checkpoints
+def _subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dict[str, Any]]:
+    """What is evaluated, and what the report says about it."""
+    from krabby_robot.policy import MANIFEST_FILE, POLICY_FILE
 
-    payload = checkpoints.load(checkpoint, "cpu")
-    return {
+    about: dict[str, Any] = {
         "format": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "checkpoint": checkpoint.name,
-        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "checkpoint": path.name,
+    }
+    if (path / MANIFEST_FILE).is_file():
+        if backend != "mujoco":
+            raise EvaluationError(
+                f"{path} is a policy bundle, which runs robot by robot as on the robot; evaluate "
+                "it with backend=mujoco, or the checkpoint it came from with backend=isaac"
+            )
+        from trainer.evaluation.bundle import BundlePolicy
+
+        policy = BundlePolicy(path)
+        bundle = policy.bundle
+        return policy, about | {
+            "checkpoint_sha256": bundle.hashes[POLICY_FILE],
+            "provenance": dict(bundle.provenance),
+        }
+    from trainer import checkpoints
+    from trainer.networks import load_policy
+
+    policy = load_policy(path, device)
+    payload = checkpoints.load(path, "cpu")
+    return policy, about | {
+        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "iteration": payload.get("iteration"),
         "env_steps": payload.get("env_steps"),
         "provenance": payload.get("provenance"),
-        "seed": seed,
     }
 
 

@@ -153,7 +153,10 @@ class _Walk:
         self._start(np.ones(self._count, bool))
 
     def observe(self) -> TensorDict:
-        """Every observation group a policy reads; adds a frame to the history."""
+        """Every observation group a policy reads; adds a frame to the history.
+
+        `begins` (N, 1) says whose episode begins, for policies with a memory.
+        """
         quat, pos = self._get("base_quat_w"), self._get("base_pos_w")
         goal = self._progress.goal(pos[:, :2], observations.yaw_of(quat), self._waypoints)
         frame = observations.proprio(
@@ -167,9 +170,10 @@ class _Walk:
             default_joint_pos=self._default,
         )
         shifted = torch.cat((self._history[:, 1:], frame[:, None]), dim=1)
-        fresh = self._fresh[:, None, None]
-        self._history = torch.where(fresh, frame[:, None].expand_as(shifted), shifted)
-        self._fresh = torch.zeros_like(self._fresh)
+        begins, self._fresh = self._fresh, torch.zeros_like(self._fresh)
+        self._history = torch.where(
+            begins[:, None, None], frame[:, None].expand_as(shifted), shifted
+        )
         # The processes looked the ground up at these very points.
         scan = observations.scan(lambda _: self._get("heights"), pos, quat)
         return TensorDict(
@@ -179,6 +183,7 @@ class _Walk:
                 "velocity": observations.rotate_inverse(quat, self._get("base_lin_vel_w")),
                 "privileged": self._privileged,
                 "history": self._history.flatten(1),
+                "begins": begins[:, None],
             },
             batch_size=[self._count],
         )

@@ -323,7 +323,7 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
     total = report["pooled"]
     return "\n".join(
         [
-            f"- Paper: {PAPER_SOURCE}. Its robot has four feet and walks its own robot's grid of "
+            f"- Paper: {PAPER_SOURCE}. Its robot has four feet and walks a grid of "
             "25 tiles; here every robot has a course of its own, lanes are wider and pits deeper.",
             "- MXD: goals reached by the end of an episode over 7, at most 1, over finished "
             f"episodes ({total['episodes']}; {total['episodes_cut_off']} were cut off by the end "
