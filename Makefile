@@ -69,8 +69,8 @@ up: ## the simulation in containers, watched: Grafana on http://localhost:3000
 down: ## stop the containers, keep what Prometheus measured
 	@docker compose down
 
-images: ## build every container image
-	@docker compose --profile '*' build
+images: ## build every container image but the trainer's (9 GB): docker compose --profile train build trainer
+	@docker compose --profile teleop --profile record build
 
 $(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/robot/pyproject.toml libs/service/pyproject.toml
 	@[ -x $(TRAIN_BIN)/python ] || { python312=$$(tools/find-python312) && "$$python312" -m venv $(TRAIN_VENV); }

@@ -403,6 +403,98 @@ def hardware() -> build.Dashboard:
     )
 
 
+def training() -> build.Dashboard:
+    """Does it learn, and how fast?"""
+    return board(
+        "Training",
+        "Does it learn, and how fast? There is data while the profile train runs.",
+        (
+            4,
+            [
+                number("Iteration", "krabby_training_iteration", decimals=0),
+                number("Of", "krabby_training_iterations", decimals=0),
+                number("Time left", "krabby_training_eta_seconds", "s", decimals=0),
+                number("Robot-steps per second", "krabby_training_env_steps_per_second", "short"),
+                number("Waypoints reached (MXD)", "krabby_training_mxd_ratio", decimals=2),
+                number("Mean level", 'krabby_training_level{type="mean"}', decimals=2),
+                number(
+                    "Since the last iteration",
+                    "time() - krabby_training_last_iteration_timestamp_seconds",
+                    "s",
+                    limits=(30, 120),
+                    decimals=0,
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph("Mean sum of rewards of an episode", {"reward": "krabby_training_reward"}),
+                graph(
+                    "Episodes",
+                    {
+                        "waypoints reached (MXD)": "krabby_training_mxd_ratio",
+                        "reached the end": "krabby_training_completed_ratio",
+                        "ended in a fall": "krabby_training_fall_ratio",
+                    },
+                    "percentunit",
+                ),
+                graph("Level of the curriculum", {"{{type}}": "krabby_training_level"}),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "RMS torque over joints and robots (rated 40 N·m)",
+                    {"torque": "krabby_training_torque_rms_newton_meters"},
+                    "suffix: N·m",
+                    budget=40.0,
+                ),
+                graph(
+                    "Share of joint-steps at the drive's limit",
+                    {"saturated": "krabby_training_torque_saturation_ratio"},
+                    "percentunit",
+                ),
+                graph("Mean feet on an edge (MEV)", {"feet": "krabby_training_mev"}),
+            ],
+        ),
+        (
+            8,
+            [
+                graph("Losses", {"{{term}}": "krabby_training_loss"}),
+                graph(
+                    "KL divergence of an update (asked for 0.01)",
+                    {"KL": "krabby_training_kl"},
+                    budget=0.01,
+                ),
+                graph("Learning rate", {"rate": "krabby_training_learning_rate"}, "sci"),
+                graph("Standard deviation of the actions", {"std": "krabby_training_action_std"}),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Time of an iteration",
+                    {
+                        "collect": "krabby_training_collect_seconds",
+                        "learn": "krabby_training_learn_seconds",
+                    },
+                    "s",
+                    stacked=True,
+                ),
+                graph(
+                    "Robot-steps per second, learning included",
+                    {"steps": "rate(krabby_training_env_steps_total[1m])"},
+                    "short",
+                ),
+                graph("Length of an episode", {"steps": "krabby_training_episode_steps"}),
+            ],
+        ),
+    )
+
+
 # --- panels -------------------------------------------------------------------------------------
 
 
@@ -600,7 +692,7 @@ def board(title: str, description: str, *rows: tuple[int, list[Panel]]) -> build
     return result
 
 
-DASHBOARDS = {"flight": flight, "timing": timing, "hardware": hardware}
+DASHBOARDS = {"flight": flight, "timing": timing, "hardware": hardware, "training": training}
 
 
 def rendered() -> dict[Path, str]:

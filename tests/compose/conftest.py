@@ -226,7 +226,8 @@ def project() -> Stack:
         has_grafana=has_grafana,
         grafana_port=ports[1],
     )
-    stack.compose("--profile", "*", "build", timeout_s=900)
+    # Not the trainer's image: 9 GB, and a GPU to run on.
+    stack.compose("--profile", "teleop", "--profile", "record", "build", timeout_s=900)
     return stack
 
 

@@ -15,6 +15,7 @@ from sim_hal.config import SimHalCfg
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"sim-hal": SimHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
 LOCKED = {name: ROOT / "services" / name for name in CONFIGS} | {"cli": ROOT / "cli"}
+TRAINER = ROOT / "services" / "trainer"
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +87,24 @@ def test_dockerfiles_differ_in_nothing_but_the_service():
     assert neutral("sim-hal") == neutral("camera") == neutral("gameloop")
 
 
-@pytest.mark.parametrize("name", [*LOCKED, "build"])
+def test_trainers_image_is_built_like_the_others():
+    """It differs in Python, in what it needs of the repository and in where it writes."""
+    trainer, other = (
+        (ROOT / "services" / name / "Dockerfile").read_text().replace(name, "NAME")
+        for name in ("trainer", "gameloop")
+    )
+    steps = [re.split(r"\n(?=[A-Z]+ )", text) for text in (trainer, other)]
+    ours, theirs = (set(each) for each in steps)
+    assert len(theirs - ours) <= 6, theirs - ours
+    assert "USER krabby" in ours
+    assert "python:3.12" in steps[0][1]
+
+
+@pytest.mark.parametrize("name", [*LOCKED, "trainer", "build"])
 def test_locks_pin_by_hash_and_name_no_host(name):
+    folders = LOCKED | {"trainer": TRAINER}
     path = (
-        LOCKED[name] / "requirements.lock" if name in LOCKED else ROOT / "requirements-build.lock"
+        folders[name] / "requirements.lock" if name in folders else ROOT / "requirements-build.lock"
     )
     text = path.read_text()
     assert "://" not in text
@@ -98,12 +113,16 @@ def test_locks_pin_by_hash_and_name_no_host(name):
         assert "--hash=sha256:" in block, block[:60]
 
 
-@pytest.mark.parametrize("name", LOCKED)
+@pytest.mark.parametrize("name", [*LOCKED, "trainer"])
 def test_images_hold_the_versions_that_the_tests_run_with(name):
-    pins = set(re.findall(r"(?m)^([a-z0-9-]+==[^ \n]+)", (ROOT / "constraints.txt").read_text()))
-    locked = set(
-        re.findall(r"(?m)^([a-z0-9-]+==[^ \n]+)", (LOCKED[name] / "requirements.lock").read_text())
+    folder, constraints = (
+        (TRAINER, "constraints-train.txt")
+        if name == "trainer"
+        else (LOCKED[name], "constraints.txt")
     )
+    pin = r"(?m)^([a-z0-9-]+==[^ \n]+)"
+    pins = set(re.findall(pin, (ROOT / constraints).read_text()))
+    locked = set(re.findall(pin, (folder / "requirements.lock").read_text()))
     assert locked <= pins, f"run: make lock ({sorted(locked - pins)})"
 
 

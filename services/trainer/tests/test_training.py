@@ -152,6 +152,11 @@ def test_finished_run_says_what_would_go_on(world, capfd):
     train("agent.max_iterations=1", "run.dir=r")
     assert main(["train", "run.resume=r"]) == 2
     assert "raise that to go on" in capfd.readouterr().err
+    assert main(["train", "run.resume=auto", "run.dir=r"]) == 0
+    out, err = capfd.readouterr()
+    assert "nothing left to do" in err
+    assert not out
+    assert len(world) == 1
 
 
 def test_two_trainers_do_not_share_a_folder(world, capfd, monkeypatch):

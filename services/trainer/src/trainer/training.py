@@ -46,6 +46,8 @@ class Plan:
     folder: Path
     checkpoint: Path | None
     """Where to go on from; None for a new run."""
+    done: int = 0
+    """Iterations it has."""
 
 
 def train(overrides: Sequence[str], *, started: float | None = None) -> int:
@@ -68,6 +70,10 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
     device = resolve_device(cfg.device)
     first = rank == 0
     progress = Progress(period_s=cfg.run.progress_s)
+    if plan.done >= cfg.agent.max_iterations:  # started again and again until it is done
+        if first:
+            progress.say(f"nothing left to do: {plan.checkpoint} has {plan.done} iterations")
+        return 0
     with contextlib.ExitStack() as stack:
         sinks: list[Sink] = []
         facts: dict[str, Any] = {}
@@ -98,11 +104,6 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
         if plan.checkpoint is not None:
             runner.load(str(plan.checkpoint))
         done = runner.current_learning_iteration
-        if done >= cfg.agent.max_iterations:
-            raise ConfigError(
-                f"{plan.checkpoint} has {done} iterations, as many as agent.max_iterations="
-                f"{cfg.agent.max_iterations} asks for; raise that to go on"
-            )
         if first:
             aside = checkpoints.set_aside(plan.folder, beyond=done) if done else []
             if aside:
@@ -134,8 +135,10 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
     cfg = compose(overrides)
     typed = {text.partition("=")[0] for text in overrides}
     checkpoint = _to_resume(cfg, by_name="run.name" in typed) if cfg.run.resume else None
+    automatic, done = cfg.run.resume == "auto", 0
     if checkpoint is not None:
         payload = checkpoints.load(checkpoint)
+        done = int(payload["iteration"])
         cfg = continue_from(payload["config"], overrides)
         if "run.dir" not in typed:
             cfg.run.dir = ""
@@ -147,7 +150,12 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
             f"run.dir={folder} already holds a run; add run.resume=auto to go on with it, or name "
             "another folder"
         )
-    return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint)
+    if done >= cfg.agent.max_iterations and not automatic:
+        raise ConfigError(
+            f"{checkpoint} has {done} iterations, as many as agent.max_iterations="
+            f"{cfg.agent.max_iterations} asks for; raise that to go on"
+        )
+    return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)
 
 
 def resolve_device(device: str) -> str:
