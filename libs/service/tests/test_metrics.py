@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from krabby_service import metrics
 from krabby_service.errors import MetricsPortInUse
-from krabby_service.metrics import MetricsServer, Quantiles, children, serve_metrics
+from krabby_service.metrics import (
+    MetricsServer,
+    Quantiles,
+    Totals,
+    children,
+    render,
+    serve_metrics,
+)
 from krabby_service.testing import free_port
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
@@ -50,6 +57,47 @@ def test_the_exposition_answers_over_http():
     with MetricsServer(0, registry=registry) as server, get(server.port) as answer:
         assert b"krabby_test_answer 42.0" in answer.read()
         assert answer.headers["Content-Type"].startswith("text/plain")
+
+
+def test_the_page_is_the_librarys_whatever_the_scraper_would_accept():
+    registry = CollectorRegistry()
+    Counter("krabby_test_sent", "x", registry=registry).inc(3)
+    Histogram("krabby_test_age_seconds", "x", ["stream"], registry=registry).labels("a").observe(1)
+    assert render(registry) == generate_latest(registry)
+    assert b"_created" not in render(registry)
+    with MetricsServer(0, registry=registry) as server:
+        wish = {"Accept": "application/openmetrics-text;version=1.0.0"}
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers=wish)) as answer:
+            assert answer.read() == generate_latest(registry)
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+def test_rendering_pauses_so_that_the_loop_gets_the_interpreter(monkeypatch):
+    clock, pauses = [0.0], []
+    registry = CollectorRegistry()
+
+    def value():
+        clock[0] += 60e-6  # what a metric costs
+        return 0.0
+
+    for number in range(10):
+        Gauge(f"krabby_test_{number}", "x", registry=registry).set_function(value)
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(metrics.time, "sleep", pauses.append)
+    render(registry)
+    assert pauses == [1e-3] * 5  # after every second one
+
+
+def test_a_counter_catches_up_with_a_total():
+    counter = Counter("krabby_test_total", "x", registry=CollectorRegistry())
+    other = Counter("krabby_test_other_total", "x", registry=CollectorRegistry())
+    totals = Totals()
+    for total in (3, 3, 5):
+        totals.show(counter, total)
+        totals.show(other, 1)
+    assert counter.collect()[0].samples[0].value == 5
+    assert other.collect()[0].samples[0].value == 1
 
 
 def test_healthz_tells_whether_the_loop_turns():

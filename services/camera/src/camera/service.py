@@ -16,7 +16,7 @@ from krabby_robot.description import RobotDescription
 from krabby_robot.policy import OnnxEncoder, PolicyBundle, bundle_dir
 from krabby_service.app import Runtime
 from krabby_service.logging import log_every
-from krabby_service.metrics import Quantiles
+from krabby_service.metrics import Quantiles, Totals
 from numpy.typing import NDArray
 
 from camera import metrics
@@ -50,7 +50,7 @@ class CameraService:
         self._publisher: Publisher | None = None
         self._warn = log_every(log, clock=clock)
         self._watch = _Watch(cfg, clock)
-        self._exposed: dict[str, int] = {}
+        self._totals = Totals()
         self._answer: tuple[NDArray[np.float32], int, int] | None = None
         self.frames = 0
         """Frames whose features were published."""
@@ -183,10 +183,7 @@ class CameraService:
     def _expose(self, counts: Mapping[str, int]) -> None:
         """Hand the source's running totals to the exposition's counters."""
         for name, counter in _COUNTERS.items():
-            new = counts[name] - self._exposed.get(name, 0)
-            if new:
-                counter.inc(new)
-                self._exposed[name] = counts[name]
+            self._totals.show(counter, counts[name])
 
 
 _COUNTERS: dict[str, Any] = {

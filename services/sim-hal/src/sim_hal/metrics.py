@@ -11,6 +11,7 @@ from krabby_service.metrics import (
     CAMERA_FRAMES_DROPPED,
     LOOP_WORK,
     OBSERVATION_AGE,
+    Totals,
     children,
 )
 from prometheus_client import Counter, Gauge
@@ -86,7 +87,7 @@ class Exposition:
         self._clamped = {
             kind: [_CLAMPED.labels(name, kind) for name in names] for kind in ("position", "rate")
         }
-        self._shown: dict[Counter, int] = {}
+        self._totals = Totals()
         self._state: SafetyState | None = None
 
     def note_state(self, now_ns: int) -> None:
@@ -120,18 +121,12 @@ class Exposition:
                 gauge.set(value)
         _DISTANCE.set(sim.progress.distance_m)
         _REAL_TIME_FACTOR.set(real_time_factor)
-        self._count_up(_FALLS, sim.falls)
+        self._totals.show(_FALLS, sim.falls)
         if sim.camera is not None:
-            self._count_up(_CAMERA_DROPPED, sim.camera.dropped)
+            self._totals.show(_CAMERA_DROPPED, sim.camera.dropped)
         for status, count in commands.items():
-            self._count_up(_COMMANDS[status], count)
+            self._totals.show(_COMMANDS[status], count)
         clamps = {"position": sim.position_clamps, "rate": sim.rate_clamps}
         for kind, counters in self._clamped.items():
             for counter, count in zip(counters, clamps[kind], strict=True):
-                self._count_up(counter, int(count))
-
-    def _count_up(self, counter: Counter, total: int) -> None:
-        news = total - self._shown.get(counter, 0)
-        if news:
-            counter.inc(news)
-            self._shown[counter] = total
+                self._totals.show(counter, int(count))
