@@ -3,7 +3,11 @@
 import ctypes
 import gc
 import os
+import platform
+import re
 import resource
+import threading
+from pathlib import Path
 
 import pytest
 from krabby_service import realtime
@@ -15,6 +19,7 @@ from krabby_service.realtime import (
     RealtimeCfg,
     apply_realtime,
     freeze_garbage,
+    set_slices,
 )
 from krabby_service.testing import FakeClock, captured_logs
 
@@ -25,6 +30,7 @@ def _ordinary_process_afterwards():
     cpus = os.sched_getaffinity(0)
     yield
     os.sched_setscheduler(0, policy, parameter)
+    set_slices(0)  # the kernel's own
     os.sched_setaffinity(0, cpus)
     ctypes.CDLL(None).munlockall()
     gc.enable()
@@ -57,7 +63,7 @@ def test_nothing_is_asked_for_by_default():
     before = os.sched_getscheduler(0), os.sched_getaffinity(0)
     with captured_logs() as events:
         report = apply_realtime(RealtimeCfg())
-    assert [result.requested for result in report.results] == [False] * 4
+    assert [result.requested for result in report.results] == [False] * 5
     assert report.missing == ()
     assert gauges() == dict.fromkeys(FEATURES, 0.0)
     assert events == []
@@ -79,12 +85,66 @@ def test_fifo_that_is_refused_is_a_warning_with_its_remedy(monkeypatch):
     with captured_logs() as events:
         report = apply_realtime(RealtimeCfg(fifo_priority=60))
     monkeypatch.undo()
-    (event,) = events
+    event = events[0]
     assert event["log_level"] == "warning"
     assert event["feature"] == "fifo"
     assert "rtprio >= 60" in event["reason"]
-    assert [result.feature for result in report.missing] == ["fifo"]
+    assert report.missing[0].feature == "fifo"
     assert gauges()["fifo"] == 0.0
+
+
+def slices():
+    """Slices of this process's threads [ns], as far as the kernel tells."""
+    texts = [path.read_text() for path in Path("/proc/self/task").glob("*/sched")]
+    return {int(each) for text in texts for each in re.findall(r"se\.slice +: +(\d+)", text)}
+
+
+def test_where_fifo_is_refused_every_thread_gets_a_short_slice(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    with captured_logs() as events:
+        report = apply_realtime(RealtimeCfg(fifo_priority=60))
+    during = slices()
+    done.set()
+    other.join()
+    if "slice" in [result.feature for result in report.missing]:
+        pytest.skip("this kernel knows no slices")
+    assert during <= {100_000}
+    assert gauges()["slice"] == 1.0
+    assert events[-1]["features"] == ["time slice of 0.1 ms"]
+
+
+def test_a_kernel_that_ignores_slices_is_told_from_one_that_does_not(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    monkeypatch.setattr(realtime, "_SLICE_NS", 99_999)  # less than Linux takes
+    missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+    assert [result.feature for result in missing] == ["fifo", "slice"]
+    assert "Linux 6.12" in missing[1].detail
+    assert gauges()["slice"] == 0.0
+
+
+def test_a_slice_that_is_refused_says_why(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with monkeypatch.context() as patched:
+        patched.setattr(realtime, "_SCHED_SETATTR", {platform.machine(): 100_000})
+        missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+    assert "Function not implemented" in missing[1].detail
+
+
+def test_an_unknown_processor_has_no_slices(monkeypatch):
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with monkeypatch.context() as patched:
+        patched.setattr(realtime, "_SCHED_SETATTR", {})
+        missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+    assert platform.machine() in missing[1].detail
+
+
+@pytest.mark.skipif(not may_use_fifo(), reason="this machine grants no SCHED_FIFO")
+def test_with_fifo_no_slice_is_asked_for():
+    apply_realtime(RealtimeCfg(fifo_priority=10))
+    assert gauges(REALTIME_REQUESTED)["slice"] == 0.0
 
 
 def test_affinity_is_in_effect_where_possible():
@@ -160,5 +220,5 @@ def test_what_was_asked_for_can_be_told_from_what_is_in_effect(monkeypatch):
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     with captured_logs():
         apply_realtime(RealtimeCfg(fifo_priority=50))
-    assert gauges(REALTIME_REQUESTED) == {"fifo": 1, "affinity": 0, "mlockall": 0, "gc": 0}
+    assert gauges(REALTIME_REQUESTED) == dict.fromkeys(FEATURES, 0) | {"fifo": 1, "slice": 1}
     assert gauges()["fifo"] == 0

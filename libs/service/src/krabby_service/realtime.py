@@ -1,5 +1,8 @@
 """What the kernel can do for a loop: FIFO scheduling, own cores, memory that is never paged out.
 
+Where FIFO is refused, a loop asks for the shortest time slice instead, which takes no permission:
+one that wakes up then takes the processor from others at once, not after their milliseconds.
+
 The grid of `rate` fixes the frequency, FIFO fixes the tail. Each feature needs a permission that a
 laptop or a container may not have; what is asked for and not granted becomes a warning with its
 remedy and a gauge at 0, never a silent difference and never a reason not to run.
@@ -7,10 +10,13 @@ remedy and a gauge at 0, never a silent difference and never a reason not to run
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
+import errno
 import gc
 import os
+import platform
 import resource
 import time
 from collections.abc import Callable
@@ -30,17 +36,23 @@ __all__ = [
     "RealtimeReport",
     "apply_realtime",
     "freeze_garbage",
+    "set_slices",
 ]
 
 log = structlog.get_logger(__name__)
 
-Feature = Literal["fifo", "affinity", "mlockall", "gc"]
-FEATURES: tuple[Feature, ...] = ("fifo", "affinity", "mlockall", "gc")
+Feature = Literal["fifo", "slice", "affinity", "mlockall", "gc"]
+FEATURES: tuple[Feature, ...] = ("fifo", "slice", "affinity", "mlockall", "gc")
+"""`slice` is asked for where `fifo` was and is not granted."""
 _ENABLED = children(REALTIME_ENABLED, FEATURES)
 _REQUESTED = children(REALTIME_REQUESTED, FEATURES)
 
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 _CAP_IPC_LOCK = 14
+_SLICE_NS = 100_000
+"""The shortest that Linux takes; 6.12 is the first that listens."""
+_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
+"""Number of the system call; that of sched_getattr is one more. libc knows neither."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,7 +60,8 @@ class RealtimeCfg:
     """Real-time features of a process; all off, which suits a simulation on a shared machine."""
 
     fifo_priority: int = 0
-    """SCHED_FIFO priority of the loop, 50 to 80 on the robot; 0 leaves the normal scheduler."""
+    """SCHED_FIFO priority of the loop, 50 to 80 on the robot; 0 leaves the normal scheduler.
+    Where it is refused, a short time slice is what the loop gets instead."""
     cpus: tuple[int, ...] = ()
     """CPU numbers the process may run on; empty for all."""
     lock_memory: bool = False
@@ -90,9 +103,11 @@ def apply_realtime(cfg: RealtimeCfg) -> RealtimeReport:
     Call it before sockets are made: ZeroMQ's own thread then inherits the priority, while the
     metrics thread, started before, keeps the normal one. Never raises.
     """
+    fifo = _attempt("fifo", cfg.fifo_priority > 0, lambda: _fifo(cfg.fifo_priority))
     report = RealtimeReport(
         (
-            _attempt("fifo", cfg.fifo_priority > 0, lambda: _fifo(cfg.fifo_priority)),
+            fifo,
+            _attempt("slice", fifo.requested and not fifo.enabled, _short_slice),
             _attempt("affinity", bool(cfg.cpus), lambda: _affinity(cfg.cpus)),
             _attempt("mlockall", cfg.lock_memory, _lock_memory),
             _attempt("gc", cfg.collect_when_idle, _disable_collection),
@@ -102,6 +117,9 @@ def apply_realtime(cfg: RealtimeCfg) -> RealtimeReport:
         log.warning(
             "real-time feature not in effect", feature=missing.feature, reason=missing.detail
         )
+    in_effect = [result.detail for result in report.results if result.enabled]
+    if in_effect:
+        log.info("real-time features in effect", features=in_effect)
     return report
 
 
@@ -172,6 +190,60 @@ def _fifo(priority: int) -> str:
             f"or ulimits.rtprio >= {priority}"
         ) from error
     return f"SCHED_FIFO priority {priority}"
+
+
+class _SchedAttr(ctypes.Structure):
+    """The kernel's struct sched_attr, first version."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime_ns", ctypes.c_uint64),
+        ("deadline_ns", ctypes.c_uint64),
+        ("period_ns", ctypes.c_uint64),
+    )
+
+
+def _short_slice() -> str:
+    try:
+        granted_ns = set_slices(_SLICE_NS)
+    except OSError as error:
+        raise _NotGrantedError(f"a time slice of its own was refused ({error.strerror})") from error
+    if granted_ns != _SLICE_NS:
+        raise _NotGrantedError("this kernel gives every task the same slice; Linux 6.12 does not")
+    return f"time slice of {_SLICE_NS * 1e-6:g} ms"
+
+
+def set_slices(slice_ns: int) -> int:
+    """Ask for a time slice for every thread of this process; 0 for the kernel's own.
+
+    All of them: one that is put aside while it holds the interpreter's lock stops the loop too.
+    Those that are started later inherit it.
+
+    Returns:
+        What the calling thread has now, 0 from a kernel that knows no such thing [ns].
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    number = _SCHED_SETATTR.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"not known how on {platform.machine()}")
+    attr = _SchedAttr(size=ctypes.sizeof(_SchedAttr), runtime_ns=slice_ns)
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            attr.nice = os.getpriority(os.PRIO_PROCESS, int(thread))
+            _system_call(number, int(thread), ctypes.byref(attr), 0)
+    _system_call(number + 1, 0, ctypes.byref(attr), attr.size, 0)
+    return int(attr.runtime_ns)
+
+
+def _system_call(number: int, *args: object) -> None:
+    if ctypes.CDLL(None, use_errno=True).syscall(number, *args) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _affinity(cpus: tuple[int, ...]) -> str:
