@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from gameloop.config import EndpointsCfg
-from gameloop.service import Gameloop
+from gameloop.service import Gameloop, state_of_period
 from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
@@ -122,6 +122,48 @@ def test_it_stands_up_walks_and_sits_down_when_told_to_stop(make_hal, connected,
     for key in ("loop_hz", "deadline_misses", "skipped", "command_timeouts", "obs_age_p50_ms",
                 "obs_age_p99_ms", "command_rtt_p99_ms", "work_p99_ms"):  # fmt: skip
         assert key in summary
+
+
+class Stream:
+    """A subscriber that has one state and gets the next, if any, while it waits."""
+
+    def __init__(self, has, gets=None):
+        self.has, self.gets, self.waited_s = has, gets, 0.0
+
+    def latest(self):
+        return self.has
+
+    def wait(self, timeout_s):
+        self.waited_s += timeout_s
+        return self.gets
+
+
+def test_the_state_of_a_period_is_taken_at_once(state):
+    now_ns = time.monotonic_ns()
+    stream = Stream(state(now_ns))
+    assert state_of_period(stream, now_ns, now_ns + 100 * MS).capture_ns == now_ns
+    assert stream.waited_s == 0.0
+
+
+def test_a_hal_that_is_late_is_waited_for(state):
+    now_ns = time.monotonic_ns()
+    stream = Stream(state(now_ns - 5 * MS), gets=state(now_ns + MS))
+    assert state_of_period(stream, now_ns, now_ns + 100 * MS).capture_ns == now_ns + MS
+    assert 0.0 < stream.waited_s <= 0.1
+
+
+def test_a_hal_that_is_too_late_is_not_and_the_state_before_is_what_there_is(state):
+    now_ns = time.monotonic_ns()
+    stream = Stream(state(now_ns - 5 * MS))
+    assert state_of_period(stream, now_ns, now_ns + 100 * MS).capture_ns == now_ns - 5 * MS
+    late = Stream(state(now_ns - 5 * MS), gets=state(now_ns + MS))
+    assert state_of_period(late, now_ns, now_ns).capture_ns == now_ns - 5 * MS
+    assert late.waited_s == 0.0
+
+
+def test_before_the_first_state_nothing_is_waited_for():
+    now_ns = time.monotonic_ns()
+    assert state_of_period(Stream(None), now_ns, now_ns + 100 * MS) is None
 
 
 def test_a_robot_that_is_not_armed_gets_its_measured_pose(make_hal, connected, ask):

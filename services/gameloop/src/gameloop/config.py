@@ -91,6 +91,9 @@ class GameloopCfg(ServiceCfg):
     """Control rate; bundles are made for one rate and refuse another."""
     phase_s: float = 0.0015
     """Where in the period of the host's clock a tick begins [s]: a little after the HAL's state."""
+    state_wait_s: float = 0.003
+    """How long a tick waits for the state of its period when the HAL is late [s]; acting on the
+    one before instead would make it 5 ms older."""
     command_deadline_s: float = 0.004
     """Longest wait for the HAL's answer to a command [s]."""
     blend_s: float = 0.3
@@ -109,6 +112,7 @@ class GameloopCfg(ServiceCfg):
         super().__post_init__()
         check_range(self, "rate_hz", minimum=1.0, maximum=1000.0)
         check_range(self, "phase_s", minimum=0.0, maximum=1.0)
+        check_range(self, "state_wait_s", minimum=0.0, maximum=0.5 / self.rate_hz)
         check_range(self, "command_deadline_s", minimum=0.0005, maximum=1.0)
         check_range(self, "blend_s", minimum=0.0, maximum=5.0)
         check_range(self, "max_bad_outputs", minimum=1, maximum=1000)
