@@ -67,6 +67,9 @@ SUBSTEPS_PER_SLOT = SLOT_NS // SUBSTEP_NS
 _CATCH_UP_SLOTS = 4
 """Missed slots whose physics is made up for at most; after a longer stall simulated time falls
 behind instead of running off in a burst."""
+_GRACE = 0.8
+"""Share of a slot by which it may begin late and is still run: its work takes about a tenth, and
+a slot that is skipped is a state that nobody gets."""
 _NAV_PERIODS = 5
 """Control periods between two walking commands: 20 Hz."""
 _METRICS_SLOTS = 21
@@ -153,7 +156,7 @@ class SimHal:
     # --- real time ---------------------------------------------------------------------------
 
     def _run_realtime(self, runtime: Runtime) -> None:
-        rate = Rate(SLOT_NS * 1e-9)
+        rate = Rate(SLOT_NS * 1e-9, grace=_GRACE)
         collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
         while not runtime.stopping and not self._finished():
             tick = rate.wait()
