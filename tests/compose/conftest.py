@@ -80,17 +80,29 @@ class Stack:
         return json.loads(docker("inspect", self.container(service)))[0]
 
     def healthy(self, service: str) -> bool:
-        """Whether its health check passes now."""
+        """Whether its last health check passed."""
         return self.inspect(service)["State"].get("Health", {}).get("Status") == "healthy"
 
-    def metrics(self, service: str) -> list[Sample]:
-        """What a service exposes at this moment, asked for directly."""
+    def turns(self, service: str) -> bool:
+        """Whether its loop says at this moment that it turned lately."""
+        try:
+            return self.page(service, "healthz") == "ok\n"
+        except OSError:
+            self.addresses.clear()  # a restarted container may have another address
+            return False
+
+    def page(self, service: str, name: str) -> str:
+        """What a service answers to those who watch it, asked for directly."""
         if service not in self.addresses:
             networks = self.inspect(service)["NetworkSettings"]["Networks"]
             self.addresses[service] = networks[f"{self.project}_monitoring"]["IPAddress"]
-        url = f"http://{self.addresses[service]}:{LOOPS[service]}/metrics"
+        url = f"http://{self.addresses[service]}:{LOOPS[service]}/{name}"
         with urllib.request.urlopen(url, timeout=2) as page:
-            text = page.read().decode()
+            return page.read().decode()
+
+    def metrics(self, service: str) -> list[Sample]:
+        """What a service exposes at this moment."""
+        text = self.page(service, "metrics")
         return [
             Sample(sample.name, dict(sample.labels), sample.value)
             for family in text_string_to_metric_families(text)

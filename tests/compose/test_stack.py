@@ -278,7 +278,7 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
     walking_s = time.monotonic() - killed_s
     figures["gameloop killed"] = (
         f"hold after {1e3 * hold_s:.0f} ms, damp after {1e3 * damp_s:.0f} ms, "
-        f"healthy after {back_s:.1f} s, walking after {walking_s:.1f} s"
+        f"back after {back_s:.1f} s, walking after {walking_s:.1f} s"
     )
     assert hold_s <= 0.150
     assert damp_s <= 0.165  # 150 ms after the last command, and one slot to notice
@@ -294,7 +294,7 @@ def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wa
     back_s = recover(stack, wait_until, "sim-hal", killed_s)
     wait_until(stack.walks, 10, "it walks again")
     figures["sim-hal killed"] = (
-        f"silent after {1e3 * silent_s:.0f} ms, healthy after {back_s:.1f} s, "
+        f"silent after {1e3 * silent_s:.0f} ms, back after {back_s:.1f} s, "
         f"walking after {time.monotonic() - killed_s:.1f} s"
     )
     assert silent_s <= 0.150
@@ -306,7 +306,7 @@ def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
     others = started_at(stack, "sim-hal", "gameloop")
     killed_s = crash(stack, "camera")
     back_s = recover(stack, wait_until, "camera", killed_s)
-    figures["camera killed"] = f"healthy after {back_s:.1f} s"
+    figures["camera killed"] = f"back after {back_s:.1f} s"
     assert started_at(stack, "sim-hal", "gameloop") == others
     assert entered(stack, "damp") < killed_s
     wait_until(stack.walks, 10, "it still walks")
@@ -324,10 +324,10 @@ def test_a_loop_that_stands_still_is_unhealthy_until_it_turns_again(stack, wait_
     pid = process_of(stack, "camera")
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: not stack.healthy("camera"), 20, "the camera is unhealthy")
+        wait_until(lambda: not stack.healthy("camera"), 40, "the camera is unhealthy")
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: stack.healthy("camera"), 10, "the camera is healthy again")
+    wait_until(lambda: stack.healthy("camera"), 20, "the camera is healthy again")
 
 
 def test_without_prometheus_the_robot_does_not_notice(stack, wait_until):
@@ -443,15 +443,17 @@ def crash(stack, service):
 
 
 def recover(stack, wait_until, service, killed_s, within_s=5.0):
-    """Wait until the engine has restarted a service and it is healthy; seconds since the kill."""
+    """Wait until the engine has restarted a service and it works; seconds since the kill.
+
+    A loop is asked whether it turns: the engine's health check looks only every ten seconds.
+    """
     started = time.monotonic()
 
     def back():
-        state = stack.inspect(service)["State"]
-        return state["Running"] and state["Health"]["Status"] == "healthy" and state["Pid"]
+        return stack.turns(service) if service in LOOPS else stack.healthy(service)
 
     wait_until(lambda: not back(), 2, f"{service} is down")
-    wait_until(back, within_s + 5, f"{service} is healthy again")
+    wait_until(back, within_s + 5, f"{service} works again")
     stack.addresses.clear()
     back_s = time.monotonic() - killed_s
     assert back_s <= within_s, f"{service} took {back_s:.1f} s"
