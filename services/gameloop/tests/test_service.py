@@ -39,21 +39,11 @@ def eventually(condition, timeout_s=10.0):
 
 
 @pytest.fixture
-def robot_hello(desc):
-    return {
-        "name": desc.name,
-        "hash": desc.content_hash,
-        "joint_names": desc.joint_names,
-        "units": "SI",
-    }
-
-
-@pytest.fixture
-def make_hal(desc, robot_hello):
+def make_hal(desc):
     """Makes a HAL whose robot stands in the default pose."""
 
     def make(*, robot=None, clock="monotonic", **options):
-        hello = make_hello(service="fake-hal", clock=clock, robot=robot or robot_hello)
+        hello = make_hello(service="fake-hal", clock=clock, robot=robot or desc.identity)
         hal = FakeHal(hello=hello, **options)
         hal.state = hal.state.copy()
         hal.state[STATE.slices["joint_pos"]] = desc.default_joint_pos
@@ -190,13 +180,11 @@ def test_it_waits_for_a_hal_and_says_so(make_hal, connected, ask):
             reaches(ask, service, "policy")
 
 
-def test_a_hal_of_another_robot_ends_it_with_the_first_difference(
-    make_hal, connected, robot_hello, desc
-):
+def test_a_hal_of_another_robot_ends_it_with_the_first_difference(make_hal, connected, desc):
     names = list(desc.joint_names)
     names[4], names[5] = names[5], names[4]
     with (
-        make_hal(armed=True, robot={**robot_hello, "joint_names": names}) as hal,
+        make_hal(armed=True, robot={**desc.identity, "joint_names": names}) as hal,
         pytest.raises(HelloMismatch, match=r"robot\.joint_names\[4\] is 'lm_knee'"),
         running(Gameloop(connected(hal.endpoints))) as runtime,
     ):

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from krabby_robot.depth import IMAGE_SHAPE
-from krabby_robot.errors import BundleError, BundleMismatch
-from krabby_robot.observation import ObservationError, ObservationLayout, ObservationTerm
+from krabby_robot.errors import BundleError, BundleMismatch, ObservationError
+from krabby_robot.observation import ObservationLayout, ObservationTerm
 
 if TYPE_CHECKING:
     from krabby_robot.description import CameraModel, RobotDescription

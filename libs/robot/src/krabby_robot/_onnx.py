@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krabby_robot.errors import BundleError, BundleMismatch, RobotError
-from krabby_robot.observation import ObservationError
+from krabby_robot.errors import (
+    BundleError,
+    BundleMismatch,
+    MissingRuntime,
+    ObservationError,
+    PolicyOutputError,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MissingRuntime", "Network", "PolicyOutputError", "StateTensor"]
-
-
-class MissingRuntime(RobotError):  # noqa: N818 - the name says what happened
-    """ONNX Runtime is not installed."""
-
-
-class PolicyOutputError(RobotError):
-    """A network gave NaN or infinity; its recurrent state was reset."""
+__all__ = ["Network", "StateTensor"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

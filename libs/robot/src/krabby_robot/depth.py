@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from krabby_robot.errors import RobotError
+from krabby_robot.errors import DepthError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,10 +56,6 @@ FILL_PASSES: Final = 3
 _CROPPED_COLUMNS: Final = CROP[1].stop - CROP[1].start
 _HOLE: Final = np.float32(-1.0)
 """Below every reading, so that the farther of two neighbours is never a hole if one is not."""
-
-
-class DepthError(RobotError):
-    """A depth image, or the camera it comes from, has the wrong shape."""
 
 
 def column_weights(source: int, target: int) -> NDArray[np.float64]:

@@ -268,6 +268,16 @@ class RobotDescription:
             content_hash=_content_hash(values),
         )
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two processes compare in their hello to know that they mean the same robot."""
+        return {
+            "name": self.name,
+            "hash": self.content_hash,
+            "joint_names": self.joint_names,
+            "units": "SI",
+        }
+
     @cached_property
     def foot_names(self) -> tuple[str, ...]:
         """(6,) names of the foot frames, in leg order."""

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 
-from krabby_robot.errors import RobotError
+from krabby_robot.errors import GateConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,10 +75,6 @@ _EFFORT_READING_CAP: Final = 10.0
 """Multiples of the peak torque above which a reading is cut, so that its square stays finite."""
 
 
-class GateConfigError(RobotError):
-    """The gate was given limits that cannot keep a robot safe."""
-
-
 class SafetyState(IntEnum):
     """What the drives may do; the numbers travel on the wire."""
 
@@ -94,6 +90,16 @@ class SafetyState(IntEnum):
     """Limp with damping after a fault; needs `arm`."""
     ESTOP = 5
     """Limp with damping after an emergency stop; needs `reset`, then `arm`."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the drives carry the robot: ARMING, ACTIVE, HOLD."""
+        return self in _LIVE
+
+    @property
+    def following(self) -> bool:
+        """Whether they carry it to where commands want it: ACTIVE, HOLD."""
+        return self in _FOLLOWING
 
 
 class Fault(IntFlag):
@@ -440,7 +446,7 @@ class SafetyGate:
             self._observed_ns = now_ns
             self._measured_pos[:] = sample[0]
             self._conditions = self._judge(up)
-        if self._conditions and self._state in _LIVE:
+        if self._conditions and self._state.live:
             self._trip(self._conditions)
 
     def command(self, joint_pos_target: ArrayLike, now_ns: int) -> GateResult:
@@ -459,7 +465,7 @@ class SafetyGate:
             return GateResult("refused", reason="non-finite angles")
         if self._state in _LIMP_BY_FAULT:
             return GateResult("refused", reason=f"{self._state.name}: {_REMEDY[self._state]}")
-        if self._state not in _FOLLOWING:
+        if not self._state.following:
             return GateResult("not_armed")
         self._command_ns = now_ns
         self._supervise(now_ns)  # a command ends the hold that its absence began
@@ -501,7 +507,7 @@ class SafetyGate:
         now_ns = self._advance(now_ns)
         self._supervise(now_ns)
         cfg = self.cfg
-        if self._state not in _LIVE:
+        if not self._state.live:
             joint_pos = np.clip(self._measured_pos, self._lower, self._upper)
             mode, kp, kd = DriveMode.DAMP, self._no_kp, cfg.damp_kd
         elif self._state is SafetyState.ARMING:
@@ -525,13 +531,13 @@ class SafetyGate:
             # a deadman that never strikes. Start over on the new time, limp.
             self._now_ns = now_ns
             self._observed_ns = None
-            if self._state in _LIVE:
+            if self._state.live:
                 self._trip(Fault.CLOCK)
         return self._now_ns
 
     def _supervise(self, now_ns: int) -> None:
         """Lets time act: arming ends, late commands hold, later ones damp."""
-        if self._state not in _LIVE:
+        if not self._state.live:
             return
         # Live means measured: `arm` requires it, and a clock fault, which forgets it, trips.
         assert self._observed_ns is not None
@@ -624,7 +630,7 @@ class SafetyGate:
     def _arm(self, now_ns: int) -> GateReply:
         if self._state is SafetyState.ESTOP:
             return GateReply(False, "emergency stop is latched; reset it first")
-        if self._state in _LIVE:
+        if self._state.live:
             return GateReply(False, f"already armed ({self._state.name})")
         if self._observed_ns is None or now_ns - self._observed_ns >= self._stale_ns:
             return GateReply(False, "no fresh measurement; check that the HAL reads its drives")
@@ -644,7 +650,7 @@ class SafetyGate:
         return GateReply(True, "disarmed; the drives are limp")
 
     def _reset(self) -> GateReply:
-        if self._state in _LIVE:
+        if self._state.live:
             return GateReply(False, f"nothing to reset ({self._state.name}); disarm first")
         self._state = SafetyState.DISARMED
         self._faults = _NO_FAULT

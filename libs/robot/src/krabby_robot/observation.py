@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from krabby_robot import frames
-from krabby_robot.errors import RobotError
+from krabby_robot.errors import ObservationError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,10 +41,6 @@ __all__ = [
 
 HEIGHT_SCAN_SHAPE: Final = (25, 13)
 """Points of the height scan ahead (-0.8 to 1.6 m) and to the left (-1.2 to 1.2 m) of the base."""
-
-
-class ObservationError(RobotError):
-    """A layout names what does not exist, or inputs do not fit it."""
 
 
 @dataclass(kw_only=True, slots=True)

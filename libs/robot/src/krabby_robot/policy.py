@@ -42,10 +42,15 @@ from krabby_robot._manifest import (
     parse_manifest,
     robot_manifest,
 )
-from krabby_robot._onnx import MissingRuntime, Network, PolicyOutputError, StateTensor
+from krabby_robot._onnx import Network, StateTensor
 from krabby_robot.assets import assets_dir
 from krabby_robot.depth import IMAGE_SHAPE
-from krabby_robot.errors import BundleError, BundleMismatch
+from krabby_robot.errors import (
+    BundleError,
+    BundleMismatch,
+    MissingRuntime,
+    PolicyOutputError,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -183,7 +183,7 @@ class Brain:
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
         """Armed: where the robot was left. Not armed: where it is, so that arming moves nothing."""
-        armed = self.safety in (SafetyState.ARMING, SafetyState.ACTIVE, SafetyState.HOLD)
+        armed = self.safety.live
         return self._last_target if armed and self._last_target is not None else measured
 
 

@@ -11,7 +11,7 @@ The gate in the HAL decides what is safe; this machine only asks for what makes 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from krabby_robot.gate import SafetyState
 
@@ -36,9 +36,6 @@ class Mode(Enum):
     """The way from the measured pose to resting on the belly."""
 
 
-_FOLLOWING: Final = (SafetyState.ACTIVE, SafetyState.HOLD)
-
-
 class Situation(NamedTuple):
     """What the machine looks at, once a tick."""
 
@@ -58,7 +55,7 @@ def next_mode(mode: Mode, now: Situation, limits: FreshnessCfg) -> Mode:
     """The mode of this tick, given that of the last one."""
     if now.state_age_s >= limits.state_stop_s:
         return Mode.SILENT
-    if not now.greeted or now.safety not in _FOLLOWING:
+    if not now.greeted or not now.safety.following:
         return Mode.PASSIVE
     match mode:
         case Mode.SILENT | Mode.PASSIVE:

@@ -91,7 +91,7 @@ class Gameloop:
             endpoints.control,
             self._desc,
             control_rate_hz=self._cfg.rate_hz,
-            hello=make_hello(service="gameloop", robot=self._our_robot),
+            hello=make_hello(service="gameloop", robot=self._desc.identity),
             status=self._status,
         )
 
@@ -115,16 +115,6 @@ class Gameloop:
 
     # --- meeting the HAL ---------------------------------------------------------------------
 
-    @property
-    def _our_robot(self) -> dict[str, Any]:
-        desc = self._desc
-        return {
-            "name": desc.name,
-            "hash": desc.content_hash,
-            "joint_names": desc.joint_names,
-            "units": "SI",
-        }
-
     def _meet(self, runtime: Runtime) -> dict[str, Any] | None:
         """Wait for the HAL and check that it is the right one; None when told to stop."""
         while not runtime.stopping:
@@ -146,7 +136,7 @@ class Gameloop:
             theirs = client.hello(_HELLO_TIMEOUT_S)
         except RequestTimeout:
             return None
-        ours = make_hello(service="gameloop", robot=self._our_robot)
+        ours = make_hello(service="gameloop", robot=self._desc.identity)
         check_hello(theirs, {key: ours[key] for key in ("schema_version", "schema_hash", "robot")})
         # Nothing arrived from it yet, or it is the instance that speaks: either way it is checked.
         log.info("met the HAL", hal=theirs.get("service"), clock=theirs.get("clock"))

@@ -339,12 +339,7 @@ class SimHal:
         return make_hello(
             service="sim-hal",
             clock="simulated" if self._lockstep else "monotonic",
-            robot={
-                "name": desc.name,
-                "hash": desc.content_hash,
-                "joint_names": desc.joint_names,
-                "units": "SI",
-            },
+            robot=desc.identity,
             camera=dataclasses.asdict(camera) if self._cfg.camera.enabled else {},
             extra={
                 "simulator": f"mujoco {mujoco.__version__}",

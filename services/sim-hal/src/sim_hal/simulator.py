@@ -23,7 +23,7 @@ from krabby_proto import (
     fault_names,
 )
 from krabby_robot import frames, kinematics
-from krabby_robot.gate import GateCfg, SafetyGate, SafetyState
+from krabby_robot.gate import GateCfg, SafetyGate
 from krabby_robot.trajectories import rest_joint_pos
 
 from sim_hal.auto_arm import AutoArm
@@ -326,7 +326,7 @@ class Simulator:
 
     def _commanded_stance(self) -> float:
         """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
-        if self.gate.state not in (SafetyState.ACTIVE, SafetyState.HOLD):
+        if not self.gate.state.following:
             return 0.0
         depths = -kinematics.foot_positions(self.desc, self.gate.target)[:, 2]
         return float(np.sort(depths)[-_STANDING_FEET])
