@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,12 +235,11 @@ def test_robot_traffic_stays_on_its_own_network(stack):
 
 def test_logs_are_one_json_event_a_line_and_not_one_a_tick(stack):
     for service in LOOPS:
-        lines = docker("logs", stack.container(service)).splitlines()
-        events = [json.loads(line) for line in lines]
-        assert all(event["service"] == service and event["event"] for event in events)
-        (running,) = [event for event in events if event["event"] == "running"]
+        logged = events(stack, service)
+        assert all(event["service"] == service and event["event"] for event in logged)
+        (running,) = [event for event in logged if event["event"] == "running"]
         alive_s = time.monotonic() - running["mono_ns"] * 1e-9
-        assert len(events) < 20 + 2 * alive_s, f"{service}: {len(events)} in {alive_s:.0f} s"
+        assert len(logged) < 20 + 2 * alive_s, f"{service}: {len(logged)} in {alive_s:.0f} s"
 
 
 def test_recording_holds_every_stream(stack, recorder):
@@ -318,6 +318,47 @@ def test_without_the_camera_the_blind_crab_walks_on(stack, wait_until, figures):
         5,
         "features arrive again",
     )
+
+
+@pytest.fixture
+def seeing(stack, seeing_gait, tmp_path, wait_until):
+    """The stack with a policy that needs the camera; the default one afterwards."""
+    assets = tmp_path / "assets"
+    shutil.copytree(ROOT / "assets", assets)
+    shutil.copytree(seeing_gait, assets / "policies" / "seeing")
+    stack.compose("up", "--detach", KRABBY_ASSETS=str(assets), KRABBY_POLICY="seeing")
+    stack.addresses.clear()
+    try:
+        wait_until(lambda: stack.walks() and not blind(stack), 30, "it walks and sees")
+        yield
+    finally:
+        stack.compose("up", "--detach")
+        stack.addresses.clear()
+
+
+@pytest.mark.usefixtures("seeing")
+def test_without_the_camera_a_seeing_crab_walks_on_blind_and_sees_again(stack, wait_until, figures):
+    others = started_at(stack, "sim-hal", "gameloop")
+    killed_s = crash(stack, "camera")
+    wait_until(lambda: blind(stack), 2, "the blind policy walks")
+    assert stack.walks()
+    back_s = recover(stack, wait_until, "camera", killed_s)
+    wait_until(lambda: not blind(stack), 5, "it sees again")
+    sees_s = time.monotonic() - killed_s
+    blind_s = min(
+        event["mono_ns"] * 1e-9 - killed_s
+        for event in events(stack, "gameloop")
+        if event["event"] == "walking blind" and event["mono_ns"] * 1e-9 > killed_s
+    )
+    figures["camera of a seeing policy killed"] = (
+        f"blind after {1e3 * blind_s:.0f} ms, camera back after {back_s:.1f} s, "
+        f"seeing after {sees_s:.1f} s"
+    )
+    assert blind_s <= 0.17  # 150 ms after the last picture, which is older than the kill; two ticks
+    assert sees_s <= 7.0
+    assert started_at(stack, "sim-hal", "gameloop") == others
+    assert stack.value("sim-hal", "krabby_falls_total") == 0
+    wait_until(stack.walks, 10, "it still walks")
 
 
 def test_a_loop_that_stands_still_is_unhealthy_until_it_turns_again(stack, wait_until):
@@ -412,6 +453,14 @@ def gate(stack):
 
 def entered(stack, state):
     return stack.value("sim-hal", "krabby_safety_state_entered_seconds", state=state)
+
+
+def blind(stack):
+    return stack.value("gameloop", "krabby_gameloop_blind") == 1.0
+
+
+def events(stack, service):
+    return [json.loads(line) for line in docker("logs", stack.container(service)).splitlines()]
 
 
 def silent(stack):
