@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
 import zmq
 
 from krabby_proto.errors import EndpointError, EndpointInUse
+from krabby_proto.names import HostName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -52,6 +53,8 @@ _MAX_FRAMES: Final = 12  # envelope and body of a request fit
 _MORE: Final = zmq.NOBLOCK | zmq.SNDMORE
 _BIND_PATIENCE_S: Final = 0.2
 REVIVE_S: Final = 1.0
+_LOOK_UP_S: Final = 0.2
+"""How long a new endpoint waits for its host's address; later ones are taken by `revive`."""
 _MONITORED: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 )
@@ -131,6 +134,9 @@ class Endpoint:
         options: Iterable[tuple[int, int | bytes]] = (),
     ) -> None:
         _check_port(endpoint, name)
+        self._host = None if bind else HostName.of(endpoint)
+        self._target: str | None = endpoint
+        """Where libzmq connects to: `endpoint` with an address; None while none is known."""
         self.socket: Socket = (context or cast("Context", zmq.Context.instance())).socket(kind)
         try:
             for option, value in (*_common_options(kind, hwm, max_bytes), *options):
@@ -138,7 +144,10 @@ class Endpoint:
             if bind:
                 _bind(self.socket, endpoint, name)
             else:
-                _connect(self.socket, endpoint, name)
+                if self._host is not None:
+                    self._target = next(iter(self._host.endpoints(_LOOK_UP_S)), None)
+                if self._target is not None:
+                    _connect(self.socket, self._target, name)
         except BaseException:
             self.socket.close()
             raise
@@ -168,19 +177,37 @@ class Endpoint:
         """Connect anew when libzmq has given up; looks once a second, cheap to call at any rate.
 
         After a protocol error (something else listened there, a message was too large) a
-        connecting socket never tries again, although the right peer may be there by now.
+        connecting socket never tries again, although the right peer may be there by now. And a
+        host without an answer may have another address by now.
         """
         now = time.monotonic()
         if now < self._revive_at or self._monitor is None:
             return
         self._revive_at = now + REVIVE_S
         self._read_monitor()
+        if self._host is not None and not self._connected:
+            self._connect_to(self._other_address(self._host.endpoints()))
         if self._dead:
-            self._dead = False
             self.revivals += 1
+            self._connect_to(self._target)
+
+    def _other_address(self, known: Sequence[str]) -> str | None:
+        """The address to try after the one that does not answer; None for no other."""
+        if not known:
+            return None
+        after = known.index(self._target) + 1 if self._target in known else 0
+        other = known[after % len(known)]
+        return None if other == self._target else other
+
+    def _connect_to(self, target: str | None) -> None:
+        if target is None:
+            return
+        if self._target is not None:
             with contextlib.suppress(zmq.ZMQError):  # it no longer knows the endpoint
-                self.socket.disconnect(self.endpoint)
-            self.socket.connect(self.endpoint)
+                self.socket.disconnect(self._target)
+        self._target = target
+        self._dead = False
+        self.socket.connect(target)
 
     def _read_monitor(self) -> None:
         while self._monitor is not None:

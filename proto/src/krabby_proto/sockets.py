@@ -393,6 +393,7 @@ class Requester(Endpoint):
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Block until a server is there; False when none came in time."""
+        self.revive()
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > REVIVE_S:
             if wait_for((self.socket,), zmq.POLLOUT, REVIVE_S):
