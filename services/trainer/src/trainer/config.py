@@ -92,14 +92,14 @@ class SymmetryCfg:
 class AlgorithmCfg:
     """PPO, and what is fitted beside it."""
 
-    num_learning_epochs: int = 5
+    num_learning_epochs: int = 4
     num_mini_batches: int = 4
     clip_param: float = 0.2
     gamma: float = 0.995
     lam: float = 0.95
     value_loss_coef: float = 1.0
     use_clipped_value_loss: bool = True
-    entropy_coef: float = 0.004
+    entropy_coef: float = 0.002
     learning_rate: float = 1e-3
     """At the start."""
     learning_rate_min: float = 1e-5

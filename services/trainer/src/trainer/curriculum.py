@@ -2,12 +2,14 @@
 
 The rule, at the end of an episode:
 
-* up, if it reached at least `promote_goals` waypoints;
-* down, if it fell before `demote_goals` of them, or if time ran out and it had come less than
-  `demote_speed` of the distance it was asked to walk;
+* up by `promote_levels`, if it reached at least `promote_goals` waypoints;
+* down by one, if it fell before `demote_goals` of them, or if time ran out and it had come less
+  than `demote_speed` of the distance it was asked to walk;
 * a robot that goes up from the hardest level is sent to a random one, so that none is forgotten.
 
-The column, which is the obstacle type and layout, stays the robot's own.
+A share `revisit` of the episodes takes place on a tile easier than the robot's level, drawn anew;
+they leave the level as it is. The column, which is the obstacle type and layout, stays the robot's
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 if TYPE_CHECKING:
     from trainer.env_cfg import CurriculumCfg
 
-__all__ = ["next_level"]
+__all__ = ["next_level", "tile_level"]
 
 Tensor = torch.Tensor
 
@@ -48,6 +50,13 @@ def next_level(
     up = goals >= cfg.promote_goals
     slow = ~fell & (distance_m < cfg.demote_speed * asked_m)
     down = ~up & ((fell & (goals < cfg.demote_goals)) | slow)
-    moved = level + up.long() - down.long()
+    moved = level + cfg.promote_levels * up.long() - down.long()
     anywhere = torch.randint_like(level, levels)
     return torch.where(moved >= levels, anywhere, moved.clamp(min=0))
+
+
+def tile_level(level: Tensor, revisit: float) -> Tensor:
+    """Level of the tiles that robots of this level go to, (n,): mostly their own."""
+    easier = (torch.rand(level.shape, device=level.device) * level).long()
+    again = torch.rand(level.shape, device=level.device) < revisit
+    return torch.where(again, easier, level)

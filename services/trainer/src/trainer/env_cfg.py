@@ -25,14 +25,17 @@ __all__ = [
 class TerrainCfg:
     """A grid of courses: rows are difficulties, columns are layouts of one obstacle type each."""
 
-    types: list[str] = field(default_factory=lambda: ["steps", "gap", "hurdle", "ramps", "flat"])
+    types: list[str] = field(
+        default_factory=lambda: ["steps", "gap", "hurdle", "ramps", "mixed", "flat"]
+    )
     """Courses of `krabby_robot.courses`."""
-    shares: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.2, 0.2, 0.1])
+    shares: list[float] = field(default_factory=lambda: [0.2, 0.2, 0.2, 0.25, 0.1, 0.05])
     """Share of the columns of each type; every type gets one at least."""
-    levels: int = 10
-    columns: int = 20
+    levels: int = 13
+    columns: int = 24
     difficulty_low: float = 0.0
-    difficulty_high: float = 1.0
+    difficulty_high: float = 1.8
+    """1 is the hardest of the published suite."""
     random_difficulty: bool = False
     """Draw every tile's difficulty uniformly instead of raising it from row to row."""
     seed: int = 0
@@ -51,6 +54,9 @@ class CommandCfg:
     """... for this long."""
     pass_width_m: float = 0.5
     """A waypoint passed this close to its side counts too; 0 for the published rule."""
+    hurry_speed: float = 1.0
+    """A robot may walk faster than it is asked to, up to this [m/s], or the speed asked for if that
+    is more; beyond, it pays `reward.overspeed`."""
 
 
 @dataclass
@@ -58,14 +64,18 @@ class CurriculumCfg:
     """When a robot moves to a harder or an easier tile; see `trainer.curriculum`."""
 
     enabled: bool = True
-    start_level: int = 4
+    start_level: int = 2
     """Robots start at a random level up to this one."""
+    promote_levels: int = 2
+    """How many levels a robot moves up at once."""
     promote_goals: int = 7
     """Waypoints reached in an episode that move it up."""
     demote_goals: int = 3
     """A fall before this many waypoints moves it down."""
     demote_speed: float = 0.4
     """So does less than this share of the distance asked for, when time runs out."""
+    revisit: float = 0.4
+    """Share of the episodes on tiles easier than the robot's level: nothing shall be forgotten."""
 
 
 @dataclass
@@ -110,21 +120,22 @@ class RewardCfg:
     """Weights of the terms in `trainer.mdp`, per second."""
 
     goal_velocity: float = 1.5
+    overspeed: float = -2.0
     goal_heading: float = 0.5
     vertical_velocity: float = -0.5
     roll_pitch_rate: float = -0.05
     orientation: float = -0.3
     joint_deviation: float = -0.02
     action_rate: float = -0.01
-    torque: float = -4e-6
-    effort_budget: float = -0.5
+    torque: float = -8e-6
+    effort_budget: float = -4.0
     base_contact: float = -1.0
     leg_contact: float = -0.1
     stumble: float = -0.3
-    edge: float = -0.4
+    edge: float = -6.0
     pit: float = -1.0
-    fall: float = -100.0
-    """Per second over one control step: -1 for a fall at 100 Hz."""
+    fall: float = -300.0
+    """Per second over one control step: -3 for a fall at 100 Hz."""
 
 
 @dataclass
@@ -133,8 +144,9 @@ class PhysicsCfg:
 
     step_s: float = 0.005
     decimation: int = 2
-    iterations: int = 10
-    ls_iterations: int = 30
+    iterations: int = 5
+    """Most robots need two; all wait for the slowest."""
+    ls_iterations: int = 20
     max_constraints: int = 400
     """Per robot."""
     max_contacts: int = 100
@@ -146,13 +158,15 @@ class EnvCfg:
     """One environment, of many robots."""
 
     num_envs: int = 4096
-    episode_s: float = 20.0
+    episode_s: float = 30.0
     terrain: TerrainCfg = field(default_factory=TerrainCfg)
     command: CommandCfg = field(default_factory=CommandCfg)
     curriculum: CurriculumCfg = field(default_factory=CurriculumCfg)
     randomisation: RandomisationCfg = field(default_factory=RandomisationCfg)
     reward: RewardCfg = field(default_factory=RewardCfg)
     physics: PhysicsCfg = field(default_factory=PhysicsCfg)
+    cuda_graphs: bool = True
+    """Record the kernels of observations and rewards once and replay them; on CUDA only."""
 
 
 def teacher_env() -> EnvCfg:
@@ -184,6 +198,7 @@ def evaluation_env(
         random_difficulty=True,
         seed=seed,
     )
+    cfg.episode_s = 20.0
     cfg.command = CommandCfg(speed_low=0.3, speed_high=0.8, pass_width_m=0.0)
     cfg.curriculum = CurriculumCfg(enabled=False)
     cfg.randomisation = RandomisationCfg(

@@ -21,6 +21,7 @@ __all__ = [
     "left_lane",
     "mean_square_filter",
     "orientation",
+    "overspeed",
     "roll_pitch_rate",
     "saturated",
     "stumble",
@@ -41,6 +42,12 @@ def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) ->
     """
     along = (base_lin_vel_w[:, :2] * direction_w).sum(-1)
     return torch.minimum(along, speed) / speed.clamp(min=0.1)
+
+
+def overspeed(base_lin_vel_w: Tensor, speed: Tensor, hurry_speed: float) -> Tensor:
+    """How much faster than `speed` and `hurry_speed`, whichever is more, the base moves [m/s]."""
+    over_ground = base_lin_vel_w[:, :2].norm(dim=-1)
+    return torch.relu(over_ground - speed.clamp(min=hurry_speed))
 
 
 def goal_heading(heading_error: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ here is the order in which networks, mirror maps and bundles expect it.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -146,12 +147,18 @@ def scan(height_at: Callable[[Tensor], Tensor], base_pos_w: Tensor, base_quat_w:
     """
     yaw = yaw_of(base_quat_w)
     cos, sin = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]
-    x, y = SCAN_POINTS_B.to(base_pos_w).unbind(-1)
+    x, y = _scan_points(base_pos_w.device).unbind(-1)
     points = torch.stack(
         (base_pos_w[:, :1] + cos * x - sin * y, base_pos_w[:, 1:2] + sin * x + cos * y), dim=-1
     )
     below = base_pos_w[:, 2:3] - SCAN_HEIGHT_M - height_at(points)
     return below.clamp(-SCAN_CLIP_M, SCAN_CLIP_M)
+
+
+@functools.cache
+def _scan_points(device: torch.device) -> Tensor:
+    """`SCAN_POINTS_B` where it is needed: a copy from the host would stop a recording."""
+    return SCAN_POINTS_B.to(device)
 
 
 def privileged(

@@ -82,8 +82,8 @@ class Progress:
         before = torch.where((self.index > 0)[:, None], _pick(waypoints, self.index - 1), start_xy)
         offset = goal - pos_xy
         near = offset.norm(dim=-1) < self._reach_m
-        self._near_s = torch.where(near, self._near_s + dt, 0.0)
-        reached = self._near_s > self._dwell_s - 0.5 * dt
+        near_s = torch.where(near, self._near_s + dt, 0.0)
+        reached = near_s > self._dwell_s - 0.5 * dt
         if self._pass_width_m > 0.0:
             leg = goal - before
             leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
@@ -91,9 +91,10 @@ class Progress:
             aside = (offset[:, 0] * leg[:, 1] - offset[:, 1] * leg[:, 0]).abs()
             reached |= (to_go <= 0.0) & (aside <= self._pass_width_m)
         reached &= self.index < count
+        # In place, all of it: the tensors stay where they are.
         self.index += reached
-        self._near_s = torch.where(reached, 0.0, self._near_s)
-        self.distance_m = torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0])
+        self._near_s.copy_(torch.where(reached, 0.0, near_s))
+        torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0], out=self.distance_m)
 
     def goal(self, pos_xy: Tensor, yaw: Tensor, waypoints: Tensor) -> Goal:
         """What lies ahead; the last waypoint stays the goal once it is reached."""

@@ -66,6 +66,11 @@ class Bodies:
             command_delay=uniform(cfg.command_delay, (num_envs, 1), device),
         )
 
+    def copy_(self, other: Bodies) -> None:
+        """Become `other`, in the same memory."""
+        for key, value in vars(other).items():
+            getattr(self, key).copy_(value)
+
     def privileged(self) -> Tensor:
         """As the networks see it, (N, 42)."""
         return privileged(

@@ -20,9 +20,10 @@ from krabby_robot.description import RobotDescription
 from krabby_robot.gate import GateCfg
 
 from trainer import adapter, mdp, observations, progress
-from trainer.curriculum import next_level
+from trainer.curriculum import next_level, tile_level
 from trainer.env_cfg import EnvCfg, play_env, teacher_env
 from trainer.errors import TrainerError
+from trainer.graphs import Replayed
 from trainer.observations import HISTORY, NUM_FEET, NUM_JOINTS, PROPRIO_SIZE
 from trainer.randomisation import Bodies, SensorErrors, uniform
 from trainer.terrain import Terrain
@@ -63,10 +64,11 @@ ENV_IDS = {
 _START_HEIGHT_M = 0.46
 """Of the base above the ground at the start: a drop of a few centimetres."""
 _CONTACT_N = 1.0
-_BODY_CONTACT_N = 1.0
 _EFFORT_WINDOW_S = 3.0
 """Shorter than the safety gate's 30 s, so that the cause is near its effect."""
 _LOG_EVERY = 24
+_PUSH_EVERY = 10
+"""Steps between looks at whose push is due."""
 
 
 @dataclass
@@ -91,6 +93,17 @@ class StepFacts:
     base_contact: Tensor
     base_pos_w: Tensor
     distance_m: Tensor
+
+
+GROUPS = {
+    "proprio": observations.PROPRIO_SIZE,
+    "scan": observations.SCAN_SIZE,
+    "velocity": 3,
+    "privileged": observations.PRIVILEGED_SIZE,
+    "history": HISTORY * PROPRIO_SIZE,
+    "critic": observations.CRITIC_EXTRA_SIZE,
+}
+"""Numbers in every observation group."""
 
 
 class Parkour:
@@ -135,6 +148,8 @@ class Parkour:
             self.level = torch.randint(0, high + 1, (n,), device=device)
         else:
             self.level = torch.arange(n, device=device) % self.terrain.levels
+        self.tile_level = self.level.clone()
+        """Where the robot is now: its level, or an easier one that it revisits."""
         self.progress = progress.Progress(
             n,
             device,
@@ -149,18 +164,31 @@ class Parkour:
         self.applied_target = self.target.clone()
         self.mean_square = torch.zeros_like(self.action)
         self.history = torch.zeros(n, HISTORY, PROPRIO_SIZE, device=device)
-        self.foot_contact = torch.zeros(n, NUM_FEET, dtype=torch.bool, device=device)
         self._fresh = torch.ones(n, dtype=torch.bool, device=device)
+        self._episode_steps = torch.zeros(n, dtype=torch.long, device=device)
+        self._sole_offset = constant([0.0, 0.0, self.desc.geometry.foot_radius])
         self._push_in_s = uniform(cfg.randomisation.push_interval_s, (n,), device)
         self._sums = {key: torch.zeros((), device=device) for key in _SUMS}
         self.collect_facts = False
         self.facts: StepFacts | None = None
-        self.measure(CONTROL_STEP_S, count=False)
+
+        # What `_judge` and `_observe` find. They write in place: on CUDA they are replayed.
+        def flags(*size: int) -> Tensor:
+            return torch.zeros(n, *size, dtype=torch.bool, device=device)
+
+        self.foot_contact, self.on_edge = flags(NUM_FEET), flags(NUM_FEET)
+        self.saturated = flags(NUM_JOINTS)
+        self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
+        self.failed, self.completed, self.time_out = flags(), flags(), flags()
+        self.reward_terms = {name: torch.zeros(n, device=device) for name in vars(cfg.reward)}
+        self.groups = {name: torch.zeros(n, size, device=device) for name, size in GROUPS.items()}
+        self._judge_replayed = Replayed(self._judge, device, enabled=cfg.cuda_graphs)
+        self._observe_replayed = Replayed(self._observe, device, enabled=cfg.cuda_graphs)
 
     @property
     def tile(self) -> Tensor:
         """Tile of every robot, (N,)."""
-        return self.level * self.terrain.columns + self.column
+        return self.tile_level * self.terrain.columns + self.column
 
     def _find_bodies(self) -> None:
         feet = [f"{leg}_foot" for leg in self.desc.leg_names]
@@ -208,8 +236,8 @@ class Parkour:
         for key, values in (("kp", kp * bodies.kp_factor), ("kd", kd * bodies.kd_factor)):
             write_group_parameter(robot.actuators, "drives", "controller", key, values=values)
 
-    def measure(self, dt: float, *, count: bool = True) -> None:
-        """Take in what the physics did: once after it moved, once after resets (without count)."""
+    def _read(self) -> None:
+        """Let the simulator bring its derived quantities up to date; the views stay the same."""
         data = self.robot.data
         self.base_pos_w = adapter.tensor(data.root_link_pos_w)
         self.base_quat_w = adapter.tensor(data.root_link_quat_w)
@@ -218,83 +246,112 @@ class Parkour:
         self.base_ang_vel_b = adapter.tensor(data.root_link_ang_vel_b)
         self.joint_pos = adapter.tensor(data.joint_pos)
         self.joint_vel = adapter.tensor(data.joint_vel)
-        self.gravity_b = observations.projected_gravity(self.base_quat_w)
-        self.yaw = observations.yaw_of(self.base_quat_w)
-        self.soles_w = adapter.tensor(data.body_link_pos_w)[:, self._feet].clone()
-        self.soles_w[..., 2] -= self.desc.geometry.foot_radius
-        tile = self.tile
-        waypoints, start = self.ground.waypoints[tile], self.ground.spawn[tile]
-        if count:
-            self._count(dt, tile, waypoints, start)
-        self.goal = self.progress.goal(self.base_pos_w[:, :2], self.yaw, waypoints)
+        self._body_pos_w = adapter.tensor(data.body_link_pos_w)
+        self.force_w = adapter.tensor(self.contacts.data.net_normal_forces_w)
+        self.torque = adapter.tensor(self.robot.actuators.applied_effort)
+        self._episode_steps.copy_(self.env.episode_length_buf)
+
+    def _soles_w(self) -> Tensor:
+        """Lowest points of the feet, (N, 6, 3) [m]."""
+        return self._body_pos_w[:, self._feet] - self._sole_offset
 
     def after_physics(self) -> None:
         """Measure, judge whose episode ends, and account for the step."""
-        self.measure(CONTROL_STEP_S)
-        self.fallen = mdp.fallen(self.gravity_b, self.tilt_limit_rad)
-        self.sunk = mdp.sunk(self.base_in_pit)
-        self.left_lane = mdp.left_lane(
-            self.base_pos_w, self.ground.lane_y[self.tile], TILE_HALF_WIDTH_M
-        )
-        self.failed = self.fallen | self.sunk | self.left_lane
-        self.time_out = self.env.episode_length_buf >= self.env.max_episode_length
-        self._account()
+        self._read()
+        self._judge_replayed()
         if self.collect_facts:
             self.facts = self._step_facts()
 
-    def _count(self, dt: float, tile: Tensor, waypoints: Tensor, start: Tensor) -> None:
-        self.force_w = adapter.tensor(self.contacts.data.net_normal_forces_w)
-        self.foot_force_w = self.force_w[:, self._feet_sensed]
-        self.foot_contact = self.foot_force_w.norm(dim=-1) > _CONTACT_N
-        self.torque = adapter.tensor(self.robot.actuators.applied_effort)
-        self.mean_square = mdp.mean_square_filter(
-            self.mean_square, self.torque, dt, _EFFORT_WINDOW_S
+    def _judge(self) -> None:
+        dt, tile, ground = CONTROL_STEP_S, self.tile, self.ground
+        pos_xy, soles_w = self.base_pos_w[:, :2], self._soles_w()
+        waypoints = ground.waypoints[tile]
+        self.progress.update(pos_xy, waypoints, ground.spawn[tile], dt)
+        gravity_b = observations.projected_gravity(self.base_quat_w)
+        goal = self.progress.goal(pos_xy, observations.yaw_of(self.base_quat_w), waypoints)
+        foot_force_w = self.force_w[:, self._feet_sensed]
+        base_force_w = self.force_w[:, self._base_sensed, None]
+        self.mean_square.copy_(
+            mdp.mean_square_filter(self.mean_square, self.torque, dt, _EFFORT_WINDOW_S)
         )
-        self.progress.update(self.base_pos_w[:, :2], waypoints, start, dt)
-        self.on_edge = self.ground.feet_on_edge(tile, self.soles_w)
-        self.feet_in_pit = self.ground.in_pit(tile, self.soles_w)
-        self.base_in_pit = self.ground.in_pit(tile, self.base_pos_w[:, None])
-        self.completed = self.progress.index >= waypoints.shape[1]
+        self.foot_contact.copy_(foot_force_w.norm(dim=-1) > _CONTACT_N)
+        self.on_edge.copy_(ground.feet_on_edge(tile, soles_w) & self.foot_contact)
+        self.base_contact.copy_(base_force_w[:, 0].norm(dim=-1) > _CONTACT_N)
+        self.fallen.copy_(mdp.fallen(gravity_b, self.tilt_limit_rad))
+        self.sunk.copy_(mdp.sunk(ground.in_pit(tile, self.base_pos_w[:, None])))
+        self.left_lane.copy_(mdp.left_lane(self.base_pos_w, ground.lane_y[tile], TILE_HALF_WIDTH_M))
+        self.failed.copy_(self.fallen | self.sunk | self.left_lane)
+        self.completed.copy_(self.progress.index >= waypoints.shape[1])
+        self.time_out.copy_(self._episode_steps >= self.env.max_episode_length)
+        velocity_w, speed = self.base_lin_vel_w, self.speed
+        terms = {
+            "goal_velocity": mdp.goal_velocity(velocity_w, goal.direction_w, speed),
+            "overspeed": mdp.overspeed(velocity_w, speed, self.cfg.command.hurry_speed),
+            "goal_heading": mdp.goal_heading(goal.heading_error),
+            "vertical_velocity": mdp.vertical_velocity(velocity_w),
+            "roll_pitch_rate": mdp.roll_pitch_rate(self.base_ang_vel_b),
+            "orientation": mdp.orientation(gravity_b),
+            "joint_deviation": mdp.joint_deviation(self.joint_pos, self.default_joint_pos),
+            "action_rate": mdp.action_rate(self.action, self.previous_action),
+            "torque": mdp.torque(self.torque),
+            "effort_budget": mdp.effort_budget(
+                self.mean_square, self.desc.rated_torque, self.fold_start
+            ),
+            "base_contact": mdp.bodies_touching(base_force_w, _CONTACT_N),
+            "leg_contact": mdp.bodies_touching(self.force_w[:, self._legs_sensed], _CONTACT_N),
+            "stumble": mdp.stumble(foot_force_w),
+            "edge": mdp.feet_on_edge(self.on_edge, self.foot_contact),
+            "pit": mdp.feet_in_pit(ground.in_pit(tile, soles_w)),
+            "fall": self.failed.float(),
+        }
+        for name, value in terms.items():
+            self.reward_terms[name].copy_(value)
+        self._account()
 
     def observe(self) -> dict[str, Tensor]:
         """Every observation group, after resets; adds a frame to the history."""
-        self.measure(CONTROL_STEP_S, count=False)
-        sensors = self.sensors
+        self._read()
+        self._observe_replayed()
+        return self.groups
+
+    def _observe(self) -> None:
+        sensors, groups, height_at = self.sensors, self.groups, self.ground.height_at
+        pos_xy = self.base_pos_w[:, :2]
+        goal = self.progress.goal(
+            pos_xy, observations.yaw_of(self.base_quat_w), self.ground.waypoints[self.tile]
+        )
         frame = observations.proprio(
             base_quat_w=self.base_quat_w,
             base_ang_vel_b=sensors.gyro(self.base_ang_vel_b),
             joint_pos=sensors.joint_pos(self.joint_pos),
             joint_vel=sensors.joint_vel(self.joint_vel),
             foot_contact=self.foot_contact & ~self._fresh[:, None],
-            nav_command=progress.nav_command(self.goal.heading_error, self.speed),
+            nav_command=progress.nav_command(goal.heading_error, self.speed),
             last_action=self.action,
             default_joint_pos=self.default_joint_pos,
-            gravity_b=sensors.gravity(self.gravity_b),
+            gravity_b=sensors.gravity(observations.projected_gravity(self.base_quat_w)),
         )
         shifted = torch.cat((self.history[:, 1:], frame[:, None]), dim=1)
-        self.history = torch.where(
-            self._fresh[:, None, None], frame[:, None].expand(-1, HISTORY, -1), shifted
-        )
-        self._fresh = torch.zeros_like(self._fresh)
-        scan = observations.scan(self.ground.height_at, self.base_pos_w, self.base_quat_w)
-        ground = self.ground.height_at
+        first = frame[:, None].expand(-1, HISTORY, -1)
+        self.history.copy_(torch.where(self._fresh[:, None, None], first, shifted))
+        self._fresh.zero_()
+        soles_w = self._soles_w()
+        scan = observations.scan(height_at, self.base_pos_w, self.base_quat_w)
         critic = observations.critic_extra(
-            heading_error=self.goal.heading_error,
-            next_heading_error=self.goal.next_heading_error,
-            goal_distance_m=self.goal.distance_m,
-            base_height_m=self.base_pos_w[:, 2] - ground(self.base_pos_w[:, :2]),
-            feet_height_m=self.soles_w[..., 2] - ground(self.soles_w[..., :2]),
+            heading_error=goal.heading_error,
+            next_heading_error=goal.next_heading_error,
+            goal_distance_m=goal.distance_m,
+            base_height_m=self.base_pos_w[:, 2] - height_at(pos_xy),
+            feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
             speed=self.speed,
-            episode_progress=self.env.episode_length_buf / self.env.max_episode_length,
+            episode_progress=self._episode_steps / self.env.max_episode_length,
         )
-        return {
-            "proprio": frame,
-            "scan": sensors.scan(scan),
-            "velocity": self.base_lin_vel_b,
-            "privileged": self.privileged,
-            "history": self.history.flatten(1),
-            "critic": critic,
-        }
+        groups["proprio"].copy_(frame)
+        groups["scan"].copy_(sensors.scan(scan))
+        groups["velocity"].copy_(self.base_lin_vel_b)
+        groups["privileged"].copy_(self.privileged)
+        groups["history"].copy_(self.history.flatten(1))
+        groups["critic"].copy_(critic)
 
     def reset(self, env_ids: Tensor) -> None:
         """Put robots on the start of their tile, at rest, with a new speed to walk at."""
@@ -328,10 +385,10 @@ class Parkour:
 
     def act(self, action: Tensor) -> None:
         """Turn actions into targets as the safety gate would, delayed by a share of a step."""
-        self.previous_action = self.action
-        self.action = action.clone()
+        self.previous_action.copy_(self.action)
+        self.action.copy_(action)
         before = self.target
-        self.target = observations.joint_pos_target(
+        target = observations.joint_pos_target(
             action,
             before,
             default_joint_pos=self.default_joint_pos,
@@ -340,60 +397,62 @@ class Parkour:
             max_step=self.max_step,
         )
         # Within one step the drives see the old target first: on average, a blend of both.
-        self.applied_target = self.target + self.bodies.command_delay * (before - self.target)
+        self.applied_target.copy_(target + self.bodies.command_delay * (before - target))
+        self.target.copy_(target)
 
     def push(self) -> None:
         """Shove the robots whose time has come."""
         cfg = self.cfg.randomisation
         if not cfg.enabled or cfg.push_speed <= 0.0:
             return
-        self._push_in_s -= CONTROL_STEP_S
+        self._push_in_s -= _PUSH_EVERY * CONTROL_STEP_S
         due = self._push_in_s <= 0.0
         velocity = adapter.tensor(self.robot.data.root_com_vel_w).clone()
         shove = uniform((-cfg.push_speed, cfg.push_speed), (self.num_envs, 2), self.device)
         velocity[:, :2] += torch.where(due[:, None], shove, 0.0)
-        self._push_in_s = torch.where(
-            due, uniform(cfg.push_interval_s, (self.num_envs,), self.device), self._push_in_s
-        )
-        ids = due.nonzero().squeeze(-1)
-        if len(ids):
-            self.robot.write_root_velocity_to_sim_index(
-                root_velocity=velocity[ids], env_ids=ids.int()
+        self._push_in_s.copy_(
+            torch.where(
+                due, uniform(cfg.push_interval_s, (self.num_envs,), self.device), self._push_in_s
             )
+        )
+        # All robots, most with the velocity they have: asking which are due would stop the device.
+        self.robot.write_root_velocity_to_sim_index(root_velocity=velocity)
 
     def advance_curriculum(self, env_ids: Tensor) -> None:
         """Choose the next tile of robots whose episode ended."""
         if not self.cfg.curriculum.enabled or self.env.common_step_counter == 0:
             return
         walked_s = self.env.episode_length_buf[env_ids] * CONTROL_STEP_S
-        self.level[env_ids] = torch.where(
-            walked_s > 0.0,
-            next_level(
-                self.level[env_ids],
-                goals=self.progress.index[env_ids],
-                fell=self.failed[env_ids],
-                distance_m=self.progress.distance_m[env_ids],
-                asked_m=self.speed[env_ids] * walked_s,
-                levels=self.terrain.levels,
-                cfg=self.cfg.curriculum,
-            ),
-            self.level[env_ids],
+        level = self.level[env_ids]
+        moved = next_level(
+            level,
+            goals=self.progress.index[env_ids],
+            fell=self.failed[env_ids],
+            distance_m=self.progress.distance_m[env_ids],
+            asked_m=self.speed[env_ids] * walked_s,
+            levels=self.terrain.levels,
+            cfg=self.cfg.curriculum,
         )
+        judged = (walked_s > 0.0) & (self.tile_level[env_ids] == level)
+        level = torch.where(judged, moved, level)
+        self.level[env_ids] = level
+        self.tile_level[env_ids] = tile_level(level, self.cfg.curriculum.revisit)
 
     def _account(self) -> None:
         """Add one step to what is logged."""
         ended = self.failed | self.completed | self.time_out
-        saturated = mdp.saturated(
-            self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
+        self.saturated.copy_(
+            mdp.saturated(
+                self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
+            )
         )
         sums = self._sums
         sums["steps"] += 1.0
         sums["torque_sq"] += self.torque.square().mean()
-        sums["saturation"] += saturated.float().mean()
-        sums["edge"] += (self.on_edge & self.foot_contact).float().sum(-1).mean()
-        sums["velocity"] += mdp.goal_velocity(
-            self.base_lin_vel_w, self.goal.direction_w, self.speed
-        ).mean()
+        sums["saturation"] += self.saturated.float().mean()
+        sums["edge"] += self.on_edge.float().sum(-1).mean()
+        sums["velocity"] += self.reward_terms["goal_velocity"].mean()
+        sums["speed"] += self.base_lin_vel_w[:, :2].norm(dim=-1).mean()
         sums["episodes"] += ended.sum()
         sums["falls"] += self.failed.sum()
         sums["goals"] += torch.where(ended, self.progress.index.clamp(max=7), 0).sum()
@@ -408,6 +467,7 @@ class Parkour:
             "Torque/saturation": s["saturation"] / steps,
             "Episode/mev": s["edge"] / steps,
             "Episode/velocity_ratio": s["velocity"] / steps,
+            "Episode/speed": s["speed"] / steps,
             "Episode/goals": s["goals"] / episodes,
             "Episode/mxd": s["goals"] / episodes / 7.0,
             "Episode/fall_rate": s["falls"] / episodes,
@@ -418,7 +478,8 @@ class Parkour:
         for i, name in enumerate(self.terrain.types):
             chosen = (kind == i).float()
             log[f"Level/{name}"] = (self.level * chosen).sum() / chosen.sum().clamp(min=1.0)
-        self._sums = {key: torch.zeros_like(value) for key, value in s.items()}
+        for total in s.values():
+            total.zero_()
         return log
 
     def _step_facts(self) -> StepFacts:
@@ -428,7 +489,7 @@ class Parkour:
             goal_index=self.progress.index.clone(),
             goals=torch.full_like(self.progress.index, self.ground.waypoints.shape[1]),
             foot_contact=self.foot_contact.clone(),
-            feet_on_edge=(self.on_edge & self.foot_contact).clone(),
+            feet_on_edge=self.on_edge.clone(),
             terminated=self.failed.clone(),
             timed_out=self.time_out.clone(),
             completed=self.completed.clone(),
@@ -436,17 +497,15 @@ class Parkour:
             difficulty=self.ground.difficulty[tile],
             course_seed=self.ground.seed[tile],
             torque=self.torque.clone(),
-            saturated=mdp.saturated(
-                self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
-            ),
-            base_contact=self.force_w[:, self._base_sensed].norm(dim=-1) > _BODY_CONTACT_N,
+            saturated=self.saturated.clone(),
+            base_contact=self.base_contact.clone(),
             base_pos_w=self.base_pos_w.clone(),
             distance_m=self.progress.distance_m.clone(),
         )
 
 
 _SUMS = (
-    *("steps", "torque_sq", "saturation", "edge", "velocity"),
+    *("steps", "torque_sq", "saturation", "edge", "velocity", "speed"),
     *("episodes", "falls", "goals", "completed"),
 )
 
@@ -463,7 +522,8 @@ class ParkourEnv(ManagerBasedRLEnv):
 
     def step(self, action: Tensor) -> Any:
         """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
-        self.parkour.push()
+        if self.common_step_counter % _PUSH_EVERY == 0:
+            self.parkour.push()
         result = super().step(action)
         due = self.common_step_counter % _LOG_EVERY == 0
         self.extras["log"] = self.extras.get("log", {}) | self.parkour.log() if due else {}
@@ -486,12 +546,13 @@ class ParkourEnv(ManagerBasedRLEnv):
         parkour = self.parkour
         level = state["level"].to(self.device)
         repeated = level.repeat(self.num_envs // len(level) + 1)[: self.num_envs]
-        parkour.level = repeated.clamp(max=parkour.terrain.levels - 1)
+        parkour.level.copy_(repeated.clamp(max=parkour.terrain.levels - 1))
+        parkour.tile_level.copy_(parkour.level)
         self.common_step_counter = int(state["steps"])
         if len(level) == self.num_envs:
             bodies = {key: state[f"body.{key}"].to(self.device) for key in vars(parkour.bodies)}
-            parkour.bodies = Bodies(**bodies)
-            parkour.privileged = parkour.bodies.privileged()
+            parkour.bodies.copy_(Bodies(**bodies))
+            parkour.privileged.copy_(parkour.bodies.privileged())
             parkour.randomise_bodies()
         self.reset()
 
@@ -520,39 +581,8 @@ def _time_out(env: ParkourEnv) -> Tensor:
     return env.parkour.time_out
 
 
-def _reward_terms() -> dict[str, Any]:
-    """Every reward by the name of its weight."""
-
-    def p(env: ParkourEnv) -> Parkour:
-        return env.parkour
-
-    return {
-        "goal_velocity": lambda env: mdp.goal_velocity(
-            p(env).base_lin_vel_w, p(env).goal.direction_w, p(env).speed
-        ),
-        "goal_heading": lambda env: mdp.goal_heading(p(env).goal.heading_error),
-        "vertical_velocity": lambda env: mdp.vertical_velocity(p(env).base_lin_vel_w),
-        "roll_pitch_rate": lambda env: mdp.roll_pitch_rate(p(env).base_ang_vel_b),
-        "orientation": lambda env: mdp.orientation(p(env).gravity_b),
-        "joint_deviation": lambda env: mdp.joint_deviation(
-            p(env).joint_pos, p(env).default_joint_pos
-        ),
-        "action_rate": lambda env: mdp.action_rate(p(env).action, p(env).previous_action),
-        "torque": lambda env: mdp.torque(p(env).torque),
-        "effort_budget": lambda env: mdp.effort_budget(
-            p(env).mean_square, p(env).desc.rated_torque, p(env).fold_start
-        ),
-        "base_contact": lambda env: mdp.bodies_touching(
-            p(env).force_w[:, [p(env)._base_sensed]], _BODY_CONTACT_N
-        ),
-        "leg_contact": lambda env: mdp.bodies_touching(
-            p(env).force_w[:, p(env)._legs_sensed], _BODY_CONTACT_N
-        ),
-        "stumble": lambda env: mdp.stumble(p(env).foot_force_w),
-        "edge": lambda env: mdp.feet_on_edge(p(env).on_edge, p(env).foot_contact),
-        "pit": lambda env: mdp.feet_in_pit(p(env).feet_in_pit),
-        "fall": lambda env: p(env).failed.float(),
-    }
+def _reward(env: ParkourEnv, name: str) -> Tensor:
+    return env.parkour.reward_terms[name]
 
 
 def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
@@ -565,21 +595,11 @@ def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
     env.parkour.reset(ids.long())
 
 
-_GROUPS = {
-    "proprio": observations.PROPRIO_SIZE,
-    "scan": observations.SCAN_SIZE,
-    "velocity": 3,
-    "privileged": observations.PRIVILEGED_SIZE,
-    "history": HISTORY * PROPRIO_SIZE,
-    "critic": observations.CRITIC_EXTRA_SIZE,
-}
-
-
 def _observation(env: ParkourEnv, group: str) -> Tensor:
     """The first group of a step observes for all of them."""
     if group == "proprio":
-        env.groups = env.parkour.observe()
-    return env.groups[group]
+        env.parkour.observe()
+    return env.parkour.groups[group]
 
 
 class _GateAction(ActionTerm):
@@ -678,14 +698,13 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
         debug_vis=False,
     )
     groups = {}
-    for name in _GROUPS:
+    for name in GROUPS:
         group = ObservationGroupCfg(concatenate_terms=True, enable_corruption=False)
         group.term = ObservationTermCfg(func=_observation, params={"group": name})
         groups[name] = group
     weights = vars(cfg.reward)
-    functions = _reward_terms()
     rewards = {
-        name: RewardTermCfg(func=functions[name], weight=float(weight))
+        name: RewardTermCfg(func=_reward, weight=float(weight), params={"name": name})
         for name, weight in weights.items()
         if weight != 0.0
     }
