@@ -37,7 +37,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert "isaaclab" not in done.stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export", "info", "config"])
+@pytest.mark.parametrize("command", ["train", "eval", "export", "play", "info", "config"])
 def test_keys_are_listed_with_their_meaning(command, capsys):
     assert cli.main([command, "--keys"]) == 0
     out = capsys.readouterr().out
@@ -68,6 +68,7 @@ def test_missing_package_is_named(monkeypatch, capsys):
         (["eval", "checkpoint=x.pt", "backend=bullet"], 2, "isaac or mujoco"),
         (["eval", "checkpoint=x.pt", "robots=-1"], 2, "robots"),
         (["eval", "checkpoint=x.pt", "suite=papr"], 1, "paper"),
+        (["play", "checkpoint=x.pt", "robots=0"], 2, "at least 1"),
         (["info", "checkpoint=x.pt"], 1, "no checkpoint x.pt"),
         (["info", "checkpoint=."], 1, "no intact checkpoint in ."),
         (["export", "checkpoint=x.pt"], 1, "no checkpoint x.pt"),

@@ -92,6 +92,8 @@ def test_trained_policy_is_exported_and_walks_in_both_physics(killed_and_resumed
         assert report["robots"] == 8
         assert 0.0 <= report["total"]["mxd"] <= 1.0
         assert Path(report["report"]).exists()
+    played = trainer("play", run, "robots=2", "seconds=0.2", "view=false", "device=cpu")
+    assert json.loads(played.stdout)["robots"] == 2
 
 
 _TWENTY_STEPS = """

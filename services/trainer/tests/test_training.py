@@ -61,7 +61,7 @@ def test_run_leaves_all_that_is_promised(world, capfd):
     assert folder.parent == Path("runs/train")
     assert folder.name.endswith("-first")
     there = {path.name for path in folder.iterdir()}
-    assert {"config.yaml", "provenance.json", "log.jsonl", "checkpoints", "startup.log"} <= there
+    assert {"config.yaml", "provenance.json", "log.jsonl", "checkpoints", "output.log"} <= there
     assert any(name.startswith("events.out.tfevents") for name in there)
     assert {path.name for path in Path().iterdir()} == {"runs"}
 
@@ -80,7 +80,7 @@ def test_run_leaves_all_that_is_promised(world, capfd):
     assert out.count("\n") == 1
     assert "forty lines" not in err
     assert "warning from a library" not in err
-    assert "forty lines" in (folder / "startup.log").read_text()
+    assert "forty lines" in (folder / "output.log").read_text()
     ((_, device, seed, env),) = world
     assert (device, seed) == ("cpu", 5)
     assert env.closed

@@ -20,6 +20,7 @@ from krabby_service.config import check, describe, load_config
 from krabby_service.errors import ServiceError
 
 from trainer.errors import ConfigError, MissingDependency, TrainerError
+from trainer.output import aside
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -78,6 +79,28 @@ class ExportCfg:
     """File with recorded observations to compare on; empty for plausible ones made up."""
     evaluation: str = ""
     """A report.json whose figures go into the manifest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayCfg:
+    """`trainer play`."""
+
+    checkpoint: str = ""
+    """Checkpoint to watch; a run's folder means its newest intact one."""
+    robots: int = 16
+    """How many walk."""
+    seconds: float = 0.0
+    """Simulated time [s]; 0 until the window is closed or Ctrl-C."""
+    view: bool = True
+    """Open a window; without one only the figures are shown."""
+    seed: int = 1
+    """Of courses and speeds."""
+    device: str = "auto"
+    """As for training."""
+
+    def __post_init__(self) -> None:
+        check(self.robots >= 1, "robots", self.robots, "at least 1")
+        check(self.seconds >= 0, "seconds", self.seconds, "at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,17 +164,18 @@ def _eval(overrides: Sequence[str]) -> int:
     find_suite(cfg.suite)
     name = f"{cfg.suite}-{cfg.backend}"
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
-    report = evaluate(
-        checkpoint=checkpoint,
-        suite=cfg.suite,
-        backend="mujoco" if cfg.backend == "mujoco" else "isaac",
-        robots=cfg.robots,
-        seconds=cfg.seconds,
-        seed=cfg.seed,
-        device=resolve_device(cfg.device),
-        out=out,
-        processes=cfg.processes,
-    )
+    with aside(None):
+        report = evaluate(
+            checkpoint=checkpoint,
+            suite=cfg.suite,
+            backend="mujoco" if cfg.backend == "mujoco" else "isaac",
+            robots=cfg.robots,
+            seconds=cfg.seconds,
+            seed=cfg.seed,
+            device=resolve_device(cfg.device),
+            out=out,
+            processes=cfg.processes,
+        )
     shown = ("checkpoint", "iteration", "suite", "backend", "robots", "seconds", "wall_s", "total")
     return _print({"report": str(out / "report.md"), **{key: report.get(key) for key in shown}})
 
@@ -163,13 +187,15 @@ def _export(overrides: Sequence[str]) -> int:
     from trainer.export import export_bundle
 
     out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
-    export_bundle(
-        checkpoint,
-        out,
-        name=cfg.name,
-        observations=Path(cfg.observations) if cfg.observations else None,
-        evaluation=_figures(cfg.evaluation) if cfg.evaluation else None,
-    )
+    figures = _figures(cfg.evaluation) if cfg.evaluation else None
+    with aside(None):
+        export_bundle(
+            checkpoint,
+            out,
+            name=cfg.name,
+            observations=Path(cfg.observations) if cfg.observations else None,
+            evaluation=figures,
+        )
     return _print({"bundle": str(out), "checkpoint": str(checkpoint)})
 
 
@@ -183,6 +209,25 @@ def _figures(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"evaluation={path} is not a report of `trainer eval` ({type(error).__name__}: {error})"
         ) from error
+
+
+def _play(overrides: Sequence[str]) -> int:
+    cfg = load_config(PlayCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    _need("torch", "isaaclab")
+    from trainer.play import play
+    from trainer.training import resolve_device
+
+    with aside(None):
+        report = play(
+            checkpoint,
+            robots=cfg.robots,
+            seconds=cfg.seconds,
+            view=cfg.view,
+            seed=cfg.seed,
+            device=resolve_device(cfg.device),
+        )
+    return _print(report)
 
 
 def _info(overrides: Sequence[str]) -> int:
@@ -215,6 +260,11 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
         _export,
         "make a policy bundle of a checkpoint",
         "trainer export checkpoint=runs/train/RUN name=teacher",
+    ),
+    "play": (
+        _play,
+        "watch a checkpoint walk",
+        "trainer play checkpoint=runs/train/RUN robots=8",
     ),
     "info": (
         _info,
@@ -249,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keys(command: str) -> str:
-    own = {"eval": EvalCfg, "export": ExportCfg, "info": InfoCfg}
+    own = {"eval": EvalCfg, "export": ExportCfg, "play": PlayCfg, "info": InfoCfg}
     if command in own:
         return describe(own[command]) + "\n"
     _need("hydra")

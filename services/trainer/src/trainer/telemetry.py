@@ -152,7 +152,10 @@ class Progress:
 
     def write(self, iteration: Iteration) -> None:
         """Show one iteration."""
-        line = progress_line(iteration)
+        self.show(progress_line(iteration))
+
+    def show(self, line: str) -> None:
+        """Show a line that the next one replaces."""
         if self._terminal:
             width = _columns(self._stream)
             self._put(f"\r\x1b[K{line[: width - 1]}")

@@ -27,6 +27,7 @@ from trainer.config import (
 )
 from trainer.errors import CheckpointError, ConfigError
 from trainer.metrics import Exposition
+from trainer.output import Aside, aside
 from trainer.provenance import provenance
 from trainer.runner import NotFinite, ParkourRunner, seed_everything
 from trainer.telemetry import JsonLines, Progress, Sink, TensorBoard, duration
@@ -83,10 +84,13 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
             _write(plan.folder / "config.yaml", to_yaml(cfg))
             _write(plan.folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
             progress.say(_opening(plan, device, world, facts))
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
         seed = seed_everything(cfg.seed, rank)
         torch.set_float32_matmul_precision("high")
-        log = plan.folder / "startup.log" if first else None
-        with _quiet(log):
+        # An unhappy solver prints in every step; standard output is the summary's.
+        output = stack.enter_context(aside(plan.folder / "output.log" if first else None))
+        with aside(output.path, errors=True):
             from trainer.task import make_env
 
             env = make_env(cfg.env, device=device, seed=seed)
@@ -105,10 +109,10 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
             runner.load(str(plan.checkpoint))
         done = runner.current_learning_iteration
         if first:
-            aside = checkpoints.set_aside(plan.folder, beyond=done) if done else []
-            if aside:
-                progress.say(f"{len(aside)} later checkpoints are in {aside[0].parent} now")
-            sinks += _sinks(plan, done, progress)
+            later = checkpoints.set_aside(plan.folder, beyond=done) if done else []
+            if later:
+                progress.say(f"{len(later)} later checkpoints are in {later[0].parent} now")
+            sinks += _sinks(plan, done, progress, output)
             for sink in sinks:
                 stack.callback(sink.close)
             runner.sinks.extend(sinks)
@@ -223,31 +227,10 @@ def _own(folder: Path) -> Generator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _quiet(log: Path | None) -> Generator[None]:
-    """What libraries print while they start goes to a file, which stays if there is anything."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    saved = os.dup(1), os.dup(2)
-    target = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        for number in (1, 2):
-            os.dup2(target, number)
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for number, was in zip((1, 2), saved, strict=True):
-            os.dup2(was, number)
-            os.close(was)
-        os.close(target)
-        if log is not None and not log.stat().st_size:
-            log.unlink()
-
-
-def _sinks(plan: Plan, done: int, progress: Progress) -> list[Sink]:
+def _sinks(plan: Plan, done: int, progress: Progress, output: Aside) -> list[Sink]:
     run = plan.cfg.run
     sinks: list[Sink] = [
+        output,
         progress,
         JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
         TensorBoard(plan.folder, iteration=done),
@@ -297,5 +280,5 @@ def _write(path: Path, text: str) -> None:
 
 def _close(env: Any) -> None:
     """Close the simulator; what it says on its way out is nobody's business."""
-    with _quiet(None), contextlib.suppress(Exception):
+    with aside(None, errors=True), contextlib.suppress(Exception):
         env.close()
