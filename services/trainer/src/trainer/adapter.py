@@ -28,6 +28,7 @@ __all__ = [
     "articulation_cfg",
     "physics_cfg",
     "require_isaaclab",
+    "silence_solver",
     "tensor",
 ]
 
@@ -94,6 +95,16 @@ def articulation_cfg(desc: RobotDescription, *, base_height_m: float) -> Any:
             )
         },
     )
+
+
+def silence_solver() -> None:
+    """Keep the solver's kernels from printing; to be called before the first step.
+
+    Every robot that needs one more iteration prints a line, which costs more than the iteration.
+    """
+    from isaaclab_newton.physics import NewtonManager
+
+    NewtonManager._solver.mjw_model.opt.warn_overflow = False
 
 
 def physics_cfg(cfg: PhysicsCfg) -> Any:

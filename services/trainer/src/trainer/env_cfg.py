@@ -151,6 +151,8 @@ class PhysicsCfg:
     """Per robot."""
     max_contacts: int = 100
     """Per robot."""
+    warn: bool = False
+    """Let the solver print when an iteration or a contact was one too many: slow."""
 
 
 @dataclass

@@ -516,6 +516,8 @@ class ParkourEnv(ManagerBasedRLEnv):
     parkour: Parkour
 
     def load_managers(self) -> None:
+        if not self.cfg.parkour.physics.warn:
+            adapter.silence_solver()
         self.parkour = Parkour(self)
         super().load_managers()
         self.parkour.randomise_bodies()
