@@ -60,7 +60,10 @@ def test_observations_are_those_of_the_training_environment():
 
     first, last = seen[0], seen[-1]
     sizes = {name: first[name].shape[1] for name in first.keys()}  # noqa: SIM118
-    assert sizes == {"proprio": 69, "scan": 325, "velocity": 3, "privileged": 42, "history": 690}
+    assert sizes == {
+        **{"proprio": 69, "scan": 325, "velocity": 3, "privileged": 42, "history": 690},
+        "begins": 1,  # for policies with a memory; the training environment needs none
+    }
     # After a reset every frame of the history is the first one; later the last one is new.
     assert torch.equal(
         first["history"].view(4, 10, 69), first["proprio"][:, None].expand(4, 10, 69)

@@ -104,7 +104,8 @@ def silence_solver() -> None:
     """
     from isaaclab_newton.physics import NewtonManager
 
-    NewtonManager._solver.mjw_model.opt.warn_overflow = False
+    solver: Any = NewtonManager._solver
+    solver.mjw_model.opt.warn_overflow = False
 
 
 def physics_cfg(cfg: PhysicsCfg) -> Any:

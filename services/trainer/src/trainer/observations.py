@@ -227,7 +227,7 @@ def joint_pos_target(
     default_joint_pos: Tensor,
     lower: Tensor,
     upper: Tensor,
-    max_step: Tensor | float,
+    max_step: Tensor,
 ) -> Tensor:
     """What the safety gate lets through of an action: limits, then the rate limit (N, 18) [rad].
 

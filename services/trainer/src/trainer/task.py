@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import torch
-from krabby_robot.courses import TILE_HALF_WIDTH_M
 from krabby_robot.description import RobotDescription
 from krabby_robot.gate import GateCfg
+from krabby_robot.lanes import TILE_HALF_WIDTH_M
 
 from trainer import adapter, mdp, observations, progress
 from trainer.curriculum import next_level, tile_level

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from krabby_robot.courses import (
     COURSES,
     EDGE_DISTANCE_M,
     MAX_DIFFICULTY,
-    PIT_DEPTH_M,
-    TILE_HALF_WIDTH_M,
     Course,
     make_course,
 )
+from krabby_robot.lanes import PIT_DEPTH_M, TILE_HALF_WIDTH_M
 
 from trainer.errors import ConfigError
 
@@ -102,7 +101,7 @@ class Terrain:
             for column, course in enumerate(row)
         ]
         parts += [_slab(*rectangle) for rectangle in self._filling()]
-        mesh = trimesh.util.concatenate(parts)
+        mesh: Any = trimesh.util.concatenate(parts)
         mesh.visual = trimesh.visual.ColorVisuals(mesh)
         return mesh
 

@@ -84,7 +84,7 @@ class BundlePolicy:
 
     def _term(
         self, term: ObservationTerm, frames: NDArray[np.float32], scan: NDArray[np.float32]
-    ) -> NDArray[np.float64]:
+    ) -> NDArray[np.floating]:
         """The last frames of one term with the bundle's scale in place of ours, oldest first."""
         scale = np.asarray(term.scale)
         if term.name == "height_scan":

@@ -270,7 +270,7 @@ def summarise(run: Run, chosen: NDArray[np.bool_] | None = None) -> dict[str, An
     torque_square = run.torque_square_sum[chosen].sum(axis=0) / max(steps, 1)
     saturated = run.saturated_sum[chosen].sum(axis=0) / max(steps, 1)
     mev, mev_std = _mean_and_std(
-        run.edge_sum[chosen].sum(), run.edge_square_sum[chosen].sum(), steps
+        float(run.edge_sum[chosen].sum()), float(run.edge_square_sum[chosen].sum()), steps
     )
     mev_robots = run.edge_sum[chosen] / np.maximum(run.steps[chosen], 1)
     mxd_robots = _means_by(episodes.robot[finished], mxd[finished])

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from krabby_robot.courses import TILE_HALF_WIDTH_M
 from krabby_robot.description import RobotDescription
 from krabby_robot.gate import Fault, GateCfg
+from krabby_robot.lanes import TILE_HALF_WIDTH_M
 from tensordict import TensorDict
 
 from trainer import mdp, observations

@@ -18,8 +18,9 @@ import mujoco
 import numpy as np
 from krabby_robot import frames, kinematics
 from krabby_robot.boxes import BoxField
-from krabby_robot.courses import PIT_DEPTH_M, make_course
+from krabby_robot.courses import make_course
 from krabby_robot.gate import GateCfg, SafetyGate
+from krabby_robot.lanes import PIT_DEPTH_M
 from krabby_robot.mujoco_model import (
     COLLISION_GROUP,
     ModelIndex,

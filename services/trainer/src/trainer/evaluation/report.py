@@ -207,7 +207,7 @@ def write_comparison(ours: Mapping[str, Any], other: Mapping[str, Any], folder: 
 def _group(
     run: Run, courses: Sequence[Course], chosen: NDArray[np.bool_], suite: Suite
 ) -> dict[str, Any]:
-    walked = [courses[i] for i in np.flatnonzero(chosen)]
+    walked = [courses[i] for i in np.flatnonzero(chosen).tolist()]
     obedient = [obedient_score(course, suite.speed, suite.episode_s) for course in walked]
     size = ObstacleSize.over(walked)
     return summarise(run, chosen) | {
@@ -483,7 +483,7 @@ def _plot_pairs(
     counts = np.zeros((GOALS, GOALS), int)
     np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
     right.imshow(counts, origin="lower", cmap="Blues")
-    for i, j in zip(*np.nonzero(counts), strict=True):
+    for i, j in np.argwhere(counts).tolist():
         shade = "white" if counts[i, j] > counts.max() / 2 else "black"
         right.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=shade)
     right.set_title("courses by goals in the first episode, up to 7", fontsize=10)
