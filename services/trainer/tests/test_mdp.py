@@ -1,0 +1,152 @@
+"""Rewards and terminations, by hand-worked numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from krabby_robot import kinematics
+from krabby_robot.description import RobotDescription
+from trainer import mdp
+
+ROBOT = RobotDescription.load()
+
+
+def near(values):
+    return pytest.approx(values, abs=1e-5)
+
+
+def test_speed_towards_the_goal_is_a_share_of_what_was_asked_and_no_more_than_one():
+    velocity = torch.tensor([[0.3, 0.4, 9.0], [0.8, 0.0, 0.0], [-0.5, 0.0, 0.0], [0.02, 0.0, 0.0]])
+    direction = torch.tensor([[0.6, 0.8], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    speed = torch.tensor([1.0, 0.4, 0.5, 0.05])
+    # Along the goal: 0.5 of 1; twice what was asked; backwards; and 0.1 m/s at least to divide by.
+    assert mdp.goal_velocity(velocity, direction, speed).tolist() == near([0.5, 1.0, -1.0, 0.2])
+
+
+def test_speed_sideways_to_the_goal_earns_nothing():
+    velocity = torch.tensor([[0.0, 1.0, 0.0]])
+    assert mdp.goal_velocity(velocity, torch.tensor([[1.0, 0.0]]), torch.ones(1)) == 0.0
+
+
+def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
+    velocity = torch.tensor([[0.9, 0.0, 5.0], [0.9, 1.2, 0.0], [0.9, 1.2, 0.0]])
+    speed = torch.tensor([0.3, 0.3, 1.3])
+    # Over ground 0.9, 1.5 and 1.5 m/s against 1, 1 and 1.3.
+    assert mdp.overspeed(velocity, speed, 1.0).tolist() == near([0.0, 0.5, 0.2])
+
+
+def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():
+    heading = mdp.goal_heading(torch.tensor([0.0, 1.0, -1.0]))
+    assert heading.tolist() == near([1.0, 0.3678794, 0.3678794])
+
+
+@pytest.mark.parametrize(
+    ("reward", "argument", "expected"),
+    [
+        (mdp.vertical_velocity, [5.0, 5.0, -0.3], 0.09),
+        (mdp.roll_pitch_rate, [0.3, -0.4, 7.0], 0.25),
+        (mdp.orientation, [0.3, -0.4, -0.8], 0.25),
+        (mdp.torque, [3.0, -4.0, 12.0], 169.0),
+    ],
+)
+def test_squares_are_summed_over_what_they_are_about(reward, argument, expected):
+    assert reward(torch.tensor([argument])).tolist() == near([expected])
+
+
+def test_distances_from_the_pose_and_from_the_last_action_are_squared_and_summed():
+    now, before = torch.tensor([[0.1, -0.2, 0.5]]), torch.tensor([0.0, 0.2, 0.5])
+    assert mdp.joint_deviation(now, before).tolist() == near([0.17])
+    assert mdp.action_rate(now, before[None]).tolist() == near([0.17])
+
+
+def test_effort_filter_moves_by_the_share_that_a_step_has_of_the_window():
+    before = torch.tensor([[0.0, 400.0, 1600.0]])
+    after = mdp.mean_square_filter(before, torch.tensor([[-30.0, 20.0, 0.0]]), 0.01, 0.1)
+    assert after[0].tolist() == near([90.0, 400.0, 1440.0])
+    # A window shorter than the step forgets everything else.
+    after = mdp.mean_square_filter(before, torch.tensor([[-30.0, 20.0, 0.0]]), 0.01, 0.001)
+    assert after[0].tolist() == near([900.0, 400.0, 0.0])
+
+
+def test_effort_costs_from_the_folding_of_the_limit_on():
+    # 0.8 of 40² is 1280: two joints below or at it, one at twice, one at 1.5 times.
+    mean_square = torch.tensor([[0.0, 1280.0, 2560.0, 1920.0]])
+    assert mdp.effort_budget(mean_square, 40.0, 0.8).tolist() == near([1.5 / 4])
+
+
+def test_bodies_count_when_pressed_by_more_than_the_threshold_from_any_side():
+    force = torch.tensor([[[0.6, 0.8, 0.0], [0.0, 0.0, -1.1], [3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]])
+    assert mdp.bodies_touching(force, 1.0).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("force", "stumbles"),
+    [
+        ([0.0, 9.0, 2.0], 1.0),  # 9 to the side, 8 allowed
+        ([0.0, 7.0, 2.0], 0.0),
+        ([3.0, 4.0, -1.0], 1.0),  # 5 to the side, 4 allowed, pulled or pushed
+        ([0.9, 0.0, 0.0], 0.0),  # hardly a touch
+    ],
+)
+def test_a_foot_pushed_sideways_more_than_four_times_its_load_stumbles(force, stumbles):
+    feet = torch.zeros(1, 6, 3)
+    feet[0, 4] = torch.tensor(force)
+    assert mdp.stumble(feet).tolist() == [stumbles]
+
+
+def test_two_stumbling_feet_are_one_stumble():
+    assert mdp.stumble(torch.tensor([[[5.0, 0.0, 0.0], [0.0, 5.0, 1.0]]])).tolist() == [1.0]
+
+
+def test_only_loaded_feet_stand_on_an_edge():
+    on_edge = torch.tensor([[True, True, True, False, False, False]])
+    contact = torch.tensor([[True, False, True, True, False, True]])
+    assert mdp.feet_on_edge(on_edge, contact).tolist() == [2.0]
+
+
+def test_feet_in_a_pit_are_counted():
+    in_pit = torch.tensor([[True, False, True, True, False, False], [False] * 6])
+    assert mdp.feet_in_pit(in_pit).tolist() == [3.0, 0.0]
+
+
+def test_a_drive_gives_less_the_faster_it_turns_and_its_peak_against_the_motion():
+    low, high = mdp.torque_speed_limit(torch.tensor([0.0, 5.0, 20.0, 30.0, -15.0]), 120.0, 20.0)
+    assert high.tolist() == near([120.0, 90.0, 0.0, 0.0, 120.0])
+    assert low.tolist() == near([-120.0, -120.0, -120.0, -120.0, -30.0])
+
+
+def test_the_torque_envelope_is_that_of_the_robot():
+    joint_vel = np.random.default_rng(0).uniform(-30.0, 30.0, (40, 18))
+    ours = mdp.torque_speed_limit(torch.tensor(joint_vel), ROBOT.peak_torque, ROBOT.no_load_speed)
+    theirs = kinematics.torque_speed_limit(ROBOT, joint_vel)
+    np.testing.assert_allclose(np.stack(ours), np.stack(theirs), rtol=0, atol=1e-9)
+
+
+def test_a_drive_is_saturated_from_99_percent_of_what_it_can_give_at_its_speed():
+    torque = torch.tensor([119.0, 118.0, 89.2, 88.0, -119.0, -60.0])
+    joint_vel = torch.tensor([0.0, 0.0, 5.0, 5.0, 5.0, -10.0])
+    # Limits 120, 120, 90, 90, -120, -60.
+    found = mdp.saturated(torque, joint_vel, 120.0, 20.0)
+    assert found.tolist() == [True, False, True, False, True, True]
+
+
+def test_a_robot_has_fallen_beyond_the_tilt_limit():
+    tilt = torch.tensor([0.0, 0.99, 1.01, math.pi])
+    gravity = torch.stack((torch.sin(tilt), torch.zeros(4), -torch.cos(tilt)), dim=-1)
+    assert mdp.fallen(gravity, 1.0).tolist() == [False, False, True, True]
+
+
+def test_rounding_does_not_make_an_upright_robot_fall():
+    assert mdp.fallen(torch.tensor([[0.0, 0.0, -1.0000002]]), 1.0).tolist() == [False]
+
+
+def test_a_robot_has_sunk_when_its_base_is_in_a_pit():
+    assert mdp.sunk(torch.tensor([[True], [False]])).tolist() == [True, False]
+
+
+def test_a_robot_has_left_its_lane_beyond_half_its_width_to_either_side():
+    y = torch.tensor([9.0, 11.9, 12.1, 5.9])
+    position = torch.stack((torch.zeros(4), y, torch.zeros(4)), dim=-1)
+    lost = mdp.left_lane(position, torch.full((4,), 9.0), 3.0)
+    assert lost.tolist() == [False, False, True, True]
