@@ -207,6 +207,11 @@ class Parkour:
         self._feet_sensed = torch.tensor([where[name] for name in feet], device=self.device)
         self._legs_sensed = torch.tensor([where[name] for name in legs], device=self.device)
         self._base_sensed = where["base"]
+        # As described: what `randomise_bodies` starts from, however often it is called.
+        data, base = self.robot.data, [self._base]
+        self._nominal_mass = adapter.tensor(data.body_mass)[:, base].clone()
+        self._nominal_inertia = adapter.tensor(data.body_inertia)[:, base].clone()
+        self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, base].clone()
 
     def randomise_bodies(self) -> None:
         """Give every simulated robot its own friction, mass, centre of mass and gains."""
@@ -223,12 +228,11 @@ class Parkour:
         NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
 
         base = [self._base]
-        mass = adapter.tensor(robot.data.body_mass)[:, base].clone()
-        robot.set_masses_index(masses=mass + bodies.added_mass_kg, body_ids=base)
-        inertia = adapter.tensor(robot.data.body_inertia)[:, base].clone()
-        ratio = (mass + bodies.added_mass_kg) / mass
-        robot.set_inertias_index(inertias=inertia * ratio[..., None], body_ids=base)
-        com = adapter.tensor(robot.data.body_com_pos_b)[:, base] + bodies.com_offset_m[:, None]
+        mass = self._nominal_mass + bodies.added_mass_kg
+        robot.set_masses_index(masses=mass, body_ids=base)
+        ratio = mass / self._nominal_mass
+        robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None], body_ids=base)
+        com = self._nominal_com_b + bodies.com_offset_m[:, None]
         robot.set_coms_index(coms=com, body_ids=base)
 
         kp = torch.tensor(self.desc.kp, dtype=torch.float32, device=self.device)
@@ -556,6 +560,8 @@ class ParkourEnv(ManagerBasedRLEnv):
             parkour.bodies.copy_(Bodies(**bodies))
             parkour.privileged.copy_(parkour.bodies.privileged())
             parkour.randomise_bodies()
+        # Nobody has walked yet: what robots did before says nothing about the levels taken over.
+        self.episode_length_buf.zero_()
         self.reset()
 
 
