@@ -56,6 +56,9 @@ class Replayed:
             # Slower, but right: nothing that was recorded has run.
             log.warning("cannot record %s, going on without: %s", self._function, error)
             self._enabled = False
+            # A recording that breaks off leaves the generator refusing to draw outside of one.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
             self._function()
             return
         self._graph = graph
