@@ -617,3 +617,17 @@ def test_the_robot_s_own_keys_are_those_of_its_description():
     assert keys["gains"]["kp"] == [250.0] * 18
     assert keys["control_rate_hz"] == 50.0
     assert keys["camera"]["hfov_rad"] == DESC.camera.hfov_rad
+
+
+def test_a_new_bundle_keeps_what_lies_beside_the_old_one(folder):
+    write(folder)
+    (folder / "training").mkdir()
+    (folder / "training" / "notes.md").write_text("twelve minutes")
+    (folder / "depth_encoder.onnx").write_bytes(b"of an older bundle")
+    write(folder, name="newer")
+    assert (folder / "training" / "notes.md").read_text() == "twelve minutes"
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "manifest.json",
+        "policy.onnx",
+        "training",
+    ]

@@ -187,6 +187,8 @@ def write_bundle(
 ) -> PolicyBundle:
     """Writes a bundle folder, replacing an older bundle, and loads it.
 
+    What else lies in the folder, notes or the training it came from, stays.
+
     The new folder is written beside its place, checked as the gameloop would check it and then
     renamed: a reader finds the old bundle, the new one or, for a moment, none; never half of one.
 
@@ -219,11 +221,19 @@ def write_bundle(
             _write_durably(fresh / name, content)
         PolicyBundle.load(fresh, desc, control_rate_hz=complete["control_rate_hz"])
         if path.exists():
-            path.rename(staging / "old")
+            old = path.rename(staging / "old")
+            for other in _beside_the_bundle(old):
+                other.rename(fresh / other.name)
         fresh.rename(path)
     finally:
         shutil.rmtree(staging)
     return PolicyBundle.load(path, desc, control_rate_hz=complete["control_rate_hz"])
+
+
+def _beside_the_bundle(folder: Path) -> list[Path]:
+    """What lies in a bundle's folder and is not of the bundle."""
+    ours = {MANIFEST_FILE, POLICY_FILE, ENCODER_FILE}
+    return [entry for entry in folder.iterdir() if entry.name not in ours]
 
 
 class OnnxPolicy:
