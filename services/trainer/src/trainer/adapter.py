@@ -7,7 +7,6 @@ numbers of `robot.toml` become actuators and materials here.
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -53,8 +52,6 @@ def require_isaaclab() -> None:
         raise MissingDependency(
             f"Isaac Lab {ISAACLAB_VERSION} is not installed: run `make train-setup` (about 8 GB)"
         )
-    # Newton is the default and needs no simulator app; be sure nothing asks to accept a licence.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     warnings.filterwarnings("ignore", module=r"(isaaclab|warp|newton|pxr|mujoco).*")
 
 

@@ -22,14 +22,16 @@ from tensordict import TensorDict
 from torch import nn
 
 from trainer import checkpoints
+from trainer.config import OBS_GROUPS
 from trainer.errors import CheckpointError, ConfigError, ExportError
 from trainer.observations import (
-    CRITIC_EXTRA_SIZE,
+    GROUP_SIZES,
     HISTORY,
     PRIVILEGED_SIZE,
     PROPRIO,
     PROPRIO_SIZE,
     SCAN_SIZE,
+    VELOCITY_SIZE,
 )
 
 if TYPE_CHECKING:
@@ -58,24 +60,12 @@ __all__ = [
 
 LatentSource = Literal["privileged", "history"]
 
-VELOCITY_SIZE: Final = 3
 SCAN_LATENT: Final = 32
 LATENT: Final = 20
 """Numbers in the code of what cannot be sensed."""
 
-GROUP_SIZES: Final[Mapping[str, int]] = {
-    "proprio": PROPRIO_SIZE,
-    "scan": SCAN_SIZE,
-    "velocity": VELOCITY_SIZE,
-    "privileged": PRIVILEGED_SIZE,
-    "history": HISTORY * PROPRIO_SIZE,
-    "critic": CRITIC_EXTRA_SIZE,
-}
-"""Numbers in every observation group."""
-ACTOR_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "history")
-CRITIC_GROUPS: Final = ("proprio", "scan", "velocity", "privileged", "critic")
-OBS_GROUPS: Final = {"actor": list(ACTOR_GROUPS), "critic": list(CRITIC_GROUPS)}
-"""rsl_rl's `obs_groups`."""
+ACTOR_GROUPS: Final = tuple(OBS_GROUPS["actor"])
+CRITIC_GROUPS: Final = tuple(OBS_GROUPS["critic"])
 
 BUNDLE_OBSERVATION: Final = ObservationLayout(
     (

@@ -13,12 +13,13 @@ import torch
 from krabby_robot.observation import ObservationLayout, standard_term
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "ACTION_CLIP",
     "ACTION_SCALE",
     "CRITIC_EXTRA_SIZE",
+    "GROUP_SIZES",
     "HISTORY",
     "NUM_FEET",
     "NUM_JOINTS",
@@ -31,6 +32,7 @@ __all__ = [
     "SCAN_SIZE",
     "SCAN_X",
     "SCAN_Y",
+    "VELOCITY_SIZE",
     "critic_extra",
     "joint_pos_target",
     "privileged",
@@ -78,6 +80,17 @@ SCAN_CLIP_M: Final = 1.5
 
 PRIVILEGED_SIZE: Final = 42
 CRITIC_EXTRA_SIZE: Final = 14
+VELOCITY_SIZE: Final = 3
+
+GROUP_SIZES: Final[Mapping[str, int]] = {
+    "proprio": PROPRIO_SIZE,
+    "scan": SCAN_SIZE,
+    "velocity": VELOCITY_SIZE,
+    "privileged": PRIVILEGED_SIZE,
+    "history": HISTORY * PROPRIO_SIZE,
+    "critic": CRITIC_EXTRA_SIZE,
+}
+"""Numbers in every observation group."""
 
 ACTION_SCALE: Final = 0.4
 """[rad] per unit of action."""

@@ -19,14 +19,14 @@ from trainer import adapter, mdp, observations, progress
 from trainer.curriculum import next_level, tile_level
 from trainer.errors import TrainerError
 from trainer.graphs import Replayed
-from trainer.observations import HISTORY, NUM_FEET, NUM_JOINTS, PROPRIO_SIZE
+from trainer.observations import GROUP_SIZES, HISTORY, NUM_FEET, NUM_JOINTS, PROPRIO_SIZE
 from trainer.randomisation import Bodies, SensorErrors, uniform
 
 if TYPE_CHECKING:
     from trainer.env_cfg import EnvCfg
     from trainer.task import ParkourEnv
 
-__all__ = ["CONTROL_STEP_S", "GROUPS", "PUSH_EVERY", "START_HEIGHT_M", "Parkour", "StepFacts"]
+__all__ = ["CONTROL_STEP_S", "PUSH_EVERY", "START_HEIGHT_M", "Parkour", "StepFacts"]
 
 Tensor = torch.Tensor
 
@@ -63,17 +63,6 @@ class StepFacts:
     base_contact: Tensor
     base_pos_w: Tensor
     distance_m: Tensor
-
-
-GROUPS = {
-    "proprio": observations.PROPRIO_SIZE,
-    "scan": observations.SCAN_SIZE,
-    "velocity": 3,
-    "privileged": observations.PRIVILEGED_SIZE,
-    "history": HISTORY * PROPRIO_SIZE,
-    "critic": observations.CRITIC_EXTRA_SIZE,
-}
-"""Numbers in every observation group."""
 
 
 class Parkour:
@@ -151,7 +140,9 @@ class Parkour:
         self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
         self.failed, self.completed, self.time_out = flags(), flags(), flags()
         self.reward_terms = {name: torch.zeros(n, device=device) for name in vars(cfg.reward)}
-        self.groups = {name: torch.zeros(n, size, device=device) for name, size in GROUPS.items()}
+        self.groups = {
+            name: torch.zeros(n, size, device=device) for name, size in GROUP_SIZES.items()
+        }
         self._judge_replayed = Replayed(self._judge, device, enabled=cfg.cuda_graphs)
         self._observe_replayed = Replayed(self._observe, device, enabled=cfg.cuda_graphs)
 

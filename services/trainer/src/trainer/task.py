@@ -17,10 +17,9 @@ from krabby_robot.description import RobotDescription
 from trainer import adapter
 from trainer.env_cfg import EnvCfg, play_env, teacher_env
 from trainer.errors import TrainerError
-from trainer.observations import NUM_JOINTS
+from trainer.observations import GROUP_SIZES, NUM_JOINTS
 from trainer.parkour import (
     CONTROL_STEP_S,
-    GROUPS,
     PUSH_EVERY,
     START_HEIGHT_M,
     Parkour,
@@ -256,7 +255,7 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
         debug_vis=False,
     )
     groups = {}
-    for name in GROUPS:
+    for name in GROUP_SIZES:
         group = ObservationGroupCfg(concatenate_terms=True, enable_corruption=False)
         group.term = ObservationTermCfg(func=_observation, params={"group": name})
         groups[name] = group
