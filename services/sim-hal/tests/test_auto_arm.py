@@ -59,19 +59,28 @@ def test_an_armed_or_stopped_robot_is_left_alone():
 
 def test_an_operators_disarm_outlasts_it_until_an_operator_arms():
     auto = AutoArm(enabled=True)
-    auto.operator("disarm")
+    auto.operator("disarm", granted=True)
     commands(auto, 0, 500)
     assert not auto.due(500 * MS, DISARMED)
-    auto.operator("reset")
+    auto.operator("reset", granted=True)
     assert not auto.due(500 * MS, DISARMED)
-    auto.operator("arm")
+    auto.operator("arm", granted=True)
     assert auto.due(500 * MS, DISARMED)
 
 
 def test_an_operators_estop_outlasts_it():
     auto = AutoArm(enabled=True)
-    auto.operator("estop")
-    auto.operator("reset")
+    auto.operator("estop", granted=True)
+    auto.operator("reset", granted=True)
+    commands(auto, 0, 500)
+    assert not auto.due(500 * MS, DISARMED)
+
+
+def test_an_arm_that_was_refused_gives_no_permission():
+    auto = AutoArm(enabled=True)
+    auto.operator("estop", granted=True)
+    auto.operator("arm", granted=False)
+    auto.operator("reset", granted=True)
     commands(auto, 0, 500)
     assert not auto.due(500 * MS, DISARMED)
 

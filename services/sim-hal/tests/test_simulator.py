@@ -158,6 +158,7 @@ def test_an_emergency_stop_stays_until_an_operator_arms(standing, desc):
     assert (outcome.ok, outcome.state, outcome.faults) == (True, "estop", ("estop",))
     standing.run(1.0, desc.default_joint_pos)
     assert standing.sim.gate.state is SafetyState.ESTOP
+    assert not standing.sim.on_safety("arm", "test").ok
     standing.sim.on_safety("reset", "test")
     standing.run(1.0, desc.default_joint_pos)
     assert standing.sim.gate.state is SafetyState.DISARMED

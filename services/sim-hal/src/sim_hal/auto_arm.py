@@ -15,8 +15,8 @@ _RETRY_NS = 500_000_000
 class AutoArm:
     """Decides when to ask the gate to arm. Pure; the clock is passed in.
 
-    An operator has the last word: after a person's disarm or e-stop only a person's arm brings it
-    back.
+    An operator has the last word: after a person's disarm or e-stop only a person's arm that the
+    gate granted brings it back. A refused one does not, or `reset` would arm by itself.
     """
 
     def __init__(self, *, enabled: bool) -> None:
@@ -32,11 +32,11 @@ class AutoArm:
             self._steady_since_ns = now_ns
         self._command_ns = now_ns
 
-    def operator(self, op: str) -> None:
-        """A person asked for `op`."""
+    def operator(self, op: str, *, granted: bool) -> None:
+        """A person asked for `op`, and the gate granted it or not."""
         if op in ("disarm", "estop"):
             self._held_by_operator = True
-        elif op == "arm":
+        elif op == "arm" and granted:
             self._held_by_operator = False
 
     def reset(self) -> None:

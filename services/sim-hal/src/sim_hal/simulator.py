@@ -245,7 +245,7 @@ class Simulator:
         now_ns = self._clock_ns()
         reply = self.gate.request(op, now_ns)
         if op != "status":
-            self._auto_arm.operator(op)
+            self._auto_arm.operator(op, granted=reply.ok)
             self._line.write(self.gate.step(now_ns), now_ns)
             log.info("operator", op=op, by=by, ok=reply.ok, reason=reply.reason)
         return SafetyOutcome(
