@@ -139,6 +139,7 @@ def test_every_term_takes_a_batch_and_treats_its_rows_alike(desc):
         "nav_command": rng.normal(size=(rows, 3)),
         "last_action": rng.normal(size=(rows, 18)),
         "features": rng.normal(size=(rows, 32)),
+        "features_age": rng.uniform(size=(rows, 1)),
         "height_scan": rng.normal(size=(rows, 325)),
     }
     for spec in TERMS.values():

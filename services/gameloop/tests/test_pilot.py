@@ -157,3 +157,11 @@ def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
     )
     with pytest.raises(BundleError, match="is a teacher"):
         Pilot(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)
+
+
+def test_a_policy_is_told_how_old_what_it_sees_is(seeing, inputs, features):
+    seen = inputs()
+    seeing.pilot.step(seen, features(0), seeing.target, 40 * MS)
+    assert seen.features_age == pytest.approx([0.04])
+    seeing.pilot.step(seen, None, seeing.target, 50 * MS)
+    assert seen.features_age is None

@@ -65,6 +65,8 @@ class ObservationInputs:
     """Network output of the previous step, before clip, scale and offset, shape (..., 18)."""
     features: NDArray[np.floating] | None = None
     """Depth latent or flattened depth image, newest, shape (..., k); None for blind policies."""
+    features_age: NDArray[np.floating] | None = None
+    """Time since what the features show was captured [s], shape (..., 1); None without any."""
     height_scan: NDArray[np.floating] | None = None
     """How far the ground lies below its place under a standing robot [m], around the base and
     turned with its yaw, shape (..., 325), the points to the left of each point ahead; only a
@@ -97,6 +99,15 @@ def _features(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floa
     return inputs.features
 
 
+def _features_age(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
+    if inputs.features_age is None:
+        raise ObservationError(
+            "the policy reads 'features_age' but there are no features; start the camera service "
+            "or load a blind policy"
+        )
+    return inputs.features_age
+
+
 def _height_scan(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
     if inputs.height_scan is None:
         raise ObservationError(
@@ -116,6 +127,7 @@ TERMS: Final[Mapping[str, TermSpec]] = {
     "last_action": TermSpec(18, 1.0, lambda x, _: x.last_action),
     "foot_contact": TermSpec(6, 1.0, lambda x, _: x.foot_contact - 0.5),
     "features": TermSpec(None, 1.0, _features),
+    "features_age": TermSpec(1, 10.0, _features_age),
     "height_scan": TermSpec(math.prod(HEIGHT_SCAN_SHAPE), 1.0, _height_scan, measurable=False),
 }
 """Every term there is, by name."""

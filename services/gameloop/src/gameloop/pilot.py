@@ -87,6 +87,7 @@ class Runner:
             nav_command=nothing,
             last_action=self.policy.last_action,
             features=np.zeros(self.features_size) if self.needs_features else None,
+            features_age=np.zeros(1) if self.needs_features else None,
         )
         for _ in range(_WARM_UP_STEPS):
             self.step(inputs)
@@ -183,7 +184,11 @@ class Pilot:
             return last_target
         if runner is not self.walking:
             self._take_over(runner, last_target, now_ns)
-        inputs.features = usable.payload if usable is not None and runner.needs_features else None
+        if usable is not None and runner.needs_features:
+            inputs.features = usable.payload
+            inputs.features_age = np.array([usable.age_s(now_ns)])
+        else:
+            inputs.features = inputs.features_age = None
         try:
             target = runner.step(inputs)
         except PolicyOutputError as error:
