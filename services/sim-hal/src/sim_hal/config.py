@@ -14,6 +14,7 @@ __all__ = [
     "LockstepCfg",
     "MissionCfg",
     "SimHalCfg",
+    "StageCfg",
 ]
 
 _ENDPOINTS = default_endpoints()
@@ -97,28 +98,39 @@ class LockstepCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimHalCfg(ServiceCfg):
-    """HAL server over MuJoCo."""
+class StageCfg(ServiceCfg):
+    """What every simulated robot on a course is told, whatever carries its commands."""
 
-    metrics_port: int = 9101
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
     course: CourseCfg = dataclasses.field(default_factory=CourseCfg)
-    speed: float = 1.0
-    """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
     seed: int = 0
     """Seed of the camera's noise, holes, drops and latency."""
     duration_s: float = 0.0
     """Simulated time to run [s]; 0 for ever."""
     spawn: Literal["lying", "standing"] = "lying"
     """Start and restart with folded legs on the belly, or in the default pose on the feet."""
+    camera: CameraCfg = dataclasses.field(default_factory=CameraCfg)
+    mission: MissionCfg = dataclasses.field(default_factory=MissionCfg)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "duration_s", minimum=0.0)
+        check(self.seed >= 0, "seed", self.seed, "a whole number from 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimHalCfg(StageCfg):
+    """HAL server over MuJoCo."""
+
+    metrics_port: int = 9101
+    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    speed: float = 1.0
+    """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
     auto_arm: bool = True
     """Arm by itself while commands arrive. An operator's disarm or e-stop outlasts it until an
     operator arms again."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
-    camera: CameraCfg = dataclasses.field(default_factory=CameraCfg)
-    mission: MissionCfg = dataclasses.field(default_factory=MissionCfg)
     lockstep: LockstepCfg = dataclasses.field(default_factory=LockstepCfg)
 
     def __post_init__(self) -> None:
@@ -130,5 +142,3 @@ class SimHalCfg(ServiceCfg):
             "1 for real time or 0 for lock-step (ages and timeouts are wall-clock time in "
             "between, so any other speed would change the robot's behaviour)",
         )
-        check_range(self, "duration_s", minimum=0.0)
-        check(self.seed >= 0, "seed", self.seed, "a whole number from 0")

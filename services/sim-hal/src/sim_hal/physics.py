@@ -26,6 +26,7 @@ from krabby_robot.mujoco_model import (
 from sim_hal.errors import PhysicsDiverged
 
 if TYPE_CHECKING:
+    from krabby_hal.measurement import Measurement
     from krabby_robot.courses import Course
     from krabby_robot.description import RobotDescription
     from krabby_robot.gate import DriveCommand
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from sim_hal.progress import Pose2
 
-__all__ = ["SUBSTEP_NS", "Measurement", "World"]
+__all__ = ["SUBSTEP_NS", "World"]
 
 SUBSTEP_NS = 2_500_000
 """Step of the integrator [ns]: two per HAL slot."""
@@ -50,24 +51,6 @@ _GRID = np.stack(np.meshgrid(*[np.linspace(-1, 1, 5)] * 2, [-1.0]), axis=-1).res
 """Underside of a box of half extents 1."""
 _AXIS = np.linspace(-1, 1, 9)[:, None] * [0.0, 0.0, 1.0]
 """Axis of a capsule of half length 1."""
-
-
-class Measurement:
-    """What the robot's own sensors say. `World.measure` writes the arrays in place."""
-
-    def __init__(self, joints: int, feet: int) -> None:
-        self.base_quat_w = frames.IDENTITY.copy()
-        """Base to world, xyzw, shape (4,)."""
-        self.base_ang_vel_b = np.zeros(3)
-        """Gyro [rad/s]."""
-        self.base_lin_acc_b = np.zeros(3)
-        """Accelerometer: specific force, mean over the slot [m/s²]; +9.81 on z at rest."""
-        self.joint_pos = np.zeros(joints)
-        self.joint_vel = np.zeros(joints)
-        self.joint_effort = np.zeros(joints)
-        """Torque of the drives, mean over the slot [N·m]."""
-        self.foot_contact = np.zeros(feet)
-        """1 where a foot carries load, else 0."""
 
 
 class World:
@@ -122,6 +105,16 @@ class World:
         first = self._index.base_dof
         return self.data.qvel[first : first + 3].copy()
 
+    @property
+    def joint_pos(self) -> NDArray[np.float64]:
+        """Joint angles [rad], shape (18,), a copy."""
+        return self.data.qpos[self._index.joint_qpos]
+
+    @property
+    def joint_vel(self) -> NDArray[np.float64]:
+        """Joint velocities [rad/s], shape (18,), a copy."""
+        return self.data.qvel[self._index.joint_dof]
+
     def place(self, pose: Pose2, joint_pos: NDArray[np.float64]) -> None:
         """Put the robot down at rest: level, facing `pose.yaw`, on whatever is highest below it."""
         self._put(pose, 0.0, joint_pos)  # to see where its parts are
@@ -131,23 +124,60 @@ class World:
 
     def substep(self, drive: DriveCommand) -> None:
         """Integrate one `SUBSTEP_NS` with what the drives are told."""
-        model, data, index = self.model, self.data, self._index
         if drive is not self._drive:
-            self._load(drive)
-        low, high = kinematics.torque_speed_limit(self._desc, data.qvel[index.joint_dof])
+            self.set_law(drive.kp, drive.kd, drive.joint_pos)
+            self._drive = drive
+        low, high = kinematics.torque_speed_limit(self._desc, self.joint_vel)
         np.maximum(low, -drive.effort_limit, out=low)
         np.minimum(high, drive.effort_limit, out=high)
-        model.actuator_forcerange[index.actuator, 0] = low
-        model.actuator_forcerange[index.actuator, 1] = high
-        mujoco.mj_step(model, data)
+        self.step(low, high, driven=drive.mode is DriveMode.POSITION)
+
+    def set_law(
+        self,
+        kp: NDArray[np.float64],
+        kd: NDArray[np.float64],
+        target: NDArray[np.float64],
+        offset: NDArray[np.float64] | float = 0.0,
+    ) -> None:
+        """Torque on every joint from now on: kp (target - angle) - kd velocity + offset [N·m].
+
+        The integrator takes the velocity's part implicitly, as a drive at some kHz would.
+        """
+        model, actuator = self.model, self._index.actuator
+        model.actuator_gainprm[actuator, 0] = kp
+        model.actuator_biasprm[actuator, 0] = offset
+        model.actuator_biasprm[actuator, 1] = -kp
+        model.actuator_biasprm[actuator, 2] = -kd
+        self.data.ctrl[actuator] = target
+
+    def set_friction(self, coulomb: float, viscous: float) -> None:
+        """Give every joint dry friction [N·m] and viscous friction [N·m·s/rad]."""
+        self.model.dof_frictionloss[self._index.joint_dof] = coulomb
+        self.model.dof_damping[self._index.joint_dof] = viscous
+
+    def step(
+        self, low: NDArray[np.float64], high: NDArray[np.float64], *, driven: bool
+    ) -> NDArray[np.float64]:
+        """Integrate one `SUBSTEP_NS`; the law's torque, cut to `low`..`high` [N·m], is returned.
+
+        Args:
+            low: Least torque there is now, shape (18,).
+            high: Largest.
+            driven: Whether the drives hold a position, for the count of saturations.
+        """
+        model, actuator = self.model, self._index.actuator
+        model.actuator_forcerange[actuator, 0] = low
+        model.actuator_forcerange[actuator, 1] = high
+        mujoco.mj_step(model, self.data)
         self.substeps += 1
-        effort = data.actuator_force[index.actuator]
+        effort = self.data.actuator_force[actuator]
         self._effort_sum += effort
         self._averaged += 1
         self.effort_sq_sum += effort * effort
-        if drive.mode is DriveMode.POSITION:
+        if driven:
             self.driven += 1
             self.saturated += (effort >= _SATURATED * high) | (effort <= _SATURATED * low)
+        return effort
 
     def measure(self, into: Measurement) -> None:
         """Read the robot's sensors; means are over the substeps since the last call.
@@ -247,15 +277,6 @@ class World:
             if z > -radius:
                 found |= _cuts(down, y, z, radius)[:, None] & _cuts(right, x, z, radius)
         return found
-
-    def _load(self, drive: DriveCommand) -> None:
-        """Write gains and targets into the model's actuators."""
-        model, actuator = self.model, self._index.actuator
-        model.actuator_gainprm[actuator, 0] = drive.kp
-        model.actuator_biasprm[actuator, 1] = -drive.kp
-        model.actuator_biasprm[actuator, 2] = -drive.kd
-        self.data.ctrl[actuator] = drive.joint_pos
-        self._drive = drive
 
     def _start_slot(self) -> None:
         self._effort_sum[:] = 0.0

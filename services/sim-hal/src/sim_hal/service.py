@@ -27,7 +27,6 @@ from krabby_proto import (
     Publisher,
     make_hello,
 )
-from krabby_robot import frames
 from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
 from krabby_service.metrics import (
@@ -42,7 +41,6 @@ from krabby_service.realtime import IdleCollector
 
 from sim_hal.errors import LoopSilent
 from sim_hal.metrics import OBSERVATION, WORK, Exposition
-from sim_hal.mission import STOP, pursue
 from sim_hal.physics import SUBSTEP_NS
 from sim_hal.simulator import Simulator
 
@@ -284,13 +282,7 @@ class SimHal:
     def _publish_nav(self, now_ns: int) -> bool:
         if self._nav is None:
             return False
-        target = self.sim.progress.target_xy
-        command = STOP
-        if target is not None:
-            heading = float(frames.yaw(self.sim.world.base_quat_w))
-            position = self.sim.world.base_pos_w[:2]
-            command = pursue(position, heading, target, self._cfg.mission.speed)
-        self._nav.publish(command.as_array(), capture_ns=now_ns)
+        self._nav.publish(self.sim.nav().as_array(), capture_ns=now_ns)
         return True
 
     def _expose(self, now_ns: int) -> None:
