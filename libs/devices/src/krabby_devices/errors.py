@@ -5,11 +5,15 @@ Every message names the device (bus, CAN id, joint), the value that is wrong and
     DeviceError
     ├── HardwareError         hardware.toml does not say what it must say, or its plan cannot work
     ├── CalibrationError      calibration.toml, or a measurement for it, is wrong
-    └── DriveError            the drives cannot be used
-        ├── BusError          a CAN bus cannot be opened, or it failed
-        ├── NoReply           a drive does not answer
-        ├── DriveRefused      a drive answers, but reports a fault or does not do what it was told
-        └── NotRepresentable  a value does not fit the drive's protocol
+    ├── DriveError            the drives cannot be used
+    │   ├── BusError          a CAN bus cannot be opened, or it failed
+    │   ├── NoReply           a drive does not answer
+    │   ├── DriveRefused      a drive answers, but reports a fault or does not do what it was told
+    │   └── NotRepresentable  a value does not fit the drive's protocol
+    └── ImuError              the inertial sensor cannot be used
+        ├── ImuPortError      its port cannot be opened, or the line cannot carry what is asked
+        ├── ImuSilent         nothing on the port answers, or no measurements come
+        └── ImuRefused        it answers, but refuses a setting or does not keep it
 """
 
 __all__ = [
@@ -19,6 +23,10 @@ __all__ = [
     "DriveError",
     "DriveRefused",
     "HardwareError",
+    "ImuError",
+    "ImuPortError",
+    "ImuRefused",
+    "ImuSilent",
     "NoReply",
     "NotRepresentable",
 ]
@@ -54,3 +62,19 @@ class DriveRefused(DriveError):  # noqa: N818 - the name says what happened
 
 class NotRepresentable(DriveError):  # noqa: N818 - the name says what happened
     """A value does not fit the drive's protocol."""
+
+
+class ImuError(DeviceError):
+    """The inertial sensor cannot be used."""
+
+
+class ImuPortError(ImuError):
+    """Its port cannot be opened, or the line cannot carry what is asked."""
+
+
+class ImuSilent(ImuError):  # noqa: N818 - the name says what happened
+    """Nothing on the port answers, or no measurements come."""
+
+
+class ImuRefused(ImuError):  # noqa: N818 - the name says what happened
+    """It answers, but refuses a setting or does not keep it."""
