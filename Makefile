@@ -136,7 +136,7 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 # One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
 # locks hold the same versions, with hashes.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-  $(foreach name,proto devices robot service sim-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
+  $(foreach name,proto devices hal robot service sim-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
 IMAGES := services/sim-hal services/camera services/gameloop cli
 TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
 

@@ -38,7 +38,7 @@ def test_counters_catch_up_with_what_was_counted(sim):
 
     before = counted()
     sim.falls = 2
-    sim.rate_clamps[0] = 7
+    sim.handler.rate_clamps[0] = 7
     exposition.update({"applied": 40}, 1.0)
     exposition.update({"applied": 45}, 1.0)
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 7, 45]

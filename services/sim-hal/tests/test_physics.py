@@ -2,10 +2,11 @@ import math
 
 import numpy as np
 import pytest
+from krabby_hal.measurement import Measurement
 from krabby_robot import frames
 from krabby_robot.courses import COURSES, make_course
 from sim_hal.errors import PhysicsDiverged
-from sim_hal.physics import Measurement, World
+from sim_hal.physics import World
 from sim_hal.progress import Pose2
 
 ORIGIN = Pose2(1.0, 0.0, 0.0)

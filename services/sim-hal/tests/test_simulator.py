@@ -179,13 +179,13 @@ def test_a_wild_command_is_cut_by_the_gate_and_counted(standing, desc):
     assert outcome.status is CommandStatus.APPLIED
     assert outcome.position_clamp_mask == 1 << 4
     assert outcome.rate_clamp_mask == 1 << 4
-    assert standing.sim.position_clamps[4] == 1
+    assert standing.sim.handler.position_clamps[4] == 1
     assert standing.sim.summary()["gate_clamps"] >= 2
 
 
 def test_the_actuator_write_is_reported_with_its_command(standing, desc):
     seen = []
-    standing.sim.on_actuated = lambda message, applied_ns: seen.append(
+    standing.sim.handler.on_actuated = lambda message, applied_ns: seen.append(
         (message.sequence, applied_ns)
     )
     outcome = standing.command(desc.default_joint_pos)

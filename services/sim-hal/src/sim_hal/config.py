@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from krabby_proto import default_endpoints
+from krabby_hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg
 from krabby_service.app import ServiceCfg
 from krabby_service.config import check, check_range
 
@@ -16,8 +16,6 @@ __all__ = [
     "SimHalCfg",
     "StageCfg",
 ]
-
-_ENDPOINTS = default_endpoints()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,20 +31,12 @@ class CourseCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointsCfg:
+class EndpointsCfg(HalEndpointsCfg):
     """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
 
-    state: str = _ENDPOINTS["state"]
-    """Bound: what the robot measures."""
-    camera: str = _ENDPOINTS["camera"]
-    """Bound: depth images."""
-    command: str = _ENDPOINTS["command"]
-    """Bound: joint position targets, answered."""
-    safety: str = _ENDPOINTS["safety"]
-    """Bound: arm, disarm, estop, reset, status."""
-    truth: str = _ENDPOINTS["truth"]
+    truth: str = DEFAULT_ENDPOINTS["truth"]
     """Bound: what only a simulator knows; for evaluation."""
-    nav: str = _ENDPOINTS["nav"]
+    nav: str = DEFAULT_ENDPOINTS["nav"]
     """Connected: where the game loop listens for walking commands."""
 
 

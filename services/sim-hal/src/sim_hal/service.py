@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import mujoco
 import structlog
+from krabby_hal.handler import hal_hello, publish_state
+from krabby_hal.metrics import OBSERVATION
 from krabby_proto import (
     FLAG_FEATURES_DUE,
     FLAG_LOCKSTEP,
@@ -25,7 +27,6 @@ from krabby_proto import (
     HalServer,
     Message,
     Publisher,
-    make_hello,
 )
 from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
@@ -40,7 +41,7 @@ from krabby_service.rate import Rate
 from krabby_service.realtime import IdleCollector
 
 from sim_hal.errors import LoopSilent
-from sim_hal.metrics import OBSERVATION, WORK, Exposition
+from sim_hal.metrics import WORK, Exposition
 from sim_hal.physics import SUBSTEP_NS
 from sim_hal.simulator import Simulator
 
@@ -103,7 +104,7 @@ class SimHal:
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         self.sim = Simulator(cfg, desc, course, clock_ns=self._clock_ns)
-        self.sim.on_actuated = self._actuated
+        self.sim.handler.on_actuated = self._actuated
         self.server: HalServer | None = None
         self._nav: Publisher | None = None
         self._exposition = Exposition(self.sim)
@@ -266,11 +267,9 @@ class SimHal:
     # --- parts of a slot ---------------------------------------------------------------------
 
     def _publish_state(self, capture_ns: int, flags: int) -> None:
-        server = self._server
         state, was_reset = self.sim.state()
-        server.safety_state = int(self.sim.gate.state)
-        server.fault_bits = int(self.sim.gate.faults)
-        server.publish_state(state, capture_ns, flags | (FLAG_RESET if was_reset else 0))
+        flags |= FLAG_RESET if was_reset else 0
+        publish_state(self._server, self.sim.gate, state, capture_ns, flags)
 
     def _begin_period(self, now_ns: int) -> None:
         if self._last_period_ns is not None:
@@ -328,11 +327,11 @@ class SimHal:
 
     def _hello(self) -> dict[str, Any]:
         desc, course, camera = self.sim.desc, self.sim.course, self.sim.desc.camera
-        return make_hello(
-            service="sim-hal",
+        return hal_hello(
+            "sim-hal",
+            desc,
             clock="simulated" if self._lockstep else "monotonic",
-            robot=desc.identity,
-            camera=dataclasses.asdict(camera) if self._cfg.camera.enabled else {},
+            camera=dataclasses.asdict(camera) if self._cfg.camera.enabled else None,
             extra={
                 "simulator": f"mujoco {mujoco.__version__}",
                 "course": {

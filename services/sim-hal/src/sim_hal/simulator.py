@@ -12,15 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
-from krabby_proto import (
-    SAFETY_STATES,
-    STATE,
-    CommandOutcome,
-    CommandStatus,
-    Message,
-    SafetyOutcome,
-    fault_names,
-)
+from krabby_hal.handler import GateHandler
+from krabby_hal.measurement import StatePayload
+from krabby_proto import CommandOutcome, CommandStatus, Message, SafetyOutcome
 from krabby_robot.gate import GateCfg, SafetyGate
 
 from sim_hal.auto_arm import AutoArm
@@ -42,13 +36,6 @@ __all__ = ["Simulator"]
 
 log = structlog.get_logger(__name__)
 
-_STATUS = {
-    "applied": CommandStatus.APPLIED,
-    "not_armed": CommandStatus.NOT_ARMED,
-    "held": CommandStatus.HELD,
-    "refused": CommandStatus.REJECTED_SAFETY,
-}
-
 
 class Simulator(Stage):
     """One robot on one course; implements `krabby_proto.HalHandler`."""
@@ -67,20 +54,14 @@ class Simulator(Stage):
         self._answer_delay_ns = round(cfg.lockstep.answer_delay_s * 1e9) if cfg.speed == 0.0 else 0
         self._auto_arm = AutoArm(enabled=cfg.auto_arm)
         self._just_reset = False
-        self._state = np.zeros(STATE.size, np.float32)
-        self._state_fields = {name: self._state[at] for name, at in STATE.slices.items()}
+        self._payload = StatePayload()
         self._hash = hashlib.sha256()
 
         self.expected_capture_ns: int | None = None
         """Lock-step: capture time of the state to be answered; commands for others are refused."""
         self.last_command_ns: int | None = None
         """Capture time of the state that the newest accepted command answers."""
-        self.on_actuated: Callable[[Message, int], None] = lambda message, applied_ns: None
-        """Called with a command and the time its actuator write returned."""
-        self.position_clamps = np.zeros(len(desc.joint_names), np.int64)
-        self.rate_clamps = np.zeros(len(desc.joint_names), np.int64)
-        """Targets cut by the gate, per joint."""
-
+        self.handler = GateHandler(self.gate, clock_ns=clock_ns, actuate=self._actuate)
         self._line = DriveLine(desc.latency.command_s, self.gate.step(clock_ns()))
 
     @property
@@ -120,16 +101,8 @@ class Simulator(Stage):
 
         The array is reused by the next call.
         """
-        fields, measured = self._state_fields, self._measured
-        fields["base_quat_w"][:] = measured.base_quat_w
-        fields["base_ang_vel_b"][:] = measured.base_ang_vel_b
-        fields["base_lin_acc_b"][:] = measured.base_lin_acc_b
-        fields["joint_pos"][:] = measured.joint_pos
-        fields["joint_vel"][:] = measured.joint_vel
-        fields["joint_effort"][:] = measured.joint_effort
-        fields["foot_contact"][:] = measured.foot_contact
         was_reset, self._just_reset = self._just_reset, False
-        return self._state, was_reset
+        return self._payload.fill(self._measured), was_reset
 
     def control_tick(self, now_ns: int) -> NDArray[np.float32]:
         """Once per control period: account for what was walked, return the `truth` payload.
@@ -141,46 +114,24 @@ class Simulator(Stage):
 
     def on_command(self, message: Message) -> CommandOutcome:
         """Give a valid command to the gate, and what the gate makes of it to the drives."""
-        now_ns = self._clock_ns()
         expected = self.expected_capture_ns
         if expected is not None and message.capture_ns != expected:
-            return self._outcome(CommandStatus.REJECTED_STALE)
+            return self.handler.outcome(CommandStatus.REJECTED_STALE)
         self.last_command_ns = message.capture_ns
-        self._auto_arm.command(now_ns)
-        result = self.gate.command(message.payload, now_ns)
-        status = _STATUS[result.status]
-        if status is not CommandStatus.APPLIED:
-            return self._outcome(status)
-        self._line.write(self.gate.step(now_ns), now_ns + self._answer_delay_ns)
-        applied_ns = self._clock_ns()
-        self.on_actuated(message, applied_ns)
-        _count_bits(self.position_clamps, result.position_clamp_mask)
-        _count_bits(self.rate_clamps, result.rate_clamp_mask)
-        return self._outcome(
-            status,
-            position_clamp_mask=result.position_clamp_mask,
-            rate_clamp_mask=result.rate_clamp_mask,
-            applied_ns=applied_ns,
-        )
+        self._auto_arm.command(self._clock_ns())
+        return self.handler.on_command(message)
 
     def on_safety(self, op: str, by: str) -> SafetyOutcome:
         """Carry out what an operator asked for."""
-        now_ns = self._clock_ns()
-        reply = self.gate.request(op, now_ns)
+        outcome = self.handler.on_safety(op, by)
         if op != "status":
-            self._auto_arm.operator(op, granted=reply.ok)
-            self._line.write(self.gate.step(now_ns), now_ns)
-            log.info("operator", op=op, by=by, ok=reply.ok, reason=reply.reason)
-        return SafetyOutcome(
-            ok=reply.ok,
-            state=SAFETY_STATES[self.gate.state],
-            faults=tuple(fault_names(int(self.gate.faults))),
-            reason=reply.reason,
-        )
+            self._auto_arm.operator(op, granted=outcome.ok)
+        return outcome
 
     def summary(self) -> dict[str, Any]:
         """What the run came to, for the last log line."""
-        position, rate = int(self.position_clamps.sum()), int(self.rate_clamps.sum())
+        handler = self.handler
+        position, rate = int(handler.position_clamps.sum()), int(handler.rate_clamps.sum())
         return super().summary() | {
             "trajectory_hash": self._hash.hexdigest(),
             "gate_clamps": position + rate,
@@ -201,13 +152,7 @@ class Simulator(Stage):
         self._auto_arm.reset()
         self._just_reset = True
 
-    def _outcome(self, status: CommandStatus, **facts: int) -> CommandOutcome:
-        return CommandOutcome(status, int(self.gate.state), int(self.gate.faults), **facts)
-
-
-def _count_bits(counts: NDArray[np.int64], mask: int) -> None:
-    """Add one wherever the mask has a bit; commands without a clamp cost nothing."""
-    while mask:
-        low = mask & -mask
-        counts[low.bit_length() - 1] += 1
-        mask ^= low
+    def _actuate(self, drive: DriveCommand, now_ns: int) -> int:
+        """Put what the gate decided on the line; when that write returned [ns]."""
+        self._line.write(drive, now_ns + self._answer_delay_ns)
+        return self._clock_ns()

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
+from krabby_hal.measurement import Measurement
 from krabby_proto import TRUTH
 from krabby_robot import frames, kinematics
 from krabby_robot.trajectories import rest_joint_pos
 
 from sim_hal.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
 from sim_hal.mission import STOP, NavCommand, pursue
-from sim_hal.physics import Measurement, World
+from sim_hal.physics import World
 from sim_hal.progress import CourseProgress, FallCfg, FallMonitor, Pose2
 
 if TYPE_CHECKING:
