@@ -1,6 +1,7 @@
 """Bundles that fit are run, and every way of not fitting has its own message."""
 
 import builtins
+import io
 import json
 import math
 import sys
@@ -19,16 +20,19 @@ from krabby_robot.observation import (
     ObservationLayout,
     standard_term,
 )
+from krabby_robot.onnx_runtime import OnnxRuntime
 from krabby_robot.policy import (
     ENCODER_FILE,
     MANIFEST_FILE,
     POLICY_FILE,
+    SAMPLE_FILES,
     MissingRuntime,
     OnnxEncoder,
     OnnxPolicy,
     PolicyBundle,
     PolicyOutputError,
     bundle_dir,
+    policy_network,
     robot_manifest,
     write_bundle,
 )
@@ -245,6 +249,78 @@ def test_a_bundle_s_layout_builds_what_its_network_reads(folder):
     policy = OnnxPolicy(bundle)
     policy.step(builder.build(inputs))
     assert policy.last_action[:4] == pytest.approx([0.4, 0.0, 0.0, 0.1])
+
+
+# Backends
+
+
+class Elsewhere:
+    """ONNX Runtime under another name; remembers what it was asked for."""
+
+    def __init__(self):
+        self.opened = []
+
+    def open(self, spec):
+        network = OnnxRuntime().open(spec)
+        network.backend = "elsewhere"
+        self.opened.append(network)
+        return network
+
+
+def test_a_policy_goes_over_to_another_backend_with_a_fresh_state(folder):
+    state = [{"input": "total", "output": "total_out", "shape": [1, 18]}]
+    policy = OnnxPolicy(write(folder, {POLICY_FILE: counter()}, state=state))
+    policy.step(obs(0.5))
+    assert policy.backend == "onnxruntime"
+    policy.use(Elsewhere())
+    assert policy.backend == "elsewhere"
+    assert not policy.last_action.any()
+    policy.step(obs(0.25))
+    assert policy.last_action[0] == 0.25
+
+
+def test_a_policy_stays_where_it_is_when_another_backend_fails(folder):
+    class Broken:
+        def open(self, spec):
+            raise BundleError("no")
+
+    state = [{"input": "total", "output": "total_out", "shape": [1, 18]}]
+    policy = OnnxPolicy(write(folder, {POLICY_FILE: counter()}, state=state))
+    policy.step(obs(0.5))
+    with pytest.raises(BundleError, match="no"):
+        policy.use(Broken())
+    policy.step(obs(0.5))
+    assert policy.last_action[0] == 1.0
+
+
+def samples_file(**arrays) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_a_bundle_may_carry_recorded_inputs_of_its_network(folder):
+    recorded = np.arange(2 * N, dtype=np.float32).reshape(2, 1, N)
+    files = {POLICY_FILE: linear(), SAMPLE_FILES[POLICY_FILE]: samples_file(obs=recorded)}
+    backend = Elsewhere()
+    OnnxPolicy(write(folder, files), backend)
+    assert backend.opened[0].spec.samples["obs"].tolist() == recorded.tolist()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nothing",
+        samples_file(obs=np.zeros((2, 1, N + 1), np.float32)),
+        samples_file(obs=np.zeros((2, 1, N))),
+        samples_file(obs=np.zeros((0, 1, N), np.float32)),
+        samples_file(image=np.zeros((2, 1, N), np.float32)),
+    ],
+)
+def test_recorded_inputs_that_do_not_fit_are_refused(folder, content):
+    bundle = write(folder, {POLICY_FILE: linear(), SAMPLE_FILES[POLICY_FILE]: content})
+    with pytest.raises(BundleError, match=r"policy\.samples\.npz"):
+        policy_network(bundle)
 
 
 # Encoders

@@ -25,6 +25,7 @@ __all__ = [
     "LATENT_SIZE",
     "MANIFEST_FILE",
     "POLICY_FILE",
+    "SAMPLE_FILES",
     "Features",
     "Kind",
     "Manifest",
@@ -41,6 +42,11 @@ FORMAT: Final = 1
 MANIFEST_FILE: Final = "manifest.json"
 POLICY_FILE: Final = "policy.onnx"
 ENCODER_FILE: Final = "depth_encoder.onnx"
+SAMPLE_FILES: Final = {
+    POLICY_FILE: "policy.samples.npz",
+    ENCODER_FILE: "depth_encoder.samples.npz",
+}
+"""Recorded inputs of a network, on which backends are compared, by the network's file."""
 LATENT_SIZE: Final = 32
 """Numbers in a depth encoder's latent."""
 

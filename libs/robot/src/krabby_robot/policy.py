@@ -16,10 +16,12 @@ Exporters call `write_bundle`. Needs the extra `policy`.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from krabby_robot._manifest import (
     LATENT_SIZE,
     MANIFEST_FILE,
     POLICY_FILE,
+    SAMPLE_FILES,
     Features,
     Kind,
     Manifest,
@@ -42,7 +45,6 @@ from krabby_robot._manifest import (
     parse_manifest,
     robot_manifest,
 )
-from krabby_robot._onnx import Network, StateTensor
 from krabby_robot.assets import assets_dir
 from krabby_robot.depth import IMAGE_SHAPE
 from krabby_robot.errors import (
@@ -51,6 +53,8 @@ from krabby_robot.errors import (
     MissingRuntime,
     PolicyOutputError,
 )
+from krabby_robot.network import Backend, Network, NetworkSpec, StateTensor
+from krabby_robot.onnx_runtime import OnnxRuntime
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,6 +68,7 @@ __all__ = [
     "LATENT_SIZE",
     "MANIFEST_FILE",
     "POLICY_FILE",
+    "SAMPLE_FILES",
     "ActionSpec",
     "EncoderSpec",
     "MissingRuntime",
@@ -73,6 +78,8 @@ __all__ = [
     "PolicyOutputError",
     "StateTensor",
     "bundle_dir",
+    "encoder_network",
+    "policy_network",
     "robot_manifest",
     "write_bundle",
 ]
@@ -232,30 +239,68 @@ def write_bundle(
 
 def _beside_the_bundle(folder: Path) -> list[Path]:
     """What lies in a bundle's folder and is not of the bundle."""
-    ours = {MANIFEST_FILE, POLICY_FILE, ENCODER_FILE}
+    ours = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values()}
     return [entry for entry in folder.iterdir() if entry.name not in ours]
 
 
-class OnnxPolicy:
-    """Runs a bundle's `policy.onnx` in the calling thread, with buffers bound once.
+def policy_network(bundle: PolicyBundle) -> NetworkSpec:
+    """What a backend has to run for the bundle's `policy.onnx`.
 
-    The network's inputs are `obs` (1, N) and the states, its outputs `actions` (1, 18) and the
-    states, all float32.
+    Its inputs are `obs` (1, N) and the states, its outputs `actions` (1, 18) and the states, all
+    float32.
     """
+    inputs = {"obs": (1, bundle.observation.size)}
+    output = ("actions", (1, len(bundle.joint_names)))
+    return _network_spec(bundle, POLICY_FILE, inputs, output, bundle.state)
 
-    def __init__(self, bundle: PolicyBundle) -> None:
-        self.bundle = bundle
-        joints = len(bundle.joint_names)
-        self._network = Network(
-            bundle.files[POLICY_FILE],
-            source=str(bundle.path / POLICY_FILE),
-            inputs={"obs": (1, bundle.observation.size)},
-            output=("actions", (1, joints)),
-            state=bundle.state,
+
+def encoder_network(bundle: PolicyBundle) -> NetworkSpec:
+    """What a backend has to run for the bundle's `depth_encoder.onnx`.
+
+    Its inputs are `image` (1, 1, 58, 87), `proprio` (1, P) if the manifest has it, and the states,
+    its outputs `latent` (1, 32) and the states, all float32.
+
+    Raises:
+        BundleError: The bundle has no encoder.
+    """
+    if bundle.encoder is None:
+        raise BundleError(
+            f"policy {bundle.name!r} has no {ENCODER_FILE}: it needs features "
+            f"{bundle.needs_features!r}; publish those, or name a policy with an encoder"
         )
-        self.last_action: NDArray[np.float32] = np.zeros(joints, dtype=np.float32)
+    inputs: dict[str, tuple[int, ...]] = {"image": (1, 1, *IMAGE_SHAPE)}
+    if bundle.encoder.proprio is not None:
+        inputs["proprio"] = (1, bundle.encoder.proprio.size)
+    output = ("latent", (1, LATENT_SIZE))
+    return _network_spec(bundle, ENCODER_FILE, inputs, output, bundle.encoder.state)
+
+
+class OnnxPolicy:
+    """Runs a bundle's `policy.onnx` in the calling thread, with buffers bound once."""
+
+    def __init__(self, bundle: PolicyBundle, backend: Backend | None = None) -> None:
+        """Loads the network.
+
+        Args:
+            bundle: Where it comes from.
+            backend: What runs it; ONNX Runtime by default.
+        """
+        self.bundle = bundle
+        self._network: Network = (backend or OnnxRuntime()).open(policy_network(bundle))
+        self.last_action: NDArray[np.float32] = np.zeros(len(bundle.joint_names), dtype=np.float32)
         """Network output of the newest step, before clip and scale, shape (18,); zero after a
         reset. A step replaces the array, it does not write to it."""
+
+    @property
+    def backend(self) -> str:
+        """What runs it: "onnxruntime" or "tensorrt"."""
+        return self._network.backend
+
+    def use(self, backend: Backend) -> None:
+        """Goes over to another backend, with a fresh state; stays as it is when that fails."""
+        before, self._network = self._network, backend.open(self._network.spec)
+        before.close()
+        self.reset()
 
     def reset(self) -> None:
         """Puts the recurrent state and `last_action` back to their start."""
@@ -295,30 +340,24 @@ class OnnxPolicy:
 
 
 class OnnxEncoder:
-    """Runs a bundle's `depth_encoder.onnx`, likewise.
+    """Runs a bundle's `depth_encoder.onnx`, likewise."""
 
-    The network's inputs are `image` (1, 1, 58, 87), `proprio` (1, P) if the manifest has it, and
-    the states, its outputs `latent` (1, 32) and the states, all float32.
-    """
-
-    def __init__(self, bundle: PolicyBundle) -> None:
-        if bundle.encoder is None:
-            raise BundleError(
-                f"policy {bundle.name!r} has no {ENCODER_FILE}: it needs features "
-                f"{bundle.needs_features!r}; publish those, or name a policy with an encoder"
-            )
+    def __init__(self, bundle: PolicyBundle, backend: Backend | None = None) -> None:
+        spec = encoder_network(bundle)
+        assert bundle.encoder is not None, "encoder_network has refused it"
         self.bundle = bundle
         self.spec = bundle.encoder
-        inputs: dict[str, tuple[int, ...]] = {"image": (1, 1, *IMAGE_SHAPE)}
-        if self.spec.proprio is not None:
-            inputs["proprio"] = (1, self.spec.proprio.size)
-        self._network = Network(
-            bundle.files[ENCODER_FILE],
-            source=str(bundle.path / ENCODER_FILE),
-            inputs=inputs,
-            output=("latent", (1, LATENT_SIZE)),
-            state=self.spec.state,
-        )
+        self._network: Network = (backend or OnnxRuntime()).open(spec)
+
+    @property
+    def backend(self) -> str:
+        """What runs it: "onnxruntime" or "tensorrt"."""
+        return self._network.backend
+
+    def use(self, backend: Backend) -> None:
+        """Goes over to another backend, with a fresh state; stays as it is when that fails."""
+        before, self._network = self._network, backend.open(self._network.spec)
+        before.close()
 
     def reset(self) -> None:
         """Puts the recurrent state back to its start."""
@@ -350,6 +389,47 @@ class OnnxEncoder:
                 "was reset. Drop this image"
             )
         return latent.copy()
+
+
+def _network_spec(
+    bundle: PolicyBundle,
+    file: str,
+    inputs: Mapping[str, tuple[int, ...]],
+    output: tuple[str, tuple[int, ...]],
+    state: tuple[StateTensor, ...],
+) -> NetworkSpec:
+    return NetworkSpec(
+        content=bundle.files[file],
+        source=str(bundle.path / file),
+        inputs=inputs,
+        output=output,
+        state=state,
+        samples=_samples(bundle, SAMPLE_FILES[file], inputs),
+    )
+
+
+def _samples(
+    bundle: PolicyBundle, file: str, inputs: Mapping[str, tuple[int, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """Recorded inputs, if the bundle carries them."""
+    if file not in bundle.files:
+        return {}
+    source = bundle.path / file
+    try:
+        with np.load(io.BytesIO(bundle.files[file]), allow_pickle=False) as arrays:
+            samples = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{source} is no .npz file: {error}; export it again") from error
+    steps = {array.shape[:1] for array in samples.values()}
+    found = {name: (array.dtype.name, array.shape[1:]) for name, array in samples.items()}
+    wanted = {name: ("float32", shape) for name, shape in inputs.items()}
+    if found != wanted or len(steps) != 1 or () in steps or (0,) in steps:
+        shapes = {name: array.shape for name, array in samples.items()}
+        raise BundleError(
+            f"{source} holds {shapes}; expected float32 arrays of as many steps each, (steps, "
+            f"*shape), of {dict(inputs)}; export it again or leave it out"
+        )
+    return samples
 
 
 def _action_spec(manifest: Manifest) -> ActionSpec:

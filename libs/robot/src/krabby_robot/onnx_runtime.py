@@ -4,67 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from krabby_robot.errors import (
-    BundleError,
-    BundleMismatch,
-    MissingRuntime,
-    ObservationError,
-    PolicyOutputError,
-)
+from krabby_robot.errors import BundleError, BundleMismatch, MissingRuntime, PolicyOutputError
+from krabby_robot.network import NetworkSpec, check_state, copy_input
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Network", "StateTensor"]
+__all__ = ["OnnxNetwork", "OnnxRuntime"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StateTensor:
-    """A recurrent state: what output `output` gives is input `input` of the next step."""
+class OnnxRuntime:
+    """`krabby_robot.network.Backend`: ONNX Runtime on the processor, in the calling thread."""
 
-    input: str
-    output: str
-    initial: NDArray[np.float32]
-    """Its value after a reset; the shape is the tensor's."""
+    def open(self, spec: NetworkSpec) -> OnnxNetwork:
+        """A session, bound and run once."""
+        return OnnxNetwork(spec)
 
 
-class Network:
-    """An ONNX session and its tensors, all float32.
+class OnnxNetwork:
+    """`krabby_robot.network.Network`: an ONNX Runtime session and its tensors."""
 
-    Args:
-        content: The ONNX file.
-        source: What errors call it.
-        inputs: Shapes by name, without the states.
-        output: Name and shape of the output that `run` returns.
-        state: Tensors fed back from one run to the next.
-    """
+    backend = "onnxruntime"
 
-    def __init__(
-        self,
-        content: bytes,
-        *,
-        source: str,
-        inputs: Mapping[str, tuple[int, ...]],
-        output: tuple[str, tuple[int, ...]],
-        state: tuple[StateTensor, ...],
-    ) -> None:
-        self._source = source
-        self._state = state
-        in_shapes = {**inputs, **{tensor.input: tensor.initial.shape for tensor in state}}
-        out_shapes = {output[0]: output[1]}
-        out_shapes |= {tensor.output: tensor.initial.shape for tensor in state}
-        self._session = _open_session(content, source)
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.spec = spec
+        source, in_shapes, out_shapes = spec.source, spec.input_shapes, spec.output_shapes
+        self._session = _open_session(spec.content, source)
         _check_tensors(source, "input", in_shapes, self._session.get_inputs())
         _refuse_unknown_inputs(source, in_shapes, self._session.get_inputs())
         _check_tensors(source, "output", out_shapes, self._session.get_outputs())
         self._inputs = {name: np.zeros(shape, np.float32) for name, shape in in_shapes.items()}
         self._outputs = {name: np.zeros(shape, np.float32) for name, shape in out_shapes.items()}
-        self._output = self._outputs[output[0]]
+        self._output = self._outputs[spec.output[0]]
         self._binding = self._bind()
         self.reset()
         # The first run allocates inside the runtime, and shows what symbolic shapes hide.
@@ -75,34 +50,34 @@ class Network:
 
     def reset(self) -> None:
         """Puts every state back to its start."""
-        for tensor in self._state:
+        for tensor in self.spec.state:
             np.copyto(self._inputs[tensor.input], tensor.initial)
 
     def set_input(self, name: str, value: NDArray[np.float32] | None) -> None:
         """Copies `value` to the input's buffer."""
-        buffer = self._inputs[name]
-        if value is None or value.shape != buffer.shape:
-            found = "nothing" if value is None else f"shape {value.shape}"
-            raise ObservationError(
-                f"{self._source} takes {name!r} of shape {buffer.shape}, got {found}; build it "
-                "from the bundle's own layout"
-            )
-        np.copyto(buffer, value)
+        copy_input(self._inputs[name], value, name, self.spec.source)
 
     def run(self) -> NDArray[np.float32]:
         """The output, the network's own array until the next run; states are fed back."""
         self._session.run_with_iobinding(self._binding)
-        for tensor in self._state:
-            new = self._outputs[tensor.output]
-            if not np.isfinite(new).all():
-                self.reset()
-                raise PolicyOutputError(
-                    f"{self._source} gave a state {tensor.output!r} that is not finite; it was "
-                    "reset. Fall back to another policy"
-                )
-        for tensor in self._state:
+        state = self.spec.state
+        try:
+            check_state(
+                ((each.output, self._outputs[each.output]) for each in state), self.spec.source
+            )
+        except PolicyOutputError:
+            self.reset()
+            raise
+        for tensor in state:
             np.copyto(self._inputs[tensor.input], self._outputs[tensor.output])
         return self._output
+
+    def state(self, name: str) -> NDArray[np.float32]:
+        """What the next run will read as the state input `name`, a copy."""
+        return self._inputs[name].copy()
+
+    def close(self) -> None:
+        """Nothing: the session goes with its last reference."""
 
     def _bind(self) -> Any:
         binding = self._session.io_binding()
