@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import torch
 from krabby_robot.observation import ObservationLayout, standard_term
+from krabby_robot.policy import LATENT_SIZE
 from rsl_rl.models import MLPModel
 from rsl_rl.modules import MLP, EmpiricalNormalization
 from tensordict import TensorDict
@@ -46,6 +47,8 @@ __all__ = [
     "CRITIC_GROUPS",
     "GROUP_SIZES",
     "OBS_GROUPS",
+    "SIGHT_GROUP_SIZE",
+    "SIZES",
     "DeployedTeacher",
     "HistoryEncoder",
     "LatentSource",
@@ -53,6 +56,7 @@ __all__ = [
     "TeacherCritic",
     "actor_of",
     "bundle_observation",
+    "check_groups",
     "example_observations",
     "load_actor",
     "load_policy",
@@ -60,7 +64,12 @@ __all__ = [
 
 LatentSource = Literal["privileged", "history"]
 
-SCAN_LATENT: Final = 32
+SCAN_LATENT: Final = LATENT_SIZE
+"""Numbers in the code of the terrain, the teacher's as the student's."""
+SIGHT_GROUP_SIZE: Final = 2 * SCAN_LATENT + 1
+"""Of the group `sight`, which no environment gives: a depth encoder's code, its code of the
+mirrored pictures, and the age of what they show [s]."""
+SIZES: Final[Mapping[str, int]] = {**GROUP_SIZES, "sight": SIGHT_GROUP_SIZE}
 LATENT: Final = 20
 """Numbers in the code of what cannot be sensed."""
 
@@ -119,6 +128,11 @@ class TeacherActor(MLPModel):
         distribution_cfg: rsl_rl's, for the exploration noise.
     """
 
+    groups: ClassVar[tuple[str, ...]] = ACTOR_GROUPS
+    """What it reads."""
+    sight_size: ClassVar[int] = SCAN_LATENT
+    """Numbers in which the body learns of the terrain."""
+
     def __init__(
         self,
         obs: TensorDict,
@@ -130,7 +144,7 @@ class TeacherActor(MLPModel):
         obs_normalization: bool = True,
         distribution_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_groups(obs, obs_groups, obs_set, ACTOR_GROUPS)
+        check_groups(obs, obs_groups, obs_set, self.groups)
         distribution = dict(DISTRIBUTION if distribution_cfg is None else distribution_cfg)
         super().__init__(
             obs,
@@ -154,9 +168,8 @@ class TeacherActor(MLPModel):
         self.latent_source: LatentSource = "privileged"
         """Which encoder the body listens to."""
         self.proprio_normalizer = _normalizer(PROPRIO_SIZE, obs_normalization)
-        self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
         self.privileged_normalizer = _normalizer(PRIVILEGED_SIZE, obs_normalization)
-        self.scan_encoder = MLP(SCAN_SIZE, SCAN_LATENT, (128, 64), activation, "tanh")
+        self._build_sight(activation, obs_normalization)
         self.privileged_encoder = MLP(PRIVILEGED_SIZE, LATENT, (64,), activation, activation)
         self.history_encoder = HistoryEncoder()
         self.estimator = MLP(GROUP_SIZES["history"], VELOCITY_SIZE, (128, 64), activation)
@@ -178,8 +191,11 @@ class TeacherActor(MLPModel):
             with torch.no_grad():
                 latent = self.history_encoder(frames)
         proprio = self.proprio_normalizer(obs["proprio"])
-        scan = self.scan_encoder(self.scan_normalizer(obs["scan"]))
-        return torch.cat((proprio, scan, velocity, latent), dim=-1)
+        return torch.cat((proprio, self.sight(obs), velocity, latent), dim=-1)
+
+    def sight(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
+        """What the body learns of the terrain, (N, `sight_size`)."""
+        return self.scan_encoder(self.scan_normalizer(obs["scan"]))
 
     def frames(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
         """History as normalised frames, shape (N, 10, 69), oldest first."""
@@ -213,19 +229,24 @@ class TeacherActor(MLPModel):
     def update_normalization(self, obs: TensorDict) -> None:
         """Take a batch of observations into the running statistics."""
         _update(self.proprio_normalizer, obs["proprio"])
-        _update(self.scan_normalizer, obs["scan"])
         _update(self.privileged_normalizer, obs["privileged"])
+        if "scan" in self.groups:
+            _update(self.scan_normalizer, obs["scan"])
 
-    def as_onnx(self, verbose: bool = False) -> DeployedTeacher:
+    def as_onnx(self, verbose: bool = False) -> nn.Module:
         """What `trainer export` traces."""
         return DeployedTeacher(self)
 
     def as_jit(self) -> nn.Module:
         """Refused: bundles hold ONNX."""
-        raise ExportError("the teacher is exported as ONNX alone; use `trainer export`")
+        raise ExportError("policies are exported as ONNX alone; use `trainer export`")
+
+    def _build_sight(self, activation: str, obs_normalization: bool) -> None:
+        self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
+        self.scan_encoder = MLP(SCAN_SIZE, SCAN_LATENT, (128, 64), activation, "tanh")
 
     def _get_latent_dim(self) -> int:
-        return PROPRIO_SIZE + SCAN_LATENT + VELOCITY_SIZE + LATENT
+        return PROPRIO_SIZE + self.sight_size + VELOCITY_SIZE + LATENT
 
 
 class DeployedTeacher(nn.Module):
@@ -282,7 +303,7 @@ class TeacherCritic(MLPModel):
         obs_normalization: bool = True,
         distribution_cfg: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_groups(obs, obs_groups, obs_set, CRITIC_GROUPS)
+        check_groups(obs, obs_groups, obs_set, CRITIC_GROUPS)
         if distribution_cfg is not None:
             raise ConfigError("the critic has no distribution; drop critic.distribution_cfg")
         super().__init__(
@@ -349,12 +370,17 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def _check_groups(
+def check_groups(
     obs: TensorDict,
     obs_groups: Mapping[str, Sequence[str]],
     obs_set: str,
     wanted: Sequence[str],
 ) -> None:
+    """Refuse observations that a network does not read.
+
+    Raises:
+        ConfigError: Other groups, a missing one, or one of another size.
+    """
     given = obs_groups.get(obs_set, ())
     if set(given) != set(wanted):
         raise ConfigError(
@@ -363,18 +389,16 @@ def _check_groups(
     for group in wanted:
         if group not in obs.keys():  # noqa: SIM118 - a TensorDict iterates over its batch
             raise ConfigError(f"the environment gives no observation group {group!r}")
-        if obs[group].shape[1:] != (GROUP_SIZES[group],):
+        if obs[group].shape[1:] != (SIZES[group],):
             raise ConfigError(
                 f"observation group {group!r} has shape {tuple(obs[group].shape)}; this network "
-                f"reads (N, {GROUP_SIZES[group]})"
+                f"reads (N, {SIZES[group]})"
             )
 
 
 def example_observations(num_envs: int = 1, device: str = "cpu") -> TensorDict:
     """Zeros for every observation group: enough to build networks without an environment."""
-    groups = {
-        name: torch.zeros(num_envs, size, device=device) for name, size in GROUP_SIZES.items()
-    }
+    groups = {name: torch.zeros(num_envs, size, device=device) for name, size in SIZES.items()}
     return TensorDict(groups, batch_size=[num_envs], device=device)
 
 

@@ -19,6 +19,9 @@ __all__ = [
     "ACTION_CLIP",
     "ACTION_SCALE",
     "CRITIC_EXTRA_SIZE",
+    "EYE",
+    "EYE_INDEX",
+    "EYE_SIZE",
     "GROUP_SIZES",
     "HISTORY",
     "NUM_FEET",
@@ -64,6 +67,25 @@ PROPRIO: Final = ObservationLayout(
 )
 """The terms of one frame, in order, with the scales of the manifest."""
 PROPRIO_SIZE: Final = PROPRIO.size
+EYE: Final = ObservationLayout(
+    tuple(
+        standard_term(name)
+        for name in (
+            "base_ang_vel",
+            "projected_gravity",
+            "joint_pos_rel",
+            "joint_vel",
+            "foot_contact",
+        )
+    )
+)
+"""What the depth encoder knows of the robot at the moment of a picture: nothing that the camera
+service could not measure."""
+EYE_SIZE: Final = EYE.size
+EYE_INDEX: Final = torch.cat(
+    [torch.arange(PROPRIO_SIZE)[PROPRIO.slices[term.name]] for term in EYE.terms]
+)
+"""Where a frame of `PROPRIO` has the numbers of `EYE`, shape (48,)."""
 HISTORY: Final = 10
 """Frames of the history, the current one included, oldest first."""
 

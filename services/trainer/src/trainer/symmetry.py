@@ -18,7 +18,8 @@ from krabby_robot.description import JOINT_KINDS, RobotDescription
 from tensordict import TensorDict
 
 from trainer.errors import ConfigError
-from trainer.observations import HISTORY, PROPRIO, SCAN_X, SCAN_Y
+from trainer.networks import SCAN_LATENT
+from trainer.observations import EYE, HISTORY, PROPRIO, SCAN_X, SCAN_Y
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -116,6 +117,11 @@ def _maps() -> Mapping[str, _Map]:
     # Friction, added mass, centre of mass, stiffness and damping factors, delay.
     factors = joints.unsigned()
     privileged = _Map.joined([scalar, scalar, _Map.signs(_VECTOR), factors, factors, scalar])
+    # The code of the pictures and that of their mirror image, which change places; age.
+    sight = _Map(
+        [*range(SCAN_LATENT, 2 * SCAN_LATENT), *range(SCAN_LATENT), 2 * SCAN_LATENT],
+        [1.0] * (2 * SCAN_LATENT + 1),
+    )
     # Sine and cosine of the heading errors to this goal and the next; distance and base height;
     # feet; speed and progress.
     headings = _Map.signs((-1.0, 1.0, -1.0, 1.0))
@@ -127,6 +133,8 @@ def _maps() -> Mapping[str, _Map]:
         "velocity": _Map.signs(_VECTOR),
         "privileged": privileged,
         "critic": critic,
+        "sight": sight,
+        "eye": _Map.joined([terms[term.name] for term in EYE.terms]),
         "actions": joints,
     }
 
