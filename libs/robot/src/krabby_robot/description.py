@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from krabby_robot._tables import Table
 from krabby_robot.assets import robot_dir
 from krabby_robot.errors import AssetError, DescriptionError
+from krabby_robot.tables import Table
 
 __all__ = [
     "JOINTS_PER_LEG",

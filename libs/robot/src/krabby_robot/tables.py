@@ -1,7 +1,8 @@
 """Strict reading of TOML tables: every key used, every value of the expected kind and range.
 
-A value that is wrong in `robot.toml` ends up as torque on a joint, so nothing is guessed: the first
-problem stops the reading, with the key's full name, the value found and what was expected.
+A value that is wrong in `robot.toml` or `hardware.toml` ends up as torque on a joint, so nothing is
+guessed: the first problem stops the reading, with the key's full name, the value found and what was
+expected.
 """
 
 import difflib
@@ -17,11 +18,18 @@ __all__ = ["Table"]
 class Table:
     """One TOML table being read; `finish()` refuses whatever was not asked for."""
 
-    def __init__(self, values: Mapping[str, Any], name: str, source: str) -> None:
-        """Args: the parsed table, its dotted name ("" at the top) and the file it came from."""
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        name: str,
+        source: str,
+        error: type[Exception] = DescriptionError,
+    ) -> None:
+        """Args: the parsed table, its dotted name ("" at the top), the file, what to raise."""
         self._values = values
         self._name = name
         self._source = source
+        self._error = error
         self._known: list[str] = []
 
     def table(self, key: str) -> "Table":
@@ -29,7 +37,14 @@ class Table:
         value = self._take(key)
         if not isinstance(value, Mapping):
             raise self._wrong(key, value, "a table")
-        return Table(value, self._dotted(key), self._source)
+        return Table(value, self._dotted(key), self._source, self._error)
+
+    def tables(self, key: str) -> dict[str, "Table"]:
+        """Sub-table `key`, every entry of which is a table, by name in the file's order."""
+        inner = self.table(key)
+        if not inner._values:
+            raise self.error(key, "is empty; expected at least one table in it")
+        return {name: inner.table(name) for name in inner._values}
 
     def text(self, key: str) -> str:
         """Non-empty string `key`."""
@@ -88,19 +103,19 @@ class Table:
         for key in self._values:
             if key not in self._known:
                 nearest = difflib.get_close_matches(key, self._known, n=1, cutoff=0.0)[0]
-                raise DescriptionError(
+                raise self._error(
                     f"{self._source}: unknown key {self._dotted(key)}; "
                     f"did you mean {self._dotted(nearest)}?"
                 )
 
-    def error(self, key: str, problem: str) -> DescriptionError:
+    def error(self, key: str, problem: str) -> Exception:
         """An error about `key` that this class cannot know of."""
-        return DescriptionError(f"{self._source}: {self._dotted(key)} {problem}")
+        return self._error(f"{self._source}: {self._dotted(key)} {problem}")
 
     def _take(self, key: str) -> Any:
         self._known.append(key)
         if key not in self._values:
-            raise DescriptionError(f"{self._source}: {self._dotted(key)} is missing; add it")
+            raise self._error(f"{self._source}: {self._dotted(key)} is missing; add it")
         return self._values[key]
 
     def _check_number(
@@ -116,7 +131,7 @@ class Table:
             raise self._wrong(key, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
-    def _wrong(self, key: str, value: object, expected: str) -> DescriptionError:
+    def _wrong(self, key: str, value: object, expected: str) -> Exception:
         shown = value if isinstance(value, str) and " " in value else repr(value)
         return self.error(key, f"is {shown}; expected {expected}")
 
