@@ -5,8 +5,8 @@ import pytest
 from krabby_cli.__main__ import main
 
 COMMANDS = [
-    "up", "teleop", "dump", "record", "check-hal", "course", "arm", "disarm", "estop", "reset",
-    "stand", "sit", "policy", "status",
+    "up", "teleop", "dump", "record", "check-hal", "course", "doctor", "arm", "disarm", "estop",
+    "reset", "stand", "sit", "policy", "status",
 ]  # fmt: skip
 
 

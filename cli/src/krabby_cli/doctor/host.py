@@ -1,0 +1,188 @@
+"""What any machine needs that runs the stack: kernel, limits, disk, time, Docker, ports, files."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from krabby_cli.doctor.machine import Finding, Machine, fail, ok, skip, warn
+
+__all__ = ["check_host", "check_realtime"]
+
+_GIB: Final = 2**30
+_NEEDED_GIB: Final = 5
+_COMFORTABLE_GIB: Final = 20
+_COMPOSE: Final = (2, 20)
+_VOLUMES: Final = "/var/lib/docker/volumes"
+_CALIBRATION: Final = (
+    "calibration/calibration.toml",
+    f"{_VOLUMES.lstrip('/')}/krabby-robot_calibration/_data/calibration.toml",
+)
+_LISTEN: Final = "0A"
+
+
+def check_realtime(machine: Machine) -> Iterator[Finding]:
+    """Whether a loop that asks for the processor gets it."""
+    version = machine.read("/proc/version") or "unknown kernel"
+    kernel = " ".join(version.split()[2:3]) or version
+    if machine.read("/sys/kernel/realtime") == "1" or "PREEMPT_RT" in version:
+        yield ok("kernel", f"{kernel}, PREEMPT_RT")
+    elif machine.is_robot:
+        yield warn(
+            "kernel",
+            f"{kernel}, not PREEMPT_RT",
+            "the loops run with SCHED_FIFO on it, with rare late wake-ups of some milliseconds; "
+            "NVIDIA's real-time kernel: packages nvidia-l4t-rt-kernel*",
+        )
+    else:
+        yield ok("kernel", f"{kernel}, not PREEMPT_RT")
+    if machine.glob("/sys/fs/cgroup/cpu/cpu.rt_runtime_us"):
+        yield warn(
+            "real-time groups",
+            "this kernel gives real-time tasks of a control group a share of their own",
+            "start dockerd with --cpu-rt-runtime=900000, else SCHED_FIFO is refused in containers",
+        )
+    yield _limit(machine, "Max realtime priority", "real-time priority", 1)
+    yield _limit(machine, "Max locked memory", "locked memory", 256 * 2**20)
+    isolated = machine.read("/sys/devices/system/cpu/isolated") or ""
+    online = machine.read("/sys/devices/system/cpu/online") or "unknown"
+    if isolated:
+        yield ok("cores", f"{online}, of which {isolated} are isolated")
+    elif machine.is_robot:
+        yield warn(
+            "cores",
+            f"{online}, none isolated",
+            "isolcpus=4,5 nohz_full=4,5 rcu_nocbs=4,5 on the APPEND line of "
+            "/boot/extlinux/extlinux.conf, then KRABBY_HAL_CPUS=4 KRABBY_LOOP_CPUS=5 in .env",
+        )
+    else:
+        yield ok("cores", online)
+
+
+def _limit(machine: Machine, row: str, name: str, minimum: int) -> Finding:
+    found = re.search(rf"^{row}\s+(\S+)", machine.read("/proc/self/limits") or "", re.MULTILINE)
+    if found is None:
+        return skip(name, "/proc/self/limits does not say")
+    if found[1] == "unlimited" or int(found[1]) >= minimum:
+        return ok(name, found[1])
+    return ok(name, f"{found[1]} in this shell; containers get theirs from KRABBY_RTPRIO, _MEMLOCK")
+
+
+def check_host(machine: Machine) -> Iterator[Finding]:
+    """Disk, clock, Docker, ports, calibration."""
+    yield _disk(machine)
+    yield _time(machine)
+    yield from _docker(machine)
+    yield from _ports(machine)
+    yield _calibration(machine)
+
+
+def _disk(machine: Machine) -> Finding:
+    folder = next(
+        (path for path in ("var/lib/docker", "var/lib") if (machine.root / path).is_dir()), "."
+    )
+    free_gib = machine.free_bytes(machine.root / folder) / _GIB
+    value = f"{free_gib:.1f} GiB free"
+    remedy = (
+        "docker system prune; recordings: docker volume ls; the robot's images need about 15 GiB"
+    )
+    if free_gib < _NEEDED_GIB:
+        return fail("disk", value, remedy)
+    if free_gib < _COMFORTABLE_GIB:
+        return warn("disk", value, remedy)
+    return ok("disk", value)
+
+
+def _time(machine: Machine) -> Finding:
+    """Loops use the monotonic clock; people and recordings the other one."""
+    said = machine.run(["timedatectl", "show", "--property=NTPSynchronized", "--value"])
+    if said is None:
+        return skip("time", "timedatectl does not say")
+    if said.strip() == "yes":
+        return ok("time", "synchronised")
+    return warn("time", "not synchronised", "sudo timedatectl set-ntp true; dates in logs are off")
+
+
+def _docker(machine: Machine) -> Iterator[Finding]:
+    info = _json(machine.run(["docker", "info", "--format", "{{json .}}"]))
+    version = info.get("ServerVersion")
+    if not version:
+        yield fail(
+            "Docker",
+            "no engine answers",
+            "sudo systemctl start docker; sudo usermod -aG docker $USER and log in again",
+        )
+        return
+    yield ok("Docker", str(version))
+    compose = (machine.run(["docker", "compose", "version", "--short"]) or "").strip().lstrip("v")
+    if tuple(int(part) for part in re.findall(r"\d+", compose)[:2]) < _COMPOSE:
+        yield fail(
+            "Compose", compose or "missing", "install the plug-in docker-compose-plugin, 2.20+"
+        )
+    else:
+        yield ok("Compose", compose)
+    if "nvidia" in info.get("Runtimes", {}):
+        yield ok("NVIDIA runtime", "registered")
+    elif machine.is_robot:
+        yield fail(
+            "NVIDIA runtime",
+            "not registered",
+            "sudo apt-get install nvidia-container-toolkit; "
+            "sudo nvidia-ctk runtime configure --runtime=docker; sudo systemctl restart docker",
+        )
+    else:
+        yield skip("NVIDIA runtime", "none; only the robot and the trainer want it")
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return {}
+
+
+def _ports(machine: Machine) -> Iterator[Finding]:
+    """Who listens, out of /proc/net: local address in hexadecimal, port behind the colon."""
+    taken = set()
+    for table in ("tcp", "tcp6"):
+        for line in (machine.read(f"/proc/net/{table}") or "").splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == _LISTEN:
+                taken.add(int(local.rpartition(":")[2], 16))
+    busy = sorted(taken & machine.ports.keys())
+    if not busy:
+        yield ok("ports", f"{len(machine.ports)} are free")
+        return
+    ours = (machine.run(["docker", "ps", "--format", "{{.Names}}"]) or "").split()
+    value = ", ".join(f"{port} ({machine.ports[port]})" for port in busy)
+    if any(name.startswith("krabby") for name in ours):
+        yield ok("ports", f"in use while the stack runs: {value}")
+    else:
+        yield warn("ports", f"taken: {value}", "sudo ss -ltnp shows by whom; stop it")
+
+
+def _calibration(machine: Machine) -> Finding:
+    candidates = (
+        [machine.calibration]
+        if machine.calibration
+        else [machine.root / name for name in _CALIBRATION]
+    )
+    for path in candidates:
+        try:
+            content = tomllib.loads(path.read_text())
+        except PermissionError:
+            return warn("calibration", f"{path}: permission denied", "run this with sudo")
+        except OSError:
+            continue
+        except tomllib.TOMLDecodeError as error:
+            return fail("calibration", f"{path}: {error}", "calibrate again: docs/bring-up.md")
+        measured = content.get("measured") or content.get("date") or "no date"
+        return ok("calibration", f"{path.name}, measured {measured}")
+    return (
+        fail("calibration", "no file", "docs/bring-up.md: calibration; or --calibration FILE")
+        if machine.is_robot
+        else skip("calibration", "no file")
+    )

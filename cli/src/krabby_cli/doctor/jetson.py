@@ -1,0 +1,148 @@
+"""What is particular to the robot's computer: JetPack, driver, SDKs, power mode, clocks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from krabby_cli.doctor.machine import Finding, Machine, fail, ok, skip, warn
+
+__all__ = ["check_jetson"]
+
+_JETPACKS: Final = {
+    (36, 4): "6.2",
+    (36, 5): "6.2.2",
+    (39, 2): "7.2",
+}
+"""Releases of Jetson Linux that run on Orin and that the images are made for; NVIDIA's archive
+lists which JetPack brought which."""
+_THOR_ONLY: Final = 38
+_FULL_POWER: Final = ("MAXN", "MAXN_SUPER", "MAXN SUPER")
+
+
+def check_jetson(machine: Machine) -> Iterator[Finding]:
+    """JetPack, versions, power mode, clocks; one line elsewhere than on a Jetson."""
+    if not machine.is_jetson:
+        yield (
+            fail("Jetson", "no Jetson", "run this on the robot's computer")
+            if machine.is_robot
+            else skip("Jetson", "no Jetson: its checks are left out; --robot judges all the same")
+        )
+        return
+    yield _release(machine)
+    yield _driver(machine)
+    yield _cuda(machine)
+    yield _tensorrt(machine)
+    yield _zed_sdk(machine)
+    yield _power_mode(machine)
+    yield _clocks(machine)
+
+
+def _release(machine: Machine) -> Finding:
+    text = machine.read("/etc/nv_tegra_release") or ""
+    found = re.match(r"# R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
+    if found is None:
+        return warn(
+            "JetPack",
+            f"{machine.model}, release unknown",
+            "/etc/nv_tegra_release does not say: flash JetPack 7.2 with NVIDIA's SDK Manager",
+        )
+    major, minor, patch = (int(part) for part in found.groups())
+    l4t = f"L4T {major}.{minor}.{patch}"
+    package = machine.package("nvidia-jetpack")
+    jetpack = package.partition("-")[0] if package else _JETPACKS.get((major, minor))
+    if major == _THOR_ONLY:
+        return fail("JetPack", l4t, "JetPack 7.0 and 7.1 are for Thor: flash 7.2 on an Orin")
+    if (major, minor) not in _JETPACKS:
+        return warn(
+            "JetPack",
+            f"{jetpack or 'unknown'} ({l4t})",
+            "the images are made for JetPack 7.2 (L4T 39.2) and 6.2 (36.4, 36.5): flash one of "
+            "them, or try, and read what gameloop and camera say of TensorRT and CUDA",
+        )
+    if major < _THOR_ONLY:
+        return warn(
+            "JetPack",
+            f"{jetpack} ({l4t})",
+            "its Python is 3.10 and so are its TensorRT bindings, which this project cannot use: "
+            "set KRABBY_BASE=jetpack6 and policies run on ONNX Runtime; JetPack 7.2 has TensorRT",
+        )
+    return ok("JetPack", f"{jetpack} ({l4t})")
+
+
+def _driver(machine: Machine) -> Finding:
+    text = machine.read("/proc/driver/nvidia/version") or ""
+    found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    if found:
+        return ok("GPU driver", found[1])
+    places = ("/sys/devices/*.gpu", "/sys/devices/platform/*.gpu", "/sys/devices/platform/*/*.gpu")
+    if any(machine.glob(place) for place in places):
+        return ok("GPU driver", "nvgpu, in the kernel")
+    return fail(
+        "GPU driver",
+        "not loaded",
+        "install NVIDIA's packages of this JetPack: sudo apt-get install nvidia-jetpack; reboot",
+    )
+
+
+def _cuda(machine: Machine) -> Finding:
+    try:
+        version = json.loads(machine.read("/usr/local/cuda/version.json") or "")["cuda"]["version"]
+    except (ValueError, KeyError, TypeError):
+        return ok("CUDA", "not on the host; the images bring their own")
+    return ok("CUDA", str(version))
+
+
+def _tensorrt(machine: Machine) -> Finding:
+    for name in ("libnvinfer11", "libnvinfer10"):
+        if version := machine.package(name):
+            return ok("TensorRT", f"{version.partition('-')[0]} ({name})")
+    return ok("TensorRT", "not on the host; the images bring their own")
+
+
+def _zed_sdk(machine: Machine) -> Finding:
+    text = machine.read("/usr/local/zed/zed-config-version.cmake") or ""
+    if found := re.search(r'PACKAGE_VERSION "?([\d.]+)', text):
+        return ok("ZED SDK", f"{found[1]} on the host")
+    return ok("ZED SDK", "not on the host; the camera's image takes it from services/camera/sdk")
+
+
+def _power_mode(machine: Machine) -> Finding:
+    text = machine.run(["nvpmodel", "-q"]) or ""
+    found = re.search(r"NV Power Mode: *(.+?) *$", text, re.MULTILINE)
+    if found is None:
+        return warn("power mode", "nvpmodel does not say", "run this with sudo")
+    names = dict(
+        (name, number)
+        for number, name in re.findall(
+            r"POWER_MODEL ID=(\d+) NAME=(\S+)", machine.read("/etc/nvpmodel.conf") or ""
+        )
+    )
+    if found[1] in _FULL_POWER:
+        return ok("power mode", found[1])
+    best = next((names[name] for name in reversed(_FULL_POWER) if name in names), "0")
+    return warn("power mode", found[1], f"sudo nvpmodel -m {best}")
+
+
+def _clocks(machine: Machine) -> Finding:
+    """`jetson_clocks` holds each clock at its maximum: the lower limit becomes the upper one."""
+    free = []
+    policies = machine.glob("/sys/devices/system/cpu/cpufreq/policy*")
+    for policy in policies:
+        low, high = (
+            machine.read(policy.relative_to(machine.root) / f"scaling_{edge}_freq")
+            for edge in ("min", "max")
+        )
+        if low != high:
+            free.append(policy.name)
+    if not policies:
+        return warn("clocks", "no cpufreq", "run this on the host, not in a container")
+    if free:
+        return warn(
+            "clocks",
+            f"{len(free)} of {len(policies)} CPU clusters may slow down",
+            "sudo jetson_clocks; at each boot: tools/robot/krabby-clocks.service",
+        )
+    return ok("clocks", "held at their maximum")
