@@ -38,6 +38,13 @@ class Walker:
         if cfg.fail == "check":
             raise BundleMismatch("policy expects joint 4; re-export it")
 
+    def prepare(self, runtime):
+        while self.cfg.fail == "prepare" and not runtime.stopping:
+            runtime.doing("building")
+            runtime.beat()
+            time.sleep(0.01)
+        runtime.doing("")
+
     def startup(self):
         if self.cfg.fail == "startup":
             raise BundleMismatch("no robot on the bus; plug it in")
@@ -115,6 +122,25 @@ def test_a_signal_ends_gracefully_with_a_summary_and_status_zero(launch, number)
     assert summary["distance_m"] == 4.2
     assert {line["run_id"] for line in walker.lines} == {"run7"}
     assert walker.stderr == ""
+
+
+def test_what_is_slow_happens_before_startup_and_healthz_names_it(launch):
+    port = free_port()
+    walker = launch(f"metrics_port={port}", "fail=prepare")
+    walker.wait_for("starting")
+    body = b""
+    while body != b"building\n":
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(  # not served, or no beat yet
+                f"http://127.0.0.1:{port}/healthz", timeout=5
+            ) as answer,
+        ):
+            body = answer.read()
+            assert body in (b"ok\n", b"building\n")
+    walker.process.send_signal(signal.SIGTERM)
+    assert walker.finish() == 0
+    assert walker.events[-1] == "summary"
 
 
 def test_signals_that_arrive_together_are_one_request_to_stop(launch):

@@ -1,8 +1,8 @@
 """What runs a network: inputs bound once, the recurrent state kept inside, one call a step.
 
-A `NetworkSpec` says what to run, a `Backend` makes a `Network` of it. ONNX Runtime is this package's
-backend (`onnx_runtime`); `krabby_inference` has TensorRT. They are interchangeable: the same
-tensors, the same answers to inputs that do not fit and to numbers that are not finite.
+A `NetworkSpec` says what to run, a `Backend` makes a `Network` of it. `onnx_runtime` has one,
+`krabby_inference` another, TensorRT. They are interchangeable: the same tensors, the same answers to
+inputs that do not fit and to numbers that are not finite.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import structlog
 
@@ -39,7 +39,7 @@ from krabby_service.realtime import RealtimeCfg, apply_realtime, freeze_garbage
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Runtime", "Service", "ServiceCfg", "main"]
+__all__ = ["Preparing", "Runtime", "Service", "ServiceCfg", "main"]
 
 log = structlog.get_logger(__name__)
 
@@ -98,6 +98,10 @@ class Runtime:
         """Say that the loop turned; cheap enough for every tick."""
         self.heartbeat.beat()
 
+    def doing(self, what: str) -> None:
+        """Say what keeps the service from its work, as `/healthz` then does; "" for nothing."""
+        self.heartbeat.doing = what
+
 
 class Service(Protocol):
     """One process. The constructor checks the configuration against the files it names."""
@@ -115,6 +119,18 @@ class Service(Protocol):
 
         Returns:
             Facts for the `summary` event.
+        """
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A service with something slow to do once, before it has real-time features and sockets."""
+
+    def prepare(self, runtime: Runtime) -> None:
+        """Prepare, for minutes if need be: beat, say what you are doing, and watch `stopping`.
+
+        It comes before `startup`; metrics and `/healthz` are already served.
         """
         ...
 
@@ -174,7 +190,12 @@ def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals(runtime))
         stack.callback(heartbeat.clear)
-        server = serve_metrics(cfg.metrics_port, cfg.metrics_address, healthy=heartbeat.healthy)
+        server = serve_metrics(
+            cfg.metrics_port,
+            cfg.metrics_address,
+            healthy=heartbeat.healthy,
+            doing=lambda: heartbeat.doing,
+        )
         if server is not None:
             stack.enter_context(server)
         SERVICE_INFO.info({"service": service, "run_id": run_id, "version": _version(service)})
@@ -186,8 +207,10 @@ def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
             config=to_dict(cfg),
         )
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        apply_realtime(cfg.realtime)  # after the metrics thread, before the sockets' threads
         try:
+            if isinstance(instance, Preparing):
+                instance.prepare(runtime)
+            apply_realtime(cfg.realtime)  # after the metrics thread, before the sockets' threads
             instance.startup()
             freeze_garbage()
             log.info("running")

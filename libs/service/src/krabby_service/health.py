@@ -39,6 +39,9 @@ class Heartbeat:
         self._clock = clock
         self._touched_ns: int | None = None
         self._beat_ns: int | None = None
+        self.doing = ""
+        """What keeps the process from its work although it is alive, such as "building"; empty
+        while nothing does."""
 
     def beat(self, now_ns: int | None = None) -> None:
         """Say that the loop turned. Costs a comparison, and a touch twice a second."""

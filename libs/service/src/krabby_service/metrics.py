@@ -252,6 +252,7 @@ class MetricsServer:
         address: str = "127.0.0.1",
         *,
         healthy: Callable[[], bool] | None = None,
+        doing: Callable[[], str] = str,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
         """Bind and start answering.
@@ -260,13 +261,14 @@ class MetricsServer:
             port: TCP port; 0 takes a free one, see `port`.
             address: Interface to bind; loopback unless the network is trusted.
             healthy: Answers `/healthz` with 200 or 503.
+            doing: What `/healthz` answers in place of "ok"; empty for nothing to tell.
             registry: What to expose.
 
         Raises:
             MetricsPortInUse: Somebody else has the port.
         """
         try:
-            self._server = _Server((address, port), _handler(registry, healthy))
+            self._server = _Server((address, port), _handler(registry, healthy, doing))
         except OSError as error:
             raise MetricsPortInUse(
                 f"cannot serve metrics on {address}:{port} ({error.strerror}); stop the other "
@@ -297,14 +299,18 @@ class MetricsServer:
 
 
 def serve_metrics(
-    port: int, address: str = "127.0.0.1", *, healthy: Callable[[], bool] | None = None
+    port: int,
+    address: str = "127.0.0.1",
+    *,
+    healthy: Callable[[], bool] | None = None,
+    doing: Callable[[], str] = str,
 ) -> MetricsServer | None:
     """Expose the shared registry; port 0 means no exposition.
 
     Raises:
         MetricsPortInUse: Somebody else has the port.
     """
-    return MetricsServer(port, address, healthy=healthy) if port else None
+    return MetricsServer(port, address, healthy=healthy, doing=doing) if port else None
 
 
 _RENDER_BURST_S = 100e-6
@@ -348,7 +354,7 @@ class _Server(TCPServer):
 
 
 def _handler(
-    registry: CollectorRegistry, healthy: Callable[[], bool] | None
+    registry: CollectorRegistry, healthy: Callable[[], bool] | None, doing: Callable[[], str]
 ) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 2.0  # one thread: a scraper that hangs must not hold the next one up
@@ -359,7 +365,8 @@ def _handler(
                 self._answer(200, CONTENT_TYPE_PLAIN_0_0_4, render(registry))
             elif path == "/healthz" and healthy is not None:
                 ok = healthy()
-                self._answer(200 if ok else 503, "text/plain", b"ok\n" if ok else b"stalled\n")
+                body = (doing() or "ok") if ok else "stalled"
+                self._answer(200 if ok else 503, "text/plain", f"{body}\n".encode())
             else:
                 self._answer(404, "text/plain", b"try /metrics\n")
 
