@@ -8,6 +8,7 @@ import zmq
 from krabby_proto import (
     FLAG_LOCKSTEP,
     FLAG_OPERATOR,
+    FLAG_RESET,
     NAV,
     STATE,
     EndpointError,
@@ -79,6 +80,17 @@ def test_latest_repeats_what_take_gives_once(link):
     assert message.capture_ns == 7
     assert subscriber.take() is None
     assert subscriber.latest() is message
+
+
+def test_a_reset_that_is_overtaken_is_told_by_what_overtakes_it_and_once(link, eventually):
+    publisher, subscriber = link
+    publisher.publish(ZEROS, capture_ns=2, flags=FLAG_RESET)
+    publisher.publish(ZEROS, capture_ns=3)
+    eventually(lambda: wait_readable((subscriber.socket,), 1.0))
+    eventually(lambda: subscriber.latest().capture_ns == 3)
+    assert subscriber.latest().flags & FLAG_RESET
+    publisher.publish(ZEROS, capture_ns=4)
+    assert not subscriber.wait(5.0).flags & FLAG_RESET
 
 
 def test_drain_gives_every_message_in_order(link, eventually):

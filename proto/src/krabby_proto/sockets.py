@@ -25,7 +25,7 @@ from krabby_proto.endpoint import (
     wait_readable,
 )
 from krabby_proto.errors import FrameError
-from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR
+from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -218,12 +218,20 @@ class LatestSubscriber(Endpoint):
         return self._new
 
     def _keep(self, message: Message) -> None:
-        """Hold the newest; a person outranks a mission within one drain (only nav has that)."""
+        """Hold the newest; a person outranks a mission within one drain (only nav has that).
+
+        A state that says that the robot was put back may be overtaken like any other, and then the
+        one that overtakes it says so: at 200 Hz a 100 Hz reader would miss every other reset.
+        """
         newest = self._new
         if newest is not None:
             self.discarded += 1
             if newest.header.flags & ~message.header.flags & FLAG_OPERATOR:
                 return
+            reset = newest.header.flags & FLAG_RESET
+            if reset and newest.header.instance_id == message.header.instance_id:
+                header = message.header._replace(flags=message.header.flags | reset)
+                message = message._replace(header=header)
         self._new = message
 
     def _settle(self) -> None:

@@ -265,6 +265,44 @@ def test_a_missing_bundle_is_named():
         CameraService(CameraCfg(metrics_port=0, bundle="nonesuch"))
 
 
+class Maker:
+    """Writes down what it is told."""
+
+    flags = 0
+
+    def __init__(self):
+        self.told = []
+
+    def wants(self, capture_ns):
+        return True
+
+    def make(self, image, frame):
+        raise FrameDropped("encoder")
+
+    def idle(self):
+        self.told.append("idle")
+
+    def forget(self):
+        self.told.append("forget")
+
+
+def test_while_frames_are_withheld_states_are_read_and_a_frozen_picture_is_forgotten():
+    service = CameraService(CameraCfg(metrics_port=0))
+    for capture_ms, told in ((100, ["idle"]), (599, ["idle"]), (600, ["idle", "forget"])):
+        maker = Maker()
+        service._handle(frame(capture_ms), maker, publisher=None)
+        assert maker.told == told
+    assert service.dropped["encoder"] == 2
+    assert service.dropped["frozen"] == 1
+
+
+def test_memory_ends_with_a_frozen_picture(folder, track):
+    maker = LatentMaker(OnnxEncoder(bundle(folder, memory=True)), DESC, track)
+    assert [maker.make(IMAGE, frame(k))[1] for k in (100, 133)] == [0.0, 1.0]
+    maker.forget()
+    assert maker.make(IMAGE, frame(166))[1] == 0.0
+
+
 @pytest.mark.parametrize("flags", [0, FLAG_LOCKSTEP])
 def test_the_service_publishes_flagged_latents(folder, hal, flags):
     made = bundle(folder, proprio="base_ang_vel", memory=True)

@@ -143,6 +143,18 @@ def test_a_frame_without_a_single_reading_is_withheld(endpoints, value):
         rig.see(depth(1))
 
 
+def test_a_covered_lens_that_reports_its_nearest_distance_everywhere_is_dark(endpoints):
+    noisy = np.random.default_rng(0).uniform(0.1, 0.109, (60, 106)).astype(np.float32)
+    with captured_logs() as events, Rig(endpoints) as rig:
+        rig.lose(np.full((60, 106), 0.1, np.float32), "dark")
+        rig.lose(noisy, "dark")
+        # a fortieth of the picture, 3 columns of 98, is more than the 2 % that are asked for
+        noisy[:, 50:53] = 1.0
+        rig.see(noisy)
+    (event,) = [e for e in events if e["event"] == "frame dropped: dark"][:1]
+    assert (event["valid_ratio"], event["seen_ratio"]) == (1.0, 0.0)
+
+
 def test_holes_and_nan_inside_a_frame_leave_finite_features_and_a_ratio(endpoints):
     image = depth()
     image[:, :70] = np.nan

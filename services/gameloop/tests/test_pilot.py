@@ -130,6 +130,55 @@ def test_without_a_blind_policy_it_stands_still(cfg, policies, desc, inputs, fea
     np.testing.assert_array_equal(walk.target, before)
 
 
+def test_standing_still_for_want_of_sight_is_told_and_ends_after_half_a_second(
+    cfg, policies, desc, inputs, features
+):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    with captured_logs() as logs:
+        walk.until(0, 500, features)
+        walk.until(500, 900)
+        assert walk.pilot.blind
+        assert walk.pilot.blind_switches == 1
+        held = walk.target
+        walk.until(900, 1390, features)
+        np.testing.assert_array_equal(walk.target, held)
+        walk.until(1390, 1420, features)
+        assert not walk.pilot.blind
+    assert [each["event"] for each in logs] == ["standing still", "seeing again"]
+    # 500 to 1390 ms: 90 steps of 142
+    assert (walk.pilot.ticks, walk.pilot.blind_ticks) == (142, 90)
+
+
+def test_it_takes_over_again_from_where_it_stood_still(cfg, policies, desc, inputs, features):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk.until(0, 50)  # stood still at once, in the default pose
+    assert walk.offset == 0.0
+    assert walk.until(50, 900, features) == pytest.approx(0.2)
+    assert walk.largest_step < 0.011
+
+
+def test_features_that_are_not_finite_count_as_none_and_not_against_the_policy(seeing, features):
+    def nan(now_ns):
+        message = features(now_ns)
+        return message._replace(payload=np.full_like(message.payload, np.nan))
+
+    seeing.until(0, 500, features)
+    seeing.until(500, 1000, nan)
+    assert seeing.pilot.blind
+    assert seeing.pilot.bad_outputs == 0
+    seeing.until(1000, 1510, features)
+    assert not seeing.pilot.blind
+
+
+def test_starting_anew_while_blind_is_no_return_of_sight(seeing):
+    seeing.until(0, 100)
+    with captured_logs() as logs:
+        seeing.pilot.start(seeing.target, 100 * MS)
+    assert logs == []
+
+
 def test_outputs_that_are_not_finite_hold_and_the_third_hands_over(
     cfg, policies, desc, inputs, monkeypatch
 ):

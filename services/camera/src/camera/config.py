@@ -54,7 +54,8 @@ class CameraCfg(ServiceCfg):
     frozen_after_s: float = 0.5
     """Withhold frames whose content has not changed for this long [s]; 0 lets them through."""
     min_valid_ratio: float = 0.02
-    """Withhold frames with a smaller share of valid pixels: nothing was seen."""
+    """Withhold frames with a smaller share of pixels that see something: neither without a reading
+    nor right at the lens."""
     warn_valid_ratio: float = 0.5
     """Warn below this share of valid pixels."""
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import numpy as np
 from krabby_proto import FLAG_LATENT, FLAG_LOCKSTEP, Message
-from krabby_robot.depth import IMAGE_SHAPE, DepthPreprocessor
+from krabby_robot.depth import CROP, IMAGE_SHAPE, DepthPreprocessor
 from krabby_robot.description import CameraModel, RobotDescription
 from krabby_robot.observation import ObservationBuilder
 from krabby_robot.policy import OnnxEncoder, PolicyOutputError
@@ -17,6 +17,8 @@ __all__ = ["FeatureMaker", "FrameDropped", "ImageMaker", "LatentMaker"]
 
 _STATE_TIMEOUT_S = 1.0
 _FORGET_AFTER_NS = 1_000_000_000
+_AT_LENS = 1.1
+"""Readings within this many times the nearest one say that something is on the lens."""
 
 
 class FrameDropped(Exception):  # noqa: N818 - not an error: this frame gives no features
@@ -47,7 +49,11 @@ class FeatureMaker(Protocol):
         ...
 
     def idle(self) -> None:
-        """Called while no frame comes, ten times a second."""
+        """Called for a frame that is left out, and ten times a second while none comes."""
+        ...
+
+    def forget(self) -> None:
+        """What was seen lately is not to be believed."""
         ...
 
     def close(self) -> None: ...
@@ -65,6 +71,9 @@ class ImageMaker:
         return image
 
     def idle(self) -> None:
+        pass
+
+    def forget(self) -> None:
         pass
 
     def close(self) -> None:
@@ -123,6 +132,11 @@ class LatentMaker:
         if self._states is not None:
             self._states.update()
 
+    def forget(self) -> None:
+        self._encoder.reset()
+        if self._builder is not None:
+            self._builder.reset()
+
     def close(self) -> None:
         if self._states is not None:
             self._states.close()
@@ -136,21 +150,16 @@ class LatentMaker:
             else:
                 states.update()
             if states.reset_before(capture_ns):
-                self._forget()
+                self.forget()
         last = self._last_ns
         if last is not None and not 0 <= capture_ns - last < _FORGET_AFTER_NS:
-            self._forget()  # what it remembers is another time and place
+            self.forget()  # what it remembers is another time and place
         if self._builder is None or states is None:
             return None
         state = states.at(capture_ns)
         if state is None:
             raise FrameDropped("no_state")
         return self._builder.build(observation_inputs(state))
-
-    def _forget(self) -> None:
-        self._encoder.reset()
-        if self._builder is not None:
-            self._builder.reset()
 
     def _warm_up(self) -> None:
         """The first run allocates; better now than on the first frame."""
@@ -167,6 +176,7 @@ class Eye:
 
     def __init__(self, camera: CameraModel, *, min_valid_ratio: float) -> None:
         self._shape = (camera.height, camera.width)
+        self._at_lens_m = np.float32(camera.near_m * _AT_LENS)
         self._preprocess = DepthPreprocessor(camera)
         self._min_valid_ratio = min_valid_ratio
         self._preprocess(np.zeros(self._shape, np.float32))
@@ -187,9 +197,19 @@ class Eye:
             raise FrameDropped(
                 "size", pixels=frame.payload.size, expected=f"{height} x {width} from robot.toml"
             )
-        image = self._preprocess(frame.payload.reshape(self._shape))
+        depth = frame.payload.reshape(self._shape)
+        image = self._preprocess(depth)
         VALID_RATIO.set(self.valid_ratio)
         # in lock-step the simulation waits for an answer to every frame
-        if self.valid_ratio < self._min_valid_ratio and not frame.flags & FLAG_LOCKSTEP:
-            raise FrameDropped("dark", valid_ratio=round(self.valid_ratio, 4))
+        if not frame.flags & FLAG_LOCKSTEP:
+            self._refuse_dark(depth)
         return image
+
+    def _refuse_dark(self, depth: NDArray[np.float32]) -> None:
+        """A covered lens gives no readings, or the nearest one everywhere."""
+        kept = depth[CROP]
+        seen = np.count_nonzero(kept > self._at_lens_m) / kept.size  # false for NaN
+        if seen < self._min_valid_ratio:
+            raise FrameDropped(
+                "dark", valid_ratio=round(self.valid_ratio, 4), seen_ratio=round(seen, 4)
+            )

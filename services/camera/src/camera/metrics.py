@@ -17,8 +17,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 DropReason = Literal["size", "dark", "frozen", "no_state", "encoder"]
 DROP_REASONS: tuple[DropReason, ...] = get_args(DropReason)
-"""size: not the robot's camera. dark: no valid pixels. frozen: the same content again and again.
-no_state: the encoder wants the robot's state and there is none. encoder: it gave NaN."""
+"""size: not the robot's camera. dark: nothing seen, or the lens covered. frozen: the same content
+again and again. no_state: the encoder wants the robot's state and there is none. encoder: it gave
+NaN."""
 
 FRAMES = Counter("krabby_camera_frames_total", "Frames whose features were published")
 FRAME_AGE = Gauge(

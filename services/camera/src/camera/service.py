@@ -133,6 +133,9 @@ class CameraService:
             features = maker.make(image, frame)
         except FrameDropped as drop:
             self._count_drop(drop)
+            maker.idle()  # states go on while frames are withheld, and one may be a reset
+            if drop.reason == "frozen":
+                maker.forget()  # it remembers half a second of a picture that was none
             return
         flags = maker.flags | (frame.flags & FLAG_LOCKSTEP)
         publisher.publish(

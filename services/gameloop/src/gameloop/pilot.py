@@ -139,14 +139,21 @@ class Pilot:
         self._bad_outputs = 0
         self._given_up: Runner | None = None
         self._warn = log_every(log, clock=clock)
+        self._standing = False
         self.blind_switches = 0
-        """Times the blind policy took over."""
+        """Times the blind policy took over, or the robot stood still for want of one."""
+        self.ticks = 0
+        """Steps of walking, whoever walked."""
+        self.blind_ticks = 0
+        """Those in which the chosen policy did not."""
+        self.bad_outputs = 0
+        """Outputs that were not finite."""
         self._announce()
 
     @property
     def blind(self) -> bool:
-        """Whether somebody else walks than was chosen."""
-        return self.walking is not self.chosen
+        """Whether the chosen policy does not walk: another one does, or nobody."""
+        return self._standing or self.walking is not self.chosen
 
     @property
     def needs_features(self) -> bool:
@@ -157,16 +164,16 @@ class Pilot:
         """Walking begins from `target` [rad], shape (18,)."""
         self._bad_outputs = 0
         self._fresh_since_ns = None
-        # Whether there is something to see shows in the first step; blind until then is no switch.
-        self._take_over(self.chosen, target, now_ns)
+        # Whether there is something to see shows in the first step; until then nothing is switched.
+        self._hand_over(self.chosen, target, now_ns)
 
     def choose(self, runner: Runner, last_target: NDArray[np.float64], now_ns: int) -> None:
         """Walk with another policy from now on."""
         log.info("policy swapped", policy=runner.bundle.name, before=self.chosen.bundle.name)
-        self.chosen = self.walking = runner
+        self.chosen = runner
         self._given_up = None
         self._fresh_since_ns = None
-        self._take_over(runner, last_target, now_ns)
+        self._hand_over(runner, last_target, now_ns)
         self._announce()
 
     def step(
@@ -179,11 +186,12 @@ class Pilot:
         """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
         usable = self._usable(features, now_ns)
         runner = self._choose(usable is not None, now_ns)
+        if runner is not self.walking or self._standing:
+            self._switch(runner, last_target, now_ns)
+        self.ticks += 1
+        self.blind_ticks += self.blind
         if runner is None:
-            self._warn.warning("cannot see and blind_policy is empty: standing still")
             return last_target
-        if runner is not self.walking:
-            self._take_over(runner, last_target, now_ns)
         if usable is not None and runner.needs_features:
             inputs.features = usable.payload
             inputs.features_age = np.array([usable.age_s(now_ns)])
@@ -211,8 +219,13 @@ class Pilot:
                 got=f"{features.payload.size} floats, latent={is_latent}",
             )
             return None
-        fresh = features.age_s(now_ns) <= self._cfg.freshness.features_s
-        return features if fresh else None
+        if features.age_s(now_ns) > self._cfg.freshness.features_s:
+            return None
+        if not np.isfinite(features.payload).all():
+            # The camera's fault, not the policy's: fed to the policy, it would count against it.
+            self._warn.warning("features are not finite, not used")
+            return None
+        return features
 
     def _choose(self, sees: bool, now_ns: int) -> Runner | None:
         """Who walks this tick; None: nobody may."""
@@ -227,22 +240,35 @@ class Pilot:
         if not sees:
             return self._blind
         assert self._fresh_since_ns is not None
-        if self.walking is self.chosen or now_ns - self._fresh_since_ns >= self._recover_ns:
+        if not self.blind or now_ns - self._fresh_since_ns >= self._recover_ns:
             return self.chosen
-        return self._blind or self.chosen
+        return self._blind
 
-    def _take_over(self, runner: Runner, origin: NDArray[np.float64], now_ns: int) -> None:
-        runner.reset()
+    def _switch(self, runner: Runner | None, origin: NDArray[np.float64], now_ns: int) -> None:
+        """Let another one walk than in the last step, or nobody, and say so."""
         was_blind = self.blind
-        self.walking = runner
-        self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
-        metrics.BLIND.set(self.blind)
+        if runner is None:
+            self._standing = True
+            metrics.BLIND.set(True)
+        else:
+            self._hand_over(runner, origin, now_ns)
         if self.blind and not was_blind:
             self.blind_switches += 1
             metrics.BLIND_SWITCHES.inc()
-            log.warning("walking blind", policy=runner.bundle.name)
+            if runner is None:
+                log.warning("standing still", reason="cannot see and blind_policy is empty")
+            else:
+                log.warning("walking blind", policy=runner.bundle.name)
         elif was_blind and not self.blind:
-            log.info("seeing again", policy=runner.bundle.name)
+            log.info("seeing again", policy=self.walking.bundle.name)
+
+    def _hand_over(self, runner: Runner, origin: NDArray[np.float64], now_ns: int) -> None:
+        """Let a policy walk, with a fresh memory and from the last target on."""
+        runner.reset()
+        self.walking = runner
+        self._standing = False
+        self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
+        metrics.BLIND.set(self.blind)
 
     def _blended(self, target: NDArray[np.float64], now_ns: int) -> NDArray[np.float64]:
         if self._blend is None:
@@ -257,6 +283,7 @@ class Pilot:
 
     def _count_bad(self, error: PolicyOutputError, runner: Runner) -> None:
         metrics.BAD_OUTPUTS.inc()
+        self.bad_outputs += 1
         self._warn.warning("policy output refused, holding", reason=str(error))
         self._bad_outputs += 1
         if self._bad_outputs >= self._cfg.max_bad_outputs and self._blind not in (None, runner):

@@ -164,6 +164,9 @@ class Gameloop:
             stats.begin(tick)
             runtime.beat()
             began_ns, due_ns = tick.scheduled_ns - phase_ns, tick.scheduled_ns + wait_ns
+            before = client.state.latest()
+            if before is not None:
+                self.brain.see(before)  # that the robot was put back counts, also when overtaken
             state = state_of_period(client.state, began_ns, due_ns)
             features = features_in.latest()
             self._take_nav(nav_in.take())
@@ -323,6 +326,7 @@ class Gameloop:
     def _summary(self) -> dict[str, object]:
         loop = self._stats.summary() if self._stats is not None else {"ticks": self._ticks}
         timeouts = self._client.timeouts if self._client is not None else 0
+        pilot = self.brain.pilot
         stages: dict[str, float] = {}
         for stage, quantiles in self._stage.items():
             stages |= quantiles.summary_ms(stage)
@@ -336,8 +340,11 @@ class Gameloop:
             "command_timeouts": timeouts,
             "not_applied": self._not_applied,
             "holds": self.brain.holds,
-            "blind_switches": self.brain.pilot.blind_switches,
-            "policy": self.brain.pilot.chosen.bundle.name,
+            "policy_s": round(pilot.ticks / self._cfg.rate_hz, 2),
+            "blind_s": round(pilot.blind_ticks / self._cfg.rate_hz, 2),
+            "blind_switches": pilot.blind_switches,
+            "bad_outputs": pilot.bad_outputs,
+            "policy": pilot.chosen.bundle.name,
         }
 
 
