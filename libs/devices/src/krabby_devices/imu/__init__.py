@@ -3,6 +3,7 @@
 `vectornav` is the wire of the VN-100, `serial_imu` its driver, `server` its other end.
 """
 
+from krabby_devices.imu.check import ImuCheck, ImuFault, ImuLimits
 from krabby_devices.imu.types import Imu, ImuCounters, ImuMount, ImuSample
 
-__all__ = ["Imu", "ImuCounters", "ImuMount", "ImuSample"]
+__all__ = ["Imu", "ImuCheck", "ImuCounters", "ImuFault", "ImuLimits", "ImuMount", "ImuSample"]
