@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from trainer.observations import (
     CRITIC_EXTRA_SIZE,
+    EYE_INDEX,
     HISTORY,
     PRIVILEGED_SIZE,
     PROPRIO_SIZE,
@@ -16,6 +17,23 @@ from trainer.observations import (
 NUM_ACTIONS = 18
 # Networks this small lose more to handing work round than they gain.
 torch.set_num_threads(1)
+
+
+class FakeVision:
+    """Cameras of robots: a picture comes to each in about every third step."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.arrived = torch.ones(num_envs, dtype=torch.bool)
+        self.image = torch.rand(num_envs, 58, 87) - 0.5
+        self.eye = torch.zeros(num_envs, 48)
+        self.age = torch.full((num_envs,), 0.05)
+
+    def step(self, frame: torch.Tensor, ended: torch.Tensor) -> None:
+        self.arrived = (torch.rand(len(ended)) < 0.3) & ~ended
+        fresh = self.arrived
+        self.image[fresh] = torch.rand(int(fresh.sum()), 58, 87) - 0.5
+        self.eye[fresh] = frame[fresh][:, EYE_INDEX]
+        self.age = torch.where(fresh, 0.05, self.age + 0.01)
 
 
 class FakeEnv:
@@ -35,6 +53,7 @@ class FakeEnv:
         self.steps = 0
         self.poison = poison
         self.closed = False
+        self.vision = FakeVision(num_envs)
 
     @property
     def unwrapped(self) -> FakeEnv:
@@ -64,6 +83,7 @@ class FakeEnv:
         rewards = 1.0 - self.state[:, :3].norm(dim=1)
         if self.poison and self.steps >= self.poison[0] and self.poison[1] == "reward":
             rewards[0] = torch.inf
+        self.vision.step(self.state, timed_out)
         self.level[timed_out] += 1
         self.episode_length_buf[timed_out] = 0
         log = {

@@ -26,6 +26,8 @@ __all__ = [
     "AgentCfg",
     "AlgorithmCfg",
     "CriticCfg",
+    "DistillationCfg",
+    "EncoderCfg",
     "RunCfg",
     "SymmetryCfg",
     "TrainCfg",
@@ -44,6 +46,7 @@ OBS_GROUPS: Final = {
     "critic": ["proprio", "scan", "velocity", "privileged", "critic"],
 }
 """Which of the environment's observation groups each network reads."""
+TASKS: Final = ("teacher", "distill", "student")
 
 
 @dataclass
@@ -138,6 +141,59 @@ class AlgorithmCfg:
 
 
 @dataclass
+class EncoderCfg:
+    """The student's depth encoder."""
+
+    channels: list[int] = field(default_factory=lambda: [16, 32, 48])
+    """Of the three convolutions."""
+    picture: int = 96
+    """Numbers that are left of a picture before memory."""
+    memory: int = 160
+    """Numbers that are remembered from picture to picture."""
+    remember: bool = True
+    """False forgets after every picture: to see what memory is worth."""
+
+    def __post_init__(self) -> None:
+        sizes = [*self.channels, self.picture, self.memory]
+        _check(len(self.channels) == 3, "channels", self.channels, "three numbers")
+        _check(min(sizes) >= 1, "encoder", sizes, "sizes of at least 1")
+
+
+@dataclass
+class DistillationCfg:
+    """How the student learns from the teacher."""
+
+    num_learning_epochs: int = 2
+    """Passes over a rollout."""
+    num_mini_batches: int = 16
+    """Parts of the robots per pass; memory is learned along a whole rollout of each."""
+    learning_rate: float = 1e-3
+    """At the start ..."""
+    learning_rate_end: float = 1e-4
+    """... and at the last iteration; a cosine between the two."""
+    max_grad_norm: float = 1.0
+    code_coef: float = 0.5
+    """Weight of the code's distance from the teacher's."""
+    scan_coef: float = 0.5
+    """Weight of the remembered scan's distance from the true one."""
+    teacher_iterations: int = 8
+    """The teacher leads the robots at first, ever fewer of them, for so many iterations."""
+    action_noise: float = 0.1
+    """Standard deviation of what is added to the student's actions: it sees more, and recovers."""
+
+    def __post_init__(self) -> None:
+        for key in ("num_learning_epochs", "num_mini_batches"):
+            _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        _check(
+            0.0 < self.learning_rate_end <= self.learning_rate,
+            "learning_rate_end",
+            self.learning_rate_end,
+            f"above 0 and at most learning_rate, {self.learning_rate}",
+        )
+        _check(self.action_noise >= 0.0, "action_noise", self.action_noise, "at least 0")
+
+
+@dataclass
 class AgentCfg:
     """Who learns, and for how long."""
 
@@ -150,6 +206,10 @@ class AgentCfg:
     actor: ActorCfg = field(default_factory=ActorCfg)
     critic: CriticCfg = field(default_factory=CriticCfg)
     algorithm: AlgorithmCfg = field(default_factory=AlgorithmCfg)
+    encoder: EncoderCfg = field(default_factory=EncoderCfg)
+    """Of the tasks distill and student."""
+    distillation: DistillationCfg = field(default_factory=DistillationCfg)
+    """Of the task distill."""
 
     def __post_init__(self) -> None:
         _check(self.max_iterations >= 1, "max_iterations", self.max_iterations, "at least 1")
@@ -166,6 +226,9 @@ class RunCfg:
     """Of this run; its folder is <root>/<date>-<name>."""
     dir: str = ""
     """This very folder instead."""
+    init: str = ""
+    """Checkpoint whose networks a new run begins with: a teacher's for the task distill, which
+    learns from it; a distilled student's for the task student."""
     resume: str = ""
     """A checkpoint, a run's folder, or `auto`: the newest intact one, else a new run."""
     checkpoint_minutes: float = 2.0
@@ -200,7 +263,8 @@ class TrainCfg:
     """One training run."""
 
     task: str = "teacher"
-    """What is trained; a file of conf/task."""
+    """What is trained, a file of conf/task: teacher; distill, a student that imitates one; student,
+    which goes on learning by itself."""
     seed: int = 0
     device: str = "auto"
     """`auto` is this process's GPU where there is one, else `cpu`."""
@@ -214,6 +278,7 @@ class TrainCfg:
             kind in ("cpu", "cuda") and (not index or index.isdigit())
         )
         _check(usable, "device", self.device, "auto, cpu, cuda or cuda:<number>")
+        _check(self.task in TASKS, "task", self.task, ", ".join(TASKS))
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
 
 
@@ -317,30 +382,45 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
     """The agent as rsl-rl's runner wants it: nested dictionaries with class names."""
     agent = dataclasses.asdict(cfg.agent)
     actor, critic, algorithm = agent["actor"], agent["critic"], agent["algorithm"]
+    encoder = agent["encoder"]
     std = {key: actor.pop(key) for key in ("init_std", "min_std", "max_std")}
     symmetry = algorithm.pop("symmetry")
     wanted = symmetry["use_data_augmentation"] or symmetry["use_mirror_loss"]
-    return {
+    actor["distribution_cfg"] = {
+        "class_name": "GaussianDistribution",
+        "init_std": std["init_std"],
+        "std_range": (std["min_std"], std["max_std"]),
+        "std_type": "log",
+    }
+    common = {
         "num_steps_per_env": agent["num_steps_per_env"],
-        "obs_groups": {name: list(groups) for name, groups in OBS_GROUPS.items()},
-        "actor": {
-            "class_name": "trainer.networks:TeacherActor",
-            **actor,
-            "distribution_cfg": {
-                "class_name": "GaussianDistribution",
-                "init_std": std["init_std"],
-                "std_range": (std["min_std"], std["max_std"]),
-                "std_type": "log",
-            },
-        },
-        "critic": {"class_name": "trainer.networks:TeacherCritic", **critic},
-        "algorithm": {
-            "class_name": "trainer.algorithm:ParkourPPO",
-            **algorithm,
-            "symmetry_cfg": symmetry if wanted else None,
-        },
         "multi_gpu": None,
         "torch_compile_mode": None,
+    }
+    if cfg.task == "distill":
+        learning = {
+            "class_name": "trainer.distillation:Distillation",
+            "distillation": agent["distillation"],
+            "encoder": encoder,
+            "max_iterations": agent["max_iterations"],
+        }
+        return common | {"actor": actor, "algorithm": learning}
+    groups = {name: list(groups) for name, groups in OBS_GROUPS.items()}
+    kind = "trainer.networks:TeacherActor"
+    learning = {
+        "class_name": "trainer.algorithm:ParkourPPO",
+        **algorithm,
+        "symmetry_cfg": symmetry if wanted else None,
+    }
+    if cfg.task == "student":
+        groups["actor"] = ["sight" if name == "scan" else name for name in groups["actor"]]
+        kind = "trainer.student:StudentActor"
+        learning |= {"class_name": "trainer.finetuning:StudentPPO", "encoder": encoder}
+    return common | {
+        "obs_groups": groups,
+        "actor": {"class_name": kind, **actor},
+        "critic": {"class_name": "trainer.networks:TeacherCritic", **critic},
+        "algorithm": learning,
     }
 
 

@@ -230,6 +230,20 @@ class ParkourRunner(OnPolicyRunner):
         self._ages_restored = "episode_length" in (own["environment"] or {})
         return {}
 
+    def begin_with(self, path: Path) -> None:
+        """Begin a new run with the networks of a checkpoint.
+
+        Raises:
+            CheckpointError: It is missing or damaged, or holds no such networks.
+            ConfigError: What is trained begins with nothing.
+        """
+        if not hasattr(self.alg, "begin_with"):
+            raise ConfigError(
+                f"run.init={path}: a teacher begins with nothing; leave it out, or go on from a "
+                "checkpoint with run.resume"
+            )
+        self.alg.begin_with(checkpoints.load(path, self.device), str(path))
+
     def _collect(self, obs: Any) -> Any:
         with torch.inference_mode():
             for _ in range(self.cfg["num_steps_per_env"]):
@@ -254,10 +268,10 @@ class ParkourRunner(OnPolicyRunner):
         self.env_steps += steps
         self.wall_s += collect_s + learn_s
         scalars = self._meter.take()
-        std = float(self.alg.get_policy().output_std.detach().mean())
+        std = self._action_std()
         scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
         scalars |= {
-            "Policy/action_std": std,
+            **({} if std is None else {"Policy/action_std": std}),
             "Policy/learning_rate": float(self.alg.learning_rate),
             "Perf/env_steps_per_s": steps / max(collect_s + learn_s, 1e-9),
             "Perf/collect_s": collect_s,
@@ -283,6 +297,13 @@ class ParkourRunner(OnPolicyRunner):
                 f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
                 f"{self._where_to_go_on()} with a lower agent.algorithm.learning_rate_max"
             )
+
+    def _action_std(self) -> float | None:
+        """Exploration of the newest actions; None where there is none."""
+        try:
+            return float(self.alg.get_policy().output_std.detach().mean())
+        except AttributeError:  # imitation draws from no distribution
+            return None
 
     def _record_kl(self) -> None:
         """Keep the divergence that the adaptive schedule computes and drops."""

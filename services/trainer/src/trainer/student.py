@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from trainer import checkpoints
+from trainer.config import EncoderCfg
 from trainer.errors import CheckpointError
 from trainer.networks import (
     ACTOR_GROUPS,
@@ -53,7 +54,6 @@ __all__ = [
     "DeployedEncoder",
     "DeployedStudent",
     "DepthEncoder",
-    "EncoderCfg",
     "Pictures",
     "ScanDecoder",
     "Sight",
@@ -90,20 +90,6 @@ class Vision(Protocol):
     """`EYE` of the moment it was taken, (N, 48)."""
     age: Tensor
     """Time since that moment [s], (N,)."""
-
-
-@dataclass
-class EncoderCfg:
-    """The depth encoder."""
-
-    channels: list[int] = dataclasses.field(default_factory=lambda: [16, 32, 48])
-    """Of the three convolutions."""
-    picture: int = 96
-    """Numbers that are left of a picture before memory."""
-    memory: int = 160
-    """Numbers that are remembered from picture to picture."""
-    remember: bool = True
-    """False forgets after every picture: to see what memory is worth."""
 
 
 class DepthEncoder(nn.Module):

@@ -107,6 +107,8 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
             )
         if plan.checkpoint is not None:
             runner.load(str(plan.checkpoint))
+        elif cfg.run.init:
+            runner.begin_with(Path(cfg.run.init))
         done = runner.current_learning_iteration
         if first:
             later = checkpoints.set_aside(plan.folder, beyond=done) if done else []
@@ -148,6 +150,13 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
             cfg.run.dir = ""
             if checkpoint.parent.name == "checkpoints":
                 cfg.run.dir = str(checkpoint.parent.parent)
+    if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
+        needed = {"distill": "the teacher's checkpoint", "student": "a distilled student's"}
+        raise ConfigError(
+            f"run.init: the task {cfg.task} begins with {needed[cfg.task]}; give run.init=PATH"
+        )
+    if checkpoint is None and cfg.run.init:
+        checkpoints.load(Path(cfg.run.init))  # before a simulator is started for nothing
     folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
     if checkpoint is None and checkpoints.find_checkpoints(folder):
         raise ConfigError(
