@@ -4,7 +4,7 @@ from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
 from krabby_robot.gate import DriveCommand, DriveMode
 from krabby_service.testing import FakeClock, free_ports
-from sim_hal.config import CameraCfg, SimHalCfg
+from sim_hal.config import CameraCfg, DegradeCfg, SimHalCfg
 from sim_hal.simulator import Simulator
 
 
@@ -57,8 +57,11 @@ def simulator(desc, clock):
     """Build a `Simulator` on the fake clock; keyword arguments are keys of `SimHalCfg`."""
 
     def build(course=None, **keys):
-        camera = CameraCfg(**keys.pop("camera", {}))
-        cfg = SimHalCfg(**({"spawn": "standing", "camera": camera} | keys))
+        tables = {
+            "camera": CameraCfg(**keys.pop("camera", {})),
+            "degrade": DegradeCfg(**keys.pop("degrade", {})),
+        }
+        cfg = SimHalCfg(**({"spawn": "standing"} | tables | keys))
         return Simulator(cfg, desc, course or make_course("flat"), clock_ns=clock)
 
     return build

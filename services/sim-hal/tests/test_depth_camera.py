@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 
 import mujoco
@@ -8,6 +9,7 @@ from krabby_robot import frames
 from krabby_robot.boxes import Box
 from krabby_robot.courses import COURSES, make_course
 from sim_hal.depth_camera import RANGE_M, DepthCamera, DepthRenderer, camera_pose
+from sim_hal.faults import answer_fault_request
 
 MS = 1_000_000
 
@@ -240,3 +242,83 @@ def test_the_same_seed_gives_the_same_frames(camera):
             assert np.array_equal(one.image, two.image)
             assert one.publish_ns == two.publish_ns
     assert not np.array_equal(shoot(7)[0].image, shoot(8)[0].image)
+
+
+def picture(value):
+    return np.full((60, 106), value, np.float32)
+
+
+def frames_of(depth_camera, values):
+    """Frames of exposures of flat pictures, 40 ms apart, None where the sensor gives none."""
+    return [depth_camera.capture(picture(v), k * 40 * MS) for k, v in enumerate(values)]
+
+
+def test_a_frozen_camera_repeats_its_last_picture_with_fresh_stamps_until_it_is_mended(flawless):
+    camera = DepthCamera(flawless, seed=0)
+    first = frames_of(camera, [1.0, 2.0])
+    camera.break_down("camera-frozen")
+    broken = frames_of(camera, [3.0, 4.0])
+    camera.mend()
+    after = frames_of(camera, [5.0])
+    assert [f.image[0, 0] for f in first + broken + after] == [1.0, 2.0, 2.0, 2.0, 5.0]
+    assert [f.capture_ns for f in broken] == [0, 40 * MS]
+
+
+@pytest.mark.parametrize(("fault", "value"), [("camera-black", 0.0), ("camera-nan", np.nan)])
+def test_a_fault_shows_in_every_pixel_for_as_long_as_was_asked(flawless, fault, value):
+    camera = DepthCamera(flawless, seed=0)
+    camera.break_down(fault, until_ns=80 * MS)
+    seen = [frame.image for frame in frames_of(camera, [1.0, 1.0, 1.0])]
+    np.testing.assert_array_equal(seen[0], picture(value))
+    np.testing.assert_array_equal(seen[1], picture(value))
+    np.testing.assert_array_equal(seen[2], picture(1.0))
+
+
+def test_a_stopped_camera_gives_no_frames_and_they_count_as_lost(flawless):
+    camera = DepthCamera(flawless, seed=0)
+    camera.break_down("camera-stop", until_ns=80 * MS)
+    assert [f is None for f in frames_of(camera, [1.0, 1.0, 1.0])] == [True, True, False]
+    assert camera.dropped == 2
+
+
+def test_a_fault_changes_no_draw_of_what_comes_after_it(camera):
+    whole, broken = DepthCamera(camera, seed=3), DepthCamera(camera, seed=3)
+    broken.break_down("camera-black", until_ns=80 * MS)
+    pairs = zip(frames_of(whole, [1.0] * 6), frames_of(broken, [1.0] * 6), strict=True)
+    for before, after in list(pairs)[2:]:
+        assert (before is None) == (after is None)
+        if before is not None:
+            np.testing.assert_array_equal(before.image, after.image)
+            assert before.publish_ns == after.publish_ns
+
+
+def test_a_request_breaks_and_mends_the_camera_and_says_so(flawless):
+    camera = DepthCamera(flawless, seed=0)
+    ask = functools.partial(answer_fault_request, camera, now_ns=0)
+    assert ask({"op": "status"}) == {"ok": True, "fault": ""}
+    asked = ask({"op": "fault", "kind": "camera-nan", "for_s": 0.5})
+    assert asked == {"ok": True, "fault": "camera-nan"}
+    assert camera.fault(499 * MS) == "camera-nan"
+    assert camera.fault(500 * MS) is None
+    ask({"op": "fault", "kind": "camera-stop"})
+    assert camera.fault(10**15) == "camera-stop"
+    assert ask({"op": "clear"}) == {"ok": True, "fault": ""}
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"op": "fault", "kind": "camera-blue"}, "use one of camera-frozen"),
+        ({"op": "fault", "kind": "camera-nan", "for_s": -1}, "for_s is '-1'; give seconds"),
+        ({"op": "explode"}, "unknown op 'explode'; use fault, clear or status"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_with_what_does(flawless, request_, said):
+    answer = answer_fault_request(DepthCamera(flawless, seed=0), request_, 0)
+    assert not answer["ok"]
+    assert said in answer["reason"]
+
+
+def test_without_a_camera_there_is_nothing_to_break():
+    answer = answer_fault_request(None, {"op": "status"}, 0)
+    assert "camera.enabled=true" in answer["reason"]

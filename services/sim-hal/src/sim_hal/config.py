@@ -10,6 +10,7 @@ from krabby_service.config import check, check_range
 __all__ = [
     "CameraCfg",
     "CourseCfg",
+    "DegradeCfg",
     "EndpointsCfg",
     "LockstepCfg",
     "MissionCfg",
@@ -38,6 +39,8 @@ class EndpointsCfg(HalEndpointsCfg):
     """Bound: what only a simulator knows; for evaluation."""
     nav: str = DEFAULT_ENDPOINTS["nav"]
     """Connected: where the game loop listens for walking commands."""
+    fault: str = ""
+    """Bound if not empty: requests that break the camera while it runs, for tests."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,35 @@ class CameraCfg:
     see_robot: bool = False
     """Show the robot's own legs, as a real camera does. Off, because policies are trained without;
     an image takes 0.2 ms more, 2 ms more with both front legs in view."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DegradeCfg:
+    """In what the robot is worse than robot.toml says, without anybody having been told."""
+
+    frame_drop: float | None = None
+    """Share of depth frames that never arrive, in place of robot.toml's."""
+    camera_latency_s: float | None = None
+    """Mean time from exposure to publication [s], in place of robot.toml's; the jitter stays."""
+    depth_noise: float = 1.0
+    """Factor on the standard deviation of depth."""
+    camera_tilt_deg: float = 0.0
+    """How far the mount is off, nose down [deg]."""
+    motor_strength: float = 1.0
+    """Factor on the torque that is there at every speed; gains stay."""
+    payload_kg: float = 0.0
+    """Carried by the body, spread like its own mass [kg]."""
+    friction: float | None = None
+    """Coulomb friction of the feet, in place of robot.toml's; of the body at most this."""
+
+    def __post_init__(self) -> None:
+        for key, maximum in (("frame_drop", 1.0), ("camera_latency_s", 1.0), ("friction", 3.0)):
+            if getattr(self, key) is not None:
+                check_range(self, key, minimum=0.0, maximum=maximum)
+        check_range(self, "depth_noise", minimum=0.0, maximum=100.0)
+        check_range(self, "camera_tilt_deg", minimum=-45.0, maximum=45.0)
+        check_range(self, "motor_strength", minimum=0.01, maximum=2.0)
+        check_range(self, "payload_kg", minimum=0.0, maximum=100.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +133,7 @@ class StageCfg(ServiceCfg):
     spawn: Literal["lying", "standing"] = "lying"
     """Start and restart with folded legs on the belly, or in the default pose on the feet."""
     camera: CameraCfg = dataclasses.field(default_factory=CameraCfg)
+    degrade: DegradeCfg = dataclasses.field(default_factory=DegradeCfg)
     mission: MissionCfg = dataclasses.field(default_factory=MissionCfg)
 
     def __post_init__(self) -> None:

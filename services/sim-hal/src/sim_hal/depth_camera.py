@@ -13,7 +13,7 @@ that never arrive, and latency.
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from krabby_robot import frames
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from krabby_robot.boxes import Box
     from krabby_robot.description import CameraModel
 
-__all__ = ["RANGE_M", "DepthCamera", "DepthRenderer", "Frame", "camera_pose"]
+__all__ = [
+    "CAMERA_FAULTS",
+    "RANGE_M",
+    "CameraFault",
+    "DepthCamera",
+    "DepthRenderer",
+    "Frame",
+    "camera_pose",
+]
 
 RANGE_M = 15.0
 """Farthest distance reported [m]; beyond it there is no reading. The range of a ZED Mini.
@@ -33,6 +41,11 @@ RANGE_M = 15.0
 Policies see nothing beyond the camera's `far`, but between `far` and here a pixel says "far away",
 which is not the same as "no reading".
 """
+
+CameraFault = Literal["camera-frozen", "camera-black", "camera-nan", "camera-stop"]
+CAMERA_FAULTS: tuple[CameraFault, ...] = get_args(CameraFault)
+"""What can be broken: the last picture again and again with fresh stamps; no pixel with a reading;
+every pixel NaN; no frames at all."""
 
 _EPS = 1e-6
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
@@ -197,8 +210,25 @@ class DepthCamera:
         self._pixels = np.random.default_rng(pixels)
         self._loss = np.random.default_rng(loss)
         self._delay = np.random.default_rng(delay)
+        self._fault: CameraFault | None = None
+        self._fault_until_ns: int | None = None
+        self._last: NDArray[np.float32] | None = None
         self.captured = 0
         self.dropped = 0
+
+    def break_down(self, fault: CameraFault, until_ns: int | None = None) -> None:
+        """Exposures from now on show a fault; `until_ns` None is until `mend`."""
+        self._fault, self._fault_until_ns = fault, until_ns
+
+    def mend(self) -> None:
+        """Exposures from now on are as they should be."""
+        self._fault = self._fault_until_ns = None
+
+    def fault(self, now_ns: int) -> CameraFault | None:
+        """What is broken now."""
+        if self._fault_until_ns is not None and now_ns >= self._fault_until_ns:
+            self.mend()
+        return self._fault
 
     def due(self, now_ns: int) -> bool:
         """Whether an exposure is due; the first call starts the grid."""
@@ -216,8 +246,9 @@ class DepthCamera:
         delay_s = self._camera.latency_s + self._camera.latency_jitter_s * self._delay.uniform(
             -1, 1
         )
-        lost = self._loss.random() < self._camera.drop_probability
-        image = self._disturb(depth)
+        fault = self.fault(now_ns)
+        lost = self._loss.random() < self._camera.drop_probability or fault == "camera-stop"
+        image = self._broken(self._disturb(depth), fault)
         if lost:
             self.dropped += 1
             return None
@@ -236,6 +267,16 @@ class DepthCamera:
                 self.dropped += 1
             newest = self._queue.popleft()
         return newest
+
+    def _broken(self, image: NDArray[np.float32], fault: CameraFault | None) -> NDArray[np.float32]:
+        if fault == "camera-black":
+            return np.zeros_like(image)
+        if fault == "camera-nan":
+            return np.full_like(image, np.nan)
+        if fault == "camera-frozen" and self._last is not None:
+            return self._last
+        self._last = image
+        return image
 
     def _disturb(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
         """Relative Gaussian noise, then pixels without a reading. Holes stay holes."""

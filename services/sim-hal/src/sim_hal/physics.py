@@ -56,8 +56,18 @@ _AXIS = np.linspace(-1, 1, 9)[:, None] * [0.0, 0.0, 1.0]
 class World:
     """Robot, course and physics: `place`, then `substep` and `measure` in turns."""
 
-    def __init__(self, desc: RobotDescription, course: Course) -> None:
-        self._desc = desc
+    def __init__(
+        self, desc: RobotDescription, course: Course, *, actual: RobotDescription | None = None
+    ) -> None:
+        """Build the robot on the course.
+
+        Args:
+            desc: the robot as it is described, and as its model was generated.
+            course: what it stands on.
+            actual: the robot as it really is: drives, mass of the body and friction are taken from
+                it; as described when None.
+        """
+        self._desc = actual or desc
         self._course = course
         joints = len(desc.joint_names)
         self.model = build_model(desc, course, timestep_s=_SUBSTEP_S, visuals=False)
@@ -65,6 +75,8 @@ class World:
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self.data = mujoco.MjData(self.model)
         self._index = ModelIndex.of(self.model, desc)
+        if actual is not None:
+            self._degrade(desc, actual)
         self._gravity_w = np.array(self.model.opt.gravity)
         self.substeps = 0
         """Substeps since the start: the simulated time, in units of `SUBSTEP_NS`."""
@@ -277,6 +289,17 @@ class World:
             if z > -radius:
                 found |= _cuts(down, y, z, radius)[:, None] & _cuts(right, x, z, radius)
         return found
+
+    def _degrade(self, desc: RobotDescription, actual: RobotDescription) -> None:
+        """Change the model where the robot is not as described."""
+        model, base = self.model, self._index.base_body
+        heavier = actual.masses.body / desc.masses.body
+        model.body_mass[base] *= heavier
+        model.body_inertia[base] *= heavier
+        collides = model.geom_group == COLLISION_GROUP
+        model.geom_friction[collides, 0] = actual.contact.body_friction
+        model.geom_friction[self._index.foot_geom, 0] = actual.contact.foot_friction
+        mujoco.mj_setConst(model, self.data)  # what the solver derived from the masses
 
     def _start_slot(self) -> None:
         self._effort_sum[:] = 0.0

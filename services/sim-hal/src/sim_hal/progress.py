@@ -61,6 +61,11 @@ class CourseProgress:
         return len(self._lengths)
 
     @property
+    def length_m(self) -> float:
+        """From the spawn through all waypoints [m]."""
+        return float(self._lengths.sum())
+
+    @property
     def completed(self) -> bool:
         """Whether the last waypoint has been reached."""
         return self.index >= self.count

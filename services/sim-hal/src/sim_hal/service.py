@@ -24,6 +24,7 @@ from krabby_proto import (
     FLAG_NAV_DUE,
     FLAG_RESET,
     NAV,
+    ControlServer,
     HalServer,
     Message,
     Publisher,
@@ -41,6 +42,7 @@ from krabby_service.rate import Rate
 from krabby_service.realtime import IdleCollector
 
 from sim_hal.errors import LoopSilent
+from sim_hal.faults import answer_fault_request
 from sim_hal.metrics import WORK, Exposition
 from sim_hal.physics import SUBSTEP_NS
 from sim_hal.simulator import Simulator
@@ -107,6 +109,7 @@ class SimHal:
         self.sim.handler.on_actuated = self._actuated
         self.server: HalServer | None = None
         self._nav: Publisher | None = None
+        self._faults: ControlServer | None = None
         self._exposition = Exposition(self.sim)
         self._observation_age = Quantiles()
         self._render_time = Quantiles()
@@ -127,6 +130,8 @@ class SimHal:
         )
         if cfg.mission.enabled:
             self._nav = Publisher(cfg.endpoints.nav, NAV, clock=self._clock_ns, bind=False)
+        if cfg.endpoints.fault:
+            self._faults = ControlServer(cfg.endpoints.fault, hello=self._hello())
         log.info(
             "simulating",
             course=self.sim.course.name,
@@ -147,6 +152,8 @@ class SimHal:
         summary = self.sim.summary() | self._loop_summary()
         if self._nav is not None:
             self._nav.close()
+        if self._faults is not None:
+            self._faults.close()
         if self.server is not None:
             self._update_metrics()
             self.server.close()
@@ -277,6 +284,10 @@ class SimHal:
         self._last_period_ns = now_ns
         self._periods += 1
         self._server.publish_truth(self.sim.control_tick(now_ns), now_ns)
+        if self._faults is not None:
+            self._faults.poll(
+                0.0, lambda request: answer_fault_request(self.sim.camera, request, now_ns)
+            )
 
     def _publish_nav(self, now_ns: int) -> bool:
         if self._nav is None:

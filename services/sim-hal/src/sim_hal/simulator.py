@@ -8,13 +8,14 @@ with simulated time.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 from krabby_hal.handler import GateHandler
 from krabby_hal.measurement import StatePayload
-from krabby_proto import CommandOutcome, CommandStatus, Message, SafetyOutcome
+from krabby_proto import CommandOutcome, CommandStatus, Message, SafetyOutcome, fault_names
 from krabby_robot.gate import GateCfg, SafetyGate
 
 from sim_hal.auto_arm import AutoArm
@@ -56,6 +57,9 @@ class Simulator(Stage):
         self._just_reset = False
         self._payload = StatePayload()
         self._hash = hashlib.sha256()
+        self.gate_faults: Counter[str] = Counter()
+        """How often the gate found each fault; the loop's leaving at the end is one."""
+        self._faults = self.gate.faults
 
         self.expected_capture_ns: int | None = None
         """Lock-step: capture time of the state to be answered; commands for others are refused."""
@@ -95,6 +99,7 @@ class Simulator(Stage):
             reply = self.gate.request("arm", now_ns)
             log.info("armed by itself", ok=reply.ok, reason=reply.reason)
         self._line.write(self.gate.step(now_ns), now_ns)
+        self._count_faults()
 
     def state(self) -> tuple[NDArray[np.float32], bool]:
         """The `state` payload, and whether it is the first one after a reset.
@@ -137,7 +142,14 @@ class Simulator(Stage):
             "gate_clamps": position + rate,
             "gate_position_clamps": position,
             "gate_rate_clamps": rate,
+            "gate_faults": dict(self.gate_faults),
         }
+
+    def _count_faults(self) -> None:
+        faults = self.gate.faults
+        if faults != self._faults:
+            self.gate_faults.update(fault_names(int(faults & ~self._faults)))
+            self._faults = faults
 
     def _target_joint_pos(self) -> NDArray[np.float64] | None:
         return self.gate.target if self.gate.state.following else None

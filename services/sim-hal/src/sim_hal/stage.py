@@ -15,6 +15,7 @@ from krabby_proto import TRUTH
 from krabby_robot import frames, kinematics
 from krabby_robot.trajectories import rest_joint_pos
 
+from sim_hal.degrade import degraded, differences
 from sim_hal.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
 from sim_hal.mission import STOP, NavCommand, pursue
 from sim_hal.physics import World
@@ -59,13 +60,17 @@ class Stage:
             auto_reset: put a robot that fell back 2 s later, or leave it there.
         """
         self.desc = desc
+        self.actual = degraded(desc, cfg.degrade)
+        """The robot as it really is; who acts goes by `desc`."""
         self.course = course
-        self.world = World(desc, course)
+        self.world = World(desc, course, actual=self.actual)
         self.progress = CourseProgress(
             Pose2(*course.spawn), course.waypoints, reach_m=cfg.mission.reach_m
         )
-        self.camera = DepthCamera(desc.camera, seed=cfg.seed) if cfg.camera.enabled else None
-        self._renderer = DepthRenderer(desc.camera, course.boxes)
+        camera = self.actual.camera
+        self.camera = DepthCamera(camera, seed=cfg.seed) if cfg.camera.enabled else None
+        self._renderer = DepthRenderer(camera, course.boxes)
+        self._degrade = differences(cfg.degrade)
         self._see_robot = cfg.camera.see_robot
         self._nav_speed = cfg.mission.speed
         self._spawn_joint_pos = (
@@ -79,6 +84,8 @@ class Stage:
         self._measured = Measurement(len(desc.joint_names), len(desc.leg_names))
         self._truth = np.zeros(TRUTH.size, np.float32)
         self._truth_fields = {name: self._truth[at] for name, at in TRUTH.slices.items()}
+        self._edge_feet = 0
+        self._edge_ticks = 0
         self.falls = 0
         self.resets = 0
         self.laps = 0
@@ -182,7 +189,10 @@ class Stage:
         fields["waypoint_count"][:] = self.progress.count
         fields["distance"][:] = self.progress.distance_m
         fields["falls"][:] = self.falls
-        fields["feet_on_edge"][:] = self._feet_on_edge()
+        on_edge = self._feet_on_edge()
+        self._edge_feet += on_edge
+        self._edge_ticks += 1
+        fields["feet_on_edge"][:] = on_edge
         fields["sim_time"][:] = self.world.sim_time_s
         fields["reset_count"][:] = self.resets
         return self._truth
@@ -204,8 +214,8 @@ class Stage:
         return self.camera.capture(self.depth(), now_ns)
 
     def depth(self) -> NDArray[np.float32]:
-        """What a flawless camera would see now (height, width) [m]."""
-        camera = self.desc.camera
+        """What a flawless camera would see now (height, width) [m], from where it really is."""
+        camera = self.actual.camera
         pose = camera_pose(camera, self.world.base_pos_w, self.world.base_quat_w)
         depth = self._renderer.render(*pose)
         if not self._see_robot:
@@ -230,6 +240,9 @@ class Stage:
             "laps": self.laps,
             "waypoints_reached": self.progress.index,
             "waypoints": self.progress.count,
+            "course_m": round(self.progress.length_m, 3),
+            "edge_feet": round(self._edge_feet / max(self._edge_ticks, 1), 4),
+            "degrade": self._degrade,
             "sim_time_s": round(world.sim_time_s, 4),
             "effort_rms_nm": round(float(np.sqrt(mean_square.mean())), 2),
             "effort_rms_max_nm": round(float(np.sqrt(mean_square[hardest])), 2),
