@@ -31,7 +31,9 @@ RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
 
-.PHONY: help setup sim up down images test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock clean \
+JETSON     := docker compose -f compose.jetson.yaml
+
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -71,6 +73,22 @@ down: ## stop the containers, keep what Prometheus measured
 
 images: ## build every container image but the trainer's (9 GB): docker compose --profile train build trainer
 	@docker compose --profile teleop --profile record build
+	@$(JETSON) --profile emulated build
+
+images-robot: ## on the robot: its images, on NVIDIA's base with CUDA and TensorRT
+	@$(JETSON) --profile robot --profile teleop --profile record --profile calibrate build
+
+robot: ## on the robot: build and start everything; nothing arms it but a person: krabby arm
+	@$(JETSON) --profile robot up --build --detach --wait
+
+emulated: ## the same containers walking an emulated robot, on any machine; stop: make robot-down
+	@$(JETSON) --profile emulated up --build --detach --wait
+
+robot-down: ## sit the robot down and stop its containers, or the emulated ones
+	@$(JETSON) --profile robot --profile emulated down
+
+doctor: $(RUNTIME) ## is this machine fit to run the robot, and what to do about it: ARGS="--robot --json"
+	@$(BIN)/krabby doctor $(ARGS)
 
 $(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/robot/pyproject.toml libs/service/pyproject.toml
 	@[ -x $(TRAIN_BIN)/python ] || { python312=$$(tools/find-python312) && "$$python312" -m venv $(TRAIN_VENV); }
@@ -114,7 +132,7 @@ check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
 	@$(BIN)/python monitoring/dashboards.py --check
-	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
+	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/inference/requirements-tensorrt.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
@@ -136,17 +154,21 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 # One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
 # locks hold the same versions, with hashes.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-  $(foreach name,proto devices hal robot service sim-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
-IMAGES := services/sim-hal services/camera services/gameloop cli
+  $(foreach name,proto devices hal inference robot service sim-hal jetson-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
+IMAGES := services/sim-hal services/jetson-hal services/camera services/gameloop cli
 TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
 
 lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
 	@$(COMPILE) requirements-dev.txt -o constraints.txt
 	@for image in $(IMAGES); do \
 	  $(COMPILE) --generate-hashes -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
+	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/inference/pyproject.toml -o libs/inference/requirements-tensorrt.lock
 	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
 	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock
 	@echo hatchling | $(COMPILE) --generate-hashes - -o requirements-build.lock
+
+check-arm64: $(DEV) ## the robot's locks resolve to wheels on 64-bit Arm; asks the package index
+	@VENV=$(VENV) tools/check-arm64
 
 clean: ## remove virtual environments, caches and run logs
 	rm -rf .venv .venv-3.12 .venv-train .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
