@@ -227,8 +227,8 @@ class RunCfg:
     dir: str = ""
     """This very folder instead."""
     init: str = ""
-    """Checkpoint whose networks a new run begins with: a teacher's for the task distill, which
-    learns from it; a distilled student's for the task student."""
+    """Checkpoint, or a run's folder, whose networks a new run begins with: a teacher's for the task
+    distill, which learns from it; a distilled student's for the task student."""
     resume: str = ""
     """A checkpoint, a run's folder, or `auto`: the newest intact one, else a new run."""
     checkpoint_minutes: float = 2.0

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from trainer.depth import DepthErrorsCfg
+
 __all__ = [
+    "CameraCfg",
     "CommandCfg",
     "CurriculumCfg",
     "EnvCfg",
@@ -17,6 +20,7 @@ __all__ = [
     "TerrainCfg",
     "evaluation_env",
     "play_env",
+    "student_env",
     "teacher_env",
 ]
 
@@ -55,8 +59,14 @@ class CommandCfg:
     pass_width_m: float = 0.5
     """A waypoint passed this close to its side counts too; 0 for the published rule."""
     hurry_speed: float = 1.0
-    """A robot may walk faster than it is asked to, up to this [m/s], or the speed asked for if that
-    is more; beyond, it pays `reward.overspeed`."""
+    """A robot may walk faster than it is asked to, up to this [m/s], or the speed asked for and
+    `hurry_margin` if that is more; beyond, it pays `reward.overspeed`."""
+    hurry_margin: float = 0.0
+    """[m/s]"""
+    pause_share: float = 0.0
+    """Share of the time in which robots are asked to stand still."""
+    pause_s: list[float] = field(default_factory=lambda: [1.0, 3.0])
+    """How long each time."""
 
 
 @dataclass
@@ -94,6 +104,8 @@ class RandomisationCfg:
     """Of the base, each axis."""
     gain_factor: list[float] = field(default_factory=lambda: [0.9, 1.1])
     """On kp and kd, each joint."""
+    motor_strength: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """Of the torque-speed envelope, all joints of a robot alike."""
     command_delay: list[float] = field(default_factory=lambda: [0.3, 1.0])
     """From observation to the drive, in control steps."""
     push_interval_s: list[float] = field(default_factory=lambda: [6.0, 10.0])
@@ -156,6 +168,14 @@ class PhysicsCfg:
 
 
 @dataclass
+class CameraCfg:
+    """Depth cameras, for students."""
+
+    enabled: bool = False
+    errors: DepthErrorsCfg = field(default_factory=DepthErrorsCfg)
+
+
+@dataclass
 class EnvCfg:
     """One environment, of many robots."""
 
@@ -167,6 +187,7 @@ class EnvCfg:
     randomisation: RandomisationCfg = field(default_factory=RandomisationCfg)
     reward: RewardCfg = field(default_factory=RewardCfg)
     physics: PhysicsCfg = field(default_factory=PhysicsCfg)
+    camera: CameraCfg = field(default_factory=CameraCfg)
     cuda_graphs: bool = True
     """Record the kernels of observations and rewards once and replay them; on CUDA only."""
 
@@ -174,6 +195,13 @@ class EnvCfg:
 def teacher_env() -> EnvCfg:
     """Training of the teacher."""
     return EnvCfg()
+
+
+def student_env() -> EnvCfg:
+    """Training of a student: cameras, and difficulties spread evenly."""
+    cfg = EnvCfg(camera=CameraCfg(enabled=True), curriculum=CurriculumCfg(enabled=False))
+    cfg.terrain.difficulty_high = 1.3
+    return cfg
 
 
 def evaluation_env(

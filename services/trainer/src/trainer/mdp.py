@@ -44,10 +44,9 @@ def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) ->
     return torch.minimum(along, speed) / speed.clamp(min=0.1)
 
 
-def overspeed(base_lin_vel_w: Tensor, speed: Tensor, hurry_speed: float) -> Tensor:
-    """How much faster than `speed` and `hurry_speed`, whichever is more, the base moves [m/s]."""
-    over_ground = base_lin_vel_w[:, :2].norm(dim=-1)
-    return torch.relu(over_ground - speed.clamp(min=hurry_speed))
+def overspeed(base_lin_vel_w: Tensor, allowed: Tensor) -> Tensor:
+    """How much faster than `allowed` (N,) the base moves over ground [m/s]."""
+    return torch.relu(base_lin_vel_w[:, :2].norm(dim=-1) - allowed)
 
 
 def goal_heading(heading_error: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ def feet_in_pit(in_pit: Tensor) -> Tensor:
 
 
 def torque_speed_limit(
-    joint_vel: Tensor, peak_torque: float, no_load_speed: float
+    joint_vel: Tensor, peak_torque: float | Tensor, no_load_speed: float
 ) -> tuple[Tensor, Tensor]:
     """Lowest and highest torque a drive gives at a speed [N·m], each (N, 18).
 
@@ -135,7 +134,7 @@ def torque_speed_limit(
 
 
 def saturated(
-    joint_torque: Tensor, joint_vel: Tensor, peak_torque: float, no_load_speed: float
+    joint_torque: Tensor, joint_vel: Tensor, peak_torque: float | Tensor, no_load_speed: float
 ) -> Tensor:
     """Which drives give 99 % or more of what they can, (N, 18)."""
     low, high = torque_speed_limit(joint_vel, peak_torque, no_load_speed)

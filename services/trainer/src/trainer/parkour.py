@@ -21,6 +21,7 @@ from trainer.errors import TrainerError
 from trainer.graphs import Replayed
 from trainer.observations import GROUP_SIZES, HISTORY, NUM_FEET, NUM_JOINTS, PROPRIO_SIZE
 from trainer.randomisation import Bodies, SensorErrors, uniform
+from trainer.vision import Cameras
 
 if TYPE_CHECKING:
     from trainer.env_cfg import EnvCfg
@@ -117,6 +118,8 @@ class Parkour:
             pass_width_m=cfg.command.pass_width_m,
         )
         self.speed = torch.full((n,), cfg.command.speed_low, device=device)
+        self._pause_s = torch.zeros(n, device=device)
+        """How long a robot is to stand still yet."""
         self.action = torch.zeros(n, NUM_JOINTS, device=device)
         self.previous_action = torch.zeros_like(self.action)
         self.target = self.default_joint_pos.repeat(n, 1)
@@ -143,6 +146,10 @@ class Parkour:
         self.groups = {
             name: torch.zeros(n, size, device=device) for name, size in GROUP_SIZES.items()
         }
+        self.vision: Cameras | None = None
+        if cfg.camera.enabled:
+            self.vision = Cameras(self.desc, self.terrain, cfg.camera.errors, n, device)
+        self._see_replayed = Replayed(self._see, device, enabled=cfg.cuda_graphs)
         self._judge_replayed = Replayed(self._judge, device, enabled=cfg.cuda_graphs)
         self._observe_replayed = Replayed(self._observe, device, enabled=cfg.cuda_graphs)
 
@@ -150,6 +157,11 @@ class Parkour:
     def tile(self) -> Tensor:
         """Tile of every robot, (N,)."""
         return self.tile_level * self.terrain.columns + self.column
+
+    @property
+    def asked(self) -> Tensor:
+        """Speed asked for now [m/s], (N,): none in a pause."""
+        return torch.where(self._pause_s > 0.0, 0.0, self.speed)
 
     def _find_bodies(self) -> None:
         feet = [f"{leg}_foot" for leg in self.desc.leg_names]
@@ -200,6 +212,9 @@ class Parkour:
         kd = torch.tensor(self.desc.kd, dtype=torch.float32, device=self.device)
         for key, values in (("kp", kp * bodies.kp_factor), ("kd", kd * bodies.kd_factor)):
             write_group_parameter(robot.actuators, "drives", "controller", key, values=values)
+        for key in ("saturation_effort", "max_motor_effort"):
+            torque = self.desc.peak_torque * bodies.motor_strength.expand(-1, NUM_JOINTS)
+            write_group_parameter(robot.actuators, "drives", "clamping", key, values=torque)
 
     def _read(self) -> None:
         """Let the simulator bring its derived quantities up to date; the views stay the same."""
@@ -248,10 +263,12 @@ class Parkour:
         self.failed.copy_(self.fallen | self.sunk | self.left_lane)
         self.completed.copy_(self.progress.index >= waypoints.shape[1])
         self.time_out.copy_(self._episode_steps >= self.env.max_episode_length)
-        velocity_w, speed = self.base_lin_vel_w, self.speed
+        velocity_w, speed = self.base_lin_vel_w, self.asked
+        hurried = (speed + self.cfg.command.hurry_margin).clamp(min=self.cfg.command.hurry_speed)
+        allowed = torch.where(speed > 0.0, hurried, 0.0)
         terms = {
             "goal_velocity": mdp.goal_velocity(velocity_w, goal.direction_w, speed),
-            "overspeed": mdp.overspeed(velocity_w, speed, self.cfg.command.hurry_speed),
+            "overspeed": mdp.overspeed(velocity_w, allowed),
             "goal_heading": mdp.goal_heading(goal.heading_error),
             "vertical_velocity": mdp.vertical_velocity(velocity_w),
             "roll_pitch_rate": mdp.roll_pitch_rate(self.base_ang_vel_b),
@@ -272,12 +289,31 @@ class Parkour:
         for name, value in terms.items():
             self.reward_terms[name].copy_(value)
         self._account()
+        self._pause(dt)
+
+    def _pause(self, dt: float) -> None:
+        """Ask some robots to stand still for a while."""
+        cfg = self.cfg.command
+        if cfg.pause_share <= 0.0:
+            return
+        self._pause_s -= dt
+        mean_s = 0.5 * sum(cfg.pause_s)
+        begins = cfg.pause_share / (1.0 - cfg.pause_share) * dt / mean_s
+        luck = torch.rand_like(self._pause_s) < begins
+        length = uniform(cfg.pause_s, (self.num_envs,), self.device)
+        self._pause_s.copy_(torch.where(luck & (self._pause_s <= 0.0), length, self._pause_s))
 
     def observe(self) -> dict[str, Tensor]:
         """Every observation group, after resets; adds a frame to the history."""
         self._read()
         self._observe_replayed()
+        if self.vision is not None:
+            self._see_replayed()
         return self.groups
+
+    def _see(self) -> None:
+        assert self.vision is not None
+        self.vision.step(self.groups["proprio"], self.tile, self.base_pos_w, self.base_quat_w)
 
     def _observe(self) -> None:
         sensors, groups, height_at = self.sensors, self.groups, self.ground.height_at
@@ -291,7 +327,11 @@ class Parkour:
             joint_pos=sensors.joint_pos(self.joint_pos),
             joint_vel=sensors.joint_vel(self.joint_vel),
             foot_contact=self.foot_contact & ~self._fresh[:, None],
-            nav_command=progress.nav_command(goal.heading_error, self.speed),
+            nav_command=torch.where(
+                self._pause_s[:, None] > 0.0,
+                0.0,
+                progress.nav_command(goal.heading_error, self.speed),
+            ),
             last_action=self.action,
             default_joint_pos=self.default_joint_pos,
             gravity_b=sensors.gravity(observations.projected_gravity(self.base_quat_w)),
@@ -308,7 +348,7 @@ class Parkour:
             goal_distance_m=goal.distance_m,
             base_height_m=self.base_pos_w[:, 2] - height_at(pos_xy),
             feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
-            speed=self.speed,
+            speed=self.asked,
             episode_progress=self._episode_steps / self.env.max_episode_length,
         )
         groups["proprio"].copy_(frame)
@@ -346,7 +386,10 @@ class Parkour:
         self.target[env_ids] = joints
         self.applied_target[env_ids] = joints
         self.mean_square[env_ids] = 0.0
+        self._pause_s[env_ids] = 0.0
         self._fresh[env_ids] = True
+        if self.vision is not None:
+            self.vision.reset(env_ids)
 
     def act(self, action: Tensor) -> None:
         """Turn actions into targets as the safety gate would, delayed by a share of a step."""
@@ -408,7 +451,10 @@ class Parkour:
         ended = self.failed | self.completed | self.time_out
         self.saturated.copy_(
             mdp.saturated(
-                self.torque, self.joint_vel, self.desc.peak_torque, self.desc.no_load_speed
+                self.torque,
+                self.joint_vel,
+                self.desc.peak_torque * self.bodies.motor_strength,
+                self.desc.no_load_speed,
             )
         )
         sums = self._sums

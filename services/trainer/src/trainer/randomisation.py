@@ -44,6 +44,8 @@ class Bodies:
     """(N, 18)."""
     command_delay: Tensor
     """(N, 1), control steps."""
+    motor_strength: Tensor
+    """(N, 1), share of the torque-speed envelope."""
 
     @classmethod
     def draw(cls, cfg: RandomisationCfg, num_envs: int, device: str, *, friction: float) -> Bodies:
@@ -56,6 +58,7 @@ class Bodies:
                 kp_factor=torch.ones(num_envs, NUM_JOINTS, device=device),
                 kd_factor=torch.ones(num_envs, NUM_JOINTS, device=device),
                 command_delay=torch.full((num_envs, 1), NOMINAL_DELAY, device=device),
+                motor_strength=torch.ones(num_envs, 1, device=device),
             )
         return cls(
             friction=uniform(cfg.friction, (num_envs, 1), device),
@@ -64,6 +67,7 @@ class Bodies:
             kp_factor=uniform(cfg.gain_factor, (num_envs, NUM_JOINTS), device),
             kd_factor=uniform(cfg.gain_factor, (num_envs, NUM_JOINTS), device),
             command_delay=uniform(cfg.command_delay, (num_envs, 1), device),
+            motor_strength=uniform(cfg.motor_strength, (num_envs, 1), device),
         )
 
     def copy_(self, other: Bodies) -> None:

@@ -15,7 +15,7 @@ import torch
 from krabby_robot.description import RobotDescription
 
 from trainer import adapter
-from trainer.env_cfg import EnvCfg, play_env, teacher_env
+from trainer.env_cfg import EnvCfg, play_env, student_env, teacher_env
 from trainer.errors import TrainerError
 from trainer.observations import GROUP_SIZES, NUM_JOINTS
 from trainer.parkour import (
@@ -49,6 +49,8 @@ from isaaclab.utils import configclass  # noqa: E402
 
 if TYPE_CHECKING:
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+    from trainer.vision import Cameras
 
 __all__ = ["CONTROL_STEP_S", "ENV_IDS", "Parkour", "ParkourEnv", "StepFacts", "make_env"]
 
@@ -90,6 +92,11 @@ class ParkourEnv(ManagerBasedRLEnv):
         assert self.parkour.facts is not None
         return self.parkour.facts
 
+    @property
+    def vision(self) -> Cameras | None:
+        """The robots' cameras; None where `camera.enabled` is false."""
+        return self.parkour.vision
+
     def checkpoint_state(self) -> dict[str, Tensor]:
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
         state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}
@@ -105,7 +112,12 @@ class ParkourEnv(ManagerBasedRLEnv):
         parkour.tile_level.copy_(parkour.level)
         self.common_step_counter = int(state["steps"])
         if len(level) == self.num_envs:
-            bodies = {key: state[f"body.{key}"].to(self.device) for key in vars(parkour.bodies)}
+            known = vars(parkour.bodies)
+            bodies = {
+                # An older checkpoint may lack what has been added since.
+                key: state.get(f"body.{key}", known[key]).to(self.device)
+                for key in known
+            }
             parkour.bodies.copy_(Bodies(**bodies))
             parkour.privileged.copy_(parkour.bodies.privileged())
             parkour.randomise_bodies()
@@ -318,7 +330,7 @@ def _quiet():  # noqa: ANN202
 
 
 def _register() -> None:
-    for name, make_cfg in (("teacher", teacher_env), ("student", teacher_env), ("play", play_env)):
+    for name, make_cfg in (("teacher", teacher_env), ("student", student_env), ("play", play_env)):
         if ENV_IDS[name] not in gymnasium.registry:
             gymnasium.register(
                 id=ENV_IDS[name],

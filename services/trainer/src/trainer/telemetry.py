@@ -208,6 +208,7 @@ _SHOWN: Final[dict[str, Callable[[float], str]]] = {
     "Perf/collect_s": lambda v: f"collect {v:.2f} s",
     "Perf/learn_s": lambda v: f"learn {v:.2f} s",
     "Train/mean_reward": lambda v: f"reward {v:.2f}",
+    "Loss/action": lambda v: f"imitation {v:.4f}",
     "Episode/mxd": lambda v: f"MXD {v:.2f}",
     "Level/mean": lambda v: f"level {v:.2f}",
     "Torque/rms_nm": lambda v: f"torque {v:.1f} N·m",

@@ -156,6 +156,7 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
             f"run.init: the task {cfg.task} begins with {needed[cfg.task]}; give run.init=PATH"
         )
     if checkpoint is None and cfg.run.init:
+        cfg.run.init = str(_newest(Path(cfg.run.init), "run.init"))
         checkpoints.load(Path(cfg.run.init))  # before a simulator is started for nothing
     folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
     if checkpoint is None and checkpoints.find_checkpoints(folder):
@@ -194,13 +195,7 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
     """The checkpoint that `run.resume` means; None when `auto` finds none."""
     wanted = cfg.run.resume
     if wanted != "auto":
-        path = Path(wanted)
-        if not path.is_dir():
-            return path
-        found = checkpoints.newest_intact(path)
-        if found is None:
-            raise CheckpointError(f"run.resume={path}: no intact checkpoint in it")
-        return found
+        return _newest(Path(wanted), "run.resume")
     if cfg.run.dir:
         return checkpoints.newest_intact(Path(cfg.run.dir))
     pattern = f"*-{cfg.run.name}" if by_name else "*"
@@ -210,6 +205,16 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
         key=lambda path: path.stat().st_mtime_ns,
         default=None,
     )
+
+
+def _newest(path: Path, key: str) -> Path:
+    """A checkpoint, or the newest intact one of a run's folder."""
+    if not path.is_dir():
+        return path
+    found = checkpoints.newest_intact(path)
+    if found is None:
+        raise CheckpointError(f"{key}={path}: no intact checkpoint in it")
+    return found
 
 
 def _new_folder(cfg: TrainCfg, now: datetime) -> Path:

@@ -1,0 +1,84 @@
+"""The cameras of a student's robots: pictures as they arrive, and the pose that belongs to each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from krabby_robot.depth import IMAGE_SHAPE
+
+from trainer.depth import DepthCamera, DepthStream, cast_rays
+from trainer.observations import EYE_INDEX, EYE_SIZE
+
+if TYPE_CHECKING:
+    from krabby_robot.description import RobotDescription
+
+    from trainer.depth import DepthErrorsCfg, RayCaster
+    from trainer.terrain import Terrain
+
+__all__ = ["Cameras"]
+
+Tensor = torch.Tensor
+
+_STEP_S: Final = 0.01
+_POSES: Final = 40
+"""Control steps that poses are kept for: longer than any picture is on its way."""
+
+
+def _caster(device: str | torch.device) -> RayCaster:
+    """Who renders: on a GPU one kernel, else torch."""
+    if torch.device(device).type != "cuda":
+        return cast_rays
+    from trainer import raycast
+
+    return raycast.cast_rays
+
+
+class Cameras:
+    """`trainer.student.Vision` of N robots. All state is in place: `step` can be recorded.
+
+    Args:
+        desc: For the camera.
+        terrain: What is seen.
+        errors: How badly.
+        num_envs: N.
+        device: Of everything.
+    """
+
+    def __init__(
+        self,
+        desc: RobotDescription,
+        terrain: Terrain,
+        errors: DepthErrorsCfg,
+        num_envs: int,
+        device: str | torch.device,
+    ) -> None:
+        camera = DepthCamera(desc, terrain, device, caster=_caster(device))
+        self._stream = DepthStream(camera, errors, num_envs, step_s=_STEP_S)
+        self._poses = torch.zeros(_POSES, num_envs, EYE_SIZE, device=device)
+        self._index = EYE_INDEX.to(device)
+        self._robots = torch.arange(num_envs, device=device)
+        self.arrived = self._stream.arrived
+        self.image = self._stream.image
+        self.age = self._stream.age_s
+        self.eye = torch.zeros(num_envs, EYE_SIZE, device=device)
+        assert self.image.shape[1:] == IMAGE_SHAPE
+
+    def reset(self, ids: Tensor) -> None:
+        """Robots `ids` (int64) get other cameras, and forget what they saw."""
+        self._stream.reset(ids)
+
+    def step(self, frame: Tensor, tile: Tensor, base_pos_w: Tensor, base_quat_w: Tensor) -> None:
+        """One control step on, with the robots where they are now.
+
+        Args:
+            frame: `PROPRIO` as sensed now, (N, 69).
+            tile: Where each robot is, (N,).
+            base_pos_w: (N, 3) [m].
+            base_quat_w: (N, 4), xyzw.
+        """
+        self._poses.copy_(torch.cat((self._poses[1:], frame[None, :, self._index])))
+        self._stream.step(tile, base_pos_w, base_quat_w)
+        steps = (self.age / _STEP_S).round().long().clamp(0, _POSES - 1)
+        then = self._poses[_POSES - 1 - steps, self._robots]
+        self.eye.copy_(torch.where(self.arrived[:, None], then, self.eye))
