@@ -161,7 +161,8 @@ TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
 lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
 	@$(COMPILE) requirements-dev.txt -o constraints.txt
 	@for image in $(IMAGES); do \
-	  $(COMPILE) --generate-hashes -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
+	  case $$image in services/jetson-hal) extra="--extra gpio" ;; *) extra= ;; esac; \
+	  $(COMPILE) --generate-hashes $$extra -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
 	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/inference/pyproject.toml -o libs/inference/requirements-tensorrt.lock
 	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
 	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock

@@ -9,18 +9,35 @@ import pytest
 import yaml
 from camera.config import CameraCfg
 from gameloop.config import GameloopCfg
+from jetson_hal.config import JetsonHalCfg
 from krabby_service.config import load_config
 from sim_hal.config import SimHalCfg
+from sim_hal.emulator.config import EmulatorCfg
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"sim-hal": SimHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
-LOCKED = {name: ROOT / "services" / name for name in CONFIGS} | {"cli": ROOT / "cli"}
+ROBOT = {"jetson-hal": JetsonHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
+PLACES = {
+    "compose": {name: f"services/{name}/compose.toml" for name in CONFIGS},
+    "emulated": {name: f"services/{name}/emulated.toml" for name in ROBOT}
+    | {"robot-emulator": "services/sim-hal/emulator.toml"},
+}
+"""Which files make one network, and where."""
+LOCKED = {name: ROOT / "services" / name for name in (*CONFIGS, "jetson-hal")} | {
+    "cli": ROOT / "cli",
+    "tensorrt": ROOT / "libs/inference",
+}
 TRAINER = ROOT / "services" / "trainer"
 
 
 @pytest.fixture(scope="module")
 def compose():
     return yaml.safe_load((ROOT / "compose.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def jetson():
+    return yaml.safe_load((ROOT / "compose.jetson.yaml").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +59,37 @@ def test_configuration_of_a_container_is_accepted_by_its_service(name):
     assert cfg.health_file == "/run/krabby/alive"
 
 
-def test_every_connected_endpoint_is_bound_by_the_service_it_names():
+@pytest.mark.parametrize("name", ROBOT)
+def test_configuration_of_a_container_of_the_robot_is_accepted_by_its_service(name):
+    emulated = load_config(ROBOT[name], ROOT / "services" / name / "emulated.toml")
+    assert (emulated.metrics_address, emulated.health_file) == ("0.0.0.0", "/run/krabby/alive")
+    robot = load_config(ROBOT[name], ROOT / "services" / name / "jetson.toml")
+    assert (robot.metrics_address, robot.health_file) == ("127.0.0.1", "/run/krabby/alive")
+
+
+def test_configuration_of_the_emulator_is_accepted_by_it():
+    cfg = load_config(EmulatorCfg, ROOT / "services/sim-hal/emulator.toml")
+    assert (cfg.metrics_address, cfg.can.interface) == ("0.0.0.0", "udp_multicast")
+
+
+@pytest.mark.parametrize("name", ROBOT)
+def test_on_the_robot_everything_is_on_the_loopback_interface(name):
+    """There the containers share the host's network, so what is bound elsewhere is published."""
+    cfg = load_config(ROBOT[name], ROOT / "services" / name / "jetson.toml")
+    assert all(endpoint.startswith("tcp://127.0.0.1:") for endpoint in vars(cfg.endpoints).values())
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_connected_endpoint_is_bound_by_the_service_it_names(place):
     read = {
-        name: tomllib.loads((ROOT / "services" / name / "compose.toml").read_text())["endpoints"]
-        for name in CONFIGS
+        name: tomllib.loads((ROOT / path).read_text()).get("endpoints", {})
+        for name, path in PLACES[place].items()
     }
     for name, endpoints in read.items():
         for stream, endpoint in endpoints.items():
             host, port = re.fullmatch(r"tcp://([a-z0-9.-]+):(\d+)", endpoint).groups()
             if host != "0.0.0.0":
-                assert read[host][stream] == f"tcp://0.0.0.0:{port}", (name, stream)
+                assert f"tcp://0.0.0.0:{port}" in read[host].values(), (name, stream)
 
 
 def test_nothing_is_published_beyond_the_loopback_interface(compose):
@@ -62,8 +100,27 @@ def test_nothing_is_published_beyond_the_loopback_interface(compose):
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_every_service_is_confined(compose):
-    for name, service in compose["services"].items():
+def test_the_emulated_robot_publishes_nothing_but_its_watchers_on_loopback(jetson):
+    published = {
+        name: port
+        for name, service in jetson["services"].items()
+        for port in service.get("ports", ())
+    }
+    assert set(published) == {"emulated-prometheus", "emulated-grafana"}
+    assert all(port.startswith("127.0.0.1:") for port in published.values())
+
+
+def test_on_the_robot_the_watchers_listen_on_loopback_only(jetson):
+    assert jetson["services"]["grafana"]["environment"]["GF_SERVER_HTTP_ADDR"] == "127.0.0.1"
+    (listen,) = [
+        word for word in jetson["services"]["prometheus"]["command"] if "listen-address" in word
+    ]
+    assert listen.startswith("--web.listen-address=127.0.0.1:")
+
+
+@pytest.mark.parametrize("file", ["compose", "jetson"])
+def test_every_service_is_confined(file, request):
+    for name, service in request.getfixturevalue(file)["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert "cap_add" not in service, name
@@ -75,37 +132,92 @@ def test_every_service_is_confined(compose):
         assert re.search(r":(v?\d|\$\{KRABBY_VERSION)", service["image"]), name
 
 
+def test_only_jetson_hal_and_camera_get_devices_and_only_the_gpus_users_the_runtime(jetson):
+    services = jetson["services"]
+    assert {name for name, one in services.items() if "devices" in one} == {"jetson-hal"}
+    assert {name for name, one in services.items() if "device_cgroup_rules" in one} == {"camera"}
+    with_gpu = {name for name, one in services.items() if one.get("runtime") == "nvidia"}
+    assert with_gpu == {"camera", "gameloop"}
+
+
+def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_network(jetson):
+    emulated = {
+        name: one for name, one in jetson["services"].items() if one["profiles"] == ["emulated"]
+    }
+    assert len(emulated) == 6
+    for name, one in emulated.items():
+        assert not one.keys() & {"runtime", "devices", "network_mode", "device_cgroup_rules"}, name
+
+
+def test_what_runs_when_no_profile_is_named_is_the_robot(jetson):
+    (chosen,) = re.findall(r"(?m)^COMPOSE_PROFILES=(.+)$", (ROOT / ".env").read_text())
+    robot = {name for name, one in jetson["services"].items() if chosen in one["profiles"]}
+    assert robot == {*ROBOT, "prometheus", "grafana"}
+    assert all(one["profiles"] for one in jetson["services"].values())
+
+
+def test_every_setting_of_a_compose_file_is_listed_in_env():
+    listed = set(re.findall(r"(?m)^([A-Z_]+)=", (ROOT / ".env").read_text()))
+    for name in ("compose.yaml", "compose.jetson.yaml"):
+        used = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / name).read_text()))
+        assert used - {"KRABBY_LOG_LEVEL"} <= listed, name
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "robot.yml"])
+def test_prometheus_asks_every_service_where_it_answers(name):
+    read = yaml.safe_load((ROOT / "monitoring/prometheus" / name).read_text())
+    asked = {
+        job["job_name"]: int(job["static_configs"][0]["targets"][0].partition(":")[2])
+        for job in read["scrape_configs"]
+        if "static_configs" in job
+    }
+    classes = CONFIGS if name == "prometheus.yml" else ROBOT
+    for service, cfg in classes.items():
+        assert asked[service] == cfg().metrics_port, service
+
+
 def test_only_the_loops_have_real_time_limits(compose):
     with_limits = {name for name, service in compose["services"].items() if "ulimits" in service}
     assert with_limits == set(CONFIGS)
 
 
-def test_dockerfiles_differ_in_nothing_but_the_service():
-    def neutral(name):
-        return (ROOT / "services" / name / "Dockerfile").read_text().replace(name, "NAME")
+def steps(name):
+    """Instructions of a service's Dockerfile, its name and its choice of libraries taken out."""
+    text = (ROOT / "services" / name / "Dockerfile").read_text().replace(name, "NAME")
+    text = re.sub(r"(?m)^#.*\n", "", text)
+    text = re.sub(r" ./libs/[a-z]+", "", text)
+    return re.split(r"\n+(?=[A-Z]+ )", text.strip())
 
-    assert neutral("sim-hal") == neutral("camera") == neutral("gameloop")
+
+def test_dockerfiles_of_plain_images_differ_in_nothing_but_the_service():
+    robot = [step for step in steps("jetson-hal") if "mkdir /var/lib/krabby" not in step]
+    assert steps("sim-hal") == robot
+
+
+def test_dockerfiles_of_the_gpus_users_differ_in_the_cameras_sdk_only():
+    only_camera = [step for step in steps("camera") if step not in steps("gameloop")]
+    assert [step.split()[0] for step in only_camera] == ["COPY", "RUN"]
+    assert all("/tmp/sdk" in step for step in only_camera)
+    assert [step for step in steps("camera") if step not in only_camera] == steps("gameloop")
 
 
 def test_trainers_image_is_built_like_the_others():
     """It differs in Python, in what it needs of the repository and in where it writes."""
-    trainer, other = (
-        (ROOT / "services" / name / "Dockerfile").read_text().replace(name, "NAME")
-        for name in ("trainer", "gameloop")
-    )
-    steps = [re.split(r"\n(?=[A-Z]+ )", text) for text in (trainer, other)]
-    ours, theirs = (set(each) for each in steps)
+    ours, theirs = set(steps("trainer")), set(steps("sim-hal"))
     assert len(theirs - ours) <= 6, theirs - ours
     assert "USER krabby" in ours
-    assert "python:3.12" in steps[0][1]
+    assert "ARG PYTHON_IMAGE=python:3.12-slim-bookworm" in ours
+
+
+def lock_in(folder):
+    (path,) = folder.glob("requirements*.lock")
+    return path
 
 
 @pytest.mark.parametrize("name", [*LOCKED, "trainer", "build"])
 def test_locks_pin_by_hash_and_name_no_host(name):
     folders = LOCKED | {"trainer": TRAINER}
-    path = (
-        folders[name] / "requirements.lock" if name in folders else ROOT / "requirements-build.lock"
-    )
+    path = ROOT / "requirements-build.lock" if name == "build" else lock_in(folders[name])
     text = path.read_text()
     assert "://" not in text
     for block in re.split(r"\n(?=[a-z])", text.strip()):
@@ -122,7 +234,7 @@ def test_images_hold_the_versions_that_the_tests_run_with(name):
     )
     pin = r"(?m)^([a-z0-9-]+==[^ \n]+)"
     pins = set(re.findall(pin, (ROOT / constraints).read_text()))
-    locked = set(re.findall(pin, (folder / "requirements.lock").read_text()))
+    locked = set(re.findall(pin, lock_in(folder).read_text()))
     assert locked <= pins, f"run: make lock ({sorted(locked - pins)})"
 
 
