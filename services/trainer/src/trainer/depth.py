@@ -5,7 +5,7 @@ boxes, and for a pinhole camera the reciprocal of a plane's optical-axis distanc
 function of the pixel. A ray enters a box at the farthest of the faces turned to the eye and leaves
 it at the nearest of the others, so a box is three affine functions to enter and at most six to
 leave, and an image is the largest reciprocal over the boxes: exact, at any resolution. The loop
-over boxes runs in torch, or in one kernel (`trainer.raycast`) that is handed in.
+over boxes runs in torch, or on CUDA in one kernel (`trainer.raycast`).
 
 `DepthPreprocessor` is the batched twin of `krabby_robot.depth`, number for number. `DepthErrors`
 spoils images as stereo does. `DepthStream` adds time: each robot exposes at a rate of its own,
@@ -50,6 +50,7 @@ __all__ = [
     "RayCaster",
     "cast_rays",
     "described",
+    "fastest_caster",
     "flawless",
     "mirror_image",
 ]
@@ -70,6 +71,8 @@ _SOON_S: Final = 1e-5
 """Clocks count down in float32."""
 _BLEED_PX: Final = 2
 """Farthest that an edge bleeds."""
+_WINDOW_PX: Final = 4
+"""Side of the windows in which a stereo camera's errors go together."""
 _EDGE_REL: Final = 0.15
 """Two disparities that differ by more than this share of the larger belong to two things."""
 _AT_ONCE: Final = {"cpu": 1 << 19, "cuda": 1 << 25}
@@ -119,6 +122,17 @@ def cast_rays(planes: Tensor, count: Tensor, right: Tensor, down: Tensor) -> Ten
     return out.clamp_(min=0.0)
 
 
+def fastest_caster(device: str | torch.device) -> RayCaster:
+    """One kernel on CUDA (`trainer.raycast`), `cast_rays` elsewhere."""
+    if torch.device(device).type == "cuda":
+        try:
+            from trainer import raycast
+        except ImportError:  # no Triton
+            return cast_rays
+        return raycast.cast_rays
+    return cast_rays
+
+
 class DepthCamera:
     """Exact depth of the boxes of a robot's own course, seen from the mount of `robot.toml`.
 
@@ -128,7 +142,7 @@ class DepthCamera:
             runtime's simulation has it: neighbouring tiles are not seen.
         device: Where poses come from and images go.
         border_m: Width of that border.
-        caster: Does the work per pixel.
+        caster: Does the work per pixel; the fastest there is by default.
     """
 
     def __init__(
@@ -138,7 +152,7 @@ class DepthCamera:
         device: str | torch.device,
         *,
         border_m: float = 2.0,
-        caster: RayCaster = cast_rays,
+        caster: RayCaster | None = None,
     ) -> None:
         camera = desc.camera
         if (camera.height, camera.width) != RAW_SHAPE:
@@ -147,7 +161,7 @@ class DepthCamera:
                 f"{RAW_SHAPE[0]} x {RAW_SHAPE[1]}; change [camera] or krabby_robot.depth"
             )
         self.camera, self.device = camera, torch.device(device)
-        self._cast = caster
+        self._cast = caster or fastest_caster(device)
 
         def constant(values: object) -> Tensor:
             array = np.asarray(values, np.float64)
@@ -311,6 +325,8 @@ class DepthErrorsCfg:
     """Off: flawless images at the rate and the mean latency of `robot.toml`."""
     noise_rel: list[float] = field(default_factory=lambda: [0.0, 0.02])
     """Standard deviation of a pixel's depth, as a share of it."""
+    window_noise_rel: list[float] = field(default_factory=lambda: [0.0, 0.01])
+    """The same of what all pixels of a small window share: matching compares windows."""
     scale_rel: list[float] = field(default_factory=lambda: [-0.02, 0.02])
     """By how much all depths are off, as a share of them."""
     hole_probability: list[float] = field(default_factory=lambda: [0.0, 0.05])
@@ -345,6 +361,7 @@ def described(camera: CameraModel) -> DepthErrorsCfg:
     """The flaws that `robot.toml` gives the camera, and none other: those sim-hal has."""
     return DepthErrorsCfg(
         noise_rel=[camera.noise_rel] * 2,
+        window_noise_rel=[0.0, 0.0],
         scale_rel=[0.0, 0.0],
         hole_probability=[camera.hole_probability] * 2,
         bleed_px=[0.0, 0.0],
@@ -386,7 +403,8 @@ class DepthErrors:
         def parameter(*size: int) -> Tensor:
             return torch.zeros(num_envs, *size, device=device)
 
-        self.noise_rel, self.scale, self.hole_probability = (parameter() for _ in range(3))
+        self.noise_rel, self.window_noise_rel, self.scale = (parameter() for _ in range(3))
+        self.hole_probability = parameter()
         self.bleed_px, self.edge_hole_probability, self.range_m = (parameter() for _ in range(3))
         self.mount_error = parameter(6)
         """As `DepthCamera.render` takes it, (N, 6)."""
@@ -396,6 +414,7 @@ class DepthErrors:
         """Draw anew for the robots `ids`, int64."""
         cfg, size = self.cfg, (len(ids),)
         self.noise_rel[ids] = uniform(cfg.noise_rel, size, self._device)
+        self.window_noise_rel[ids] = uniform(cfg.window_noise_rel, size, self._device)
         self.scale[ids] = 1.0 + uniform(cfg.scale_rel, size, self._device)
         self.hole_probability[ids] = uniform(cfg.hole_probability, size, self._device)
         self.bleed_px[ids] = uniform(cfg.bleed_px, size, self._device)
@@ -411,14 +430,21 @@ class DepthErrors:
         `inverse` (M, H, W) is the true reciprocal depth [1/m].
         """
         cfg = self.cfg
-        lost = self.hole_probability[ids, None, None]
+
+        def own(parameter: Tensor) -> Tensor:
+            return parameter[ids, None, None]
+
+        lost = own(self.hole_probability)
         if max(cfg.bleed_px) > 0.0:
-            inverse, edge = _bled(inverse, self.bleed_px[ids, None, None])
-            lost = lost + edge * self.edge_hole_probability[ids, None, None]
-        depth = _depth(inverse, 1.0 / self.range_m[ids, None, None], 1.0 / self._near_m)
+            inverse, edge = _bled(inverse, own(self.bleed_px))
+            lost = lost + edge * own(self.edge_hole_probability)
+        depth = _depth(inverse, 1.0 / own(self.range_m), 1.0 / self._near_m)
+        factor = own(self.scale)
         if max(cfg.noise_rel) > 0.0:
-            depth = depth * (1.0 + self.noise_rel[ids, None, None] * torch.randn_like(depth))
-        depth = depth * self.scale[ids, None, None]
+            factor = factor + own(self.noise_rel) * torch.randn_like(depth)
+        if max(cfg.window_noise_rel) > 0.0:
+            factor = factor + own(self.window_noise_rel) * _window_noise(depth)
+        depth = depth * factor
         if max(*cfg.hole_probability, *cfg.edge_hole_probability) > 0.0:
             depth = torch.where(torch.rand_like(depth) < lost, 0.0, depth)
         return depth
@@ -429,7 +455,7 @@ def _bled(inverse: Tensor, spread_px: Tensor) -> tuple[Tensor, Tensor]:
     height, width = inverse.shape[-2:]
 
     def shift() -> Tensor:
-        step = (spread_px * torch.randn_like(inverse)).round()
+        step = (spread_px * _window_noise(inverse)).round()
         return step.clamp_(-_BLEED_PX, _BLEED_PX).long()
 
     rows = torch.arange(height, device=inverse.device)[:, None]
@@ -442,17 +468,26 @@ def _bled(inverse: Tensor, spread_px: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(edge, blend, inverse), edge
 
 
+def _window_noise(images: Tensor) -> Tensor:
+    """Standard normal numbers in the shape of `images` (M, H, W), the same throughout a window."""
+    height, width = images.shape[-2:]
+    size = (len(images), math.ceil(height / _WINDOW_PX), math.ceil(width / _WINDOW_PX))
+    drawn = torch.randn(size, device=images.device).repeat_interleave(_WINDOW_PX, dim=2)
+    return drawn.repeat_interleave(_WINDOW_PX, dim=1)[:, :height, :width]
+
+
 class DepthStream:
     """The newest policy image of every robot, as its camera delivers it. All state is in place.
 
     Call `step` once per control step, with the robots where they are; then read:
 
     - `arrived` (N,) bool: whose image came with this step.
-    - `image` (N, 58, 87): the newest that arrived; -0.5 + 1 everywhere (far) while there is none.
+    - `image` (N, 58, 87): the newest that arrived; 0.5 (far) all over while there is none.
     - `age_s` (N,): since its exposure; `NO_IMAGE_S` while there is none.
 
-    On CUDA at most `capacity` robots expose in one step, those that have waited longest; the rest
-    does so one step later. By default that is a rare event.
+    With a `capacity`, as by default on CUDA, that many images are rendered in every step: shapes
+    must not depend on values. Should more robots be due, which the default makes rare, those that
+    have waited longest go first.
     """
 
     def __init__(
@@ -472,7 +507,9 @@ class DepthStream:
         self.errors = DepthErrors(self.cfg, camera.camera, num_envs, device)
         self.preprocess = DepthPreprocessor(camera.camera, device)
         self._device = str(device)
-        self.capacity = self._usual_capacity() if capacity is None else min(capacity, num_envs)
+        if capacity is None and device.type != "cpu":
+            capacity = self._usual_capacity()
+        self.capacity = capacity
         self.slots = self._slots()
         """Frames of one robot that can be on their way."""
 
@@ -559,9 +596,9 @@ class DepthStream:
     def _due(self) -> tuple[Tensor, Tensor]:
         """Robots whose exposure it is (C,), and which of them are meant, bool (C,)."""
         due = self._next_s <= _SOON_S
-        if self._next_s.device.type == "cpu":
+        if self.capacity is None:
             ids = due.nonzero()[:, 0]
-            return ids, torch.ones_like(ids, dtype=torch.bool)
+            return ids, due[ids]
         if self.capacity >= self.num_envs:
             return self._robots, due
         ids = torch.topk(self._next_s, self.capacity, largest=False, sorted=False).indices
@@ -589,7 +626,13 @@ class DepthStream:
 
 
 def _check(cfg: DepthErrorsCfg, camera: CameraModel) -> None:
-    shares = ("noise_rel", "hole_probability", "edge_hole_probability", "drop_probability")
+    shares = (
+        "noise_rel",
+        "window_noise_rel",
+        "hole_probability",
+        "edge_hole_probability",
+        "drop_probability",
+    )
     limits = {name: (0.0, 1.0) for name in shares} | {
         "scale_rel": (-0.5, 0.5),
         "bleed_px": (0.0, 1.0 * _BLEED_PX),
