@@ -60,13 +60,15 @@ def test_a_drive_that_is_off_hears_a_command_and_does_not_act_on_it(bank):
 
 def test_the_envelope_shrinks_with_speed_supply_and_the_written_limit(bank):
     switched_on(bank)
+    bank.law(NOTHING, NO_STUCK)
     # At 48 V: 120 (1 - 5 / 20) = 90 forwards, the peak of 120 against the motion.
     low, high = bank.torque_range(np.full(18, 5.0))
     assert (low[0], high[0]) == (pytest.approx(-120.0), pytest.approx(90.0))
     # At 24 V the no-load speed is 10: 120 (1 - 5 / 10) = 60.
     bank.supply_v = 24.0
     assert bank.torque_range(np.full(18, 5.0))[1][0] == pytest.approx(60.0)
-    bank.torque_limit[0] = 25.0
+    bank.limit_torque(0, 25.0)
+    bank.law(NOTHING, NO_STUCK)
     low, high = bank.torque_range(np.full(18, 5.0))
     assert (low[0], high[0]) == (-25.0, 25.0)
 
@@ -98,11 +100,11 @@ def test_a_winding_over_its_limit_switches_the_drive_off_until_it_is_cleared(ban
     assert bank.faults[0] == DriveFault.OVER_TEMPERATURE
     assert bank.faults[1] == 0
     assert not bank.enable(0, 0)
-    bank.clear_faults(0)
+    bank.disable(0, clear=True)
     bank.protect(0)  # still hot
     assert bank.faults[0] == DriveFault.OVER_TEMPERATURE
     bank.winding_c[0] = 60.0
-    bank.clear_faults(0)
+    bank.disable(0, clear=True)
     bank.protect(0)
     assert bank.enable(0, 0)
 
@@ -181,7 +183,7 @@ def test_noise_has_the_size_that_was_asked_for(desc):
 
 def test_a_reset_forgets_parameters_and_faults(bank):
     switched_on(bank, timeout_ns=100_000_000)
-    bank.torque_limit[0] = 30.0
+    bank.limit_torque(0, 30.0)
     bank.reboot(0, now_ns=1_000_000_000)
     assert bank.mode[0] == DriveMode.OFF
     assert bank.timeout_ns[0] == 0

@@ -25,6 +25,7 @@ __all__ = ["DriveBank", "Law"]
 _CAN_TIMEOUT = np.uint32(DriveFault.CAN_TIMEOUT)
 _OVER_TEMPERATURE = np.uint32(DriveFault.OVER_TEMPERATURE)
 _UNDERVOLTAGE = np.uint32(DriveFault.UNDERVOLTAGE)
+_RUN, _OFF = np.uint8(DriveMode.RUN), np.uint8(DriveMode.OFF)
 _LEAST_SUPPLY_V = 1.0
 """Keeps divisions by the supply voltage finite."""
 
@@ -50,8 +51,8 @@ class DriveBank:
         self._cfg = drive
         self._supply = supply
         self._random = np.random.default_rng(seed)
-        self.mode = np.full(count, DriveMode.OFF, np.uint8)
-        """`DriveMode`."""
+        self.on = np.zeros(count, bool)
+        """Drives that are switched on."""
         self.faults = np.zeros(count, np.uint32)
         """Latched `DriveFault` bits, kept until they are cleared."""
         self.timeout_ns = np.zeros(count, np.int64)
@@ -76,6 +77,8 @@ class DriveBank:
         self._stuck = np.zeros(count, bool)
         self._stuck_at = np.zeros(count)
         self._effort = np.zeros(count)
+        self._law: Law | None = None
+        self._limit = self.torque_limit.copy()
         self.reported_pos = np.zeros(count)
         """What the encoders say [rad]."""
         self.reported_vel = np.zeros(count)
@@ -102,31 +105,33 @@ class DriveBank:
         self.kp[joints] = kp
         self._kd[joints] = kd
         self._torque[joints] = torque
+        self._law = None
 
     def enable(self, joint: int, now_ns: int) -> bool:
         """Switch on, limp until the first command; refused while a fault is latched."""
         if self.faults[joint]:
             return False
-        if self.mode[joint] != DriveMode.RUN:
+        if not self.on[joint]:
             self._forget_targets(joint)
             self.command_ns[joint] = now_ns
-        self.mode[joint] = DriveMode.RUN
+        self.on[joint] = True
         return True
 
     def disable(self, joint: int, *, clear: bool = False) -> None:
         """Switch off; `clear` forgets the faults as well, those that last come back at once."""
-        self.mode[joint] = DriveMode.OFF
+        self.on[joint] = False
+        self._law = None
         if clear:
             self.faults[joint] = 0
 
-    def clear_faults(self, joint: int) -> None:
-        """Forget the faults without switching off."""
-        self.faults[joint] = 0
+    def limit_torque(self, joint: int, torque: float) -> None:
+        """Give no more than this from now on [N·m]."""
+        self.torque_limit[joint] = torque
+        self._law = None
 
     def reboot(self, joint: int, now_ns: int) -> None:
         """Lose power for a moment: off, mute while booting, volatile parameters forgotten."""
-        self.mode[joint] = DriveMode.OFF
-        self.faults[joint] = 0
+        self.disable(joint, clear=True)
         self.timeout_ns[joint] = 0
         self.torque_limit[joint] = self._desc.peak_torque
         self._forget_targets(joint)
@@ -135,58 +140,65 @@ class DriveBank:
     def _forget_targets(self, joint: int) -> None:
         for values in (self._target_vel, self.kp, self._kd, self._torque):
             values[joint] = 0.0
+        self._law = None
 
     # --- around a substep ----------------------------------------------------------------------
 
     def protect(self, now_ns: int) -> None:
         """Let go wherever the time-out passed, the winding is too hot or the supply too low."""
-        running = self.mode == DriveMode.RUN
         deaf = (self.timeout_ns > 0) & (now_ns - self.command_ns > self.timeout_ns)
-        silent = running & deaf
         hot = self.winding_c > self._cfg.winding_limit_c
-        if not (silent.any() or hot.any() or self.supply_v < self._supply.undervoltage):
+        low = self.supply_v < self._supply.undervoltage
+        tripped = (deaf & self.on) | hot | low
+        if not tripped.any():
             return
-        tripped = silent | hot
-        self.faults[silent] |= _CAN_TIMEOUT
+        self.faults[deaf & self.on] |= _CAN_TIMEOUT
         self.faults[hot] |= _OVER_TEMPERATURE
-        if self.supply_v < self._supply.undervoltage:
+        if low:
             self.faults |= _UNDERVOLTAGE
-            tripped |= True
-        self.trips += int((tripped & running).sum())
-        self.mode[tripped] = DriveMode.OFF
+        self.trips += int((tripped & self.on).sum())
+        self.on &= ~tripped
+        self._law = None
 
     def law(self, joint_pos: NDArray[np.float64], stuck: NDArray[np.bool_]) -> Law:
-        """What every drive does until the next substep.
+        """What every drive does until the next substep; the same object until that changes.
 
         Args:
             joint_pos: true angles [rad], for the moment an encoder stops.
             stuck: encoders that stand still; their drives go by what they read.
         """
-        began = stuck & ~self._stuck
-        self._stuck_at[began] = joint_pos[began]
-        self._stuck = stuck
-        running = self.mode == DriveMode.RUN
-        kp = np.where(running, self.kp, 0.0)
-        kd = np.where(running, self._kd, self._cfg.off_damping)
-        offset = np.where(running, self._kd * self._target_vel + self._torque, 0.0)
-        blind = stuck & running
+        if stuck is not self._stuck:
+            began = stuck & ~self._stuck
+            self._stuck_at[began] = joint_pos[began]
+            self._stuck = stuck
+            self._law = None
+        if self._law is None:
+            self._law = self._new_law()
+            self._limit = np.where(self.on, self.torque_limit, self._desc.peak_torque)
+        return self._law
+
+    def _new_law(self) -> Law:
+        kp = np.where(self.on, self.kp, 0.0)
+        kd = np.where(self.on, self._kd, self._cfg.off_damping)
+        offset = np.where(self.on, self._kd * self._target_vel + self._torque, 0.0)
+        blind = self._stuck & self.on
         if blind.any():
             offset[blind] += kp[blind] * (self.target_pos - self._stuck_at)[blind]
             kp[blind] = 0.0
             kd[blind] = 0.0
-        return Law(kp, kd, self.target_pos, offset)
+        return Law(kp, kd, self.target_pos.copy(), offset)
 
     def torque_range(
         self, joint_vel: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Least and largest torque there is [N·m] at `joint_vel` [rad/s] and this supply."""
+        """Least and largest torque there is [N·m] at `joint_vel` [rad/s], after `law`.
+
+        Drives that are off brake, and for braking the envelope leaves the whole peak.
+        """
         # The no-load speed follows the voltage, so the same torque is had at a lower speed.
         share = max(self.supply_v, _LEAST_SUPPLY_V) / self._supply.voltage
         low, high = torque_speed_limit(self._desc, joint_vel / share)
-        running = self.mode == DriveMode.RUN
-        limit = np.where(running, self.torque_limit, self._desc.peak_torque)
-        low = np.where(running, np.maximum(low, -limit), -limit)
-        return low, np.where(running, np.minimum(high, limit), limit)
+        return np.maximum(low, -self._limit), np.minimum(high, self._limit)
 
     def settle(
         self,
@@ -209,23 +221,22 @@ class DriveBank:
             sag_v: taken off the supply by something else than the drives [V].
         """
         cfg = self._cfg
-        running = self.mode == DriveMode.RUN
         mechanical = effort * joint_vel
         copper = (effort / cfg.motor_constant) ** 2
         # A drive that is off brakes by its own shorted winding: all of it stays there as heat.
-        heat = np.where(running, copper, np.abs(mechanical))
+        heat = np.where(self.on, copper, np.abs(mechanical))
         to_housing = (self.winding_c - self.housing_c) / cfg.winding_to_housing
         to_air = (self.housing_c - cfg.ambient_c) / cfg.housing_to_air
         self.winding_c += (heat - to_housing) * (dt_s / cfg.winding_capacity)
         self.housing_c += (to_housing - to_air) * (dt_s / cfg.housing_capacity)
         if heat_c is not None:
             np.fmax(self.winding_c, heat_c, out=self.winding_c)
-        power = float((mechanical + copper)[running].sum()) + self._supply.idle_power
+        power = float((mechanical + copper)[self.on].sum()) + self._supply.idle_power
         self.supply_a = power / max(self.supply_v, _LEAST_SUPPLY_V)
         self.supply_v = max(
             self._supply.voltage - self._supply.resistance * self.supply_a - sag_v, 0.0
         )
-        self._effort = np.where(running, effort, 0.0)
+        self._effort = np.where(self.on, effort, 0.0)
         self.report(joint_pos, joint_vel)
 
     def report(self, joint_pos: NDArray[np.float64], joint_vel: NDArray[np.float64]) -> None:
@@ -244,11 +255,16 @@ class DriveBank:
         self.reported_effort = effort
 
     @property
+    def mode(self) -> NDArray[np.uint8]:
+        """`DriveMode` of every drive, as it reports it."""
+        return np.where(self.on, _RUN, _OFF)
+
+    @property
     def running(self) -> int:
         """How many drives are switched on."""
-        return int((self.mode == DriveMode.RUN).sum())
+        return int(self.on.sum())
 
     @property
     def holding(self) -> NDArray[np.bool_]:
         """Drives that hold a position."""
-        return (self.mode == DriveMode.RUN) & (self.kp > 0.0)
+        return self.on & (self.kp > 0.0)

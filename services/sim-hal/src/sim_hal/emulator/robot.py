@@ -10,7 +10,7 @@ from krabby_devices.imu import ImuSample
 from krabby_robot import frames
 
 from sim_hal.emulator.faults import Fault, FaultBoard, FaultKind
-from sim_hal.emulator.motor import DriveBank
+from sim_hal.emulator.motor import DriveBank, Law
 from sim_hal.physics import SUBSTEP_NS
 from sim_hal.stage import Stage
 
@@ -61,7 +61,8 @@ class EmulatedRobot(Stage):
         self.bank = DriveBank(desc, cfg.drive, cfg.supply, seed=cfg.seed)
         self.board = FaultBoard(desc.joint_names, buses, bus_of)
         self._imu = _ImuFlaws(cfg.imu, cfg.seed)
-        self._damped = np.zeros(len(desc.joint_names))
+        self._law: Law | None = None
+        """What the physics was told last."""
         self.limit_excess = np.full(len(desc.joint_names), -np.inf)
         """How far every joint ever was beyond its limits [rad]; negative: never there."""
         self.bank.report(self.world.joint_pos, self.world.joint_vel)
@@ -71,9 +72,12 @@ class EmulatedRobot(Stage):
         board, bank, world = self.board, self.bank, self.world
         board.refresh(now_ns)
         bank.protect(now_ns)
-        world.set_law(*bank.law(world.joint_pos, board.stuck))
+        law = bank.law(world.joint_pos, board.stuck)
+        if law is not self._law:
+            world.set_law(*law)
+            self._law = law
         low, high = bank.torque_range(world.joint_vel)
-        effort = world.step(low, high, driven=bool(bank.holding.any()))
+        effort = world.step(low, high, driven=bool(bank.on.any()))
         joint_pos = world.joint_pos
         bank.settle(
             effort,
@@ -120,6 +124,9 @@ class EmulatedRobot(Stage):
             "drive_trips": bank.trips,
             "faults_injected": {kind: n for kind, n in self.board.injected.items() if n},
         }
+
+    def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
+        self._law = None  # putting the robot down also resets what its actuators hold
 
     def _target_joint_pos(self) -> NDArray[np.float64] | None:
         return self.bank.target_pos if bool(self.bank.holding.all()) else None
