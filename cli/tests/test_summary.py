@@ -10,6 +10,7 @@ FACTS = RunFacts(
     difficulty=0.5,
     seed=3,
     duration_s=30.01234,
+    machine_cores=1.23456,
     cpu_cores={"sim-hal": 0.45678, "camera": 0.1, "gameloop": 0.3, "recorder": 0.2},
     exit="finished",
     reason="the time is up",
@@ -44,17 +45,25 @@ KEYS = {
     "obs_age_p99_ms", "features_age_p99_ms", "command_rtt_p50_ms", "command_rtt_p99_ms",
     "command_timeouts", "gate_clamps", "effort_rms_nm", "trajectory_hash", "sim_time_s",
     "real_time_factor", "cpu_cores", "exit", "reason", "run_id", "logs",
+    "furthest_m", "course_m", "waypoints", "edge_feet", "gate_faults", "effort_rms_max_nm",
+    "saturation_share", "frames_dropped", "degrade", "frames_used", "frames_withheld",
+    "camera_work_p99_ms", "skipped", "work_p50_ms", "work_p99_ms", "observe_p99_ms", "infer_p99_ms",
+    "holds", "policy_s", "blind_s", "blind_switches", "bad_outputs", "machine_cores",
 }  # fmt: skip
 
 
 def test_every_figure_comes_from_the_service_that_measures_it():
-    summary = build_summary(FACTS, {"gameloop": LOOP, "sim-hal": SIM, "camera": {}}, {})
+    camera = {"frames": 900, "dropped": {"dark": 3}, "processing_p99_ms": 1.2}
+    summary = build_summary(FACTS, {"gameloop": LOOP, "sim-hal": SIM, "camera": camera}, {})
 
     assert set(summary) == KEYS
     assert summary["obs_age_p50_ms"] == 3.1, "the loop's own figure, not the simulator's"
     assert summary["distance_m"] == 8.5
     assert summary["duration_s"] == 30.012
     assert summary["exit"] == "finished"
+    assert (summary["frames_used"], summary["frames_withheld"]) == (900, {"dark": 3})
+    assert summary["camera_work_p99_ms"] == 1.2
+    assert summary["machine_cores"] == 1.235
 
 
 def test_cores_are_those_of_the_three_services():
@@ -86,6 +95,8 @@ def test_processor_use_counts_from_the_mark():
     # Ticks of the kernel's accounting are 10 ms: between the mark and here at least 0.1 s passed.
     assert 0.08 <= used <= 1.0
     assert meter.recent() == meter.cores()
+    # Of the whole machine: by the kernel's own accounting, in ticks, and never less than nothing.
+    assert meter.machine >= 0.0
 
     meter.mark()
     clock.advance(10.0)

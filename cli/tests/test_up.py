@@ -2,7 +2,6 @@ import argparse
 import json
 import socket
 import sys
-import textwrap
 import tomllib
 
 import psutil
@@ -10,53 +9,9 @@ import pytest
 from krabby_cli import plan as plan_module
 from krabby_cli.__main__ import main
 from krabby_cli.plan import service_command
+from krabby_cli.progress import Progress
 from krabby_cli.up import add_parser
 from krabby_robot.errors import BundleError, CourseError, UnknownCourse
-
-FAKE = """
-    import json, os, signal, sys, threading
-
-    name, journal, behaviour, *overrides = sys.argv[1:]
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-
-    def say(event, level="info", **facts):
-        print(json.dumps({"level": level, "service": name, "event": event, **facts}), flush=True)
-
-    if behaviour == "never-ready":
-        stop.wait()
-    if behaviour == "die-at-start":
-        sys.stderr.write(name + ": port 1 is taken; set metrics_port\\n")
-        sys.exit(2)
-    say("running")
-    if behaviour == "warn":
-        for _ in range(3):
-            say("behind", level="warning", slots=2)
-    if behaviour == "interrupt":
-        os.kill(os.getppid(), signal.SIGINT)
-    if behaviour != "end":
-        stop.wait()
-    with open(journal, "a") as file:
-        file.write(name + "\\n")
-    figures = {"sim-hal": {"distance_m": 5.5, "falls": 0}, "gameloop": {"loop_hz": 100.0}}
-    say("summary", **figures.get(name, {}))
-    sys.exit(4 if behaviour == "fail-at-end" else 0)
-"""
-
-
-@pytest.fixture
-def fakes(tmp_path, monkeypatch):
-    """Puts fake services in place of the real ones; values of the dictionary are behaviours."""
-    script = tmp_path / "fake.py"
-    script.write_text(textwrap.dedent(FAKE))
-    behaviours = {"sim-hal": "", "camera": "", "gameloop": ""}
-
-    def command(name):
-        return (sys.executable, str(script), name, str(tmp_path / "journal"), behaviours[name])
-
-    monkeypatch.setattr(plan_module, "service_command", command)
-    monkeypatch.chdir(tmp_path)
-    return behaviours
 
 
 def up(*argv):
@@ -143,6 +98,16 @@ def test_a_service_that_never_gets_ready_is_named(fakes, capsys):
     summary, _ = summary_of(capsys)
     assert summary["reason"].startswith("gameloop not ready after 1.5 s")
     assert summary["duration_s"] == 0.0
+
+
+def test_a_run_until_over_ends_when_the_truth_says_so():
+    for truth in ({"waypoint_index": 8.0}, {"falls": 1.0}):
+        progress = Progress("tcp://127.0.0.1:1")
+        progress._fields = {"waypoint_count": [8.0], **{key: [v] for key, v in truth.items()}}
+        assert progress.is_over
+        progress._fields = {"waypoint_count": [8.0], "waypoint_index": [7.0], "falls": [0.0]}
+        assert not progress.is_over
+        progress.close()
 
 
 def test_a_simulator_that_ends_by_itself_ends_the_run_well(fakes, capsys):

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Display", "Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 
-_PLAIN_PERIOD_S: Final = 5.0
 _RENDER_PERIOD_S: Final = 0.25
 _ASK_PERIOD_S: Final = 1.0
 _ANSWER_S: Final = 0.05
@@ -96,24 +95,27 @@ class Echo:
 
 
 class PlainDisplay:
-    """A progress line on stderr every five seconds."""
+    """A progress line on stderr now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, period_s: float = 5.0) -> None:
+        self._period_s = period_s
         self._due_s = 0.0
+        self.prefix = ""
+        """Put before every line."""
 
     def update(self, view: RunView) -> None:
         """Write a line when one is due."""
         now = time.monotonic()
         if now < self._due_s:
             return
-        self._due_s = now + _PLAIN_PERIOD_S
+        self._due_s = now + self._period_s
         load = sum(view.cores.values())
         self.say(f"{view.clock}: {view.progress}" + (f", {load:.2f} cores" if load else ""))
 
     def say(self, text: str) -> None:
         """Write a line."""
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{text}\n")
+            sys.stderr.write(f"{self.prefix}{text}\n")
             sys.stderr.flush()
 
     def close(self) -> None:

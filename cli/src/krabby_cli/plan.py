@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = ["Plan", "make_plan", "service_command"]
+__all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
+
+DEFAULT_POLICY: Final = "gait"
+"""What walks when nobody says; `make sim` follows, the containers have theirs in `.env`."""
+DEFAULT_COURSE: Final = "flat"
+"""Where, likewise."""
 
 _MODULES: Final = {"sim-hal": "sim_hal", "camera": "camera", "gameloop": "gameloop"}
 
@@ -43,6 +48,8 @@ class Plan:
     duration_s: float
     """0 for no end."""
     lockstep: bool
+    until_over: bool
+    """End as soon as the course is completed or the robot has fallen."""
     start_timeout_s: float
 
     @property
@@ -98,6 +105,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         seed=args.seed,
         duration_s=args.duration,
         lockstep=args.speed == 0,
+        until_over=args.until_over,
         start_timeout_s=args.start_timeout,
     )
 

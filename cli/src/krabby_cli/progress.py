@@ -54,6 +54,12 @@ class Progress:
         """Waypoints of the course; 0 before the first message."""
         return int(self._value("waypoint_count"))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the course is completed or the robot has fallen."""
+        reached, count = self._value("waypoint_index"), self.waypoint_count
+        return self._value("falls") > 0 or 0 < count <= reached
+
     def describe(self) -> str:
         """One line for people."""
         if not self._fields:

@@ -18,20 +18,45 @@ ExitState = Literal["finished", "interrupted", "failed"]
 _FROM_GAMELOOP: Final = (
     "loop_hz",
     "deadline_misses",
+    "skipped",
+    "work_p50_ms",
+    "work_p99_ms",
+    "observe_p99_ms",
+    "infer_p99_ms",
     "obs_age_p50_ms",
     "obs_age_p99_ms",
     "features_age_p99_ms",
     "command_rtt_p50_ms",
     "command_rtt_p99_ms",
     "command_timeouts",
+    "holds",
+    "policy_s",
+    "blind_s",
+    "blind_switches",
+    "bad_outputs",
 )
+_FROM_CAMERA: Final = {
+    "frames_used": "frames",
+    "frames_withheld": "dropped",
+    "camera_work_p99_ms": "processing_p99_ms",
+}
+"""Our name and the camera's."""
 _FROM_SIM_HAL: Final = (
     "distance_m",
+    "furthest_m",
+    "course_m",
     "falls",
     "course_completed",
     "waypoints_reached",
+    "waypoints",
+    "edge_feet",
     "gate_clamps",
+    "gate_faults",
     "effort_rms_nm",
+    "effort_rms_max_nm",
+    "saturation_share",
+    "frames_dropped",
+    "degrade",
     "trajectory_hash",
     "sim_time_s",
     "real_time_factor",
@@ -51,6 +76,8 @@ class RunFacts:
     """From the moment all were ready to the moment the first was stopped [s]."""
     cpu_cores: Mapping[str, float]
     """Mean processor use while the robot walked, in cores, by service."""
+    machine_cores: float | None = None
+    """The same of everything on the machine; None when it was not measured."""
     exit: ExitState
     reason: str
     folder: str
@@ -66,8 +93,9 @@ def build_summary(
         reports: `summary` events by service; empty for a service that died before it.
         latest: the last that the truth stream said, for a simulator that could not report.
     """
-    loop, sim = reports.get("gameloop", {}), reports.get("sim-hal", {})
+    loop, camera, sim = (reports.get(name, {}) for name in ("gameloop", "camera", "sim-hal"))
     figures = {name: loop.get(name) for name in _FROM_GAMELOOP}
+    figures |= {name: camera.get(theirs) for name, theirs in _FROM_CAMERA.items()}
     figures |= {name: sim.get(name, latest.get(name)) for name in _FROM_SIM_HAL}
     services = ("sim-hal", "camera", "gameloop")
     cores = {name: round(run.cpu_cores[name], 3) for name in services if name in run.cpu_cores}
@@ -80,6 +108,7 @@ def build_summary(
         "duration_s": round(run.duration_s, 3),
         **figures,
         "cpu_cores": {**cores, "total": total},
+        "machine_cores": None if run.machine_cores is None else round(run.machine_cores, 3),
         "exit": run.exit,
         "reason": run.reason,
         "run_id": run.run_id,
@@ -103,6 +132,7 @@ class CpuMeter:
         self._last: dict[str, tuple[float, float]] = {}
         self._before: dict[str, tuple[float, float]] = {}
         self._marked: dict[str, tuple[float, float]] = {}
+        self._machine = self._machine_marked = (0.0, 0.0)
         self.sample()
         self.mark()
 
@@ -110,6 +140,8 @@ class CpuMeter:
         """Look at every process that is still there."""
         now = self._clock()
         self._before = dict(self._last)
+        machine = psutil.cpu_times()
+        self._machine = (now, sum(machine) - machine.idle - getattr(machine, "iowait", 0.0))
         for name, process in self._processes.items():
             try:
                 times = process.cpu_times()
@@ -120,6 +152,13 @@ class CpuMeter:
     def mark(self) -> None:
         """Start of the span that `cores` is about: the last sample."""
         self._marked = dict(self._last)
+        self._machine_marked = self._machine
+
+    @property
+    def machine(self) -> float | None:
+        """Processor use of the whole machine, mark to last sample [cores]; None without a span."""
+        key = "machine"
+        return _rates({key: self._machine_marked}, {key: self._machine}).get(key)
 
     def cores(self) -> dict[str, float]:
         """Processor use from the mark to the last sample [cores], by name."""

@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -22,17 +21,17 @@ from krabby_robot.courses import COURSES, MAX_DIFFICULTY
 from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
 from krabby_cli.errors import CliError, ServiceDied, StartTimeout, UsageError
-from krabby_cli.plan import Plan, make_plan
+from krabby_cli.plan import DEFAULT_COURSE, DEFAULT_POLICY, Plan, make_plan
 from krabby_cli.progress import Progress
+from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunFacts, build_summary
 from krabby_cli.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import FrameType
+    from collections.abc import Callable, Generator
 
 
-__all__ = ["add_parser", "run_plan"]
+__all__ = ["add_parser", "carry_out", "run_plan"]
 
 _STOP_ORDER: Final = ("gameloop", "camera", "sim-hal", "recorder")
 _TICK_S: Final = 0.1
@@ -67,13 +66,22 @@ def add_parser(commands: Any) -> None:
         help="seconds from the moment all are ready (simulated seconds in lock-step); "
         "0 until Ctrl-C (default)",
     )
-    parser.add_argument("--course", default="flat", help=f"one of {', '.join(COURSES)} (flat)")
+    parser.add_argument(
+        "--until-over",
+        action="store_true",
+        help="end as soon as the course is completed or the robot has fallen",
+    )
+    parser.add_argument(
+        "--course", default=DEFAULT_COURSE, help=f"one of {', '.join(COURSES)} (%(default)s)"
+    )
     parser.add_argument(
         "--difficulty", type=float, default=0.5, metavar="D", help=f"0 to {MAX_DIFFICULTY} (0.5)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="layout and noise (0)")
     parser.add_argument(
-        "--policy", default="gait", help="name under assets/policies, or a folder (gait)"
+        "--policy",
+        default=DEFAULT_POLICY,
+        help="name under assets/policies, or a folder (%(default)s)",
     )
     parser.add_argument(
         "--speed", type=int, choices=(0, 1), default=1, help="1 real time (default), 0 lock-step"
@@ -113,14 +121,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_plan(plan: Plan) -> int:
-    """Start, watch and stop a planned run; prints the summary and returns the exit status."""
+    """Carry out a planned run; prints the summary and returns the exit status."""
+    summary = carry_out(plan, _display)
+    sys.stdout.write(f"{json.dumps(summary)}\n")
+    sys.stdout.flush()
+    return 1 if summary["exit"] == "failed" else 0
+
+
+def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, Any]:
+    """Start, watch and stop a planned run; returns its summary, which is also in its folder.
+
+    SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
+    """
     _make_folder(plan)
-    signals = _Signals()
+    signals = Signals()
     with contextlib.ExitStack() as stack:
         if plan.wiring.own_folder is not None:
             stack.callback(shutil.rmtree, plan.wiring.own_folder, ignore_errors=True)
         stack.enter_context(signals.caught())
-        display = _display(plan)
+        display = make_display(plan)
         stack.callback(display.close)
         progress = stack.enter_context(Progress(plan.wiring.endpoints["truth"]))
         supervisor = Supervisor(
@@ -134,8 +153,7 @@ def run_plan(plan: Plan) -> int:
         watch = _Watch(plan, supervisor, progress, display, signals)
         with supervisor:
             watch.run()
-    _write_summary(plan, watch)
-    return 1 if watch.exit == "failed" else 0
+    return _summary(plan, watch)
 
 
 class _Watch:
@@ -147,7 +165,7 @@ class _Watch:
         supervisor: Supervisor,
         progress: Progress,
         display: Display,
-        signals: _Signals,
+        signals: Signals,
     ) -> None:
         self._plan = plan
         self._supervisor = supervisor
@@ -170,6 +188,11 @@ class _Watch:
     def cores(self) -> dict[str, float]:
         """Processor use while the robot walked, by service."""
         return self._meter.cores() if self._meter else {}
+
+    @property
+    def machine_cores(self) -> float | None:
+        """Processor use of the whole machine in the same time."""
+        return self._meter.machine if self._meter else None
 
     def run(self) -> None:
         """Until the end, for whatever reason; the processes are stopped then."""
@@ -207,14 +230,16 @@ class _Watch:
                 return self._after_end_of(ended)
             if self._ready_s is None:
                 self._while_starting(now - started)
-            elif self._is_over(now):
+            elif self._time_is_up(now):
                 return "finished", "the time is up"
+            elif self._plan.until_over and self.progress.is_over:
+                return "finished", "the robot has fallen or completed the course"
             elif tick % _SAMPLE_TICKS == 0:
                 self._sample()
             self._show(now)
         raise AssertionError("ticks never end")
 
-    def _is_over(self, now: float) -> bool:
+    def _time_is_up(self, now: float) -> bool:
         """In lock-step the simulator counts its own time and ends by itself."""
         assert self._ready_s is not None
         duration_s = 0.0 if self._plan.lockstep else self._plan.duration_s
@@ -271,28 +296,6 @@ def _ticks() -> Generator[int, None, None]:
         time.sleep(_TICK_S)
 
 
-class _Signals:
-    """Counts signals that end a run: the first stops in order, a second one without patience."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.name = ""
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        self.count += 1
-        self.name = self.name or signal.Signals(number).name
-
-    @contextlib.contextmanager
-    def caught(self) -> Generator[None, None, None]:
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {number: signal.signal(number, self._handle) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def _environment(run_id: str) -> dict[str, str]:
     """Of the children. One configuration file cannot fit three services, so none is passed on."""
     env = {key: value for key, value in os.environ.items() if key != "KRABBY_CONFIG"}
@@ -333,7 +336,7 @@ def _display(plan: Plan) -> Display:
     return display
 
 
-def _write_summary(plan: Plan, watch: _Watch) -> None:
+def _summary(plan: Plan, watch: _Watch) -> dict[str, Any]:
     facts = RunFacts(
         run_id=plan.run_id,
         policy=plan.policy,
@@ -342,12 +345,11 @@ def _write_summary(plan: Plan, watch: _Watch) -> None:
         seed=plan.seed,
         duration_s=watch.duration_s,
         cpu_cores=watch.cores,
+        machine_cores=watch.machine_cores,
         exit=watch.exit,
         reason=watch.reason,
         folder=str(plan.folder),
     )
     summary = build_summary(facts, watch.reports, watch.progress.latest)
-    text = json.dumps(summary)
-    (plan.folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    (plan.folder / "summary.json").write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+    return summary

@@ -1,0 +1,36 @@
+"""Signals that end a run in order."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import FrameType
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """Counts signals that end a run: the first stops in order, a second one without patience."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.name = ""
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.count += 1
+        self.name = self.name or signal.Signals(number).name
+
+    @contextlib.contextmanager
+    def caught(self) -> Generator[None, None, None]:
+        """Count SIGINT, SIGTERM and SIGHUP inside the block."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,55 @@
+"""Fake services in place of the real ones, for the commands that start them."""
+
+import sys
+import textwrap
+
+import pytest
+from krabby_cli import plan as plan_module
+
+FAKE = """
+    import json, os, signal, sys, threading
+
+    name, journal, behaviour, *overrides = sys.argv[1:]
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+
+    def say(event, level="info", **facts):
+        print(json.dumps({"level": level, "service": name, "event": event, **facts}), flush=True)
+
+    if behaviour == "never-ready":
+        stop.wait()
+    if behaviour == "die-at-start":
+        sys.stderr.write(name + ": port 1 is taken; set metrics_port\\n")
+        sys.exit(2)
+    say("running")
+    if behaviour == "warn":
+        for _ in range(3):
+            say("behind", level="warning", slots=2)
+    if behaviour == "interrupt":
+        os.kill(os.getppid(), signal.SIGINT)
+    if behaviour != "end":
+        stop.wait()
+    with open(journal, "a") as file:
+        file.write(name + "\\n")
+    figures = {"sim-hal": {"distance_m": 5.5, "falls": 0}, "gameloop": {"loop_hz": 100.0}}
+    if os.path.exists("figures.json"):
+        with open("figures.json") as file:
+            figures = json.load(file)
+    say("summary", **figures.get(name, {}))
+    sys.exit(4 if behaviour == "fail-at-end" else 0)
+"""
+
+
+@pytest.fixture
+def fakes(tmp_path, monkeypatch):
+    """Puts fake services in place of the real ones; values of the dictionary are behaviours."""
+    script = tmp_path / "fake.py"
+    script.write_text(textwrap.dedent(FAKE))
+    behaviours = {"sim-hal": "", "camera": "", "gameloop": ""}
+
+    def command(name):
+        return (sys.executable, str(script), name, str(tmp_path / "journal"), behaviours[name])
+
+    monkeypatch.setattr(plan_module, "service_command", command)
+    monkeypatch.chdir(tmp_path)
+    return behaviours
