@@ -296,7 +296,7 @@ def hardware() -> build.Dashboard:
     """With what effort, joint by joint?"""
     return board(
         "Hardware",
-        "Joints, torque against the envelope, camera.",
+        "Joints, torque against the envelope, camera; drives, buses and IMU where there are any.",
         (
             9,
             [
@@ -384,6 +384,70 @@ def hardware() -> build.Dashboard:
                     {"age": "krabby_camera_frame_age_seconds"},
                     "s",
                     budget=0.15,
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Drives: temperature (effort is cut from 100 °C on)",
+                    {"{{joint}}": "krabby_drive_temperature_celsius"},
+                    "celsius",
+                    budget=90.0,
+                ),
+                graph(
+                    "Drives: supply",
+                    {"{{joint}}": "krabby_drive_voltage_volts"},
+                    "volt",
+                    description="Under 42 V effort is cut, at 36 V nothing of it is left.",
+                ),
+                states(
+                    "Drives: faults",
+                    "krabby_drive_fault_active == 1",
+                    "{{joint}} {{fault}}",
+                    {},
+                ),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "Buses: load (most that a plan may use is 70 %)",
+                    {"{{bus}}": "krabby_bus_load_ratio"},
+                    "percentunit",
+                    budget=0.7,
+                ),
+                graph(
+                    "Buses: replies missed",
+                    {"{{joint}}": per_second("krabby_drive_replies_missed_total")},
+                    "cps",
+                ),
+                heat("Buses: period (5 ms)", "krabby_bus_period_seconds", 'job="jetson-hal"'),
+            ],
+        ),
+        (
+            8,
+            [
+                graph(
+                    "IMU: samples",
+                    {
+                        "good": per_second("krabby_imu_samples_total"),
+                        "damaged": per_second("krabby_imu_bad_checksums_total"),
+                    },
+                    "cps",
+                ),
+                graph(
+                    "IMU: age of the sample that was used (failed at 30 ms)",
+                    {"age": "krabby_imu_age_seconds"},
+                    "s",
+                    budget=0.03,
+                ),
+                graph(
+                    "Load of each foot, told from torques",
+                    {"{{leg}}": "krabby_foot_load_newtons"},
+                    "suffix: N",
                 ),
             ],
         ),
