@@ -9,6 +9,7 @@ happens once (switching on, parameters) goes frame by frame.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -36,8 +37,10 @@ __all__ = [
     "Request",
     "Scale",
     "Words",
+    "pack_parameter",
     "to_value",
     "to_word",
+    "unpack_parameter",
 ]
 
 FloatArray = NDArray[np.floating[Any]]
@@ -140,6 +143,10 @@ class Parameter(IntEnum):
     """Silence after which the drive lets go by itself [s]; 0 switches that off."""
     ZERO_RANGE = 5
     """0: position after power-up in 0 to 2 pi; 1: in -pi to pi."""
+    POSITION_RANGE = 6
+    """`DriveModel.position_range` as the drive has it; read only here."""
+    VELOCITY_RANGE = 7
+    TORQUE_RANGE = 8
 
 
 class Request(NamedTuple):
@@ -251,3 +258,21 @@ class ParameterField:
     """`struct` code of the value, little-endian."""
     scale: float = 1.0
     """Stored = value times this."""
+
+
+def pack_parameter(parameter: Parameter, field: ParameterField, value: float) -> bytes:
+    """The four bytes in which a parameter travels."""
+    try:
+        stored = value * field.scale
+        packed = struct.pack(f"<{field.code}", stored if field.code == "f" else round(stored))
+    except (struct.error, OverflowError, ValueError) as error:
+        raise NotRepresentable(
+            f"{parameter.name} = {value!r} does not fit the drive's parameter: {error}; "
+            "give another value"
+        ) from error
+    return packed.ljust(4, b"\x00")
+
+
+def unpack_parameter(field: ParameterField, data: bytes) -> float:
+    """The inverse of `pack_parameter`."""
+    return struct.unpack_from(f"<{field.code}", data)[0] / field.scale

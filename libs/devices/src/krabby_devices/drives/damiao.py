@@ -38,8 +38,10 @@ from krabby_devices.drives.codec import (
     Request,
     Scale,
     Words,
+    pack_parameter,
     to_value,
     to_word,
+    unpack_parameter,
 )
 from krabby_devices.drives.types import DriveFault, DriveMode
 from krabby_devices.errors import NotRepresentable
@@ -65,6 +67,9 @@ PARAMETERS: Final = {
     Parameter.RUN_MODE: ParameterField(10, "I"),
     # 20 counts a millisecond: public drivers of the make agree, its manual gives no unit.
     Parameter.CAN_TIMEOUT: ParameterField(9, "I", 20000.0),
+    Parameter.POSITION_RANGE: ParameterField(21, "f"),
+    Parameter.VELOCITY_RANGE: ParameterField(22, "f"),
+    Parameter.TORQUE_RANGE: ParameterField(23, "f"),
 }
 """Register list of the manual."""
 _BY_INDEX: Final = {field.index: parameter for parameter, field in PARAMETERS.items()}
@@ -271,17 +276,10 @@ def _index(request: Request) -> int:
 
 def _pack(parameter: Parameter, value: float) -> bytes:
     field = PARAMETERS.get(parameter, ParameterField(0, "I"))
-    stored = value + _MIT if parameter == Parameter.RUN_MODE else value * field.scale
-    try:
-        return struct.pack("<I", round(stored))
-    except (struct.error, OverflowError, ValueError) as error:
-        raise NotRepresentable(
-            f"{parameter.name} = {value!r} does not fit the drive's register; {error}"
-        ) from error
+    stored = value + _MIT if parameter == Parameter.RUN_MODE else value
+    return pack_parameter(parameter, field, stored)
 
 
 def _unpack(parameter: Parameter, data: bytes) -> float:
-    stored = struct.unpack_from("<I", data)[0]
-    if parameter == Parameter.RUN_MODE:
-        return stored - _MIT
-    return stored / PARAMETERS.get(parameter, ParameterField(0, "I")).scale
+    value = unpack_parameter(PARAMETERS.get(parameter, ParameterField(0, "I")), data)
+    return value - _MIT if parameter == Parameter.RUN_MODE else value

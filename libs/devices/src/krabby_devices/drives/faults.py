@@ -116,15 +116,15 @@ FAULTS: Final = {
         "Check the encoder's magnet and the gear for slip; calibrate again before arming.",
     ),
     DriveFault.TOO_HOT: FaultInfo(
-        "The temperature is at the end of the derating range: no effort is left.",
+        "The temperature is at the end of the derating range.",
         "Temperature in every reply, against the model's range.",
-        "The effort limit has already fallen to nothing; all joints are damped.",
+        "The effort limit has fallen to a quarter of rated; all joints are damped.",
         "Let it cool; walk slower, carry less, or rest more.",
     ),
     DriveFault.VOLTAGE_LOW: FaultInfo(
-        "The supply is at the end of the derating range: no effort is left.",
+        "The supply is at the end of the derating range.",
         "Voltage read from every drive in turn, against [supply] in hardware.toml.",
-        "The effort limit has already fallen to nothing; all joints are damped.",
+        "The effort limit has fallen to a quarter of rated; all joints are damped.",
         "Charge the battery; if it is full, look at its cable and fuse.",
     ),
     DriveFault.VOLTAGE_HIGH: FaultInfo(

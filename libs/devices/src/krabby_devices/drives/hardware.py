@@ -89,7 +89,7 @@ class Supply:
     derate_from_v: float
     """Below this the effort limits fall."""
     derate_to_v: float
-    """At this no effort is left."""
+    """At this only enough is left to sink."""
     high_v: float
 
 

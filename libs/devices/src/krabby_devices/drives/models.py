@@ -34,7 +34,7 @@ class DriveModel:
     derate_from_c: float
     """Temperature at which the effort limit starts to fall."""
     derate_to_c: float
-    """Temperature at which no effort is left; below the drive's own shut-down."""
+    """Temperature at which only enough is left to sink; below the drive's own shut-down."""
     supply_low_v: float
     supply_high_v: float
     """Supply the drive is made for."""

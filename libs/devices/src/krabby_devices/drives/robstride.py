@@ -42,8 +42,10 @@ from krabby_devices.drives.codec import (
     Request,
     Scale,
     Words,
+    pack_parameter,
     to_value,
     to_word,
+    unpack_parameter,
 )
 from krabby_devices.drives.types import DriveFault, DriveMode
 from krabby_devices.errors import NotRepresentable
@@ -324,18 +326,8 @@ def _index(request: Request) -> int:
 
 
 def _pack(parameter: Parameter, value: float) -> bytes:
-    field = PARAMETERS.get(parameter, ParameterField(0, "I"))
-    try:
-        stored = value * field.scale
-        return struct.pack(f"<{field.code}", stored if field.code == "f" else round(stored)).ljust(
-            4, b"\x00"
-        )
-    except (struct.error, OverflowError, ValueError) as error:
-        raise NotRepresentable(
-            f"{parameter.name} = {value!r} does not fit the drive's parameter; {error}"
-        ) from error
+    return pack_parameter(parameter, PARAMETERS.get(parameter, ParameterField(0, "I")), value)
 
 
 def _unpack(parameter: Parameter, data: bytes) -> float:
-    field = PARAMETERS.get(parameter, ParameterField(0, "I"))
-    return struct.unpack_from(f"<{field.code}", data)[0] / field.scale
+    return unpack_parameter(PARAMETERS.get(parameter, ParameterField(0, "I")), data)

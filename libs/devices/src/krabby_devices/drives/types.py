@@ -68,9 +68,9 @@ class DriveFault(IntFlag):
     POSITION_JUMP = 1 << 20
     """The reported position moved farther than the joint can."""
     TOO_HOT = 1 << 21
-    """Temperature beyond the end of the derating range: no effort is left."""
+    """Temperature beyond the end of the derating range."""
     VOLTAGE_LOW = 1 << 22
-    """Supply voltage below the end of the derating range: no effort is left."""
+    """Supply voltage below the end of the derating range."""
     VOLTAGE_HIGH = 1 << 23
     """Supply voltage above what the plan allows."""
 
@@ -123,7 +123,8 @@ class DriveReadings:
         self.faults: NDArray[np.uint32] = np.zeros(count, np.uint32)
         """`DriveFault` bits."""
         self.stamp_ns: NDArray[np.int64] = np.zeros(count, np.int64)
-        """When the reply arrived, CLOCK_MONOTONIC; 0 for never."""
+        """When the reply arrived, CLOCK_MONOTONIC; 0 for never. Of a reply that came too late,
+        when the command was sent that it answers: it was measured at that time or later."""
         self.missed: NDArray[np.int64] = np.zeros(count, np.int64)
         """Commands that were not answered in time, running total."""
 

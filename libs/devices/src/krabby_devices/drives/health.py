@@ -1,0 +1,146 @@
+"""What the readings of all drives say about them, beyond what the drives report themselves.
+
+One pass of array arithmetic a cycle; nothing here does input or output, and time comes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from krabby_devices.drives.types import DriveFault, DriveMode
+
+if TYPE_CHECKING:
+    from krabby_robot.description import RobotDescription
+    from numpy.typing import NDArray
+
+    from krabby_devices.drives.calibration import Mounting
+    from krabby_devices.drives.hardware import HardwareDescription
+    from krabby_devices.drives.types import DriveReadings
+
+__all__ = ["DriveHealth", "HealthCfg"]
+
+# As what they are or-ed into: NumPy takes an IntFlag for a 64-bit number.
+_DROPPED_OUT: Final = np.uint32(DriveFault.DROPPED_OUT)
+_STUCK_ENCODER: Final = np.uint32(DriveFault.STUCK_ENCODER)
+_POSITION_JUMP: Final = np.uint32(DriveFault.POSITION_JUMP)
+_NO_REPLY: Final = np.uint32(DriveFault.NO_REPLY)
+_TOO_HOT: Final = np.uint32(DriveFault.TOO_HOT)
+_VOLTAGE_LOW: Final = np.uint32(DriveFault.VOLTAGE_LOW)
+_VOLTAGE_HIGH: Final = np.uint32(DriveFault.VOLTAGE_HIGH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCfg:
+    """Thresholds."""
+
+    no_reply_s: float = 0.04
+    """Age of the newest reply at which a drive counts as silent."""
+    stuck_travel_rad: float = 0.1
+    """Reported speed, integrated, that a position must not ignore."""
+    stuck_torque_share: float = 0.5
+    """Change of the commanded torque, over rated torque, that a position must not ignore."""
+    stuck_after_s: float = 0.06
+    """... for this long: a joint needs time to begin to move."""
+    jump_margin_rad: float = 0.1
+    jump_speed_share: float = 1.5
+    """Times the drive's fastest speed."""
+
+
+class DriveHealth:
+    """Watches readings; sets fault bits and how much of the effort limit is left."""
+
+    def __init__(
+        self,
+        hardware: HardwareDescription,
+        mounting: Mounting,
+        desc: RobotDescription,
+        cfg: HealthCfg | None = None,
+    ) -> None:
+        """Limits come from the drives' models and from `[supply]`."""
+        self.cfg = HealthCfg() if cfg is None else cfg
+        models = [drive.model for drive in hardware.drives]
+        count = len(models)
+        self._derate_from_c = np.array([model.derate_from_c for model in models])
+        self._derate_to_c = np.array([model.derate_to_c for model in models])
+        self._supply = hardware.supply
+        speed = np.array([model.velocity_range for model in models]) / np.abs(mounting.ratio)
+        self._jump_per_ns = self.cfg.jump_speed_share * speed * 1e-9
+        self._stuck_torque = self.cfg.stuck_torque_share * desc.rated_torque
+        self.effort_share: NDArray[np.float64] = np.ones(count)
+        """Share of the effort limit that temperature and voltage leave, shape (n,)."""
+        self._latched = np.zeros(count, np.uint32)
+        self._pos = np.full(count, np.nan)
+        self._stamp_ns = np.zeros(count, np.int64)
+        self._moved_ns = np.zeros(count, np.int64)
+        self._torque_then = np.zeros(count)
+        self._travel = np.zeros(count)
+        self._was_moving = np.zeros(count, np.bool_)
+
+    def reset(self) -> None:
+        """Forget latched faults and start watching anew."""
+        self._latched[:] = 0
+        self._pos[:] = np.nan
+
+    def update(
+        self,
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        enabled: NDArray[np.bool_],
+        now_ns: int,
+    ) -> None:
+        """Add to `readings.faults` what this reading shows.
+
+        Args:
+            readings: As just received.
+            torque: What the drives were told to give [N·m], shape (n,).
+            enabled: Which drives were switched on, shape (n,).
+            now_ns: The clock of the stamps.
+        """
+        self._watch_position(readings, torque)
+        dropped = enabled & (readings.mode == DriveMode.OFF)
+        self._latched[dropped] |= _DROPPED_OUT
+        faults = readings.faults
+        faults |= self._latched
+        silent = now_ns - readings.stamp_ns > self.cfg.no_reply_s * 1e9
+        faults[silent] |= _NO_REPLY
+        self._derate(readings)
+
+    def _watch_position(self, readings: DriveReadings, torque: NDArray[np.float64]) -> None:
+        pos, stamp = readings.joint_pos, readings.stamp_ns
+        elapsed = stamp - self._stamp_ns
+        news = elapsed > 0
+        first = news & np.isnan(self._pos)
+        step = np.abs(pos - self._pos)
+        jumped = news & (step > self._jump_per_ns * elapsed + self.cfg.jump_margin_rad)
+        self._latched[jumped] |= _POSITION_JUMP
+        moved = first | (news & (step > 0.0))
+        self._moved_ns[moved] = stamp[moved]
+        self._travel[moved] = 0.0
+        still = news & ~moved
+        # While it moves, the torque answers to where it was a reading ago: count from its stop.
+        stopped = still & self._was_moving
+        self._torque_then[stopped] = torque[stopped]
+        self._was_moving[news] = moved[news]
+        self._travel[still] += np.abs(readings.joint_vel[still]) * elapsed[still] * 1e-9
+        ignored = (self._travel > self.cfg.stuck_travel_rad) | (
+            np.abs(torque - self._torque_then) > self._stuck_torque
+        )
+        long_enough = stamp - self._moved_ns > self.cfg.stuck_after_s * 1e9
+        self._latched[still & ignored & long_enough] |= _STUCK_ENCODER
+        self._pos[news] = pos[news]
+        self._stamp_ns[news] = stamp[news]
+
+    def _derate(self, readings: DriveReadings) -> None:
+        supply, faults = self._supply, readings.faults
+        hot, volts = readings.temperature_c, readings.voltage_v
+        heat = (self._derate_to_c - hot) / (self._derate_to_c - self._derate_from_c)
+        sag = (volts - supply.derate_to_v) / (supply.derate_from_v - supply.derate_to_v)
+        # fmin leaves out what is not known.
+        share = np.fmin(np.fmin(heat, sag), 1.0)
+        np.maximum(share, 0.0, out=self.effort_share)
+        faults[hot >= self._derate_to_c] |= _TOO_HOT
+        faults[volts <= supply.derate_to_v] |= _VOLTAGE_LOW
+        faults[volts > supply.high_v] |= _VOLTAGE_HIGH
