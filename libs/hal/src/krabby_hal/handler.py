@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from krabby_robot.gate import DriveCommand, SafetyGate
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GateHandler", "hal_hello", "publish_state"]
+__all__ = ["GateHandler", "follow_gate", "hal_hello", "publish_state"]
 
 log = structlog.get_logger(__name__)
 
@@ -119,12 +119,17 @@ def hal_hello(
     )
 
 
+def follow_gate(server: HalServer, gate: SafetyGate) -> None:
+    """Let every reply from now on carry the gate's state and faults."""
+    server.safety_state = int(gate.state)
+    server.fault_bits = int(gate.faults)
+
+
 def publish_state(
     server: HalServer, gate: SafetyGate, payload: ArrayLike, capture_ns: int, flags: int = 0
 ) -> None:
     """Publish a state, and let every reply from now on carry the gate's state and faults."""
-    server.safety_state = int(gate.state)
-    server.fault_bits = int(gate.faults)
+    follow_gate(server, gate)
     server.publish_state(payload, capture_ns, flags)
 
 

@@ -1,0 +1,1 @@
+"""HAL server over real drives and an IMU."""

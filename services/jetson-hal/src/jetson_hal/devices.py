@@ -1,0 +1,92 @@
+"""What the configuration names, opened nowhere yet: drives, their buses, the IMU, the e-stop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from krabby_devices.drives.bus import CanJointBus
+from krabby_devices.drives.calibration import Calibration
+from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.errors import HardwareError
+from krabby_devices.imu.serial_imu import SerialImu
+
+if TYPE_CHECKING:
+    from krabby_devices.drives import JointBus
+    from krabby_devices.imu import Imu
+    from krabby_robot.description import RobotDescription
+
+    from jetson_hal.config import CanCfg, JetsonHalCfg
+
+__all__ = ["Devices", "load_devices", "load_hardware"]
+
+_CONTROL_HZ = 100.0
+
+
+class Devices(NamedTuple):
+    """The robot's hardware, as `Robot` and `JetsonHal` use it; a test brings fakes."""
+
+    bus: JointBus
+    imu: Imu
+    imu_rate_hz: float
+    """Rate at which the IMU's samples are to come."""
+    bus_of_joint: tuple[str, ...]
+    """Name of the bus of every joint."""
+    rate_hz: float
+    """Exchanges per second."""
+    calibrated: str = ""
+    """When the robot was calibrated; empty when it was not."""
+
+
+def load_hardware(cfg: CanCfg, desc: RobotDescription) -> HardwareDescription:
+    """`hardware.toml` with the overrides of the configuration.
+
+    Raises:
+        HardwareError: it, or an override, cannot be used.
+    """
+    hardware = HardwareDescription.load(Path(cfg.hardware) if cfg.hardware else None, desc)
+    if cfg.channels and len(cfg.channels) != len(hardware.buses):
+        raise HardwareError(
+            f"can.channels names {len(cfg.channels)} channels, hardware.toml has "
+            f"{len(hardware.buses)} buses; give one for each in its order"
+        )
+    if not cfg.interface and not cfg.channels:
+        return hardware
+    names = [bus.name for bus in hardware.buses]
+    channels = dict(zip(names, cfg.channels, strict=True)) if cfg.channels else None
+    return hardware.with_interface(cfg.interface or hardware.buses[0].interface, channels)
+
+
+def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
+    """Read what the configuration names and check it; nothing is opened.
+
+    Raises:
+        DeviceError: a file says what cannot be, or the buses cannot carry the rate.
+    """
+    hardware = load_hardware(cfg.can, desc)
+    rate_hz = cfg.rate_hz or hardware.rate_hz
+    if rate_hz % _CONTROL_HZ:
+        raise HardwareError(
+            f"the buses would run at {rate_hz:g} Hz; commands come at {_CONTROL_HZ:g} Hz, give "
+            "rate_hz a whole multiple of that"
+        )
+    hardware = dataclasses.replace(hardware, rate_hz=rate_hz)
+    calibration = (
+        Calibration.load(Path(cfg.can.calibration), hardware)
+        if cfg.can.calibration
+        else Calibration.nominal(hardware)
+    )
+    imu = SerialImu(
+        cfg.imu.port or hardware.imu.port,
+        mount_quat=hardware.imu.mount_quat,
+        baud=hardware.imu.baud,
+    )
+    return Devices(
+        bus=CanJointBus(hardware, calibration, desc),
+        imu=imu,
+        imu_rate_hz=imu.rate_hz,
+        bus_of_joint=tuple(drive.bus for drive in hardware.drives),
+        rate_hz=rate_hz,
+        calibrated=calibration.measured,
+    )

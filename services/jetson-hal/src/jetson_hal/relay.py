@@ -1,0 +1,47 @@
+"""The camera process's depth images, published again under the HAL's own endpoint.
+
+So that consumers see one contract in simulation and on the robot. Newest only: an image that a
+newer one overtook is dropped. Capture times stay; the image itself is not looked at.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from krabby_proto import CAMERA, LatestSubscriber
+
+if TYPE_CHECKING:
+    from krabby_proto import HalServer
+
+__all__ = ["CameraRelay"]
+
+
+class CameraRelay:
+    """From `endpoints.raw` to a HAL server's `camera`."""
+
+    def __init__(self, endpoint: str) -> None:
+        """Connect; the camera process may come and go."""
+        self._raw = LatestSubscriber(endpoint, CAMERA)
+        self.forwarded = 0
+        """Images published again."""
+        self.overtaken = 0
+        """Images dropped because a newer one was there."""
+
+    @property
+    def invalid(self) -> int:
+        """Messages dropped for their bytes."""
+        return self._raw.invalid
+
+    def forward(self, server: HalServer) -> None:
+        """Publish the newest image that came since the last call; never waits."""
+        images = self._raw.drain()
+        if not images:
+            return
+        newest = images[-1]
+        server.publish_camera(newest.payload, newest.capture_ns, newest.flags)
+        self.forwarded += 1
+        self.overtaken += len(images) - 1
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._raw.close()

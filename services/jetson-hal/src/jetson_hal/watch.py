@@ -1,0 +1,127 @@
+"""What is wrong with drives, buses and IMU, as the faults that the safety gate knows.
+
+Detection itself is below (`krabby_devices`): drives report, the bus side notices what they cannot.
+Here each finding gets the gate's name and is logged once, when it begins, with place and remedy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import structlog
+from krabby_devices.drives import DriveFault
+from krabby_devices.drives.faults import FAULTS
+from krabby_robot.gate import Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from krabby_devices.drives import DriveReadings
+    from krabby_devices.imu.check import ImuFault
+
+__all__ = ["Finding", "Watch"]
+
+log = structlog.get_logger(__name__)
+
+_TOO_WARM = DriveFault.OVER_TEMPERATURE | DriveFault.TOO_HOT
+_IMU_REMEDY = "check its cable and port; a jump or a wrong norm: its mount and power"
+_NO_FAULT = Fault(0)
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong now."""
+
+    fault: Fault
+    """What the gate calls it."""
+    where: str
+    """Joint, bus or `imu`."""
+    what: str
+    """The device's own name for it, in lower case."""
+    remedy: str
+    """What to do about it."""
+
+
+class Watch:
+    """Turns what devices say into faults; one per robot."""
+
+    def __init__(self, joint_names: Sequence[str], bus_of_joint: Sequence[str]) -> None:
+        """Nothing is wrong yet.
+
+        Args:
+            joint_names: Joint order.
+            bus_of_joint: Name of the bus that each joint's drive is on.
+        """
+        self._joints = tuple(joint_names)
+        self._bus_of_joint = np.array(bus_of_joint)
+        self._buses = tuple(dict.fromkeys(bus_of_joint))
+        self.findings: tuple[Finding, ...] = ()
+        """What is wrong now."""
+
+    @property
+    def faults(self) -> Fault:
+        """All that is wrong now."""
+        found = _NO_FAULT
+        for finding in self.findings:
+            found |= finding.fault
+        return found
+
+    def judge(self, readings: DriveReadings, imu_faults: Iterable[ImuFault] = ()) -> Fault:
+        """Look at the newest readings; call it every cycle."""
+        findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
+        if readings.faults.any():
+            findings += self._of_drives(readings.faults)
+        if findings or self.findings:
+            self._note(tuple(findings))
+        return self.faults
+
+    def describe(self) -> str:
+        """What is wrong now, for an operator: `lf_knee no reply, imu silent`."""
+        return ", ".join(
+            f"{finding.where} {finding.what.replace('_', ' ')}" for finding in self.findings
+        )
+
+    def _of_drives(self, faults: np.ndarray) -> list[Finding]:
+        findings: list[Finding] = []
+        silent = (faults & int(DriveFault.NO_REPLY)) != 0
+        off = (faults & int(DriveFault.BUS_OFF)) != 0
+        gone: set[str] = set()
+        for bus in self._buses:
+            here = self._bus_of_joint == bus
+            if off[here].any():
+                findings.append(
+                    Finding(Fault.BUS, bus, "bus_off", FAULTS[DriveFault.BUS_OFF].remedy)
+                )
+                gone.add(bus)
+            elif silent[here].all():  # one drive may fail; all of them at once is the bus
+                findings.append(
+                    Finding(Fault.BUS, bus, "no_reply", FAULTS[DriveFault.NO_REPLY].remedy)
+                )
+                gone.add(bus)
+        for joint in np.flatnonzero(faults):
+            bits = DriveFault(int(faults[joint])) & ~DriveFault.BUS_OFF
+            if self._bus_of_joint[joint] in gone:
+                bits &= ~DriveFault.NO_REPLY
+            for bit in bits:
+                fault = Fault.OVER_TEMPERATURE if bit in _TOO_WARM else Fault.DRIVE
+                name = str(bit.name).lower()
+                findings.append(Finding(fault, self._joints[joint], name, FAULTS[bit].remedy))
+        return findings
+
+    def _note(self, findings: tuple[Finding, ...]) -> None:
+        """Log what began and what ended."""
+        if findings == self.findings:
+            return
+        for finding in findings:
+            if finding not in self.findings:
+                log.error(
+                    "fault",
+                    fault=str(finding.fault.name).lower(),
+                    where=finding.where,
+                    what=finding.what,
+                    remedy=finding.remedy,
+                )
+        for finding in self.findings:
+            if finding not in findings:
+                log.info("fault over", where=finding.where, what=finding.what)
+        self.findings = findings
