@@ -1,5 +1,7 @@
 """One robot in MuJoCo as the evaluation simulates it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from krabby_robot import frames
@@ -154,3 +156,29 @@ def test_a_robot_in_a_pit_is_seen(desc):
     assert reported(robot)["in_pit"]
     robot.data.qpos[2] = 0.4
     assert not reported(robot)["in_pit"]
+
+
+def test_a_payload_is_carried_by_the_feet(desc):
+    robot = make(desc, conditions=dataclasses.replace(CALM, payload_kg=(5.0, 5.0)))
+    assert robot.model.body_mass.sum() == pytest.approx(28.6 + 5.0)
+    for _ in range(100):
+        robot.step(desc.default_joint_pos)
+    assert robot.data.sensordata[robot._index.foot_touch].sum() == pytest.approx(
+        33.6 * 9.81, rel=0.02
+    )
+
+
+def test_weak_motors_give_that_share_of_their_torque(desc):
+    for strength in (1.0, 0.2):
+        robot = make(desc, conditions=dataclasses.replace(CALM, motor_strength=(strength,) * 2))
+        robot.step(desc.default_joint_pos)
+        limit = robot.model.actuator_forcerange[robot._index.actuator, 1].max()
+        assert limit == pytest.approx(120.0 * strength, rel=0.15)
+
+
+def test_what_is_not_varied_leaves_the_other_draws_as_they_are(desc):
+    drawn = dataclasses.replace(CALM, friction=(0.5, 1.0), start_xy_m=0.3)
+    loaded = dataclasses.replace(drawn, payload_kg=(1.0, 5.0), motor_strength=(0.8, 1.0))
+    first, second = make(desc, conditions=drawn), make(desc, conditions=loaded)
+    assert first.friction == second.friction
+    assert reported(first)["base_pos_w"] == pytest.approx(reported(second)["base_pos_w"])

@@ -21,8 +21,8 @@ from trainer.networks import (
     TeacherActor,
     bundle_observation,
     example_observations,
-    load_policy,
 )
+from trainer.policies import load_policy
 
 ROBOT = RobotDescription.load()
 

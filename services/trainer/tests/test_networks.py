@@ -13,8 +13,8 @@ from trainer.networks import (
     TeacherActor,
     TeacherCritic,
     example_observations,
-    load_policy,
 )
+from trainer.policies import load_policy
 
 
 @pytest.fixture(autouse=True)

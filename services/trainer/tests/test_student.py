@@ -2,14 +2,18 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
+from krabby_robot.policy import OnnxEncoder, OnnxPolicy
 from tensordict import TensorDict
 from trainer import checkpoints
 from trainer.config import EncoderCfg, RunCfg, TrainCfg, rsl_rl_config, to_dict
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, ExportError
+from trainer.export import export_bundle
 from trainer.networks import OBS_GROUPS, TeacherActor, TeacherCritic, example_observations
 from trainer.observations import EYE, EYE_INDEX, PROPRIO
+from trainer.policies import load_policy
 from trainer.runner import ParkourRunner, seed_everything
 from trainer.student import (
     STUDENT_GROUPS,
@@ -19,7 +23,6 @@ from trainer.student import (
     DepthEncoder,
     Sight,
     StudentActor,
-    load_student,
     mirrored_too,
     teach,
 )
@@ -311,7 +314,7 @@ def test_a_checkpoint_acts_as_the_runner_did(fake_env, teacher_file, tmp_path):
     runner = make_runner(fake_env(3), "distill", tmp_path / "run")
     runner.begin_with(teacher_file)
     runner.learn(1)
-    policy = load_student(runner.last_checkpoint)
+    policy = load_policy(runner.last_checkpoint)
     env = fake_env(3)
     sight = Sight(runner.alg.encoder, 3, "cpu")
     begins = torch.ones(3, 1, dtype=torch.bool)
@@ -349,3 +352,33 @@ def test_the_deployed_networks_say_what_the_student_says():
     assert row.shape[1] == STUDENT_OBSERVATION.size
     wanted = actor.mlp(actor.get_latent(obs))
     assert torch.allclose(DeployedStudent(actor)(row), wanted, atol=1e-6)
+
+
+def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path):
+    runner = make_runner(fake_env(3), "distill", tmp_path / "run")
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    bundle = export_bundle(runner.last_checkpoint, tmp_path / "student", name="student")
+    assert bundle.needs_features == "latent"
+    assert bundle.provenance["parity"]["largest_difference"] < 1e-5
+    assert [term.name for term in bundle.observation.terms][-2:] == ["features", "features_age"]
+    encoder, policy = OnnxEncoder(bundle), OnnxPolicy(bundle)
+    image, eye = np.zeros((58, 87), np.float32), np.zeros((1, 48), np.float32)
+    first, second = encoder.step(image, eye), encoder.step(image, eye)
+    assert not np.array_equal(first, second)  # it remembers
+    encoder.reset()
+    assert np.array_equal(encoder.step(image, eye), first)
+    assert policy.step(np.zeros((1, bundle.observation.size), np.float32)).shape == (18,)
+
+
+def test_a_student_that_does_not_act_as_in_torch_is_not_exported(
+    fake_env, teacher_file, tmp_path, monkeypatch
+):
+    runner = make_runner(fake_env(3), "distill", tmp_path / "run")
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    step = OnnxEncoder.step
+    monkeypatch.setattr(OnnxEncoder, "step", lambda *args: step(*args) + np.float32(1e-3))
+    with pytest.raises(ExportError, match="the exported encoder acts"):
+        export_bundle(runner.last_checkpoint, tmp_path / "student", name="student")
+    assert not (tmp_path / "student").exists()

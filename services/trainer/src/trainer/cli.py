@@ -44,6 +44,9 @@ class EvalCfg:
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
     suite: str = "paper"
     """What is measured: paper, fixed, open, smoke."""
+    conditions: str = "nominal"
+    """What is made harder: nominal (nothing), deployable, or that and one of drop30, latency120,
+    noise2, tilt3, weak20, payload5, friction04."""
     backend: str = "isaac"
     """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
     robots: int = 0
@@ -158,11 +161,15 @@ def _eval(overrides: Sequence[str]) -> int:
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from trainer.evaluation import evaluate
+    from trainer.evaluation.conditions import find_condition
     from trainer.evaluation.suite import find_suite
     from trainer.training import resolve_device
 
     find_suite(cfg.suite)
+    find_condition(cfg.conditions)
     name = f"{cfg.suite}-{cfg.backend}"
+    if cfg.conditions != "nominal":
+        name += f"-{cfg.conditions}"
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
     with aside(None):
         report = evaluate(
@@ -172,6 +179,7 @@ def _eval(overrides: Sequence[str]) -> int:
             robots=cfg.robots,
             seconds=cfg.seconds,
             seed=cfg.seed,
+            conditions=cfg.conditions,
             device=resolve_device(cfg.device),
             out=out,
             processes=cfg.processes,

@@ -13,13 +13,21 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
+from krabby_robot.depth import IMAGE_SHAPE
 from krabby_robot.description import RobotDescription
 from krabby_robot.errors import RobotError
-from krabby_robot.policy import POLICY_FILE, OnnxPolicy, PolicyBundle, write_bundle
+from krabby_robot.policy import (
+    ENCODER_FILE,
+    POLICY_FILE,
+    OnnxEncoder,
+    OnnxPolicy,
+    PolicyBundle,
+    write_bundle,
+)
 from tensordict import TensorDict
 
 from trainer import checkpoints
@@ -35,15 +43,28 @@ from trainer.networks import (
 from trainer.observations import (
     ACTION_CLIP,
     ACTION_SCALE,
+    EYE,
+    EYE_SIZE,
     HISTORY,
     PROPRIO_SIZE,
     SCAN_CLIP_M,
+)
+from trainer.student import (
+    STUDENT_OBSERVATION,
+    DeployedEncoder,
+    DeployedStudent,
+    StudentActor,
+    is_student,
+    student_of,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from trainer.student import DepthEncoder
 
 __all__ = ["PARITY", "export_bundle", "to_onnx"]
 
@@ -83,46 +104,155 @@ def export_bundle(
         ExportError: The bundle cannot be written or does not act as the networks do.
     """
     payload = checkpoints.load(checkpoint)
-    actor = actor_of(payload, str(checkpoint))
     desc = RobotDescription.load()
-    groups = _plausible(actor) if observations is None else _recorded(observations)
-    files = {POLICY_FILE: to_onnx(actor)}
+    subject: _Subject
+    if is_student(payload):
+        if observations is not None:
+            raise ExportError(
+                f"observations={observations}: a student is compared on observations made up; "
+                "leave it out"
+            )
+        subject = _Student(*student_of(payload, str(checkpoint)))
+    else:
+        subject = _Teacher(actor_of(payload, str(checkpoint)), observations)
     manifest = {
         "name": name,
-        "observation": BUNDLE_OBSERVATION.to_manifest(),
         "action": {
             "scale": ACTION_SCALE,
             "offset": desc.default_joint_pos.tolist(),
             "clip": ACTION_CLIP,
         },
+        **subject.manifest(payload, desc),
         "provenance": _provenance(payload, checkpoint, desc),
         "evaluation": dict(evaluation or {}),
     }
     try:
+        files = subject.files()
         with tempfile.TemporaryDirectory() as folder:
             trial = write_bundle(Path(folder) / "trial", manifest, files, desc)
-            manifest["provenance"]["parity"] = {
-                "observations": "made up" if observations is None else "recorded",
-                "rows": len(groups["scan"]),
-                "largest_difference": _compare(actor, trial, groups),
-            }
+            manifest["provenance"]["parity"] = subject.compare(trial)
         return write_bundle(out, manifest, files, desc)
     except (RobotError, OSError) as error:
         raise ExportError(f"cannot export {checkpoint} to {out}: {error}") from error
 
 
+class _Subject(Protocol):
+    """What is exported."""
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        """Its own part of the manifest."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Its networks."""
+        ...
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        """How far the bundle is from torch; raises `ExportError` when too far."""
+        ...
+
+
+class _Teacher:
+    def __init__(self, actor: TeacherActor, observations: Path | None) -> None:
+        self._actor = actor
+        self._said = "made up" if observations is None else "recorded"
+        self._groups = _plausible(actor) if observations is None else _recorded(observations)
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        return {"observation": BUNDLE_OBSERVATION.to_manifest()}
+
+    def files(self) -> dict[str, bytes]:
+        return {POLICY_FILE: to_onnx(self._actor)}
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        return {
+            "observations": self._said,
+            "rows": len(self._groups["scan"]),
+            "largest_difference": _compare(self._actor, trial, self._groups),
+        }
+
+
+class _Student:
+    def __init__(self, actor: StudentActor, encoder: DepthEncoder) -> None:
+        self._actor, self._encoder = actor, encoder
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        return {
+            "observation": STUDENT_OBSERVATION.to_manifest(),
+            "needs_features": "latent",
+            "encoder": {
+                "rate_hz": desc.camera.rate_hz,
+                "proprio": EYE.to_manifest(),
+                "state": [
+                    {
+                        "input": "memory",
+                        "output": "next_memory",
+                        "shape": [1, self._encoder.cfg.memory],
+                    }
+                ],
+            },
+        }
+
+    def files(self) -> dict[str, bytes]:
+        encoder = DeployedEncoder(self._encoder)
+        example = (
+            torch.zeros(1, 1, *IMAGE_SHAPE),
+            torch.zeros(1, EYE_SIZE),
+            torch.zeros(1, self._encoder.cfg.memory),
+        )
+        return {
+            POLICY_FILE: to_onnx(self._actor),
+            ENCODER_FILE: _trace(
+                encoder, example, ["image", "proprio", "memory"], ["latent", "next_memory"]
+            ),
+        }
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        """Along a sequence, so that what is remembered is compared too."""
+        generator = torch.Generator().manual_seed(0)
+        deployed, eye = DeployedEncoder(self._encoder), self._encoder
+        images = torch.rand(_ROWS, 1, 1, *IMAGE_SHAPE, generator=generator) - 0.5
+        eyes = eye.eye_mean + eye.eye_std * torch.randn(_ROWS, 1, EYE_SIZE, generator=generator)
+        memory, runs, codes, worst = torch.zeros(1, eye.cfg.memory), OnnxEncoder(trial), [], 0.0
+        with torch.inference_mode():
+            for image, pose in zip(images, eyes, strict=True):
+                code, memory = deployed(image, pose, memory)
+                found = runs.step(image[0, 0].numpy(), pose.numpy())
+                worst = max(worst, _difference(found, code[0].numpy(), "encoder", len(codes)))
+                codes.append(code)
+            normalizer: Any = self._actor.proprio_normalizer
+            noise = torch.randn(_ROWS, HISTORY, PROPRIO_SIZE, generator=generator)
+            frames = normalizer.mean + normalizer.std * noise
+            age = torch.rand(_ROWS, 1, generator=generator)
+            rows = bundle_observation(frames.flatten(1), torch.cat((torch.cat(codes), age), dim=1))
+            wanted = DeployedStudent(self._actor)(rows).numpy()
+        policy = OnnxPolicy(trial)
+        for row, obs in enumerate(rows.numpy()):
+            policy.step(obs[None])
+            worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
+        return {"observations": "made up", "rows": _ROWS, "largest_difference": worst}
+
+
 def to_onnx(actor: TeacherActor) -> bytes:
-    """The deployed actor as one ONNX file: input `obs` (1, 1015), output `actions` (1, 18)."""
-    model = DeployedTeacher(actor)
-    example = (torch.zeros(1, BUNDLE_OBSERVATION.size),)
+    """The deployed actor as one ONNX file: input `obs` (1, N), output `actions` (1, 18)."""
+    if isinstance(actor, StudentActor):
+        model, size = DeployedStudent(actor), STUDENT_OBSERVATION.size
+    else:
+        model, size = DeployedTeacher(actor), BUNDLE_OBSERVATION.size
+    return _trace(model, (torch.zeros(1, size),), ["obs"], ["actions"])
+
+
+def _trace(
+    model: torch.nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
+) -> bytes:
     # The exporter prints, warns of what changes inside torch and logs what it rewrites.
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet("onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
             example,
-            input_names=["obs"],
-            output_names=["actions"],
+            input_names=inputs,
+            output_names=outputs,
             opset_version=_OPSET,
             dynamo=True,
             external_data=False,
@@ -163,14 +293,21 @@ def _compare(actor: TeacherActor, bundle: PolicyBundle, groups: Mapping[str, Ten
     policy, worst = OnnxPolicy(bundle), 0.0
     for row, obs in enumerate(bundle_observation(groups["history"], groups["scan"]).numpy()):
         policy.step(obs[None])
-        difference = np.abs(policy.last_action - wanted[row])
-        worst = max(worst, float((difference / np.maximum(np.abs(wanted[row]), 1.0)).max()))
-        if not worst <= PARITY:
-            raise ExportError(
-                f"on observation {row} the exported policy acts {worst:.2g} away from the networks "
-                f"in torch, {PARITY:g} is allowed; nothing was written. Export with the versions "
-                "of requirements.lock"
-            )
+        worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
+    return worst
+
+
+def _difference(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], network: str, row: int
+) -> float:
+    """How far two outputs are apart, as `PARITY` has it."""
+    worst = float((np.abs(found - wanted) / np.maximum(np.abs(wanted), 1.0)).max())
+    if not worst <= PARITY:
+        raise ExportError(
+            f"on observation {row} the exported {network} acts {worst:.2g} away from the networks "
+            f"in torch, {PARITY:g} is allowed; nothing was written. Export with the versions "
+            "of requirements.lock"
+        )
     return worst
 
 

@@ -36,7 +36,7 @@ from trainer.observations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -59,7 +59,6 @@ __all__ = [
     "check_groups",
     "example_observations",
     "load_actor",
-    "load_policy",
 ]
 
 LatentSource = Literal["privileged", "history"]
@@ -430,18 +429,3 @@ def actor_of(payload: Mapping[str, Any], source: str) -> TeacherActor:
         ) from error
     actor.latent_source = "history"
     return actor.eval()
-
-
-def load_policy(checkpoint: Path, device: str = "cpu") -> Callable[[TensorDict], Tensor]:
-    """Deterministic actions (N, 18) from observation groups proprio, scan and history.
-
-    Raises:
-        CheckpointError: The file cannot be read, or it holds no such actor.
-    """
-    actor = load_actor(checkpoint, device)
-
-    def act(obs: TensorDict) -> Tensor:
-        with torch.inference_mode():
-            return actor(obs)
-
-    return act

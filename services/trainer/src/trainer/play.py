@@ -12,9 +12,10 @@ import torch
 
 from trainer.env_cfg import play_env
 from trainer.errors import MissingDependency
-from trainer.networks import load_policy
 from trainer.output import aside
+from trainer.policies import load_policy
 from trainer.telemetry import Progress
+from trainer.vision import seen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +39,8 @@ def play(
     """
     policy = load_policy(checkpoint, device)
     torch.manual_seed(seed)
-    env = _make(robots, view=view, seed=seed, device=device)
+    env = _make(robots, view=view, seed=seed, device=device, cameras=policy.sees)
+    begins = torch.ones(robots, dtype=torch.bool, device=device)
     progress = Progress(period_s=1.0)
     falls = completed = 0
     steps = round(seconds / _STEP_S)
@@ -46,7 +48,11 @@ def play(
     try:
         began = time.monotonic()
         for done in itertools.count(1) if not steps else range(1, steps + 1):
-            env.step(policy(env.get_observations()))
+            obs = env.get_observations()
+            vision = env.unwrapped.vision
+            if vision is not None:
+                obs = seen(obs, vision, begins)
+            begins = env.step(policy(obs))[2].bool()
             facts = env.unwrapped.facts
             falls += int(facts.terminated.sum())
             completed += int(facts.completed.sum())
@@ -69,13 +75,14 @@ def play(
     return {"seconds": done * _STEP_S, "robots": robots, "falls": falls, "completed": completed}
 
 
-def _make(robots: int, *, view: bool, seed: int, device: str) -> Any:
+def _make(robots: int, *, view: bool, seed: int, device: str, cameras: bool) -> Any:
     if view and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise MissingDependency(
             "no display to open a window on (DISPLAY is not set); add view=false"
         )
     cfg = play_env()
     cfg.num_envs = robots
+    cfg.camera.enabled = cameras
     with aside(None, errors=True):
         from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 

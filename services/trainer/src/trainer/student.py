@@ -23,7 +23,6 @@ from rsl_rl.modules import MLP
 from tensordict import TensorDict
 from torch import nn
 
-from trainer import checkpoints
 from trainer.config import EncoderCfg
 from trainer.errors import CheckpointError
 from trainer.networks import (
@@ -44,7 +43,6 @@ from trainer.symmetry import reflections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -60,6 +58,8 @@ __all__ = [
     "StudentActor",
     "StudentPolicy",
     "Vision",
+    "is_student",
+    "mirrored_too",
     "student_of",
     "teach",
 ]
@@ -346,14 +346,4 @@ def student_of(payload: Mapping[str, Any], source: str) -> tuple[StudentActor, D
 
 def is_student(payload: Mapping[str, Any]) -> bool:
     """Whether a checkpoint holds a student."""
-    return "encoder_state_dict" in payload["algorithm"]
-
-
-def load_student(checkpoint: Path, device: str = "cpu") -> StudentPolicy:
-    """The student of a checkpoint, ready to act.
-
-    Raises:
-        CheckpointError: The file cannot be read, or it holds no student.
-    """
-    actor, encoder = student_of(checkpoints.load(checkpoint, device), str(checkpoint))
-    return StudentPolicy(actor, encoder, device)
+    return "encoder_state_dict" in (payload["algorithm"] or {})

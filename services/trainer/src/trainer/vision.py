@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from krabby_robot.depth import IMAGE_SHAPE
+from tensordict import TensorDict
 
 from trainer.depth import DepthCamera, DepthStream, cast_rays
 from trainer.observations import EYE_INDEX, EYE_SIZE
@@ -14,15 +15,29 @@ if TYPE_CHECKING:
     from krabby_robot.description import RobotDescription
 
     from trainer.depth import DepthErrorsCfg, RayCaster
+    from trainer.student import Vision
     from trainer.terrain import Terrain
 
-__all__ = ["Cameras"]
+__all__ = ["Cameras", "seen"]
 
 Tensor = torch.Tensor
 
 _STEP_S: Final = 0.01
 _POSES: Final = 40
 """Control steps that poses are kept for: longer than any picture is on its way."""
+
+
+def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
+    """Observation groups with what a `StudentPolicy` wants besides; `begins` is (N,) bool."""
+    groups: dict[str, Any] = dict(obs.items())
+    groups |= {
+        "image": vision.image,
+        "eye": vision.eye,
+        "arrived": vision.arrived[:, None],
+        "age": vision.age[:, None],
+        "begins": begins[:, None],
+    }
+    return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)
 
 
 def _caster(device: str | torch.device) -> RayCaster:

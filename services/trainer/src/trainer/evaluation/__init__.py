@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainer.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from tensordict import TensorDict
-    from torch import Tensor
-
-    Policy = Callable[[TensorDict], Tensor]
+    from trainer.policies import Policy
 
 __all__ = ["Backend", "evaluate"]
 
@@ -34,6 +31,7 @@ def evaluate(
     robots: int = 0,
     seconds: float = 0.0,
     seed: int = 1,
+    conditions: str = "nominal",
     device: str = "cpu",
     out: Path,
     processes: int = 0,
@@ -51,6 +49,7 @@ def evaluate(
         robots: how many; 0 for the suite's own number.
         seconds: simulated time for each of them; 0 for the suite's own.
         seed: of courses, speeds, pushes, friction and starts.
+        conditions: a name in `trainer.evaluation.conditions.CONDITIONS`.
         device: of the policy, and of Isaac Lab.
         out: folder.
         processes: that share MuJoCo's physics; 0 for all cores.
@@ -61,8 +60,10 @@ def evaluate(
     Raises:
         TrainerError: an unknown suite, a damaged checkpoint, a missing package.
     """
+    from trainer.evaluation.conditions import find_condition
     from trainer.evaluation.suite import find_suite
 
+    harder = find_condition(conditions)
     chosen = find_suite(suite)
     cfg = chosen.env_cfg(robots=robots or chosen.robots, seed=seed)
     seconds = seconds or chosen.seconds
@@ -77,6 +78,8 @@ def evaluate(
     from trainer.terrain import Terrain
 
     policy, about = _subject(checkpoint, backend, device)
+    cfg.camera.enabled = policy.sees
+    harder.change(cfg)
     if backend == "mujoco":
         from trainer.evaluation.mujoco import evaluate_mujoco
 
@@ -89,14 +92,19 @@ def evaluate(
         outcome = evaluate_isaac(policy, cfg, seconds=seconds, seed=seed, device=device)
 
     _, courses = assign(Terrain(cfg.terrain), cfg.num_envs)
-    about["seed"] = seed
+    about |= {
+        "seed": seed,
+        "sees": policy.sees,
+        "conditions": harder.name,
+        "conditions_are": harder.summary,
+    }
     report = results(outcome, courses, suite=chosen, backend=backend, about=about)
     if outcome.poses is not None:
         report["pictures"] = "pictures.webp"
         out.mkdir(parents=True, exist_ok=True)
         write_pictures(outcome.run, outcome.poses, courses, out / report["pictures"])
     write_report(report, out)
-    other = _other_report(out, suite, backend)
+    other = _other_report(out, suite, backend) if harder.name == "nominal" else None
     if other is not None:
         write_comparison(report, other, out)
     return report
@@ -126,7 +134,7 @@ def _subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dict[st
             "provenance": dict(bundle.provenance),
         }
     from trainer import checkpoints
-    from trainer.networks import load_policy
+    from trainer.policies import load_policy
 
     policy = load_policy(path, device)
     payload = checkpoints.load(path, "cpu")

@@ -33,6 +33,8 @@ class BundlePolicy:
     recurrent states start over.
     """
 
+    sees = False
+
     def __init__(self, folder: Path) -> None:
         desc = RobotDescription.load()
         self.bundle = PolicyBundle.load(folder, desc)

@@ -13,21 +13,20 @@ from trainer.evaluation.metrics import EpisodeRecorder, StepFacts
 from trainer.evaluation.outcome import Outcome, ProgressLine
 from trainer.evaluation.suite import assign
 from trainer.terrain import Terrain
+from trainer.vision import seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-    from tensordict import TensorDict
 
     from trainer.env_cfg import EnvCfg
     from trainer.evaluation.metrics import Robots
+    from trainer.policies import Policy
 
 __all__ = ["evaluate_isaac", "to_numpy"]
 
 
 def evaluate_isaac(
-    policy: Callable[[TensorDict], torch.Tensor],
+    policy: Policy,
     cfg: EnvCfg,
     *,
     seconds: float,
@@ -50,11 +49,15 @@ def evaluate_isaac(
     env = make_env(cfg, device=device, seed=seed)
     try:
         env.unwrapped.parkour.collect_facts = True
-        observations = env.get_observations()
+        observations, vision = env.get_observations(), env.unwrapped.vision
+        begins = torch.ones(cfg.num_envs, dtype=torch.bool, device=env.unwrapped.device)
         with ProgressLine("evaluating in Isaac Lab", steps, CONTROL_STEP_S) as line:
             for step in range(steps):
+                if vision is not None:
+                    observations = seen(observations, vision, begins)
                 action = policy(observations)
-                observations = env.step(action)[0]
+                observations, _, dones, _ = env.step(action)
+                begins = dones.bool()
                 facts = env.unwrapped.facts
                 if step == 0:
                     _check_courses(facts, robots)

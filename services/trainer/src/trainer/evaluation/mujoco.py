@@ -25,19 +25,22 @@ from trainer.evaluation.metrics import EpisodeRecorder, StepFacts
 from trainer.evaluation.outcome import Outcome, Poses, ProgressLine
 from trainer.evaluation.physics import CONTROL_S, FIELDS, Conditions, RobotSpec
 from trainer.evaluation.pool import RobotPool
-from trainer.evaluation.suite import assign
+from trainer.evaluation.suite import assign, tiles
 from trainer.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
 from trainer.progress import Progress, nav_command
+from trainer.randomisation import SensorErrors
 from trainer.terrain import Terrain
+from trainer.vision import Cameras, seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from krabby_robot.courses import Course
     from numpy.typing import NDArray
 
     from trainer.env_cfg import EnvCfg
     from trainer.evaluation.metrics import Robots
+    from trainer.policies import Policy
 
 __all__ = ["evaluate_mujoco"]
 
@@ -51,7 +54,7 @@ _REASONS = ("tilted", "in a pit", "left the lane", "safety gate", "diverged")
 
 
 def evaluate_mujoco(
-    policy: Callable[[TensorDict], Tensor],
+    policy: Policy,
     cfg: EnvCfg,
     *,
     seconds: float,
@@ -62,15 +65,19 @@ def evaluate_mujoco(
     """Let `policy` walk every robot of `cfg` for `seconds` of simulated time.
 
     Args:
-        policy: deterministic actions (N, 18) from observation groups.
+        policy: what walks.
         cfg: courses, commands, disturbances.
         seconds: for each robot; episodes follow one another.
         seed: of everything that is drawn but the courses.
         device: where the policy's observations go.
         processes: that share the physics; 0 for all cores.
     """
-    robots, courses = assign(Terrain(cfg.terrain), cfg.num_envs)
+    torch.manual_seed(seed)
+    terrain = Terrain(cfg.terrain)
+    robots, courses = assign(terrain, cfg.num_envs)
     walk = _Walk(cfg, robots, courses, seed)
+    if policy.sees:
+        walk.give_cameras(terrain)
     steps = max(1, round(seconds / CONTROL_S))
     begin_s = time.monotonic()
     points = observations.SCAN_POINTS_B.double().numpy()
@@ -120,6 +127,8 @@ class _Walk:
         self._speed = torch.zeros(count)
         self._action = torch.zeros(count, NUM_JOINTS)
         self._history = torch.zeros(count, HISTORY, PROPRIO_SIZE)
+        self._sensors = SensorErrors(cfg.randomisation, count, "cpu")
+        self._cameras: Cameras | None = None
         self._fresh = torch.ones(count, dtype=torch.bool)
         self._age = np.zeros(count, np.int64)
         self._episode = np.zeros(count, np.int64)
@@ -137,6 +146,14 @@ class _Walk:
             )
             for i, course in enumerate(courses)
         ]
+
+    def give_cameras(self, terrain: Terrain) -> None:
+        """For policies that see."""
+        level, column = tiles(terrain, self._count)
+        self._tile = torch.from_numpy(level * terrain.columns + column)
+        corners = [terrain.corner(*at) for at in zip(level, column, strict=True)]
+        self._corner = _tensor(np.stack(corners))
+        self._cameras = Cameras(self._desc, terrain, self._cfg.camera.errors, self._count, "cpu")
 
     def begin(self, pool: RobotPool) -> None:
         """Take over the robots, which stand at their starts."""
@@ -157,17 +174,18 @@ class _Walk:
 
         `begins` (N, 1) says whose episode begins, for policies with a memory.
         """
-        quat, pos = self._get("base_quat_w"), self._get("base_pos_w")
+        quat, pos, sensors = self._get("base_quat_w"), self._get("base_pos_w"), self._sensors
         goal = self._progress.goal(pos[:, :2], observations.yaw_of(quat), self._waypoints)
         frame = observations.proprio(
             base_quat_w=quat,
-            base_ang_vel_b=self._get("base_ang_vel_b"),
-            joint_pos=self._get("joint_pos"),
-            joint_vel=self._get("joint_vel"),
+            base_ang_vel_b=sensors.gyro(self._get("base_ang_vel_b")),
+            joint_pos=sensors.joint_pos(self._get("joint_pos")),
+            joint_vel=sensors.joint_vel(self._get("joint_vel")),
             foot_contact=self._get("foot_contact"),
             nav_command=nav_command(goal.heading_error, self._speed),
             last_action=self._action,
             default_joint_pos=self._default,
+            gravity_b=sensors.gravity(observations.projected_gravity(quat)),
         )
         shifted = torch.cat((self._history[:, 1:], frame[:, None]), dim=1)
         begins, self._fresh = self._fresh, torch.zeros_like(self._fresh)
@@ -176,7 +194,7 @@ class _Walk:
         )
         # The processes looked the ground up at these very points.
         scan = observations.scan(lambda _: self._get("heights"), pos, quat)
-        return TensorDict(
+        groups = TensorDict(
             {
                 "proprio": frame,
                 "scan": scan,
@@ -187,6 +205,10 @@ class _Walk:
             },
             batch_size=[self._count],
         )
+        if self._cameras is None:
+            return groups
+        self._cameras.step(frame, self._tile, pos + self._corner, quat)
+        return seen(groups, self._cameras, begins)
 
     def step(self, action: Tensor) -> None:
         """Carry out actions, count what came of them, put back whose episode ended."""
@@ -270,6 +292,8 @@ class _Walk:
             self._speed[robot] = self._luck[robot].uniform(command.speed_low, command.speed_high)
         self._action = torch.where(which[:, None], 0.0, self._action)
         self._fresh |= which
+        if self._cameras is not None:
+            self._cameras.reset(which.nonzero()[:, 0])
         self._age[chosen] = 0
 
     def _get(self, name: str) -> Tensor:
@@ -296,6 +320,8 @@ def _conditions(cfg: EnvCfg, desc: RobotDescription) -> Conditions:
         start_xy_m=r.start_xy_m,
         start_yaw_rad=r.start_yaw_rad,
         start_joint_rad=r.start_joint_rad,
+        payload_kg=_pair(r.added_mass_kg),
+        motor_strength=_pair(r.motor_strength),
     )
 
 

@@ -94,6 +94,10 @@ class Conditions:
     start_xy_m: float
     start_yaw_rad: float
     start_joint_rad: float
+    payload_kg: tuple[float, float] = (0.0, 0.0)
+    """On the base; drawn once per robot."""
+    motor_strength: tuple[float, float] = (1.0, 1.0)
+    """Share of the torque-speed envelope; drawn once per robot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,10 @@ class Robot:
         self.friction = float(self._rng.uniform(*conditions.friction))
         self.model.geom_friction[own, 0] *= self.friction / desc.contact.foot_friction
         self._push_in_s = float(self._rng.uniform(*conditions.push_interval_s))
+        # Streams of their own: what is not varied leaves the other draws as they are.
+        extra = np.random.Generator(np.random.PCG64((*spec.luck, 2)))
+        self._load_base(float(extra.uniform(*conditions.payload_kg)))
+        self._strength = float(extra.uniform(*conditions.motor_strength))
         self._gate_cfg = GateCfg.from_description(desc, arming_s=1e-9)
         self._delay_ns = round(desc.latency.command_s * 1e9)
         joints = len(desc.joint_names)
@@ -264,6 +272,8 @@ class Robot:
             self._drive = self._pending.popleft()[1]
             self._load(self._drive)
         low, high = kinematics.torque_speed_limit(self._desc, data.qvel[index.joint_dof])
+        low *= self._strength
+        high *= self._strength
         np.maximum(low, -self._drive.effort_limit, out=low)
         np.minimum(high, self._drive.effort_limit, out=high)
         model.actuator_forcerange[index.actuator, 0] = low
@@ -292,6 +302,14 @@ class Robot:
             from_mujoco_quat(data.qpos[index.base_qpos + 3 : index.base_qpos + 7]),
             self._now_ns,
         )
+
+    def _load_base(self, payload_kg: float) -> None:
+        """Spread a payload as the base's own mass is, as in training."""
+        model, base = self.model, self._index.base_body
+        if payload_kg:
+            model.body_inertia[base] *= 1.0 + payload_kg / model.body_mass[base]
+            model.body_mass[base] += payload_kg
+            mujoco.mj_setConst(model, self.data)
 
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from krabby_robot.boxes import Box
     from krabby_robot.courses import Course
+    from numpy.typing import NDArray
 
     from trainer.env_cfg import EnvCfg
     from trainer.terrain import Terrain
@@ -37,6 +38,7 @@ __all__ = [
     "obedient_score",
     "obstacle_size",
     "published_tilt_deg",
+    "tiles",
 ]
 
 TYPES: Final = ("steps", "gap", "hurdle", "ramps")
@@ -160,10 +162,15 @@ def find_suite(name: str) -> Suite:
     return SUITES[name]
 
 
-def assign(terrain: Terrain, robots: int) -> tuple[Robots, list[Course]]:
-    """Who walks where: the rule by which the training environment deals out tiles."""
+def tiles(terrain: Terrain, robots: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Level and column of each robot: how the training environment deals out tiles."""
     column = np.arange(robots) * terrain.columns // robots % terrain.columns
-    level = np.arange(robots) % terrain.levels
+    return np.arange(robots) % terrain.levels, column
+
+
+def assign(terrain: Terrain, robots: int) -> tuple[Robots, list[Course]]:
+    """Who walks where."""
+    level, column = tiles(terrain, robots)
     courses = [terrain.courses[i][j] for i, j in zip(level, column, strict=True)]
     who = Robots(
         type=np.array([course.name for course in courses]),

@@ -1,0 +1,58 @@
+"""From a checkpoint to something that acts, whoever was trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from trainer import checkpoints
+from trainer.networks import actor_of
+from trainer.student import StudentPolicy, is_student, student_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tensordict import TensorDict
+    from torch import Tensor
+
+    from trainer.networks import TeacherActor
+
+__all__ = ["Policy", "TeacherPolicy", "load_policy"]
+
+
+class Policy(Protocol):
+    """Acts for N robots, step by step."""
+
+    sees: bool
+    """Whether it wants the groups that `trainer.vision.seen` adds."""
+
+    def __call__(self, obs: TensorDict) -> Tensor:
+        """Deterministic actions (N, 18)."""
+        ...
+
+
+class TeacherPolicy:
+    """A checkpoint's teacher; reads the groups proprio, scan and history."""
+
+    sees = False
+
+    def __init__(self, actor: TeacherActor) -> None:
+        self._actor = actor
+
+    def __call__(self, obs: TensorDict) -> Tensor:
+        """Deterministic actions (N, 18)."""
+        with torch.inference_mode():
+            return self._actor(obs)
+
+
+def load_policy(checkpoint: Path, device: str = "cpu") -> Policy:
+    """What a checkpoint holds, ready to act.
+
+    Raises:
+        CheckpointError: The file cannot be read, or it holds no actor.
+    """
+    payload = checkpoints.load(checkpoint, device)
+    if is_student(payload):
+        return StudentPolicy(*student_of(payload, str(checkpoint)), device)
+    return TeacherPolicy(actor_of(payload, str(checkpoint)).to(device))
