@@ -33,7 +33,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-py312 gate-coverage check format bench assets dashboards lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check format bench assets dashboards lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -109,6 +109,10 @@ test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed f
 
 test-compose: $(DEV) ## builds the images, runs the stack, kills its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
+
+test-tensorrt: $(DEV) ## networks become TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
+	@$(PIP) install -c constraints.txt -r requirements-tensorrt.txt
+	@$(BIN)/python -m pytest -m tensorrt libs/inference
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)

@@ -1,7 +1,7 @@
 """What runs a network: inputs bound once, the recurrent state kept inside, one call a step.
 
 A `NetworkSpec` says what to run, a `Backend` makes a `Network` of it. `onnx_runtime` has one,
-`krabby_inference` another, TensorRT. They are interchangeable: the same tensors, the same answers to
+`krabby_inference` another, TensorRT. They are interchangeable: same tensors, same answers to
 inputs that do not fit and to numbers that are not finite.
 """
 
