@@ -13,6 +13,7 @@ from krabby_robot import depth as runtime
 from krabby_robot import frames
 from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from trainer import depth, depth_bench
 from trainer.depth import (
     NO_IMAGE_S,
@@ -258,6 +259,25 @@ def test_the_kernel_of_the_gpu_sees_the_same(terrain):
         by_kernel = DepthCamera(DESC, terrain, "cpu", caster=kernel.cast_rays).inverse(*few)
     by_torch = DepthCamera(DESC, terrain, "cpu", caster=depth.cast_rays).inverse(*few)
     torch.testing.assert_close(by_kernel, by_torch, rtol=0.0, atol=1e-6)
+
+
+def test_the_kernel_compiles_for_a_gpu_that_is_not_here():
+    triton = pytest.importorskip("triton")
+    from trainer import raycast
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    pointers = dict.fromkeys(("planes", "right", "down", "out"), "*fp32")
+    numbers = dict.fromkeys(("boxes", "width", "pixels"), "i32")
+    signature = {"count": "*i64", "block": "constexpr", **pointers, **numbers}
+    order = raycast._cast.arg_names
+    source = ASTSource(
+        fn=raycast._cast,
+        signature={name: signature[name] for name in order},
+        constexprs={"block": raycast._PIXELS},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert len(compiled.asm["cubin"]) > 1000
 
 
 @pytest.mark.parametrize("device", DEVICES[1:], scope="function")
@@ -602,6 +622,20 @@ def test_switched_off_the_images_are_true_but_still_late(terrain, camera, device
     true = DepthPreprocessor(CAMERA, device)(camera.render(*poses))
     torch.testing.assert_close(stream.image, true, rtol=0.0, atol=1e-5)
     assert float(seen.age_s[seen.arrived].min()) == pytest.approx(0.04, abs=1e-5)
+
+
+def test_on_a_gpu_no_shape_depends_on_a_value_and_nothing_is_waited_for(terrain):
+    """On tensors without values, which refuse to be asked for one; without a GPU too."""
+    with FakeTensorMode():
+        camera = DepthCamera(DESC, terrain, "cuda", caster=depth.cast_rays)
+        stream = DepthStream(camera, DepthErrorsCfg(), 4096)
+        tile = torch.zeros(4096, dtype=torch.long, device="cuda")
+        pos, quat = torch.zeros(4096, 3, device="cuda"), torch.zeros(4096, 4, device="cuda")
+        stream.step(tile, pos, quat)
+        stream.reset(torch.arange(5, device="cuda"))
+        assert stream.image.shape == (4096, 58, 87)
+        with pytest.raises(DataDependentOutputException):
+            bool(stream.arrived.any())
 
 
 @pytest.mark.parametrize("device", DEVICES[1:], scope="function")

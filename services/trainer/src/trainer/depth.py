@@ -187,7 +187,7 @@ class DepthCamera:
         # Tangents of the pixel centres, which lie at whole numbers.
         self._right = constant((np.arange(camera.width) - camera.cx) / camera.fx)
         self._down = constant((np.arange(camera.height) - camera.cy) / camera.fy)
-        left, top = float(self._right[0]), float(self._down[0])
+        left, top = -camera.cx / camera.fx, -camera.cy / camera.fy
         # Inward normals of the view, camera frame (right, down, optical axis): in front, and
         # within the left, right, upper and lower border, which lie symmetrically.
         self._view = constant(
@@ -263,7 +263,7 @@ class DepthCamera:
         planes[..., :3, 2] += torch.where(outside, 0.0, _ALWAYS)
         # An eye inside of a box sees nothing of it.
         visible = self._in_view(half, direction, offset, optical) & outside.any(-1)
-        order = torch.argsort(visible, dim=1, descending=True, stable=True)
+        order = torch.argsort(visible.int(), dim=1, descending=True, stable=True)
         planes = torch.where(visible[..., None, None], planes, 0.0)
         index = order[..., None, None].expand(-1, -1, 9, 3)
         return planes.gather(1, index), visible.sum(-1)
@@ -296,8 +296,7 @@ class DepthPreprocessor:
         """Policy images (..., 58, 87) of `depth` [m], (..., 60, 106) or cropped (..., 58, 98)."""
         if depth.shape[-2:] == RAW_SHAPE:
             depth = depth[..., *CROP]
-        missing = depth.new_full((), -1.0)
-        image = torch.where(depth >= self._near_m, depth, missing)  # false for NaN
+        image = torch.where(depth >= self._near_m, depth, -1.0)  # false for NaN
         for _ in range(FILL_PASSES):
             padded = pad(image, (1, 1), value=-1.0)
             farther = torch.maximum(padded[..., :-2], padded[..., 2:])
@@ -472,8 +471,9 @@ def _window_noise(images: Tensor) -> Tensor:
     """Standard normal numbers in the shape of `images` (M, H, W), the same throughout a window."""
     height, width = images.shape[-2:]
     size = (len(images), math.ceil(height / _WINDOW_PX), math.ceil(width / _WINDOW_PX))
-    drawn = torch.randn(size, device=images.device).repeat_interleave(_WINDOW_PX, dim=2)
-    return drawn.repeat_interleave(_WINDOW_PX, dim=1)[:, :height, :width]
+    drawn = torch.randn(size, device=images.device)[:, :, None, :, None]
+    spread = drawn.expand(-1, -1, _WINDOW_PX, -1, _WINDOW_PX)
+    return spread.flatten(3, 4).flatten(1, 2)[:, :height, :width]
 
 
 class DepthStream:
