@@ -32,7 +32,9 @@ def test_help_lists_every_key():
     ("arguments", "words"),
     [
         (["--check", "sourc=hal"], "did you mean 'source'?"),
-        (["--check", "source=zed"], "expected one of 'hal', 'replay'"),
+        (["--check", "source=lidar"], "expected one of 'hal', 'replay', 'zed', 'realsense'"),
+        (["--check", "source=zed"], "run /usr/local/zed/get_python_api.py with this Python"),
+        (["--check", "source=zed", "zed.fps=50"], "zed.fps: 50 is out of range"),
         (["--check", "source=replay"], "replay.path: '' is out of range"),
         (["--check", "source=replay", "replay.path=absent.mcap"], "no recording at absent.mcap"),
         (["--check", "bundle=nonesuch"], "no policy 'nonesuch'"),

@@ -41,6 +41,19 @@ PROCESSING = Histogram(
     buckets=WORK_BUCKETS,
 )
 
+DEVICE_CONNECTED = Gauge(
+    "krabby_camera_device_connected",
+    "1 while a camera of this machine is open; sources zed, realsense",
+)
+DEVICE_RECONNECTS = Counter(
+    "krabby_camera_device_reconnects_total", "Times that a lost camera was opened again"
+)
+PITCH_ERROR = Gauge(
+    "krabby_camera_pitch_error_radians",
+    "How much farther down the camera looks than robot.toml says; NaN before the self-check",
+)
+PITCH_ERROR.set(float("nan"))
+
 DROPPED = children(CAMERA_FRAMES_DROPPED, DROP_REASONS)
 CAMERA_AGE = children(MESSAGE_AGE, ["camera"])["camera"]
 RECEIVED = children(STREAM_RECEIVED, ["camera"])["camera"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import structlog
-from krabby_proto import FEATURES, FLAG_LOCKSTEP, Message, Publisher
+from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, Message, Publisher
 from krabby_robot.description import RobotDescription
 from krabby_robot.policy import OnnxEncoder, PolicyBundle, bundle_dir
 from krabby_service.app import Runtime
@@ -21,9 +21,14 @@ from numpy.typing import NDArray
 
 from camera import metrics
 from camera.config import CameraCfg
+from camera.devices import DepthDevice, DeviceSource
+from camera.errors import SelfCheckFailed
 from camera.features import Eye, FeatureMaker, FrameDropped, ImageMaker, LatentMaker
+from camera.realsense import RealSenseCamera
+from camera.selfcheck import SelfCheck
 from camera.sources import FrameSource, HalSource, ReplaySource
 from camera.states import StateTrack
+from camera.zed import ZedCamera
 
 __all__ = ["CameraService"]
 
@@ -46,6 +51,9 @@ class CameraService:
         self._encoder = self._load_encoder()
         self._needs_states = self._encoder is not None and LatentMaker.needs_states(self._encoder)
         self._source: FrameSource | None = self._open_replay()
+        self._device = self._choose_device()
+        self._raw: Publisher | None = None
+        self._self_check: SelfCheck | None = None
         self._maker: FeatureMaker | None = None
         self._publisher: Publisher | None = None
         self._warn = log_every(log, clock=clock)
@@ -69,7 +77,16 @@ class CameraService:
         else:
             states = StateTrack(cfg.endpoints.state) if self._needs_states else None
             self._maker = LatentMaker(self._encoder, self._desc, states)
-        if self._source is None:
+        check = cfg.self_check.when
+        if check == "only" or (check == "start" and self._device is not None):
+            self._self_check = SelfCheck(
+                cfg.self_check, self._desc, cfg.endpoints.state, self._clock
+            )
+        if self._device is not None:
+            self._raw = Publisher(cfg.endpoints.raw, CAMERA, clock=self._clock)
+            rate_hz = self._desc.camera.rate_hz
+            self._source = DeviceSource(self._device, rate_hz=rate_hz, clock=self._clock)
+        elif self._source is None:
             self._source = HalSource(cfg.endpoints.camera)
 
     def run(self, runtime: Runtime) -> None:
@@ -81,7 +98,10 @@ class CameraService:
         while not runtime.stopping:
             runtime.beat()
             frame = source.wait(_WAIT_S)
+            runtime.doing(source.doing)
             if frame is not None:
+                self._pass_on(frame)
+                self._check_view(frame, runtime)
                 self._handle(frame, maker, publisher)
                 self._expose(source.counts)
             elif source.exhausted:
@@ -93,7 +113,7 @@ class CameraService:
     def shutdown(self) -> Mapping[str, object]:
         """Close the sockets."""
         counts = self._source.counts if self._source is not None else {}
-        for each in (self._source, self._maker, self._publisher):
+        for each in (self._source, self._maker, self._publisher, self._raw, self._self_check):
             if each is not None:
                 each.close()
         return {
@@ -117,6 +137,31 @@ class CameraService:
             return None
         replay = self._cfg.replay
         return ReplaySource(Path(replay.path), loop=replay.loop, clock=self._clock)
+
+    def _choose_device(self) -> DepthDevice | None:
+        cfg, camera = self._cfg, self._desc.camera
+        if cfg.source == "zed":
+            return ZedCamera(cfg.zed, camera, clock=self._clock)
+        if cfg.source == "realsense":
+            return RealSenseCamera(cfg.realsense, camera, clock=self._clock)
+        return None
+
+    def _pass_on(self, frame: Message) -> None:
+        """Metric depth of a camera of this machine, whatever becomes of its features."""
+        if self._raw is not None:
+            self._raw.publish(frame.payload, capture_ns=frame.capture_ns, flags=frame.flags)
+
+    def _check_view(self, frame: Message, runtime: Runtime) -> None:
+        check, camera = self._self_check, self._desc.camera
+        if check is None or frame.payload.size != camera.height * camera.width:
+            return
+        if not check.see(frame.payload.reshape(camera.height, camera.width)):
+            return
+        self._self_check = None
+        if self._cfg.self_check.when == "only":
+            runtime.stop("self-check over")
+            if check.problems:
+                raise SelfCheckFailed("; ".join(check.problems))
 
     def _handle(self, frame: Message, maker: FeatureMaker, publisher: Publisher) -> None:
         received_ns = self._clock()

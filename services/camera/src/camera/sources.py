@@ -26,6 +26,11 @@ class FrameSource(Protocol):
         """Running totals: received, discarded, gaps, invalid."""
         ...
 
+    @property
+    def doing(self) -> str:
+        """What keeps frames from coming, for `/healthz`; empty if nothing is known to."""
+        ...
+
     def wait(self, timeout_s: float) -> Message | None:
         """Block until there is a newer frame; None when there was none in time."""
         ...
@@ -37,6 +42,7 @@ class HalSource:
     """The stream `camera` of a HAL."""
 
     exhausted = False
+    doing = ""
 
     def __init__(self, endpoint: str) -> None:
         self._subscriber = LatestSubscriber(endpoint, CAMERA)
@@ -67,6 +73,7 @@ class ReplaySource:
     """
 
     _MAX_LATENCY_NS = 1_000_000_000
+    doing = ""
 
     def __init__(
         self,
