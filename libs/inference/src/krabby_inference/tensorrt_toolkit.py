@@ -56,7 +56,7 @@ class TensorRt:
     def parse(self, model: bytes) -> tuple[EngineTensor, ...]:
         """Inputs and outputs of a network, as the parser sees them; for checks without a GPU."""
         trt = self._trt
-        _, network = self._parse(model)
+        _, network, _parser = self._parse(model)
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         outputs = [network.get_output(i) for i in range(network.num_outputs)]
         return tuple(
@@ -70,7 +70,7 @@ class TensorRt:
     ) -> tuple[bytes, bytes]:
         """An engine, serialized."""
         trt = self._trt
-        builder, network = self._parse(model)
+        builder, network, _parser = self._parse(model)
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
         config.builder_optimization_level = options.optimization_level
@@ -106,8 +106,8 @@ class TensorRt:
             )
         return TensorRtEngine(trt, runtime, engine)
 
-    def _parse(self, model: bytes) -> tuple[Any, Any]:
-        """The builder and the network; neither lives without the other."""
+    def _parse(self, model: bytes) -> tuple[Any, Any, Any]:
+        """Builder, network and parser, which owns the weights: keep all three until built."""
         trt = self._trt
         builder = trt.Builder(self._logger)
         network = builder.create_network(
@@ -121,7 +121,7 @@ class TensorRt:
                 + "; ".join(f"node {each.node()}: {each.desc()}" for each in problems)
                 + ". Run on onnxruntime, or export it with other operators"
             )
-        return builder, network
+        return builder, network, parser
 
 
 class TensorRtRtx(TensorRt):
