@@ -76,7 +76,7 @@ images: ## build every container image but the trainer's (9 GB): docker compose 
 	@$(JETSON) --profile emulated build
 
 images-robot: ## on the robot: its images, on NVIDIA's base with CUDA and TensorRT
-	@$(JETSON) --profile robot --profile teleop --profile record --profile calibrate build
+	@$(JETSON) --profile robot --profile teleop --profile record --profile drives build
 
 robot: ## on the robot: build and start everything; nothing arms it but a person: krabby arm
 	@$(JETSON) --profile robot up --build --detach --wait
@@ -136,7 +136,7 @@ check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
 	@$(BIN)/python monitoring/dashboards.py --check
-	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/inference/requirements-tensorrt.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
+	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/inference/requirements-tensorrt.lock services/camera/requirements-realsense.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
@@ -168,6 +168,7 @@ lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency
 	  case $$image in services/jetson-hal) extra="--extra gpio" ;; *) extra= ;; esac; \
 	  $(COMPILE) --generate-hashes $$extra -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
 	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/inference/pyproject.toml -o libs/inference/requirements-tensorrt.lock
+	@$(COMPILE) --generate-hashes --extra realsense -c constraints.txt services/camera/pyproject.toml -o services/camera/requirements-realsense.lock
 	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
 	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock
 	@echo hatchling | $(COMPILE) --generate-hashes - -o requirements-build.lock

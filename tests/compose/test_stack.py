@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 LOOPS = ("sim-hal", "camera", "gameloop")
 SIZES_MB = {"gameloop": 350, "camera": 350, "sim-hal": 600}
 ELSEWHERE = (
-    "krabby_training_", "krabby_drive_", "krabby_bus_", "krabby:bus_", "krabby_imu_", "krabby_foot_",
+    "krabby_training_", "krabby_drive_", "krabby_bus_", "krabby:bus_", "krabby_imu_",
+    "krabby_foot_",
 )  # fmt: skip
 """Metrics that this stack has none of: the trainer's, whose own tests hold it to what is asked, and
 the hardware's, for which test_emulated.py does."""
