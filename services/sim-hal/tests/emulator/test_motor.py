@@ -142,6 +142,16 @@ def test_silence_longer_than_the_time_out_lets_go_and_brakes(bank):
     assert torque(bank.law(NOTHING, NO_STUCK), 0, 0.0, 1.0) == pytest.approx(-10.0)
 
 
+def test_time_that_the_emulator_slept_is_no_silence(bank):
+    switched_on(bank, timeout_ns=100_000_000)
+    bank.command(0, 0.5, 0.0, 250.0, 10.0, 0.0, now_ns=1_000_000_000)
+    bank.stood_still(500_000_000)
+    bank.protect(1_600_000_000)
+    assert bank.mode[0] == DriveMode.RUN
+    bank.protect(1_600_000_001)
+    assert bank.mode[0] == DriveMode.OFF
+
+
 def test_without_a_time_out_a_drive_holds_for_ever(bank):
     switched_on(bank).command(0, 0.5, 0.0, 250.0, 10.0, 0.0, now_ns=0)
     bank.protect(10**12)

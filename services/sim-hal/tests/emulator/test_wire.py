@@ -190,6 +190,22 @@ def test_a_hot_drive_reports_it_and_comes_back_when_it_is_cleared(rig):
     assert rig.bank.mode[0] == DriveMode.RUN
 
 
+def test_a_drive_wakes_up_knowing_its_angle_within_a_turn(rig):
+    rig.bank.reported_pos[0] = -0.5
+    rig.bank.reboot(0, 0)
+    rig.bank.ready_ns[0] = 0
+    rig.send("front", *commands(11, pos=0.0))
+    # 2 pi - 0.5; and what it is told means the same turn
+    assert feedback(rig.answers()).position == pytest.approx([2 * np.pi - 0.5], abs=STEP)
+    assert rig.bank.target_pos[0] == pytest.approx(-2 * np.pi, abs=STEP)
+    rig.send("front", CODEC.request(Request(Kind.WRITE, 11, Parameter.ZERO_RANGE, 1.0)))
+    rig.answers()
+    rig.bank.reboot(0, 0)
+    rig.bank.ready_ns[0] = 0
+    rig.send("front", *commands(11))
+    assert feedback(rig.answers()).position == pytest.approx([-0.5], abs=STEP)
+
+
 # --- faults ------------------------------------------------------------------------------------
 
 

@@ -6,12 +6,13 @@ is what the model bears for ever, and each says how.
 
 import dataclasses
 
+from krabby_devices.drives.config import CanCfg
 from krabby_proto import default_endpoints
 from krabby_service.config import check, check_range
 
 from sim_hal.config import StageCfg
 
-__all__ = ["CanCfg", "DriveCfg", "EmulatorCfg", "EndpointsCfg", "ImuCfg", "SupplyCfg"]
+__all__ = ["DriveCfg", "EmulatorCfg", "EndpointsCfg", "ImuCfg", "SupplyCfg"]
 
 _ENDPOINTS = default_endpoints()
 
@@ -94,18 +95,6 @@ class SupplyCfg:
             self.undervoltage,
             f"less than voltage, {self.voltage:g}",
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CanCfg:
-    """The drives' side of the buses; what is on them is in hardware.toml."""
-
-    hardware: str = ""
-    """Path of hardware.toml; empty for the one in the assets folder."""
-    calibration: str = ""
-    """Path of calibration.toml, how the drives really sit; empty for hardware.toml's values."""
-    interface: str = ""
-    """udp_multicast, socketcan or virtual for all buses; empty for what hardware.toml says."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -63,6 +63,8 @@ class DriveBank:
         """When a drive last heard a command."""
         self.ready_ns = np.zeros(count, np.int64)
         """A drive that reboots is deaf and mute until then."""
+        self.rebooted = list(range(count))
+        """Drives that woke up and have not counted their turns yet; whoever reads it empties it."""
         self.winding_c = np.full(count, drive.ambient_c)
         self.housing_c = np.full(count, drive.ambient_c)
         self.supply_v = supply.voltage
@@ -135,6 +137,7 @@ class DriveBank:
         self.timeout_ns[joint] = 0
         self.torque_limit[joint] = self._desc.peak_torque
         self._forget_targets(joint)
+        self.rebooted.append(joint)
         self.ready_ns[joint] = now_ns + round(self._cfg.boot_s * 1e9)
 
     def _forget_targets(self, joint: int) -> None:
@@ -159,6 +162,10 @@ class DriveBank:
         self.trips += int((tripped & self.on).sum())
         self.on &= ~tripped
         self._law = None
+
+    def stood_still(self, lost_ns: int) -> None:
+        """The emulator slept for so long: no time passed for the drives, so none was silent."""
+        self.command_ns += lost_ns
 
     def law(self, joint_pos: NDArray[np.float64], stuck: NDArray[np.bool_]) -> Law:
         """What every drive does until the next substep; the same object until that changes.

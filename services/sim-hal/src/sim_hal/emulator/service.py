@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from krabby_devices.drives.calibration import Calibration
-from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.drives.config import load_calibration, load_hardware
 from krabby_devices.imu import ImuMount
 from krabby_devices.imu.server import ImuServer
 from krabby_devices.imu.vectornav import QUAT_WN
@@ -30,7 +29,6 @@ from krabby_service.metrics import (
 )
 from krabby_service.realtime import IdleCollector
 
-from sim_hal.emulator.config import CanCfg, EmulatorCfg
 from sim_hal.emulator.errors import FaultRefused
 from sim_hal.emulator.metrics import Exposition
 from sim_hal.emulator.robot import EmulatedRobot
@@ -41,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from krabby_service.app import Runtime
+
+    from sim_hal.emulator.config import EmulatorCfg
 
 __all__ = ["RobotEmulator"]
 
@@ -61,7 +61,8 @@ class RobotEmulator:
         self._cfg = cfg
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
-        hardware, calibration = _load_hardware(cfg.can, desc)
+        hardware = load_hardware(cfg.can, desc)
+        calibration = load_calibration(cfg.can, hardware)
         names = [bus.name for bus in hardware.buses]
         self.robot = EmulatedRobot(
             cfg,
@@ -119,6 +120,10 @@ class RobotEmulator:
                 SKIPPED_CYCLES.inc(lost)
                 self._skipped += lost
                 next_ns += lost * SUBSTEP_NS
+                self.robot.bank.stood_still(lost * SUBSTEP_NS)
+            if missed:
+                # It was this process that slept: what came meanwhile was in time for a drive.
+                self.can.serve(now_ns)
             LOOP_LATENESS.observe((now_ns - next_ns) * 1e-9)
             self._lateness.add((now_ns - next_ns) * 1e-9)
             self._substep(next_ns, now_ns)
@@ -258,12 +263,3 @@ class RobotEmulator:
             "can_frames": self.can.totals(),
             **self._lateness.summary_ms("lateness"),
         }
-
-
-def _load_hardware(cfg: CanCfg, desc: RobotDescription) -> tuple[HardwareDescription, Calibration]:
-    hardware = HardwareDescription.load(Path(cfg.hardware) if cfg.hardware else None, desc)
-    if cfg.interface:
-        hardware = hardware.with_interface(cfg.interface)
-    if cfg.calibration:
-        return hardware, Calibration.load(Path(cfg.calibration), hardware)
-    return hardware, Calibration.nominal(hardware)

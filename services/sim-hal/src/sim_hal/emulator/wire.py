@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import heapq
 import itertools
+import math
 import select
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,6 +43,7 @@ _GATHER_S = 0.0002
 0.13 ms for each, and translating them one by one would cost three times as much."""
 _POLL_S = 0.0005
 """A bus without a file descriptor, as `virtual` is, is looked at this often."""
+_TURN = 2.0 * math.pi
 _ERROR_BUS_OFF = 0x40
 """Id of the error frame with which Linux tells of a bus-off (linux/can/error.h)."""
 
@@ -91,9 +93,11 @@ class CanSide:
         self._clock_ns = clock_ns
         self._random = np.random.default_rng((seed, 2))
         self._mounting = Mounting(hardware, calibration)
+        self._zero = self._mounting.offset.copy()
+        """Joint angle at which the encoder's own zero is; drives count from there or a turn off."""
         self._can_ids = np.array([drive.can_id for drive in hardware.drives], np.uint32)
         self._scale = Scale.of([drive.model for drive in hardware.drives])
-        self._zero_range = np.ones(len(hardware.drives), np.int64)
+        self._zero_range = [0] * len(hardware.drives)
         self._groups: dict[tuple[int, ...], _Group] = {}
         self._buses = [_Bus(hardware, index) for index in range(len(hardware.buses))]
         self._pollable: dict[int, _Bus] = {}
@@ -126,6 +130,7 @@ class CanSide:
     def serve(self, until_ns: int) -> int:
         """Wait for frames until `until_ns`, answer those of one wake-up; returns how many."""
         now_ns = self._clock_ns()
+        self._wake_rebooted()
         self._announce_bus_off()
         self._send_late(now_ns)
         if self._late:
@@ -184,14 +189,15 @@ class CanSide:
         ids = np.array([command.frame.arbitration_id for command in commands], np.uint32)
         data = np.frombuffer(b"".join(command.frame.data for command in commands), np.uint8)
         asked = codec.decode_commands(group.scale, ids, data.reshape(-1, 8))
+        pos, vel, kp, kd, torque = np.asarray(asked, np.float64)
         mounting = group.mounting
         self._bank.command(
             group.joints,
-            mounting.joint_pos(asked.position),
-            mounting.joint_vel(asked.velocity),
-            asked.kp * mounting.stiffness_ratio,
-            asked.kd * mounting.stiffness_ratio,
-            mounting.joint_torque(asked.torque),
+            mounting.joint_pos(pos),
+            mounting.joint_vel(vel),
+            kp * mounting.stiffness_ratio,
+            kd * mounting.stiffness_ratio,
+            mounting.joint_torque(torque),
             now_ns,
         )
         self._feed_back([command.bus for command in commands], group, now_ns)
@@ -208,8 +214,8 @@ class CanSide:
             case Kind.CLEAR_FAULTS:
                 bank.disable(joint, clear=True)
             case Kind.SET_ZERO:
-                self._mounting.offset[joint] = bank.reported_pos[joint]
-                self._groups.clear()  # they hold copies
+                self._zero[joint] = bank.reported_pos[joint]
+                self._count_from(joint, self._zero[joint])
             case Kind.WRITE:
                 self._write(joint, request)
             case _:  # READ changes nothing; SAVE neither, since power never goes here
@@ -245,10 +251,30 @@ class CanSide:
             case Parameter.VOLTAGE:
                 return bank.supply_v
             case Parameter.ZERO_RANGE:
-                return float(self._zero_range[joint])
+                return self._zero_range[joint]
             case Parameter.RUN_MODE:
                 return 0.0
+            case Parameter.POSITION_RANGE:
+                return float(self._scale.position[joint])
+            case Parameter.VELOCITY_RANGE:
+                return float(self._scale.velocity[joint])
+            case Parameter.TORQUE_RANGE:
+                return float(self._scale.torque[joint])
         return float("nan")
+
+    def _wake_rebooted(self) -> None:
+        """A drive that wakes up knows its angle within a turn, and counts from there."""
+        bank, ratio = self._bank, self._mounting.ratio
+        while bank.rebooted:
+            joint = bank.rebooted.pop()
+            lowest = -math.pi if self._zero_range[joint] else 0.0
+            shaft = (bank.reported_pos[joint] - self._zero[joint]) * ratio[joint]
+            turns = math.floor((shaft - lowest) / _TURN)
+            self._count_from(joint, self._zero[joint] + turns * _TURN / ratio[joint])
+
+    def _count_from(self, joint: int, joint_pos: float) -> None:
+        self._mounting.offset[joint] = joint_pos
+        self._groups.clear()  # they hold copies
 
     # --- frames out ----------------------------------------------------------------------------
 
