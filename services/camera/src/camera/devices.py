@@ -102,7 +102,7 @@ class DeviceSource:
         self._news = threading.Condition()
         self._stop = threading.Event()
         self._counts = {"received": 0, "discarded": 0}
-        self.doing = f"opening the {device.name}"
+        self.doing = f"opening the {device.name}; the first time it can take minutes"
         """What keeps frames from coming; empty while they do."""
         self.reconnects = 0
         metrics.DEVICE_CONNECTED.set(0)
