@@ -22,6 +22,14 @@ FAKE = """
         sys.stderr.write(name + ": port 1 is taken; set metrics_port\\n")
         sys.exit(2)
     say("running")
+    running = "running-" + os.environ["KRABBY_RUN_ID"]
+    with open(running, "a") as file:
+        file.write(name + "\\n")
+
+    def all_run():
+        with open(running) as file:
+            return len(file.read().split()) == 3
+
     if behaviour == "warn":
         for _ in range(3):
             say("behind", level="warning", slots=2)
@@ -29,6 +37,8 @@ FAKE = """
         os.kill(os.getppid(), signal.SIGINT)
     if behaviour != "end":
         stop.wait()
+    while behaviour == "end" and not all_run() and not stop.wait(0.01):
+        pass
     with open(journal, "a") as file:
         file.write(name + "\\n")
     figures = {"sim-hal": {"distance_m": 5.5, "falls": 0}, "gameloop": {"loop_hz": 100.0}}
