@@ -271,9 +271,9 @@ def test_a_policy_goes_over_to_another_backend_with_a_fresh_state(folder):
     state = [{"input": "total", "output": "total_out", "shape": [1, 18]}]
     policy = OnnxPolicy(write(folder, {POLICY_FILE: counter()}, state=state))
     policy.step(obs(0.5))
-    assert policy.backend == "onnxruntime"
+    assert policy.network.backend == "onnxruntime"
     policy.use(Elsewhere())
-    assert policy.backend == "elsewhere"
+    assert policy.network.backend == "elsewhere"
     assert not policy.last_action.any()
     policy.step(obs(0.25))
     assert policy.last_action[0] == 0.25

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from krabby_robot.network import Backend, Network, NetworkSpec
@@ -41,11 +41,11 @@ from krabby_inference.selftest import Verdict, run_selftest
 from krabby_inference.tensorrt_toolkit import TENSORRT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from krabby_inference.config import InferenceCfg
 
-__all__ = ["EngineBackend", "engine_platform", "name_of", "open_backend"]
+__all__ = ["EngineBackend", "Movable", "engine_platform", "move", "name_of", "open_backend"]
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +64,30 @@ def open_backend(cfg: InferenceCfg, watch: Watch, *, platform: Platform | None =
     if cfg.backend == "onnxruntime":
         return OnnxRuntime()
     return EngineBackend(cfg, watch, platform or engine_platform(cfg))
+
+
+class Movable(Protocol):
+    """An `OnnxPolicy`, an `OnnxEncoder`, or what holds one: runs on ONNX Runtime until moved."""
+
+    @property
+    def network(self) -> Network:
+        """What runs it now."""
+        ...
+
+    def use(self, backend: Backend) -> None:
+        """Go over to another backend."""
+        ...
+
+
+def move(networks: Iterable[Movable], cfg: InferenceCfg, watch: Watch) -> Backend:
+    """Puts networks where `cfg` wants them, which may take minutes; returns their backend."""
+    backend = open_backend(cfg, watch)
+    for each in networks:
+        if isinstance(backend, EngineBackend):
+            each.use(backend)
+        else:  # they are there
+            _expose(each.network.spec, each.network.backend)
+    return backend
 
 
 def engine_platform(cfg: InferenceCfg) -> Platform:
@@ -135,7 +159,7 @@ class EngineBackend:
             network = self._fall_back(spec, error)
         finally:
             self._watch.doing("")
-        self._expose(spec, network.backend)
+        _expose(spec, network.backend)
         return network
 
     def test(self, spec: NetworkSpec) -> Verdict:
@@ -349,11 +373,7 @@ class EngineBackend:
 
     def _failed(self, spec: NetworkSpec) -> None:
         metrics.FALLBACKS["device"].inc()
-        self._expose(spec, "onnxruntime" if self._cfg.allow_fallback else "")
-
-    def _expose(self, spec: NetworkSpec, backend: str) -> None:
-        for each in metrics.BACKENDS:
-            metrics.BACKEND.labels(name_of(spec.source), each).set(each == backend)
+        _expose(spec, "onnxruntime" if self._cfg.allow_fallback else "")
 
 
 class _Progress:
@@ -381,6 +401,11 @@ class _Quiet:
 
     def doing(self, what: str) -> None:
         """Nothing."""
+
+
+def _expose(spec: NetworkSpec, backend: str) -> None:
+    for each in metrics.BACKENDS:
+        metrics.BACKEND.labels(name_of(spec.source), each).set(each == backend)
 
 
 def _reason(error: InferenceError) -> str:

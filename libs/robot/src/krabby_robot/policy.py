@@ -292,9 +292,9 @@ class OnnxPolicy:
         reset. A step replaces the array, it does not write to it."""
 
     @property
-    def backend(self) -> str:
-        """What runs it: "onnxruntime" or "tensorrt"."""
-        return self._network.backend
+    def network(self) -> Network:
+        """What runs it now."""
+        return self._network
 
     def use(self, backend: Backend) -> None:
         """Goes over to another backend, with a fresh state; stays as it is when that fails."""
@@ -350,9 +350,9 @@ class OnnxEncoder:
         self._network: Network = (backend or OnnxRuntime()).open(spec)
 
     @property
-    def backend(self) -> str:
-        """What runs it: "onnxruntime" or "tensorrt"."""
-        return self._network.backend
+    def network(self) -> Network:
+        """What runs it now."""
+        return self._network
 
     def use(self, backend: Backend) -> None:
         """Goes over to another backend, with a fresh state; stays as it is when that fails."""

@@ -3,12 +3,14 @@
 import dataclasses
 from typing import Literal
 
+from krabby_inference.config import InferenceCfg
 from krabby_proto import default_endpoints
 from krabby_service.app import ServiceCfg
 from krabby_service.config import check, check_range
 
 __all__ = [
     "CameraCfg",
+    "EncoderInferenceCfg",
     "EndpointsCfg",
     "RealSenseCfg",
     "ReplayCfg",
@@ -131,6 +133,14 @@ class SelfCheckCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderInferenceCfg(InferenceCfg):
+    """What runs the depth encoder."""
+
+    budget_s: float = 0.01
+    """An engine whose step takes longer than this at the 99th percentile is refused [s]."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CameraCfg(ServiceCfg):
     """Depth source to policy depth image or encoder features."""
 
@@ -148,6 +158,7 @@ class CameraCfg(ServiceCfg):
     zed: ZedCfg = dataclasses.field(default_factory=ZedCfg)
     realsense: RealSenseCfg = dataclasses.field(default_factory=RealSenseCfg)
     self_check: SelfCheckCfg = dataclasses.field(default_factory=SelfCheckCfg)
+    inference: EncoderInferenceCfg = dataclasses.field(default_factory=EncoderInferenceCfg)
     silent_after_s: float = 0.15
     """Warn when no frame came for this long [s]; features older than this are not used."""
     frozen_after_s: float = 0.5

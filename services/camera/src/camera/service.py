@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+from krabby_inference.backend import move
 from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, Message, Publisher
 from krabby_robot.description import RobotDescription
 from krabby_robot.policy import OnnxEncoder, PolicyBundle, bundle_dir
@@ -67,6 +68,11 @@ class CameraService:
         self._publish_age = Quantiles()
         self._processing = Quantiles()
         self._valid_ratios = Quantiles()
+
+    def prepare(self, runtime: Runtime) -> None:
+        """Put the encoder where the configuration wants it: an engine may have to be built."""
+        if self._encoder is not None:
+            move([self._encoder], self._cfg.inference, runtime)
 
     def startup(self) -> None:
         """Bind `features`, then connect to where frames come from."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from krabby_inference.config import InferenceCfg
 from krabby_proto import default_endpoints
 from krabby_service.app import ServiceCfg
 from krabby_service.config import check, check_range
@@ -107,6 +108,7 @@ class GameloopCfg(ServiceCfg):
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
     freshness: FreshnessCfg = dataclasses.field(default_factory=FreshnessCfg)
     nav: NavCfg = dataclasses.field(default_factory=NavCfg)
+    inference: InferenceCfg = dataclasses.field(default_factory=InferenceCfg)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from krabby_robot.description import RobotDescription
+    from krabby_robot.network import Backend
 
     from gameloop.brain import Wish
     from gameloop.pilot import Runner
@@ -37,10 +38,12 @@ class Control:
         control_rate_hz: float,
         hello: Mapping[str, object],
         status: Callable[[], Mapping[str, object]],
+        backend: Backend | None = None,
     ) -> None:
         self._desc = desc
         self._control_rate_hz = control_rate_hz
         self._status = status
+        self._backend = backend
         self._server = ControlServer(endpoint, hello=hello)
         self._stop = threading.Event()
         self._wish: Wish | None = None
@@ -92,7 +95,7 @@ class Control:
             reason = f"policy is {name!r}; name a folder under assets/policies"
             return {"ok": False, "reason": reason}
         try:
-            self._runner = load_runner(name, self._desc, self._control_rate_hz)
+            self._runner = load_runner(name, self._desc, self._control_rate_hz, self._backend)
         except RobotError as error:
             log.warning("policy refused, keeping the old one", policy=name, reason=str(error))
             return {"ok": False, "reason": str(error)}

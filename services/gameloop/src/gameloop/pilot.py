@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from krabby_proto import Message
     from krabby_robot.description import RobotDescription
+    from krabby_robot.network import Backend, Network
     from numpy.typing import NDArray
 
     from gameloop.config import GameloopCfg
@@ -34,16 +35,29 @@ _WARM_UP_STEPS = 20
 class Runner:
     """One loaded policy with its observation history."""
 
-    def __init__(self, bundle: PolicyBundle, desc: RobotDescription) -> None:
+    def __init__(
+        self, bundle: PolicyBundle, desc: RobotDescription, backend: Backend | None = None
+    ) -> None:
         self.bundle = bundle
-        self.policy = OnnxPolicy(bundle)
+        self.policy = OnnxPolicy(bundle, backend)
+        self._desc = desc
         self._builder = ObservationBuilder(bundle.observation, desc)
         self._inference = metrics.INFERENCE.labels(bundle.name)
         self.observe_s = 0.0
         """Time the last observation took [s]."""
         self.infer_s = 0.0
         """Time the last inference took [s]."""
-        self._warm_up(desc)
+        self._warm_up()
+
+    @property
+    def network(self) -> Network:
+        """What runs the policy now."""
+        return self.policy.network
+
+    def use(self, backend: Backend) -> None:
+        """Let another backend run the policy, from a fresh memory on."""
+        self.policy.use(backend)
+        self._warm_up()
 
     @property
     def needs_features(self) -> bool:
@@ -74,8 +88,9 @@ class Runner:
             self.infer_s = time.perf_counter() - observed
             self._inference.observe(self.infer_s)
 
-    def _warm_up(self, desc: RobotDescription) -> None:
+    def _warm_up(self) -> None:
         """Let the first, slow steps happen before the loop does."""
+        desc = self._desc
         nothing = np.zeros(3)
         inputs = ObservationInputs(
             base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
@@ -94,7 +109,9 @@ class Runner:
         self.reset()
 
 
-def load_runner(name: str, desc: RobotDescription, control_rate_hz: float) -> Runner:
+def load_runner(
+    name: str, desc: RobotDescription, control_rate_hz: float, backend: Backend | None = None
+) -> Runner:
     """Load and warm up a bundle; raises `BundleError` when it does not fit."""
     bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
     unknown = [term.name for term in bundle.observation.terms if not term.measurable]
@@ -104,7 +121,7 @@ def load_runner(name: str, desc: RobotDescription, control_rate_hz: float) -> Ru
             f"({', '.join(unknown)}); evaluate it with `trainer eval`, or name a policy that walks "
             "on what the robot measures"
         )
-    return Runner(bundle, desc)
+    return Runner(bundle, desc, backend)
 
 
 class _Blend(NamedTuple):
@@ -149,6 +166,11 @@ class Pilot:
         self.bad_outputs = 0
         """Outputs that were not finite."""
         self._announce()
+
+    @property
+    def runners(self) -> list[Runner]:
+        """Everybody who may walk."""
+        return [self.chosen] if self._blind is None else [self.chosen, self._blind]
 
     @property
     def blind(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from krabby_inference.backend import EngineBackend, move
 from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from krabby_proto import CommandReply, Message
+    from krabby_robot.network import Backend
     from krabby_service.app import Runtime
 
     from gameloop.brain import Sent
@@ -78,8 +80,16 @@ class Gameloop:
         self._not_applied: dict[str, int] = {}
         self._totals = Totals()
         self._next_hello_ns = 0
+        self._swap_backend: Backend | None = None
         self._leave_at_ns: int | None = None
         self._ticks = 0
+
+    def prepare(self, runtime: Runtime) -> None:
+        """Put the policies where the configuration wants them: an engine may have to be built."""
+        backend = move(self.brain.pilot.runners, self._cfg.inference, runtime)
+        # A swap happens while the robot walks: it gets an engine that is there, and builds none.
+        if isinstance(backend, EngineBackend):
+            self._swap_backend = backend.without_building()
 
     def startup(self) -> None:
         """Open every socket; nothing is expected to be there yet."""
@@ -93,6 +103,7 @@ class Gameloop:
             control_rate_hz=self._cfg.rate_hz,
             hello=make_hello(service="gameloop", robot=self._desc.identity),
             status=self._status,
+            backend=self._swap_backend,
         )
 
     def run(self, runtime: Runtime) -> None:
