@@ -690,3 +690,9 @@ def test_the_benchmark_measures_and_draws(tmp_path):
     assert set(report["part_ms"]) == {"render", "errors", "preprocess"}
     depth_bench.draw(tmp_path / "seen.png")
     assert (tmp_path / "seen.png").stat().st_size > 10_000
+
+
+def test_every_camera_may_look_lower_than_it_says():
+    errors = DepthErrors(replace(flawless(CAMERA), mount_pitch_rad=0.05), CAMERA, 3, "cpu")
+    assert errors.mount_error[:, 4].tolist() == pytest.approx([0.05] * 3)
+    assert errors.mount_error[:, [0, 1, 2, 3, 5]].abs().sum() == 0.0

@@ -112,6 +112,8 @@ class AlgorithmCfg:
     """`adaptive` follows the KL divergence, `fixed` stays."""
     desired_kl: float = 0.01
     max_grad_norm: float = 1.0
+    use_mixed_precision: bool = False
+    """Compute losses in bfloat16 where that is safe."""
     regularisation_coef: float = 0.1
     """Pull of the privileged code towards the history's, once it has grown from zero ..."""
     regularisation_start: int = 500
@@ -203,6 +205,8 @@ class AgentCfg:
     """Control steps each robot takes per iteration."""
     init_at_random_ep_len: bool = True
     """Start episodes at random ages, so that not all robots restart together."""
+    compile_mode: str = ""
+    """torch.compile's mode for actor and critic: default, reduce-overhead, ...; empty: not."""
     actor: ActorCfg = field(default_factory=ActorCfg)
     critic: CriticCfg = field(default_factory=CriticCfg)
     algorithm: AlgorithmCfg = field(default_factory=AlgorithmCfg)
@@ -395,7 +399,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
     common = {
         "num_steps_per_env": agent["num_steps_per_env"],
         "multi_gpu": None,
-        "torch_compile_mode": None,
+        "torch_compile_mode": agent["compile_mode"] or None,
     }
     if cfg.task == "distill":
         learning = {

@@ -352,6 +352,8 @@ class DepthErrorsCfg:
     """Each frame's is this much shorter or longer at most."""
     mount_angle_rad: float = math.radians(2.0)
     """Largest roll, pitch and yaw of the camera off its mount."""
+    mount_pitch_rad: float = 0.0
+    """Pitch of every camera off its mount besides; positive looks lower."""
     mount_xyz_m: float = 0.01
     """Largest offset along each axis."""
 
@@ -422,6 +424,7 @@ class DepthErrors:
         xyz, angle = cfg.mount_xyz_m, cfg.mount_angle_rad
         self.mount_error[ids, :3] = uniform((-xyz, xyz), (*size, 3), self._device)
         self.mount_error[ids, 3:] = uniform((-angle, angle), (*size, 3), self._device)
+        self.mount_error[ids, 4] += cfg.mount_pitch_rad
 
     def __call__(self, inverse: Tensor, ids: Tensor) -> Tensor:
         """What the cameras of robots `ids` (M,) report: depth (M, H, W) [m], 0 for no reading.
@@ -652,6 +655,7 @@ def _check(cfg: DepthErrorsCfg, camera: CameraModel) -> None:
         "period_jitter": 0.5,
         "latency_jitter_s": 0.5,
         "mount_angle_rad": 0.5,
+        "mount_pitch_rad": 0.5,
         "mount_xyz_m": 0.5,
     }
     for name, most in singles.items():

@@ -31,7 +31,7 @@ class StudentPPO(ParkourPPO):
     """`ParkourPPO` whose actor sees by an encoder; the code always comes from the history."""
 
     _encoder: DepthEncoder
-    _sight: Sight
+    sight: Sight
 
     @staticmethod
     def construct_algorithm(
@@ -49,7 +49,7 @@ class StudentPPO(ParkourPPO):
         return alg
 
     def _attach(self, env: Any, encoder: DepthEncoder, sight: Sight) -> None:
-        self._env, self._encoder, self._sight = env, encoder.eval(), sight
+        self._env, self._encoder, self.sight = env, encoder.eval(), sight
         self._begins = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
 
     @property
@@ -80,10 +80,10 @@ class StudentPPO(ParkourPPO):
         vision = self._env.unwrapped.vision
         if vision is None:
             raise ConfigError("env.camera.enabled=false; a student needs cameras")
-        self._sight.forget(self._begins)
+        self.sight.forget(self._begins)
         self._begins.zero_()
-        self._sight.look(vision)
-        return super().act(_with(obs, self._sight.group(vision.age)))
+        self.sight.look(vision)
+        return super().act(_with(obs, self.sight.group(vision.age)))
 
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -72,12 +73,17 @@ def profile(overrides: Sequence[str]) -> dict[str, Any]:
     runner = ParkourRunner(
         env, rsl_rl_config(cfg), None, device, run=cfg.run, config=to_dict(cfg), provenance={}
     )
+    if cfg.run.init:
+        runner.begin_with(Path(cfg.run.init))
     algorithm, parkour = runner.alg, env.unwrapped.parkour
     clock = _Clock(device)
     clock.around(env.unwrapped.sim, "step", "physics")
     clock.around(env.unwrapped.scene, "update", "sensors")
     clock.around(parkour, "after_physics", "measure")
     clock.around(parkour, "observe", "observations")
+    if parkour.vision is not None:
+        clock.around(parkour, "_see_replayed", "cameras")
+        clock.around(algorithm.sight, "look", "encoder")
     clock.around(env.unwrapped.reward_manager, "compute", "rewards")
     clock.around(env.unwrapped, "_reset_idx", "resets")
     clock.around(env, "step", "managers")

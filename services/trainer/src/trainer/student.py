@@ -99,6 +99,9 @@ class DepthEncoder(nn.Module):
         cfg: Its size.
     """
 
+    eye_mean: Tensor
+    eye_std: Tensor
+
     def __init__(self, cfg: EncoderCfg) -> None:
         super().__init__()
         self.cfg = cfg
@@ -265,7 +268,8 @@ class StudentPolicy:
             age = obs["age"][:, 0]
             self._sight.forget(obs["begins"][:, 0])
             self._sight.look(_Given(obs["arrived"][:, 0], obs["image"], obs["eye"], age))
-            groups = dict(obs.items()) | {"sight": self._sight.group(age)}
+            groups: dict[str, Any] = dict(obs.items())
+            groups["sight"] = self._sight.group(age)
             return self.actor.mlp(self.actor.get_latent(groups))
 
 

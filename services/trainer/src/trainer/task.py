@@ -112,11 +112,11 @@ class ParkourEnv(ManagerBasedRLEnv):
         parkour.tile_level.copy_(parkour.level)
         self.common_step_counter = int(state["steps"])
         if len(level) == self.num_envs:
-            known = vars(parkour.bodies)
-            bodies = {
-                # An older checkpoint may lack what has been added since.
-                key: state.get(f"body.{key}", known[key]).to(self.device)
-                for key in known
+            # An older checkpoint may lack what has been added since.
+            bodies = vars(parkour.bodies) | {
+                key.removeprefix("body."): value.to(self.device)
+                for key, value in state.items()
+                if key.startswith("body.")
             }
             parkour.bodies.copy_(Bodies(**bodies))
             parkour.privileged.copy_(parkour.bodies.privileged())

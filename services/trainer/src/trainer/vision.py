@@ -8,13 +8,13 @@ import torch
 from krabby_robot.depth import IMAGE_SHAPE
 from tensordict import TensorDict
 
-from trainer.depth import DepthCamera, DepthStream, cast_rays
+from trainer.depth import DepthCamera, DepthStream
 from trainer.observations import EYE_INDEX, EYE_SIZE
 
 if TYPE_CHECKING:
     from krabby_robot.description import RobotDescription
 
-    from trainer.depth import DepthErrorsCfg, RayCaster
+    from trainer.depth import DepthErrorsCfg
     from trainer.student import Vision
     from trainer.terrain import Terrain
 
@@ -40,15 +40,6 @@ def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
     return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)
 
 
-def _caster(device: str | torch.device) -> RayCaster:
-    """Who renders: on a GPU one kernel, else torch."""
-    if torch.device(device).type != "cuda":
-        return cast_rays
-    from trainer import raycast
-
-    return raycast.cast_rays
-
-
 class Cameras:
     """`trainer.student.Vision` of N robots. All state is in place: `step` can be recorded.
 
@@ -68,7 +59,7 @@ class Cameras:
         num_envs: int,
         device: str | torch.device,
     ) -> None:
-        camera = DepthCamera(desc, terrain, device, caster=_caster(device))
+        camera = DepthCamera(desc, terrain, device)
         self._stream = DepthStream(camera, errors, num_envs, step_s=_STEP_S)
         self._poses = torch.zeros(_POSES, num_envs, EYE_SIZE, device=device)
         self._index = EYE_INDEX.to(device)
