@@ -208,7 +208,8 @@ class Distillation:
         unseen = ~sight.seen
         pictures = sight.look(vision)
         rollout.add_pictures(pictures.robots, pictures.image, pictures.eye, unseen[pictures.robots])
-        groups = dict(obs.items()) | {"sight": sight.group(vision.age)}
+        groups: dict[str, Any] = dict(obs.items())
+        groups["sight"] = sight.group(vision.age)
         action = self.actor.mlp(self.actor.get_latent(groups))
         teacher = self.teacher
         code = teacher.sight(obs)
@@ -217,11 +218,11 @@ class Distillation:
         rollout.newest[t] = rollout.count
         rollout.blind[t] = ~sight.seen
         rollout.age[t] = groups["sight"][:, -1]
-        rollout.history[t] = obs["history"]
+        rollout.history[t] = groups["history"]
         rollout.teacher_action[t] = wanted
         rollout.teacher_code[t] = code
-        rollout.scan[t] = obs["scan"]
-        rollout.velocity[t] = obs["velocity"]
+        rollout.scan[t] = groups["scan"]
+        rollout.velocity[t] = groups["velocity"]
         rollout.step += 1
         action = action + self.cfg.action_noise * torch.randn_like(action)
         led = self._lucky < self.led_share
