@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from krabby_service.app import Runtime, Service
+from krabby_service.app import Preparing, Runtime, Service
 
 __all__ = ["FakeClock", "captured_logs", "free_port", "free_ports", "running", "until"]
 
@@ -95,6 +95,8 @@ def running(service: Service, *, name: str = "test") -> Generator[Runtime, None,
     def work() -> None:
         try:
             try:
+                if isinstance(service, Preparing):
+                    service.prepare(runtime)
                 service.startup()
                 started.set()
                 service.run(runtime)
