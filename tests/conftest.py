@@ -5,6 +5,12 @@ from krabby_robot.description import RobotDescription
 from krabby_robot.testing import write_seeing_gait
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--write-faults", action="store_true", help="write docs/faults.md from test_emulated_robot"
+    )
+
+
 @pytest.fixture(scope="session")
 def seeing_gait(tmp_path_factory):
     """Folder of a bundle that walks like `gait` and will not do so without a depth image.

@@ -132,14 +132,26 @@ def test_what_a_drive_suffers_damps_all_joints_two_exchanges_later(rig, bit, fau
     assert not rig.bus.targets[0].kp.any()
 
 
-def test_a_fault_is_logged_once_with_joint_and_remedy(rig):
+def test_a_fault_is_logged_once_with_all_its_joints_and_a_remedy(rig):
     rig.armed()
     with captured_logs() as events:
-        rig.bus.bits[2] |= DriveFault.NO_REPLY
+        rig.bus.bits[2:4] = DriveFault.NO_REPLY
         rig.slots(50)
     (event,) = [event for event in events if event["event"] == "fault"]
-    assert (event["fault"], event["where"], event["what"]) == ("drive", "lf_knee", "no_reply")
+    assert (event["fault"], event["what"]) == ("drive", "no_reply")
+    assert event["where"] == ["lf_knee", "lm_hip_yaw"]
     assert "plug" in event["remedy"]
+
+
+def test_a_fault_that_comes_and_goes_is_one_until_it_stays_away_for_a_second(rig):
+    with captured_logs() as events:
+        for _ in range(10):
+            rig.bus.bits[2] |= DriveFault.NO_REPLY
+            rig.slots(5)
+            rig.bus.bits[2] = 0
+            rig.slots(5)
+        rig.slots(220)
+    assert [event["event"] for event in events] == ["fault", "fault over"]
 
 
 def test_a_whole_bus_without_replies_is_the_buss_fault(rig):

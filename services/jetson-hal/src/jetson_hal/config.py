@@ -37,7 +37,7 @@ class CanCfg:
 class CycleCfg:
     """One exchange with all drives and what follows from it."""
 
-    reply_s: float = 0.003
+    reply_s: float = 0.004
     """How long after its begin a cycle waits for replies; then it goes on without [s]."""
     fresh_s: float = 0.02
     """A joint whose last reply is older makes the measurement incomplete: no state is published,

@@ -18,8 +18,9 @@ from krabby_devices.errors import DriveError
 from krabby_devices.imu.check import ImuCheck, ImuLimits
 from krabby_hal.handler import GateHandler
 from krabby_hal.measurement import Measurement, StatePayload
+from krabby_proto import SAFETY_STATES, fault_names
 from krabby_robot.contact import ContactCfg, FootContacts
-from krabby_robot.gate import Fault, GateCfg, SafetyGate
+from krabby_robot.gate import Fault, GateCfg, SafetyGate, SafetyState
 
 from jetson_hal.errors import ImuNotSane
 from jetson_hal.watch import Watch
@@ -94,6 +95,7 @@ class Robot:
         self._fresh_ns = round(cfg.cycle.fresh_s * 1e9)
         self._enabled = False
         self._revive = False
+        self._logged_state = self.gate.state
 
     @property
     def foot_load_n(self) -> NDArray[np.float64]:
@@ -185,6 +187,7 @@ class Robot:
         now_ns = self._clock_ns()
         self.sample = self.imu.latest()
         self._find_faults(self.readings, now_ns)
+        self._log_state()
         if not self._is_complete(self.readings, capture_ns):
             return None
         self._estimate(self.readings, self.sample, capture_ns)
@@ -254,13 +257,21 @@ class Robot:
 
     def _find_faults(self, readings: DriveReadings, now_ns: int) -> None:
         imu_faults = self.imu_check.observe(self.sample, now_ns)
-        found = self.watch.judge(readings, imu_faults)
+        found = self.watch.judge(readings, imu_faults, now_ns)
         if self._estop.pressed():
             if Fault.ESTOP not in self.gate.faults:
                 log.error("emergency stop pressed")
             found |= Fault.ESTOP
         if found:
             self.gate.raise_fault(found, now_ns)
+
+    def _log_state(self) -> None:
+        """Say what the gate came to; not how it holds and goes on, which can be often."""
+        state = self.gate.state
+        if state is self._logged_state or state is SafetyState.HOLD:
+            return
+        self._logged_state = state
+        log.info("gate", state=SAFETY_STATES[state], faults=fault_names(int(self.gate.faults)))
 
     def _is_complete(self, readings: DriveReadings, capture_ns: int) -> bool:
         """Whether every joint has been heard of lately, and the IMU can be believed."""

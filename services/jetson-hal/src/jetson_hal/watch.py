@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 _TOO_WARM = DriveFault.OVER_TEMPERATURE | DriveFault.TOO_HOT
 _IMU_REMEDY = "check its cable and port; a jump or a wrong norm: its mount and power"
 _NO_FAULT = Fault(0)
+_OVER_NS = 1_000_000_000
+"""A fault is over when it stayed away for this long."""
 
 
 class Finding(NamedTuple):
@@ -57,6 +59,8 @@ class Watch:
         self._buses = tuple(dict.fromkeys(bus_of_joint))
         self.findings: tuple[Finding, ...] = ()
         """What is wrong now."""
+        self._seen_ns: dict[Finding, int] = {}
+        """When each finding that was logged and is not over was there last."""
 
     @property
     def faults(self) -> Fault:
@@ -66,13 +70,14 @@ class Watch:
             found |= finding.fault
         return found
 
-    def judge(self, readings: DriveReadings, imu_faults: Iterable[ImuFault] = ()) -> Fault:
+    def judge(self, readings: DriveReadings, imu_faults: Iterable[ImuFault], now_ns: int) -> Fault:
         """Look at the newest readings; call it every cycle."""
         findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
         if readings.faults.any():
             findings += self._of_drives(readings.faults)
-        if findings or self.findings:
-            self._note(tuple(findings))
+        self.findings = tuple(findings)
+        if findings or self._seen_ns:
+            self._note(now_ns)
         return self.faults
 
     def describe(self) -> str:
@@ -108,20 +113,20 @@ class Watch:
                 findings.append(Finding(fault, self._joints[joint], name, FAULTS[bit].remedy))
         return findings
 
-    def _note(self, findings: tuple[Finding, ...]) -> None:
-        """Log what began and what ended."""
-        if findings == self.findings:
-            return
-        for finding in findings:
-            if finding not in self.findings:
-                log.error(
-                    "fault",
-                    fault=str(finding.fault.name).lower(),
-                    where=finding.where,
-                    what=finding.what,
-                    remedy=finding.remedy,
-                )
+    def _note(self, now_ns: int) -> None:
+        """Log what began and what ended; what comes and goes is one fault until it stays away."""
+        began: dict[tuple[Fault, str, str], list[str]] = {}
         for finding in self.findings:
-            if finding not in findings:
-                log.info("fault over", where=finding.where, what=finding.what)
-        self.findings = findings
+            if finding not in self._seen_ns:
+                began.setdefault((finding.fault, finding.what, finding.remedy), []).append(
+                    finding.where
+                )
+            self._seen_ns[finding] = now_ns
+        for (fault, what, remedy), where in began.items():
+            name = str(fault.name).lower()
+            log.error("fault", fault=name, what=what, where=where, remedy=remedy)
+        over = [f for f, seen_ns in self._seen_ns.items() if now_ns - seen_ns >= _OVER_NS]
+        for finding in over:
+            del self._seen_ns[finding]
+        if over:
+            log.info("fault over", what=sorted({f"{f.where} {f.what}" for f in over}))
