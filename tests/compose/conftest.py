@@ -26,6 +26,13 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).parents[2]
 LOOPS = {"sim-hal": 9101, "camera": 9102, "gameloop": 9103}
 """Services with a loop, and the port of their metrics."""
+EMULATED = {
+    "robot-emulator": 9105,
+    "emulated-jetson-hal": 9101,
+    "emulated-camera": 9102,
+    "emulated-gameloop": 9103,
+}
+"""The same of compose.jetson.yaml, profile `emulated`."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,13 @@ class Stack:
     project: str
     files: tuple[str, ...]
     settings: dict[str, str]
-    prometheus_port: int
-    has_grafana: bool
-    grafana_port: int
+    prometheus_port: int = 0
+    has_grafana: bool = False
+    grafana_port: int = 0
+    ports: dict[str, int] = field(default_factory=lambda: dict(LOOPS))
+    """Service to the port of its metrics."""
+    hal: str = "sim-hal"
+    gameloop: str = "gameloop"
     up_s: float = 0.0
     """Seconds from `docker compose up --wait` to its end."""
     addresses: dict[str, str] = field(default_factory=dict)
@@ -96,7 +107,7 @@ class Stack:
         if service not in self.addresses:
             networks = self.inspect(service)["NetworkSettings"]["Networks"]
             self.addresses[service] = networks[f"{self.project}_monitoring"]["IPAddress"]
-        url = f"http://{self.addresses[service]}:{LOOPS[service]}/{name}"
+        url = f"http://{self.addresses[service]}:{self.ports[service]}/{name}"
         with urllib.request.urlopen(url, timeout=2) as page:
             return page.read().decode()
 
@@ -127,8 +138,8 @@ class Stack:
         """Whether the policy drives and the gate lets it."""
         try:
             return (
-                self.holding("gameloop", "krabby_gameloop_mode", "mode") == "policy"
-                and self.holding("sim-hal", "krabby_safety_state", "state") == "active"
+                self.holding(self.gameloop, "krabby_gameloop_mode", "mode") == "policy"
+                and self.holding(self.hal, "krabby_safety_state", "state") == "active"
             )
         except OSError:
             self.addresses.clear()  # a restarted container may have another address
@@ -178,6 +189,53 @@ def has_image(name: str) -> bool:
     ).returncode
 
 
+class Counters:
+    """Arithmetic on two expositions of the same service."""
+
+    def increase(
+        self, before: list[Sample], after: list[Sample], name: str, **labels: str
+    ) -> float:
+        """How much a counter grew in between."""
+
+        def total(samples: list[Sample]) -> float:
+            return sum(
+                s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
+            )
+
+        return total(after) - total(before)
+
+    def quantile(
+        self, q: float, before: list[Sample], after: list[Sample], name: str, **labels: str
+    ) -> float:
+        """Between two expositions, interpolated inside a bucket as Prometheus does it."""
+        edges = sorted({float(s.labels["le"]) for s in after if s.name == f"{name}_bucket"})
+        counts = [
+            self.increase(before, after, f"{name}_bucket", **labels, le=_bucket_label(edge))
+            for edge in edges
+        ]
+        rank = q * counts[-1]
+        assert rank > 0, f"no {name} in between"
+        low, below = 0.0, 0.0
+        for edge, count in zip(edges, counts, strict=True):
+            if count >= rank:
+                return (
+                    low
+                    if edge == float("inf")
+                    else low + (edge - low) * (rank - below) / (count - below)
+                )
+            low, below = edge, count
+        raise AssertionError
+
+
+def _bucket_label(edge: float) -> str:
+    return "+Inf" if edge == float("inf") else repr(edge)
+
+
+@pytest.fixture(scope="session")
+def counters() -> Counters:
+    return Counters()
+
+
 _FIGURES: dict[str, str] = {}
 
 
@@ -195,19 +253,64 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
+def size_mb() -> Callable[[Stack, str], float]:
+    """Size of a service's image."""
+
+    def size(stack: Stack, service: str) -> float:
+        config = json.loads(stack.compose("config", "--format", "json").stdout)
+        image = config["services"][service]["image"]
+        return json.loads(docker("image", "inspect", image))[0]["Size"] / 1e6
+
+    return size
+
+
+@pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], bool], float, str], float]:
     return eventually
 
 
 @pytest.fixture(scope="session")
 def project() -> Stack:
-    """The project with its images built, not started."""
+    """The simulation's project with its images built, not started."""
+    stack = _prepared(
+        Stack(
+            project="krabby-test",
+            files=("compose.yaml", "tests/compose/offline.yaml"),
+            settings={"KRABBY_BUS": "10.83.161"},
+        ),
+        without_grafana="tests/compose/without-grafana.yaml",
+    )
+    # Not the trainer's image: 9 GB, and a GPU to run on.
+    stack.compose("--profile", "teleop", "--profile", "record", "build", timeout_s=900)
+    return stack
+
+
+@pytest.fixture(scope="session")
+def emulated_project() -> Stack:
+    """The emulated robot's project with its images built, not started."""
+    stack = _prepared(
+        Stack(
+            project="krabby-test-robot",
+            files=("compose.jetson.yaml",),
+            settings={"KRABBY_ROBOT_BUS": "10.83.163", "COMPOSE_PROFILES": "emulated"},
+            ports=EMULATED,
+            hal="emulated-jetson-hal",
+            gameloop="emulated-gameloop",
+        ),
+        without_grafana="tests/compose/without-grafana-emulated.yaml",
+    )
+    stack.compose("--profile", "emulated", "--profile", "emulated-teleop", "build", timeout_s=900)
+    return stack
+
+
+def _prepared(stack: Stack, without_grafana: str) -> Stack:
+    """Fill in what this machine's engine can do and has; skips where it cannot run the project."""
     if (
         not shutil.which("docker")
         or subprocess.run(["docker", "info"], capture_output=True, check=False).returncode
     ):
         pytest.skip("no Docker engine answers; on Debian: .ci/engine")
-    names = docker("compose", "--project-directory", str(ROOT), "config", "--images").split()
+    names = stack.compose("config", "--images").stdout.split()
     (base,) = re.findall(r"(?m)^PYTHON_IMAGE=(.+)$", (ROOT / ".env").read_text())
     missing = [
         name
@@ -216,42 +319,31 @@ def project() -> Stack:
     ]
     if missing:
         pytest.skip(f"no image {', '.join(missing)}: pull it, or .ci/stand-in-images")
-    has_grafana = any(has_image(name) for name in names if name.startswith("grafana/"))
-    ports = free_port(), free_port()
+    stack.has_grafana = any(has_image(name) for name in names if name.startswith("grafana/"))
+    if not stack.has_grafana:
+        stack.files += (without_grafana,)
+    stack.prometheus_port, stack.grafana_port = free_port(), free_port()
+    stack.settings["KRABBY_PROMETHEUS_PORT"] = str(stack.prometheus_port)
+    stack.settings["KRABBY_GRAFANA_PORT"] = str(stack.grafana_port)
     limits = subprocess.run(
         ["docker", "run", "--rm", "--ulimit", "rtprio=1", base, "true"],
         capture_output=True,
         check=False,
     )
-    stack = Stack(
-        project="krabby-test",
-        files=("compose.yaml", "tests/compose/offline.yaml")
-        + (() if has_grafana else ("tests/compose/without-grafana.yaml",)),
-        settings={
-            "KRABBY_PROMETHEUS_PORT": str(ports[0]),
-            "KRABBY_GRAFANA_PORT": str(ports[1]),
-            "KRABBY_BUS": "10.83.161",
-            # An engine that may not raise limits refuses to start containers that want it.
-            **({"KRABBY_RTPRIO": "0", "KRABBY_MEMLOCK": "0"} if limits.returncode else {}),
-        },
-        prometheus_port=ports[0],
-        has_grafana=has_grafana,
-        grafana_port=ports[1],
-    )
-    # Not the trainer's image: 9 GB, and a GPU to run on.
-    stack.compose("--profile", "teleop", "--profile", "record", "build", timeout_s=900)
+    if limits.returncode:
+        # An engine that may not raise limits refuses to start containers that want it.
+        stack.settings |= {"KRABBY_RTPRIO": "0", "KRABBY_MEMLOCK": "0"}
     return stack
 
 
-@pytest.fixture(scope="session")
-def stack(project: Stack) -> Iterator[Stack]:
+def _running(project: Stack, ready: Callable[[], bool], saying: str) -> Iterator[Stack]:
     """The project, up and healthy; taken down at the end."""
     down = ("--profile", "*", "down", "--volumes", "--timeout", "5")
     project.compose(*down)
     started = time.monotonic()
     try:
         project.compose("up", "--detach", "--wait", "--wait-timeout", "60")
-        eventually(project.walks, 30, "the gate is active and the policy drives")
+        eventually(ready, 30, saying)
         project.up_s = time.monotonic() - started
         yield project
     except BaseException:
@@ -261,3 +353,20 @@ def stack(project: Stack) -> Iterator[Stack]:
         raise
     finally:
         project.compose(*down, check=False)
+
+
+@pytest.fixture(scope="session")
+def stack(project: Stack) -> Iterator[Stack]:
+    """The simulation, walking; taken down at the end."""
+    yield from _running(project, project.walks, "the gate is active and the policy drives")
+
+
+@pytest.fixture(scope="module")
+def emulated(emulated_project: Stack) -> Iterator[Stack]:
+    """The emulated robot, lying and disarmed; taken down at the end."""
+    robot = emulated_project
+    yield from _running(
+        robot,
+        lambda: all(robot.turns(name) for name in robot.ports),
+        "every loop turns",
+    )

@@ -190,6 +190,33 @@ def steps(name):
     return re.split(r"\n+(?=[A-Z]+ )", text.strip())
 
 
+MANIFESTS = {
+    tomllib.loads(path.read_text())["project"]["name"]: path
+    for pattern in ("proto", "libs/*", "services/*", "cli")
+    for path in ROOT.glob(f"{pattern}/pyproject.toml")
+}
+
+
+def ours_needed_by(package):
+    """A package of this repository and those of ours that it needs, as folders."""
+    needed = {str(MANIFESTS[package].parent.relative_to(ROOT))}
+    for text in tomllib.loads(MANIFESTS[package].read_text())["project"]["dependencies"]:
+        name = re.match(r"[a-z0-9-]+", text)[0]
+        if name in MANIFESTS:
+            needed |= ours_needed_by(name)
+    return needed
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "jetson-hal", "cli"])
+def test_an_image_holds_all_of_our_packages_that_its_service_needs(name):
+    folder = LOCKED[name]
+    held = set(re.findall(r"(?<= )\./([a-z/-]+)(?= )", (folder / "Dockerfile").read_text()))
+    needed = ours_needed_by(f"krabby-{name}")
+    assert needed <= held
+    # Inference comes along for the bases that have TensorRT.
+    assert held - needed <= {"libs/inference"}
+
+
 def test_dockerfiles_of_plain_images_differ_in_nothing_but_the_service():
     robot = [step for step in steps("jetson-hal") if "mkdir /var/lib/krabby" not in step]
     assert steps("sim-hal") == robot

@@ -78,11 +78,10 @@ def test_an_absent_gpu_is_named_with_a_remedy(project):
 
 
 @pytest.mark.parametrize(("service", "limit_mb"), SIZES_MB.items())
-def test_images_stay_small(project, figures, service, limit_mb):
-    image = json.loads(project.compose("config", "--format", "json").stdout)["services"][service]
-    size = docker_json("image", "inspect", image["image"])["Size"]
-    figures[f"image of {service}"] = f"{size / 1e6:.0f} MB"
-    assert size < limit_mb * 1e6, f"{size / 1e6:.0f} MB"
+def test_images_stay_small(project, figures, size_mb, service, limit_mb):
+    size = size_mb(project, service)
+    figures[f"image of {service}"] = f"{size:.0f} MB"
+    assert size < limit_mb
 
 
 @pytest.mark.parametrize("service", LOOPS)
@@ -199,7 +198,7 @@ def test_grafana_opens_on_flight_and_reaches_prometheus(stack):
     assert len(get("/api/search?tag=krabby")) == 3
 
 
-def test_loop_rate_and_age_of_the_state_over_a_minute(stack, figures):
+def test_loop_rate_and_age_of_the_state_over_a_minute(stack, figures, counters):
     """From the services' own counters: exact counts, no scrape interval in between.
 
     The figures, at the end of the report, are to be 100.0 Hz within 0.1 and at most 10 ms. Whether
@@ -211,11 +210,11 @@ def test_loop_rate_and_age_of_the_state_over_a_minute(stack, figures):
     after, elapsed_s = stack.metrics("gameloop"), time.monotonic() - began
     hal_after = stack.metrics("sim-hal")
 
-    rate_hz = increase(before, after, "krabby_loop_period_seconds_count") / elapsed_s
-    age_s = quantile(
+    rate_hz = counters.increase(before, after, "krabby_loop_period_seconds_count") / elapsed_s
+    age_s = counters.quantile(
         0.99, hal_before, hal_after, "krabby_observation_age_at_actuation_seconds", stream="state"
     )
-    misses = increase(before, after, "krabby_loop_deadline_misses_total")
+    misses = counters.increase(before, after, "krabby_loop_deadline_misses_total")
     (recorded,) = stack.query('avg_over_time(krabby:loop_rate:hz{job="gameloop"}[50s])')
     figures["loop rate"] = f"{rate_hz:.3f} Hz, {misses:.0f} deadline misses in 60 s"
     figures["state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms"
@@ -430,37 +429,6 @@ def limits_of(project):
     return {
         name: text for name, text in project.settings.items() if name != "KRABBY_PROMETHEUS_PORT"
     }
-
-
-def increase(before, after, name, **labels):
-    def total(samples):
-        return sum(
-            s.value for s in samples if s.name == name and labels.items() <= s.labels.items()
-        )
-
-    return total(after) - total(before)
-
-
-def quantile(q, before, after, name, **labels):
-    """Between two expositions, interpolated inside a bucket as Prometheus does it."""
-    edges = sorted({float(s.labels["le"]) for s in after if s.name == f"{name}_bucket"})
-    counts = [increase(before, after, f"{name}_bucket", **labels, le=label(edge)) for edge in edges]
-    rank = q * counts[-1]
-    assert rank > 0, f"no {name} in between"
-    low, below = 0.0, 0.0
-    for edge, count in zip(edges, counts, strict=True):
-        if count >= rank:
-            return (
-                low
-                if edge == float("inf")
-                else low + (edge - low) * (rank - below) / (count - below)
-            )
-        low, below = edge, count
-    raise AssertionError
-
-
-def label(edge):
-    return "+Inf" if edge == float("inf") else repr(edge)
 
 
 def gate(stack):

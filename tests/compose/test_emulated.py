@@ -1,0 +1,203 @@
+"""The robot's own containers on an emulated robot: compose.jetson.yaml, profile `emulated`.
+
+HAL, camera and game loop are those of the real robot; drives answer on CAN as multicast between
+containers, the IMU on a serial line over TCP. The tests run in the order they stand in.
+"""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+HAL, GAMELOOP, CAMERA, EMULATOR = (
+    "emulated-jetson-hal", "emulated-gameloop", "emulated-camera", "robot-emulator",
+)  # fmt: skip
+PROFILES = ("robot", "emulated", "teleop", "record", "drives", "emulated-teleop", "*")
+HARDWARE = ("krabby_drive_", "krabby_bus_", "krabby_imu_", "krabby_foot_")
+RIGHTLY_EMPTY = {"krabby_drive_fault_active == 1"}
+
+
+# --- files, nothing started -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_a_valid_project(emulated_project, profile):
+    result = emulated_project.compose("--profile", profile, "config", "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_without_a_profile_the_robot_is_what_runs(emulated_project):
+    shown = emulated_project.compose("config", "--services", COMPOSE_PROFILES="robot").stdout
+    assert {"jetson-hal", "camera", "gameloop"} <= set(shown.split())
+    assert "emulated" not in shown
+
+
+@pytest.mark.parametrize(("service", "limit_mb"), [(HAL, 350), (EMULATOR, 600)])
+def test_images_stay_small(emulated_project, figures, size_mb, service, limit_mb):
+    size = size_mb(emulated_project, service)
+    figures[f"image of {service}"] = f"{size:.0f} MB"
+    assert size < limit_mb
+
+
+# --- up -------------------------------------------------------------------------------------
+
+
+def test_nothing_arms_the_robot_by_itself(emulated, wait_until, figures):
+    figures["emulated robot up"] = f"{emulated.up_s:.1f} s"
+    wait_until(lambda: gate(emulated) == "disarmed", 5, "the gate is disarmed")
+    time.sleep(2)
+    assert gate(emulated) == "disarmed"
+    assert emulated.value(EMULATOR, "krabby_emulator_falls_total") == 0
+
+
+def test_it_keeps_the_contract_of_every_hal(emulated, figures):
+    told = operate(emulated, "check-hal", "--json", "--host", "jetson-hal").stdout
+    results = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
+    figures["check-hal against jetson-hal"] = f"{len(results)} checks"
+    assert [one["name"] for one in results if not one["passed"]] == []
+    assert len(results) > 5
+
+
+def test_an_operator_arms_it_and_it_stands_up(emulated, wait_until):
+    arm(emulated)
+    wait_until(lambda: gate(emulated) == "active", 5, "the gate is active")
+    operate(emulated, "stand", "--endpoint", "control=tcp://gameloop:6006")
+    wait_until(emulated.walks, 15, "the policy drives")
+
+
+def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until, figures):
+    """Timing is printed beside its target; only a loop that does not work fails here."""
+    wait_until(emulated.walks, 10, "it walks")
+    began_s, start_m = time.monotonic(), walked(emulated)
+    before = emulated.metrics(HAL)
+    wait_until(lambda: walked(emulated) - start_m >= 5.0, 120, "five metres are walked")
+    elapsed_s = time.monotonic() - began_s
+    after = emulated.metrics(HAL)
+
+    period_s = counters.quantile(0.99, before, after, "krabby_bus_period_seconds")
+    age_s = counters.quantile(
+        0.99, before, after, "krabby_observation_age_at_actuation_seconds", stream="state"
+    )
+    rate_hz = counters.increase(before, after, "krabby_bus_period_seconds_count") / elapsed_s
+    missed = counters.increase(before, after, "krabby_drive_replies_missed_total")
+    loads = {one.labels["bus"]: one.value for one in after if one.name == "krabby_bus_load_ratio"}
+    figures["emulated robot walked 5 m in"] = f"{elapsed_s:.1f} s"
+    figures["state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms (at most 12)"
+    figures["bus loop"] = (
+        f"{rate_hz:.1f} Hz, period p99 {1e3 * period_s:.2f} ms (5 within 1), "
+        f"{missed:.0f} replies missed"
+    )
+    figures["bus load"] = ", ".join(f"{bus} {load:.1%}" for bus, load in loads.items())
+    assert emulated.value(EMULATOR, "krabby_emulator_falls_total") == 0
+    assert rate_hz == pytest.approx(200.0, rel=0.1)
+    assert age_s <= 0.1
+    assert len(loads) == 3
+    assert all(0.2 < load <= 0.7 for load in loads.values())
+
+
+def test_every_expression_about_hardware_returns_data(emulated):
+    """Those that test_stack.py leaves out, in dashboards and in rules."""
+    asked, empty = 0, []
+    for path in sorted((ROOT / "monitoring/grafana/dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel["targets"]:
+                expr = target["expr"]
+                if any(name in expr for name in HARDWARE):
+                    asked += 1
+                    if not emulated.query(expr.replace("$__rate_interval", "5s")):
+                        empty.append(expr)
+    assert asked >= 8
+    assert set(empty) <= RIGHTLY_EMPTY
+    rules = (ROOT / "monitoring/prometheus/rules").glob("*.yml")
+    selectors = {
+        selector
+        for path in rules
+        for selector in re.findall(
+            r"\b((?:krabby_(?:drive|bus|imu|foot)|krabby:bus)_[a-z0-9_:]+)", path.read_text()
+        )
+    }
+    assert len(selectors) > 6
+    assert [selector for selector in sorted(selectors) if not emulated.query(selector)] == []
+
+
+def test_prometheus_scrapes_the_robot_each_second(emulated):
+    targets = {
+        target["labels"]["job"]: target for target in emulated.ask("targets")["activeTargets"]
+    }
+    for name in ("jetson-hal", "camera", "gameloop", "robot-emulator"):
+        assert targets[name]["health"] == "up", targets[name]["lastError"]
+
+
+@pytest.mark.parametrize("service", [HAL, GAMELOOP, CAMERA, EMULATOR])
+def test_a_container_is_not_root_and_may_nothing(emulated, service):
+    shell = "id -u; grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/1/status; touch /x || true"
+    uid, *status = emulated.compose("exec", "-T", service, "sh", "-c", shell).stdout.split("\n")
+    assert int(uid) != 0
+    seen = dict(line.split(":\t") for line in status if line)
+    assert {int(seen[name], 16) for name in ("CapEff", "CapBnd")} == {0}
+    assert seen["NoNewPrivs"] == "1"
+    assert emulated.inspect(service)["HostConfig"]["ReadonlyRootfs"]
+    assert not any(emulated.inspect(service)["NetworkSettings"]["Ports"].values())
+
+
+def test_it_sits_down_and_is_disarmed(emulated, wait_until):
+    operate(emulated, "sit", "--endpoint", "control=tcp://gameloop:6006")
+    wait_until(lambda: mode(emulated) == "passive", 15, "it sits")
+    operate(emulated, "disarm", "--host", "jetson-hal")
+    wait_until(lambda: gate(emulated) == "disarmed", 5, "the gate is disarmed")
+    assert emulated.value(EMULATOR, "krabby_emulator_falls_total") == 0
+
+
+def test_drives_let_go_by_themselves_when_the_hal_is_killed(emulated, wait_until, figures):
+    arm(emulated)
+    wait_until(lambda: gate(emulated) == "active", 5, "the gate is active")
+    assert emulated.value(EMULATOR, "krabby_emulator_drives_running") == 18
+    emulated.compose("kill", "--signal", "KILL", HAL)
+    killed_s = time.monotonic()
+    off_s = wait_until(
+        lambda: emulated.value(EMULATOR, "krabby_emulator_drives_running") == 0,
+        2,
+        "all drives let go",
+    )
+    figures["drives seen off after a killed HAL"] = f"{1e3 * off_s:.0f} ms, as its metrics show it"
+    assert time.monotonic() - killed_s < 2
+    emulated.compose("up", "--detach")
+    wait_until(lambda: emulated.turns(HAL), 20, "the HAL is back")
+    wait_until(lambda: gate(emulated) == "disarmed", 5, "and disarmed")
+
+
+def test_everything_stops_gracefully(emulated, figures):
+    arm(emulated)
+    began_s = time.monotonic()
+    emulated.compose("stop")
+    figures["emulated robot stopped after"] = f"{time.monotonic() - began_s:.1f} s"
+    for service in emulated.ports:
+        assert emulated.inspect(service)["State"]["ExitCode"] == 0, service
+
+
+# --- helpers --------------------------------------------------------------------------------
+
+
+def gate(robot):
+    return robot.holding(HAL, "krabby_safety_state", "state")
+
+
+def mode(robot):
+    return robot.holding(GAMELOOP, "krabby_gameloop_mode", "mode")
+
+
+def walked(robot):
+    return robot.value(EMULATOR, "krabby_emulator_distance_meters")
+
+
+def arm(robot):
+    operate(robot, "arm", "--host", "jetson-hal")
+
+
+def operate(robot, *words):
+    return robot.compose("run", "--rm", "-T", "emulated-teleop", *words)
