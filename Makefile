@@ -21,12 +21,12 @@ TRAIN_TEST   = $(TRAIN_BIN)/python -m pytest -c services/trainer/pyproject.toml 
 # make train: what differs from the defaults, for example ARGS="size=small run.name=first".
 ARGS        ?=
 
-# make sim: what to run. DURATION in seconds, 0 = until Ctrl-C.
+# make sim: what to run. DURATION in seconds, 0 = until Ctrl-C. COURSE and POLICY are those of `krabby up` where not given.
 DURATION   ?= 60
-COURSE     ?= flat
+COURSE     ?=
 DIFFICULTY ?= 0.5
 SEED       ?= 0
-POLICY     ?= gait
+POLICY     ?=
 RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
@@ -58,8 +58,8 @@ $(DEV): $(RUNTIME) requirements-dev.txt
 setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
 
 sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name RECORD=file SPEED=0|1
-	@$(BIN)/krabby up --duration $(DURATION) --course $(COURSE) --difficulty $(DIFFICULTY) --seed $(SEED) \
-	  --policy $(POLICY) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
+	@$(BIN)/krabby up --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) --difficulty $(DIFFICULTY) --seed $(SEED) \
+	  $(if $(POLICY),--policy $(POLICY)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
 
 up: ## the simulation in containers, watched: Grafana on http://localhost:3000
 	@tools/preflight
@@ -145,8 +145,8 @@ format: $(DEV) ## format and sort in place
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(DEV) ## measure the runtime, each figure beside its floor: DURATION=s
-	@$(BIN)/python bench/runtime.py --duration $(DURATION)
+bench: $(DEV) ## measure the runtime, each figure beside its floor: DURATION=s COURSE=name POLICY=name
+	@$(BIN)/python bench/runtime.py --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) $(if $(POLICY),--policy $(POLICY))
 
 dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashboards.py
 	@$(BIN)/python monitoring/dashboards.py

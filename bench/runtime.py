@@ -22,16 +22,21 @@ from typing import TYPE_CHECKING, Any, Final
 import mujoco
 import numpy as np
 import zmq
+from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.testing import FakeHal
 from krabby_robot.courses import make_course
-from krabby_robot.depth import DepthPreprocessor
+from krabby_robot.depth import IMAGE_SHAPE, DepthPreprocessor
 from krabby_robot.description import RobotDescription
 from krabby_robot.gate import GateCfg, SafetyGate
 from krabby_robot.mujoco_model import build_model
+from krabby_robot.network import NetworkSpec
 from krabby_robot.observation import ObservationBuilder, ObservationInputs
-from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby_robot.onnx_runtime import OnnxRuntime
+from krabby_robot.policy import OnnxEncoder, OnnxPolicy, PolicyBundle, bundle_dir
+from krabby_robot.testing import write_seeing_gait
 from krabby_service.rate import Rate
+from onnx import TensorProto, helper
 from sim_hal.depth_camera import DepthRenderer, camera_pose
 
 if TYPE_CHECKING:
@@ -42,6 +47,7 @@ Quantiles = dict[str, float]
 
 US: Final = 1e6
 MS: Final = 1e3
+_STAND_IN: Final = "stand-in"
 _REPO: Final = Path(__file__).resolve().parents[1]
 
 
@@ -224,15 +230,60 @@ def bench_policy(table: Table, desc: RobotDescription, name: str) -> None:
         nav_command=np.array([0.35, 0.0, 0.1]),
         last_action=np.zeros(18),
         features=None if term is None else np.zeros(term.size),
+        features_age=np.zeros(1),
     )
     ours, floor = in_turn(lambda: policy.step(builder.build(inputs)), inputs.joint_pos.copy, 2000)
     table.add(
-        f"policy {name}: observation and inference",
+        f"policy {bundle.name}: observation and inference",
         "us",
         quantiles(ours, US),
         quantiles(floor, US),
         "a copy of 18 numbers",
     )
+
+
+def bench_networks(table: Table, desc: RobotDescription, bundle: PolicyBundle) -> None:
+    """Encoder and actor of a policy that sees, on one thread."""
+    rng = np.random.default_rng(0)
+    actor, encoder = OnnxPolicy(bundle), OnnxEncoder(bundle)
+    obs = rng.standard_normal((1, bundle.observation.size)).astype(np.float32)
+    image = rng.uniform(-0.5, 0.5, IMAGE_SHAPE).astype(np.float32)
+    layout = encoder.spec.proprio
+    eye = None if layout is None else np.zeros((1, layout.size), np.float32)
+    for what, step, seen in (
+        ("actor", lambda: actor.step(obs), obs),
+        ("depth encoder", lambda: encoder.step(image, eye), image[None, None]),
+    ):
+        ours, floor = in_turn(step, _copying_network(seen), 2000)
+        table.add(
+            f"policy {bundle.name}: {what}, one thread",
+            "ms",
+            quantiles(ours, MS),
+            quantiles(floor, MS),
+            "a network that copies its input",
+        )
+
+
+def _copying_network(value: Any) -> Callable[[], object]:
+    """One step of a network that does nothing, run by the same runtime."""
+    shapes = [helper.make_tensor_value_info(x, TensorProto.FLOAT, value.shape) for x in "xy"]
+    node = helper.make_node("Identity", ["x"], ["y"])
+    graph = helper.make_graph([node], "copy", shapes[:1], shapes[1:])
+    opset = helper.make_opsetid("", 18)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=9)
+    spec = NetworkSpec(
+        content=model.SerializeToString(),
+        source="copy",
+        inputs={"x": value.shape},
+        output=("y", value.shape),
+    )
+    network = OnnxRuntime().open(spec)
+
+    def step() -> None:
+        network.set_input("x", value)
+        network.run()
+
+    return step
 
 
 def bench_depth(table: Table, desc: RobotDescription) -> None:
@@ -311,11 +362,11 @@ def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> di
         if lateness:
             table.add(f"{name}: wake-up lateness", "ms", lateness, idle, "bare loop, idle machine")
             table.add("", "ms", {}, beside, "bare loop beside the three")
-    for stage in ("receive", "observe", "infer", "work"):
-        table.add(f"gameloop: {stage}", "ms", _from_summary(loop, stage), None, "")
-    table.add(
-        "command round trip, in the stack", "ms", _from_summary(loop, "command_rtt"), None, ""
-    )
+    for stage in ("receive", "observe", "infer", "command_rtt"):
+        name = stage.replace("command_rtt", "command round trip")
+        table.add(f"gameloop: {name}", "ms", _from_summary(loop, stage), None, "")
+    what = "gameloop: all stages of a tick, of 10 ms"
+    table.add(what, "ms", _from_summary(loop, "work"), None, "")
     what = "state: capture to actuator write"
     table.add(what, "ms", _from_summary(loop, "obs_age"), None, "")
     table.add("features: age when used", "ms", _from_summary(loop, "features_age"), None, "")
@@ -346,18 +397,28 @@ def main() -> None:
     """Run all of it; the last line of stdout is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--duration", type=float, default=30.0, help="of the stack's run [s]")
-    parser.add_argument("--policy", default="gait", help="a folder under assets/policies")
-    parser.add_argument("--course", default="flat", help="the course it walks")
+    parser.add_argument(
+        "--policy",
+        default=DEFAULT_POLICY,
+        help=f"a name under assets/policies, a folder, or {_STAND_IN!r}: the gait with the eyes of "
+        "a student that nobody trained (%(default)s)",
+    )
+    parser.add_argument("--course", default="flat", help="the course it walks (%(default)s)")
     options = parser.parse_args()
     desc = RobotDescription.load()
     table = Table()
-    bench_codec(table)
-    bench_gate(table, desc)
-    bench_policy(table, desc, options.policy)
-    bench_depth(table, desc)
-    for transport in ("tcp", "ipc"):
-        bench_command(table, transport, 600)
-    summary = bench_stack(table, options.duration, options.policy, options.course)
+    with tempfile.TemporaryDirectory() as folder:
+        stand_in = write_seeing_gait(Path(folder) / _STAND_IN, desc, features="latent")
+        policy = str(stand_in.path) if options.policy == _STAND_IN else options.policy
+        bundle = PolicyBundle.load(bundle_dir(policy), desc)
+        bench_codec(table)
+        bench_gate(table, desc)
+        bench_policy(table, desc, policy)
+        bench_networks(table, desc, stand_in if bundle.encoder is None else bundle)
+        bench_depth(table, desc)
+        for transport in ("tcp", "ipc"):
+            bench_command(table, transport, 600)
+        summary = bench_stack(table, options.duration, policy, options.course)
     print(json.dumps({"rows": table.rows, "stack": summary}))
 
 
