@@ -136,6 +136,7 @@ check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
 	@$(BIN)/python monitoring/dashboards.py --check
+	@$(BIN)/python tools/fill_docs.py --check
 	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/inference/requirements-tensorrt.lock services/camera/requirements-realsense.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
