@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from krabby_inference.backend import EngineBackend, open_backend
+from krabby_inference.backend import EngineBackend, engine_platform, open_backend
 from krabby_inference.cache import EngineCache
 from krabby_inference.children import build_in_child, probe
 from krabby_inference.config import InferenceCfg
 from krabby_inference.engine import BuildOptions
 from krabby_inference.errors import (
     BuildFailed,
+    CacheError,
     EngineRefused,
     Interrupted,
     NoDevice,
@@ -81,8 +82,12 @@ def test_the_first_start_builds_and_tests_the_second_finds(order, folder, double
     assert order.builds() == 1
     assert watch.beats > 0
     assert watch.said[0] == "asking for a GPU"
-    assert "building: double/policy 50 %" in watch.said
-    assert watch.said[-1] == ""
+    assert watch.said[-4:] == [
+        "building: double/policy 50 %",
+        "loading: double/policy",
+        "testing: double/policy",
+        "",
+    ]
     (record,) = EngineCache(folder).records()
     assert record.good
     assert record.verdict.startswith("good: 64 made-up steps")
@@ -126,8 +131,8 @@ def test_auto_without_a_gpu_says_why_once_and_goes_on(order, folder, double, cou
     order(no_device="no driver; install one")
     chosen = backend(folder, backend="auto", allow_fallback=False)
     with captured_logs() as logs:
-        network = chosen.open(double())
-    assert network.backend == "onnxruntime"
+        assert chosen.open(double()).backend == "onnxruntime"
+        assert chosen.open(counter()).backend == "onnxruntime"
     (line,) = logs
     assert (line["log_level"], line["event"]) == ("info", "running on onnxruntime")
     assert line["reason"] == "no driver; install one"
@@ -346,6 +351,39 @@ def test_while_walking_nothing_is_built(order, folder, double):
     with pytest.raises(NotBuilt):
         strict.without_building().open(double(name="new", gain=5.0))
     assert order.builds() == 1
+    network.close()
+
+
+@pytest.mark.parametrize("failing", ["store", "judge", "used"])
+def test_a_disk_that_is_full_does_not_stop_an_engine(order, folder, double, monkeypatch, failing):
+    def full(*arguments, **keys):
+        raise CacheError("no space left on device; free some")
+
+    monkeypatch.setattr(EngineCache, failing, full)
+    with captured_logs() as logs:
+        assert backend(folder).open(double()).backend == "tensorrt"
+    assert [line["reason"] for line in logs if line["log_level"] == "error"] == [
+        "no space left on device; free some"
+    ]
+
+
+def test_without_room_for_temporary_files_nothing_is_built(order, folder, double, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/nonexistent")
+    with captured_logs() as logs:
+        assert backend(folder).open(double()).backend == "onnxruntime"
+    assert "No such file or directory" in logs[-1]["reason"]
+
+
+def test_here_the_real_thing_builds_agrees_and_is_fast_enough(folder, depth_encoder):
+    """Only where a GPU, TensorRT and cuda-bindings are: the robot."""
+    try:
+        probe(engine_platform(cfg(folder)), FakeWatch())
+    except NoDevice as missing:
+        pytest.skip(str(missing))
+    chosen = open_backend(cfg(folder, allow_fallback=False, budget_s=0.01), FakeWatch())
+    network = chosen.open(depth_encoder)
+    assert network.backend == "tensorrt"
+    assert network.graphed
     network.close()
 
 

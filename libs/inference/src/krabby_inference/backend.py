@@ -12,6 +12,7 @@ goes with the network. Which policy walks is the game loop's choice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -41,7 +42,7 @@ from krabby_inference.selftest import Verdict, run_selftest
 from krabby_inference.tensorrt_toolkit import TENSORRT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Generator, Iterable
 
     from krabby_inference.config import InferenceCfg
 
@@ -138,11 +139,12 @@ class EngineBackend:
         self._build_allowed = build
         self._clock = clock
         self._tools: _Tools | NoDevice | None = None
+        self._said_why = False
 
     def without_building(self) -> EngineBackend:
         """The same, for while the robot walks: nothing that takes minutes and the whole GPU."""
         other = EngineBackend(self._cfg, _Quiet(), self._platform, build=False, clock=self._clock)
-        other._tools = self._tools
+        other._tools, other._said_why = self._tools, self._said_why
         return other
 
     def open(self, spec: NetworkSpec) -> Network:
@@ -184,7 +186,8 @@ class EngineBackend:
                 raise EngineRefused(verdict.problem)
         except EngineRefused as refusal:
             network = self._roll_back(spec, recipe, cache, refusal)
-        cache.used(recipe.key, name_of(spec.source), self._cfg.keep_starts)
+        with _unless_full():
+            cache.used(recipe.key, name_of(spec.source), self._cfg.keep_starts)
         return network
 
     def _tested(self, spec: NetworkSpec, recipe: Recipe) -> tuple[EngineNetwork, Verdict]:
@@ -201,6 +204,8 @@ class EngineBackend:
     def _judge(
         self, spec: NetworkSpec, network: Network, recipe: Recipe, cache: EngineCache
     ) -> Verdict:
+        self._watch.doing(f"testing: {name_of(spec.source)}")
+        self._watch.beat()
         verdict = run_selftest(
             network,
             OnnxRuntime().open,
@@ -210,7 +215,8 @@ class EngineBackend:
         )
         if network.backend == "onnxruntime":  # the GPU gave up in the middle of it
             verdict = Verdict(problem="the GPU failed during the self-test")
-        cache.judge(recipe.key, good=not verdict.problem, verdict=verdict.text)
+        with _unless_full():
+            cache.judge(recipe.key, good=not verdict.problem, verdict=verdict.text)
         name = name_of(spec.source)
         metrics.ERROR.labels(name).set(verdict.error)
         for quantile, value in zip(
@@ -306,17 +312,17 @@ class EngineBackend:
         log.info(
             "engine built", network=name, seconds=round(built.seconds, 1), bytes=len(built.plan)
         )
-        try:
+        with _unless_full():
             cache.store_timings(recipe, built.timings)
             cache.store(recipe, name, built.plan, built.seconds)
-        except CacheError as error:
-            log.error("engine not kept, it will be built at each start", reason=str(error))
         return built.plan
 
     def _load(
         self, spec: NetworkSpec, recipe: Recipe, cache: EngineCache, plan: bytes
     ) -> EngineNetwork:
         tools = self._found()
+        self._watch.doing(f"loading: {name_of(spec.source)}")
+        self._watch.beat()
         buffers = tools.api.open()
         try:
             with cache.loading(recipe.key):
@@ -363,17 +369,29 @@ class EngineBackend:
     # --- without the GPU ---------------------------------------------------------------------
 
     def _fall_back(self, spec: NetworkSpec, error: InferenceError) -> Network:
-        missing = isinstance(error, NoDevice)
-        if not self._cfg.allow_fallback and not (missing and self._cfg.backend == "auto"):
+        expected = isinstance(error, NoDevice) and self._cfg.backend == "auto"
+        if not self._cfg.allow_fallback and not expected:
             raise error
-        say = log.info if missing and self._cfg.backend == "auto" else log.warning
-        say("running on onnxruntime", network=name_of(spec.source), reason=str(error))
+        if not expected:
+            log.warning("running on onnxruntime", network=name_of(spec.source), reason=str(error))
+        elif not self._said_why:
+            log.info("running on onnxruntime", reason=str(error))
+            self._said_why = True
         metrics.FALLBACKS[_reason(error)].inc()
         return OnnxRuntime().open(spec)
 
     def _failed(self, spec: NetworkSpec) -> None:
         metrics.FALLBACKS["device"].inc()
         _expose(spec, "onnxruntime" if self._cfg.allow_fallback else "")
+
+
+@contextlib.contextmanager
+def _unless_full() -> Generator[None]:
+    """An engine that cannot be kept, or its record, runs all the same."""
+    try:
+        yield
+    except CacheError as error:
+        log.error("the engine cache could not be written", reason=str(error))
 
 
 class _Progress:

@@ -271,7 +271,7 @@ class EngineCache:
             EngineRefused: It did the last time; it was deleted.
         """
         path = self._path(key, "loading")
-        with path.open("a+b") as marker:
+        with self._opened(path) as marker:
             marker.seek(0)
             left_over = bool(marker.read(1)) and _lock(marker)
             if left_over:
@@ -302,6 +302,7 @@ class EngineCache:
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     file.flush()
+                    os.fchmod(file.fileno(), 0o644)  # other users' services read it too
                     os.fsync(file.fileno())
                 os.replace(name, path)
             except BaseException:
@@ -324,10 +325,19 @@ class EngineCache:
         with self._held("index.lock", wait=lambda: None):
             yield
 
+    def _opened(self, path: Path) -> IO[bytes]:
+        try:
+            return path.open("a+b")
+        except OSError as error:
+            raise CacheError(
+                f"{path} cannot be opened ({error.strerror}); run krabby-engines as the user that "
+                "the services run as"
+            ) from error
+
     @contextlib.contextmanager
     def _held(self, name: str, wait: Callable[[], None] | bool) -> Iterator[bool]:
         """A lock file; with wait=False only if it is free, which the value tells."""
-        with (self.folder / name).open("ab") as file:
+        with self._opened(self.folder / name) as file:
             held = _lock(file)
             while not held and callable(wait):
                 wait()

@@ -109,7 +109,7 @@ def probe(platform: Platform, watch: Watch) -> tuple[Device, str]:
 
     try:
         _run_child("probe", _Job(platform=platform), _PROBE_TIMEOUT_S, watch, hear)
-    except BuildFailed as error:
+    except (BuildFailed, OSError) as error:
         raise NoDevice(f"asking for a GPU failed: {error}") from error
     if answer.device is None:
         raise NoDevice("asking for a GPU gave no answer")
@@ -143,6 +143,25 @@ def build_in_child(
         BuildFailed: TensorRT refused, crashed or took too long.
         Interrupted: `watch` said stop.
     """
+    try:
+        return _build_in(platform, model, options, shapes, timings, timeout_s, watch, report)
+    except OSError as error:
+        raise BuildFailed(
+            f"cannot build ({error}); make room in {tempfile.gettempdir()}, or name another folder "
+            "in TMPDIR"
+        ) from error
+
+
+def _build_in(
+    platform: Platform,
+    model: bytes,
+    options: BuildOptions,
+    shapes: Shapes,
+    timings: bytes,
+    timeout_s: float,
+    watch: Watch,
+    report: Callable[[str, float], None],
+) -> Built:
     with tempfile.TemporaryDirectory(prefix="krabby-engine-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(model)
