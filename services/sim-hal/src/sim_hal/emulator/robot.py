@@ -17,12 +17,12 @@ from sim_hal.stage import Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from krabby_hal.measurement import Measurement
     from krabby_robot.courses import Course
     from krabby_robot.description import RobotDescription
     from numpy.typing import NDArray
 
     from sim_hal.emulator.config import EmulatorCfg, ImuCfg
-    from sim_hal.physics import Measurement
 
 __all__ = ["EmulatedRobot"]
 
