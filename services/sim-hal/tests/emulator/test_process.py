@@ -43,6 +43,7 @@ class Emulator:
                 "-m",
                 "sim_hal.emulator",
                 "metrics_port=0",
+                "realtime.fifo_priority=50",  # where it is refused, a warning
                 "can.interface=udp_multicast",
                 f"can.channels={json.dumps(list(channels.values()))}",
                 f"imu.listen=tcp://127.0.0.1:{imu}",
