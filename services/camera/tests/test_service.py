@@ -195,6 +195,7 @@ def test_corrupt_frames_are_counted_and_do_not_disturb(endpoints):
 
 def test_lock_step_times_and_flag_are_passed_on_and_no_age_is_made_up(endpoints):
     with Rig(endpoints) as rig:
+        rig.see(depth(0), capture_ns=1 * MS, flags=FLAG_LOCKSTEP)  # what came before is dealt with
         before = metrics.PUBLISH_AGE._sum.get(), rig.service._publish_age.count
         message = rig.see(depth(1), capture_ns=33 * MS, flags=FLAG_LOCKSTEP)
         assert message.header.publish_ns == message.capture_ns == 33 * MS
