@@ -79,9 +79,11 @@ images-robot: ## on the robot: its images, on NVIDIA's base with CUDA and Tensor
 	@$(JETSON) --profile robot --profile teleop --profile record --profile drives build
 
 robot: ## on the robot: build and start everything; nothing arms it but a person: krabby arm
+	@tools/preflight robot
 	@$(JETSON) --profile robot up --build --detach --wait
 
 emulated: ## the same containers walking an emulated robot, on any machine; stop: make robot-down
+	@tools/preflight emulated
 	@$(JETSON) --profile emulated up --build --detach --wait
 
 robot-down: ## sit the robot down and stop its containers, or the emulated ones

@@ -95,7 +95,7 @@ def examine(tmp_path):
             root=tmp_path,
             run=lambda command: table.get(tuple(command)),
             free_bytes=lambda _: free_gib * GIB,
-            buses=("can0", "can1", "can2"),
+            buses=dict.fromkeys(("can0", "can1", "can2"), 1_000_000),
             ports=doctor.stack_ports(),
             **settings,
         )
@@ -238,3 +238,17 @@ def test_exit_status_and_json_are_for_programs(tmp_path, capsys):
     findings = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(set(finding) == {"name", "status", "value", "remedy"} for finding in findings)
     assert all(finding["remedy"] for finding in findings if finding["status"] in ("warn", "fail"))
+
+
+def test_which_buses_there_are_is_in_hardware_toml(tmp_path, capsys):
+    wiring = tmp_path / "hardware.toml"
+    wiring.write_text('[buses.a]\ninterface = "socketcan"\nchannel = "can7"\nbitrate = 500000\n')
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    argv = ["doctor", "--robot", "--json", "--root", str(empty)]
+    main([*argv, "--hardware", str(wiring)])
+    names = [json.loads(line)["name"] for line in capsys.readouterr().out.splitlines()]
+    assert "CAN can0" not in names
+    assert "CAN can7" in names or "CAN" in names  # the latter where there is no iproute2
+    assert main([*argv, "--hardware", str(tmp_path / "none.toml")]) == 2
+    assert "--hardware" in capsys.readouterr().err

@@ -9,16 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from krabby_proto import STREAMS
+from krabby_robot.assets import assets_dir
 
 from krabby_cli.doctor.host import check_host, check_realtime
 from krabby_cli.doctor.jetson import check_jetson
 from krabby_cli.doctor.machine import Finding, Machine
 from krabby_cli.doctor.wires import check_wires
+from krabby_cli.errors import UsageError
 
 __all__ = ["Finding", "Machine", "add_parser", "examine"]
 
@@ -48,13 +51,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a check")
     parser.add_argument("--robot", action="store_true", help="judge as the robot's computer")
     parser.add_argument(
-        "--can",
-        metavar="NAMES",
-        default="can0,can1,can2",
-        help="the drives' interfaces, with commas (can0,can1,can2)",
-    )
-    parser.add_argument(
-        "--bitrate", type=int, default=1_000_000, help="of the drives' buses [bit/s] (1000000)"
+        "--hardware", type=Path, metavar="FILE", help="hardware.toml (the one in the assets folder)"
     )
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="calibration.toml")
     parser.add_argument(
@@ -72,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
     machine = Machine(
         root=args.root,
         as_robot=True if args.robot else None,
-        bitrate=args.bitrate,
         calibration=args.calibration,
-        buses=tuple(name for name in args.can.split(",") if name),
+        buses=_buses(args.hardware or assets_dir() / "crab_hex" / "hardware.toml"),
         ports=stack_ports(),
     )
     show = _print_json if args.json else _print
@@ -100,6 +96,18 @@ def examine(machine: Machine) -> Iterator[Finding]:
 def stack_ports() -> dict[int, str]:
     """TCP ports of the stack on the loopback interface, and what for."""
     return {stream.port: name for name, stream in STREAMS.items()} | _METRICS | _WATCHERS
+
+
+def _buses(path: Path) -> dict[str, int]:
+    """Interfaces of hardware.toml, with their bit rates; the rest is the HAL's to check."""
+    try:
+        buses = tomllib.loads(path.read_text())["buses"].values()
+        return {bus["channel"]: bus["bitrate"] for bus in buses if bus["interface"] == "socketcan"}
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} does not say which buses there are ({error}); name the robot's hardware.toml "
+            "with --hardware"
+        ) from error
 
 
 def _print(finding: Finding) -> None:

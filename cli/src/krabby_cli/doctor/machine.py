@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -75,12 +75,10 @@ class Machine:
     """Space left on the file system of a folder."""
     as_robot: bool | None = None
     """Whether to judge it as the robot's computer; None: as one when it is a Jetson."""
-    bitrate: int = 1_000_000
-    """What the drives' buses run at [bit/s]."""
     calibration: Path | None = None
     """The robot's calibration file; None: look where it usually is."""
-    buses: tuple[str, ...] = ()
-    """CAN interfaces that hardware.toml names."""
+    buses: Mapping[str, int] = field(default_factory=dict)
+    """CAN interfaces that hardware.toml names, and what each is to run at [bit/s]."""
     ports: dict[int, str] = field(default_factory=dict)
     """TCP ports the stack listens on, and what for."""
 

@@ -36,7 +36,7 @@ def _can(machine: Machine) -> Iterator[Finding]:
         yield warn("CAN", "ip says nothing", "install iproute2; run this on the host")
         return
     found = {name for name, link in links.items() if link.get("link_type") == "can"}
-    wanted = set(machine.buses) if machine.is_robot else set()
+    wanted = machine.buses.keys() if machine.is_robot else set()
     for name in sorted(found | wanted):
         if name not in found:
             yield fail(
@@ -59,15 +59,16 @@ def _bus(machine: Machine, name: str, link: dict[str, Any]) -> Iterator[Finding]
         return
     data = info.get("info_data", {})
     bitrate = int(data.get("bittiming", {}).get("bitrate", 0))
-    up = f"sudo ip link set {name} up type can bitrate {machine.bitrate} restart-ms 100"
+    wanted = machine.buses.get(name, bitrate)
+    up = f"sudo ip link set {name} up type can bitrate {wanted or 1_000_000} restart-ms 100"
     if "UP" not in link.get("flags", ()):
         yield fail(title, "down", up)
         return
     state = data.get("state", "unknown")
     value = f"{state}, {bitrate} bit/s, queue {link.get('txqlen', 0)}"
     cycle = f"sudo ip link set {name} down; {up}"
-    if bitrate != machine.bitrate:
-        yield fail(title, value, f"the drives run at {machine.bitrate} bit/s: {cycle}")
+    if bitrate != wanted:
+        yield fail(title, value, f"the drives run at {wanted} bit/s: {cycle}")
     elif state == "BUS-OFF":
         yield fail(
             title, value, f"wires: short, swapped CAN_H and CAN_L, termination; then {cycle}"
