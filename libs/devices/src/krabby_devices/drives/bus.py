@@ -4,13 +4,12 @@ One thread, several buses: every cycle sends all commands back to back and then 
 after bus. While one is read the kernel keeps what the others receive, with the time at which it
 came; so the buses work in parallel, and a reply's stamp does not depend on when it was read.
 
-Replies carry no number. A drive answers every command once and in order, so each reply is counted
-against the oldest command that is still unanswered: only what answers this cycle's command is new.
-A reply that answers an older one is late; it is counted in `late` and `missed`, its values are kept
-with the time of the command that it answers, and it never passes for new. After a lost reply that
-account is one off. It is set right by silence: a drive that may be behind gets no command for a
-cycle, and what it then says, if anything, is what it still owed. An answer that takes longer than
-`late_horizon_s` cannot be told from a new one.
+Replies carry no number, so a late one looks like a new one. A drive answers every command once and
+in order; therefore one that owes an answer gets no further command until the answer comes or is
+older than `late_horizon_s`, when it counts as lost. What comes meanwhile is the answer that was
+owed: it is counted in `late` and `missed`, its values are kept with the time of the command that it
+answers, and it never passes for new. A lost reply thus costs its drive the commands of the horizon,
+less than the age at which the gate calls a measurement stale.
 """
 
 from __future__ import annotations
@@ -68,8 +67,8 @@ _TURN: Final = 2.0 * math.pi
 class BusCfg:
     """Times of the exchange."""
 
-    late_horizon_s: float = 0.02
-    """Longest delay of a reply that is told from a new one."""
+    late_horizon_s: float = 0.018
+    """Longest delay of a reply that is told from a new one; three cycles and a bit at 200 Hz."""
     answer_s: float = 0.02
     """How long a drive may take to answer a request while it is set up."""
     tries: int = 3
@@ -165,8 +164,6 @@ class CanJointBus:
         self._poll = [self._request(joint, Kind.DISABLE) for joint in range(count)]
         self._pending: list[deque[int]] = [deque() for _ in range(count)]
         """Times at which the commands were sent that are not answered yet."""
-        self._quiet = [False] * count
-        self._doubt = [False] * count
         self._fresh = [False] * count
         self._raw = bytearray(8 * count)
         self._raw_rows = np.frombuffer(self._raw, np.uint8).reshape(count, 8)
@@ -238,15 +235,7 @@ class CanJointBus:
     def probe(self) -> DriveReadings:
         """See `JointBus`. Drives that count from another turn are set right here."""
         self._forget()
-        missing = list(range(len(self._messages)))
-        for _ in range(self._cfg.tries):
-            self._begin_cycle()
-            for joint in missing:
-                self._send(self._bus_of[joint], joint, self._poll[joint])
-            self._gather(self._cycle_ns + round(self._cfg.answer_s * 1e9))
-            missing = [joint for joint in missing if not self._fresh[joint]]
-            if not missing:
-                break
+        missing = self._ask_state(range(len(self._messages)))
         self._decode()
         if missing:
             raise NoReply(
@@ -291,13 +280,10 @@ class CanJointBus:
         self._any_enabled = False
         waiting = list(range(len(self._messages)))
         for _ in range(self._cfg.tries):
-            self._begin_cycle()
-            for joint in waiting:
-                self._send(self._bus_of[joint], joint, self._poll[joint])
-            self._gather(self._cycle_ns + round(self._cfg.answer_s * 1e9))
+            unheard = set(self._ask_state(waiting))
             self._decode()
-            off = self._readings.mode != DriveMode.RUN
-            waiting = [joint for joint in waiting if not (self._fresh[joint] and off[joint])]
+            running = self._readings.mode == DriveMode.RUN
+            waiting = [joint for joint in waiting if joint in unheard or running[joint]]
             if not waiting:
                 break
         self._forget()
@@ -361,30 +347,26 @@ class CanJointBus:
 
     def _send_all(self) -> None:
         messages = self._messages if self._any_enabled else self._poll
+        for bus in self._buses:
+            # What came since the last cycle settles debts before they are looked at.
+            if any(self._pending[joint] for joint in bus.joints):
+                self._read(bus, lambda: True, self._cycle_ns)
         for bus, joint in self._order:
             if self._any_enabled and not self._enabled[joint]:
                 continue
-            if not self._keeps_quiet(joint):
+            if not self._owes(joint):
                 self._send(bus, joint, messages[joint])
         if self._any_enabled and self._cycle % AUX_EVERY == 0:
             for bus in self._buses:
                 self._send_aux(bus)
 
-    def _keeps_quiet(self, joint: int) -> bool:
-        """Whether a drive that owes replies gets no command in this cycle."""
+    def _owes(self, joint: int) -> bool:
+        """Whether an answer to an earlier command may still come."""
         pending = self._pending[joint]
-        if not pending:
-            self._quiet[joint] = self._doubt[joint] = False
-            return False
-        too_old = self._cycle_ns - pending[0] > self._cfg.late_horizon_s * 1e9
-        if too_old or self._quiet[joint]:
-            # It has had its silence and said nothing: what it owed is lost.
-            pending.clear()
-            self._quiet[joint] = self._doubt[joint] = False
-            return False
-        self._quiet[joint] = self._doubt[joint]
-        self._doubt[joint] = False
-        return self._quiet[joint] or len(pending) > 1
+        oldest_ns = self._cycle_ns - round(self._cfg.late_horizon_s * 1e9)
+        while pending and pending[0] < oldest_ns:
+            pending.popleft()
+        return bool(pending)
 
     def _send(self, bus: _Bus, joint: int, message: can.Message, *, answers: bool = True) -> None:
         state = bus.state
@@ -432,24 +414,24 @@ class CanJointBus:
 
     def _gather(self, deadline_ns: int) -> None:
         for bus in self._buses:
-            if bus.can is None:
+            self._read(bus, lambda bus=bus: self._waits(bus), deadline_ns)
+
+    def _read(self, bus: _Bus, more: Callable[[], bool], deadline_ns: int) -> None:
+        """Read frames while there is `more` to come, and after the deadline what is there."""
+        errors = 0
+        for _ in range(_MOST_FRAMES):
+            if bus.can is None or errors == _MOST_ERRORS or not more():
+                return
+            left_ns = deadline_ns - self._clock_ns()
+            try:
+                message = bus.can.recv(max(left_ns, 0) * 1e-9)
+            except (can.CanError, OSError):
+                bus.state.receive_errors += 1
+                errors += 1
                 continue
-            errors = 0
-            for _ in range(_MOST_FRAMES):
-                if not self._waits(bus):
-                    break
-                left_ns = deadline_ns - self._clock_ns()
-                try:
-                    message = bus.can.recv(max(left_ns, 0) * 1e-9)
-                except (can.CanError, OSError):
-                    bus.state.receive_errors += 1
-                    errors += 1
-                    if errors == _MOST_ERRORS:
-                        break
-                    continue
-                if message is None:
-                    break
-                self._sort(bus, message)
+            if message is None:
+                return
+            self._sort(bus, message)
 
     def _waits(self, bus: _Bus) -> bool:
         """Whether an answer to a command of this cycle is still to come."""
@@ -483,8 +465,7 @@ class CanJointBus:
             return
         cycle_ns, pending = self._cycle_ns, self._pending[joint]
         arrived_ns = int(message.timestamp * 1e9) - self._wall_ns
-        early = arrived_ns < cycle_ns
-        if not pending or (early and pending[0] == cycle_ns):
+        if not pending or (arrived_ns < cycle_ns and pending[0] == cycle_ns):
             # Of a command that was given up.
             bus.state.unexpected += 1
             return
@@ -498,7 +479,6 @@ class CanJointBus:
             stamp_ns = min(arrived_ns, self._clock_ns())
         else:
             self.late[joint] += 1
-            self._doubt[joint] = not early
             stamp_ns = sent_ns
         self._raw[8 * joint : 8 * joint + 8] = message.data
         self._raw_ids[joint] = message.arbitration_id
@@ -630,6 +610,21 @@ class CanJointBus:
             f"{_of(request)}; {remedy(DriveFault.NO_REPLY)}"
         )
 
+    def _ask_state(self, joints: Iterable[int]) -> list[int]:
+        """Tell drives to be off, which they answer with how they are; returns the unheard."""
+        unheard = list(joints)
+        for _ in range(self._cfg.tries):
+            self._begin_cycle()
+            for joint in unheard:
+                # Each try waits for as long as an answer may take: what is owed is lost.
+                self._pending[joint].clear()
+                self._send(self._bus_of[joint], joint, self._poll[joint])
+            self._gather(self._cycle_ns + round(self._cfg.answer_s * 1e9))
+            unheard = [joint for joint in unheard if not self._fresh[joint]]
+            if not unheard:
+                break
+        return unheard
+
     def _check_running(self, joints: Iterable[int]) -> None:
         for joint in joints:
             faults = int(self._drive_faults[joint] | self._reported[joint])
@@ -667,8 +662,6 @@ class CanJointBus:
         """Drop what the buses still hold and what drives still owe."""
         for pending in self._pending:
             pending.clear()
-        self._quiet = [False] * len(self._quiet)
-        self._doubt = [False] * len(self._doubt)
         for bus in self._buses:
             with contextlib.suppress(can.CanError, OSError):
                 for _ in range(_MOST_FRAMES):

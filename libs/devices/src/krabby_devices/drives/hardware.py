@@ -142,7 +142,7 @@ class HardwareDescription:
         if robot != desc.name:
             raise top.error("robot", f"is {robot!r}; expected {desc.name!r}, as in robot.toml")
         rate_hz = top.positive("rate_hz")
-        timeout_s = top.number("can_timeout", above=2.0 / rate_hz, high=_LONGEST_TIMEOUT_S)
+        timeout_s = top.number("can_timeout", low=2.0 / rate_hz, high=_LONGEST_TIMEOUT_S)
         buses = tuple(_read_bus(name, table) for name, table in top.tables("buses").items())
         drives = _read_drives(top.table("joints"), desc.joint_names, buses)
         supply = _read_supply(top.table("supply"))

@@ -40,6 +40,8 @@ class HealthCfg:
     """Age of the newest reply at which a drive counts as silent."""
     stuck_travel_rad: float = 0.1
     """Reported speed, integrated, that a position must not ignore."""
+    stuck_speed: float = 0.1
+    """Slower than this is taken for rest [rad/s]."""
     stuck_torque_share: float = 0.5
     """Change of the commanded torque, over rated torque, that a position must not ignore."""
     stuck_after_s: float = 0.06
@@ -124,9 +126,12 @@ class DriveHealth:
         stopped = still & self._was_moving
         self._torque_then[stopped] = torque[stopped]
         self._was_moving[news] = moved[news]
-        self._travel[still] += np.abs(readings.joint_vel[still]) * elapsed[still] * 1e-9
-        ignored = (self._travel > self.cfg.stuck_travel_rad) | (
-            np.abs(torque - self._torque_then) > self._stuck_torque
+        # Signed, and without what a drive says at rest: zero itself lies between two words.
+        vel = np.where(np.abs(readings.joint_vel) > self.cfg.stuck_speed, readings.joint_vel, 0.0)
+        self._travel[still] += vel[still] * elapsed[still] * 1e-9
+        pushed = np.abs(torque - self._torque_then) > self._stuck_torque
+        ignored = (np.abs(self._travel) > self.cfg.stuck_travel_rad) | (
+            pushed & (readings.mode == DriveMode.RUN)
         )
         long_enough = stamp - self._moved_ns > self.cfg.stuck_after_s * 1e9
         self._latched[still & ignored & long_enough] |= _STUCK_ENCODER

@@ -8,12 +8,11 @@ their targets without physics; the emulated robot of sim-hal has those.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import math
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -204,12 +203,11 @@ class FakeDrives:
     def _run(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
         by_id = {drive.spec.can_id: drive for drive in drives}
         codec = drives[0].codec
-        late: list[tuple[float, int, Frame]] = []
-        order = itertools.count()
+        late: deque[tuple[float, Frame]] = deque()
         while not self._stop.is_set():
             wait_s = 0.01
             while late and (wait_s := late[0][0] - time.monotonic()) <= 0.0:
-                bus.send(message_of(heapq.heappop(late)[2]))
+                bus.send(message_of(late.popleft()[1]))
                 wait_s = 0.01
             message = bus.recv(min(wait_s, 0.01))
             if message is None or message.is_error_frame:
@@ -220,8 +218,11 @@ class FakeDrives:
             answer = None if drive is None else drive.handle(frame, time.monotonic())
             if drive is None or answer is None:
                 continue
-            if drive.delay_s:
-                heapq.heappush(late, (time.monotonic() + drive.delay_s, next(order), answer))
+            due_s = time.monotonic() + drive.delay_s
+            if drive.delay_s or late:
+                # A drive answers in the order in which it was asked, and so does its bus.
+                due_s = max(due_s, late[-1][0] if late else 0.0)
+                late.append((due_s, answer))
             else:
                 bus.send(message_of(answer))
 
