@@ -161,7 +161,7 @@ def test_a_tensorrt_that_kills_does_not_kill_us(tmp_path, monkeypatch):
         "import os, signal\n\n\nclass Deadly:\n    def __init__(self):\n"
         "        print('CUDA initialization failure')\n        os.kill(os.getpid(), 11)\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     platform = type(FAKE)(toolkit="deadly:Deadly", device_api=FAKE.device_api)
     with pytest.raises(NoDevice, match=r"killed by SIGSEGV: …CUDA initialization failure"):
         probe(platform, FakeWatch())

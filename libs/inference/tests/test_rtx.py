@@ -4,6 +4,8 @@ make test-tensorrt. RTX engines run neither on Orin nor here; what is checked is
 the networks, makes engines of them through our code, and finds the tensors that manifests name.
 """
 
+import os
+
 import pytest
 from krabby_inference.children import Platform, build_in_child
 from krabby_inference.engine import BuildOptions, check_signature
@@ -82,7 +84,7 @@ def test_a_child_process_builds_with_progress(tmp_path, monkeypatch, depth_encod
         "from krabby_inference.tensorrt_toolkit import TensorRtRtx\n\n\n"
         "class Unloaded(TensorRtRtx):\n    def load(self, plan):\n        pass\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     watch, said = FakeWatch(), []
     made = build_in_child(
         Platform(toolkit="unloaded:Unloaded", device_api=FAKE.device_api),
