@@ -96,6 +96,32 @@ def test_trained_policy_is_exported_and_walks_in_both_physics(killed_and_resumed
     assert json.loads(played.stdout)["robots"] == 2
 
 
+@pytest.mark.timeout(600)
+def test_a_student_is_distilled_goes_on_and_is_evaluated_as_deployed(killed_and_resumed, tmp_path):
+    """From a teacher's checkpoint to a student's bundle, cameras in the loop."""
+    summary, _, _ = killed_and_resumed
+    distilled = tmp_path / "distilled"
+    begin = ("train", "task=distill", *TINY, "agent.distillation.num_mini_batches=2")
+    teacher = f"run.init={summary['run']}"
+    trainer(*begin, teacher, f"run.dir={distilled}", "agent.max_iterations=2")
+    last = json.loads((distilled / "log.jsonl").read_text().splitlines()[-1])
+    assert last["Loss/action"] > 0.0
+    student = tmp_path / "student"
+    trainer(
+        *("train", "task=student", *TINY, "agent.algorithm.num_mini_batches=2"),
+        *(f"run.init={distilled}", f"run.dir={student}", "agent.max_iterations=1"),
+    )
+    trainer("export", f"checkpoint={student}", "name=tiny", f"out={tmp_path / 'tiny'}")
+    assert {"policy.onnx", "depth_encoder.onnx"} <= {p.name for p in (tmp_path / "tiny").iterdir()}
+    done = trainer(
+        *("eval", f"checkpoint={student}", "suite=smoke", "backend=isaac"),
+        *("conditions=deployable", "device=cpu"),
+    )
+    report = json.loads(done.stdout)
+    assert report["robots"] == 8
+    assert "deployable" in Path(report["report"]).read_text()
+
+
 _TWENTY_STEPS = """
 import hashlib, sys
 import torch
