@@ -110,6 +110,10 @@ class Stage:
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         """The robot is about to be put down anew."""
 
+    def _restart_joint_pos(self) -> NDArray[np.float64]:
+        """Joints of a robot that is put down anew [rad], shape (18,)."""
+        return self._spawn_joint_pos
+
     # --- a slot ------------------------------------------------------------------------------
 
     def reset_if_due(self, now_ns: int) -> None:
@@ -125,7 +129,7 @@ class Stage:
             self.progress.start_over()
         self._put_back(now_ns, new_lap=new_lap)
         pose = self.progress.restart_pose()
-        self.world.place(pose, self._spawn_joint_pos)
+        self.world.place(pose, self._restart_joint_pos())
         self.progress.restart()
         self._falls.reset()
         self._reset_at_ns = None

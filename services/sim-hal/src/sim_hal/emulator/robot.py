@@ -125,6 +125,12 @@ class EmulatedRobot(Stage):
             "faults_injected": {kind: n for kind, n in self.board.injected.items() if n},
         }
 
+    def _restart_joint_pos(self) -> NDArray[np.float64]:
+        # Drives that hold a pose would see their joints jump, as no hand could make them.
+        if self.bank.holding.all():
+            return self.world.joint_pos
+        return super()._restart_joint_pos()
+
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
 
