@@ -7,12 +7,13 @@ first, so every test goes the same way however slow the machine is.
 import heapq
 import itertools
 import math
+import time
 import tomllib
 
 import can
 import numpy as np
 import pytest
-from krabby_devices.drives.bus import CanJointBus
+from krabby_devices.drives.bus import BusCfg, CanJointBus
 from krabby_devices.drives.calibration import Calibration
 from krabby_devices.drives.can_io import frame_of, message_of, open_bus
 from krabby_devices.drives.codec import Frame, Kind, Parameter, Reply
@@ -619,20 +620,21 @@ def test_a_joint_range_beyond_the_drive_s_is_refused():
 
 def test_over_udp_multicast_with_drives_in_threads():
     hardware = WIRED.with_interface("udp_multicast", free_multicast_channels(WIRED))
+    patient = BusCfg(answer_s=5.0, probe_s=5.0)  # others may use this machine too
     with FakeDrives(hardware) as fakes:
-        bus = CanJointBus(hardware, Calibration.nominal(hardware), DESC)
+        bus = CanJointBus(hardware, Calibration.nominal(hardware), DESC, cfg=patient)
         bus.open()
         try:
-            for drive, pos in zip(
-                fakes.drives, bus.mounting.drive_pos(DESC.default_joint_pos), strict=True
-            ):
+            stance = bus.mounting.drive_pos(DESC.default_joint_pos)
+            for drive, pos in zip(fakes.drives, stance, strict=True):
                 drive.position = float(pos)
+                drive.tick = lambda now_s: None  # ... for longer than a time-out
             bus.enable(bus.probe())
             targets = DriveTargets(
                 DESC.default_joint_pos, np.zeros(18), DESC.kp, DESC.kd, np.zeros(18)
             )
             for _ in range(30):
-                readings = bus.exchange(targets, bus._clock_ns() + 1000 * MS)
+                readings = bus.exchange(targets, time.monotonic_ns() + 5000 * MS)
             np.testing.assert_allclose(readings.joint_pos, DESC.default_joint_pos, atol=4e-4)
             assert readings.missed.sum() == 0
             assert (readings.mode == DriveMode.RUN).all()

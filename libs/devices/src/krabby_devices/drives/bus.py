@@ -71,6 +71,8 @@ class BusCfg:
     """Longest delay of a reply that is told from a new one; three cycles and a bit at 200 Hz."""
     answer_s: float = 0.02
     """How long a drive may take to answer a request while it is set up."""
+    probe_s: float = 0.1
+    """The same while nothing is switched on yet and a busy host may take its time."""
     tries: int = 3
     """Requests before a drive counts as missing."""
     sink_share: float = 0.25
@@ -235,7 +237,7 @@ class CanJointBus:
     def probe(self) -> DriveReadings:
         """See `JointBus`. Drives that count from another turn are set right here."""
         self._forget()
-        missing = self._ask_state(range(len(self._messages)))
+        missing = self._ask_state(range(len(self._messages)), self._cfg.probe_s)
         self._decode()
         if missing:
             raise NoReply(
@@ -280,7 +282,7 @@ class CanJointBus:
         self._any_enabled = False
         waiting = list(range(len(self._messages)))
         for _ in range(self._cfg.tries):
-            unheard = set(self._ask_state(waiting))
+            unheard = set(self._ask_state(waiting, self._cfg.answer_s))
             self._decode()
             running = self._readings.mode == DriveMode.RUN
             waiting = [joint for joint in waiting if joint in unheard or running[joint]]
@@ -610,7 +612,7 @@ class CanJointBus:
             f"{_of(request)}; {remedy(DriveFault.NO_REPLY)}"
         )
 
-    def _ask_state(self, joints: Iterable[int]) -> list[int]:
+    def _ask_state(self, joints: Iterable[int], answer_s: float) -> list[int]:
         """Tell drives to be off, which they answer with how they are; returns the unheard."""
         unheard = list(joints)
         for _ in range(self._cfg.tries):
@@ -619,7 +621,7 @@ class CanJointBus:
                 # Each try waits for as long as an answer may take: what is owed is lost.
                 self._pending[joint].clear()
                 self._send(self._bus_of[joint], joint, self._poll[joint])
-            self._gather(self._cycle_ns + round(self._cfg.answer_s * 1e9))
+            self._gather(self._cycle_ns + round(answer_s * 1e9))
             unheard = [joint for joint in unheard if not self._fresh[joint]]
             if not unheard:
                 break
