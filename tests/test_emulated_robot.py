@@ -1,10 +1,8 @@
-"""The robot's own processes on an emulated robot: jetson-hal and gameloop as on the Jetson.
+"""The robot's own processes on an emulated robot, in real time: jetson-hal and gameloop.
 
-Drives answer on multicast CAN buses, the IMU on a TCP line, MuJoCo is behind them. The robot walks,
-and while it walks everything breaks that can be broken on request; each fault must be named, and
-the legs be damped, within 150 ms. To write what was measured into docs/faults.md:
-
-    python -m pytest -m slow tests/test_emulated_robot.py --write-faults
+Drives answer on multicast CAN buses, the IMU on a TCP line, MuJoCo is behind them. It takes two
+cores of its own: a machine that is busy with something else loses replies, and the robot is damped
+for it, rightly. What does not need processes is in test_faults_of_drives.py, in simulated time.
 """
 
 import json
@@ -30,7 +28,6 @@ from krabby_robot.assets import robot_dir
 from krabby_service.testing import free_ports, until
 
 BIN = Path(sys.executable).parent
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 STREAMS = ("state", "camera", "command", "safety", "truth", "nav", "control", "raw", "fault")
 LIMIT_MS = 150.0
 
@@ -39,43 +36,22 @@ patient = pytest.mark.timeout(600)
 
 
 class Case(NamedTuple):
-    """A fault to inject and the names by which it may be found."""
+    """A fault to inject and the name by which it must be found."""
 
     kind: str
     where: str
     """`joint=...`, `bus=...` or nothing."""
-    value: float | None
-    faults: tuple[str, ...]
-    """What the safety gate may call it."""
-    text: str
-    """For people."""
+    fault: str
+    """What the safety gate calls it."""
 
 
 CASES = (
-    Case("lost-replies", "joint=lf_knee", None, ("drive",), "one drive's replies are lost"),
-    Case("late-replies", "joint=rm_knee", 0.012, ("drive",), "one drive answers 12 ms late"),
-    Case("lost-replies", "bus=rear", None, ("bus",), "all replies of a bus are lost"),
-    Case("bus-off", "bus=middle", None, ("bus",), "a bus carries nothing any more"),
-    Case("over-temperature", "joint=lr_hip_pitch", 150.0, ("over_temperature", "drive"),
-         "a winding is too hot, the drive switches itself off"),
-    Case("stuck-encoder", "joint=lf_hip_pitch", None, ("drive",),
-         "an encoder stands still while the joint walks"),
-    Case("voltage-sag", "", 14.0, ("drive",), "the supply falls from 48 to 34 V"),
-    Case("voltage-sag", "", 30.0, ("drive",), "the supply falls to 18 V, all drives let go"),
-    Case("reset", "joint=rf_knee", None, ("drive",), "a drive reboots"),
-    Case("imu-silence", "", None, ("imu",), "the IMU falls silent"),
-    Case("imu-jump", "", 0.5, ("imu",), "the IMU's attitude jumps by 0.5 rad"),
-)  # fmt: skip
-
-
-class Row(NamedTuple):
-    """What came of a case."""
-
-    case: Case
-    found: str
-    """Every finding, as jetson-hal logged it."""
-    named_ms: float
-    damped_ms: float
+    Case("lost-replies", "joint=lf_knee", "drive"),
+    Case("bus-off", "bus=middle", "bus"),
+    Case("imu-silence", "", "imu"),
+    Case("reset", "joint=rf_knee", "drive"),
+)
+"""One of each kind of wire; all the others are in test_faults_of_drives.py."""
 
 
 class Robot:
@@ -164,26 +140,25 @@ class Robot:
 
     # --- what is done with it ----------------------------------------------------------------
 
-    def arm(self):
-        """Arm, after a reset where one is needed; False while something stands in the way."""
-        if self.safety("arm")["ok"]:
-            return True
-        self.safety("reset")
-        return False
+    def goes_on(self):
+        """Whether it walks; after a stumble of this machine it is armed again."""
+        if self.mode() in (None, "silent"):
+            return False
+        if self.safety()["state"] in ("disarmed", "damp") and not self.safety("arm")["ok"]:
+            self.safety("reset")
+        return self.is_walking()
 
     def make_walk(self):
         """Mended, put back, armed, on its feet and walking."""
         self.emulator.request("clear", timeout_s=5.0)
         self.safety("disarm")
         self.emulator.request("put-back", timeout_s=5.0)
-        until(self.arm, timeout_s=20)
-        until(self.is_walking, timeout_s=20)
+        until(self.goes_on, timeout_s=60)
         until_walked(self, 0.15)
 
     def inject(self, case):
         where = dict([case.where.split("=")]) if case.where else {}
-        value = {} if case.value is None else {"value": case.value}
-        answer = self.emulator.request("fault", timeout_s=5.0, kind=case.kind, **where, **value)
+        answer = self.emulator.request("fault", timeout_s=5.0, kind=case.kind, **where)
         assert answer["ok"], answer
         return answer["now_ns"]
 
@@ -255,7 +230,7 @@ def test_it_stands_up_walks_five_metres_and_sits_down(robot):
     assert emulator["joint_limits_kept"]
     assert hal["gate_clamps"] == 0
     assert robot.events("jetson-hal", "fault") == []
-    # How regular it is depends on what else this machine does; on cores of its own p99 is 12 ms.
+    # How regular it is depends on what else this machine does; the robot is asked for 12 ms.
     assert hal["obs_age_p99_ms"] < 30.0
     assert all(0.2 < load < 0.7 for load in hal["bus_load"].values())
 
@@ -284,8 +259,7 @@ def test_a_hal_that_is_killed_leaves_the_drives_limp_within_150_ms(robot):
     # A new one finds them where they are, clears their time-outs, and can be armed again.
     robot.processes["jetson-hal"].wait()
     robot.start_hal()
-    until(robot.arm, timeout_s=20)
-    until(robot.is_walking, timeout_s=30)
+    until(robot.goes_on, timeout_s=60)
     assert robot.stop("gameloop", signal.SIGINT) == 0
     assert robot.stop("jetson-hal") == 0
     robot.stop("robot-emulator")
@@ -319,103 +293,27 @@ def walking(tmp_path_factory):
         robot.close()
 
 
-@pytest.fixture(scope="module")
-def rows():
-    """What was measured in this run."""
-    return []
-
-
 @slow
 @patient
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind} {case.where}".strip())
-def test_a_fault_is_named_and_damped_within_150_ms(walking, rows, case):
+def test_a_fault_is_named_and_damped_within_150_ms(walking, case):
     walking.make_walk()
     began_ns = walking.inject(case)
     until(lambda: walking.events("jetson-hal", "gate", began_ns), timeout_s=3)
-    until(lambda: walking.events("jetson-hal", "fault", began_ns), timeout_s=3)
     damped = walking.events("jetson-hal", "gate", began_ns)[0]
-    found = [e for e in walking.events("jetson-hal", "fault", began_ns)
-             if e["mono_ns"] <= damped["mono_ns"]]  # fmt: skip
+    found = walking.events("jetson-hal", "fault", began_ns)
+    assert found[0]["fault"] == case.fault, found
     assert damped["state"] == "damp"
+    assert (damped["mono_ns"] - began_ns) * 1e-6 <= LIMIT_MS
     assert walking.safety()["state"] == "damp"
-    assert set(damped["faults"]) <= set(case.faults), found
-    named_ms = (found[0]["mono_ns"] - began_ns) * 1e-6
-    damped_ms = (damped["mono_ns"] - began_ns) * 1e-6
-    rows.append(Row(case, found_words(found), named_ms, damped_ms))
-    assert damped_ms <= LIMIT_MS
 
 
 @slow
 @patient
-def test_no_joint_ever_left_its_limits_and_the_table_can_be_written(walking, rows, pytestconfig):
+def test_no_joint_ever_left_its_limits(walking):
     walking.emulator.request("clear", timeout_s=5.0)
     assert walking.stop("gameloop", signal.SIGINT) == 0
     assert walking.stop("jetson-hal") == 0
     walking.stop("robot-emulator")
     summary = walking.summary("robot-emulator")
     assert summary["joint_limits_kept"], summary["joint_limit_excess_joint"]
-    if pytestconfig.getoption("--write-faults"):
-        assert [row.case for row in rows] == list(CASES), "run the whole file to write the table"
-        PAGE.write_text(page(rows, summary))
-
-
-def found_words(events):
-    """`drive: lf_knee no_reply`; a dozen places are counted."""
-    words = []
-    for event in events:
-        where = event["where"]
-        places = ", ".join(where) if len(where) <= 3 else f"{len(where)} joints"
-        words.append(f"{event['fault']}: {places} {event['what']}")
-    return "; ".join(words)
-
-
-# --- the page ------------------------------------------------------------------------------
-
-_HEAD = f"""# Faults, and how fast they are found
-
-Written by `python -m pytest -m slow tests/test_emulated_robot.py --write-faults`: the emulated
-robot walks with `gait`, something breaks, and jetson-hal's log says what it found and when the
-legs were damped. Limit: {LIMIT_MS:g} ms. What to do about each name: [bring-up.md](bring-up.md).
-
-| broken | injected as | found as | named after | damped after |
-| --- | --- | --- | --- | --- |
-"""
-
-
-def page(rows, summary):
-    lines = [
-        f"| {row.case.text} | {injected_as(row.case)} | {row.found} | {row.named_ms:.0f} ms | "
-        f"{row.damped_ms:.0f} ms |\n"
-        for row in rows
-    ]
-    excess_rad = summary["joint_limit_excess_rad"]
-    kept = (
-        f"came closer to the end of its range than {-excess_rad:.3f} rad"
-        if excess_rad < 0.0
-        else f"leaned into its stop by more than {excess_rad:.3f} rad"
-    )
-    return f"{_HEAD}{''.join(lines)}\nIn all of this no joint {kept}.\n"
-
-
-def injected_as(case):
-    value = "" if case.value is None else f" --value {case.value:g}"
-    where = f" --{case.where.replace('=', ' ')}" if case.where else ""
-    return f"`robot-emulator fault {case.kind}{where}{value}`"
-
-
-def test_the_page_of_faults_has_every_case_and_keeps_the_limit():
-    """Times differ from run to run; what is broken, how, and the limit may not."""
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")][2:]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    remedy = "the page is stale; write it as the head of this file says"
-    assert PAGE.read_text().startswith(_HEAD), remedy
-    assert [row[:2] for row in cells] == [[c.text, injected_as(c)] for c in CASES], remedy
-    for row, case in zip(cells, CASES, strict=True):
-        assert row[2].split(":")[0] in case.faults, remedy
-        assert float(row[4].removesuffix(" ms")) <= LIMIT_MS
-
-
-def test_everything_the_emulator_can_break_is_broken_here():
-    from sim_hal.emulator.faults import FaultKind
-
-    assert {case.kind for case in CASES} == {kind.value for kind in FaultKind}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krabby_devices.drives.bus import CanJointBus
 from krabby_devices.drives.calibration import Calibration
 from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.drives.health import HealthCfg
 from krabby_devices.errors import HardwareError
 from krabby_devices.imu.serial_imu import SerialImu
 
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
 
     from jetson_hal.config import CanCfg, JetsonHalCfg
 
-__all__ = ["Devices", "load_devices", "load_hardware"]
+__all__ = ["HEALTH", "Devices", "load_devices", "load_hardware"]
 
 _CONTROL_HZ = 100.0
+HEALTH = HealthCfg(stuck_after_s=0.1, stuck_torque_share=0.75)
+"""When a drive counts as broken. A leg that takes over the load stands still to the last bit for
+70 ms while its torque grows by 27 N·m (hip_pitch, the gait on the emulated robot): that is none."""
 
 
 class Devices(NamedTuple):
@@ -83,7 +87,7 @@ def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
         baud=hardware.imu.baud,
     )
     return Devices(
-        bus=CanJointBus(hardware, calibration, desc),
+        bus=CanJointBus(hardware, calibration, desc, health=HEALTH),
         imu=imu,
         imu_rate_hz=imu.rate_hz,
         bus_of_joint=tuple(drive.bus for drive in hardware.drives),

@@ -1,0 +1,452 @@
+"""Everything that can break on the emulated robot, while it walks, in simulated time.
+
+The shipped code from the gait's policy down to the frames on the buses and back: jetson-hal's
+`Robot`, the buses and codecs, the emulated drives, MuJoCo. Only sockets and processes are missing,
+and time passes when somebody waits; so a run repeats, however busy the machine is. With processes
+and real time: test_emulated_robot.py.
+
+docs/faults.md is written from such a run and compared with it:
+
+    python -m pytest -m slow tests/test_faults_of_drives.py --write-faults
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from jetson_hal.config import JetsonHalCfg
+from jetson_hal.devices import HEALTH, Devices
+from jetson_hal.estop import NoEstop
+from jetson_hal.robot import Robot
+from krabby_devices.drives import bus as can_buses
+from krabby_devices.drives.bus import CanJointBus
+from krabby_devices.drives.calibration import Calibration
+from krabby_devices.drives.can_io import open_bus
+from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.imu import ImuCounters
+from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
+from krabby_robot.courses import make_course
+from krabby_robot.description import RobotDescription
+from krabby_robot.gate import SafetyState
+from krabby_robot.observation import ObservationBuilder, ObservationInputs
+from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby_robot.trajectories import stand_up
+from krabby_service.testing import FakeClock, captured_logs
+from sim_hal.config import CameraCfg
+from sim_hal.emulator.config import EmulatorCfg
+from sim_hal.emulator.faults import FaultKind
+from sim_hal.emulator.robot import EmulatedRobot
+from sim_hal.emulator.wire import CanSide
+from sim_hal.physics import SUBSTEP_NS
+
+slow = pytest.mark.slow
+patient = pytest.mark.timeout(900)
+
+PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+LIMIT_MS = 150.0
+SLOT_NS = 5_000_000
+REPLY_NS = 4_000_000
+ANSWER_NS = 4_500_000
+"""When in a control period the game loop's command comes."""
+FRAME_NS = 150_000
+"""On a bus of 1 Mbit/s, per frame; the buses work in parallel."""
+
+
+class Case(NamedTuple):
+    """A fault to inject and the name by which it must be found."""
+
+    kind: str
+    text: str
+    """For people."""
+    fault: str
+    """What the safety gate calls it first."""
+    joint: str = ""
+    bus: str = ""
+    value: float | None = None
+
+    @property
+    def typed(self):
+        """As an operator types it."""
+        words = ["robot-emulator fault", self.kind]
+        words += ["--joint", self.joint] * bool(self.joint) + ["--bus", self.bus] * bool(self.bus)
+        return " ".join(words + ([] if self.value is None else ["--value", f"{self.value:g}"]))
+
+
+CASES = (
+    Case("lost-replies", "one drive's replies are lost", "drive", joint="lf_knee"),
+    Case("late-replies", "one drive answers 12 ms late", "drive", joint="rm_knee", value=0.012),
+    Case("lost-replies", "all replies of a bus are lost", "bus", bus="rear"),
+    Case("bus-off", "a bus goes off", "bus", bus="middle"),
+    Case("over-temperature", "a winding is at 125 °C", "over_temperature", joint="lr_hip_pitch",
+         value=129.9),
+    Case("over-temperature", "a drive switches itself off at 150 °C", "over_temperature",
+         joint="lr_hip_pitch"),
+    Case("stuck-encoder", "an encoder stands still", "drive", joint="lf_hip_pitch"),
+    Case("voltage-sag", "the supply falls from 48 to 34 V", "drive", value=14.0),
+    Case("voltage-sag", "the supply falls to 18 V, all drives let go", "drive"),
+    Case("reset", "a drive reboots", "drive", joint="rf_knee"),
+    Case("imu-silence", "the IMU falls silent", "imu"),
+    Case("imu-jump", "the IMU's attitude jumps by 0.5 rad", "imu"),
+)  # fmt: skip
+
+
+class World:
+    """The emulated robot, and the clock everybody shares."""
+
+    def __init__(self, desc, hardware, clock):
+        self.clock = clock
+        buses = [bus.name for bus in hardware.buses]
+        bus_of = [buses.index(drive.bus) for drive in hardware.drives]
+        cfg = EmulatorCfg(camera=CameraCfg(enabled=False), metrics_port=0)
+        self.robot = EmulatedRobot(cfg, desc, make_course("flat"), buses=buses, bus_of=bus_of)
+        calibration = Calibration.nominal(hardware)
+        self.side = CanSide(
+            hardware, calibration, self.robot.bank, self.robot.board, clock_ns=clock
+        )
+        self.side.open()
+        self.sample = None
+        self.limp_ns = None
+        """Since when no drive holds a position."""
+        self._substeps = clock() // SUBSTEP_NS
+
+    def pass_time(self, duration_ns):
+        """Let physics, IMU and the drives' own clocks go on."""
+        self.clock.now_ns += duration_ns
+        while self.clock.now_ns // SUBSTEP_NS > self._substeps:
+            self._substeps += 1
+            now_ns = self._substeps * SUBSTEP_NS
+            self.robot.substep(now_ns)
+            if self._substeps % 2 == 0:
+                self.sample = self.robot.sense(now_ns) or self.sample
+            if self.robot.bank.holding.any():
+                self.limp_ns = None
+            elif self.limp_ns is None:
+                self.limp_ns = now_ns
+        self.serve()
+
+    def serve(self):
+        """Let the drives take and answer what is on the buses."""
+        while self.side.serve(self.clock.now_ns):
+            pass
+
+
+class SimulatedCan:
+    """A virtual bus on which waiting is what makes time pass."""
+
+    def __init__(self, bus, world):
+        self._bus = bus
+        self._world = world
+
+    def send(self, message):
+        self._bus.send(message)
+
+    def recv(self, timeout=None):
+        left_ns = round((timeout or 0.0) * 1e9)
+        self._world.serve()
+        message = self._bus.recv(0.0)
+        while message is None and left_ns > 0:
+            step_ns = min(left_ns, FRAME_NS)
+            self._world.pass_time(step_ns)
+            left_ns -= step_ns
+            message = self._bus.recv(0.0)
+        if message is not None and left_ns > 0:
+            self._world.pass_time(FRAME_NS * 2 // 3)  # a third of it: the buses are read in turn
+        return message
+
+    def shutdown(self):
+        self._bus.shutdown()
+
+
+class SimulatedImu:
+    """What the emulated IMU measured, without its line."""
+
+    def __init__(self, world):
+        self._world = world
+        self.counters = ImuCounters()
+
+    def open(self):
+        self._world.pass_time(SLOT_NS)
+
+    def latest(self):
+        return self._world.sample
+
+    def close(self):
+        pass
+
+
+class Rig:
+    """Robot and game loop, in one thread."""
+
+    def __init__(self, monkeypatch, name):
+        self.desc = RobotDescription.load()
+        self.clock = FakeClock()
+        hardware = HardwareDescription.load(None, self.desc)
+        hardware = hardware.with_interface(
+            "virtual", {bus.name: f"{name}-{bus.name}" for bus in hardware.buses}
+        )
+        self.world = World(self.desc, hardware, self.clock)
+        monkeypatch.setattr(
+            can_buses, "open_bus", lambda spec: SimulatedCan(open_bus(spec), self.world)
+        )
+        self.bus = CanJointBus(
+            hardware, Calibration.nominal(hardware), self.desc, health=HEALTH, clock_ns=self.clock
+        )
+        bus_of_joint = tuple(drive.bus for drive in hardware.drives)
+        devices = Devices(self.bus, SimulatedImu(self.world), 200.0, bus_of_joint, 200.0, "now")
+        cfg = JetsonHalCfg(metrics_port=0)
+        self.robot = Robot(cfg, self.desc, devices, NoEstop(), clock_ns=self.clock)
+        self.policy = OnnxPolicy(PolicyBundle.load(bundle_dir("gait"), self.desc))
+        self.builder = ObservationBuilder(self.policy.bundle.observation, self.desc)
+        self.state = None
+        self.contact_agrees = []
+        self._sequence = 0
+        self._stand = None
+        self._stood_at_ns = 0
+        self._next_slot_ns = 0
+
+    def bring_up(self):
+        self.robot.open()
+        self.robot.check_imu(lambda seconds: self.world.pass_time(round(seconds * 1e9)), 0.3)
+        self.robot.enable()
+        self._next_slot_ns = (self.clock() // SLOT_NS + 1) * SLOT_NS
+        return self
+
+    # --- slots -------------------------------------------------------------------------------
+
+    def slot(self):
+        """One exchange, and in every other slot the answer of the game loop."""
+        self._until(self._next_slot_ns)
+        result = self.robot.cycle(self.clock() + REPLY_NS)
+        if result is not None:
+            payload, capture_ns = result
+            self.state = (unpack(STATE, payload.copy()), capture_ns)
+            down = self.world.robot.measured.foot_contact > 0.0
+            self.contact_agrees.append((self.state[0]["foot_contact"] > 0.0) == down)
+        if (self._next_slot_ns // SLOT_NS) % 2 == 0:
+            self._until(self._next_slot_ns + ANSWER_NS)
+            self._answer()
+        self._next_slot_ns += SLOT_NS
+        while self._next_slot_ns <= self.clock():  # a revival takes more than a slot
+            self._next_slot_ns += SLOT_NS
+
+    def slots(self, seconds):
+        for _ in range(round(seconds * 200)):
+            self.slot()
+
+    def _until(self, time_ns):
+        if time_ns > self.clock():
+            self.world.pass_time(time_ns - self.clock())
+
+    # --- the game loop -----------------------------------------------------------------------
+
+    def _answer(self):
+        if self.state is None:
+            return
+        fields, capture_ns = self.state
+        now = self.clock()
+        self._sequence += 1
+        frames = encode(
+            COMMAND, self._target(fields), instance_id=1, sequence=self._sequence,
+            capture_ns=capture_ns, publish_ns=now,
+        )  # fmt: skip
+        self.status = self.robot.on_command(decode(frames)).status
+
+    def _target(self, fields):
+        if self.robot.gate.state not in (SafetyState.ACTIVE, SafetyState.HOLD):
+            self._stand = None
+            return fields["joint_pos"]
+        if self._stand is None:
+            self._stand = stand_up(self.desc, fields["joint_pos"].astype(float))
+            self._stood_at_ns = self.clock() + round(self._stand.duration_s * 1e9)
+            self.policy.reset()
+            self.builder.reset()
+        left_s = (self._stood_at_ns - self.clock()) * 1e-9
+        if left_s > 0.0:
+            return self._stand.at(self._stand.duration_s - left_s)
+        return self.policy.step(self.builder.build(self._inputs(fields)))
+
+    def _inputs(self, fields):
+        return ObservationInputs(
+            **{name: values.astype(float) for name, values in fields.items()
+               if name != "joint_effort"},
+            nav_command=np.array([0.3, 0.0, 0.0]),
+            last_action=self.policy.last_action,
+        )  # fmt: skip
+
+    @property
+    def is_walking(self):
+        return self._stand is not None and self.clock() > self._stood_at_ns
+
+    # --- what is done with it ----------------------------------------------------------------
+
+    def mend(self):
+        """Mended, put back, reset and armed."""
+        self.world.robot.board.clear()
+        self.robot.on_safety("disarm", "test")
+        self.world.robot.put_back(self.clock())
+        self.slots(0.5)
+        for _ in range(20):
+            self.robot.on_safety("reset", "test")
+            self.slots(0.1)
+            answer = self.robot.on_safety("arm", "test")
+            if answer.ok:
+                break
+        assert answer.ok, answer.reason
+        self.slots(0.6)
+        assert self.robot.gate.state is SafetyState.ACTIVE
+
+    def make_walk(self):
+        """On its feet and more than a second into its walk."""
+        self.mend()
+        self.slots((self._stood_at_ns - self.clock()) * 1e-9 + 1.3)
+        assert self.robot.gate.state is SafetyState.ACTIVE, self.robot.watch.describe()
+        assert self.status is CommandStatus.APPLIED
+
+    def break_it(self, case):
+        """When a case was injected, was named, and had all drives limp [ns], and the findings."""
+        began_ns = self.clock()
+        self.world.robot.inject(
+            case.kind, began_ns, joint=case.joint, bus=case.bus, value=case.value
+        )
+        named_ns = None
+        with captured_logs() as events:
+            while self.clock() - began_ns < 1e9:
+                self.slot()
+                if named_ns is None and self.robot.gate.state is SafetyState.DAMP:
+                    named_ns, first = self.clock(), list(events)
+                if named_ns is not None and self.world.limp_ns is not None:
+                    break
+        assert named_ns is not None, "not found within a second"
+        assert self.world.limp_ns is not None, "still holding a second later"
+        found = [event for event in first if event["event"] == "fault"]
+        return began_ns, named_ns, max(self.world.limp_ns, began_ns), found
+
+
+@pytest.fixture
+def rig(monkeypatch, request):
+    return Rig(monkeypatch, request.node.name).bring_up()
+
+
+# --- the walk ------------------------------------------------------------------------------
+
+
+@slow
+@patient
+def test_it_walks_on_drives_that_hear_it_over_the_buses(rig):
+    rig.make_walk()
+    began = rig.world.robot.world.base_pos_w[0]
+    rig.contact_agrees.clear()
+    missed = rig.bus.readings.missed.sum()
+    with captured_logs() as events:
+        rig.slots(10.0)
+    assert rig.world.robot.world.base_pos_w[0] - began == pytest.approx(3.0, abs=0.3)
+    assert rig.world.robot.falls == 0
+    assert [event for event in events if event["event"] == "fault"] == []
+    assert rig.bus.readings.missed.sum() == missed
+    # Feet told from torques that were quantised, noisy, and lost some to friction.
+    assert np.mean(rig.contact_agrees) > 0.93
+    assert rig.world.robot.limit_excess.max() < 0.0
+
+
+@slow
+@patient
+def test_an_operators_stop_is_in_force_with_the_next_exchange(rig):
+    rig.make_walk()
+    began_ns = rig.clock()
+    assert rig.robot.on_safety("estop", "test").ok
+    rig.slots(0.02)
+    assert rig.world.limp_ns - began_ns <= 10e6
+
+
+@slow
+@patient
+def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
+    rig.make_walk()
+    began_ns = rig.clock()
+    rig.world.pass_time(200_000_000)
+    assert (rig.world.limp_ns - began_ns) * 1e-6 <= LIMIT_MS
+    # And the loop that wakes up again finds itself damped, not walking on.
+    rig.slot()
+    assert rig.robot.gate.state is SafetyState.DAMP
+
+
+# --- everything that breaks ----------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    case: Case
+    found: str
+    named_ms: float
+    limp_ms: float
+    excess_rad: float
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """What was measured in this run."""
+    return {}
+
+
+@slow
+@patient
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.text.replace(" ", "-"))
+def test_a_fault_is_named_and_all_drives_are_limp_within_150_ms(rig, rows, case):
+    rig.make_walk()
+    began_ns, named_ns, limp_ns, found = rig.break_it(case)
+    named_ms, limp_ms = (named_ns - began_ns) * 1e-6, (limp_ns - began_ns) * 1e-6
+    assert found[0]["fault"] == case.fault, found
+    assert named_ms <= LIMIT_MS
+    assert limp_ms <= LIMIT_MS
+    rig.slots(1.5)  # it sinks to the ground, damped
+    excess_rad = float(rig.world.robot.limit_excess.max())
+    assert excess_rad < 0.0, "a joint left its limits"
+    rows[case] = Row(case, words(found), named_ms, limp_ms, excess_rad)
+    rig.mend()  # and nothing of it stays
+
+
+@slow
+def test_the_page_of_faults_says_what_this_run_measured(rows, pytestconfig):
+    if list(rows) != list(CASES):
+        pytest.skip("needs the whole file, and every fault found")
+    text = page(rows.values())
+    if pytestconfig.getoption("--write-faults"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text, "docs/faults.md is stale; write it as this file's head says"
+
+
+def test_everything_the_emulator_can_break_is_broken_here_and_on_the_page():
+    assert {case.kind for case in CASES} == {kind.value for kind in FaultKind}
+    text = PAGE.read_text()
+    for case in CASES:
+        assert f"| {case.text} | `{case.typed}` |" in text
+
+
+def words(events):
+    """`lf_knee no reply`; a dozen places are counted."""
+    found = []
+    for event in events:
+        where = event["where"]
+        places = ", ".join(where) if len(where) <= 3 else f"{len(where)} joints"
+        found.append(f"{event['fault']}: {places} {event['what'].replace('_', ' ')}")
+    return "; ".join(found)
+
+
+def page(rows):
+    lines = [
+        f"| {row.case.text} | `{row.case.typed}` | {row.found} | {row.named_ms:.0f} ms | "
+        f"{row.limp_ms:.0f} ms | {-row.excess_rad:.2f} rad |"
+        for row in rows
+    ]
+    return (
+        "# Faults, and how fast they are found\n\n"
+        "Written by `python -m pytest -m slow tests/test_faults_of_drives.py --write-faults`, and "
+        "compared with every later run.\nThe emulated robot walks with `gait` at 0.3 m/s, "
+        "something breaks, and the run notes when jetson-hal's gate damps,\nwhat it found by then, "
+        "when no drive holds a position any more, and how far every joint stayed inside its range\n"
+        "until it lay on the ground. Simulated time, in steps of 2.5 ms; limit "
+        f"{LIMIT_MS:g} ms. What each name means and what to do\nabout it: "
+        "[bring-up.md](bring-up.md). Afterwards: `krabby reset`, `krabby arm`.\n\n"
+        "| broken | injected as | found | named after | limp after | inside its range by |\n"
+        "| --- | --- | --- | --- | --- | --- |\n" + "\n".join(lines) + "\n"
+    )
