@@ -187,8 +187,8 @@ def break_and_mend(stack, kind, event):
     until(lambda: stack.times("gameloop", event, broken_ns), timeout_s=5)
     (noticed_ns,) = stack.times("gameloop", event, broken_ns)
     until(lambda: stack.times("camera", SAID[kind], broken_ns), timeout_s=5)
-    assert stack.is_walking()
-    assert not stack.sees()
+    until(stack.is_walking, timeout_s=5)  # a busy machine makes the gate hold for a moment
+    assert stack._status()["blind"]
     mended_ns = time.monotonic_ns()
     assert stack.sensor.request("clear")["ok"]
     until(stack.sees, timeout_s=10)
