@@ -71,7 +71,7 @@ class Robot:
         self.desc = desc
         self.gate = SafetyGate(GateCfg.from_description(desc))
         self.handler = GateHandler(self.gate, clock_ns=clock_ns, actuate=self._actuate)
-        self.watch = Watch(desc.joint_names, devices.bus_of_joint)
+        self.watch = Watch(desc.joint_names, devices.bus_of_joint, devices.rate_hz)
         self.imu_check = ImuCheck(
             min(devices.imu_rate_hz, devices.rate_hz),
             ImuLimits(silent_after_s=cfg.imu.silent_after_s),

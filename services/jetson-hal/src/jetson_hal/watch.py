@@ -26,6 +26,9 @@ log = structlog.get_logger(__name__)
 
 _TOO_WARM = DriveFault.OVER_TEMPERATURE | DriveFault.TOO_HOT
 _IMU_REMEDY = "check its cable and port; a jump or a wrong norm: its mount and power"
+_LATE_REMEDY = "look for what blocks the bus or this machine; then as for no_reply"
+_LATE_CYCLES = 12
+"""So many readings in a row that are older than a cycle are no accident: 60 ms at 200 Hz."""
 _NO_FAULT = Fault(0)
 _OVER_NS = 1_000_000_000
 """A fault is over when it stayed away for this long."""
@@ -47,18 +50,23 @@ class Finding(NamedTuple):
 class Watch:
     """Turns what devices say into faults; one per robot."""
 
-    def __init__(self, joint_names: Sequence[str], bus_of_joint: Sequence[str]) -> None:
+    def __init__(
+        self, joint_names: Sequence[str], bus_of_joint: Sequence[str], rate_hz: float
+    ) -> None:
         """Nothing is wrong yet.
 
         Args:
             joint_names: Joint order.
             bus_of_joint: Name of the bus that each joint's drive is on.
+            rate_hz: Exchanges per second.
         """
+        self._late_ns = round(1e9 / rate_hz)
         self._joints = tuple(joint_names)
         self._bus_of_joint = np.array(bus_of_joint)
         self._buses = tuple(dict.fromkeys(bus_of_joint))
         self.findings: tuple[Finding, ...] = ()
         """What is wrong now."""
+        self._late_for = np.zeros(len(self._joints), np.int64)
         self._seen_ns: dict[Finding, int] = {}
         """When each finding that was logged and is not over was there last."""
 
@@ -75,6 +83,7 @@ class Watch:
         findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
         if readings.faults.any():
             findings += self._of_drives(readings.faults)
+        findings += self._late(readings, now_ns)
         self.findings = tuple(findings)
         if findings or self._seen_ns:
             self._note(now_ns)
@@ -112,6 +121,18 @@ class Watch:
                 name = str(bit.name).lower()
                 findings.append(Finding(fault, self._joints[joint], name, FAULTS[bit].remedy))
         return findings
+
+    def _late(self, readings: DriveReadings, now_ns: int) -> list[Finding]:
+        """Joints whose every reading for a while was older than a cycle."""
+        is_late = now_ns - readings.stamp_ns > self._late_ns
+        self._late_for = (self._late_for + 1) * is_late
+        if not is_late.any():
+            return []
+        return [
+            Finding(Fault.DRIVE, self._joints[joint], "late_replies", _LATE_REMEDY)
+            for joint in np.flatnonzero(self._late_for > _LATE_CYCLES)
+            if not readings.faults[joint]
+        ]
 
     def _note(self, now_ns: int) -> None:
         """Log what began and what ended; what comes and goes is one fault until it stays away."""
