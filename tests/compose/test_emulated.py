@@ -78,7 +78,12 @@ def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until
     wait_until(emulated.walks, 10, "it walks")
     began_s, start_m = time.monotonic(), walked(emulated)
     before = emulated.metrics(HAL)
-    wait_until(lambda: walked(emulated) - start_m >= 5.0, 120, "five metres are walked")
+
+    def there():
+        assert gate(emulated) == "active", f"{walked(emulated) - start_m:.1f} m, {faults(emulated)}"
+        return walked(emulated) - start_m >= 5.0
+
+    wait_until(there, 120, "five metres are walked")
     elapsed_s = time.monotonic() - began_s
     after = emulated.metrics(HAL)
 
@@ -189,6 +194,12 @@ def gate(robot):
     return robot.holding(HAL, "krabby_safety_state", "state")
 
 
+def faults(robot):
+    """What the gate holds against it."""
+    found = robot.metrics(HAL)
+    return [s.labels["fault"] for s in found if s.name == "krabby_fault_active" and s.value == 1.0]
+
+
 def mode(robot):
     return robot.holding(GAMELOOP, "krabby_gameloop_mode", "mode")
 
@@ -198,8 +209,8 @@ def walked(robot):
 
 
 def settle(robot, wait_until):
-    """Disarmed without a fault. Without SCHED_FIFO, which not every engine grants, a machine that is
-    busy with something else stalls the loops for longer than a silent IMU or drive is borne."""
+    """Disarmed without a fault. Without SCHED_FIFO, which not every engine grants, a machine that
+    does something else besides stalls the loops for longer than a silent drive is borne."""
 
     def is_settled():
         if gate(robot) == "damp":
