@@ -1,7 +1,7 @@
-"""Fills the tables in docs/ that a module prints: between `<!-- from MODULE -->` and `<!-- end -->`.
+"""Fills the tables in docs/ that a module prints, between `from MODULE` and `end` comments.
 
-    python tools/fill_docs.py            # writes
-    python tools/fill_docs.py --check    # fails when a page differs from what the module prints
+`python tools/fill_docs.py` writes; with `--check` it fails when a page differs from what its module
+prints.
 """
 
 from __future__ import annotations
