@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["HEALTH", "Devices", "load_devices", "load_hardware"]
 
 _CONTROL_HZ = 100.0
-HEALTH = HealthCfg(stuck_after_s=0.1, stuck_torque_share=0.75)
-"""When a drive counts as broken. A leg that takes over the load stands still to the last bit for
-70 ms while its torque grows by 27 N·m (hip_pitch, the gait on the emulated robot): that is none."""
+HEALTH = HealthCfg(stuck_after_s=0.09, stuck_torque_share=0.3)
+"""When an encoder counts as stuck. A leg that takes over load stands still to the last bit for 70
+ms while its torque changes by 33 N·m, but never for 80 ms with more than 4 N·m (12 s of the gait on
+the emulated robot); one that sticks in mid-swing passes 12 N·m after 100 ms."""
 
 
 class Devices(NamedTuple):
