@@ -444,9 +444,9 @@ Written by `python -m pytest -m slow tests/test_faults_of_drives.py --write-faul
 with every later run. The emulated robot walks with `gait` at 0.3 m/s, something breaks, and the run
 notes when jetson-hal's gate damps, what was found by then, when no drive holds a position any more,
 and how far the worst joint came beyond its range until the robot lay on the ground (negative: it
-never did; falling into its stops it may, by {STOPS_GIVE_RAD} rad). Simulated time, in steps of 2.5 ms;
-the limit is {LIMIT_MS:g} ms. What each name means and what to do: [bring-up.md](bring-up.md).
-Afterwards: `krabby reset`, `krabby arm`.
+never did; falling into its stops it may, by {STOPS_GIVE_RAD} rad). Simulated time, in steps of
+2.5 ms; the limit is {LIMIT_MS:g} ms. What each name means and what to do about it:
+[bring-up.md](bring-up.md). Afterwards: `krabby reset`, `krabby arm`.
 
 | broken | injected as | found | named after | limp after | beyond its range |
 | --- | --- | --- | --- | --- | --- |

@@ -27,8 +27,10 @@ log = structlog.get_logger(__name__)
 _TOO_WARM = DriveFault.OVER_TEMPERATURE | DriveFault.TOO_HOT
 _IMU_REMEDY = "check its cable and port; a jump or a wrong norm: its mount and power"
 _LATE_REMEDY = "look for what blocks the bus or this machine; then as for no_reply"
+_LATE_SLOTS = 2.25
+"""A reading this old is late: the answer to the exchange before, at most 1.8 slots old, is not."""
 _LATE_CYCLES = 12
-"""So many readings in a row that are older than a cycle are no accident: 60 ms at 200 Hz."""
+"""So many late ones in a row are no accident: 60 ms at 200 Hz."""
 _NO_FAULT = Fault(0)
 _OVER_NS = 1_000_000_000
 """A fault is over when it stayed away for this long."""
@@ -60,7 +62,7 @@ class Watch:
             bus_of_joint: Name of the bus that each joint's drive is on.
             rate_hz: Exchanges per second.
         """
-        self._late_ns = round(1e9 / rate_hz)
+        self._late_ns = round(_LATE_SLOTS * 1e9 / rate_hz)
         self._joints = tuple(joint_names)
         self._bus_of_joint = np.array(bus_of_joint)
         self._buses = tuple(dict.fromkeys(bus_of_joint))
@@ -123,7 +125,7 @@ class Watch:
         return findings
 
     def _late(self, readings: DriveReadings, now_ns: int) -> list[Finding]:
-        """Joints whose every reading for a while was older than a cycle."""
+        """Joints whose every reading for a while was late."""
         is_late = now_ns - readings.stamp_ns > self._late_ns
         self._late_for = (self._late_for + 1) * is_late
         if not is_late.any():
