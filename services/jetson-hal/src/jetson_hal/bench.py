@@ -24,13 +24,11 @@ import numpy as np
 from krabby_devices.drives import DriveTargets
 from krabby_devices.drives.bus import CanJointBus
 from krabby_devices.drives.calibration import Calibration, calibrate
+from krabby_devices.drives.config import CanCfg, load_hardware
 from krabby_devices.drives.faults import fault_names, remedy
 from krabby_devices.errors import DeviceError
 from krabby_robot.description import RobotDescription
 from krabby_robot.errors import RobotError
-
-from jetson_hal.config import CanCfg
-from jetson_hal.devices import load_hardware
 
 if TYPE_CHECKING:
     from krabby_devices.drives import DriveReadings, JointBus

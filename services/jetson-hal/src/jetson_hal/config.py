@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Literal
 
+from krabby_devices.drives.config import CanCfg
 from krabby_hal.config import HalEndpointsCfg
 from krabby_service.app import ServiceCfg
 from krabby_service.config import check, check_range
 
 __all__ = [
-    "CanCfg",
     "ContactsCfg",
     "CycleCfg",
     "EndpointsCfg",
@@ -16,21 +16,6 @@ __all__ = [
     "ImuCfg",
     "JetsonHalCfg",
 ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CanCfg:
-    """The buses to the drives; what is on them is in hardware.toml."""
-
-    hardware: str = ""
-    """Path of hardware.toml; empty for the one in the assets folder."""
-    calibration: str = ""
-    """Path of this robot's calibration.toml; empty for the values that hardware.toml starts from,
-    which are right for the emulated robot only."""
-    interface: str = ""
-    """python-can interface in place of hardware.toml's: udp_multicast, socketcan, virtual."""
-    channels: tuple[str, ...] = ()
-    """Channels in place of hardware.toml's, in its order of buses."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

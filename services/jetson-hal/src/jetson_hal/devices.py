@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from krabby_devices.drives.bus import CanJointBus
-from krabby_devices.drives.calibration import Calibration
-from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.drives.config import load_calibration, load_hardware
 from krabby_devices.drives.health import HealthCfg
 from krabby_devices.errors import HardwareError
 from krabby_devices.imu.serial_imu import SerialImu
@@ -18,9 +16,9 @@ if TYPE_CHECKING:
     from krabby_devices.imu import Imu
     from krabby_robot.description import RobotDescription
 
-    from jetson_hal.config import CanCfg, JetsonHalCfg
+    from jetson_hal.config import JetsonHalCfg
 
-__all__ = ["HEALTH", "Devices", "load_devices", "load_hardware"]
+__all__ = ["HEALTH", "Devices", "load_devices"]
 
 _CONTROL_HZ = 100.0
 HEALTH = HealthCfg(stuck_after_s=0.09, stuck_torque_share=0.3)
@@ -44,25 +42,6 @@ class Devices(NamedTuple):
     """When the robot was calibrated; empty when it was not."""
 
 
-def load_hardware(cfg: CanCfg, desc: RobotDescription) -> HardwareDescription:
-    """`hardware.toml` with the overrides of the configuration.
-
-    Raises:
-        HardwareError: it, or an override, cannot be used.
-    """
-    hardware = HardwareDescription.load(Path(cfg.hardware) if cfg.hardware else None, desc)
-    if cfg.channels and len(cfg.channels) != len(hardware.buses):
-        raise HardwareError(
-            f"can.channels names {len(cfg.channels)} channels, hardware.toml has "
-            f"{len(hardware.buses)} buses; give one for each in its order"
-        )
-    if not cfg.interface and not cfg.channels:
-        return hardware
-    names = [bus.name for bus in hardware.buses]
-    channels = dict(zip(names, cfg.channels, strict=True)) if cfg.channels else None
-    return hardware.with_interface(cfg.interface or hardware.buses[0].interface, channels)
-
-
 def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
     """Read what the configuration names and check it; nothing is opened.
 
@@ -77,11 +56,7 @@ def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
             "rate_hz a whole multiple of that"
         )
     hardware = dataclasses.replace(hardware, rate_hz=rate_hz)
-    calibration = (
-        Calibration.load(Path(cfg.can.calibration), hardware)
-        if cfg.can.calibration
-        else Calibration.nominal(hardware)
-    )
+    calibration = load_calibration(cfg.can, hardware)
     imu = SerialImu(
         cfg.imu.port or hardware.imu.port,
         mount_quat=hardware.imu.mount_quat,
