@@ -7,11 +7,19 @@ import pytest
 from krabby_cli import plan as plan_module
 
 FAKE = """
-    import json, os, signal, sys, threading
+    import json, math, os, signal, sys, time
 
     name, journal, behaviour, *overrides = sys.argv[1:]
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    class Stop:
+        # Not an Event: a handler that sets one can deadlock with the thread that waits for it.
+        asked = False
+        def wait(self, seconds=math.inf):
+            end = time.monotonic() + seconds
+            while not self.asked and time.monotonic() < end:
+                time.sleep(min(seconds, 0.02))
+            return self.asked
+    stop = Stop()
+    signal.signal(signal.SIGINT, lambda *_: setattr(stop, "asked", True))
 
     def say(event, level="info", **facts):
         print(json.dumps({"level": level, "service": name, "event": event, **facts}), flush=True)

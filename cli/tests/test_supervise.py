@@ -13,11 +13,19 @@ from krabby_cli.errors import ServiceDied
 from krabby_cli.supervise import ChildSpec, Supervisor
 
 SERVICE = """
-    import json, os, signal, sys, threading
+    import json, math, os, signal, sys, time
 
     name, journal = sys.argv[1:3]
-    stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    class Stop:
+        # Not an Event: a handler that sets one can deadlock with the thread that waits for it.
+        asked = False
+        def wait(self, seconds=math.inf):
+            end = time.monotonic() + seconds
+            while not self.asked and time.monotonic() < end:
+                time.sleep(min(seconds, 0.02))
+            return self.asked
+    stop = Stop()
+    signal.signal(signal.SIGINT, lambda *_: setattr(stop, "asked", True))
     def say(event, **facts):
         print(json.dumps({"level": "info", "service": name, "event": event, **facts}), flush=True)
     say("starting", pid=os.getpid(), run_id=os.environ["KRABBY_RUN_ID"])
