@@ -108,3 +108,23 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path):
     assert report["iteration"] == 1
     files = {path.name for path in (tmp_path / "smoke-mujoco").iterdir()}
     assert files == {"report.json", "report.md", "difficulty.png", "pictures.webp"}
+
+
+def test_a_policy_that_sees_gets_pictures_of_its_own_course():
+    cfg, seen = config(), []
+    cfg.camera.enabled = True
+
+    def watch(obs):
+        seen.append({name: obs[name].clone() for name in ("image", "arrived", "age", "eye")})
+        return stand(obs)
+
+    evaluate_mujoco(watch, cfg, seconds=0.4, seed=1, processes=1)
+
+    assert seen[0]["image"].shape == (4, 58, 87)
+    came = torch.stack([each["arrived"][:, 0] for each in seen])
+    assert came.sum(0).min() >= 2
+    newest = seen[-1]
+    # The ground is in sight, and no picture is older than a frame and its latency.
+    assert newest["image"].float().amin(dim=(1, 2)).max() < 0.0
+    assert newest["age"].max() < 0.3
+    assert newest["eye"][:, 5].tolist() == pytest.approx([-1.0] * 4, abs=0.02)  # upright

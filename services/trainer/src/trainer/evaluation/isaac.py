@@ -16,17 +16,19 @@ from trainer.terrain import Terrain
 from trainer.vision import seen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
+    from tensordict import TensorDict
 
     from trainer.env_cfg import EnvCfg
     from trainer.evaluation.metrics import Robots
-    from trainer.policies import Policy
 
 __all__ = ["evaluate_isaac", "to_numpy"]
 
 
 def evaluate_isaac(
-    policy: Policy,
+    policy: Callable[[TensorDict], torch.Tensor],
     cfg: EnvCfg,
     *,
     seconds: float,

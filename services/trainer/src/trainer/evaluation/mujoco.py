@@ -33,14 +33,13 @@ from trainer.terrain import Terrain
 from trainer.vision import Cameras, seen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from krabby_robot.courses import Course
     from numpy.typing import NDArray
 
     from trainer.env_cfg import EnvCfg
     from trainer.evaluation.metrics import Robots
-    from trainer.policies import Policy
 
 __all__ = ["evaluate_mujoco"]
 
@@ -54,7 +53,7 @@ _REASONS = ("tilted", "in a pit", "left the lane", "safety gate", "diverged")
 
 
 def evaluate_mujoco(
-    policy: Policy,
+    policy: Callable[[TensorDict], Tensor],
     cfg: EnvCfg,
     *,
     seconds: float,
@@ -65,7 +64,7 @@ def evaluate_mujoco(
     """Let `policy` walk every robot of `cfg` for `seconds` of simulated time.
 
     Args:
-        policy: what walks.
+        policy: deterministic actions (N, 18) from observation groups.
         cfg: courses, commands, disturbances.
         seconds: for each robot; episodes follow one another.
         seed: of everything that is drawn but the courses.
@@ -76,7 +75,7 @@ def evaluate_mujoco(
     terrain = Terrain(cfg.terrain)
     robots, courses = assign(terrain, cfg.num_envs)
     walk = _Walk(cfg, robots, courses, seed)
-    if policy.sees:
+    if cfg.camera.enabled:
         walk.give_cameras(terrain)
     steps = max(1, round(seconds / CONTROL_S))
     begin_s = time.monotonic()
