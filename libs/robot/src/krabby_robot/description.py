@@ -8,7 +8,6 @@ exchange and into policy bundles.
 import hashlib
 import json
 import math
-import tomllib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from krabby_robot.assets import robot_dir
 from krabby_robot.errors import AssetError, DescriptionError
-from krabby_robot.tables import Table
+from krabby_robot.tables import Table, read_toml
 
 __all__ = [
     "JOINTS_PER_LEG",
@@ -223,12 +222,7 @@ class RobotDescription:
     def load(cls, path: Path | None = None) -> Self:
         """Read and check `path`, by default the `robot.toml` of the assets folder."""
         source = robot_dir() / "robot.toml" if path is None else path
-        try:
-            values = tomllib.loads(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise AssetError(f"cannot read {source}: {error.strerror}; check the path") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DescriptionError(f"{source} is not TOML: {error}; mend that line") from error
+        values = read_toml(source, unreadable=AssetError, malformed=DescriptionError)
         return cls.parse(values, source=str(source))
 
     @classmethod

@@ -7,12 +7,39 @@ expected.
 
 import difflib
 import math
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from krabby_robot.errors import DescriptionError
 
-__all__ = ["Table"]
+__all__ = ["Table", "read_toml"]
+
+
+def read_toml(
+    path: Path,
+    *,
+    unreadable: type[Exception],
+    malformed: type[Exception],
+    check: str = "check the path",
+    mend: str = "mend that line",
+) -> dict[str, Any]:
+    """The tables of a file, unchecked.
+
+    Args:
+        path: The file.
+        unreadable: What to raise when it cannot be read.
+        malformed: What to raise when it is not TOML.
+        check: What to do about the one ...
+        mend: ... and about the other.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(f"cannot read {path}: {error.strerror}; {check}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise malformed(f"{path} is not TOML: {error}; {mend}") from error
 
 
 class Table:

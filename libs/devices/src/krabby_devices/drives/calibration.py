@@ -9,12 +9,11 @@ replaced in one step, so a power cut leaves the old one or the new one, never ha
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
-from krabby_robot.tables import Table
+from krabby_robot.tables import Table, read_toml
 
 from krabby_devices.errors import CalibrationError
 
@@ -59,14 +58,13 @@ class Calibration:
     @classmethod
     def load(cls, path: Path, hardware: HardwareDescription) -> Self:
         """Read and check a calibration file."""
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CalibrationError(
-                f"cannot read {path}: {error.strerror}; calibrate this robot first"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise CalibrationError(f"{path} is not TOML: {error}; calibrate again") from error
+        values = read_toml(
+            path,
+            unreadable=CalibrationError,
+            malformed=CalibrationError,
+            check="calibrate this robot first",
+            mend="calibrate again",
+        )
         return cls.parse(values, hardware, source=str(path))
 
     @classmethod

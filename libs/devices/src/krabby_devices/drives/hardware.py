@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, get_args
 
 import numpy as np
 from krabby_robot.assets import robot_dir
-from krabby_robot.tables import Table
+from krabby_robot.tables import Table, read_toml
 
 from krabby_devices.drives.models import DriveModel, drive_model
 from krabby_devices.errors import HardwareError
@@ -122,14 +121,7 @@ class HardwareDescription:
     def load(cls, path: Path | None, desc: RobotDescription) -> Self:
         """Read and check `path`, by default the `hardware.toml` of the assets folder."""
         source = robot_dir() / "hardware.toml" if path is None else path
-        try:
-            values = tomllib.loads(source.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise HardwareError(
-                f"cannot read {source}: {error.strerror}; check the path"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise HardwareError(f"{source} is not TOML: {error}; mend that line") from error
+        values = read_toml(source, unreadable=HardwareError, malformed=HardwareError)
         return cls.parse(values, desc, source=str(source))
 
     @classmethod
