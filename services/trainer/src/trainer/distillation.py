@@ -13,6 +13,7 @@ Half of the robots of a minibatch, drawn anew each time, are learned from in the
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -20,6 +21,7 @@ from rsl_rl.utils import reduce_gradients_in_buckets
 from torch import nn
 
 from trainer.config import DistillationCfg, EncoderCfg
+from trainer.depth import mirror_image
 from trainer.errors import CheckpointError, ConfigError
 from trainer.networks import TeacherActor, actor_of, example_observations
 from trainer.observations import EYE_SIZE, GROUP_SIZES, NUM_JOINTS, PROPRIO_SIZE, SCAN_SIZE
@@ -76,14 +78,12 @@ class _Rollout:
         self.age = zeros(steps, n)
         self.history = zeros(steps, n, GROUP_SIZES["history"])
         self.teacher_action = zeros(steps, n, NUM_JOINTS)
-        self.teacher_code = zeros(steps, n, SCAN_LATENT)
         self.scan = zeros(steps, n, SCAN_SIZE, dtype=torch.float16)
         self.velocity = zeros(steps, n, 3)
         self.step = 0
 
     def begin(self, sight: Sight) -> None:
         """A new rollout, from what robots remember now."""
-        self.step = 0
         self.count.zero_()
         self.memory.copy_(sight.memory)
         self.code.copy_(sight.code)
@@ -178,8 +178,7 @@ class Distillation:
         """Of this iteration."""
         done = min(self.iteration / max(self._max_iterations, 1), 1.0)
         low, high = self.cfg.learning_rate_end, self.cfg.learning_rate
-        cosine = torch.cos(torch.tensor(torch.pi * done)).item()
-        return low + 0.5 * (high - low) * (1.0 + cosine)
+        return low + 0.5 * (high - low) * (1.0 + math.cos(math.pi * done))
 
     @property
     def led_share(self) -> float:
@@ -212,7 +211,6 @@ class Distillation:
         groups["sight"] = sight.group(vision.age)
         action = self.actor.mlp(self.actor.get_latent(groups))
         teacher = self.teacher
-        code = teacher.sight(obs)
         wanted = teacher.mlp(teacher.get_latent(obs))
         t = rollout.step
         rollout.newest[t] = rollout.count
@@ -220,7 +218,6 @@ class Distillation:
         rollout.age[t] = groups["sight"][:, -1]
         rollout.history[t] = groups["history"]
         rollout.teacher_action[t] = wanted
-        rollout.teacher_code[t] = code
         rollout.scan[t] = groups["scan"]
         rollout.velocity[t] = groups["velocity"]
         rollout.step += 1
@@ -300,8 +297,10 @@ class Distillation:
         action = self.actor.mlp(self.actor.get_latent(groups))
         velocity = self.actor.velocity(self.actor.frames(groups))
         wanted = chosen(r.teacher_action, "actions").flatten(0, 1)
-        true_code = self._true_codes(robots, flipped)
-        true_scan = chosen(r.scan.float(), "scan")
+        true_scan = chosen(r.scan, "scan").float()
+        assert self.teacher is not None
+        with torch.no_grad():
+            true_code = self.teacher.sight({"scan": true_scan})
         seen = ~blind
         scan = self.decoder(memory)
         return {
@@ -313,28 +312,18 @@ class Distillation:
             ),
         }
 
-    def _true_codes(self, robots: Tensor, flipped: Tensor) -> Tensor:
-        """The teacher's codes (T, B, 32); of the mirrored scan where the robot is mirrored."""
-        assert self.teacher is not None
-        own = self._rollout.teacher_code[:, robots]
-        scan = reflections(self.device)["scan"](self._rollout.scan[:, robots].float())
-        with torch.no_grad():
-            other = self.teacher.sight({"scan": scan})
-        return torch.where(flipped[None, :, None], other, own)
-
     def _along(self, robots: Tensor, stream: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
         """Codes (F + 1, B, 32) and memories (F + 1, B, h): before, and after each picture."""
         r, encoder = self._rollout, self.encoder
         size = len(robots)
-        columns = robots
-        code, memory = r.code[stream, columns], r.memory[stream, columns]
+        code, memory = r.code[stream, robots], r.memory[stream, robots]
         codes, memories = [code], [memory]
         count = r.count[robots]
         frames = int(count.max()) if r.image is not None else 0
         if frames:
             assert r.image is not None
             image = r.image[:frames, robots]
-            image = torch.where(flipped[None, :, None, None], image.flip(-1), image)
+            image = torch.where(flipped[None, :, None, None], mirror_image(image), image)
             eye = r.eye[:frames, robots]
             eye = torch.where(flipped[None, :, None], reflections(self.device)["eye"](eye), eye)
             seen = encoder.see(image.flatten(0, 1), eye.flatten(0, 1)).view(frames, size, -1)

@@ -24,6 +24,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from trainer.config import EncoderCfg
+from trainer.depth import mirror_image
 from trainer.errors import CheckpointError
 from trainer.networks import (
     ACTOR_GROUPS,
@@ -199,7 +200,7 @@ class Pictures:
 def mirrored_too(image: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
     """Pictures (M, 58, 87) and poses (M, 48), followed by what they are in the mirror."""
     other = reflections(eye.device)["eye"](eye)
-    return torch.cat((image, image.flip(-1))), torch.cat((eye, other))
+    return torch.cat((image, mirror_image(image))), torch.cat((eye, other))
 
 
 class Sight:
