@@ -189,6 +189,14 @@ def test_reader_follows_a_restarted_publisher(endpoints, context, eventually):
         assert (subscriber.restarts, subscriber.revivals) == (1, 0)
 
 
+@pytest.mark.parametrize("transport", ["ipc", "tcp"], indirect=True)
+def test_however_quickly_it_connected_a_reader_knows_it(endpoints, context, eventually):
+    with Publisher(endpoints["state"], STATE, context=context) as publisher:
+        for _ in range(30):
+            with LatestSubscriber(publisher.endpoint, STATE, context=context) as subscriber:
+                eventually(lambda s=subscriber: s.connected)
+
+
 def test_late_messages_of_a_replaced_instance_are_dropped(context, two_writers, eventually):
     with LatestSubscriber("inproc://state", STATE, bind=True, context=context) as subscriber:
         old = two_writers(STATE, subscriber, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import select
@@ -37,17 +38,15 @@ Socket: TypeAlias = "zmq.Socket[bytes]"
 
 MAX_JSON_BYTES: Final = 1 << 16
 
-# Stalls of a second happen (a paused debugger, a swapping host) and must not cost the connection:
-# measured after one, the first fresh read takes 2 to 6 ms, with a limit of 600 ms and therefore a
-# reconnect 22 to 26 ms. Half-open links are the deadmen's business (50 to 150 ms) anyway.
-_HEARTBEAT_IVL_MS: Final = 500
-_HEARTBEAT_TIMEOUT_MS: Final = 3000
-# One side of a connection pings, and its TTL makes the other side watch too. It must be the side
-# whose queue of incoming messages cannot fill up. A socket that nobody reads for so long that its
-# queue is full stops reading; its peer misses the pongs and hangs up; and a socket that has both a
-# full queue and a ping to send then aborts the whole process (libzmq 4.3.5, stream_engine_base.cpp:
-# out_event asserts !_io_error, which in_event sets on a stopped input).
-_PINGING: Final = (zmq.PUB, zmq.REQ)
+# The kernel asks a silent peer, not libzmq: no socket has ZMQ_HEARTBEAT_IVL set. A socket that goes
+# unread until its queue is full stops reading in the middle of what came; once its peer has hung
+# up, it fails for good. Whatever then makes it send, be it its own ping or the answer to a ping
+# that lay in what it goes on to read, aborts the whole process (libzmq 4.3.5,
+# stream_engine_base.cpp: out_event asserts !_io_error, which in_event sets on a stopped input).
+# A process that is stopped keeps its connections like that, since its kernel answers for it; a
+# peer that is gone is noticed after some 2 s, together with TCP_MAXRT. Half-open links are the
+# deadmen's business (50 to 150 ms) anyway.
+_KEEPALIVE_S: Final = 1
 
 _MAX_FRAMES: Final = 12  # envelope and body of a request fit
 _MORE: Final = zmq.NOBLOCK | zmq.SNDMORE
@@ -59,6 +58,7 @@ _MONITORED: Final = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
 )
 _MONITOR_EVENT = struct.Struct("=Hi")
+_monitor_numbers = itertools.count()
 _TCP_PORT: Final = re.compile(r"tcp://.+:(\*|\d+)")
 _LAST_PORT: Final = 65535
 
@@ -137,35 +137,35 @@ class Endpoint:
         self._host = None if bind else HostName.of(endpoint)
         self._target: str | None = endpoint
         """Where libzmq connects to: `endpoint` with an address; None while none is known."""
-        self.socket: Socket = (context or cast("Context", zmq.Context.instance())).socket(kind)
+        self._monitor: Socket | None = None
+        context = context or cast("Context", zmq.Context.instance())
+        self.socket: Socket = context.socket(kind)
         try:
-            for option, value in (*_common_options(kind, hwm, max_bytes), *options):
+            for option, value in (*_common_options(hwm, max_bytes), *options):
                 self.socket.setsockopt(option, value)
             if bind:
                 _bind(self.socket, endpoint, name)
             else:
+                if not endpoint.startswith("inproc:"):
+                    # before it connects: the handshake may be over before anything else is done
+                    self._monitor = _monitor(context, self.socket)
                 if self._host is not None:
                     self._target = next(iter(self._host.endpoints(_LOOK_UP_S)), None)
                 if self._target is not None:
                     _connect(self.socket, self._target, name)
         except BaseException:
-            self.socket.close()
+            self.close()
             raise
         self.endpoint: str = endpoint
         """Where it is; a bound wildcard port is resolved to the port that was found."""
         self.revivals = 0
         """Times a connection that had failed for good was made anew."""
-        self._monitor: Socket | None = None
         self._connected = False
         self._dead = False
         self._revive_at = time.monotonic() + REVIVE_S
-        if endpoint.startswith("inproc:"):
-            return
-        if bind:
+        if bind and not endpoint.startswith("inproc:"):
             last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
             self.endpoint = last.rstrip(b"\0").decode()
-        else:
-            self._monitor = self.socket.get_monitor_socket(_MONITORED)
 
     @property
     def connected(self) -> bool:
@@ -237,7 +237,22 @@ class Endpoint:
         self.close()
 
 
-def _common_options(kind: int, hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
+def _monitor(context: Context, socket: Socket) -> Socket:
+    """What happens to a socket's connection, for `_MONITORED`.
+
+    Its queue has no limit: nobody reads it while nobody uses the socket, and libzmq's thread, which
+    carries all the others' messages too, would wait for room in it. With libzmq's own limits that
+    is after 2000 vain attempts to connect, a quarter of an hour.
+    """
+    address = f"inproc://monitor-{next(_monitor_numbers)}"
+    socket.monitor(address, _MONITORED)
+    monitor = context.socket(zmq.PAIR)
+    monitor.setsockopt(zmq.RCVHWM, 0)
+    monitor.connect(address)
+    return monitor
+
+
+def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
     return (
         (zmq.LINGER, 0),
         (zmq.SNDHWM, hwm),
@@ -247,9 +262,9 @@ def _common_options(kind: int, hwm: int, max_bytes: int) -> tuple[tuple[int, int
         (zmq.RECONNECT_IVL, 20),
         (zmq.RECONNECT_IVL_MAX, 500),
         (zmq.HANDSHAKE_IVL, 2000),
-        (zmq.HEARTBEAT_IVL, _HEARTBEAT_IVL_MS if kind in _PINGING else 0),
-        (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
-        (zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, _KEEPALIVE_S),
+        (zmq.TCP_KEEPALIVE_INTVL, _KEEPALIVE_S),
         (zmq.TCP_MAXRT, 1000),
     )
 

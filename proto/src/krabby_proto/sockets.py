@@ -267,10 +267,13 @@ class LatestSubscriber(Endpoint):
         return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
 
     def _receive_all(self, keep: Callable[[Message], None]) -> None:
-        self.revive()
         for _ in range(_MAX_DRAIN):
             frames = receive_frames(self.socket)
             if frames is None:
+                # Not before: who has asked a SUB whether it has something to read has made it take
+                # the first frame; libzmq aborts when the connection that has the others is given up
+                # before they are read (fq.cpp, !_more).
+                self.revive()
                 return
             try:
                 message = decode(frames, self.stream)
@@ -307,11 +310,12 @@ class LatestSubscriber(Endpoint):
 
 def wait_any(subscribers: Sequence[LatestSubscriber], timeout_s: float) -> list[LatestSubscriber]:
     """Block until a subscriber has something to read; those that have, none when time is over."""
+    wait_readable([subscriber.socket for subscriber in subscribers], timeout_s)
+    readable = [s for s in subscribers if pending_events(s.socket) & zmq.POLLIN]
     for subscriber in subscribers:
-        subscriber.revive()
-    if not wait_readable([subscriber.socket for subscriber in subscribers], timeout_s):
-        return []
-    return [s for s in subscribers if pending_events(s.socket) & zmq.POLLIN]
+        if subscriber not in readable:  # those are revived when they are read
+            subscriber.revive()
+    return readable
 
 
 class Request(NamedTuple):
@@ -392,12 +396,18 @@ class Requester(Endpoint):
             self.unsent += 1
             return None
         deadline = time.monotonic() + deadline_s
-        while wait_for((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
+        # Looked at once before waiting, although nothing can be there yet. Every hundredth frame
+        # read, and whenever there is none, libzmq hears what became of its connections. With
+        # IMMEDIATE one that was lost is gone then, and when that comes between two frames of an
+        # answer, reading on aborts the process (fq.cpp, !_more). From here a hundred are left.
+        answer = receive_frames(self.socket)
+        while answer is None:
+            if not wait_for((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
+                self.timeouts += 1
+                return None
+            # None again when it was one to an earlier request, dropped by the socket
             answer = receive_frames(self.socket)
-            if answer is not None:  # else it was one to an earlier request, dropped by the socket
-                return answer
-        self.timeouts += 1
-        return None
+        return answer
 
     def wait_connected(self, timeout_s: float) -> bool:
         """Block until a server is there; False when none came in time."""
