@@ -107,7 +107,7 @@ test: $(DEV) ## the default tests, under ten minutes on two cores
 	@$(BIN)/python -m pytest
 
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
-	@$(BIN)/python -m pytest -m 'slow and not compose'
+	@tools/last-words $(BIN)/python -m pytest -v --capture=sys -m 'slow and not compose'
 
 test-compose: $(DEV) ## builds the images, runs the stack, kills its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
