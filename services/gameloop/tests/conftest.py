@@ -24,7 +24,8 @@ def policies(tmp_path_factory, desc):
     """Folder of bundles; each holds the default pose plus a constant on every joint [rad].
 
     blind: +0.1, sees nothing. other: -0.1, likewise. seeing: +0.2, reads the depth image.
-    broken: NaN. teacher: +0.3, reads the height scan. numb: +0.1, made for a robot with joints in
+    broken: NaN. teacher: +0.3, reads the height scan. restless: +0.2, sees nothing and never stands
+    still. numb: +0.1, made for a robot with joints in
     another order.
     """
     root = tmp_path_factory.mktemp("policies")
@@ -36,6 +37,7 @@ def policies(tmp_path_factory, desc):
         ("seeing", 0.2, image),
         ("broken", np.nan, nothing),
         ("teacher", 0.3, (*nothing, standard_term("height_scan"))),
+        ("restless", 0.2, nothing),
     ):
         layout = ObservationLayout(terms)
         manifest = {
@@ -47,6 +49,7 @@ def policies(tmp_path_factory, desc):
                 "clip": 10.0,
             },
             "needs_features": "image" if terms is image else "none",
+            "stands": name != "restless",
         }
         write_bundle(root / name, manifest, {POLICY_FILE: _constant(layout.size, value)}, desc)
     return root

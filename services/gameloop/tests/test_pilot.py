@@ -15,7 +15,7 @@ MS = 1_000_000
 
 @pytest.fixture
 def inputs(desc):
-    def make():
+    def make(command=None):
         return ObservationInputs(
             base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
             base_ang_vel_b=np.zeros(3),
@@ -23,7 +23,7 @@ def inputs(desc):
             joint_pos=desc.default_joint_pos,
             joint_vel=np.zeros(18),
             foot_contact=np.ones(6),
-            nav_command=np.zeros(3),
+            nav_command=np.zeros(3) if command is None else np.array(command),
             last_action=np.zeros(18),
         )
 
@@ -39,9 +39,10 @@ class Walk:
         self.largest_step = 0.0
         pilot.start(self.target, 0)
 
-    def until(self, start_ms, end_ms, seen=lambda now_ns: None):
+    def until(self, start_ms, end_ms, seen=lambda now_ns: None, command=None):
         for ms in range(start_ms, end_ms, 10):
-            target = self.pilot.step(self.inputs(), seen(ms * MS), self.target, ms * MS)
+            inputs = self.inputs(command)
+            target = self.pilot.step(inputs, seen(ms * MS), self.target, ms * MS)
             self.largest_step = max(self.largest_step, np.abs(target - self.target).max())
             self.target = target
         return self.offset
@@ -214,3 +215,41 @@ def test_a_policy_is_told_how_old_what_it_sees_is(seeing, inputs, features):
     assert seen.features_age == pytest.approx([0.04])
     seeing.pilot.step(seen, None, seeing.target, 50 * MS)
     assert seen.features_age is None
+
+
+@pytest.fixture
+def restless(cfg, policies, desc, inputs):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "restless"))
+    return Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+
+
+def test_a_policy_that_never_stands_is_relieved_while_no_motion_is_asked_for(restless):
+    assert restless.until(0, 400, command=(0.4, 0.0, 0.0)) == pytest.approx(0.2)
+    with captured_logs() as logs:
+        assert restless.until(400, 800, command=(0.0, 0.0, 0.0)) == pytest.approx(0.1)
+        # Nothing is wrong: nobody is told that it walks blind.
+        assert not restless.pilot.blind
+        assert restless.until(800, 1200, command=(0.0, 0.0, -0.2)) == pytest.approx(0.2)
+    assert logs == []
+    assert (restless.pilot.blind_switches, restless.pilot.blind_ticks) == (0, 0)
+    # 0.1 rad over 0.3 s peaks at 1.5 times the mean speed.
+    assert restless.largest_step < 0.011
+
+
+def test_a_command_at_the_border_does_not_make_it_hand_over_to_and_fro(restless):
+    restless.until(0, 400, command=(0.4, 0.0, 0.0))
+    assert restless.until(400, 800, command=(0.06, 0.0, 0.0)) == pytest.approx(0.2)
+    restless.until(800, 1200, command=(0.04, 0.0, 0.0))
+    assert restless.until(1200, 1600, command=(0.06, 0.0, 0.0)) == pytest.approx(0.1)
+
+
+def test_who_stands_by_itself_is_left_alone(cfg, policies, desc, inputs):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "other"))
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(-0.1)
+
+
+def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
+    cfg = dataclasses.replace(cfg, policy=str(policies / "restless"), blind_policy="")
+    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(0.2)

@@ -126,6 +126,7 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     observation: tuple[TermEntry, ...]
     action: ActionEntry
     needs_features: Features
+    stands: bool = True
     camera: CameraEntry | None = None
     state: tuple[StateEntry, ...] = ()
     encoder: EncoderEntry | None = None

@@ -122,6 +122,8 @@ class PolicyBundle:
     action: ActionSpec
     needs_features: Features
     """What the observation term "features" is: nothing, the depth image or the latent."""
+    stands: bool
+    """Whether it stands still when no motion is asked for; others need somebody who does."""
     state: tuple[StateTensor, ...]
     """Recurrent state of `policy.onnx`."""
     encoder: EncoderSpec | None
@@ -162,6 +164,7 @@ class PolicyBundle:
             observation=layout_of(manifest.observation, source),
             action=_action_spec(manifest),
             needs_features=manifest.needs_features,
+            stands=manifest.stands,
             state=tuple(map(_state_tensor, manifest.state)),
             encoder=_encoder_spec(manifest, source),
             files={name: _read_file(path / name, want) for name, want in manifest.files.items()},

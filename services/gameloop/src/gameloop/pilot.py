@@ -30,6 +30,9 @@ __all__ = ["Pilot", "Runner", "load_runner"]
 log = structlog.get_logger(__name__)
 
 _WARM_UP_STEPS = 20
+_REST_BELOW, _WALK_ABOVE = 0.05, 0.1
+"""Largest number of a walking command, m/s or rad/s, that means standing; and smallest that ends
+it."""
 
 
 class Runner:
@@ -157,6 +160,7 @@ class Pilot:
         self._given_up: Runner | None = None
         self._warn = log_every(log, clock=clock)
         self._standing = False
+        self._resting = False
         self.blind_switches = 0
         """Times the blind policy took over, or the robot stood still for want of one."""
         self.ticks = 0
@@ -174,8 +178,8 @@ class Pilot:
 
     @property
     def blind(self) -> bool:
-        """Whether the chosen policy does not walk: another one does, or nobody."""
-        return self._standing or self.walking is not self.chosen
+        """Whether the chosen policy cannot walk: another one does, or nobody."""
+        return self._standing or (self.walking is not self.chosen and not self._resting)
 
     @property
     def needs_features(self) -> bool:
@@ -206,10 +210,13 @@ class Pilot:
         now_ns: int,
     ) -> NDArray[np.float64]:
         """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
+        was_blind = self.blind
         usable = self._usable(features, now_ns)
         runner = self._choose(usable is not None, now_ns)
+        if self._rests(inputs.nav_command, runner):
+            runner = self._blind
         if runner is not self.walking or self._standing:
-            self._switch(runner, last_target, now_ns)
+            self._switch(runner, last_target, now_ns, was_blind=was_blind)
         self.ticks += 1
         self.blind_ticks += self.blind
         if runner is None:
@@ -266,9 +273,26 @@ class Pilot:
             return self.chosen
         return self._blind
 
-    def _switch(self, runner: Runner | None, origin: NDArray[np.float64], now_ns: int) -> None:
+    def _rests(self, command: NDArray[np.float64], runner: Runner | None) -> bool:
+        """Whether the blind policy stands because the chosen one would walk on; nothing is wrong.
+
+        Where there is no blind policy the chosen one is left to do what it does.
+        """
+        largest = float(np.abs(command).max())
+        still = largest < (_WALK_ABOVE if self._resting else _REST_BELOW)
+        able = runner is self.chosen and not runner.bundle.stands and self._blind is not None
+        self._resting = still and able
+        return self._resting
+
+    def _switch(
+        self,
+        runner: Runner | None,
+        origin: NDArray[np.float64],
+        now_ns: int,
+        *,
+        was_blind: bool,
+    ) -> None:
         """Let another one walk than in the last step, or nobody, and say so."""
-        was_blind = self.blind
         if runner is None:
             self._standing = True
             metrics.BLIND.set(True)
