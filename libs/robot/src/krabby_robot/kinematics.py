@@ -105,7 +105,11 @@ def torque_speed_limit(
     """
     speed = np.asarray(joint_vel, dtype=np.float64) / description.no_load_speed
     peak = description.peak_torque
-    return -peak * np.clip(1.0 + speed, 0.0, 1.0), peak * np.clip(1.0 - speed, 0.0, 1.0)
+
+    def share(left: FloatArray) -> FloatArray:  # np.clip, at a third of its price
+        return np.minimum(np.maximum(left, 0.0), 1.0)
+
+    return -peak * share(1.0 + speed), peak * share(1.0 - speed)
 
 
 def _per_leg(joint_pos: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:

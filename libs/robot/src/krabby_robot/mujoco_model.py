@@ -39,6 +39,8 @@ COLLISION_GROUP = 1
 VISUAL_GROUP = 2
 """Geom group of what is only there to be looked at."""
 
+# np.roll takes ten times as long for four numbers.
+_TO_WXYZ, _TO_XYZW = [3, 0, 1, 2], [1, 2, 3, 0]
 _GROUND_RGBA = (0.62, 0.60, 0.56, 1.0)
 
 
@@ -140,12 +142,12 @@ class ModelIndex:
 
 def to_mujoco_quat(quat: ArrayLike) -> NDArray[np.float64]:
     """Reorder xyzw (..., 4) to MuJoCo's wxyz."""
-    return np.roll(np.asarray(quat, dtype=np.float64), 1, axis=-1)
+    return np.asarray(quat, dtype=np.float64)[..., _TO_WXYZ]
 
 
 def from_mujoco_quat(quat: ArrayLike) -> NDArray[np.float64]:
     """Reorder MuJoCo's wxyz (..., 4) to xyzw."""
-    return np.roll(np.asarray(quat, dtype=np.float64), -1, axis=-1)
+    return np.asarray(quat, dtype=np.float64)[..., _TO_XYZW]
 
 
 def set_robot_state(
