@@ -221,7 +221,7 @@ def test_learning_retraces_what_was_seen_in_the_rollout(fake_env, teacher_file):
         robots = torch.tensor([3, 0, 4, 1])
         stream = torch.tensor([0, 1, 1, 0])
         with torch.no_grad():
-            learned, _ = alg._along(robots, stream, stream.bool())
+            learned, _ = alg._along(rollout, robots, stream, stream.bool())
         used = learned[rollout.newest[:, robots], torch.arange(4)]
         used = torch.where(rollout.blind[:, robots, None], 0.0, used)
         acted = torch.stack(
@@ -242,6 +242,38 @@ def test_a_student_learns_to_act_as_its_teacher(fake_env, teacher_file):
     assert losses[-1]["action"] < 0.5 * losses[0]["action"]
     assert losses[-1]["scan"] < losses[0]["scan"]
     assert losses[0]["led_share"] > losses[-1]["led_share"] == 0.0
+
+
+def test_older_rollouts_are_learned_from_again(fake_env, teacher_file):
+    seed_everything(0)
+    runner = make_runner(fake_env(6), "distill")
+    runner.begin_with(teacher_file)
+    alg = runner.alg
+    alg.cfg.replay_epochs, alg.cfg.replay_rollouts = 3, 2
+    used = []
+    losses = alg._losses
+
+    def noted(rollout, robots):
+        used.append(rollout)
+        return losses(rollout, robots)
+
+    alg._losses = noted
+    rollouts = []
+    for _ in range(5):
+        rollouts.append(alg._rollout)
+        runner._collect(runner.env.get_observations())
+        alg.update()
+    # 2 minibatches a pass: two passes over the first, then three over older ones besides.
+    assert len(used) == 4 + 4 * 10
+    first, second, third, fourth, fifth = (used[: 4 + 10 * i][-10:] for i in range(5))
+    assert first == [rollouts[0]] * 4
+    assert second.count(rollouts[1]) == 4
+    assert second.count(rollouts[0]) == 6
+    # Two are kept: the memory of the oldest is that of the next but two.
+    assert rollouts[3] is rollouts[0]
+    assert rollouts[4] is rollouts[1]
+    assert {id(each) for each in fifth} <= {id(each) for each in rollouts[2:]}
+    assert third.count(rollouts[2]) == fourth.count(rollouts[3]) == 4
 
 
 def test_the_teacher_leads_fewer_and_fewer_robots(fake_env, teacher_file):

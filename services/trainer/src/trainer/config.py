@@ -47,6 +47,7 @@ OBS_GROUPS: Final = {
 }
 """Which of the environment's observation groups each network reads."""
 TASKS: Final = ("teacher", "distill", "student")
+BACKENDS: Final = ("isaac", "mujoco")
 
 
 @dataclass
@@ -166,7 +167,11 @@ class DistillationCfg:
     """How the student learns from the teacher."""
 
     num_learning_epochs: int = 2
-    """Passes over a rollout."""
+    """Passes over the newest rollout."""
+    replay_epochs: int = 0
+    """Passes over older ones besides, minibatch by minibatch from one of them; 0 keeps none."""
+    replay_rollouts: int = 8
+    """How many older ones are kept for that; they are not in checkpoints."""
     num_mini_batches: int = 16
     """Parts of the robots per pass; memory is learned along a whole rollout of each."""
     learning_rate: float = 1e-3
@@ -184,8 +189,9 @@ class DistillationCfg:
     """Standard deviation of what is added to the student's actions: it sees more, and recovers."""
 
     def __post_init__(self) -> None:
-        for key in ("num_learning_epochs", "num_mini_batches"):
+        for key in ("num_learning_epochs", "num_mini_batches", "replay_rollouts"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), "at least 1")
+        _check(self.replay_epochs >= 0, "replay_epochs", self.replay_epochs, "at least 0")
         _check(
             0.0 < self.learning_rate_end <= self.learning_rate,
             "learning_rate_end",
@@ -283,6 +289,14 @@ class TrainCfg:
         )
         _check(usable, "device", self.device, "auto, cpu, cuda or cuda:<number>")
         _check(self.task in TASKS, "task", self.task, ", ".join(TASKS))
+        backend = self.env.physics.backend
+        _check(backend in BACKENDS, "env.physics.backend", backend, ", ".join(BACKENDS))
+        _check(
+            backend == "isaac" or self.task == "distill",
+            "env.physics.backend",
+            backend,
+            f"isaac for the task {self.task}, whose rewards are Isaac Lab's",
+        )
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
 
 

@@ -13,7 +13,9 @@ Half of the robots of a minibatch, drawn anew each time, are learned from in the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import random
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -145,7 +147,13 @@ class Distillation:
         self._learned = learned
         self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
         self.sight = Sight(self.encoder, env.num_envs, device)
-        self._rollout = _Rollout(num_steps, env.num_envs, encoder_cfg.memory, device)
+        if torch.device(device).type == "cpu":  # convolutions take two thirds of the time so
+            self.encoder.picture.to(memory_format=torch.channels_last)
+        self._new_rollout = functools.partial(
+            _Rollout, num_steps, env.num_envs, encoder_cfg.memory, device
+        )
+        self._rollout = self._new_rollout()
+        self._older: list[_Rollout] = []
         self._begins = torch.ones(env.num_envs, dtype=torch.bool, device=device)
         self._lucky = torch.rand(env.num_envs, device=device)
         """Below the share that the teacher leads: led by it."""
@@ -240,9 +248,9 @@ class Distillation:
             group["lr"] = self.learning_rate
         sums: dict[str, Tensor] = {}
         count = 0
-        for robots in self._mini_batches():
-            losses = self._losses(robots)
-            cfg = self.cfg
+        cfg = self.cfg
+        for rollout, robots in self._mini_batches():
+            losses = self._losses(rollout, robots)
             loss = (
                 losses["action"]
                 + cfg.code_coef * losses["code"]
@@ -258,20 +266,40 @@ class Distillation:
             for name, value in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
             count += 1
-        self._rollout.step = 0
+        self._put_aside()
         self.iteration += 1
         means = {name: float(total) / count for name, total in sums.items()}
         return means | {"led_share": self.led_share}
 
-    def _mini_batches(self) -> Iterator[Tensor]:
-        n = self._rollout.num_envs
-        parts = min(self.cfg.num_mini_batches, n)
-        for _ in range(self.cfg.num_learning_epochs):
-            yield from torch.randperm(n, device=self.device).chunk(parts)
+    def _mini_batches(self) -> Iterator[tuple[_Rollout, Tensor]]:
+        """Rollouts, and robots of them: the newest one whole, between minibatches of older ones."""
+        n, cfg = self._rollout.num_envs, self.cfg
+        parts = min(cfg.num_mini_batches, n)
 
-    def _losses(self, robots: Tensor) -> dict[str, Tensor]:
+        def passes(count: int) -> Iterator[Tensor]:
+            for _ in range(count):
+                yield from torch.randperm(n, device=self.device).chunk(parts)
+
+        newest, older = passes(cfg.num_learning_epochs), passes(cfg.replay_epochs)
+        again = [False] * parts * cfg.num_learning_epochs
+        if self._older:
+            again += [True] * parts * cfg.replay_epochs
+            random.shuffle(again)
+        for old in again:
+            yield (
+                (random.choice(self._older), next(older)) if old else (self._rollout, next(newest))
+            )
+
+    def _put_aside(self) -> None:
+        """Make room for the next rollout."""
+        if self.cfg.replay_epochs:
+            self._older.append(self._rollout)
+            full = len(self._older) > self.cfg.replay_rollouts
+            self._rollout = self._older.pop(0) if full else self._new_rollout()
+        self._rollout.step = 0
+
+    def _losses(self, r: _Rollout, robots: Tensor) -> dict[str, Tensor]:
         """Of one minibatch of robots (B,), some of them in the mirror."""
-        r = self._rollout
         stream = torch.randint(0, 2, (len(robots),), device=self.device)
         flipped = stream.bool()
         maps = reflections(self.device)
@@ -281,7 +309,7 @@ class Distillation:
             own = values[:, robots]
             return torch.where(flipped[None, :, None], maps[name](own), own)
 
-        codes, memories = self._along(robots, stream, flipped)
+        codes, memories = self._along(r, robots, stream, flipped)
         newest = r.newest[:, robots]
         columns = torch.arange(len(robots), device=self.device)
         blind = r.blind[:, robots, None]
@@ -312,10 +340,11 @@ class Distillation:
             ),
         }
 
-    def _along(self, robots: Tensor, stream: Tensor, flipped: Tensor) -> tuple[Tensor, Tensor]:
+    def _along(
+        self, r: _Rollout, robots: Tensor, stream: Tensor, flipped: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Codes (F + 1, B, 32) and memories (F + 1, B, h): before, and after each picture."""
-        r, encoder = self._rollout, self.encoder
-        size = len(robots)
+        encoder, size = self.encoder, len(robots)
         code, memory = r.code[stream, robots], r.memory[stream, robots]
         codes, memories = [code], [memory]
         count = r.count[robots]

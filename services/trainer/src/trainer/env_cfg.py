@@ -152,8 +152,13 @@ class RewardCfg:
 
 @dataclass
 class PhysicsCfg:
-    """Newton with the MuJoCo-Warp solver."""
+    """Newton with the MuJoCo-Warp solver; or MuJoCo on the processor, to imitate in."""
 
+    backend: str = "isaac"
+    """`isaac`; or `mujoco`, for the task distill on a machine without a GPU: none of the other keys
+    but `processes` counts then."""
+    processes: int = 0
+    """That share MuJoCo's physics; 0 for one per core."""
     step_s: float = 0.005
     decimation: int = 2
     iterations: int = 5

@@ -55,6 +55,8 @@ from trainer.student import (
     DeployedStudent,
     StudentActor,
     is_student,
+    learnt_to_stand,
+    picture_rate_hz,
     student_of,
 )
 
@@ -180,8 +182,10 @@ class _Student:
         return {
             "observation": STUDENT_OBSERVATION.to_manifest(),
             "needs_features": "latent",
+            "stands": learnt_to_stand(payload["config"] or {}),
             "encoder": {
-                "rate_hz": desc.camera.rate_hz,
+                # What it was trained at; the camera service skips what comes faster.
+                "rate_hz": picture_rate_hz(payload["config"] or {}, desc.camera),
                 "proprio": EYE.to_manifest(),
                 "state": [
                     {

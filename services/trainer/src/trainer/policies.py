@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+from krabby_robot.description import RobotDescription
 
 from trainer import checkpoints
 from trainer.networks import actor_of
-from trainer.student import StudentPolicy, is_student, student_of
+from trainer.student import StudentPolicy, is_student, picture_rate_hz, student_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +27,8 @@ class Policy(Protocol):
 
     sees: bool
     """Whether it wants the groups that `trainer.vision.seen` adds."""
+    rate_hz: float
+    """The most pictures a second that it looks at."""
 
     def __call__(self, obs: TensorDict) -> Tensor:
         """Deterministic actions (N, 18)."""
@@ -36,6 +39,7 @@ class TeacherPolicy:
     """A checkpoint's teacher; reads the groups proprio, scan and history."""
 
     sees = False
+    rate_hz = 0.0
 
     def __init__(self, actor: TeacherActor) -> None:
         self._actor = actor
@@ -54,5 +58,7 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> Policy:
     """
     payload = checkpoints.load(checkpoint, device)
     if is_student(payload):
-        return StudentPolicy(*student_of(payload, str(checkpoint)), device)
+        rate_hz = picture_rate_hz(payload["config"] or {}, RobotDescription.load().camera)
+        actor, encoder = student_of(payload, str(checkpoint))
+        return StudentPolicy(actor, encoder, device, rate_hz=rate_hz)
     return TeacherPolicy(actor_of(payload, str(checkpoint)).to(device))

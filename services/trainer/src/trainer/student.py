@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
@@ -45,6 +46,7 @@ from trainer.symmetry import reflections
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from krabby_robot.description import CameraModel
     from torch import Tensor
 
 __all__ = [
@@ -60,7 +62,9 @@ __all__ = [
     "StudentPolicy",
     "Vision",
     "is_student",
+    "learnt_to_stand",
     "mirrored_too",
+    "picture_rate_hz",
     "student_of",
     "teach",
 ]
@@ -255,7 +259,11 @@ class StudentPolicy:
 
     sees = True
 
-    def __init__(self, actor: StudentActor, encoder: DepthEncoder, device: str) -> None:
+    def __init__(
+        self, actor: StudentActor, encoder: DepthEncoder, device: str, *, rate_hz: float = math.inf
+    ) -> None:
+        self.rate_hz = rate_hz
+        """The most pictures a second that it looks at."""
         self.actor = actor.to(device).eval()
         self.encoder = encoder.to(device).eval()
         self._device = device
@@ -347,6 +355,17 @@ def student_of(payload: Mapping[str, Any], source: str) -> tuple[StudentActor, D
             "checkpoint of `trainer train task=distill` or task=student of this version"
         ) from error
     return actor.eval(), encoder.eval()
+
+
+def picture_rate_hz(config: Mapping[str, Any], camera: CameraModel) -> float:
+    """Pictures a second for a student trained as `config` says: the highest rate it knows."""
+    errors = config.get("env", {}).get("camera", {}).get("errors", {})
+    return min(camera.rate_hz, max(errors.get("rate_hz", [camera.rate_hz])))
+
+
+def learnt_to_stand(config: Mapping[str, Any]) -> bool:
+    """Whether training asked for no motion now and then; who was never asked walks on."""
+    return config.get("env", {}).get("command", {}).get("pause_share", 0.0) > 0.0
 
 
 def is_student(payload: Mapping[str, Any]) -> bool:

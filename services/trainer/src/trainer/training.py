@@ -91,9 +91,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
         # An unhappy solver prints in every step; standard output is the summary's.
         output = stack.enter_context(aside(plan.folder / "output.log" if first else None))
         with aside(output.path, errors=True):
-            from trainer.task import make_env
-
-            env = make_env(cfg.env, device=device, seed=seed)
+            env = _make_env(cfg, device=device, seed=seed)
             stack.callback(_close, env)
             runner = ParkourRunner(
                 env,
@@ -189,6 +187,17 @@ def resolve_device(device: str) -> str:
         there = f"torch sees {count} GPU{'s' * (count != 1)}"
         raise ConfigError(f"device={device}, but {there}; use device=cpu or device=auto")
     return f"cuda:{index}"
+
+
+def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
+    """What is trained in, as rsl-rl wants it; nothing heavy is imported that is not needed."""
+    if cfg.env.physics.backend == "mujoco":
+        from trainer.mujoco.env import MujocoEnv
+
+        return MujocoEnv(cfg.env, seed=seed)
+    from trainer.task import make_env
+
+    return make_env(cfg.env, device=device, seed=seed)
 
 
 def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:

@@ -80,6 +80,9 @@ def evaluate(
     policy, about = _subject(checkpoint, backend, device)
     cfg.camera.enabled = policy.sees
     harder.change(cfg)
+    if policy.sees:  # as the camera service: what comes faster than it looks is skipped
+        rates = cfg.camera.errors.rate_hz
+        cfg.camera.errors.rate_hz = [min(rate, policy.rate_hz) for rate in rates]
     if backend == "mujoco":
         from trainer.evaluation.mujoco import evaluate_mujoco
 

@@ -34,6 +34,7 @@ class BundlePolicy:
     """
 
     sees = False
+    rate_hz = 0.0
 
     def __init__(self, folder: Path) -> None:
         desc = RobotDescription.load()

@@ -7,7 +7,7 @@ import pytest
 from krabby_robot import frames
 from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
-from trainer.evaluation.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
+from trainer.mujoco.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
 
 CALM = Conditions(
     friction=(0.9, 0.9),

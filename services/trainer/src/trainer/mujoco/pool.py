@@ -18,10 +18,10 @@ import numpy as np
 from krabby_robot.description import RobotDescription
 
 from trainer.errors import EvaluationError
-from trainer.evaluation.physics import WIDTH, Conditions, Robot, RobotSpec
+from trainer.mujoco.physics import WIDTH, Conditions, Robot, RobotSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
@@ -67,8 +67,7 @@ class RobotPool:
         bounds = np.linspace(0, len(specs), count + 1).round().astype(int)
         self._shares = [slice(a, b) for a, b in pairwise(bounds.tolist())]
         self.rows = np.zeros((len(specs), WIDTH), np.float32)
-        """Newest report of every robot; see `trainer.evaluation.physics.FIELDS`."""
-        self.friction = np.zeros(len(specs))
+        """Newest report of every robot; see `trainer.mujoco.physics.FIELDS`."""
         # A fork would copy torch's threads and locks in whatever state they are.
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
@@ -84,7 +83,7 @@ class RobotPool:
                 self._pipes.append(ours)
                 self._processes.append(process)
             for share, pipe in zip(self._shares, self._pipes, strict=True):
-                self.rows[share], self.friction[share] = _receive(pipe)
+                self.rows[share] = _receive(pipe)
         except BaseException:
             self.close()
             raise
@@ -96,15 +95,21 @@ class RobotPool:
         for share, pipe in zip(self._shares, self._pipes, strict=True):
             self.rows[share] = _receive(pipe)
 
-    def reset(self, chosen: NDArray[np.bool_]) -> None:
-        """Put the robots in `chosen` (N,) back to the start of their courses."""
+    def reset(
+        self, chosen: NDArray[np.bool_], specs: Mapping[int, RobotSpec] | None = None
+    ) -> None:
+        """Put the robots in `chosen` (N,) back to the start of their courses.
+
+        Those in `specs`, by number, become other robots on other courses.
+        """
         asked = [
             (share, pipe)
             for share, pipe in zip(self._shares, self._pipes, strict=True)
             if chosen[share].any()
         ]
         for share, pipe in asked:
-            _send(pipe, ("reset", chosen[share]))
+            numbers = (np.flatnonzero(chosen[share]) + share.start).tolist()
+            _send(pipe, ("reset", {n - share.start: (specs or {}).get(n) for n in numbers}))
         for share, pipe in asked:
             self.rows[share] = _receive(pipe)
 
@@ -166,7 +171,11 @@ def _serve(pipe: Connection, work: _Share) -> None:
     """What each process does: simulate its robots until the pipe closes."""
     try:
         desc = RobotDescription.load()
-        robots = [Robot(desc, spec, work.conditions, work.scan_points_b) for spec in work.specs]
+
+        def make(spec: RobotSpec) -> Robot:
+            return Robot(desc, spec, work.conditions, work.scan_points_b)
+
+        robots = [make(spec) for spec in work.specs]
         rows = np.zeros((len(robots), WIDTH), np.float32)
 
         def report() -> NDArray[np.float32]:
@@ -174,7 +183,7 @@ def _serve(pipe: Connection, work: _Share) -> None:
                 robot.report(row)
             return rows
 
-        pipe.send((report(), np.array([robot.friction for robot in robots])))
+        pipe.send(report())
         while True:
             order, values = pipe.recv()
             if order == "step":
@@ -182,10 +191,12 @@ def _serve(pipe: Connection, work: _Share) -> None:
                     robot.step(target)
                 pipe.send(report())
             else:
-                for robot, row, chosen in zip(robots, rows, values, strict=True):
-                    if chosen:
-                        robot.reset()
-                        robot.report(row)
+                for number, spec in values.items():
+                    if spec is None:
+                        robots[number].reset()
+                    else:
+                        robots[number] = make(spec)
+                    robots[number].report(rows[number])
                 pipe.send(rows)
     except (EOFError, OSError):
         return

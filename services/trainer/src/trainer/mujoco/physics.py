@@ -68,6 +68,8 @@ _LAYOUT: Final = (
     ("in_pit", 1),
     ("faults", 1),  # why the safety gate made the robot limp; 0 when it did not
     ("diverged", 1),
+    ("friction", 1),
+    ("payload_kg", 1),
     ("heights", 325),  # of the ground under the scan points
 )
 
@@ -107,7 +109,7 @@ class RobotSpec:
     course: str
     difficulty: float
     course_seed: int
-    luck: tuple[int, int]
+    luck: tuple[int, ...]
     """Seed of everything that is drawn for this robot."""
 
 
@@ -174,7 +176,8 @@ class Robot:
         self._push_in_s = float(self._rng.uniform(*conditions.push_interval_s))
         # Streams of their own: what is not varied leaves the other draws as they are.
         extra = np.random.Generator(np.random.PCG64((*spec.luck, 2)))
-        self._load_base(float(extra.uniform(*conditions.payload_kg)))
+        self.payload_kg = float(extra.uniform(*conditions.payload_kg))
+        self._load_base(self.payload_kg)
         self._strength = float(extra.uniform(*conditions.motor_strength))
         self._gate_cfg = GateCfg.from_description(desc, arming_s=1e-9)
         self._delay_ns = round(desc.latency.command_s * 1e9)
@@ -255,6 +258,8 @@ class Robot:
             "in_pit": base[2] < self._course.pit_entry_z and bool(self._course.in_pit(*base)),
             "faults": int(self._gate.faults),
             "diverged": self._diverged,
+            "friction": self.friction,
+            "payload_kg": self.payload_kg,
             "heights": self._heights(base, quat),
         }
         for name, value in values.items():
@@ -272,8 +277,9 @@ class Robot:
             self._drive = self._pending.popleft()[1]
             self._load(self._drive)
         low, high = kinematics.torque_speed_limit(self._desc, data.qvel[index.joint_dof])
-        low *= self._strength
-        high *= self._strength
+        if self._strength != 1.0:
+            low *= self._strength
+            high *= self._strength
         np.maximum(low, -self._drive.effort_limit, out=low)
         np.minimum(high, self._drive.effort_limit, out=high)
         model.actuator_forcerange[index.actuator, 0] = low
