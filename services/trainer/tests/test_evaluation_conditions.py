@@ -2,6 +2,7 @@
 
 import pytest
 from trainer.errors import EvaluationError
+from trainer.evaluation import evaluate
 from trainer.evaluation.conditions import CONDITIONS, find_condition
 from trainer.evaluation.suite import find_suite
 
@@ -42,6 +43,25 @@ def test_every_other_condition_changes_one_thing_besides():
         assert read(changed(name)) == expected
         assert read(changed("deployable")) != expected
     assert len(CONDITIONS) == 9
+
+
+def test_a_student_gets_no_more_pictures_than_it_looks_at(monkeypatch, tmp_path):
+    class Slow:
+        sees, rate_hz = True, 12.0
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def walk(policy, cfg, **_):
+        raise Stop(cfg.camera.errors.rate_hz)
+
+    monkeypatch.setattr("trainer.evaluation._subject", lambda *_: (Slow(), {}))
+    monkeypatch.setattr("trainer.evaluation.mujoco.evaluate_mujoco", walk)
+    for rate_hz, expected in ((12.0, [12.0, 12.0]), (60.0, [30.0, 30.0])):
+        Slow.rate_hz = rate_hz
+        with pytest.raises(Stop) as seen:
+            evaluate(checkpoint=tmp_path, suite="smoke", backend="mujoco", out=tmp_path)
+        assert seen.value.args == (expected,)
 
 
 def test_an_unknown_condition_names_the_nearest():

@@ -403,6 +403,27 @@ def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path
     assert policy.step(np.zeros((1, bundle.observation.size), np.float32)).shape == (18,)
 
 
+@pytest.mark.parametrize(
+    ("rates", "pause_share", "rate_hz", "stands"),
+    [([10.0, 15.0], 0.0, 15.0, False), ([10.0, 60.0], 0.08, 30.0, True)],
+)
+def test_a_bundle_says_how_it_was_trained_to_look_and_to_stand(
+    fake_env, teacher_file, tmp_path, rates, pause_share, rate_hz, stands
+):
+    cfg = config("distill")
+    cfg.env.camera.errors.rate_hz, cfg.env.command.pause_share = rates, pause_share
+    runner = ParkourRunner(
+        fake_env(3), rsl_rl_config(cfg), tmp_path / "run", "cpu", run=cfg.run, config=to_dict(cfg)
+    )
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    bundle = export_bundle(runner.last_checkpoint, tmp_path / "student", name="student")
+    # The robot's camera gives 30 pictures a second.
+    assert bundle.encoder.rate_hz == rate_hz
+    assert bundle.stands is stands
+    assert load_policy(runner.last_checkpoint).rate_hz == rate_hz
+
+
 def test_a_student_that_does_not_act_as_in_torch_is_not_exported(
     fake_env, teacher_file, tmp_path, monkeypatch
 ):
