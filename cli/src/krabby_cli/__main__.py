@@ -11,7 +11,18 @@ from krabby_proto import ProtoError
 from krabby_robot.errors import RobotError
 from krabby_service.errors import ServiceError
 
-from krabby_cli import check_hal, course, doctor, dump, evaluate, operate, record, teleop, up
+from krabby_cli import (
+    check_hal,
+    course,
+    doctor,
+    dump,
+    evaluate,
+    film,
+    operate,
+    record,
+    teleop,
+    up,
+)
 from krabby_cli.errors import CliError, UsageError
 
 __all__ = ["main"]
@@ -41,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, check_hal, course, doctor):
+    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser
