@@ -24,6 +24,7 @@ KEPT: Final = (
     *("Episode/completed", "Episode/speed", "Episode/velocity_ratio", "Level/mean"),
     *("Torque/rms_nm", "Torque/saturation", "Policy/action_std", "Policy/learning_rate"),
     *("Train/mean_reward", "Loss/value", "Loss/estimator", "Loss/adaptation"),
+    *("Loss/action", "Loss/code", "Loss/scan"),
     "Perf/env_steps_per_s",
 )
 """What a compact log keeps, besides the level of each obstacle type."""
@@ -86,9 +87,13 @@ def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
     curve(goals, "Episode/mxd", "goals")
     curve(goals, "Episode/fall_rate", "falls")
     goals.set_ylim(0.0, 1.02)
-    levels.set_title("level of the curriculum", fontsize=9)
-    for key in sorted({key for row in rows for key in row if key.startswith("Level/")}):
-        curve(levels, key, key.removeprefix("Level/"))
+    reached = sorted({key for row in rows for key in row if key.startswith("Level/")})
+    levels.set_title(
+        "level of the curriculum" if reached else "mean square distance from the teacher",
+        fontsize=9,
+    )
+    for key in reached or ("Loss/action", "Loss/code", "Loss/scan"):
+        curve(levels, key, key.rpartition("/")[2])
     edges.set_title("feet on an edge, per robot and step", fontsize=9)
     curve(edges, "Episode/mev", "while exploring")
     torque.set_title("torque RMS [N·m]", fontsize=9)
