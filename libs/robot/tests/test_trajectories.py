@@ -90,6 +90,18 @@ def test_sitting_down_lowers_the_body_straight_between_the_feet(desc):
     assert np.ptp(feet[..., 2], axis=1).max() < 1e-9
 
 
+def test_a_robot_that_walks_gets_its_feet_under_itself_before_it_is_lowered(desc):
+    pose = raised_middle_leg(desc)
+    trajectory = sit_down(desc, pose, walking=True)
+    assert trajectory.at(0.0).tolist() == pose.tolist()
+    # Half-way after 0.15 s, standing from 0.3 to 0.6 s, lowered in 1.2 s.
+    assert trajectory.at(0.15) == pytest.approx(0.5 * (pose + desc.default_joint_pos))
+    for t_s in (0.3, 0.45, 0.6):
+        assert trajectory.at(t_s) == pytest.approx(desc.default_joint_pos)
+    assert trajectory.duration_s == pytest.approx(0.3 + 0.3 + 1.2)
+    assert trajectory.at(1.8) == pytest.approx(rest_joint_pos(desc))
+
+
 class Bench:
     """The robot on flat ground in MuJoCo, its drives obeying targets and the peak torque."""
 

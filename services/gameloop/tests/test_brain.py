@@ -166,6 +166,19 @@ def test_asked_to_sit_it_lies_down_and_stays_there(robot, desc):
     assert robot.tick(20) is Mode.STAND_UP
 
 
+def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
+    robot.tick(3000)
+    assert robot.brain.mode is Mode.POLICY
+    assert np.abs(robot.sent[-1].joint_pos - desc.default_joint_pos).max() > 0.05
+    robot.brain.wish("sit")
+    robot.tick(320)
+    np.testing.assert_allclose(robot.sent[-1].joint_pos, desc.default_joint_pos, atol=1e-6)
+    robot.tick(280)
+    np.testing.assert_allclose(robot.sent[-1].joint_pos, desc.default_joint_pos, atol=1e-6)
+    assert robot.tick(100) is Mode.SIT_DOWN
+    assert np.abs(robot.sent[-1].joint_pos - desc.default_joint_pos).max() > 0.0
+
+
 def test_a_safety_state_from_a_newer_hal_counts_as_not_armed(robot):
     robot.tick(3000)
     robot.answer(17)

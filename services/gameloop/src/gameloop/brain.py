@@ -168,10 +168,13 @@ class Brain:
         metrics.MODE[mode.value].set(1.0)
         metrics.MODE_ENTERED[mode.value].set(now_ns * 1e-9)
         if mode in (Mode.STAND_UP, Mode.SIT_DOWN) and measured is not None:
-            plan = stand_up if mode is Mode.STAND_UP else sit_down
             # From the target, not from the pose that sags below it: the drives see no step.
             start = measured if self._last_target is None else self._last_target
-            self._trajectory = plan(self._desc, start)
+            if mode is Mode.STAND_UP:
+                self._trajectory = stand_up(self._desc, start)
+            else:
+                walking = self.mode is Mode.POLICY
+                self._trajectory = sit_down(self._desc, start, walking=walking)
             self._trajectory_ns = now_ns
         else:
             self._trajectory = None
