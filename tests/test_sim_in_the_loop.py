@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, FEATURES, STATE, TRUTH
 from krabby_proto.recording import Recording
 
@@ -75,7 +76,7 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
 
     assert status == 0, err
     assert summary["exit"] == "finished"
-    assert (summary["policy"], summary["course"]) == ("gait", "flat")
+    assert (summary["policy"], summary["course"]) == (DEFAULT_POLICY, "flat")
     assert 12.0 <= summary["duration_s"] < 13.0
     assert summary["falls"] == 0
     assert summary["distance_m"] > 1.0

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from krabby_cli import plan as plan_module
 from krabby_cli.__main__ import main
-from krabby_cli.plan import service_command
+from krabby_cli.plan import DEFAULT_COURSE, DEFAULT_POLICY, service_command
 from krabby_cli.progress import Progress
 from krabby_cli.up import add_parser
 from krabby_robot.errors import BundleError, CourseError, UnknownCourse
@@ -45,11 +45,13 @@ def test_a_run_ends_after_its_duration_with_a_summary_on_the_last_line(fakes, tm
 
     summary, said = summary_of(capsys)
     assert summary["exit"] == "finished"
-    assert (summary["policy"], summary["course"], summary["seed"]) == ("gait", "flat", 7)
+    assert (summary["policy"], summary["course"], summary["seed"]) == (
+        DEFAULT_POLICY, DEFAULT_COURSE, 7,
+    )  # fmt: skip
     assert (summary["distance_m"], summary["loop_hz"]) == (5.5, 100.0)
     assert 0.5 <= summary["duration_s"] < 5.0
     assert (tmp_path / "journal").read_text().split() == ["gameloop", "camera", "sim-hal"]
-    assert "gait on flat, difficulty 0.5, seed 7" in said
+    assert f"{DEFAULT_POLICY} on {DEFAULT_COURSE}, difficulty 0.5, seed 7" in said
 
     (folder,) = (tmp_path / "runs").iterdir()
     assert summary["logs"] == f"runs/{folder.name}"

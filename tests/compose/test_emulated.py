@@ -73,12 +73,14 @@ def test_an_operator_arms_it_and_it_stands_up(emulated, wait_until):
     wait_until(emulated.walks, 15, "the policy drives")
 
 
-def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until, figures):
+@pytest.mark.parametrize("policy", ["parkour", "gait"])
+def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until, figures, policy):
     """Timing is printed beside its target; only a loop that does not work fails here.
 
     Two cores carry physics, drives, HAL and game loop. Where something else takes them for longer
     than a silent drive is borne the robot is damped, rightly; it is armed again and walks on.
     """
+    operate(emulated, "policy", policy, "--endpoint", "control=tcp://gameloop:6006")
     wait_until(emulated.walks, 10, "it walks")
     began_s, start_m = time.monotonic(), walked(emulated)
     before = emulated.metrics(HAL)
@@ -98,7 +100,9 @@ def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until
     wait_until(there, 180, "five metres are walked")
     elapsed_s = time.monotonic() - began_s
     after = emulated.metrics(HAL)
-    figures["emulated robot damped on the way"] = f"{len(stops)} times {stops or ''}".strip()
+    figures[f"{policy}: emulated robot damped on the way"] = (
+        f"{len(stops)} times {stops or ''}".strip()
+    )
 
     period_s = counters.quantile(0.99, before, after, "krabby_bus_period_seconds")
     age_s = counters.quantile(
@@ -107,9 +111,9 @@ def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until
     rate_hz = counters.increase(before, after, "krabby_bus_period_seconds_count") / elapsed_s
     missed = counters.increase(before, after, "krabby_drive_replies_missed_total")
     loads = {one.labels["bus"]: one.value for one in after if one.name == "krabby_bus_load_ratio"}
-    figures["emulated robot walked 5 m in"] = f"{elapsed_s:.1f} s"
-    figures["state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms (at most 12)"
-    figures["bus loop"] = (
+    figures[f"{policy}: emulated robot walked 5 m in"] = f"{elapsed_s:.1f} s"
+    figures[f"{policy}: state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms (at most 12)"
+    figures[f"{policy}: bus loop"] = (
         f"{rate_hz:.1f} Hz, period p99 {1e3 * period_s:.2f} ms (5 within 1), "
         f"{missed:.0f} replies missed"
     )

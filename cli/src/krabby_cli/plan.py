@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
 
-DEFAULT_POLICY: Final = "gait"
+DEFAULT_POLICY: Final = "parkour"
 """What walks when nobody says; `make sim` follows, the containers have theirs in `.env`."""
-DEFAULT_COURSE: Final = "flat"
+DEFAULT_COURSE: Final = "mixed"
 """Where, likewise."""
 
 _MODULES: Final = {"sim-hal": "sim_hal", "camera": "camera", "gameloop": "gameloop"}
