@@ -273,14 +273,14 @@ class Pilot:
             return self.chosen
         return self._blind
 
-    def _rests(self, command: NDArray[np.float64], runner: Runner | None) -> bool:
+    def _rests(self, command: NDArray[np.floating], runner: Runner | None) -> bool:
         """Whether the blind policy stands because the chosen one would walk on; nothing is wrong.
 
         Where there is no blind policy the chosen one is left to do what it does.
         """
         largest = float(np.abs(command).max())
         still = largest < (_WALK_ABOVE if self._resting else _REST_BELOW)
-        able = runner is self.chosen and not runner.bundle.stands and self._blind is not None
+        able = runner is self.chosen and not self.chosen.bundle.stands and self._blind is not None
         self._resting = still and able
         return self._resting
 

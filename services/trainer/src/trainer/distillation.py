@@ -148,7 +148,7 @@ class Distillation:
         self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
         self.sight = Sight(self.encoder, env.num_envs, device)
         if torch.device(device).type == "cpu":  # convolutions take two thirds of the time so
-            self.encoder.picture.to(memory_format=torch.channels_last)
+            self.encoder.picture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._new_rollout = functools.partial(
             _Rollout, num_steps, env.num_envs, encoder_cfg.memory, device
         )
