@@ -29,7 +29,8 @@ def stack(fakes, tmp_path):
 
 
 def evaluate(*argv):
-    return main(["evaluate", "--courses", "flat,steps", "--difficulties", "0.5", *argv])
+    where = ("--courses", "flat,steps", "--difficulties", "0.5")
+    return main(["evaluate", "--policy", "gait", *where, *argv])
 
 
 def runs(tmp_path):
