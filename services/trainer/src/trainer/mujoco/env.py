@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from trainer.mujoco.physics import CONTROL_S
 from trainer.mujoco.walkers import Walkers
 from trainer.observations import NUM_JOINTS
 from trainer.terrain import Terrain
@@ -116,7 +115,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self._steps = self._episodes = self._falls = 0
-        self._goals = self._torque_sq = self._edge = self._distance_m = 0.0
+        self._goals = self._torque_sq = self._edge = self._speed = 0.0
 
     def add(self, walkers: Walkers, fell: np.ndarray[Any, Any], done: np.ndarray[Any, Any]) -> None:
         self._steps += 1
@@ -126,7 +125,7 @@ class _Sums:
         self._falls += int(fell.sum())
         self._goals += float(walkers.progress.index.clamp(max=7).numpy()[done].sum())
         velocity = walkers.get("base_lin_vel_w")[:, :2]
-        self._distance_m += float(velocity.norm(dim=-1).mean()) * CONTROL_S
+        self._speed += float(velocity.norm(dim=-1).mean())
 
     def take(self) -> dict[str, float]:
         """As the training environment names them; what did not happen is absent."""
@@ -134,7 +133,7 @@ class _Sums:
         log = {
             "Torque/rms_nm": (self._torque_sq / steps) ** 0.5,
             "Episode/mev": self._edge / steps,
-            "Episode/speed": self._distance_m / (steps * CONTROL_S),
+            "Episode/speed": self._speed / steps,
         }
         if episodes:
             log |= {
