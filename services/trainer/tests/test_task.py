@@ -68,6 +68,15 @@ def solver_model():
     return NewtonManager._solver.mjw_model
 
 
+def test_terrain_is_looked_for_with_the_settings_newton_has(env):
+    """Set on an object of another name they would do nothing, and cost a third of the speed."""
+    from isaaclab_newton.physics import NewtonManager
+
+    narrow_phase = NewtonManager._collision_pipeline.narrow_phase
+    assert narrow_phase.tile_size_mesh_convex == 1  # a processor's, which stays
+    assert narrow_phase.num_tile_blocks >= 1
+
+
 def base_of(values):
     """The base's row of every robot in one of the solver's arrays: the first after the world's."""
     return torch.tensor(values.numpy())[:, 1]

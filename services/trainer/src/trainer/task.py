@@ -73,6 +73,7 @@ class ParkourEnv(ManagerBasedRLEnv):
     def load_managers(self) -> None:
         if not self.cfg.parkour.physics.warn:
             adapter.silence_solver()
+        adapter.spread_terrain_queries()
         self.parkour = Parkour(self)
         super().load_managers()
         self.parkour.randomise_bodies()
