@@ -100,6 +100,16 @@ def test_channels_of_unknown_buses_are_refused():
         HARDWARE.with_interface("udp_multicast", {"rear": "239.1.2.3:none"})
 
 
+def test_multicast_frames_stay_on_this_host_unless_they_may_hop():
+    def hops(hardware):
+        return {bus.hops for bus in hardware.buses}
+
+    assert hops(HARDWARE.with_interface("udp_multicast")) == {0}
+    assert hops(HARDWARE.with_interface("udp_multicast", hops=1)) == {1}
+    with pytest.raises(HardwareError, match="hops is 9; give 0"):
+        HARDWARE.with_interface("udp_multicast", hops=9)
+
+
 # --- the plan ----------------------------------------------------------------------------------
 
 

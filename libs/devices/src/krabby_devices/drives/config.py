@@ -32,6 +32,9 @@ class CanCfg:
     """python-can interface in place of hardware.toml's: udp_multicast, socketcan, virtual."""
     channels: tuple[str, ...] = ()
     """Channels in place of hardware.toml's, in its order of buses."""
+    hops: int = 0
+    """With interface=udp_multicast, networks that frames may pass: 0 stays on this host, 1 reaches
+    another container."""
 
 
 def load_hardware(cfg: CanCfg, desc: RobotDescription) -> HardwareDescription:
@@ -50,7 +53,8 @@ def load_hardware(cfg: CanCfg, desc: RobotDescription) -> HardwareDescription:
         return hardware
     names = [bus.name for bus in hardware.buses]
     channels = dict(zip(names, cfg.channels, strict=True)) if cfg.channels else None
-    return hardware.with_interface(cfg.interface or hardware.buses[0].interface, channels)
+    interface = cfg.interface or hardware.buses[0].interface
+    return hardware.with_interface(interface, channels, hops=cfg.hops)
 
 
 def load_calibration(cfg: CanCfg, hardware: HardwareDescription) -> Calibration:

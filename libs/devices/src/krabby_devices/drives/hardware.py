@@ -41,6 +41,7 @@ _MULTICAST_GROUP: Final = "239.74.163.{number}"
 _MULTICAST_PORT: Final = 43113
 """python-can's own; each bus has the next one, because Linux hands a group's datagrams to every
 socket of the host that is bound to the port, whatever group it joined."""
+_MOST_HOPS: Final = 8
 
 _LONGEST_TIMEOUT_S: Final = 0.15
 """A process that dies must leave the legs limp within this."""
@@ -58,6 +59,8 @@ class BusSpec:
     """[bit/s]"""
     port: int = 0
     """UDP port; `udp_multicast` only."""
+    hops: int = 0
+    """Networks that frames may pass; `udp_multicast` only. 0: they stay on this host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,7 @@ class HardwareDescription:
         return tuple(i for i, drive in enumerate(self.drives) if drive.bus == bus)
 
     def with_interface(
-        self, interface: str, channels: Mapping[str, str] | None = None
+        self, interface: str, channels: Mapping[str, str] | None = None, *, hops: int = 0
     ) -> HardwareDescription:
         """The same drives on other buses.
 
@@ -168,11 +171,14 @@ class HardwareDescription:
                 `virtual` (one process) a channel of its name.
             channels: Channel by bus name, where it is not the one above or, for `socketcan`, the
                 one in the file. For `udp_multicast` a group, or group:port.
+            hops: Networks that frames may pass, `udp_multicast` only.
         """
         if interface not in INTERFACES:
             raise HardwareError(
                 f"CAN interface {interface!r} is none of {', '.join(INTERFACES)}; choose one"
             )
+        if not 0 <= hops <= _MOST_HOPS:
+            raise HardwareError(f"hops is {hops}; give 0, this host alone, to {_MOST_HOPS}")
         chosen = dict(channels or {})
         buses = []
         for number, bus in enumerate(self.buses):
@@ -196,7 +202,11 @@ class HardwareDescription:
                 port = int(number_text)
             buses.append(
                 dataclasses.replace(
-                    bus, interface=cast("Interface", interface), channel=channel, port=port
+                    bus,
+                    interface=cast("Interface", interface),
+                    channel=channel,
+                    port=port,
+                    hops=hops,
                 )
             )
         if chosen:
