@@ -309,6 +309,8 @@ def _words(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
 
 
 def _fault_bits(faults: int) -> int:
+    if not faults:
+        return 0
     for ours, said in _SAID_AS.items():
         if faults & ours:
             faults |= said

@@ -1,8 +1,9 @@
 """The loop: a substep of physics every 2.5 ms, and in between whatever comes over the buses.
 
 Substeps lie on the grid of CLOCK_MONOTONIC and are made up for when one was missed; answering
-frames fills the time that is left. A slot is two substeps: after the first the IMU speaks, after
-the second, when the HAL has its replies and computes, there is time for an image.
+frames fills the time that is left. A slot is two substeps, and they keep out of the way of the HAL,
+whose exchange begins where the slot does: after the first, when it has its replies and computes,
+there is time for an image; after the second, right before the next exchange, the IMU speaks.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ __all__ = ["RobotEmulator"]
 
 log = structlog.get_logger(__name__)
 
+_PHASE_NS = 2_000_000
+"""Where in a slot its first substep is; the second is 2.5 ms later."""
 _CATCH_UP = 8
 """Missed substeps that are made up for at most; after a longer stall simulated time falls behind
 instead of running off in a burst."""
@@ -108,7 +111,7 @@ class RobotEmulator:
     def run(self, runtime: Runtime) -> None:
         collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
         self._started_s = time.monotonic()
-        next_ns = (time.monotonic_ns() // SUBSTEP_NS + 1) * SUBSTEP_NS
+        next_ns = (time.monotonic_ns() // SUBSTEP_NS + 1) * SUBSTEP_NS + _PHASE_NS
         while not runtime.stopping and not self._finished():
             now_ns = time.monotonic_ns()
             if now_ns < next_ns:
@@ -150,11 +153,11 @@ class RobotEmulator:
     def _substep(self, scheduled_ns: int, now_ns: int) -> None:
         self.robot.substep(now_ns)
         count = scheduled_ns // SUBSTEP_NS
-        if count % 2 == 0:
-            self._sense(now_ns, begins_period=count % 4 == 0)
+        if count % 2:
+            self._sense(now_ns, begins_period=count % 4 == 3)
             _WORK["physics"].observe((time.monotonic_ns() - now_ns) * 1e-9)
         else:
-            self._idle_work(now_ns, begins_mission=count % 20 == 1)
+            self._idle_work(now_ns, begins_mission=count % 20 == 0)
         if count % _METRICS_SUBSTEPS == 0:
             self._exposition.update(self._real_time_factor)
 

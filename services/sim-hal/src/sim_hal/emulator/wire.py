@@ -24,7 +24,7 @@ from krabby_devices.drives.codec import Feedback, Frame, Kind, Parameter, Reply,
 from krabby_devices.drives.plan import codec_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from krabby_devices.drives.hardware import HardwareDescription
     from numpy.typing import NDArray
@@ -38,9 +38,9 @@ log = structlog.get_logger(__name__)
 
 _BATCH = 32
 """Frames taken off a bus before physics gets its turn again."""
-_GATHER_S = 0.0002
-"""After the first frame of a wake-up the next are waited for this long: a 1 Mbit/s bus takes
-0.13 ms for each, and translating them one by one would cost three times as much."""
+_GATHER_NS = 300_000
+"""The next frames of a wake-up are waited for this long: a 1 Mbit/s bus takes 0.13 ms for each, and
+translating them one by one would cost three times as much."""
 _POLL_S = 0.0005
 """A bus without a file descriptor, as `virtual` is, is looked at this often."""
 _TURN = 2.0 * math.pi
@@ -101,6 +101,8 @@ class CanSide:
         self._groups: dict[tuple[int, ...], _Group] = {}
         self._buses = [_Bus(hardware, index) for index in range(len(hardware.buses))]
         self._pollable: dict[int, _Bus] = {}
+        self._waiting: list[_Command] = []
+        """Taken and not carried out yet."""
         self._late: list[tuple[int, int, _Bus, can.Message]] = []
         self._order = itertools.count()
         self._was_off = [False] * len(self._buses)
@@ -137,24 +139,32 @@ class CanSide:
             until_ns = min(until_ns, self._late[0][0])
         left_s = max(until_ns - now_ns, 0) * 1e-9
         if len(self._pollable) < len(self._buses):
-            taken = self._take(self._buses)
+            taken = self._take()
             if not taken:
                 time.sleep(min(left_s, _POLL_S))
-            return taken
-        ready, _, _ = select.select(list(self._pollable), (), (), left_s)
-        if not ready:
-            return 0
-        if left_s > _GATHER_S:
-            time.sleep(_GATHER_S)
-        return self._take(self._buses)
+        else:
+            ready, _, _ = select.select(list(self._pollable), (), (), left_s)
+            taken = self._gather(until_ns) if ready else 0
+        self._waiting = self._carry_out(self._waiting)
+        return taken
 
     # --- frames in -----------------------------------------------------------------------------
 
-    def _take(self, buses: Sequence[_Bus]) -> int:
-        """Take what is waiting on some buses, do what it asks, answer."""
+    def _gather(self, until_ns: int) -> int:
+        """Take frames until every drive was spoken to, or no more come; returns how many."""
         taken = 0
-        commands: list[_Command] = []
-        for bus in buses:
+        while True:
+            if self._clock_ns() + _GATHER_NS < until_ns:
+                time.sleep(_GATHER_NS * 1e-9)
+            more = self._take()
+            taken += more
+            if not more or len(self._waiting) >= len(self._can_ids) or self._clock_ns() >= until_ns:
+                return taken
+
+    def _take(self) -> int:
+        """Take what is waiting on the buses and do what it asks; commands wait for one another."""
+        taken = 0
+        for bus in self._buses:
             messages = bus.take(_BATCH)
             taken += len(messages)
             if self._board.bus_off[bus.index]:
@@ -163,20 +173,21 @@ class CanSide:
             now_ns = self._clock_ns()
             for message in messages:
                 frame = frame_of(message)
-                request = bus.codec.parse_request(frame)  # replies, our own too, ask nothing
+                request = bus.codec.parse_request(frame)  # other drives' replies ask nothing
                 joint = None if request is None else bus.joints.get(request.can_id)
                 if request is None or joint is None or now_ns < self._bank.ready_ns[joint]:
                     continue
                 bus.received += 1
+                waiting = self._waiting
+                if request.kind is not Kind.COMMAND or (
+                    waiting and waiting[0].bus.codec is not bus.codec
+                ):
+                    # What came first takes effect first, and a batch is of one make.
+                    self._waiting = self._carry_out(waiting)
                 if request.kind is Kind.COMMAND:
-                    commands.append(_Command(bus, joint, frame))
-                    continue
-                # What came first takes effect first.
-                commands = self._carry_out(commands)
-                self._request(bus, joint, request, now_ns)
-            if commands and bus.codec is not buses[-1].codec:
-                commands = self._carry_out(commands)
-        self._carry_out(commands)
+                    self._waiting.append(_Command(bus, joint, frame))
+                else:
+                    self._request(bus, joint, request, now_ns)
         return taken
 
     def _carry_out(self, commands: list[_Command]) -> list[_Command]:
