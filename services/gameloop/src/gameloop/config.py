@@ -92,7 +92,7 @@ class GameloopCfg(ServiceCfg):
     """Control rate; bundles are made for one rate and refuse another."""
     phase_s: float = 0.0015
     """Where in the period of the host's clock a tick begins [s]: a little after the HAL's state."""
-    state_wait_s: float = 0.003
+    state_wait_s: float = 0.005
     """How long a tick waits for the state of its period when the HAL is late [s]; acting on the
     one before instead would make it 5 ms older."""
     command_deadline_s: float = 0.004

@@ -188,6 +188,8 @@ class JetsonHal:
             self._last_period_ns = tick.woke_ns
 
     def _serve_until(self, deadline_ns: int) -> None:
+        """Whatever the slot took: a command that is there goes out with the next exchange."""
+        self._server.poll(0.0)
         while (left_ns := deadline_ns - time.monotonic_ns()) > 0:
             self._server.poll(left_ns * 1e-9)
 
