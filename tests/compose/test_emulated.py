@@ -5,12 +5,14 @@ containers, the IMU on a serial line over TCP. The tests run in the order they s
 """
 
 import json
+import os
 import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-from krabby_proto import ControlClient, HalClient
+from krabby_proto import FLAG_OPERATOR, NAV, ControlClient, HalClient, Publisher
 
 pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
 
@@ -22,17 +24,6 @@ HAL_PORTS = (("state", 6001), ("command", 6002), ("safety", 6005))
 PROFILES = ("robot", "emulated", "teleop", "record", "drives", "emulated-teleop", "*")
 HARDWARE = ("krabby_drive_", "krabby_bus_", "krabby_imu_", "krabby_foot_")
 RIGHTLY_EMPTY = {"krabby_drive_fault_active == 1"}
-
-
-@pytest.fixture
-def priority(emulated_project):
-    """Where loops come first. Elsewhere physics, drives, HAL, camera and game loop on two cores
-    stall for longer than a silent drive is borne, and the robot is damped, rightly."""
-    if emulated_project.settings.get("KRABBY_RTPRIO") == "0":
-        pytest.skip(
-            "this engine lets no loop go first, so the robot would be damped again and again; "
-            "test_emulated_robot.py walks the same programs without containers"
-        )
 
 
 # --- files, nothing started -----------------------------------------------------------------
@@ -74,19 +65,12 @@ def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
     settle(emulated, wait_until)
     told = operate(emulated, "check-hal", "--json", "--host", "jetson-hal", check=False).stdout
     emulated.compose("start", GAMELOOP)
+    wait_until(lambda: emulated.turns(GAMELOOP), 10, "the game loop is back")
+    emulated.go_first(GAMELOOP)
     results = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
     figures["check-hal against jetson-hal"] = f"{len(results)} checks"
     assert [one for one in results if not one["passed"]] == []
     assert len(results) > 5
-    wait_until(lambda: emulated.turns(GAMELOOP), 10, "the game loop is back")
-
-
-@pytest.mark.usefixtures("priority")
-def test_an_operator_arms_it_and_it_stands_up(emulated, wait_until):
-    ask_loop(emulated, "policy", policy="gait")  # as on a robot's first day
-    arm(emulated, wait_until)
-    ask_loop(emulated, "stand")
-    make_walk(emulated, wait_until)
 
 
 def test_an_operators_container_reaches_both(emulated):
@@ -99,48 +83,56 @@ def test_an_operators_container_reaches_both(emulated):
 
 @pytest.mark.usefixtures("priority")
 @pytest.mark.parametrize("policy", ["gait", "parkour"])
-def test_it_walks_five_metres_on_its_own_hardware(emulated, counters, wait_until, figures, policy):
-    """Timing is printed beside its target; only a loop that does not work fails here.
+def test_it_stands_up_walks_five_metres_and_sits_down(
+    emulated, counters, wait_until, figures, policy
+):
+    """On its own hardware; timing is printed beside its target, and holds a machine that is busy
+    with something else to no more than works.
 
-    Two cores carry physics, drives, HAL, camera and game loop, and not every engine lets a loop go
-    first. Where something else takes them for longer than a silent drive is borne the robot is
-    damped, rightly, and falls if it was fast; it is put back then and tries again.
+    Two cores carry physics, drives, HAL, camera and game loop. Where something else takes them for
+    longer than a silent drive is borne the robot is damped, rightly; it is armed again then.
     """
-    ask_loop(emulated, "policy", policy=policy)
-    stops = []
-    while len(stops) < 8:
-        make_walk(emulated, wait_until)
-        began_s, start_m, falls = time.monotonic(), walked(emulated), fallen(emulated)
-        before = emulated.metrics(HAL)
+    ask_loop(emulated, "policy", policy=policy)  # gait first, as on a robot's first day
+    falls, stops = fallen(emulated), []
+    while True:
+        arm(emulated, wait_until)
+        ask_loop(emulated, "stand")
+        wait_until(lambda: emulated.walks() or gate(emulated) == "damp", 15, "it walks")
+        before, began_s, start_m = emulated.metrics(HAL), time.monotonic(), walked(emulated)
         while walked(emulated) - start_m < 5.0 and gate(emulated) == "active":
             assert time.monotonic() - began_s < 60, f"{walked(emulated) - start_m:.1f} m"
             time.sleep(1)  # to be asked costs the loop a part of its period
+        after, elapsed_s = emulated.metrics(HAL), time.monotonic() - began_s
         if walked(emulated) - start_m >= 5.0:
             break
         stops.append(faults(emulated))
-    elapsed_s = time.monotonic() - began_s
-    after = emulated.metrics(HAL)
-    figures[f"{policy}: damped on the way"] = f"{len(stops)} times {stops or ''}".strip()
-    assert len(stops) < 8, stops
-    assert all(SILENCE & set(stop) for stop in stops), stops
+        assert len(stops) <= 2, stops
+        assert SILENCE & set(stops[-1]), stops
+    sit(emulated, wait_until)
 
-    period_s = counters.quantile(0.99, before, after, "krabby_bus_period_seconds")
-    age_s = counters.quantile(
-        0.99, before, after, "krabby_observation_age_at_actuation_seconds", stream="state"
+    period_s, age_s = (
+        [counters.quantile(q, before, after, name, **labels) for q in (0.5, 0.99)]
+        for name, labels in (
+            ("krabby_bus_period_seconds", {}),
+            ("krabby_observation_age_at_actuation_seconds", {"stream": "state"}),
+        )
     )
     rate_hz = counters.increase(before, after, "krabby_bus_period_seconds_count") / elapsed_s
     missed = counters.increase(before, after, "krabby_drive_replies_missed_total")
     loads = {one.labels["bus"]: one.value for one in after if one.name == "krabby_bus_load_ratio"}
-    figures[f"{policy}: walked 5 m in"] = f"{elapsed_s:.1f} s"
-    figures[f"{policy}: state age at actuation, p99"] = f"{1e3 * age_s:.2f} ms (at most 12)"
+    figures[f"{policy}: walked 5 m in"] = f"{elapsed_s:.1f} s, load {os.getloadavg()[0]:.1f}"
+    figures[f"{policy}: damped on the way"] = f"{len(stops)} times {stops or ''}".strip()
+    figures[f"{policy}: state age at actuation"] = (
+        f"p50 {1e3 * age_s[0]:.2f} ms, p99 {1e3 * age_s[1]:.2f} ms (at most 12)"
+    )
     figures[f"{policy}: bus loop"] = (
-        f"{rate_hz:.1f} Hz, period p99 {1e3 * period_s:.2f} ms (5 within 1), "
+        f"{rate_hz:.1f} Hz, period p99 {1e3 * period_s[1]:.2f} ms (5 within 1), "
         f"{missed:.0f} replies missed"
     )
     figures["bus load"] = ", ".join(f"{bus} {load:.1%}" for bus, load in loads.items())
-    assert fallen(emulated) == falls
-    assert rate_hz > 100.0
-    assert age_s <= 0.1
+    assert fallen(emulated) == falls or stops
+    assert rate_hz == pytest.approx(200.0, rel=0.1)
+    assert age_s[1] <= 0.03  # older ones are not walked by
     assert len(loads) == 3
     assert all(0.2 < load <= 0.7 for load in loads.values())
 
@@ -191,17 +183,6 @@ def test_a_container_is_not_root_and_may_nothing(emulated, service):
 
 
 @pytest.mark.usefixtures("priority")
-def test_it_sits_down_and_is_disarmed(emulated, wait_until):
-    make_walk(emulated, wait_until)
-    falls = fallen(emulated)
-    ask_loop(emulated, "sit")
-    wait_until(lambda: mode(emulated) == "passive", 15, "it sits")
-    ask_hal(emulated, "disarm")
-    settle(emulated, wait_until)
-    assert fallen(emulated) == falls
-
-
-@pytest.mark.usefixtures("priority")
 def test_drives_let_go_by_themselves_when_the_hal_is_killed(emulated, wait_until, figures):
     arm(emulated, wait_until)
     assert emulated.value(EMULATOR, "krabby_emulator_drives_running") == 18
@@ -216,10 +197,13 @@ def test_drives_let_go_by_themselves_when_the_hal_is_killed(emulated, wait_until
     assert time.monotonic() - killed_s < 2
     emulated.compose("up", "--detach")
     wait_until(lambda: emulated.turns(HAL), 20, "the HAL is back")
+    emulated.go_first(HAL)
     wait_until(lambda: gate(emulated) in ("disarmed", "damp"), 5, "and not armed")
 
 
-def test_everything_stops_gracefully(emulated, figures):
+@pytest.mark.usefixtures("priority")
+def test_everything_stops_gracefully(emulated, wait_until, figures):
+    arm(emulated, wait_until)
     began_s = time.monotonic()
     emulated.compose("stop")
     figures["emulated robot stopped after"] = f"{time.monotonic() - began_s:.1f} s"
@@ -235,7 +219,8 @@ SILENCE = {"bus", "drive", "imu", "state_stale", "command_timeout"}
 
 
 def gate(robot):
-    return robot.holding(HAL, "krabby_safety_state", "state")
+    """As the HAL itself answers; its metrics are a fifth of a second behind."""
+    return ask_hal(robot, "status")["state"]
 
 
 def faults(robot):
@@ -257,41 +242,46 @@ def fallen(robot):
 
 
 def settle(robot, wait_until):
-    """Disarmed without a fault. Without SCHED_FIFO, which not every engine grants, a machine that
-    does something else besides stalls the loops for longer than a silent drive is borne."""
+    """Disarmed, without a fault that holds it."""
 
     def is_settled():
-        if gate(robot) == "damp":
+        state = gate(robot)
+        if state == "damp":
             ask_hal(robot, "reset")
-        return gate(robot) == "disarmed"
+        return state == "disarmed"
 
-    wait_until(is_settled, 60, "the gate is disarmed and no fault holds it")
+    wait_until(is_settled, 30, "the gate is disarmed and no fault holds it")
 
 
 def arm(robot, wait_until):
-    settle(robot, wait_until)
+    """Armed; a robot that fell is put back on its feet before."""
 
     def is_armed():
-        if gate(robot) in ("damp", "disarmed"):
-            settle(robot, wait_until)
+        state = gate(robot)
+        if state == "damp":
+            ask_hal(robot, "reset")
+        elif state == "disarmed":
             answer = ask_hal(robot, "arm")
-            if not answer["ok"] and "TILT" in answer["reason"]:  # it fell before
+            if not answer["ok"] and "TILT" in answer["reason"]:
                 ask_emulator(robot, "put-back")
-        return gate(robot) == "active"
+        return state == "active"
 
-    wait_until(is_armed, 60, "the gate is active")
+    wait_until(is_armed, 30, "the gate is active")
 
 
-def make_walk(robot, wait_until):
-    """Walking, armed again where what this machine does besides has it damped."""
-
-    def walks():
-        if gate(robot) == "damp":
-            arm(robot, wait_until)
-            ask_loop(robot, "stand")
-        return robot.walks()
-
-    wait_until(walks, 60, "it walks")
+def sit(robot, wait_until):
+    """As a person does: have it stand still, lower it, switch it off."""
+    with Publisher(f"tcp://{robot.settings['KRABBY_ROBOT_BUS']}.5:6004", NAV, bind=False) as nav:
+        until_s = time.monotonic() + 3.0
+        while time.monotonic() < until_s:
+            now_ns = time.monotonic_ns()
+            nav.publish(np.zeros(NAV.size, np.float32), capture_ns=now_ns, flags=FLAG_OPERATOR)
+            time.sleep(0.05)
+        ask_loop(robot, "sit")
+        wait_until(lambda: mode(robot) == "passive", 15, "it sits")
+    assert gate(robot) == "active", faults(robot)
+    ask_hal(robot, "disarm")
+    settle(robot, wait_until)
 
 
 def ask_hal(robot, op):
