@@ -39,11 +39,13 @@ def check_realtime(machine: Machine) -> Iterator[Finding]:
         )
     else:
         yield ok("kernel", f"{kernel}, not PREEMPT_RT")
-    if machine.glob("/sys/fs/cgroup/cpu/cpu.rt_runtime_us"):
+    grouped = machine.glob("/sys/fs/cgroup/cpu/cpu.rt_runtime_us")
+    if grouped and machine.read("/proc/sys/kernel/sched_rt_runtime_us") != "-1":
         yield warn(
             "real-time groups",
-            "this kernel gives real-time tasks of a control group a share of their own",
-            "start dockerd with --cpu-rt-runtime=900000, else SCHED_FIFO is refused in containers",
+            "this kernel gives real-time tasks of a control group a share of their own, and a "
+            "container's is none: SCHED_FIFO is refused there",
+            "sudo sysctl -w kernel.sched_rt_runtime_us=-1, and a line in /etc/sysctl.d",
         )
     yield _limit(machine, "Max realtime priority", "real-time priority", 1)
     yield _limit(machine, "Max locked memory", "locked memory", 256 * 2**20)
