@@ -404,12 +404,17 @@ def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("rates", "pause_share", "rate_hz", "stands"),
-    [([10.0, 15.0], 0.0, 15.0, False), ([10.0, 60.0], 0.08, 30.0, True)],
+    ("rates", "pause_share", "at_rest", "rate_hz", "stands"),
+    [
+        ([10.0, 15.0], 0.0, 0.0, 15.0, False),
+        ([10.0, 60.0], 0.08, 0.01, 30.0, True),
+        ([10.0, 60.0], 0.08, 0.33, 30.0, False),  # it was asked to stand, and walks on
+    ],
 )
-def test_a_bundle_says_how_it_was_trained_to_look_and_to_stand(
-    fake_env, teacher_file, tmp_path, rates, pause_share, rate_hz, stands
+def test_a_bundle_says_how_it_was_trained_to_look_and_whether_it_stands(
+    fake_env, teacher_file, tmp_path, monkeypatch, rates, pause_share, at_rest, rate_hz, stands
 ):
+    monkeypatch.setattr("trainer.export.speed_at_rest", lambda _: at_rest)
     cfg = config("distill")
     cfg.env.camera.errors.rate_hz, cfg.env.command.pause_share = rates, pause_share
     runner = ParkourRunner(

@@ -32,6 +32,7 @@ from tensordict import TensorDict
 
 from trainer import checkpoints
 from trainer.errors import ExportError
+from trainer.evaluation.standing import STILL_M_S, speed_at_rest
 from trainer.networks import (
     BUNDLE_OBSERVATION,
     GROUP_SIZES,
@@ -54,8 +55,9 @@ from trainer.student import (
     DeployedEncoder,
     DeployedStudent,
     StudentActor,
+    StudentPolicy,
+    asked_to_stand,
     is_student,
-    learnt_to_stand,
     picture_rate_hz,
     student_of,
 )
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from trainer.student import DepthEncoder
 
 __all__ = ["PARITY", "export_bundle", "to_onnx"]
+
+log = logging.getLogger(__name__)
 
 PARITY: Final = 1e-5
 """Largest difference between an action of the bundle and of the networks in torch; where an action
@@ -182,7 +186,7 @@ class _Student:
         return {
             "observation": STUDENT_OBSERVATION.to_manifest(),
             "needs_features": "latent",
-            "stands": learnt_to_stand(payload["config"] or {}),
+            "stands": self._stands(payload["config"] or {}),
             "encoder": {
                 # What it was trained at; the camera service skips what comes faster.
                 "rate_hz": picture_rate_hz(payload["config"] or {}, desc.camera),
@@ -196,6 +200,14 @@ class _Student:
                 ],
             },
         }
+
+    def _stands(self, config: Mapping[str, Any]) -> bool:
+        """Whether it was asked to in training, and does."""
+        if not asked_to_stand(config):
+            return False
+        speed = speed_at_rest(StudentPolicy(self._actor, self._encoder, "cpu"))
+        log.info("asked for no motion it moves at %.2f m/s", speed)
+        return speed < STILL_M_S
 
     def files(self) -> dict[str, bytes]:
         encoder = DeployedEncoder(self._encoder)

@@ -61,8 +61,8 @@ __all__ = [
     "StudentActor",
     "StudentPolicy",
     "Vision",
+    "asked_to_stand",
     "is_student",
-    "learnt_to_stand",
     "mirrored_too",
     "picture_rate_hz",
     "student_of",
@@ -363,7 +363,7 @@ def picture_rate_hz(config: Mapping[str, Any], camera: CameraModel) -> float:
     return min(camera.rate_hz, max(errors.get("rate_hz", [camera.rate_hz])))
 
 
-def learnt_to_stand(config: Mapping[str, Any]) -> bool:
+def asked_to_stand(config: Mapping[str, Any]) -> bool:
     """Whether training asked for no motion now and then; who was never asked walks on."""
     return config.get("env", {}).get("command", {}).get("pause_share", 0.0) > 0.0
 
