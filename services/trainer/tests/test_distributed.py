@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from trainer import checkpoints
+from trainer.sharing import average_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +79,27 @@ def ending(said):
     return [json.loads(err.splitlines()[-1]) for _, err in said]
 
 
+def test_gradients_and_a_number_travel_in_one_message():
+    """One process of two whose other one has nothing to say: half of everything is left."""
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        first, second, unused = (
+            torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (1,), (3,))
+        )
+        first.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        second.grad = torch.tensor([-8.0])
+        mean = average_gradients([first, second, unused], 2, torch.tensor(6.0))
+        assert average_gradients([first], 1) is None
+    finally:
+        distributed.destroy_process_group()
+    assert first.grad.tolist() == [[0.5, 1.0], [1.5, 2.0]]
+    assert second.grad.tolist() == [-4.0]
+    assert unused.grad is None
+    assert float(mean) == 3.0
+
+
 def test_two_processes_learn_one_policy_and_one_of_them_writes(tmp_path):
     said = together(tmp_path, "agent.max_iterations=3", "run.dir=r")
     first, second = ending(said)
@@ -91,6 +114,22 @@ def test_two_processes_learn_one_policy_and_one_of_them_writes(tmp_path):
     resumed = together(tmp_path, "agent.max_iterations=5", "run.resume=auto", "run.dir=r")
     whole = together(tmp_path, "agent.max_iterations=5", "run.dir=whole")
     assert ending(resumed) == ending(whole)
+
+
+@pytest.mark.parametrize(("desired_kl", "factor"), [(1e-9, 1 / 1.5), (1e9, 1.5)])
+def test_the_learning_rate_follows_the_divergence_of_all_processes(tmp_path, desired_kl, factor):
+    together(
+        tmp_path,
+        "agent.max_iterations=1",
+        "run.dir=r",
+        f"agent.algorithm.desired_kl={desired_kl}",
+        "agent.algorithm.learning_rate=2e-4",
+        "agent.algorithm.num_mini_batches=2",
+        "agent.algorithm.num_learning_epochs=2",
+    )
+    (line,) = (tmp_path / "r" / "log.jsonl").read_text().splitlines()
+    # Before the first of four steps nothing has diverged yet, so that three count.
+    assert json.loads(line)["Policy/learning_rate"] == pytest.approx(2e-4 * factor**3)
 
 
 def test_signal_to_any_process_stops_all_of_them_together(tmp_path):

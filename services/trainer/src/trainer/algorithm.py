@@ -1,6 +1,6 @@
 """PPO with what the teacher needs besides: adaptation, a velocity estimator, symmetry, bounds.
 
-A subclass of rsl_rl's PPO that keeps its `update`. Three hooks carry the additions:
+A subclass of rsl_rl's PPO that keeps its `update`. Hooks carry the additions:
 
 - rsl_rl lets a symmetry extension widen each minibatch and add a term to its loss. `_Extension`
   stands in that place; besides the mirror image it adds the pull of the privileged code towards
@@ -8,6 +8,8 @@ A subclass of rsl_rl's PPO that keeps its `update`. Three hooks carry the additi
 - After `update` the storage still holds the rollout, since clearing it only rewinds its cursor.
   The estimator and the history encoder are fitted to it then, with their own optimisers.
 - The learning rate is a property with bounds, whatever the schedule of rsl_rl asks for.
+- Of several processes, each minibatch sends gradients and divergence in one message; every process
+  then draws the same conclusion about the learning rate.
 
 Every `adaptation_interval`-th rollout acts on the history's code, and the update after it does too,
 so the body learns to live with what the history encoder says, on its own data.
@@ -21,10 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from rsl_rl.algorithms import PPO
-from rsl_rl.utils import reduce_gradients_in_buckets, resolve_callable
+from rsl_rl.utils import resolve_callable
 from torch import nn
 
 from trainer.errors import CheckpointError, ConfigError
+from trainer.sharing import average_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,6 +67,10 @@ class _Extension:
         self._mirror_weight = (
             float(cfg.get("mirror_loss_coeff", 0.0)) if cfg.get("use_mirror_loss") else 0.0
         )
+        self.keeps_divergence = False
+        """Whether `divergence` is asked for."""
+        self.divergence: Tensor | None = None
+        """Mean KL divergence of the last minibatch's policy from the rollout's, ()."""
         self._sums: dict[str, Tensor] = {}
         self._batches = 0
 
@@ -81,6 +88,11 @@ class _Extension:
         self, actor: nn.Module, batch: RolloutStorage.Batch, original_batch_size: int
     ) -> Tensor:
         """What is added to the loss of a minibatch whose actions were just computed."""
+        if self.keeps_divergence:
+            new = tuple(p[:original_batch_size] for p in actor.output_distribution_params)  # type: ignore[union-attr, operator]
+            with torch.inference_mode():
+                kl = actor.get_kl_divergence(batch.old_distribution_params, new)  # type: ignore[operator]
+                self.divergence = kl.mean()
         loss = torch.zeros((), device=batch.actions.device)  # type: ignore[union-attr]
         if self._mirror_weight:
             error = self._mirror_error(actor, batch, original_batch_size)
@@ -200,6 +212,9 @@ class ParkourPPO(PPO):
         self._estimator_mini_batches = estimator_mini_batches
         self._extension = _Extension(self._raw_actor, symmetry_cfg)
         self.symmetry = self._extension  # type: ignore[assignment]
+        if self.is_multi_gpu and self.schedule == "adaptive" and self.desired_kl is not None:
+            self.schedule = "with the gradients"  # rsl_rl's is off then
+            self._extension.keeps_divergence = True
         self._estimator_optimizer = torch.optim.Adam(
             self._raw_actor.estimator.parameters(), lr=estimator_learning_rate
         )
@@ -251,6 +266,23 @@ class ParkourPPO(PPO):
         self.iteration += 1
         self._choose_latent()
         return losses
+
+    def reduce_parameters(self) -> None:
+        """Average gradients and divergence over the processes, and adapt the learning rate to it.
+
+        By the rule of rsl_rl's adaptive schedule.
+        """
+        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        kl = average_gradients(parameters, self.gpu_world_size, self._extension.divergence)
+        if kl is None or self.desired_kl is None:
+            return
+        divergence = float(kl)
+        if divergence > 2.0 * self.desired_kl:
+            self.learning_rate /= 1.5
+        elif 0.0 < divergence < 0.5 * self.desired_kl:
+            self.learning_rate *= 1.5
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
 
     def train_mode(self) -> None:
         """Networks as rollouts and updates need them."""
@@ -354,9 +386,7 @@ class ParkourPPO(PPO):
             optimizer.zero_grad()
             loss.backward()
             if self.is_multi_gpu:
-                reduce_gradients_in_buckets(
-                    parameters, self.gpu_world_size, self.grad_reduce_bucket_mb
-                )
+                average_gradients(parameters, self.gpu_world_size)
             nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
             optimizer.step()
             losses.append(loss.detach())

@@ -19,7 +19,6 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from rsl_rl.utils import reduce_gradients_in_buckets
 from torch import nn
 
 from trainer.config import DistillationCfg, EncoderCfg
@@ -27,6 +26,7 @@ from trainer.depth import mirror_image
 from trainer.errors import CheckpointError, ConfigError
 from trainer.networks import TeacherActor, actor_of, example_observations
 from trainer.observations import EYE_SIZE, GROUP_SIZES, NUM_JOINTS, PROPRIO_SIZE, SCAN_SIZE
+from trainer.sharing import average_gradients
 from trainer.student import (
     SCAN_LATENT,
     STUDENT_GROUPS,
@@ -260,7 +260,7 @@ class Distillation:
             self.optimizer.zero_grad()
             loss.backward()
             if self._world > 1:
-                reduce_gradients_in_buckets(self._learned, self._world, 25.0)
+                average_gradients(self._learned, self._world)
             nn.utils.clip_grad_norm_(self._learned, cfg.max_grad_norm)
             self.optimizer.step()
             for name, value in losses.items():

@@ -8,6 +8,7 @@ under torchrun, of which the first writes; one line of progress in place of fort
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import random
@@ -151,6 +152,8 @@ class ParkourRunner(OnPolicyRunner):
                 self.env.episode_length_buf, high=int(self.env.max_episode_length)
             )
         total = self.current_learning_iteration + num_learning_iterations
+        gc.collect()
+        gc.freeze()  # what lives now lives on: looking through it in one process holds up all
         with self.stop.installed():
             obs = self.env.get_observations().to(self.device)
             self.alg.train_mode()
