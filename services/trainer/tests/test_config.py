@@ -61,6 +61,10 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("env.num_envs=many", "env.num_envs: Value 'many'"),
         ("env.terrain.types=gap", "env.terrain.types"),
         ("seed=-1", "seed=-1"),
+        ("env.command.pause_share=1", "env.command.pause_share=1.0"),
+        ("env.command.rest_s=-2", "env.command.rest_s=-2.0"),
+        ("env.command.halt_every_s=-1", "env.command.halt_every_s=-1.0"),
+        ("env.command.halt_s=[2,1]", "[low, high], above 0"),
         ("device=gpu", "cuda:<number>"),
         ("agent.algorithm.gamma=2", "gamma=2.0"),
         ("agent.algorithm.schedule=linear", "adaptive, fixed"),
@@ -80,6 +84,11 @@ def test_what_cannot_be_used_is_refused_by_name(typed, says):
         compose([typed])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_stops_are_refused_where_nobody_is_stopped():
+    with pytest.raises(ConfigError, match=r"\['rest_s'\] and nobody is stopped in MuJoCo"):
+        compose(["task=distill", "env.physics.backend=mujoco", "env.command.rest_s=1"])
 
 
 def test_every_preset_composes():

@@ -29,6 +29,23 @@ def test_speed_sideways_to_the_goal_earns_nothing():
     assert mdp.goal_velocity(velocity, torch.tensor([[1.0, 0.0]]), torch.ones(1)) == 0.0
 
 
+def test_who_is_asked_to_stand_still_earns_by_standing_whatever_the_direction():
+    velocity = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.06, 0.08, 0.3]])
+    earned = mdp.goal_velocity(velocity, torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3))
+    # exp(0), and exp(-1) at 0.1 m/s over ground, forwards or not.
+    assert earned.tolist() == near([1.0, 0.3678794, 0.3678794])
+
+
+def test_stature_is_what_the_base_is_too_high_above_the_feet_that_carry():
+    soles = torch.zeros(4, 6, 3)
+    soles[1, :3, 2], soles[1, 3:, 2] = 0.3, 9.0
+    contact = torch.ones(4, 6, dtype=torch.bool)
+    contact[1, 3:], contact[3] = False, False
+    height = torch.tensor([0.5, 0.7, 0.3, 2.0])
+    # 0.5 above 0; 0.7 above the three feet at 0.3; low enough; and nothing touches the ground.
+    assert mdp.stature(height, soles, contact, 0.35).tolist() == near([0.15, 0.05, 0.0, 0.0])
+
+
 def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
     velocity = torch.tensor([[0.9, 0.0, 5.0], [0.9, 1.2, 0.0], [0.9, 1.2, 0.0]])
     speed = torch.tensor([0.3, 0.3, 1.3])

@@ -248,6 +248,42 @@ def test_a_robot_that_finished_starts_over_on_a_harder_tile(env, parkour):
     assert float((parkour.base_pos_w[4, :2] - start).norm()) < 0.5
 
 
+def test_behind_the_last_waypoint_a_robot_is_asked_to_rest_before_its_episode_ends(env, parkour):
+    last = parkour.ground.waypoints[parkour.tile[4], -1]
+    put(parkour, 4, (float(last[0]) + 0.02, float(last[1]), float(last[2]) + 0.35))
+    parkour.progress.index[4] = 7
+    parkour.cfg.command.rest_s = 0.025
+    ended, asked = [], []
+    for _ in range(3):
+        _, _, _, timed_out, _ = env.step(STILL)
+        ended.append(bool(timed_out[4]))
+        asked.append(float(parkour.asked[4]))
+    parkour.cfg.command.rest_s = 0.0
+    # It arrives in the first step and has been there for 30 ms after the third.
+    assert ended == [False, False, True]
+    assert asked[:2] == [0.0, 0.0]
+    assert asked[2] > 0.0  # of the next episode
+
+
+def test_a_robot_that_is_stopped_goes_to_the_default_pose_whatever_it_wants(env, parkour):
+    """As the runtime stops it: by a minimum jerk within 0.3 s."""
+    default = parkour.default_joint_pos
+    parkour.cfg.command.halt_every_s = 1e9
+    parkour.target[4] = default + 0.2
+    parkour._halt_s[4], parkour._halted_s[4] = 0.5, 0.0
+    away = []
+    for _ in range(60):
+        env.step(STILL + 0.5)
+        away.append(parkour.target[4] - default)
+    parkour.cfg.command.halt_every_s = 0.0
+    # Half of the way after half of the time: then the whole, until it is let go.
+    assert_close(away[14], torch.full((NUM_JOINTS,), 0.1), 1e-4)
+    for step in (29, 40, 49):
+        assert_close(away[step], torch.zeros(NUM_JOINTS), 1e-4)
+    assert float(away[59].min()) > 0.05
+    assert float((parkour.target[5] - default).min()) > 0.05  # its neighbour was not stopped
+
+
 def test_a_revisit_leaves_the_level_as_it_is(env, parkour):
     send(parkour, level=2, tile_level=0)
     parkour.progress.index[4] = 8

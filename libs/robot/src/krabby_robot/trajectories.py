@@ -33,7 +33,7 @@ _MOVE_S = 0.3
 """Time for even the smallest movement [s]: quick ones would be jerks."""
 _RISE_S = 1.2
 """Time to lift the body [s]; its joints move half as fast as the rest may."""
-_HALT_S = 0.3
+HALT_S = 0.3
 """In which a robot that walks is brought to a stand [s] ..."""
 _SETTLE_S = 0.3
 """... and for how long it stands then before it is lowered [s]."""
@@ -88,7 +88,7 @@ def sit_down(desc: RobotDescription, start: ArrayLike, *, walking: bool = False)
     """
     start = np.asarray(start, dtype=np.float64)
     if walking:
-        halt = _between(start, desc.default_joint_pos, _HALT_S)
+        halt = _between(start, desc.default_joint_pos, HALT_S)
         stand = np.tile(desc.default_joint_pos, (round(_SETTLE_S / _SAMPLE_S), 1))
         return JointTrajectory(np.concatenate([halt, stand, _lift(desc)[::-1][1:]]))
     if not _on_its_feet(desc, start):

@@ -297,6 +297,23 @@ class TrainCfg:
             backend,
             f"isaac for the task {self.task}, whose rewards are Isaac Lab's",
         )
+        command = self.env.command
+        share = command.pause_share
+        _check(0.0 <= share < 1.0, "env.command.pause_share", share, "at least 0, below 1")
+        for key in ("rest_s", "halt_every_s"):
+            seconds = getattr(command, key)
+            _check(seconds >= 0.0, f"env.command.{key}", seconds, "at least 0")
+        for key in ("pause_s", "halt_s"):
+            pair = getattr(command, key)
+            in_order = len(pair) == 2 and 0.0 < pair[0] <= pair[1]
+            _check(in_order, f"env.command.{key}", pair, "[low, high], above 0")
+        stops = [key for key in ("pause_share", "rest_s", "halt_every_s") if getattr(command, key)]
+        _check(
+            not stops or backend == "isaac",
+            "env.physics.backend",
+            backend,
+            f"isaac, since env.command has {stops} and nobody is stopped in MuJoCo",
+        )
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
 
 

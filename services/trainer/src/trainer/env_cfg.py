@@ -67,6 +67,15 @@ class CommandCfg:
     """Share of the time in which robots are asked to stand still."""
     pause_s: list[float] = field(default_factory=lambda: [1.0, 3.0])
     """How long each time."""
+    rest_s: float = 0.0
+    """How long robots are asked to stand still behind the last waypoint before the episode ends
+    [s]: there, too, they shall know what to do."""
+    halt_every_s: float = 0.0
+    """Mean time between stops [s], 0 for none: wherever a robot is, its joints go to the default
+    pose within `krabby_robot.trajectories.HALT_S`, as when the runtime stops it, whatever it wants.
+    So it learns to walk as one that can be stopped. Half of those that arrive are stopped too."""
+    halt_s: list[float] = field(default_factory=lambda: [0.5, 1.0])
+    """How long it is held there."""
 
 
 @dataclass
@@ -138,6 +147,10 @@ class RewardCfg:
     roll_pitch_rate: float = -0.05
     orientation: float = -0.3
     joint_deviation: float = -0.02
+    rest_pose: float = 0.0
+    """Joint deviation, in addition, where no motion is asked for."""
+    stature: float = 0.0
+    """Base higher than `STATURE_M` above the default stand: the taller, the sooner it tips over."""
     action_rate: float = -0.01
     torque: float = -8e-6
     effort_budget: float = -4.0

@@ -24,6 +24,7 @@ __all__ = [
     "overspeed",
     "roll_pitch_rate",
     "saturated",
+    "stature",
     "stumble",
     "sunk",
     "torque",
@@ -33,15 +34,18 @@ __all__ = [
 
 Tensor = torch.Tensor
 
+_STILL_M_S = 0.1
+
 
 def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) -> Tensor:
     """Speed over ground towards the goal, capped at the speed asked for, as a share of it.
 
     In the world frame, so that going round an obstacle, or pushing against it, earns less than
-    climbing over it.
+    climbing over it. Who is asked to stand still earns 1 for that, a third of it at 0.1 m/s.
     """
     along = (base_lin_vel_w[:, :2] * direction_w).sum(-1)
-    return torch.minimum(along, speed) / speed.clamp(min=0.1)
+    still = torch.exp(-base_lin_vel_w[:, :2].norm(dim=-1) / _STILL_M_S)
+    return torch.where(speed > 0.0, torch.minimum(along, speed) / speed.clamp(min=0.1), still)
 
 
 def overspeed(base_lin_vel_w: Tensor, allowed: Tensor) -> Tensor:
@@ -82,6 +86,23 @@ def action_rate(action: Tensor, previous: Tensor) -> Tensor:
 def torque(joint_torque: Tensor) -> Tensor:
     """Squared torque, summed over the joints [N²·m²]."""
     return joint_torque.square().sum(-1)
+
+
+def stature(
+    base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: float
+) -> Tensor:
+    """How far the base is higher than `allowed_m` above the feet that carry it [m].
+
+    Args:
+        base_height_w: (N,) [m].
+        soles_w: (N, 6, 3) [m].
+        contact: (N, 6) bool; who touches nothing pays nothing.
+        allowed_m: Height that is free [m].
+    """
+    carrying = contact.float()
+    count = carrying.sum(-1)
+    ground = (soles_w[..., 2] * carrying).sum(-1) / count.clamp(min=1.0)
+    return torch.relu(base_height_w - ground - allowed_m) * (count > 0.0)
 
 
 def mean_square_filter(

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from krabby_robot.description import RobotDescription
 from krabby_robot.gate import GateCfg
+from krabby_robot.kinematics import foot_positions
 from krabby_robot.lanes import TILE_HALF_WIDTH_M
+from krabby_robot.trajectories import HALT_S
 
 from trainer import adapter, mdp, observations, progress
 from trainer.curriculum import next_level, tile_level
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from trainer.env_cfg import EnvCfg
     from trainer.task import ParkourEnv
 
-__all__ = ["CONTROL_STEP_S", "PUSH_EVERY", "START_HEIGHT_M", "Parkour", "StepFacts"]
+__all__ = ["CONTROL_STEP_S", "PUSH_EVERY", "START_HEIGHT_M", "STATURE_M", "Parkour", "StepFacts"]
 
 Tensor = torch.Tensor
 
@@ -35,6 +37,8 @@ CONTROL_STEP_S = 0.01
 
 START_HEIGHT_M = 0.46
 """Of the base above the ground at the start: a drop of a few centimetres."""
+STATURE_M = 0.06
+"""How far above the default stand a robot may walk before `reward.stature` counts."""
 _CONTACT_N = 1.0
 _EFFORT_WINDOW_S = 3.0
 """Shorter than the safety gate's 30 s, so that the cause is near its effect."""
@@ -118,17 +122,22 @@ class Parkour:
             pass_width_m=cfg.command.pass_width_m,
         )
         self.speed = torch.full((n,), cfg.command.speed_low, device=device)
-        self._pause_s = torch.zeros(n, device=device)
-        """How long a robot is to stand still yet."""
+        self._pause_s, self._rest_s = torch.zeros(n, device=device), torch.zeros(n, device=device)
+        """How long a robot is to stand still yet; since when it is behind the last waypoint."""
+        self._halt_s, self._halted_s = torch.zeros(n, device=device), torch.zeros(n, device=device)
+        """How long a robot is stopped yet, and since when."""
         self.action = torch.zeros(n, NUM_JOINTS, device=device)
         self.previous_action = torch.zeros_like(self.action)
         self.target = self.default_joint_pos.repeat(n, 1)
         self.applied_target = self.target.clone()
+        self._halt_from = self.target.clone()
         self.mean_square = torch.zeros_like(self.action)
         self.history = torch.zeros(n, HISTORY, PROPRIO_SIZE, device=device)
         self._fresh = torch.ones(n, dtype=torch.bool, device=device)
         self._episode_steps = torch.zeros(n, dtype=torch.long, device=device)
         self._sole_offset = constant([0.0, 0.0, self.desc.geometry.foot_radius])
+        soles = foot_positions(self.desc, self.desc.default_joint_pos) - self._sole_offset.tolist()
+        self._free_height_m = STATURE_M - float(soles[:, 2].mean())
         self._push_in_s = uniform(cfg.randomisation.push_interval_s, (n,), device)
         self._sums = {key: torch.zeros((), device=device) for key in _SUMS}
         self.collect_facts = False
@@ -261,19 +270,26 @@ class Parkour:
         self.sunk.copy_(mdp.sunk(ground.in_pit(tile, self.base_pos_w[:, None])))
         self.left_lane.copy_(mdp.left_lane(self.base_pos_w, ground.lane_y[tile], TILE_HALF_WIDTH_M))
         self.failed.copy_(self.fallen | self.sunk | self.left_lane)
-        self.completed.copy_(self.progress.index >= waypoints.shape[1])
+        arrived = self.progress.index >= waypoints.shape[1]
+        self._rest_s.copy_(torch.where(arrived, self._rest_s + dt, 0.0))
+        self.completed.copy_(arrived & (self._rest_s > self.cfg.command.rest_s))
         self.time_out.copy_(self._episode_steps >= self.env.max_episode_length)
         velocity_w, speed = self.base_lin_vel_w, self.asked
         hurried = (speed + self.cfg.command.hurry_margin).clamp(min=self.cfg.command.hurry_speed)
         allowed = torch.where(speed > 0.0, hurried, 0.0)
+        deviation = mdp.joint_deviation(self.joint_pos, self.default_joint_pos)
         terms = {
             "goal_velocity": mdp.goal_velocity(velocity_w, goal.direction_w, speed),
             "overspeed": mdp.overspeed(velocity_w, allowed),
-            "goal_heading": mdp.goal_heading(goal.heading_error),
+            "goal_heading": torch.where(speed > 0.0, mdp.goal_heading(goal.heading_error), 1.0),
             "vertical_velocity": mdp.vertical_velocity(velocity_w),
             "roll_pitch_rate": mdp.roll_pitch_rate(self.base_ang_vel_b),
             "orientation": mdp.orientation(gravity_b),
-            "joint_deviation": mdp.joint_deviation(self.joint_pos, self.default_joint_pos),
+            "joint_deviation": deviation,
+            "rest_pose": torch.where(speed > 0.0, 0.0, deviation),
+            "stature": mdp.stature(
+                self.base_pos_w[:, 2], soles_w, self.foot_contact, self._free_height_m
+            ),
             "action_rate": mdp.action_rate(self.action, self.previous_action),
             "torque": mdp.torque(self.torque),
             "effort_budget": mdp.effort_budget(
@@ -289,19 +305,44 @@ class Parkour:
         for name, value in terms.items():
             self.reward_terms[name].copy_(value)
         self._account()
-        self._pause(dt)
+        self._pause(arrived, dt)
+        self._halt(arrived, dt)
 
-    def _pause(self, dt: float) -> None:
-        """Ask some robots to stand still for a while."""
+    def _pause(self, arrived: Tensor, dt: float) -> None:
+        """Ask some robots to stand still for a while, and those that have arrived until the end."""
         cfg = self.cfg.command
-        if cfg.pause_share <= 0.0:
+        if cfg.pause_share <= 0.0 and cfg.rest_s <= 0.0:
             return
-        self._pause_s -= dt
         mean_s = 0.5 * sum(cfg.pause_s)
         begins = cfg.pause_share / (1.0 - cfg.pause_share) * dt / mean_s
         luck = torch.rand_like(self._pause_s) < begins
+        left = self._pause_s - dt
         length = uniform(cfg.pause_s, (self.num_envs,), self.device)
-        self._pause_s.copy_(torch.where(luck & (self._pause_s <= 0.0), length, self._pause_s))
+        left = torch.where(luck & (left <= 0.0), length, left)
+        self._pause_s.copy_(torch.where(arrived, 1.0, left))
+
+    def _halt(self, arrived: Tensor, dt: float) -> None:
+        """Stop some robots, and half of those that have just arrived."""
+        cfg = self.cfg.command
+        if cfg.halt_every_s <= 0.0:
+            return
+        left = self._halt_s - dt
+        chance = torch.where(arrived & (self._rest_s < 1.5 * dt), 0.5, dt / cfg.halt_every_s)
+        begins = (torch.rand_like(left) < chance) & (left <= 0.0)
+        length = HALT_S + uniform(cfg.halt_s, (self.num_envs,), self.device)
+        self._halt_s.copy_(torch.where(begins, length, left))
+        self._halted_s.copy_(torch.where(begins, 0.0, self._halted_s + dt))
+
+    def _halting(self, action: Tensor) -> Tensor:
+        """Actions (N, 18), where a robot is stopped those that take it to the default pose."""
+        if self.cfg.command.halt_every_s <= 0.0:
+            return action
+        halted_s = self._halted_s[:, None]
+        own = (self.target - self.default_joint_pos) / observations.ACTION_SCALE
+        self._halt_from.copy_(torch.where(halted_s == 0.0, own, self._halt_from))
+        share = ((halted_s + CONTROL_STEP_S) / HALT_S).clamp(max=1.0)
+        left = 1.0 - share**3 * (10.0 - 15.0 * share + 6.0 * share**2)
+        return torch.where(self._halt_s[:, None] > 0.0, left * self._halt_from, action)
 
     def observe(self) -> dict[str, Tensor]:
         """Every observation group, after resets; adds a frame to the history."""
@@ -386,7 +427,8 @@ class Parkour:
         self.target[env_ids] = joints
         self.applied_target[env_ids] = joints
         self.mean_square[env_ids] = 0.0
-        self._pause_s[env_ids] = 0.0
+        for timer in (self._pause_s, self._rest_s, self._halt_s, self._halted_s):
+            timer[env_ids] = 0.0
         self._fresh[env_ids] = True
         if self.vision is not None:
             self.vision.reset(env_ids)
@@ -397,7 +439,7 @@ class Parkour:
         self.action.copy_(action)
         before = self.target
         target = observations.joint_pos_target(
-            action,
+            self._halting(action),
             before,
             default_joint_pos=self.default_joint_pos,
             lower=self.target_lower,
