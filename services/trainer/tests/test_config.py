@@ -91,6 +91,14 @@ def test_stops_are_refused_where_nobody_is_stopped():
         compose(["task=distill", "env.physics.backend=mujoco", "env.command.rest_s=1"])
 
 
+def test_stops_are_taught_to_a_new_run_and_to_one_that_goes_on():
+    new = compose(["stops=taught", "env.command.rest_s=3"])
+    on = continue_from(to_dict(compose()), ["stops=taught"])
+    assert (new.env.command.halt_every_s, new.env.command.rest_s) == (10.0, 3.0)
+    assert (on.env.command.halt_every_s, on.env.command.rest_s) == (10.0, 2.0)
+    assert compose().env.command.halt_every_s == 0.0
+
+
 def test_every_preset_composes():
     for group, names in choices().items():
         for name in names:
