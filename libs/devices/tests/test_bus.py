@@ -13,6 +13,7 @@ import tomllib
 import can
 import numpy as np
 import pytest
+from krabby_devices.drives import bus as can_buses
 from krabby_devices.drives.bus import BusCfg, CanJointBus
 from krabby_devices.drives.calibration import Calibration
 from krabby_devices.drives.can_io import frame_of, message_of, open_bus
@@ -461,6 +462,30 @@ def test_an_interface_that_goes_down_is_a_fault_and_no_exception(rig, monkeypatc
     for joint in rig.hardware.drives_of("front"):
         assert faults(readings, joint) & DriveFault.BUS_OFF
     assert rig.bus.states["front"].send_errors > 0
+
+
+def test_frames_that_were_held_and_do_not_go_out_owe_no_answer(rig, monkeypatch):
+    rig.start()
+    front = rig.bus._buses[0]
+
+    def down(bus):
+        if bus is front.can:
+            raise can.CanOperationError("Network is down")
+
+    drives = [rig.drives[joint] for joint in front.joints]
+    for drive in drives:
+        drive.muted = True  # a virtual bus has sent them all the same
+    missed = rig.bus.readings.missed.sum()
+    with monkeypatch.context() as patched:
+        patched.setattr(can_buses, "release", down)
+        readings = rig.cycle()
+    assert all(faults(readings, joint) & DriveFault.BUS_OFF for joint in front.joints)
+    assert (rig.bus.states["front"].send_errors, readings.missed.sum()) == (1, missed)
+    for drive in drives:
+        drive.muted = False
+    rig.cycle()  # asked at once: nothing was owed
+    assert (rig.bus.readings.faults == 0).all()
+    assert rig.bus.states["front"].state == "ok"
 
 
 def test_frames_of_strangers_change_nothing(rig):

@@ -27,7 +27,7 @@ import numpy as np
 from krabby_robot.description import JOINTS_PER_LEG
 
 from krabby_devices.drives.calibration import Mounting
-from krabby_devices.drives.can_io import frame_of, message_of, open_bus
+from krabby_devices.drives.can_io import frame_of, hold, message_of, open_bus, release
 from krabby_devices.drives.codec import Codec, Command, Kind, Parameter, Reply, Request, Scale
 from krabby_devices.drives.effort import commanded_torque, fold
 from krabby_devices.drives.faults import fault_names, remedy
@@ -353,6 +353,9 @@ class CanJointBus:
             # What came since the last cycle settles debts before they are looked at.
             if any(self._pending[joint] for joint in bus.joints):
                 self._read(bus, lambda: True, self._cycle_ns)
+        for bus in self._buses:
+            if bus.can is not None:
+                hold(bus.can)
         for bus, joint in self._order:
             if self._any_enabled and not self._enabled[joint]:
                 continue
@@ -361,6 +364,8 @@ class CanJointBus:
         if self._any_enabled and self._cycle % AUX_EVERY == 0:
             for bus in self._buses:
                 self._send_aux(bus)
+        for bus in self._buses:
+            self._release(bus)
 
     def _owes(self, joint: int) -> bool:
         """Whether an answer to an earlier command may still come."""
@@ -383,6 +388,20 @@ class CanJointBus:
         bus.bits += bus.worst_bits
         if answers:
             self._pending[joint].append(self._cycle_ns)
+
+    def _release(self, bus: _Bus) -> None:
+        """Let go what the bus held; what does not go out owes no answer."""
+        if bus.can is None:
+            return
+        try:
+            release(bus.can)
+        except (can.CanError, OSError):
+            bus.state.send_errors += 1
+            bus.state.state = "off"
+            for joint in bus.joints:
+                pending = self._pending[joint]
+                while pending and pending[-1] == self._cycle_ns:
+                    pending.pop()
 
     def _send_aux(self, bus: _Bus) -> None:
         """Besides the commands, one request to one drive of this bus."""

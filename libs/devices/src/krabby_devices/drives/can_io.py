@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import select
 import socket
 import struct
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import can
@@ -18,25 +18,55 @@ from krabby_devices.drives.codec import Frame
 from krabby_devices.errors import BusError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from krabby_devices.drives.hardware import BusSpec
 
-__all__ = ["frame_of", "message_of", "open_bus"]
+__all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
 
-_GATHER_S: Final = 0.0005
-"""After the first frame that was waited for the next are given this long: to be woken costs more
-than to read what is there, and a 1 Mbit/s bus takes 0.13 ms for each."""
-_DATAGRAM: Final = 4096
+_BUFFER: Final = 1 << 16
+"""Longest that the kernel hands over at once."""
+_MOST_HELD: Final = 32
+"""Datagrams that go out in one call; the kernel takes 64."""
 _STAMP: Final = struct.Struct("@ll")
+_SIZE: Final = struct.Struct("@i")
+_ANCILLARY: Final = socket.CMSG_SPACE(_STAMP.size) + socket.CMSG_SPACE(_SIZE.size)
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+"""Linux's names for several datagrams in one call, out and in, which Python's socket module does
+not have."""
 _ATTACH_FILTER: Final = 26
 """Linux's SO_ATTACH_FILTER, which Python's socket module does not name."""
 _NETWORK_HEADER: Final = 0x100000000 - 0x100000
 """Linux's SKF_NET_OFF: from here a filter counts in the header before UDP's."""
 
+# What python-can's `pack_message` makes of a data frame of 8 bytes, in parts; msgpack's shorter
+# forms of small ids are for its own reader.
+_HEAD: Final = b"\x8b\xa9timestamp\xcb" + bytes(8) + b"\xaearbitration_id\xce"
+_EXTENDED: Final = b"\xaeis_extended_id"
+_KIND: Final = (
+    b"\xafis_remote_frame\xc2\xaeis_error_frame\xc2\xa7channel\xc0\xa3dlc\x08\xa4data\xc4\x08"
+)
+_TAIL: Final = b"\xa5is_fd\xc2\xaebitrate_switch\xc2\xb5error_state_indicator\xc2"
+_FALSE: Final = 0xC2
+_TRUE: Final = 0xC3
+_MIDDLE: Final = {flag: _EXTENDED + bytes([_FALSE + flag]) + _KIND for flag in (False, True)}
+_AT_ID: Final = len(_HEAD)
+_AT_EXTENDED: Final = _AT_ID + 4
+_AT_FLAG: Final = _AT_EXTENDED + len(_EXTENDED)
+_AT_KIND: Final = _AT_FLAG + 1
+_AT_DATA: Final = _AT_KIND + len(_KIND)
+_AT_TAIL: Final = _AT_DATA + 8
+_LENGTH: Final = _AT_TAIL + len(_TAIL)
+
 
 class _UdpBus(UdpMulticastBus):
     """python-can's, for less.
 
-    The kernel drops what this end sends, and what is there is read without asking for it first.
+    The kernel drops what this end sends, what is there is read without asking for it first, frames
+    of 8 bytes are translated here, and several of them go out and come in with one system call.
+    Filters are not applied.
     """
 
     def __init__(self, channel: str, *, port: int, hops: int) -> None:
@@ -50,42 +80,156 @@ class _UdpBus(UdpMulticastBus):
             self._sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
         self._sender.connect((channel, port))
         _drop_frames_of(self._sender, self._receiver)
+        self._sends_several = _takes_several(self._sender, self._receiver)
+        self._held: list[bytes] | None = None
+        self._buffer = bytearray(_BUFFER)
+        self._at = self._end = self._stride = 0
+        """What is left of the buffer, and how long each datagram in it is."""
+        self._stamp_s = 0.0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether frames were taken from the kernel that `recv` has not given out."""
+        return self._at < self._end
+
+    def hold(self) -> None:
+        """Collect what is sent from now on."""
+        self._held = []
+
+    def release(self) -> None:
+        """Send what was collected."""
+        held, self._held = self._held or (), None
+        for first in range(0, len(held), _MOST_HELD):
+            self._send(held[first : first + _MOST_HELD])
 
     def send(self, msg: can.Message, timeout: float | None = None) -> None:
-        try:
-            self._sender.send(pack_message(msg))
-        except OSError as error:
-            raise can.CanOperationError(f"frame not sent: {error}") from error
+        if self._held is None:
+            self._send([_packed(msg)])
+        else:
+            self._held.append(_packed(msg))
 
     def shutdown(self) -> None:
         super().shutdown()
         self._sender.close()
 
-    def _recv_internal(self, timeout: float | None) -> tuple[can.Message | None, bool]:
+    def recv(self, timeout: float | None = None) -> can.Message | None:
         message = self._take()
         if message is None and timeout != 0.0:
             ready, _, _ = select.select([self._receiver], (), (), timeout)
             if ready:
-                time.sleep(_GATHER_S)
                 message = self._take()
-        return message, False
+        return message
+
+    def _send(self, datagrams: Sequence[bytes]) -> None:
+        try:
+            if len(datagrams) > 1 and self._send_at_once(datagrams):
+                return
+            for datagram in datagrams:
+                self._sender.send(datagram)
+        except OSError as error:
+            raise can.CanOperationError(f"frame not sent: {error}") from error
+
+    def _send_at_once(self, datagrams: Sequence[bytes]) -> bool:
+        """Send datagrams of the same length with one call; False where that is not possible."""
+        size = len(datagrams[0])
+        if not self._sends_several or any(len(datagram) != size for datagram in datagrams):
+            return False
+        segments = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("@H", size))]
+        try:
+            self._sender.sendmsg(datagrams, segments)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EINVAL):
+                raise
+            self._sends_several = False  # an interface on the way cannot
+            return False
+        return True
 
     def _take(self) -> can.Message | None:
         """A frame that is there."""
+        if self._at >= self._end and not self._fill():
+            return None
+        start, self._at = self._at, self._at + self._stride
+        return _unpacked(self._buffer, start, min(self._at, self._end), self._stamp_s)
+
+    def _fill(self) -> bool:
+        """Take what the kernel hands over at once; says whether there was something."""
         try:
-            data, stamps, _, _ = self._receiver.recvmsg(
-                _DATAGRAM, socket.CMSG_SPACE(_STAMP.size), socket.MSG_DONTWAIT
+            count, ancillary, _, _ = self._receiver.recvmsg_into(
+                [self._buffer], _ANCILLARY, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
-            return None
+            return False
         except OSError as error:
             raise can.CanOperationError(f"bus not read: {error}") from error
-        seconds, nanoseconds = _STAMP.unpack(stamps[0][2])
-        stamp = {"timestamp": seconds + nanoseconds * 1e-9}
-        try:
-            return unpack_message(data, replace=stamp, check=True)
-        except Exception as error:  # whatever msgpack makes of bytes that are not ours
-            raise can.CanOperationError("not a frame of python-can") from error
+        self._at, self._end, self._stride = 0, count, max(count, 1)
+        for level, _, data in ancillary:
+            if level == _SOL_UDP:
+                (self._stride,) = _SIZE.unpack(data)
+            else:
+                seconds, nanoseconds = _STAMP.unpack(data)
+                self._stamp_s = seconds + nanoseconds * 1e-9
+        return count > 0
+
+
+def hold(bus: can.BusABC) -> None:
+    """Have `bus` collect what is sent until `release`, if it has a way to send it for less."""
+    if isinstance(bus, _UdpBus):
+        bus.hold()
+
+
+def release(bus: can.BusABC) -> None:
+    """Send what was collected since `hold`; raises what `send` does."""
+    if isinstance(bus, _UdpBus):
+        bus.release()
+
+
+def is_ahead(bus: can.BusABC) -> bool:
+    """Whether `recv` has a frame in hand of which the bus's file descriptor does not tell."""
+    return isinstance(bus, _UdpBus) and bus.is_ahead
+
+
+def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
+    """Whether this kernel takes several datagrams in one call; it gives them so from now on."""
+    try:
+        receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        sender.getsockopt(_SOL_UDP, _UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def _packed(message: can.Message) -> bytes:
+    if message.dlc != 8 or message.is_remote_frame or message.is_error_frame or message.is_fd:
+        return pack_message(message)
+    return b"".join(
+        (
+            _HEAD,
+            message.arbitration_id.to_bytes(4, "big"),
+            _MIDDLE[message.is_extended_id],
+            message.data,
+            _TAIL,
+        )
+    )
+
+
+def _unpacked(buffer: bytearray, start: int, end: int, stamp_s: float) -> can.Message:
+    """The frame in a part of the buffer; raises `can.CanError` if it is none."""
+    if (
+        end - start == _LENGTH
+        and buffer.startswith(_HEAD, start)
+        and buffer.startswith(_EXTENDED, start + _AT_EXTENDED)
+        and buffer.startswith(_KIND, start + _AT_KIND)
+        and buffer.startswith(_TAIL, start + _AT_TAIL)
+    ):
+        arbitration_id = int.from_bytes(buffer[start + _AT_ID : start + _AT_EXTENDED], "big")
+        is_extended = buffer[start + _AT_FLAG] == _TRUE
+        if arbitration_id <= (0x1FFFFFFF if is_extended else 0x7FF):
+            data = buffer[start + _AT_DATA : start + _AT_TAIL]
+            return can.Message(stamp_s, arbitration_id, is_extended, dlc=8, data=data)
+    try:
+        return unpack_message(buffer[start:end], replace={"timestamp": stamp_s}, check=True)
+    except Exception as error:  # whatever msgpack makes of bytes that are not ours
+        raise can.CanOperationError("not a frame of python-can") from error
 
 
 class _FilterProgram(ctypes.Structure):
