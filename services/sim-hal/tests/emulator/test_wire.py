@@ -101,6 +101,23 @@ def test_switching_off_and_on_takes_effect_in_the_order_of_the_frames(rig):
     assert feedback(rig.answers()).mode.tolist() == [DriveMode.RUN, DriveMode.OFF, DriveMode.OFF]
 
 
+def test_a_question_does_not_split_a_batch_and_is_answered_after_it(rig, monkeypatch):
+    enabled(rig, 11, 12)
+    passes = []
+    command = rig.bank.command
+    monkeypatch.setattr(
+        rig.bank, "command", lambda joints, *rest: (passes.append(joints), command(joints, *rest))
+    )
+    asks = CODEC.request(Request(Kind.READ, 11, Parameter.VOLTAGE))
+    rig.send("front", *commands(11), asks, *commands(12))
+    *feedbacks, answer = rig.answers()
+    assert passes == [[0, 1]]
+    assert [m.arbitration_id >> 8 & 0xFF for m in feedbacks] == [11, 12]
+    reply = CODEC.parse_reply(frame_of(answer))
+    assert (reply.can_id, reply.parameter) == (11, Parameter.VOLTAGE)
+    assert reply.value == pytest.approx(48.0)
+
+
 def test_a_bus_carries_only_its_own_drives(rig):
     rig.send("middle", *commands(11, 21))
     assert [m.arbitration_id >> 8 & 0xFF for m in rig.answers("middle")] == [21]

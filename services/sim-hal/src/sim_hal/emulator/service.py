@@ -47,7 +47,7 @@ __all__ = ["RobotEmulator"]
 
 log = structlog.get_logger(__name__)
 
-_PHASE_NS = 2_000_000
+_PHASE_NS = 1_600_000
 """Where in a slot its first substep is; the second is 2.5 ms later."""
 _CATCH_UP = 8
 """Missed substeps that are made up for at most; after a longer stall simulated time falls behind

@@ -19,7 +19,7 @@ import can
 import numpy as np
 import structlog
 from krabby_devices.drives.calibration import Calibration, Mounting
-from krabby_devices.drives.can_io import frame_of, message_of, open_bus
+from krabby_devices.drives.can_io import frame_of, hold, is_ahead, message_of, open_bus, release
 from krabby_devices.drives.codec import Feedback, Frame, Kind, Parameter, Reply, Request, Scale
 from krabby_devices.drives.plan import codec_of
 
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 _BATCH = 32
 """Frames taken off a bus before physics gets its turn again."""
-_GATHER_NS = 300_000
+_GATHER_NS = 100_000
 """The next frames of a wake-up are waited for this long: a 1 Mbit/s bus takes 0.13 ms for each, and
 translating them one by one would cost three times as much."""
 _POLL_S = 0.0005
@@ -103,6 +103,8 @@ class CanSide:
         self._pollable: dict[int, _Bus] = {}
         self._waiting: list[_Command] = []
         """Taken and not carried out yet."""
+        self._asked: list[tuple[_Bus, int, Request]] = []
+        """Parameters to be told once the commands that wait are answered."""
         self._late: list[tuple[int, int, _Bus, can.Message]] = []
         self._order = itertools.count()
         self._was_off = [False] * len(self._buses)
@@ -145,7 +147,7 @@ class CanSide:
         else:
             ready, _, _ = select.select(list(self._pollable), (), (), left_s)
             taken = self._gather(until_ns) if ready else 0
-        self._waiting = self._carry_out(self._waiting)
+        self._carry_out()
         return taken
 
     # --- frames in -----------------------------------------------------------------------------
@@ -178,23 +180,33 @@ class CanSide:
                 if request is None or joint is None or now_ns < self._bank.ready_ns[joint]:
                     continue
                 bus.received += 1
+                if request.kind is Kind.READ:
+                    self._asked.append((bus, joint, request))  # it changes nothing
+                    continue
                 waiting = self._waiting
                 if request.kind is not Kind.COMMAND or (
                     waiting and waiting[0].bus.codec is not bus.codec
                 ):
                     # What came first takes effect first, and a batch is of one make.
-                    self._waiting = self._carry_out(waiting)
+                    self._carry_out()
                 if request.kind is Kind.COMMAND:
                     self._waiting.append(_Command(bus, joint, frame))
                 else:
                     self._request(bus, joint, request, now_ns)
         return taken
 
-    def _carry_out(self, commands: list[_Command]) -> list[_Command]:
-        """Carry out a batch of commands to drives of one make and answer each; returns no more."""
-        if not commands:
-            return commands
+    def _carry_out(self) -> None:
+        """Carry out what waits: commands to drives of one make, then questions; answer each."""
         now_ns = self._clock_ns()
+        if self._waiting:
+            commands, self._waiting = self._waiting, []
+            self._command(commands, now_ns)
+        asked, self._asked = self._asked, []
+        for bus, joint, request in asked:
+            value = self._read(joint, request.parameter)
+            self._tell(bus, joint, request, value, now_ns)
+
+    def _command(self, commands: list[_Command], now_ns: int) -> None:
         codec = commands[0].bus.codec
         group = self._group(tuple(command.joint for command in commands))
         ids = np.array([command.frame.arbitration_id for command in commands], np.uint32)
@@ -212,7 +224,6 @@ class CanSide:
             now_ns,
         )
         self._feed_back([command.bus for command in commands], group, now_ns)
-        return []
 
     def _request(self, bus: _Bus, joint: int, request: Request, now_ns: int) -> None:
         """Carry out anything else."""
@@ -229,16 +240,16 @@ class CanSide:
                 self._count_from(joint, self._zero[joint])
             case Kind.WRITE:
                 self._write(joint, request)
-            case _:  # READ changes nothing; SAVE neither, since power never goes here
+            case _:  # SAVE changes nothing, since power never goes here
                 pass
-        if request.kind is Kind.READ or (
-            request.kind is Kind.WRITE and not bus.codec.write_answers_with_feedback
-        ):
-            value = self._read(joint, request.parameter)
-            reply = Reply(request.can_id, request.parameter, value, request.index)
-            self._send(bus, joint, bus.codec.reply(reply), now_ns)
+        if request.kind is Kind.WRITE and not bus.codec.write_answers_with_feedback:
+            self._tell(bus, joint, request, self._read(joint, request.parameter), now_ns)
         else:
             self._feed_back([bus], self._group((joint,)), now_ns)
+
+    def _tell(self, bus: _Bus, joint: int, request: Request, value: float, now_ns: int) -> None:
+        reply = Reply(request.can_id, request.parameter, value, request.index)
+        self._send(bus, joint, bus.codec.reply(reply), now_ns)
 
     def _write(self, joint: int, request: Request) -> None:
         bank = self._bank
@@ -302,9 +313,14 @@ class CanSide:
         )
         ids, data = codec.encode_feedbacks(group.can_ids, group.scale, feedback)
         raw = data.tobytes()
+        here = dict.fromkeys(buses)
+        for bus in here:
+            bus.hold()
         for place, arbitration_id in enumerate(ids.tolist()):
             frame = Frame(arbitration_id, raw[8 * place : 8 * place + 8], codec.is_extended)
             self._send(buses[place], joints[place], frame, now_ns)
+        for bus in here:
+            bus.release()
 
     def _send(self, bus: _Bus, joint: int, frame: Frame, now_ns: int) -> None:
         """Let a reply go: at once, late or never, as the faults have it."""
@@ -384,12 +400,17 @@ class _Bus:
         bus = self._can
         assert bus is not None, "open comes first"
         messages: list[can.Message] = []
-        try:
-            while len(messages) < most and (message := bus.recv(0.0)) is not None:
-                if not (message.is_error_frame or message.is_remote_frame):
-                    messages.append(message)
-        except can.CanError as error:  # a datagram that is no CAN frame
-            log.debug("unreadable frame", bus=self.name, error=str(error))
+        # What the bus has in hand would not wake `select`.
+        while len(messages) < most or is_ahead(bus):
+            try:
+                message = bus.recv(0.0)
+            except can.CanError as error:  # a datagram that is no CAN frame
+                log.debug("unreadable frame", bus=self.name, error=str(error))
+                continue
+            if message is None:
+                break
+            if not (message.is_error_frame or message.is_remote_frame):
+                messages.append(message)
         return messages
 
     def send(self, message: can.Message) -> None:
@@ -400,6 +421,18 @@ class _Bus:
         except can.CanError as error:  # nobody there, or the queue is full: the wire forgets
             self.lost += 1
             log.debug("frame not sent", bus=self.name, error=str(error))
+
+    def hold(self) -> None:
+        """Let what is sent from now on go out together, at `release`."""
+        assert self._can is not None, "open comes first"
+        hold(self._can)
+
+    def release(self) -> None:
+        assert self._can is not None, "open comes first"
+        try:
+            release(self._can)
+        except can.CanError as error:  # as in `send`
+            log.debug("frames not sent", bus=self.name, error=str(error))
 
     def close(self) -> None:
         if self._can is not None:
