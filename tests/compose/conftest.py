@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from krabby_service.testing import free_port
+from krabby_service.testing import free_port, may_go_first
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
@@ -102,9 +102,9 @@ class Stack:
             return
         for service in services or self.ports:
             container = self.container(service)
-            asked = _asked_priority(docker("logs", container))
-            if asked is not None:
-                give_priority(self.inspect(service)["State"]["Pid"], *asked)
+            priority = _asked_priority(docker("logs", container))
+            if priority is not None:
+                give_priority(self.inspect(service)["State"]["Pid"], priority)
 
     def healthy(self, service: str) -> bool:
         """Whether its last health check passed."""
@@ -189,44 +189,23 @@ def docker(*args: str) -> str:
     return result.stdout
 
 
-def may_go_first() -> bool:
-    """Whether this process may let others go first."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        return False
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    return True
-
-
-def _asked_priority(log: str) -> tuple[int, int] | None:
-    """The SCHED_FIFO priority that a service was refused last, and when it asked [ns]."""
+def _asked_priority(log: str) -> int | None:
+    """The SCHED_FIFO priority that a service was refused last."""
     lines = [line for line in log.splitlines() if "SCHED_FIFO priority" in line]
-    if not lines:
-        return None
-    event = json.loads(lines[-1])
-    found = re.search(r"SCHED_FIFO priority (\d+) refused", event.get("reason", ""))
-    return None if found is None else (int(found[1]), event["mono_ns"])
+    found = re.search(r"SCHED_FIFO priority (\d+) refused", lines[-1]) if lines else None
+    return None if found is None else int(found[1])
 
 
-def give_priority(init: int, priority: int, asked_ns: int) -> None:
+def give_priority(init: int, priority: int) -> None:
     """What the kernel would have done, had it granted what a service asked for.
-
-    The thread that asked goes first and those that it started later; who serves metrics does not.
 
     Args:
         init: process whose child the service is.
         priority: of SCHED_FIFO.
-        asked_ns: when it asked; CLOCK_MONOTONIC.
     """
     (process,) = Path(f"/proc/{init}/task/{init}/children").read_text().split()
-    asked_ticks = asked_ns // (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
     for thread in Path(f"/proc/{process}/task").iterdir():
-        # Behind the name, which may have blanks: the state is the third of proc(5)'s fields.
-        name, _, fields = (thread / "stat").read_text().partition("(")[2].rpartition(")")
-        is_later = int(fields.split()[22 - 3]) > asked_ticks or name.startswith("ZMQbg")
-        if thread.name == process or is_later:
-            _go_first(int(thread.name), priority)
+        _go_first(int(thread.name), priority)
 
 
 def _go_first(thread: int, priority: int) -> None:

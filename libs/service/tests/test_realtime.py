@@ -21,7 +21,7 @@ from krabby_service.realtime import (
     freeze_garbage,
     set_slices,
 )
-from krabby_service.testing import FakeClock, captured_logs
+from krabby_service.testing import FakeClock, captured_logs, may_go_first
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,8 @@ def _ordinary_process_afterwards():
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     cpus = os.sched_getaffinity(0)
     yield
-    os.sched_setscheduler(0, policy, parameter)
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setscheduler(int(thread), policy, parameter)
     set_slices(0)  # the kernel's own
     os.sched_setaffinity(0, cpus)
     ctypes.CDLL(None).munlockall()
@@ -43,15 +44,6 @@ def gauges(metric=REALTIME_ENABLED):
 
 def refused(*_):
     raise PermissionError(1, "Operation not permitted")
-
-
-def may_use_fifo():
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
-    except OSError:
-        return False
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    return True
 
 
 def locked_kib():
@@ -71,13 +63,35 @@ def test_nothing_is_asked_for_by_default():
     assert gc.isenabled()
 
 
-@pytest.mark.skipif(not may_use_fifo(), reason="this machine grants no SCHED_FIFO")
+@pytest.mark.skipif(not may_go_first(), reason="this machine grants no SCHED_FIFO")
 def test_fifo_is_in_effect_where_granted():
     report = apply_realtime(RealtimeCfg(fifo_priority=10))
     assert os.sched_getscheduler(0) == os.SCHED_FIFO
     assert os.sched_getparam(0).sched_priority == 10
     assert report.missing == ()
     assert gauges()["fifo"] == 1.0
+
+
+@pytest.mark.skipif(not may_go_first(), reason="this machine grants no SCHED_FIFO")
+def test_a_thread_that_was_there_before_goes_first_too():
+    """The one that serves metrics: while it holds the interpreter's lock the loop waits for it."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    apply_realtime(RealtimeCfg(fifo_priority=10))
+    during = os.sched_getscheduler(other.native_id), os.sched_getparam(other.native_id)
+    done.set()
+    other.join()
+    assert during == (os.SCHED_FIFO, os.sched_param(10))
+
+
+def test_whether_anybody_may_go_first_is_asked_without_a_trace(monkeypatch):
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    may_go_first()
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    assert not may_go_first()
+    monkeypatch.undo()
 
 
 def test_fifo_that_is_refused_is_a_warning_with_its_remedy(monkeypatch):
@@ -141,7 +155,7 @@ def test_an_unknown_processor_has_no_slices(monkeypatch):
     assert platform.machine() in missing[1].detail
 
 
-@pytest.mark.skipif(not may_use_fifo(), reason="this machine grants no SCHED_FIFO")
+@pytest.mark.skipif(not may_go_first(), reason="this machine grants no SCHED_FIFO")
 def test_with_fifo_no_slice_is_asked_for():
     apply_realtime(RealtimeCfg(fifo_priority=10))
     assert gauges(REALTIME_REQUESTED)["slice"] == 0.0

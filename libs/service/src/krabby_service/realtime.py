@@ -98,10 +98,10 @@ class RealtimeReport:
 
 
 def apply_realtime(cfg: RealtimeCfg) -> RealtimeReport:
-    """Ask the kernel for what `cfg` wants, for the calling thread and those it starts later.
+    """Ask the kernel for what `cfg` wants; never raises.
 
-    Call it before sockets are made: ZeroMQ's own thread then inherits the priority, while the
-    metrics thread, started before, keeps the normal one. Never raises.
+    Every thread there is gets the priority, the one that serves metrics too, and those that are
+    started later inherit it, ZeroMQ's own among them.
     """
     fifo = _attempt("fifo", cfg.fifo_priority > 0, lambda: _fifo(cfg.fifo_priority))
     report = RealtimeReport(
@@ -182,8 +182,12 @@ class _NotGrantedError(Exception):
 
 
 def _fifo(priority: int) -> str:
+    # All of them: a thread that other loops keep from running while it holds the interpreter's
+    # lock keeps this loop from running (README, real time).
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        for thread in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
         raise _NotGrantedError(
             f"SCHED_FIFO priority {priority} refused ({error.strerror}); grant cap_add: [SYS_NICE] "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,15 @@ import structlog
 
 from krabby_service.app import Preparing, Runtime, Service
 
-__all__ = ["FakeClock", "captured_logs", "free_port", "free_ports", "running", "until"]
+__all__ = [
+    "FakeClock",
+    "captured_logs",
+    "free_port",
+    "free_ports",
+    "may_go_first",
+    "running",
+    "until",
+]
 
 
 class FakeClock:
@@ -46,6 +55,17 @@ class FakeClock:
     def sleep(self, seconds: float) -> None:
         """Let a relative sleep pass."""
         self.sleep_until(self.now_ns + round(seconds * 1e9))
+
+
+def may_go_first() -> bool:
+    """Whether this process may have SCHED_FIFO, and let others have it."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return False
+    os.sched_setscheduler(0, policy, parameter)
+    return True
 
 
 def free_port() -> int:
