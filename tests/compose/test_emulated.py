@@ -118,7 +118,11 @@ def test_it_stands_up_walks_five_metres_and_sits_down(
             ("krabby_observation_age_at_actuation_seconds", {"stream": "state"}),
         )
     )
-    rate_hz = counters.increase(before, after, "krabby_bus_period_seconds_count") / elapsed_s
+    slots, passed_s = (  # by its own clock: to read a page takes a busy machine half a second
+        counters.increase(before, after, f"krabby_bus_period_seconds_{what}")
+        for what in ("count", "sum")
+    )
+    rate_hz = slots / passed_s
     missed = counters.increase(before, after, "krabby_drive_replies_missed_total")
     loads = {one.labels["bus"]: one.value for one in after if one.name == "krabby_bus_load_ratio"}
     figures[f"{policy}: walked 5 m in"] = f"{elapsed_s:.1f} s, load {os.getloadavg()[0]:.1f}"
@@ -136,7 +140,8 @@ def test_it_stands_up_walks_five_metres_and_sits_down(
     assert sat or policy == "parkour"
     assert stops or not sat or fallen(emulated) == falls
     assert rate_hz == pytest.approx(200.0, rel=0.1)
-    assert age_s[1] <= 0.03  # older ones are not walked by
+    assert age_s[1] <= 0.012
+    assert period_s[1] <= 0.006
     assert len(loads) == 3
     assert all(0.2 < load <= 0.7 for load in loads.values())
 
