@@ -77,6 +77,9 @@ class FakeBus:
     def set_effort_limits(self, limits):
         self.limits = limits
 
+    def set_carrying(self, joints):
+        self.carrying = joints.copy()
+
     def disable(self):
         self.calls.append("disable")
         self.readings.mode[:] = DriveMode.OFF

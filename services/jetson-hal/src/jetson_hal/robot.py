@@ -20,6 +20,7 @@ from krabby_hal.handler import GateHandler
 from krabby_hal.measurement import Measurement, StatePayload
 from krabby_proto import SAFETY_STATES, fault_names
 from krabby_robot.contact import ContactCfg, FootContacts
+from krabby_robot.description import JOINTS_PER_LEG
 from krabby_robot.gate import Fault, GateCfg, SafetyGate, SafetyState
 
 from jetson_hal.errors import ImuNotSane
@@ -288,13 +289,15 @@ class Robot:
         measured.joint_pos[:] = readings.joint_pos
         measured.joint_vel[:] = readings.joint_vel
         measured.joint_effort[:] = readings.joint_effort
-        measured.foot_contact[:] = self._contacts.update(
+        down = self._contacts.update(
             measured.joint_pos,
             measured.joint_vel,
             measured.joint_effort,
             measured.base_quat_w,
             capture_ns,
         )
+        measured.foot_contact[:] = down
+        self.bus.set_carrying(np.repeat(down, JOINTS_PER_LEG))
 
     def _actuate(self, drive: DriveCommand, now_ns: int) -> int:
         """Nothing is sent out of turn: the next exchange asks the gate and carries it out."""

@@ -1,6 +1,7 @@
 """The emulator from outside: its processes, its wires, its faults."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from krabby_proto import CAMERA, NAV, TRUTH, ControlClient, LatestSubscriber, un
 from krabby_robot import frames
 from krabby_robot.trajectories import stand_up
 from krabby_service.rate import Rate
-from krabby_service.testing import free_ports, until
+from krabby_service.testing import free_ports, may_go_first, until
 
 pytestmark = pytest.mark.slow
 
@@ -122,7 +123,18 @@ def start(desc):
         each.close()
 
 
-def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
+@pytest.fixture
+def goes_first():
+    """Whether this test may go before everything else, as a HAL does; then it does."""
+    if not may_go_first():
+        yield False
+        return
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
+    yield True
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc, goes_first):
     robot = start("course.name=mixed")
     imu = SerialImu(robot.imu_port, mount_quat=robot.hardware.imu.mount_quat)
     imu.open()
@@ -146,8 +158,9 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
     assert readings.joint_pos == pytest.approx(desc.default_joint_pos, abs=0.15)
     assert readings.mode.tolist() == [DriveMode.RUN] * 18
     assert not readings.faults.any()
-    # One of ten of 18 · 1000 exchanges: both ends wait for their turn on a machine that others use.
-    assert readings.missed.sum() - missed < 1800
+    # Of 18 · 1000 exchanges. Without priorities both ends wait for their turn where others work.
+    most_missed = 180 if goes_first else 1800
+    assert readings.missed.sum() - missed < most_missed
     assert float(frames.tilt(sample.quat_wb)) == pytest.approx(0.0, abs=0.05)
     assert sample.lin_acc_b == pytest.approx([0.0, 0.0, 9.81], abs=0.5)
     assert (imu.counters.received - seen) / elapsed_s == pytest.approx(200.0, rel=0.1)
@@ -159,8 +172,8 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
     assert summary["falls"] == 0
     assert summary["joint_limits_kept"]
     cores = (after.user + after.system - used.user - used.system) / elapsed_s
-    # What it costs belongs to a bench (0.4 to 0.65 of a core here); a loop that spins takes all.
-    assert cores < 0.9, f"{cores:.3f} cores; {summary}"
+    # 0.37 to 0.42 of a core here, whatever else runs; what a loop that spins takes is all.
+    assert cores < 0.6, f"{cores:.3f} cores; {summary}"
 
 
 def test_silence_damps_the_legs_within_150_ms_and_nobody_puts_a_fallen_robot_back(start, desc):

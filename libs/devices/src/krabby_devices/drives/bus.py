@@ -213,6 +213,10 @@ class CanJointBus:
         """See `JointBus`; no more than the drives can give."""
         np.minimum(limits, self._most_torque, out=self._limits)
 
+    def set_carrying(self, joints: NDArray[np.bool_]) -> None:
+        """See `JointBus`."""
+        self._health.carrying[:] = joints
+
     # --- opening, closing ------------------------------------------------------------------
 
     def open(self) -> None:
@@ -309,7 +313,7 @@ class CanJointBus:
         for bus in self._buses:
             if bus.state.state == "off":
                 readings.faults[list(bus.joints)] |= _BUS_OFF
-        self._health.update(readings, torque, self._enabled, self._clock_ns())
+        self._health.update(readings, torque, self._enabled, targets.kp > 0.0, self._clock_ns())
         return readings
 
     def _encode(self, targets: DriveTargets, limits: NDArray[np.float64]) -> NDArray[np.float64]:

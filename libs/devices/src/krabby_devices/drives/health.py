@@ -44,6 +44,9 @@ class HealthCfg:
     """Slower than this is taken for rest [rad/s]."""
     stuck_torque_share: float = 0.5
     """Change of the commanded torque, over rated torque, that a position must not ignore."""
+    stuck_carrying_share: float = 1.0
+    """The same in a leg that carries load: six feet on the ground hold one another, and a leg that
+    takes over load from its neighbours does not move."""
     stuck_after_s: float = 0.06
     """... for this long: a joint needs time to begin to move."""
     jump_margin_rad: float = 0.1
@@ -71,6 +74,9 @@ class DriveHealth:
         speed = np.array([model.velocity_range for model in models]) / np.abs(mounting.ratio)
         self._jump_per_ns = self.cfg.jump_speed_share * speed * 1e-9
         self._stuck_torque = self.cfg.stuck_torque_share * desc.rated_torque
+        self._stuck_carrying = self.cfg.stuck_carrying_share * desc.rated_torque
+        self.carrying = np.zeros(count, np.bool_)
+        """Joints of legs that carry load, shape (n,); whoever knows sets it."""
         self.effort_share: NDArray[np.float64] = np.ones(count)
         """Share of the effort limit that temperature and voltage leave, shape (n,)."""
         self._latched = np.zeros(count, np.uint32)
@@ -78,6 +84,10 @@ class DriveHealth:
         self._stamp_ns = np.zeros(count, np.int64)
         self._moved_ns = np.zeros(count, np.int64)
         self._torque_then = np.zeros(count)
+        self._free_ns = np.zeros(count, np.int64)
+        """When it last moved, was limp, or its leg last carried load."""
+        self._free_torque = np.zeros(count)
+        """What it was told to give when it stopped, or then."""
         self._travel = np.zeros(count)
         self._was_moving = np.zeros(count, np.bool_)
 
@@ -91,6 +101,7 @@ class DriveHealth:
         readings: DriveReadings,
         torque: NDArray[np.float64],
         enabled: NDArray[np.bool_],
+        holding: NDArray[np.bool_],
         now_ns: int,
     ) -> None:
         """Add to `readings.faults` what this reading shows.
@@ -99,9 +110,10 @@ class DriveHealth:
             readings: As just received.
             torque: What the drives were told to give [N·m], shape (n,).
             enabled: Which drives were switched on, shape (n,).
+            holding: Which drives were told to hold a position, shape (n,).
             now_ns: The clock of the stamps.
         """
-        self._watch_position(readings, torque)
+        self._watch_position(readings, torque, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)
         self._latched[dropped] |= _DROPPED_OUT
         faults = readings.faults
@@ -110,7 +122,12 @@ class DriveHealth:
         faults[silent] |= _NO_REPLY
         self._derate(readings)
 
-    def _watch_position(self, readings: DriveReadings, torque: NDArray[np.float64]) -> None:
+    def _watch_position(
+        self,
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> None:
         pos, stamp = readings.joint_pos, readings.stamp_ns
         elapsed = stamp - self._stamp_ns
         news = elapsed > 0
@@ -126,15 +143,24 @@ class DriveHealth:
         stopped = still & self._was_moving
         self._torque_then[stopped] = torque[stopped]
         self._was_moving[news] = moved[news]
+        # What carries load is held by the ground, and what has just been let go may lie on it
+        # already: count from when it last did or was.
+        held = still & (self.carrying | ~holding)
+        self._free_torque[held | stopped] = torque[held | stopped]
+        self._free_ns[held | moved] = stamp[held | moved]
         # Signed, and without what a drive says at rest: zero itself lies between two words.
         vel = np.where(np.abs(readings.joint_vel) > self.cfg.stuck_speed, readings.joint_vel, 0.0)
         self._travel[still] += vel[still] * elapsed[still] * 1e-9
-        pushed = np.abs(torque - self._torque_then) > self._stuck_torque
+        runs = readings.mode == DriveMode.RUN
         ignored = (np.abs(self._travel) > self.cfg.stuck_travel_rad) | (
-            pushed & (readings.mode == DriveMode.RUN)
+            runs & (np.abs(torque - self._torque_then) > self._stuck_carrying)
         )
-        long_enough = stamp - self._moved_ns > self.cfg.stuck_after_s * 1e9
-        self._latched[still & ignored & long_enough] |= _STUCK_ENCODER
+        pushed = runs & (np.abs(torque - self._free_torque) > self._stuck_torque)
+        after_ns = self.cfg.stuck_after_s * 1e9
+        stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
+            pushed & (stamp - self._free_ns > after_ns)
+        )
+        self._latched[still & stuck] |= _STUCK_ENCODER
         self._pos[news] = pos[news]
         self._stamp_ns[news] = stamp[news]
 

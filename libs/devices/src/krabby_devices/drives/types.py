@@ -162,6 +162,11 @@ class JointBus(Protocol):
         """Largest torque magnitude of each joint from now on [N·m], shape (n,)."""
         ...
 
+    def set_carrying(self, joints: NDArray[np.bool_]) -> None:
+        """Joints of legs that carry load, shape (n,): what stands on the ground may be held still
+        by it and by the other legs, whatever its drives give."""
+        ...
+
     def disable(self) -> None:
         """Switch every drive off; tries all of them whatever fails."""
         ...
