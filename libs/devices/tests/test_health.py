@@ -62,7 +62,7 @@ def rig():
 
 
 def test_a_leg_in_the_air_that_is_pushed_and_does_not_move_is_found(rig):
-    # 0.2 N·m/ms from the first reading at rest, 5 ms: 12 N·m more at 65 ms, and 90 ms are over at 95.
+    # 0.2 N·m/ms: more than 12 N·m more than at 5 ms from 70 ms on, and 90 ms are over at 95.
     assert rig.stuck_after_ms(lambda ms: 0.2 * ms) == 95
 
 

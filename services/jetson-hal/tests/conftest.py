@@ -23,6 +23,7 @@ class FakeBus:
         self._clock = clock
         self.readings = DriveReadings(18)
         self.pos = desc.default_joint_pos.copy()
+        self.effort = np.zeros(18)
         self.bits = np.zeros(18, np.uint32)
         self.silent = np.zeros(18, bool)
         """Drives that do not answer."""
@@ -67,7 +68,7 @@ class FakeBus:
         readings = self.readings
         readings.joint_pos[heard] = self.pos[heard]
         readings.joint_vel[heard] = 0.0
-        readings.joint_effort[heard] = 0.0
+        readings.joint_effort[heard] = self.effort[heard]
         readings.temperature_c[heard] = 31.0
         readings.voltage_v[heard] = 48.0
         readings.stamp_ns[heard] = self._clock()

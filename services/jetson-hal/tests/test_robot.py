@@ -87,6 +87,15 @@ def test_the_gates_effort_limit_goes_to_the_drives(rig):
     assert rig.bus.limits == pytest.approx(np.full(18, 120.0))
 
 
+def test_the_drives_bus_is_told_which_legs_carry_load(rig):
+    rig.bus.effort[4] = -60.0  # lm_hip_pitch presses its foot down, a metre further out
+    rig.slots(2)
+    assert rig.bus.carrying.reshape(6, 3).tolist() == [[leg == 1] * 3 for leg in range(6)]
+    rig.bus.effort[4] = 12.0  # now it holds its leg up
+    rig.slots(2)
+    assert not rig.bus.carrying.any()
+
+
 def test_state_says_what_drives_and_imu_measure(rig):
     rig.imu.quat_wb = frames.from_euler(0.1, -0.2, 0.3)
     rig.bus.pos[4] = 0.7

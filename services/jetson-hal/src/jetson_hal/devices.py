@@ -22,10 +22,10 @@ __all__ = ["HEALTH", "Devices", "load_devices"]
 
 _CONTROL_HZ = 100.0
 HEALTH = HealthCfg(stuck_after_s=0.09, stuck_torque_share=0.3)
-"""When an encoder counts as stuck. One that sticks in mid-swing passes 12 N·m after 90 to 142 ms (20
-of them in the gait, on the emulated robot). Nothing lower or later is of use, and a leg on the
-ground passes that too, still to the last bit: while the robot stands up, 14.3 N·m in 95 ms and 16
-N·m in 80; therefore a leg that carries load has to bear the rated torque for it."""
+"""When an encoder counts as stuck. One that sticks in mid-swing passes 12 N·m after 90 to 142 ms
+(20 of them in the gait, on the emulated robot), so neither may be raised. A leg on the ground
+passes that too, still to the last bit: while the robot stands up, 14.3 N·m in 95 ms and 16 N·m in
+80; therefore a leg that carries load has to be asked for the rated torque."""
 
 
 class Devices(NamedTuple):

@@ -104,8 +104,9 @@ FAULTS: Final = {
     ),
     DriveFault.STUCK_ENCODER: FaultInfo(
         "The position stands still to the last bit although the joint must move.",
-        "The target moved 0.1 rad, or the reported speed adds up to 0.1 rad, and the position "
-        "did not change at all.",
+        "For 90 ms the position did not change at all, while the reported speed added up to "
+        "0.1 rad, or the torque it was asked for changed by 12 N·m, in a leg that carries load by "
+        "the rated torque.",
         _DAMPED,
         "Switch the power off and on; if it comes back, replace the drive.",
     ),

@@ -163,8 +163,10 @@ class JointBus(Protocol):
         ...
 
     def set_carrying(self, joints: NDArray[np.bool_]) -> None:
-        """Joints of legs that carry load, shape (n,): what stands on the ground may be held still
-        by it and by the other legs, whatever its drives give."""
+        """Which joints are of legs that carry load, shape (n,).
+
+        What stands on the ground may be held still by it and by the other legs.
+        """
         ...
 
     def disable(self) -> None:
