@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STILL_M_S", "speed_at_rest"]
 
-STILL_M_S: Final = 0.05
-"""Who is slower than this stands."""
+STILL_M_S: Final = 0.01
+"""Who is slower than this stands; a robot that creeps would be out of place within minutes."""
 
 _ROBOTS: Final = 4
 _SECONDS: Final = 4.0
