@@ -88,9 +88,7 @@ def torque(joint_torque: Tensor) -> Tensor:
     return joint_torque.square().sum(-1)
 
 
-def stature(
-    base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: float
-) -> Tensor:
+def stature(base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: float) -> Tensor:
     """How far the base is higher than `allowed_m` above the feet that carry it [m].
 
     Args:

@@ -18,7 +18,6 @@ from trainer.evaluation.suite import assign, tiles
 from trainer.mujoco.physics import CONTROL_S
 from trainer.mujoco.walkers import REASONS, Walkers
 from trainer.terrain import Terrain
-from trainer.vision import seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +70,7 @@ def evaluate_mujoco(
     ):
         record = _Record(walkers, robots)
         for step in range(steps):
-            obs = walkers.observe()
-            if walkers.cameras is not None:
-                obs = seen(obs, walkers.cameras, obs["begins"][:, 0])
+            obs = walkers.look()
             action = policy(obs.to(device)).to("cpu", torch.float32)
             if not torch.isfinite(action).all():
                 raise EvaluationError(

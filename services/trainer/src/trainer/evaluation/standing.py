@@ -11,7 +11,6 @@ from trainer.env_cfg import CommandCfg, evaluation_env
 from trainer.mujoco.physics import CONTROL_S
 from trainer.mujoco.walkers import Walkers
 from trainer.terrain import Terrain
-from trainer.vision import seen
 
 if TYPE_CHECKING:
     from trainer.policies import Policy
@@ -40,10 +39,7 @@ def speed_at_rest(policy: Policy) -> float:
     halfway = torch.zeros(_ROBOTS, 2)
     with Walkers(cfg, terrain, np.arange(_ROBOTS) % terrain.tiles, seed=0, processes=1) as walkers:
         for step in range(steps):
-            obs = walkers.observe()
-            if walkers.cameras is not None:
-                obs = seen(obs, walkers.cameras, obs["begins"][:, 0])
-            fell |= walkers.step(policy(obs).float()).terminated
+            fell |= walkers.step(policy(walkers.look()).float()).terminated
             if step == steps // 2:
                 halfway = walkers.get("base_pos_w")[:, :2].clone()
         moved = (walkers.get("base_pos_w")[:, :2] - halfway).norm(dim=-1).numpy()

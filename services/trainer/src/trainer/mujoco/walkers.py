@@ -25,7 +25,7 @@ from trainer.mujoco.pool import RobotPool
 from trainer.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
 from trainer.progress import Progress, nav_command
 from trainer.randomisation import NOMINAL_DELAY, SensorErrors
-from trainer.vision import Cameras
+from trainer.vision import Cameras, seen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +62,7 @@ class Ended:
 class Walkers:
     """N robots on tiles of a terrain; use it as a context manager.
 
-    Then in turns: `observe`, `step`, and `restart` of those that `step` says have ended.
+    Then in turns: `observe` or `look`, `step`, and `restart` of those that `step` says have ended.
 
     Args:
         cfg: Courses, commands, disturbances, cameras.
@@ -182,6 +182,11 @@ class Walkers:
             },
             batch_size=[self._count],
         )
+
+    def look(self) -> TensorDict:
+        """As `observe`, with what the cameras saw where there are any."""
+        obs = self.observe()
+        return obs if self.cameras is None else seen(obs, self.cameras, obs["begins"][:, 0])
 
     def step(self, action: Tensor) -> Ended:
         """Carry out actions (N, 18); whose episode ended with that."""
