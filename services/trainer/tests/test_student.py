@@ -407,7 +407,8 @@ def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path
     ("rates", "pause_share", "at_rest", "rate_hz", "stands"),
     [
         ([10.0, 15.0], 0.0, 0.0, 15.0, False),
-        ([10.0, 60.0], 0.08, 0.01, 30.0, True),
+        ([10.0, 60.0], 0.08, 0.005, 30.0, True),
+        ([10.0, 60.0], 0.08, 0.03, 30.0, False),  # it creeps
         ([10.0, 60.0], 0.08, 0.33, 30.0, False),  # it was asked to stand, and walks on
     ],
 )
