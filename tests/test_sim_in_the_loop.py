@@ -1,7 +1,9 @@
 """The three real processes, started by one command; timing belongs to `make bench`, not here."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,15 +50,30 @@ def finished(process, timeout_s=120):
     return process.returncode, json.loads(out.splitlines()[-1]), err
 
 
+def log_lines(tmp_path):
+    """What the services of the one run in the folder have logged, by service."""
+    return {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines() if line[:1] == "{"]
+        for path in tmp_path.glob("runs/*/*.log")
+    }
+
+
+def logged(tmp_path, event, timeout_s=60):
+    """Wait until some service has logged the event."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        lines = itertools.chain.from_iterable(log_lines(tmp_path).values())
+        if any(line["event"] == event for line in lines):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"nobody logged {event!r} within {timeout_s} s")
+
+
 def running_services(tmp_path, timeout_s=60):
     """Pids by service of the one run in the folder, once all are past their startup."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        logs = {path.stem: path for path in tmp_path.glob("runs/*/*.log")}
-        lines = {
-            name: [json.loads(line) for line in path.read_text().splitlines() if line[:1] == "{"]
-            for name, path in logs.items()
-        }
+        lines = log_lines(tmp_path)
         if set(lines) == set(SERVICES) and all(
             any(line["event"] == "running" for line in each) for each in lines.values()
         ):
@@ -120,13 +137,20 @@ def test_a_killed_camera_is_named_and_the_rest_is_stopped(krabby, tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
 
 
-def test_in_lock_step_the_same_seed_gives_the_same_trajectory(krabby):
+def test_in_lock_step_the_same_seed_gives_the_same_trajectory_whoever_is_held_up(krabby, tmp_path):
     runs = []
-    for _ in range(2):
+    for held_up in (None, "camera"):
         argv = ("--speed", "0", "--duration", "6", "--course", "steps", "--seed", "4")
-        status, summary, err = finished(krabby(*argv, "--difficulty", "0.1"))
+        process = krabby(*argv, "--difficulty", "0.1")
+        if held_up is not None:
+            pid = running_services(tmp_path)[held_up]
+            os.kill(pid, signal.SIGSTOP)
+            logged(tmp_path, "waiting for an announced message")
+            os.kill(pid, signal.SIGCONT)
+        status, summary, err = finished(process)
         assert status == 0, err
         runs.append(summary)
+        shutil.rmtree(tmp_path / "runs")
     assert runs[0]["trajectory_hash"] == runs[1]["trajectory_hash"]
     assert runs[0]["sim_time_s"] == pytest.approx(6.0, abs=0.02)
     assert runs[0]["distance_m"] == runs[1]["distance_m"]

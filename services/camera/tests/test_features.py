@@ -219,6 +219,18 @@ def test_memory_ends_where_the_robot_is_put_back(folder, track, hal):
     assert seen == [0.0, 1.0, 0.0, 1.0]  # the reset at 150 ms lies before the third picture
 
 
+def test_a_reset_that_lock_step_says_twice_ends_the_memory_once(folder, track, hal):
+    maker = LatentMaker(OnnxEncoder(bundle(folder, memory=True)), DESC, track)
+    told(track, hal, 10)
+    told(track, hal, 100, flags=FLAG_RESET)
+    seen = [maker.make(IMAGE, frame(100))[1]]
+    told(track, hal, 100, flags=FLAG_RESET)
+    told(track, hal, 110)
+    assert track.at(105 * MS).capture_ns == 100 * MS
+    seen += [maker.make(IMAGE, frame(k))[1] for k in (133, 166)]
+    assert seen == [0.0, 1.0, 2.0]
+
+
 def test_memory_ends_with_another_hal(folder, track, hal):
     maker = LatentMaker(OnnxEncoder(bundle(folder, memory=True)), DESC, track)
     maker.make(IMAGE, frame(100))

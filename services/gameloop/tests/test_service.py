@@ -399,3 +399,51 @@ def test_in_lock_step_it_waits_for_what_the_state_announces(
     for each in (nav, seen):
         each.close()
     lock.hal.stop()
+
+
+def test_in_lock_step_a_state_said_again_is_answered_again_only_if_the_answer_was_lost(
+    make_hal, connected
+):
+    lock = LockstepHal(make_hal)
+    service = Gameloop(connected(lock.hal.endpoints, sit_on_exit_s=0.0))
+    with running(service):
+        lock.state()
+        lock.step()
+        lock.hal.publish()
+        assert lock.hal.server.poll(0.2) == 0
+        (answer,) = lock.step()
+        assert answer.capture_ns == lock.now_ns
+    lock.hal.stop()
+
+
+def test_in_lock_step_it_waits_for_late_features_as_long_as_it_takes(
+    make_hal, connected, policies
+):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, policy=str(policies / "seeing"), sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    image = np.zeros(service.brain.pilot.chosen.features_size, np.float32)
+    with (
+        captured_logs() as events,
+        Publisher(cfg.endpoints.features, FEATURES, clock=lambda: lock.now_ns) as seen,
+        running(service),
+    ):
+        lock.state()
+        lock.now_ns += 10 * MS
+        lock.hal.state_flags = FLAG_LOCKSTEP | FLAG_FEATURES_DUE
+        lock.hal.publish()
+
+        def waits():
+            assert lock.hal.server.poll(0.05) == 0, "it went on without"
+            return [e for e in events if e["event"] == "waiting for an announced message"]
+
+        event = eventually(waits)[0]
+        assert (event["stream"], event["endpoint"]) == ("features", cfg.endpoints.features)
+
+        def answered():
+            seen.publish(image, capture_ns=lock.now_ns)
+            lock.hal.server.poll(0.05)
+            return lock.hal.applied[-1].capture_ns == lock.now_ns
+
+        eventually(answered)
+    lock.hal.stop()

@@ -276,6 +276,30 @@ def test_what_is_due_was_sent_before_the_state_that_says_so(cfg, client, endpoin
     assert 54 <= due["features"] <= 60  # 30 Hz less what the sensor loses
 
 
+def test_until_it_is_answered_a_turn_is_said_again_and_is_the_same(cfg, client, endpoints, desc):
+    walker = Walker(client, desc)
+    with (
+        LatestSubscriber(endpoints["nav"], NAV, bind=True) as nav,
+        LatestSubscriber(endpoints["camera"], CAMERA) as camera,
+        running(SimHal(cfg(speed=0.0))),
+    ):
+        client.hello()
+        first = walker.receive()
+        # Whoever connects late still gets what the first state announces.
+        assert first.flags & FLAG_NAV_DUE
+        assert first.flags & FLAG_FEATURES_DUE
+        for late in (nav, camera):
+            assert late.wait(5.0).capture_ns == first.capture_ns
+        for said in (camera, nav, client.state):
+            once, again = said.wait(5.0), said.wait(5.0)
+            assert again.sequence > once.sequence
+            assert again.capture_ns == once.capture_ns == first.capture_ns
+            assert again.flags == once.flags
+            np.testing.assert_array_equal(again.payload, once.payload)
+        walker.reply(first)
+        assert walker.receive().capture_ns == first.capture_ns + 10 * MS
+
+
 def test_an_answer_to_another_state_is_refused(cfg, client, desc):
     service = SimHal(cfg(speed=0.0))
     with running(service):

@@ -114,7 +114,9 @@ class CameraService:
                 log.info("recording ended", path=self._cfg.replay.path)
                 break
             else:
-                self._idle(maker, publisher)
+                maker.idle()
+                if self._answer is None:  # else simulated time stands still
+                    self._watch.silence(self._warn)
 
     def shutdown(self) -> Mapping[str, object]:
         """Close the sockets."""
@@ -174,7 +176,8 @@ class CameraService:
         lockstep = bool(frame.flags & FLAG_LOCKSTEP)
         try:
             self._watch.see(frame, received_ns)
-            if not maker.wants(frame.capture_ns):
+            again = self._answer is not None and frame.capture_ns == self._answer[1]
+            if again or not maker.wants(frame.capture_ns):
                 maker.idle()
                 if lockstep and self._answer is not None:  # it waits for an answer all the same
                     self._answer = (self._answer[0], frame.capture_ns, self._answer[2])
@@ -202,15 +205,6 @@ class CameraService:
         self._valid_ratios.add(ratio)
         if ratio < self._cfg.warn_valid_ratio:
             self._warn.warning("few valid depth pixels", valid_ratio=round(ratio, 3))
-
-    def _idle(self, maker: FeatureMaker, publisher: Publisher) -> None:
-        maker.idle()
-        if self._answer is not None:
-            # Simulated time stands still until the loop has these features. It may have connected
-            # after they were sent, so they are said again: the same features, not a new picture.
-            self._repeat(publisher)
-        else:
-            self._watch.silence(self._warn)
 
     def _repeat(self, publisher: Publisher) -> None:
         assert self._answer is not None

@@ -37,9 +37,12 @@ class StateTrack:
     def update(self) -> None:
         """Take in what has arrived."""
         for message in self._subscriber.drain():
-            if self._states and message.header.instance_id != self._states[-1].header.instance_id:
+            newest = self._states[-1] if self._states else None
+            if newest is not None and message.header.instance_id != newest.header.instance_id:
                 self._states.clear()  # another HAL: nothing that was belongs to what comes
                 self._resets.append(message.capture_ns)
+            elif newest is not None and message.capture_ns == newest.capture_ns:
+                continue  # lock-step says it again; a reset happened once
             elif message.flags & FLAG_RESET:
                 self._resets.append(message.capture_ns)
             self._states.append(message)

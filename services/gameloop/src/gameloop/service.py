@@ -54,8 +54,10 @@ _HELLO_TIMEOUT_S = 0.2
 _HELLO_PAUSE_NS = 500_000_000
 _LOCKSTEP_WAIT_S = 0.1
 _LOCKSTEP_INPUT_S = 1.0
-"""Lock-step: how long features and nav that were announced may take [s, wall clock]."""
-_LOCKSTEP_REPLY_S = 1.0
+"""Lock-step: how long to wait for features and nav that were announced before saying so, or before
+going without when leaving [s, wall clock]."""
+_LOCKSTEP_REPLY_S = 3.0
+"""Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
 
@@ -199,6 +201,7 @@ class Gameloop:
     def _run_lockstep(self, runtime: Runtime) -> None:
         client, features_in, nav_in = self._sockets
         answered: Sent | None = None
+        heard = False
         features: Message | None = None  # changes when announced, so that runs repeat exactly
         while not self._may_leave(runtime, time.monotonic_ns()):
             runtime.beat()
@@ -207,21 +210,47 @@ class Gameloop:
                 continue
             now_ns = state.capture_ns
             if answered is not None and answered.state.capture_ns == now_ns:
-                self._send(answered, now_ns, _LOCKSTEP_REPLY_S)  # said again, answered alike
+                # Said again, answered alike; not if the HAL has the answer, and went on since.
+                heard = heard or self._send(answered, now_ns, _LOCKSTEP_REPLY_S)
                 continue
             self.brain.see(state)
             self._meet_again(time.monotonic_ns())
             if state.flags & FLAG_NAV_DUE:
-                self._take_nav(_await_capture(nav_in, now_ns, "nav"))
+                self._take_nav(self._announced(runtime, nav_in, now_ns))
             if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
-                features = _await_capture(features_in, last_ns, "features") or features
+                features = self._announced(runtime, features_in, last_ns) or features
             else:
                 features_in.take()  # an unread queue fills up, and its publisher hangs up
             answered = self._decide(state, features, now_ns)
             if answered is not None:
-                self._send(answered, now_ns, _LOCKSTEP_REPLY_S)
+                heard = self._send(answered, now_ns, _LOCKSTEP_REPLY_S)
             self._expose()
+
+    def _announced(
+        self, runtime: Runtime, subscriber: LatestSubscriber, since_ns: int
+    ) -> Message | None:
+        """The newest message, captured at `since_ns` or later; None only when leaving.
+
+        The HAL waits too, and says everything again: who goes on without does not repeat exactly.
+        """
+        began_s = time.monotonic()
+        message = subscriber.latest()
+        while message is None or message.capture_ns < since_ns:
+            runtime.beat()
+            message = subscriber.wait(_LOCKSTEP_WAIT_S)
+            waited_s = time.monotonic() - began_s
+            if waited_s < _LOCKSTEP_INPUT_S:
+                continue
+            if runtime.stopping:
+                return None
+            self._warn.warning(
+                "waiting for an announced message",
+                stream=subscriber.stream.name,
+                endpoint=subscriber.endpoint,
+                waited_s=round(waited_s, 1),
+            )
+        return message
 
     # --- parts of a tick ---------------------------------------------------------------------
 
@@ -264,7 +293,8 @@ class Gameloop:
         self._ticks += 1
         return sent
 
-    def _send(self, sent: Sent, now_ns: int, deadline_s: float) -> None:
+    def _send(self, sent: Sent, now_ns: int, deadline_s: float) -> bool:
+        """Send a command and take the reply in; False when there was none."""
         client = self._sockets[0]
         started = time.perf_counter()
         reply = client.send_command(
@@ -278,7 +308,7 @@ class Gameloop:
         if reply is None:
             COMMAND_TIMEOUTS.inc()
             self._warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
-            return
+            return False
         COMMAND_ROUND_TRIP.observe(elapsed_s)
         self._round_trip.add(elapsed_s)
         self.brain.answered(reply)
@@ -291,6 +321,7 @@ class Gameloop:
             self._not_applied[name] = self._not_applied.get(name, 0) + 1
             if name in metrics.REJECTED:
                 metrics.REJECTED[name].inc()
+        return True
 
     def _count_age(self, stream: str, reply: CommandReply, message: Message) -> None:
         age_s = message.age_s(reply.applied_ns)
@@ -370,15 +401,3 @@ def state_of_period(subscriber: LatestSubscriber, begins_ns: int, until_ns: int)
     if state is None or state.capture_ns >= begins_ns or left_ns <= 0:
         return state
     return subscriber.wait(left_ns * 1e-9) or state
-
-
-def _await_capture(subscriber: LatestSubscriber, since_ns: int, what: str) -> Message | None:
-    """Lock-step: the newest message, captured at `since_ns` or later; None when none comes."""
-    deadline_s = time.monotonic() + _LOCKSTEP_INPUT_S
-    message = subscriber.latest()
-    while message is None or message.capture_ns < since_ns:
-        message = subscriber.wait(deadline_s - time.monotonic())
-        if message is None:
-            log.warning("an announced message did not come", stream=what)
-            return None
-    return message

@@ -107,7 +107,7 @@ class LockstepCfg:
 
     start_timeout_s: float = 30.0
     """How long to wait for the game loop's first command [s, wall clock]."""
-    answer_timeout_s: float = 2.0
+    answer_timeout_s: float = 10.0
     """How long to wait for each further one [s, wall clock]."""
     answer_delay_s: float = 0.0025
     """Simulated time between a state and the command that answers it [s]: what the loop takes in

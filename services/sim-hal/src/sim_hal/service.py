@@ -4,7 +4,8 @@ Real time: slots lie on the grid of CLOCK_MONOTONIC. Even slots begin a 10 ms co
 command arrives some 3 ms later; depth images are made in odd slots, where none is expected.
 
 Lock-step: the clock is simulated and stands still while the loop waits for the one command that
-answers the state it published. Nothing depends on how long that takes, so a run repeats exactly.
+answers the state it published; what it said is said again until then. Nothing depends on how long
+that takes or who connects when, so a run repeats exactly.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mujoco
 import structlog
@@ -41,6 +42,7 @@ from krabby_service.metrics import (
 from krabby_service.rate import Rate
 from krabby_service.realtime import IdleCollector
 
+from sim_hal.depth_camera import Frame
 from sim_hal.errors import LoopSilent
 from sim_hal.faults import answer_fault_request
 from sim_hal.metrics import WORK, Exposition
@@ -50,8 +52,10 @@ from sim_hal.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
     from krabby_service.app import Runtime
     from krabby_service.rate import Tick
+    from numpy.typing import NDArray
 
     from sim_hal.config import SimHalCfg
 
@@ -75,13 +79,11 @@ _NAV_PERIODS = 5
 """Control periods between two walking commands: 20 Hz."""
 _METRICS_SLOTS = 21
 """Slots between two updates of the gauges; odd, so that it falls on both kinds of slot."""
-_RESEND_S = 0.25
-"""Lock-step, until the first command: how often the first state is said again, since a subscriber
-that is still connecting misses what was said before."""
+_RESEND_S = 0.2
+"""Lock-step: how often what was not answered yet is said again, since a subscriber that is still
+connecting misses what was said before."""
 _FAREWELL_S = 0.05
 """Lock-step: time for the answer to the last command to leave before the sockets close."""
-_POLL_S = 0.1
-"""How long a wait may last before the loop looks whether it is to stop [s]."""
 
 
 class SimulatedClock:
@@ -93,6 +95,16 @@ class SimulatedClock:
 
     def __call__(self) -> int:
         return self.now_ns
+
+
+class _Turn(NamedTuple):
+    """Lock-step: what one control period says, however often."""
+
+    now_ns: int
+    frame: Frame | None
+    nav: NDArray[np.float32] | None
+    state: NDArray[np.float32]
+    flags: int
 
 
 class SimHal:
@@ -118,6 +130,7 @@ class SimHal:
         self._skipped = 0
         self._lost_slots = 0
         self._last_period_ns: int | None = None
+        self._turn: _Turn | None = None
         self._started_s = time.monotonic()
 
     def startup(self) -> None:
@@ -186,13 +199,17 @@ class SimHal:
         self._exposition.note_state(tick.woke_ns)
         advanced_ns = time.monotonic_ns()
         WORK["physics"].observe((advanced_ns - started_ns) * 1e-9)
-        self._publish_state(tick.woke_ns, 0)
+        state, was_reset = self.sim.state()
+        flags = FLAG_RESET if was_reset else 0
+        publish_state(self._server, self.sim.gate, state, tick.woke_ns, flags)
         begins_period = (tick.scheduled_ns // SLOT_NS) % SLOTS_PER_PERIOD == 0
         if begins_period:
             self._begin_period(tick.woke_ns)
-            if self._periods % _NAV_PERIODS == 0:
-                self._publish_nav(tick.woke_ns)
-        self._deliver_frame(tick.woke_ns)
+            if self._nav is not None and self._nav_due:
+                self._nav.publish(self.sim.nav().as_array(), capture_ns=tick.woke_ns)
+        frame = self._frame(tick.woke_ns)
+        if frame is not None:
+            self._server.publish_camera(frame.image, frame.capture_ns, 0)
         WORK["publish"].observe((time.monotonic_ns() - advanced_ns) * 1e-9)
         if not begins_period:
             self._serve(0.0)  # a late command must not wait for an image
@@ -209,8 +226,8 @@ class SimHal:
 
     def _run_lockstep(self, runtime: Runtime) -> None:
         clock = self._simulated
-        self._publish_lockstep()
-        self._await_first_command(runtime)
+        self._begin_turn()
+        self._await_command(runtime, self._cfg.lockstep.start_timeout_s)
         while not runtime.stopping and not self._finished():
             for slot in range(SLOTS_PER_PERIOD):
                 clock.now_ns += SLOT_NS
@@ -218,65 +235,79 @@ class SimHal:
                 self._exposition.note_state(clock.now_ns)
                 if slot + 1 < SLOTS_PER_PERIOD:
                     self._expose(clock.now_ns)
-            self._publish_lockstep()
-            self._await_command(runtime)
+            self._begin_turn()
+            self._await_command(runtime, self._cfg.lockstep.answer_timeout_s)
             self._slots += SLOTS_PER_PERIOD
             if self._periods % _METRICS_SLOTS == 0:
                 self._update_metrics()
-            runtime.beat()
         self._serve(_FAREWELL_S)
 
-    def _publish_lockstep(self) -> None:
-        """Everything of one control period: what it depends on first, the state last."""
+    def _begin_turn(self) -> None:
+        """Decide what this control period says, and say it for the first time."""
         now_ns = self._simulated.now_ns
-        flags = FLAG_LOCKSTEP
+        first = self._periods == 0
         self._begin_period(now_ns)
-        if self._deliver_frame(now_ns):
-            flags |= FLAG_FEATURES_DUE
-        if self._periods % _NAV_PERIODS == 0 and self._publish_nav(now_ns):
-            flags |= FLAG_NAV_DUE
+        frame = self._frame(now_ns)
+        if first and self.sim.camera is not None:
+            # Whoever is to see must hear the camera before time moves: a picture of this moment.
+            frame = Frame(self.sim.depth(), now_ns, now_ns)
+        nav = self.sim.nav().as_array() if self._nav is not None and self._nav_due else None
+        state, was_reset = self.sim.state()
+        flags = FLAG_LOCKSTEP
+        flags |= FLAG_RESET if was_reset else 0
+        flags |= FLAG_FEATURES_DUE if frame is not None else 0
+        flags |= FLAG_NAV_DUE if nav is not None else 0
         self.sim.expected_capture_ns = now_ns
-        self._publish_state(now_ns, flags)
+        self._turn = _Turn(now_ns, frame, nav, state, flags)
+        self._say()
 
-    def _await_first_command(self, runtime: Runtime) -> None:
-        """Wait for the game loop to appear, saying the first state again and again."""
-        deadline_s = time.monotonic() + self._cfg.lockstep.start_timeout_s
-        resend_s = time.monotonic() + _RESEND_S
+    def _say(self) -> None:
+        """Send the turn: what its answer depends on first, the state last."""
+        turn = self._turn
+        assert turn is not None, "a turn begins first"
+        if turn.frame is not None:
+            self._server.publish_camera(turn.frame.image, turn.frame.capture_ns, FLAG_LOCKSTEP)
+        if turn.nav is not None and self._nav is not None:
+            self._nav.publish(turn.nav, capture_ns=turn.now_ns)
+        publish_state(self._server, self.sim.gate, turn.state, turn.now_ns, turn.flags)
+
+    def _await_command(self, runtime: Runtime, timeout_s: float) -> None:
+        """Wait for the turn's answer, saying it again and again: who connects late missed it.
+
+        Raises:
+            LoopSilent: None came in time.
+        """
+        began_s = time.monotonic()
+        resend_s = began_s + _RESEND_S
         now_ns = self._simulated.now_ns
         while not runtime.stopping and self.sim.last_command_ns != now_ns:
-            self._serve(_POLL_S)
             runtime.beat()
-            if time.monotonic() > deadline_s:
-                raise LoopSilent(
-                    f"no command within {self._cfg.lockstep.start_timeout_s:g} s of the first "
-                    f"state; start the gameloop with endpoints.state={self._cfg.endpoints.state} "
-                    f"and endpoints.command={self._cfg.endpoints.command}"
-                )
-            if time.monotonic() > resend_s and self.sim.last_command_ns != now_ns:
-                resend_s = time.monotonic() + _RESEND_S
-                flags = FLAG_LOCKSTEP | (FLAG_NAV_DUE if self._publish_nav(now_ns) else 0)
-                self._publish_state(now_ns, flags)
+            now_s = time.monotonic()
+            if now_s >= began_s + timeout_s:
+                raise LoopSilent(self._silence(timeout_s))
+            if now_s >= resend_s:
+                resend_s = now_s + _RESEND_S
+                self._say()
+            self._serve(min(began_s + timeout_s, resend_s) - now_s)
+        runtime.beat()
 
-    def _await_command(self, runtime: Runtime) -> None:
-        timeout_s = self._cfg.lockstep.answer_timeout_s
-        deadline_s = time.monotonic() + timeout_s
-        now_ns = self._simulated.now_ns
-        while not runtime.stopping and self.sim.last_command_ns != now_ns:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0.0:
-                raise LoopSilent(
-                    f"the game loop did not answer the state of simulated time "
-                    f"{self.sim.world.sim_time_s:.3f} s within {timeout_s:g} s; look at its log, "
-                    "or raise lockstep.answer_timeout_s if this machine is that slow"
-                )
-            self._serve(min(left_s, _POLL_S))
+    def _silence(self, timeout_s: float) -> str:
+        """What a game loop that does not answer comes to, and what to do."""
+        look = "its log says what it waits for: a policy that sees needs the camera service"
+        if self.sim.last_command_ns is None:
+            endpoints = self._cfg.endpoints
+            return (
+                f"no command within {timeout_s:g} s of the first state; start the gameloop with "
+                f"endpoints.state={endpoints.state} and endpoints.command={endpoints.command}. "
+                f"If it runs, {look}"
+            )
+        return (
+            f"the game loop did not answer the state of simulated time "
+            f"{self.sim.world.sim_time_s:.3f} s within {timeout_s:g} s; {look}. Raise "
+            "lockstep.answer_timeout_s if this machine is that slow"
+        )
 
     # --- parts of a slot ---------------------------------------------------------------------
-
-    def _publish_state(self, capture_ns: int, flags: int) -> None:
-        state, was_reset = self.sim.state()
-        flags |= FLAG_RESET if was_reset else 0
-        publish_state(self._server, self.sim.gate, state, capture_ns, flags)
 
     def _begin_period(self, now_ns: int) -> None:
         if self._last_period_ns is not None:
@@ -289,11 +320,10 @@ class SimHal:
                 0.0, lambda request: answer_fault_request(self.sim.camera, request, now_ns)
             )
 
-    def _publish_nav(self, now_ns: int) -> bool:
-        if self._nav is None:
-            return False
-        self._nav.publish(self.sim.nav().as_array(), capture_ns=now_ns)
-        return True
+    @property
+    def _nav_due(self) -> bool:
+        """Whether the mission speaks in this control period."""
+        return (self._periods - 1) % _NAV_PERIODS == 0
 
     def _expose(self, now_ns: int) -> None:
         camera = self.sim.camera
@@ -305,13 +335,9 @@ class SimHal:
         WORK["render"].observe(elapsed_s)
         self._render_time.add(elapsed_s)
 
-    def _deliver_frame(self, now_ns: int) -> bool:
-        frame = self.sim.camera.pop(now_ns) if self.sim.camera is not None else None
-        if frame is None:
-            return False
-        flags = FLAG_LOCKSTEP if self._lockstep else 0
-        self._server.publish_camera(frame.image, frame.capture_ns, flags)
-        return True
+    def _frame(self, now_ns: int) -> Frame | None:
+        """The image whose latency has passed, None when there is none."""
+        return None if self.sim.camera is None else self.sim.camera.pop(now_ns)
 
     def _serve(self, timeout_s: float) -> None:
         self._server.poll(timeout_s)
