@@ -11,6 +11,22 @@ def pytest_addoption(parser):
     )
 
 
+_FIGURES: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def figures() -> dict[str, str]:
+    """What was measured, for the end of the report: how fast depends on the machine."""
+    return _FIGURES
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _FIGURES:
+        terminalreporter.section("measured")
+        for name, figure in _FIGURES.items():
+            terminalreporter.write_line(f"{name}: {figure}")
+
+
 @pytest.fixture(scope="session")
 def seeing_gait(tmp_path_factory):
     """Folder of a bundle that walks like `gait` and will not do so without a depth image.

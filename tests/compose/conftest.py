@@ -281,22 +281,6 @@ def counters() -> Counters:
     return Counters()
 
 
-_FIGURES: dict[str, str] = {}
-
-
-@pytest.fixture(scope="session")
-def figures() -> dict[str, str]:
-    """What was measured, for the end of the report."""
-    return _FIGURES
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _FIGURES:
-        terminalreporter.section("measured")
-        for name, figure in _FIGURES.items():
-            terminalreporter.write_line(f"{name}: {figure}")
-
-
 @pytest.fixture(scope="session")
 def size_mb() -> Callable[[Stack, str], float]:
     """Size of a service's image."""
