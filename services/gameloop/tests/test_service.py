@@ -416,9 +416,7 @@ def test_in_lock_step_a_state_said_again_is_answered_again_only_if_the_answer_wa
     lock.hal.stop()
 
 
-def test_in_lock_step_it_waits_for_late_features_as_long_as_it_takes(
-    make_hal, connected, policies
-):
+def test_in_lock_step_it_waits_for_late_features_as_long_as_it_takes(make_hal, connected, policies):
     lock = LockstepHal(make_hal)
     cfg = connected(lock.hal.endpoints, policy=str(policies / "seeing"), sit_on_exit_s=0.0)
     service = Gameloop(cfg)

@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from krabby_robot.description import RobotDescription
 from krabby_robot.kinematics import foot_positions
 from krabby_robot.observation import ObservationLayout, standard_term
+from krabby_robot.trajectories import min_jerk
 
 __all__ = ["OBSERVATION", "STATE_SHAPES", "Gait", "GaitCfg"]
 
@@ -370,8 +371,8 @@ class Gait:
         change = 1.0 / (self._rate * cfg.transfer_s)
         load = load + _clip(1.0 - np.maximum(stepping, leaving) - load, -change, change)
         after = stepping * np.minimum(before + 1.0 / (self._rate * cfg.swing_s), 1.0)
-        done = _min_jerk(before)
-        share = (_min_jerk(after) - done) / np.maximum(1.0 - done, 1e-6) * stepping
+        done = min_jerk(before)
+        share = (min_jerk(after) - done) / np.maximum(1.0 - done, 1e-6) * stepping
         half_way = after * (1.0 - after)
         lift = (64.0 * cfg.lift_m) * (half_way * half_way * half_way)
         return _Steps(after, load, lifts, share, (1.0 - before) * cfg.swing_s, lift)
@@ -505,11 +506,6 @@ def _fastest(velocity: _Array) -> _Array:
 
 def _fraction(value: _Array) -> _Array:
     return value - np.floor(value)
-
-
-def _min_jerk(s: _Array) -> _Array:
-    """From 0 to 1 with neither speed nor acceleration at the ends."""
-    return s * s * s * (10.0 + s * (6.0 * s - 15.0))
 
 
 def _clip(value: _Array, low: Any, high: Any) -> _Array:

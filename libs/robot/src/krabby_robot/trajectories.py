@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from krabby_robot.description import RobotDescription
 
-__all__ = ["JointTrajectory", "rest_joint_pos", "sit_down", "stand_up"]
+__all__ = ["JointTrajectory", "min_jerk", "rest_joint_pos", "sit_down", "stand_up"]
 
 _SAMPLE_S = 0.01
 _SPEED_SHARE = 0.15
@@ -119,7 +119,7 @@ def _lift(desc: RobotDescription) -> NDArray[np.float64]:
     """From rest to the default pose, feet straight below where they stand, shape (n, 18)."""
     low = _feet_at(desc, _resting_foot_height(desc))
     high = foot_positions(desc, desc.default_joint_pos)
-    shares = _min_jerk(round(_RISE_S / _SAMPLE_S))
+    shares = _steps(round(_RISE_S / _SAMPLE_S))
     points = _clip(desc, leg_ik(desc, low + shares[:, None, None] * (high - low)))
     points[-1] = desc.default_joint_pos  # not a rounding beside it
     return points
@@ -136,13 +136,22 @@ def _move(
 def _between(
     start: NDArray[np.float64], end: NDArray[np.float64], duration_s: float
 ) -> NDArray[np.float64]:
-    return start + _min_jerk(math.ceil(duration_s / _SAMPLE_S))[:, None] * (end - start)
+    return start + _steps(math.ceil(duration_s / _SAMPLE_S))[:, None] * (end - start)
 
 
-def _min_jerk(steps: int) -> NDArray[np.float64]:
-    """0 to 1 in `steps`, at rest at both ends, shape (steps + 1,)."""
-    t = np.linspace(0.0, 1.0, steps + 1)
-    return t**3 * (10.0 - 15.0 * t + 6.0 * t**2)
+def min_jerk(share: Any) -> Any:
+    """How far along a minimum-jerk move is, 0 to 1, at these shares of its time, 0 to 1.
+
+    Neither speed nor acceleration at the ends. Arrays, tensors and the symbols of a graph, of any
+    shape; the result has the same.
+    """
+    return share * share * share * (10.0 + share * (6.0 * share - 15.0))
+
+
+def _steps(count: int) -> NDArray[np.float64]:
+    """A minimum-jerk move in `count` steps, shape (count + 1,)."""
+    steps: NDArray[np.float64] = min_jerk(np.linspace(0.0, 1.0, count + 1))
+    return steps
 
 
 def _clip(desc: RobotDescription, joint_pos: NDArray[np.float64]) -> NDArray[np.float64]:

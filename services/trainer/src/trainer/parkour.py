@@ -15,7 +15,7 @@ from krabby_robot.description import RobotDescription
 from krabby_robot.gate import GateCfg
 from krabby_robot.kinematics import foot_positions
 from krabby_robot.lanes import TILE_HALF_WIDTH_M
-from krabby_robot.trajectories import HALT_S
+from krabby_robot.trajectories import HALT_S, min_jerk
 
 from trainer import adapter, mdp, observations, progress
 from trainer.curriculum import next_level, tile_level
@@ -341,7 +341,7 @@ class Parkour:
         own = (self.target - self.default_joint_pos) / observations.ACTION_SCALE
         self._halt_from.copy_(torch.where(halted_s == 0.0, own, self._halt_from))
         share = ((halted_s + CONTROL_STEP_S) / HALT_S).clamp(max=1.0)
-        left = 1.0 - share**3 * (10.0 - 15.0 * share + 6.0 * share**2)
+        left = 1.0 - min_jerk(share)
         return torch.where(self._halt_s[:, None] > 0.0, left * self._halt_from, action)
 
     def observe(self) -> dict[str, Tensor]:
