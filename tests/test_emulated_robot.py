@@ -230,7 +230,8 @@ def note_times(figures, name, hal):
     """Write down how regular it was, which depends on the machine; older states nobody walks by."""
     figures[name] = (
         f"state age at actuation p99 {hal['obs_age_p99_ms']:.1f} ms (at most 12), bus period p99 "
-        f"{hal['bus_period_p99_ms']:.2f} ms (5 within 1), {hal['replies_missed']} replies missed"
+        f"{hal['bus_period_p99_ms']:.2f} ms (5 within 1), exchange p50 "
+        f"{hal['exchange_p50_ms']:.2f} ms, {hal['replies_missed']} replies missed"
     )
     assert hal["obs_age_p99_ms"] < 30.0
 

@@ -110,11 +110,12 @@ def test_it_stands_up_walks_five_metres_and_sits_down(
         assert SILENCE & set(stops[-1]), stops
     sat = sit(emulated, wait_until)
 
-    period_s, age_s = (
+    period_s, age_s, exchange_s = (
         [counters.quantile(q, before, after, name, **labels) for q in (0.5, 0.99)]
         for name, labels in (
             ("krabby_bus_period_seconds", {}),
             ("krabby_observation_age_at_actuation_seconds", {"stream": "state"}),
+            ("krabby_loop_work_seconds", {"stage": "exchange"}),
         )
     )
     slots, passed_s = (  # by its own clock: to read a page takes a busy machine half a second
@@ -132,7 +133,7 @@ def test_it_stands_up_walks_five_metres_and_sits_down(
     )
     figures[f"{policy}: bus loop"] = (
         f"{rate_hz:.1f} Hz, period p99 {1e3 * period_s[1]:.2f} ms (5 within 1), "
-        f"{missed:.0f} replies missed"
+        f"exchange p50 {1e3 * exchange_s[0]:.2f} ms, {missed:.0f} replies missed"
     )
     figures["bus load"] = ", ".join(f"{bus} {load:.1%}" for bus, load in loads.items())
     assert sat

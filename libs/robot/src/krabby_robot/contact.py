@@ -9,6 +9,10 @@ A leg that swings briskly takes as much torque as one that stands (measured: the
 shows 60 N at a foot in the air if its motion is left out), so accelerations are taken from the
 joint speeds of two measurements. The body counts as not accelerated.
 
+A leg bends in an upright plane that its yaw turns. Vectors in that plane are complex numbers here,
+outwards and upwards; those on the level too, forwards and to the left. Turning is multiplying then,
+and all points of all legs are worked on in a few passes: this runs in every cycle of the drives.
+
 Two thresholds keep the answer from chattering between them.
 """
 
@@ -22,7 +26,6 @@ import numpy as np
 
 from krabby_robot import frames
 from krabby_robot.description import JOINTS_PER_LEG, NUM_LEGS
-from krabby_robot.kinematics import leg_jacobians
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +42,10 @@ _POINTS = np.array(
         (1.0, 1.0, 0.5), (1.0, 1.0, 1.0),  # of the tibia: the foot
     ]
 )  # fmt: skip
-"""Mass points of a leg, as `leg_jacobians` takes them."""
+"""Mass points of a leg: the shares of hip, femur and tibia between the hip-yaw axis and them."""
 _FOOT = 5
+_TURNS = np.array([(1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
+"""Yaw, pitch and knee to the directions of hip, femur and tibia."""
 _STRAIGHT = 0.05
 """Damping of the solution [m]: a straight leg carries any load along itself without torque."""
 
@@ -71,12 +76,19 @@ class FootContacts:
 
     def __init__(self, description: RobotDescription, cfg: ContactCfg | None = None) -> None:
         """All feet in the air, no motion known."""
-        self._description = description
+        geometry = description.geometry
         self._cfg = ContactCfg() if cfg is None else cfg
         self._masses = _point_masses(description)
+        self._hip = _POINTS[:, 0] * geometry.hip_length
+        self._femur = _POINTS[:, 1] * geometry.femur_length
+        self._tibia = _POINTS[:, 2] * geometry.tibia_length
+        self._yaw = np.zeros((NUM_LEGS, JOINTS_PER_LEG))
+        self._yaw[:, 0] = geometry.leg_yaw
+        self._armature = description.armature
         self._down = np.zeros(NUM_LEGS, dtype=bool)
         self._stamp_ns: int | None = None
-        self._point_vel = np.zeros((NUM_LEGS, len(_POINTS), 3))
+        self._level = np.zeros((NUM_LEGS, len(_POINTS)), np.complex128)
+        self._upright = np.zeros((NUM_LEGS, len(_POINTS)))
         self._joint_vel = np.zeros((NUM_LEGS, JOINTS_PER_LEG))
         self._effort = np.zeros((NUM_LEGS, JOINTS_PER_LEG))
         self.load_n: NDArray[np.float64] = np.zeros(NUM_LEGS)
@@ -100,23 +112,42 @@ class FootContacts:
             now_ns: When it was measured.
         """
         up_b = -frames.projected_gravity(quat_wb)
-        jacobians = leg_jacobians(self._description, joint_pos, _POINTS)
         vel = joint_vel.reshape(NUM_LEGS, JOINTS_PER_LEG)
         effort = joint_effort.reshape(NUM_LEGS, JOINTS_PER_LEG)
-        point_vel = np.einsum("lpij,lj->lpi", jacobians, vel)
-        specific_force = np.broadcast_to(_GRAVITY * up_b, point_vel.shape)
-        armature = np.zeros_like(vel)
-        mean_effort = effort
+        turn = np.exp(1j * (joint_pos.reshape(NUM_LEGS, JOINTS_PER_LEG) @ _TURNS + self._yaw))
+        heading, femur, tibia = turn[:, 0, None], turn[:, 1, None], turn[:, 2, None]
+        shin = self._tibia * tibia
+        leg = self._femur * femur + shin
+        reach = self._hip + leg.real
+        in_plane = 1j * (vel[:, 1, None] * leg + vel[:, 2, None] * shin)
+        level = heading * (in_plane.real + 1j * (vel[:, 0, None] * reach))
+        upright = in_plane.imag
+        up_level = complex(up_b[0], up_b[1])
+        level_force, upright_force = _GRAVITY * up_level, _GRAVITY * up_b[2]
+        moment = -effort
         if self._stamp_ns is not None and now_ns > self._stamp_ns:
             # Speeds of two measurements tell the acceleration between them, as do their torques.
             per_s = 1e9 / (now_ns - self._stamp_ns)
-            specific_force = specific_force + per_s * (point_vel - self._point_vel)
-            armature = self._description.armature * per_s * (vel - self._joint_vel)
-            mean_effort = 0.5 * (effort + self._effort)
-        moved = np.einsum("p,lpij,lpi->lj", self._masses, jacobians, specific_force)
-        self.load_n = _forces(jacobians[:, _FOOT], moved + armature - mean_effort) @ up_b
-        self._stamp_ns, self._point_vel = now_ns, point_vel
+            level_force = level_force + per_s * (level - self._level)
+            upright_force = upright_force + per_s * (upright - self._upright)
+            moment = self._armature * per_s * (vel - self._joint_vel) - 0.5 * (
+                effort + self._effort
+            )
+        self._stamp_ns, self._level, self._upright = now_ns, level, upright
         self._joint_vel, self._effort = vel.copy(), effort.copy()
+        turned = level_force * heading.conj()
+        across, along = (
+            self._masses * turned.imag,
+            self._masses * (turned.real + 1j * upright_force),
+        )
+        yaw = moment[:, 0] + (across * reach).sum(axis=1)
+        pitch = moment[:, 1] + (along * leg.conj()).sum(axis=1).imag
+        knee = moment[:, 2] + (along * shin.conj()).sum(axis=1).imag
+        up = up_level * heading[:, 0].conj()
+        arm = reach[:, _FOOT]
+        in_plane_n = _force_in_plane(1j * leg[:, _FOOT], 1j * shin[:, _FOOT], pitch, knee)
+        across_n = arm * yaw / (arm**2 + _STRAIGHT**2)
+        self.load_n = in_plane_n.real * up.real + across_n * up.imag + in_plane_n.imag * up_b[2]
         self._down &= self.load_n >= self._cfg.off_n
         self._down |= self.load_n >= self._cfg.on_n
         return self._down
@@ -134,8 +165,24 @@ def _point_masses(description: RobotDescription) -> NDArray[np.float64]:
     )
 
 
-def _forces(jacobians: NDArray[np.float64], moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Forces (6, 3) [N] with the given moments (6, 3) [N·m] about the legs' joints."""
-    transposed = np.swapaxes(jacobians, 1, 2)
-    square = jacobians @ transposed + _STRAIGHT**2 * np.eye(3)
-    return np.linalg.solve(square, np.einsum("lij,lj->li", jacobians, moments)[..., None])[..., 0]
+def _force_in_plane(
+    pitch_arm: NDArray[np.complex128],
+    knee_arm: NDArray[np.complex128],
+    pitch: NDArray[np.float64],
+    knee: NDArray[np.float64],
+) -> NDArray[np.complex128]:
+    """Forces [N] at the feet, outwards and upwards, with these moments about two joints [N·m].
+
+    Args:
+        pitch_arm: How the foot moves with the hip's pitch [m/rad].
+        knee_arm: How it moves with the knee [m/rad].
+        pitch: Moment about the hip's pitch.
+        knee: Moment about the knee.
+    """
+    out = pitch_arm.real**2 + knee_arm.real**2 + _STRAIGHT**2
+    up = pitch_arm.imag**2 + knee_arm.imag**2 + _STRAIGHT**2
+    both = pitch_arm.real * pitch_arm.imag + knee_arm.real * knee_arm.imag
+    pull = pitch_arm * pitch + knee_arm * knee
+    force = up * pull.real - both * pull.imag + 1j * (out * pull.imag - both * pull.real)
+    result: NDArray[np.complex128] = force / (out * up - both**2)
+    return result

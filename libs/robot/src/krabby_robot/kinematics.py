@@ -12,7 +12,6 @@ from krabby_robot.description import JOINTS_PER_LEG, NUM_LEGS, RobotDescription
 __all__ = [
     "foot_positions",
     "leg_ik",
-    "leg_jacobians",
     "standing_height",
     "torque_speed_limit",
 ]
@@ -56,37 +55,6 @@ def leg_ik(description: RobotDescription, foot_pos_b: ArrayLike) -> FloatArray:
     )
     angles = np.stack([yaw, _wrap(pitch), knee], axis=-1)
     return angles.reshape(*angles.shape[:-2], NUM_LEGS * JOINTS_PER_LEG)
-
-
-def leg_jacobians(
-    description: RobotDescription, joint_pos: ArrayLike, points: ArrayLike = ((1.0, 1.0, 1.0),)
-) -> FloatArray:
-    """How points of the legs move in the base frame [m/rad], shape (..., 6, points, 3, 3).
-
-    Column j of a matrix is the point's velocity at unit speed of the leg's joint j.
-
-    Args:
-        description: The robot.
-        joint_pos: Angles (..., 18) [rad].
-        points: Where on every leg, shape (points, 3): the shares of hip, femur and tibia that lie
-            between the hip-yaw axis and the point. The foot by default.
-    """
-    geometry = description.geometry
-    hip, femur, tibia = (np.asarray(points, dtype=np.float64)[:, i] for i in range(3))
-    yaw, pitch, knee = (angle[..., None] for angle in _per_leg(joint_pos))
-    shin_r = tibia * geometry.tibia_length * np.cos(pitch + knee)
-    shin_z = tibia * geometry.tibia_length * np.sin(pitch + knee)
-    leg_r = femur * geometry.femur_length * np.cos(pitch) + shin_r
-    leg_z = femur * geometry.femur_length * np.sin(pitch) + shin_z
-    reach = hip * geometry.hip_length + leg_r
-    heading = geometry.leg_yaw[:, None] + yaw
-    sin_h, cos_h = np.sin(heading), np.cos(heading)
-    jacobians = np.zeros((*leg_r.shape, 3, 3))
-    jacobians[..., 0, 0], jacobians[..., 1, 0] = -reach * sin_h, reach * cos_h
-    for joint, r, z in ((1, leg_r, leg_z), (2, shin_r, shin_z)):
-        jacobians[..., 0, joint], jacobians[..., 1, joint] = -z * cos_h, -z * sin_h
-        jacobians[..., 2, joint] = r
-    return jacobians
 
 
 def standing_height(description: RobotDescription) -> float:

@@ -137,32 +137,47 @@ class DriveHealth:
         self._latched[jumped] |= _POSITION_JUMP
         moved = first | (news & (step > 0.0))
         self._moved_ns[moved] = stamp[moved]
+        self._free_ns[moved] = stamp[moved]
         self._travel[moved] = 0.0
         still = news & ~moved
+        if still.any():
+            self._latched[still & self._stuck(still, elapsed, readings, torque, holding)] |= (
+                _STUCK_ENCODER
+            )
+        self._was_moving[news] = moved[news]
+        self._pos[news] = pos[news]
+        self._stamp_ns[news] = stamp[news]
+
+    def _stuck(
+        self,
+        still: NDArray[np.bool_],
+        elapsed_ns: NDArray[np.int64],
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> NDArray[np.bool_]:
+        """Which joints that stand `still` to the last bit ought to have moved, shape (n,)."""
+        stamp = readings.stamp_ns
         # While it moves, the torque answers to where it was a reading ago: count from its stop.
         stopped = still & self._was_moving
         self._torque_then[stopped] = torque[stopped]
-        self._was_moving[news] = moved[news]
         # What carries load is held by the ground, and what has just been let go may lie on it
         # already: count from when it last did or was.
         held = still & (self.carrying | ~holding)
         self._free_torque[held | stopped] = torque[held | stopped]
-        self._free_ns[held | moved] = stamp[held | moved]
+        self._free_ns[held] = stamp[held]
         # Signed, and without what a drive says at rest: zero itself lies between two words.
         vel = np.where(np.abs(readings.joint_vel) > self.cfg.stuck_speed, readings.joint_vel, 0.0)
-        self._travel[still] += vel[still] * elapsed[still] * 1e-9
+        self._travel[still] += vel[still] * elapsed_ns[still] * 1e-9
         runs = readings.mode == DriveMode.RUN
         ignored = (np.abs(self._travel) > self.cfg.stuck_travel_rad) | (
             runs & (np.abs(torque - self._torque_then) > self._stuck_carrying)
         )
         pushed = runs & (np.abs(torque - self._free_torque) > self._stuck_torque)
         after_ns = self.cfg.stuck_after_s * 1e9
-        stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
+        return (ignored & (stamp - self._moved_ns > after_ns)) | (
             pushed & (stamp - self._free_ns > after_ns)
         )
-        self._latched[still & stuck] |= _STUCK_ENCODER
-        self._pos[news] = pos[news]
-        self._stamp_ns[news] = stamp[news]
 
     def _derate(self, readings: DriveReadings) -> None:
         supply, faults = self._supply, readings.faults
