@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -166,8 +166,8 @@ def _point_masses(description: RobotDescription) -> NDArray[np.float64]:
 
 
 def _force_in_plane(
-    pitch_arm: NDArray[np.complex128],
-    knee_arm: NDArray[np.complex128],
+    pitch_arm: NDArray[np.complexfloating[Any, Any]],
+    knee_arm: NDArray[np.complexfloating[Any, Any]],
     pitch: NDArray[np.float64],
     knee: NDArray[np.float64],
 ) -> NDArray[np.complex128]:
