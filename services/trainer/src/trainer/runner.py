@@ -384,6 +384,14 @@ class ParkourRunner(OnPolicyRunner):
             return ranks[self.gpu_global_rank - 1]
         return {"environment": payload["environment"], "random": None}
 
+    def leave(self) -> None:
+        """Part from the other processes when all is done.
+
+        An interpreter that ends with their connections open may abort: their threads still run.
+        """
+        if self.is_distributed:
+            torch.distributed.destroy_process_group()
+
     @property
     def _unwrapped(self) -> Any:
         return getattr(self.env, "unwrapped", self.env)

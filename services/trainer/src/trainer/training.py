@@ -124,6 +124,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 if isinstance(sink, Exposition):
                     sink.fail(_LINGER_S)
             raise
+    runner.leave()
     if first:
         _write_summary(sys.stdout, _summary(plan, runner, time.monotonic() - started))
     return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
