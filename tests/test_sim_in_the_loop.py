@@ -15,6 +15,7 @@ import pytest
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, FEATURES, STATE, TRUTH
 from krabby_proto.recording import Recording
+from krabby_service.testing import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -58,15 +59,10 @@ def log_lines(tmp_path):
     }
 
 
-def logged(tmp_path, event, timeout_s=60):
-    """Wait until some service has logged the event."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        lines = itertools.chain.from_iterable(log_lines(tmp_path).values())
-        if any(line["event"] == event for line in lines):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"nobody logged {event!r} within {timeout_s} s")
+def logged(tmp_path, event):
+    """Whether some service of the one run in the folder has logged the event."""
+    lines = itertools.chain.from_iterable(log_lines(tmp_path).values())
+    return any(line["event"] == event for line in lines)
 
 
 def running_services(tmp_path, timeout_s=60):
@@ -145,7 +141,7 @@ def test_in_lock_step_the_same_seed_gives_the_same_trajectory_whoever_is_held_up
         if held_up is not None:
             pid = running_services(tmp_path)[held_up]
             os.kill(pid, signal.SIGSTOP)
-            logged(tmp_path, "waiting for an announced message")
+            until(lambda: logged(tmp_path, "waiting for an announced message"), timeout_s=60)
             os.kill(pid, signal.SIGCONT)
         status, summary, err = finished(process)
         assert status == 0, err

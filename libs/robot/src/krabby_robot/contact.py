@@ -136,10 +136,8 @@ class FootContacts:
         self._stamp_ns, self._level, self._upright = now_ns, level, upright
         self._joint_vel, self._effort = vel.copy(), effort.copy()
         turned = level_force * heading.conj()
-        across, along = (
-            self._masses * turned.imag,
-            self._masses * (turned.real + 1j * upright_force),
-        )
+        across = self._masses * turned.imag
+        along = self._masses * (turned.real + 1j * upright_force)
         yaw = moment[:, 0] + (across * reach).sum(axis=1)
         pitch = moment[:, 1] + (along * leg.conj()).sum(axis=1).imag
         knee = moment[:, 2] + (along * shin.conj()).sum(axis=1).imag

@@ -179,9 +179,8 @@ class CameraService:
             again = self._answer is not None and frame.capture_ns == self._answer[1]
             if again or not maker.wants(frame.capture_ns):
                 maker.idle()
-                if lockstep and self._answer is not None:  # it waits for an answer all the same
-                    self._answer = (self._answer[0], frame.capture_ns, self._answer[2])
-                    self._repeat(publisher)
+                if lockstep:
+                    self._answer_again(publisher, frame.capture_ns)
                 return
             image = self._eye.see(frame)
             features = maker.make(image, frame)
@@ -206,9 +205,12 @@ class CameraService:
         if ratio < self._cfg.warn_valid_ratio:
             self._warn.warning("few valid depth pixels", valid_ratio=round(ratio, 3))
 
-    def _repeat(self, publisher: Publisher) -> None:
-        assert self._answer is not None
-        features, capture_ns, flags = self._answer
+    def _answer_again(self, publisher: Publisher, capture_ns: int) -> None:
+        """Lock-step waits for an answer to every frame: the last one, for a frame left out too."""
+        if self._answer is None:
+            return
+        features, _, flags = self._answer
+        self._answer = (features, capture_ns, flags)
         publisher.publish(features, capture_ns=capture_ns, publish_ns=capture_ns, flags=flags)
 
     def _count(self, frame: Message, received_ns: int, published_ns: int, lockstep: bool) -> None:

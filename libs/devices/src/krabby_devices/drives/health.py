@@ -141,22 +141,20 @@ class DriveHealth:
         self._travel[moved] = 0.0
         still = news & ~moved
         if still.any():
-            self._latched[still & self._stuck(still, elapsed, readings, torque, holding)] |= (
-                _STUCK_ENCODER
-            )
+            self._watch_still(still, elapsed, readings, torque, holding)
         self._was_moving[news] = moved[news]
         self._pos[news] = pos[news]
         self._stamp_ns[news] = stamp[news]
 
-    def _stuck(
+    def _watch_still(
         self,
         still: NDArray[np.bool_],
         elapsed_ns: NDArray[np.int64],
         readings: DriveReadings,
         torque: NDArray[np.float64],
         holding: NDArray[np.bool_],
-    ) -> NDArray[np.bool_]:
-        """Which joints that stand `still` to the last bit ought to have moved, shape (n,)."""
+    ) -> None:
+        """Find among joints that stand `still` to the last bit those that ought to have moved."""
         stamp = readings.stamp_ns
         # While it moves, the torque answers to where it was a reading ago: count from its stop.
         stopped = still & self._was_moving
@@ -175,9 +173,10 @@ class DriveHealth:
         )
         pushed = runs & (np.abs(torque - self._free_torque) > self._stuck_torque)
         after_ns = self.cfg.stuck_after_s * 1e9
-        return (ignored & (stamp - self._moved_ns > after_ns)) | (
+        stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
             pushed & (stamp - self._free_ns > after_ns)
         )
+        self._latched[still & stuck] |= _STUCK_ENCODER
 
     def _derate(self, readings: DriveReadings) -> None:
         supply, faults = self._supply, readings.faults
