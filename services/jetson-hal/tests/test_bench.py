@@ -1,5 +1,6 @@
 """`krabby-drives` against drives that need no hardware, on real sockets."""
 
+import itertools
 import socket
 
 import numpy as np
@@ -8,7 +9,7 @@ from jetson_hal import bench
 from krabby_devices.drives import DriveFault
 from krabby_devices.drives.calibration import Calibration
 from krabby_devices.drives.hardware import HardwareDescription
-from krabby_devices.drives.testing import FakeDrives, free_multicast_channels
+from krabby_devices.drives.testing import FakeDrive, FakeDrives, free_multicast_channels
 from krabby_robot.description import RobotDescription
 
 
@@ -19,9 +20,14 @@ def hardware():
 
 
 @pytest.fixture
-def drives(hardware):
+def fakes(hardware):
     with FakeDrives(hardware) as fakes:
-        yield fakes.drives
+        yield fakes
+
+
+@pytest.fixture
+def drives(fakes):
+    return fakes.drives
 
 
 @pytest.fixture
@@ -46,6 +52,37 @@ def test_probe_names_a_drive_that_does_not_answer(run, drives, capsys):
     drives[2].muted = True
     assert run("probe") == 1
     assert "lf_knee" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("probe",), ("watch",), ("calibrate", "--yes")], ids=lambda words: words[0]
+)
+def test_two_drives_under_one_id_are_refused(run, fakes, tmp_path, capsys, words):
+    spec = fakes.drives[2].spec
+    fakes.twins.append(FakeDrive(spec, fakes.drives[2].codec, position=-0.4))
+    assert run(*words) == 1
+    assert capsys.readouterr().err == (
+        f"krabby-drives {words[0]}: two drives answer to id 13 on bus front, joint lf_knee: "
+        "unplug one, give it another id\n"
+    )
+    assert not (tmp_path / "calibration.toml").exists()
+
+
+def test_probe_names_a_second_drive_that_answers_now_and_then(run, fakes, capsys):
+    twin = FakeDrive(fakes.drives[2].spec, fakes.drives[2].codec, position=-0.4)
+    turn, handle = itertools.count(1), twin.handle
+
+    def handle_some(frame, now_s):
+        answer = handle(frame, now_s)
+        return None if next(turn) % 12 else answer
+
+    twin.handle = handle_some
+    fakes.twins.append(twin)
+    assert run("probe") == 1
+    out = capsys.readouterr().out
+    (row,) = [line for line in out.splitlines() if line.endswith("shared_id")]
+    assert row.startswith("lf_knee ")
+    assert "id 13 on bus front, joint lf_knee: unplug one, give it another id" in out
 
 
 def test_probe_says_what_to_do_about_a_fault(run, drives, capsys):

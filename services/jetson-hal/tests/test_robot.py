@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from jetson_hal.errors import ImuNotSane
-from krabby_devices.drives import DriveFault, DriveMode
+from krabby_devices.drives import DriveFault, DriveMode, IdConflict
 from krabby_devices.errors import NoReply
 from krabby_proto import STATE, unpack
 from krabby_robot import frames
@@ -236,6 +236,43 @@ def test_it_cannot_be_armed_while_something_is_wrong(rig):
     answer = rig.robot.on_safety("arm", "test")
     assert not answer.ok
     assert "lf_knee stuck encoder" in answer.reason
+
+
+TWIN = IdConflict("front", 13, "lf_knee")
+STRANGER = IdConflict("front", 21, "", "lm_hip_yaw (bus middle, id 21)")
+
+
+@pytest.mark.parametrize(
+    ("conflict", "joints", "bit", "fault", "says"),
+    [
+        (TWIN, [2], DriveFault.SHARED_ID, Fault.DRIVE,
+         "lf_knee shared id (two drives answer to id 13 on bus front, joint lf_knee: unplug one, "
+         "give it another id); reset first"),
+        (STRANGER, [0, 1, 2, 9, 10, 11], DriveFault.UNKNOWN_ID, Fault.BUS,
+         "front unknown id (a drive with id 21 answers on bus front; hardware.toml has lm_hip_yaw "
+         "(bus middle, id 21): plug it into its own bus; look for two buses that are joined); "
+         "reset first"),
+    ],
+    ids=["twin", "stranger"],
+)  # fmt: skip
+def test_an_id_that_is_not_one_drives_damps_and_keeps_it_from_arming(
+    rig, conflict, joints, bit, fault, says
+):
+    rig.armed()
+    rig.bus.bits[joints] |= np.uint32(bit)
+    rig.bus.readings.conflicts = (conflict,)
+    with captured_logs() as events:
+        rig.slots(3)
+    assert rig.robot.gate.state is SafetyState.DAMP
+    assert rig.robot.gate.faults == fault
+    (event,) = [event for event in events if event["event"] == "fault"]
+    assert event["detail"] == str(conflict)
+    answer = rig.robot.on_safety("arm", "test")
+    assert (answer.ok, answer.reason) == (False, f"not while there is {says}")
+    assert rig.robot.on_safety("reset", "test").ok
+    rig.bus.readings.conflicts = ()  # unplugged
+    rig.slots(2)
+    assert rig.robot.on_safety("arm", "test").ok
 
 
 def test_a_reset_clears_the_drives_and_only_then_it_can_be_armed(rig):

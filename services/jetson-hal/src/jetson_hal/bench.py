@@ -41,7 +41,8 @@ _STATE_PORT: Final = 6001
 _READINGS: Final = 50
 _READING_S: Final = 0.02
 _WATCH_S: Final = 0.2
-_CYCLES: Final = 10
+_CYCLES: Final = 100
+"""Half a second: a second drive under one id that answers every tenth time is found too."""
 _CYCLE_NS: Final = 5_000_000
 _POSES: Final = {
     "zero": "every leg straight out from the body and level, feet on trestles",
@@ -135,6 +136,8 @@ def _probe(args: argparse.Namespace) -> int:
             )
             if readings.faults[i]:
                 sys.stdout.write(f"{'':14} do: {remedy(int(readings.faults[i]))}\n")
+        for conflict in readings.conflicts:
+            sys.stdout.write(f"{conflict}: {conflict.remedy}\n")
     sys.stdout.write(
         f"{len(hardware.drives)} drives answer; calibrated: {calibration.measured or 'never'}\n"
     )

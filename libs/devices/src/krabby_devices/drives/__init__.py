@@ -8,7 +8,8 @@ from krabby_devices.drives.types import (
     DriveMode,
     DriveReadings,
     DriveTargets,
+    IdConflict,
     JointBus,
 )
 
-__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "JointBus"]
+__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "IdConflict", "JointBus"]
