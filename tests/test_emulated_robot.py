@@ -58,6 +58,7 @@ CASES = (
     Case("bus-off", "bus=middle", "bus"),
     Case("imu-silence", "", "imu"),
     Case("reset", "joint=rf_knee", "drive"),
+    Case("twin", "joint=lf_knee", "drive"),
 )
 """One of each kind of wire; all the others are in test_faults_of_drives.py."""
 

@@ -25,6 +25,7 @@ from krabby_devices.drives.bus import CanJointBus
 from krabby_devices.drives.calibration import Calibration
 from krabby_devices.drives.can_io import open_bus
 from krabby_devices.drives.hardware import HardwareDescription
+from krabby_devices.errors import DriveRefused
 from krabby_devices.imu import ImuCounters
 from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
 from krabby_robot.courses import make_course
@@ -88,6 +89,7 @@ CASES = (
     Case("voltage-sag", "the supply falls from 48 to 34 V", "drive", value=14.0),
     Case("voltage-sag", "the supply falls to 18 V, all drives let go", "drive"),
     Case("reset", "a drive reboots", "drive", joint="rf_knee"),
+    Case("twin", "a second drive with a joint's id is plugged in", "drive", joint="lf_knee"),
     Case("imu-silence", "the IMU falls silent", "imu"),
     Case("imu-jump", "the IMU's attitude jumps by 0.5 rad", "imu"),
 )  # fmt: skip
@@ -333,6 +335,47 @@ class Rig:
 @pytest.fixture
 def rig(monkeypatch, request):
     return Rig(monkeypatch, request.node.name).bring_up()
+
+
+# --- two drives under one id ---------------------------------------------------------------
+
+TWIN = "two drives answer to id 13 on bus front, joint lf_knee: unplug one, give it another id"
+
+
+def test_it_does_not_start_beside_a_second_drive_with_a_joints_id(monkeypatch):
+    rig = Rig(monkeypatch, "twin-at-start")
+    rig.world.robot.inject("twin", rig.clock(), joint="lf_knee")
+    with pytest.raises(DriveRefused, match=TWIN):
+        rig.bring_up()
+    assert rig.world.robot.bank.running == 0
+
+
+def test_it_is_not_armed_beside_a_second_drive_and_is_when_that_is_unplugged(rig):
+    rig.slots(0.1)
+    began_ns = rig.clock()
+    rig.world.robot.inject("twin", began_ns, joint="lf_knee")
+    while not rig.robot.watch.findings:
+        rig.slot()
+        assert rig.clock() - began_ns < 30e6
+    for _ in range(3):  # a reset that finds it again is no way out
+        answer = rig.robot.on_safety("arm", "test")
+        assert not answer.ok
+        assert TWIN in answer.reason
+        rig.robot.on_safety("reset", "test")
+        rig.slots(0.1)
+    rig.world.robot.board.clear("twin")
+    assert rig.robot.on_safety("reset", "test").ok
+    rig.slots(0.1)
+    answer = rig.robot.on_safety("arm", "test")
+    assert answer.ok, answer.reason
+
+
+def test_a_second_drive_on_a_wire_that_loses_two_of_five_answers_is_found_within_a_second(rig):
+    rig.slots(0.1)
+    rig.world.robot.inject("twin", rig.clock(), joint="lf_knee")
+    rig.world.robot.inject("lost-replies", rig.clock(), joint="lf_knee", value=0.4)
+    rig.slots(1.0)
+    assert [conflict.can_id for conflict in rig.bus.readings.conflicts] == [13]
 
 
 # --- the walk ------------------------------------------------------------------------------
