@@ -20,16 +20,16 @@ tried in a test at any speed.
 
 What always holds, whatever is called in whatever order:
 
-* `joint_pos` lies within the limits. It starts at the measured pose with every `arm` and is moved
-  by commands alone, each by at most `max_rate` times the time since the one before, of which
-  `max_target_step_s` count at most.
+* `joint_pos` lies within the limits. It starts at the measured pose with every `arm`, and with the
+  measurement that starts ARMING again; then it is moved by commands alone, each by at most
+  `max_rate` times the time since the one before, of which `max_target_step_s` count at most.
 * DISARMED, DAMP and ESTOP give no stiffness: kp is zero and only damping remains.
 * From one `step` to the next kp rises by at most the time between them over `arming_s`, of which
   `max_target_step_s` count at most.
 * ESTOP is left by `reset` alone, and then only to DISARMED.
 * Without a valid command the pose is held `hold_after_s` after the last one and the drives are
   damped `damp_after_s` after it; without a valid measurement likewise after `state_stale_s` and
-  `state_stop_s`. ARMING holds no pose on a late measurement: it starts again from the next one.
+  `state_stop_s`. ARMING on a late measurement has no stiffness and starts again from the next.
 * Both ages are judged at the begin of every call, before what the call brings counts. So the
   command or measurement that ends a silence does not hide it, wherever the process stood still.
 * A drive that obeys `effort_limit`, and falls limp by itself when `drive_timeout_s` passed
@@ -571,7 +571,7 @@ class SafetyGate:
             return
         if self._state is SafetyState.ARMING:
             if state_age_ns >= self._stale_ns:
-                self._begin_arming(now_ns)
+                self._begin_rising(now_ns)
                 return
             if self._risen_ns(now_ns) < self._arming_ns:
                 return
@@ -593,8 +593,12 @@ class SafetyGate:
     def _begin_arming(self, now_ns: int) -> None:
         """From the newest measured pose, with gains from zero."""
         np.clip(self._measured_pos, self._lower, self._upper, out=self._target)
-        self._ramp_ns, self._ramp_at_ns = 0, now_ns
+        self._begin_rising(now_ns)
         self._state = SafetyState.ARMING
+
+    def _begin_rising(self, now_ns: int) -> None:
+        """ARMING: the gains are zero now."""
+        self._ramp_ns, self._ramp_at_ns = 0, now_ns
 
     def _risen_ns(self, now_ns: int) -> int:
         """ARMING: the time the gains have risen for; a late `step` is credited with a part."""
