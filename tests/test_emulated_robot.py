@@ -33,7 +33,7 @@ STREAMS = (
 )  # fmt: skip
 LIMIT_MS = 150.0
 
-SILENCE = {"bus", "drive", "imu", "state_stale", "command_timeout"}
+SILENCE = {"bus", "drive", "imu", "state_stale", "state_gap", "command_timeout"}
 """What it is called when a process did not get its turn."""
 
 UNARMED = ("disarmed", "damp")

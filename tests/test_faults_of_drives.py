@@ -30,7 +30,7 @@ from krabby_devices.imu import ImuCounters
 from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
 from krabby_robot.courses import make_course
 from krabby_robot.description import RobotDescription
-from krabby_robot.gate import SafetyState
+from krabby_robot.gate import Fault, SafetyState
 from krabby_robot.observation import ObservationBuilder, ObservationInputs
 from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
 from krabby_robot.trajectories import stand_up
@@ -112,6 +112,8 @@ class World:
         self.sample = None
         self.limp_ns = None
         """Since when no drive holds a position."""
+        self.stall_ns = 0
+        """How long the HAL's process stands when it is about to read a bus for the next time."""
         self._substeps = clock() // SUBSTEP_NS
 
     def pass_time(self, duration_ns):
@@ -147,6 +149,8 @@ class SimulatedCan:
 
     def recv(self, timeout=None):
         left_ns = round((timeout or 0.0) * 1e9)
+        stall_ns, self._world.stall_ns = self._world.stall_ns, 0
+        self._world.pass_time(stall_ns)
         self._world.serve()
         message = self._bus.recv(0.0)
         while message is None and left_ns > 0:
@@ -419,6 +423,36 @@ def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
     # And the loop that wakes up again finds itself damped, not walking on.
     rig.slot()
     assert rig.robot.gate.state is SafetyState.DAMP
+
+
+@slow
+@patient
+@pytest.mark.parametrize("stall_ms", [50, 90, 120, 1000])
+@pytest.mark.parametrize("after_s", [0.1, 1.5], ids=["arming", "standing-up"])
+def test_a_stall_between_sending_and_reading_never_stiffens_a_drive(rig, after_s, stall_ms):
+    rig.mend()
+    rig.robot.on_safety("disarm", "test")
+    rig.slots(0.3)
+    assert rig.robot.on_safety("arm", "test").ok
+    rig.slots(after_s)
+    gate = rig.robot.gate
+    expected = SafetyState.ARMING if after_s < rig.desc.safety.arming_s else SafetyState.ACTIVE
+    assert gate.state is expected
+    before = rig.robot.drive.kp.max()
+    rig.world.stall_ns = stall_ms * 1_000_000
+    rig.slot()
+    # What was on its way when the process stood: a step of the gains like any other.
+    assert rig.robot.drive.kp.max() <= before + 2.5 + 1e-9
+    rig.slot()
+    assert rig.robot.drive.kp.max() == 0.0
+    if stall_ms >= 100:
+        assert gate.state is SafetyState.DAMP
+        assert gate.faults & (Fault.STATE_GAP | Fault.STATE_STALE)
+    sent = []
+    for _ in range(20):
+        rig.slot()
+        sent.append(rig.robot.drive.kp.max())
+    assert max(sent) <= 20 * 2.5  # limp, or arming from the start
 
 
 # --- everything that breaks ----------------------------------------------------------------

@@ -40,6 +40,7 @@ class Rig:
         self.clock.advance(0.005)
         pose = DESC.default_joint_pos
         self.gate.observe(pose, np.zeros(18), np.zeros(18), [0, 0, 0, 1], self.clock())
+        self.gate.step(self.clock())
 
     def active(self):
         self.slot()

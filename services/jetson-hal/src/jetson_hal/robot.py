@@ -199,6 +199,7 @@ class Robot:
             measured.joint_effort,
             measured.base_quat_w,
             now_ns,
+            capture_ns,
         )
         return self._payload.fill(measured), capture_ns
 
