@@ -50,6 +50,11 @@ _STALL_NS: Final = 100_000_000
 _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
 _MAX_DRAIN: Final = 20_000
+_MAX_SHARED_DRAIN: Final = 64
+"""Of a stream with many writers, in one call: libzmq takes from its connections in turn, so one that
+floods costs a bounded time and delays the others by no more than one message each."""
+_MAX_SEQUENCE: Final = (1 << 63) - 1
+"""No writer counts further; following one that claims to would make all it says next late."""
 
 
 def new_instance_id() -> int:
@@ -193,6 +198,23 @@ class LatestSubscriber(Endpoint):
         self._note_lag(messages[-1] if messages else None)
         return messages
 
+    def newest_by_writer(self) -> list[Message]:
+        """The newest message of each writer since the last call; never waits.
+
+        For streams with `many_writers`: the reader decides which one counts, so no writer can
+        displace another's message. Takes at most 64 messages, in turn from all connections. A
+        writer that speaks for both an operator and a mission is two writers.
+        """
+        newest: dict[tuple[int, int], Message] = {}
+
+        def keep(message: Message) -> None:
+            writer = (message.header.instance_id, message.flags & FLAG_OPERATOR)
+            self.discarded += writer in newest
+            newest[writer] = message
+
+        self._receive_all(keep, _MAX_SHARED_DRAIN)
+        return list(newest.values())
+
     def wait(self, timeout_s: float) -> Message | None:
         """Block until something newer comes; None when nothing did in time."""
         deadline = time.monotonic() + timeout_s
@@ -266,8 +288,8 @@ class LatestSubscriber(Endpoint):
         """How much later than the quickest message ever this one is read [ns]."""
         return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
 
-    def _receive_all(self, keep: Callable[[Message], None]) -> None:
-        for _ in range(_MAX_DRAIN):
+    def _receive_all(self, keep: Callable[[Message], None], limit: int = _MAX_DRAIN) -> None:
+        for _ in range(limit):
             frames = receive_frames(self.socket)
             if frames is None:
                 # Not before: who has asked a SUB whether it has something to read has made it take
@@ -277,6 +299,7 @@ class LatestSubscriber(Endpoint):
                 return
             try:
                 message = decode(frames, self.stream)
+                _check_sequence(message)
             except FrameError as error:
                 self.invalid += 1
                 self.last_error = error
@@ -306,6 +329,14 @@ class LatestSubscriber(Endpoint):
             self.gaps += sequence - last - 1
         self._sequences[instance] = sequence
         return True
+
+
+def _check_sequence(message: Message) -> None:
+    sequence = message.header.sequence
+    if sequence > _MAX_SEQUENCE:
+        raise FrameError(
+            f"sequence {sequence} is out of range; number messages from 1 and in steps of 1"
+        )
 
 
 def wait_any(subscribers: Sequence[LatestSubscriber], timeout_s: float) -> list[LatestSubscriber]:
