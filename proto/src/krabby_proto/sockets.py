@@ -51,8 +51,8 @@ _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
 _MAX_DRAIN: Final = 20_000
 _MAX_SHARED_DRAIN: Final = 64
-"""Of a stream with many writers, in one call: libzmq takes from its connections in turn, so one that
-floods costs a bounded time and delays the others by no more than one message each."""
+"""Of a stream with many writers, in one call. libzmq takes from its connections in turn: one that
+floods costs a bounded time, and each message of another waits for no more than one of it."""
 _MAX_SEQUENCE: Final = (1 << 63) - 1
 """No writer counts further; following one that claims to would make all it says next late."""
 

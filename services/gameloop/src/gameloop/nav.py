@@ -126,7 +126,7 @@ class NavFilter:
         return self.command
 
     def _fresh(self, command: _Command | None, clock_ns: int) -> NDArray[np.float64] | None:
-        # Simulated time starts again when the HAL does: a stamp that lies ahead is of the time before.
+        # Simulated time starts again when the HAL does: a stamp ahead of it is from before.
         if command is None or not 0 <= clock_ns - command.stamp_ns <= self._timeout_ns:
             return None
         return command.values
