@@ -244,7 +244,7 @@ def test_a_terminal_that_falls_silent_stops_the_robot_after_two_seconds(
         began_s = teleop.until(lambda vx: vx == pytest.approx(0.15))
         zero_s = teleop.until(lambda vx: vx == 0.0)
         check_two_seconds(began_s, teleop.moved_s, zero_s)
-        for _ in range(10):  # and says so on and on: no mission may take over
+        for _ in range(10):  # and keeps saying so: no mission may take over
             teleop.until(lambda vx: vx == 0.0)
         teleop.type(b"w")
         teleop.until(lambda vx: vx == pytest.approx(0.05))

@@ -282,7 +282,7 @@ def test_a_flood_delays_no_other_writer_and_costs_a_bounded_number_of_messages(
 
 
 @pytest.mark.parametrize("sequence", [1 << 63, (1 << 64) - 1])
-def test_a_sequence_that_nobody_counts_to_is_refused_and_its_writer_heard_on(
+def test_a_sequence_out_of_range_is_refused_and_its_writer_still_heard(
     context, two_writers, eventually, sequence
 ):
     with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:

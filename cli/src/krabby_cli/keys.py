@@ -202,7 +202,7 @@ class Deadman:
 class Drive:
     """The walking command of a person with a keyboard and, possibly, a gamepad.
 
-    Each of the two has a deadman of its own: neither proves that the other's link is alive. A
+    Each of the two has its own deadman: neither proves that the other's link is alive. A
     keyboard command ends with its deadman, the next key begins from zero. A gamepad's sticks count
     again from its next event. What the kernel repeats when it opens the device is no event, and a
     button that is held is none: over a dead radio link it stays held for ever.
@@ -239,7 +239,7 @@ class Drive:
         return self._command(now_s), requests
 
     def countdown(self, now_s: float) -> str:
-        """How long motion goes on without another event; empty when nothing moves."""
+        """How long motion lasts without another event; empty when nothing moves."""
         if self._command(now_s) == Nav():
             return f"STOPPED: no input for {DEADMAN_S:g} s" if self._ended else ""
         deadman = self._pad_deadman if self._nav == Nav() else self._key_deadman

@@ -46,7 +46,7 @@ _HINT: Final = "1 stand, 2 sit, x e-stop"
 _FAREWELLS: Final = 3
 """Zeros sent when leaving: a socket that is closed drops what it has not sent yet."""
 _PERSONS_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Counts while the computer sleeps: whoever opens the lid has not just pressed a key."""
+"""Counts while the computer sleeps, unlike CLOCK_MONOTONIC: opening the lid is no key press."""
 
 _EPILOG: Final = """\
 keys
@@ -158,7 +158,7 @@ class Operator:
     """A person's sockets: nav to the game loop, requests to it, and safety to the HAL.
 
     A request waits for its answer up to a second, walking commands do not wait for it. An e-stop
-    has a thread and a socket of its own, so that it is never behind another request.
+    has its own thread and socket, so that it is never behind another request.
     """
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:

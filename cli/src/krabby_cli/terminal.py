@@ -162,7 +162,7 @@ class Keyboard:
 
 
 class StatusLine:
-    """The newest line on a terminal, written by a thread of its own.
+    """The newest line on a terminal, written by its own thread.
 
     A terminal that is not read (a link that died, Ctrl-S) blocks that thread and nothing else;
     lines that were overtaken meanwhile are not written.
@@ -197,7 +197,7 @@ class StatusLine:
             try:
                 while data:
                     data = data[os.write(self._fd, data) :]
-            except OSError:  # gone: Keyboard finds out, or a gamepad goes on without it
+            except OSError:  # gone: Keyboard finds out, or a gamepad drives without it
                 continue
 
     def _next(self) -> str | None:
