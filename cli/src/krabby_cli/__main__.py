@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -59,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _complain(command: str, error: Exception, status: int) -> int:
-    sys.stderr.write(f"krabby {command}: {error}\n")
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the status says it too
+        sys.stderr.write(f"krabby {command}: {error}\n")
     return status
 
 

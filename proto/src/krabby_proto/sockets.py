@@ -50,6 +50,12 @@ _STALL_NS: Final = 100_000_000
 _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
 _MAX_DRAIN: Final = 20_000
+_MAX_SHARED_DRAIN: Final = 64
+"""Of a stream with many writers, in one call. libzmq takes from its connections in turn: one that
+floods costs a bounded time, and each message of another waits for no more than one of it."""
+_MAX_SEQUENCE: Final = (1 << 63) - 1
+"""No writer counts further. A message that claims to counts as the next one: followed, it would make
+all that its writer says next late."""
 
 
 def new_instance_id() -> int:
@@ -193,6 +199,23 @@ class LatestSubscriber(Endpoint):
         self._note_lag(messages[-1] if messages else None)
         return messages
 
+    def newest_by_writer(self) -> list[Message]:
+        """The newest message of each writer since the last call; never waits.
+
+        For streams with `many_writers`: the reader decides which one counts, so no writer can
+        displace another's message. Takes at most 64 messages, in turn from all connections. A
+        writer that speaks for both an operator and a mission is two writers.
+        """
+        newest: dict[tuple[int, int], Message] = {}
+
+        def keep(message: Message) -> None:
+            writer = (message.header.instance_id, message.flags & FLAG_OPERATOR)
+            self.discarded += writer in newest
+            newest[writer] = message
+
+        self._receive_all(keep, _MAX_SHARED_DRAIN)
+        return list(newest.values())
+
     def wait(self, timeout_s: float) -> Message | None:
         """Block until something newer comes; None when nothing did in time."""
         deadline = time.monotonic() + timeout_s
@@ -266,8 +289,8 @@ class LatestSubscriber(Endpoint):
         """How much later than the quickest message ever this one is read [ns]."""
         return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
 
-    def _receive_all(self, keep: Callable[[Message], None]) -> None:
-        for _ in range(_MAX_DRAIN):
+    def _receive_all(self, keep: Callable[[Message], None], limit: int = _MAX_DRAIN) -> None:
+        for _ in range(limit):
             frames = receive_frames(self.socket)
             if frames is None:
                 # Not before: who has asked a SUB whether it has something to read has made it take
@@ -288,6 +311,8 @@ class LatestSubscriber(Endpoint):
     def _is_news(self, instance: int, sequence: int) -> bool:
         """Follow one instance's sequence; False for what was overtaken."""
         last = self._sequences.get(instance)
+        if sequence > _MAX_SEQUENCE:
+            sequence = (last or 0) + 1
         if last is None:
             if instance in self._replaced:
                 self.late += 1

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from gameloop import metrics
 from gameloop.config import EndpointsCfg
 from gameloop.service import Gameloop, state_of_period
 from krabby_proto import (
@@ -15,6 +16,7 @@ from krabby_proto import (
     FLAG_FEATURES_DUE,
     FLAG_LOCKSTEP,
     FLAG_NAV_DUE,
+    FLAG_OPERATOR,
     NAV,
     STATE,
     ControlClient,
@@ -398,6 +400,94 @@ def test_in_lock_step_it_waits_for_what_the_state_announces(
         assert service.brain.nav.command[0] == pytest.approx(0.3)
     for each in (nav, seen):
         each.close()
+    lock.hal.stop()
+
+
+def refused(reason):
+    return metrics.NAV_REFUSED[reason]._value.get()
+
+
+def test_a_mission_stamped_ahead_moves_nothing_and_is_counted_and_named(make_hal, connected, ask):
+    before = refused("future")
+    with make_hal(armed=True) as hal, captured_logs() as logs:
+        cfg = connected(hal.endpoints)
+        service = Gameloop(cfg)
+        with (
+            running(service),
+            Publisher(cfg.endpoints.nav, NAV, bind=False) as mission,
+            Publisher(cfg.endpoints.nav, NAV, bind=False) as operator,
+        ):
+            reaches(ask, service, "policy")
+
+            def said():
+                ahead_ns = time.monotonic_ns() + 5_000_000_000
+                mission.publish((0.9, 0, 0), capture_ns=ahead_ns, publish_ns=ahead_ns)
+                return [e for e in logs if e["event"] == "walking command refused: future"]
+
+            event = eventually(said)[0]
+            assert -5.0 <= event["age_s"] < -4.5
+            assert event["instance_id"] == f"{mission.instance_id:016x}"
+            assert not event["operator"]
+            assert refused("future") > before
+            assert not service.brain.nav.command.any()
+
+            def walks():
+                operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+                said()
+                return ask(service, "status")["nav"][0] == pytest.approx(0.2)
+
+            eventually(walks)
+            assert ask(service, "status")["nav_source"] == "operator"
+
+
+def test_in_lock_step_a_person_is_heard_without_a_mission(make_hal, connected):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    with running(service), Publisher(cfg.endpoints.nav, NAV, bind=False) as operator:
+        lock.state()
+
+        def walks():
+            operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+            lock.step()
+            return service.brain.nav.command[0] == pytest.approx(0.2)
+
+        eventually(walks)
+        assert service.brain.nav.source == "operator"
+    lock.hal.stop()
+
+
+def test_in_lock_step_a_person_outranks_the_mission_whose_turn_is_still_waited_for(
+    make_hal, connected
+):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    with (
+        running(service),
+        Publisher(cfg.endpoints.nav, NAV, bind=False) as operator,
+        Publisher(cfg.endpoints.nav, NAV, clock=lambda: lock.now_ns, bind=False) as mission,
+    ):
+        lock.state()
+
+        def turn():
+            operator.publish((-0.1, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+            lock.now_ns += 10 * MS
+            lock.hal.state_flags = FLAG_LOCKSTEP | FLAG_NAV_DUE
+            lock.hal.publish()
+            assert lock.hal.server.poll(0.02) == 0, "it went on without the mission"
+
+            def answered():
+                mission.publish((0.5, 0, 0), capture_ns=lock.now_ns)
+                lock.hal.publish()
+                lock.hal.server.poll(0.02)
+                return lock.hal.applied[-1].capture_ns == lock.now_ns
+
+            eventually(answered)
+            assert service.brain.nav.command[0] <= 0.0
+            return service.brain.nav.command[0] == pytest.approx(-0.1)
+
+        eventually(turn)
     lock.hal.stop()
 
 

@@ -41,9 +41,9 @@ class FreshnessCfg:
     features_recover_s: float = 0.5
     """Features must have been fresh for this long before they are trusted again [s]."""
     nav_s: float = 0.3
-    """Walking commands older than this count as standing still [s]."""
+    """Walking commands older than this are left out, and end in standing still [s]."""
     operator_s: float = 1.0
-    """For this long after a person's command a mission's is ignored [s]."""
+    """For this long after an operator's message was read a mission's is ignored [s]."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -18,6 +18,7 @@ from krabby_service.metrics import (
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from gameloop.machine import Mode
+from gameloop.nav import REFUSAL_REASONS
 
 _SUBSCRIBED = ("state", "features", "nav")
 _STAGES = ("receive", "observe", "infer", "send")
@@ -45,6 +46,10 @@ INFERENCE = Histogram(
 NAV_COMMAND = children(
     Gauge("krabby_nav_command", "What the policy is asked to walk: m/s, m/s, rad/s", ["axis"]),
     ("vx", "vy", "yaw_rate"),
+)
+NAV_REFUSED = children(
+    Counter("krabby_nav_refused_total", "Walking commands left out, by reason", ["reason"]),
+    REFUSAL_REASONS,
 )
 
 WORK = children(LOOP_WORK, _STAGES)

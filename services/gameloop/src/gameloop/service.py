@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from krabby_inference.backend import EngineBackend, move
@@ -17,12 +17,14 @@ from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
     FLAG_NAV_DUE,
+    FLAG_OPERATOR,
     NAV,
     HalClient,
     LatestSubscriber,
     RequestTimeout,
     check_hello,
     make_hello,
+    wait_any,
 )
 from krabby_robot.description import RobotDescription
 from krabby_service.logging import log_every
@@ -37,7 +39,7 @@ from gameloop.control import Control
 from gameloop.pilot import Pilot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from krabby_proto import CommandReply, Message
     from krabby_robot.network import Backend
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Gameloop", "state_of_period"]
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 _HELLO_TIMEOUT_S = 0.2
 _HELLO_PAUSE_NS = 500_000_000
@@ -182,7 +185,7 @@ class Gameloop:
                 self.brain.see(before)  # that the robot was put back counts, also when overtaken
             state = state_of_period(client.state, began_ns, due_ns)
             features = features_in.latest()
-            self._take_nav(nav_in.take())
+            self._take_nav(nav_in, time.monotonic_ns)
             if state is not None:
                 self.brain.see(state)
                 self._meet_again(tick.woke_ns)
@@ -215,8 +218,7 @@ class Gameloop:
                 continue
             self.brain.see(state)
             self._meet_again(time.monotonic_ns())
-            if state.flags & FLAG_NAV_DUE:
-                self._take_nav(self._announced(runtime, nav_in, now_ns))
+            self._take_announced_nav(runtime, nav_in, now_ns, bool(state.flags & FLAG_NAV_DUE))
             if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
                 features = self._announced(runtime, features_in, last_ns) or features
@@ -230,15 +232,36 @@ class Gameloop:
     def _announced(
         self, runtime: Runtime, subscriber: LatestSubscriber, since_ns: int
     ) -> Message | None:
-        """The newest message, captured at `since_ns` or later; None only when leaving.
+        """The newest message, captured at `since_ns` or later; None only when leaving."""
+
+        def newest() -> Message | None:
+            message = subscriber.latest()
+            return message if message is not None and message.capture_ns >= since_ns else None
+
+        return self._await(runtime, subscriber, newest)
+
+    def _take_announced_nav(
+        self, runtime: Runtime, nav_in: LatestSubscriber, now_ns: int, due: bool
+    ) -> None:
+        """Take what operators say, and the mission's command when one was announced."""
+
+        def taken() -> bool | None:
+            messages = self._take_nav(nav_in, lambda: now_ns)
+            return not due or any(_is_mission_of(message, now_ns) for message in messages) or None
+
+        self._await(runtime, nav_in, taken)
+
+    def _await(
+        self, runtime: Runtime, subscriber: LatestSubscriber, look: Callable[[], T | None]
+    ) -> T | None:
+        """Read until `look` has what was announced; None only when leaving.
 
         The HAL waits too, and says everything again: who goes on without does not repeat exactly.
         """
         began_s = time.monotonic()
-        message = subscriber.latest()
-        while message is None or message.capture_ns < since_ns:
+        while (found := look()) is None:
             runtime.beat()
-            message = subscriber.wait(_LOCKSTEP_WAIT_S)
+            wait_any((subscriber,), _LOCKSTEP_WAIT_S)
             waited_s = time.monotonic() - began_s
             if waited_s < _LOCKSTEP_INPUT_S:
                 continue
@@ -250,7 +273,7 @@ class Gameloop:
                 endpoint=subscriber.endpoint,
                 waited_s=round(waited_s, 1),
             )
-        return message
+        return found
 
     # --- parts of a tick ---------------------------------------------------------------------
 
@@ -261,9 +284,22 @@ class Gameloop:
         assert self._nav is not None
         return self._client, self._features, self._nav
 
-    def _take_nav(self, message: Message | None) -> None:
-        if message is not None and not self.brain.nav.receive(message):
-            self._warn.warning("walking command left out", command=message.payload.tolist())
+    def _take_nav(self, nav_in: LatestSubscriber, clock: Callable[[], int]) -> list[Message]:
+        """Give every writer's newest to the filter, which decides whose counts; what there was."""
+        messages = nav_in.newest_by_writer()
+        now_ns = clock()  # after they came: none of them can honestly be from later
+        for message in messages:
+            refusal = self.brain.nav.receive(message, now_ns)
+            if refusal is not None:
+                metrics.NAV_REFUSED[refusal.reason].inc()
+                self._warn.warning(
+                    f"walking command refused: {refusal.reason}",
+                    age_s=round(refusal.age_s, 4),
+                    operator=bool(message.flags & FLAG_OPERATOR),
+                    instance_id=f"{message.header.instance_id:016x}",
+                    command=message.payload.tolist(),
+                )
+        return messages
 
     def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
         control = self._control
@@ -353,6 +389,7 @@ class Gameloop:
             "walking": brain.pilot.walking.bundle.name,
             "blind": brain.pilot.blind,
             "nav": [round(float(value), 4) for value in brain.nav.command],
+            "nav_source": brain.nav.source,
         }
 
     def _expose(self) -> None:
@@ -388,6 +425,11 @@ class Gameloop:
             "bad_outputs": pilot.bad_outputs,
             "policy": pilot.chosen.bundle.name,
         }
+
+
+def _is_mission_of(message: Message, turn_ns: int) -> bool:
+    """Whether this is the walking command announced by the state of a lock-step turn."""
+    return not message.flags & FLAG_OPERATOR and message.capture_ns >= turn_ns
 
 
 def state_of_period(subscriber: LatestSubscriber, begins_ns: int, until_ns: int) -> Message | None:
