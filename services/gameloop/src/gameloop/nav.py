@@ -30,6 +30,7 @@ class NavFilter:
         self._wanted = np.zeros(3)
         self._wanted_ns: int | None = None
         self._operator_until_ns = 0
+        self._not_before_ns = -1
         self._stepped_ns: int | None = None
         self.command: NDArray[np.float64] = np.zeros(3)
         """vx, vy [m/s], yaw_rate [rad/s], limited, shape (3,)."""
@@ -38,6 +39,8 @@ class NavFilter:
         """Take a message in; False when it is not finite. A mission's yields to a person's."""
         if not np.isfinite(message.payload).all():
             return False
+        if message.capture_ns <= self._not_before_ns:
+            return True
         if message.flags & FLAG_OPERATOR:
             self._operator_until_ns = message.capture_ns + self._operator_ns
         elif message.capture_ns < self._operator_until_ns:
@@ -59,6 +62,12 @@ class NavFilter:
         reach = self._slew * min(max(dt_s, 0.0), _LONGEST_STEP_S)
         self.command = np.clip(wanted, self.command - reach, self.command + reach)
         return self.command
+
+    def forget(self, now_ns: int) -> None:
+        """Drop what was asked for up to now, also what arrives later; a person still outranks."""
+        self._wanted_ns = None
+        self._not_before_ns = now_ns
+        self.restart()
 
     def restart(self) -> None:
         """Rise from zero again: whoever walks next begins from standing."""
