@@ -277,7 +277,7 @@ class ControlClient:
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Ask for `op`; raises `RequestTimeout` when there is no answer."""
-        request = {"op": op, **arguments, "sent_ns": time.monotonic_ns()}
+        request = {"op": op, "sent_ns": time.monotonic_ns(), **arguments}
         return _ask_json(self._requester, CONTROL.topic, request, timeout_s)
 
     def close(self) -> None:
