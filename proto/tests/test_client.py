@@ -231,8 +231,8 @@ def test_control_requests_are_answered(control, context):
         assert client.hello()["service"] == "gameloop"
         answer = client.request("policy", PATIENT_S, policy="gait")
         sent_ns = answer["asked"].pop("sent_ns")
-    assert answer == {"ok": True, "asked": {"op": "policy", "policy": "gait"}}
-    assert 0 <= time.monotonic_ns() - sent_ns < 10_000_000_000
+        assert answer == {"ok": True, "asked": {"op": "policy", "policy": "gait"}}
+        assert 0 <= time.monotonic_ns() - sent_ns < 10_000_000_000
         assert control.requests == 1
 
 
