@@ -331,6 +331,17 @@ def test_asked_while_arming_and_armed_again_between_two_ticks(robot, ops):
     assert robot.tick(1000) is Mode.PASSIVE
 
 
+def test_asked_while_arming_for_the_second_time_and_stopped_at_once(robot):
+    robot.stood_up()
+    robot.operate("disarm", "arm")
+    robot.tick(10)  # its reply shows ARMING after ACTIVE
+    assert robot.stand()
+    robot.operate("estop")
+    robot.tick(20)
+    robot.operate("reset", "arm")
+    assert robot.tick(1000) is Mode.PASSIVE
+
+
 def test_a_request_of_the_moment_before_a_stop_does_not_count_after_it(robot):
     robot.tick(50)
     robot.operate("arm")
@@ -433,7 +444,7 @@ def test_a_lost_lease_shows_within_one_tick_and_nothing_of_the_loop_moves_on(rob
     steps, command = robot.brain.pilot.ticks, robot.brain.nav.command.copy()
     assert robot.tick(10) is Mode.NO_LEASE
     robot.tick(500)
-    assert robot.gate.state is SafetyState.ACTIVE  # of the other one
+    assert robot.gate.state is robot.brain.safety is SafetyState.ACTIVE  # of the other one
     assert robot.brain.lease_losses == 1
     assert robot.brain.pilot.ticks == steps
     np.testing.assert_array_equal(robot.brain.nav.command, command)

@@ -109,8 +109,8 @@ class Brain:
         self._leaving = False
         self._asked: _Asked | None = None
         self._permission = 0
-        self._followed = False
-        """Whether the gate followed commands under this permission."""
+        self._was_live = self._followed = False
+        """Whether the gate was armed, and followed commands, under this permission."""
         self._taken_ns: int | None = None
         """Tick of the last command that a live gate took; None while not armed."""
         self._arming_ns: int | None = None
@@ -145,22 +145,24 @@ class Brain:
 
     def answered(self, reply: CommandReply) -> None:
         """Take in what the gate says to the command of the last tick."""
+        # A newer HAL may know more states; what we do not know we do not follow.
+        self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
         if reply.status == CommandStatus.REJECTED_LEASE:
             self._lose_lease()
             return
-        # A newer HAL may know more states; what we do not know we do not follow.
-        self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
         if reply.status in _TAKEN and not self.has_lease:
             self.has_lease = True
             log.info("this loop holds the command lease again")
         if not self.safety.live:
-            self._end_permission(f"the gate is in {self.safety.name}")
+            if self._was_live:
+                self._end_permission(f"the gate is in {self.safety.name}")
             return
         if self.safety is SafetyState.ARMING and self._followed:
             self._end_permission("the gate was armed again")
         if reply.status in _TAKEN:
             self._taken_ns = self._ticked_ns
         self._watch_arming(reply.server_ns)
+        self._was_live = True
         self._followed = self.safety.following
         self._unapplied = self._followed and reply.status not in _MOVED
 
@@ -198,7 +200,7 @@ class Brain:
         return None
 
     def _lose_lease(self) -> None:
-        """Another writer moves the robot, and the gate's state is about its commands."""
+        """Another writer moves the robot; the gate's state is about that one's commands."""
         if self.has_lease:
             self.lease_losses += 1
             metrics.LEASE_LOSSES.inc()
@@ -207,7 +209,6 @@ class Brain:
                 remedy="stop it; this loop commands again 0.5 s after its last command",
             )
         self.has_lease = False
-        self.safety = SafetyState.DISARMED
         self._end_permission("another writer holds the command lease")
 
     def _watch_arming(self, server_ns: int) -> None:
@@ -231,7 +232,7 @@ class Brain:
             log.info("the request to stand has ended", reason=reason)
         self._permission += 1
         self.wants_to_stand = self._stands_by_itself
-        self._followed = self._unapplied = False
+        self._was_live = self._followed = self._unapplied = False
         self._taken_ns = self._arming_ns = None
         self._last_target = None
         self._forget_nav = True
