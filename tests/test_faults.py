@@ -305,7 +305,7 @@ def test_control_c_sits_the_robot_down_first(stack):
     assert modes[-2:] == ["sit_down", "passive"]
 
 
-# --- nothing moves that nobody asked to move --------------------------------------------------
+# --- requests end with the gate's permission --------------------------------------------------
 
 
 STILL_RAD = 0.05

@@ -56,7 +56,7 @@ def test_a_hal_that_is_not_known_is_not_moved(mode, limits):
 
 @pytest.mark.parametrize("mode", list(Mode))
 @pytest.mark.parametrize("safety", list(SafetyState))
-def test_without_the_lease_it_is_shown_whatever_the_gate_does_for_the_other(mode, safety, limits):
+def test_without_the_lease_it_is_shown_in_every_state_of_the_gate(mode, safety, limits):
     now = CALM._replace(has_lease=False, safety=safety)
     assert next_mode(mode, now, limits) is Mode.NO_LEASE
     assert next_mode(mode, now._replace(state_age_s=0.1), limits) is Mode.SILENT

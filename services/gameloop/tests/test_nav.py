@@ -77,3 +77,20 @@ def test_a_command_stamped_by_a_clock_that_is_ahead_times_out_as_well(nav_filter
     assert run(nav_filter, 310, 700)[0] == 0.0
     nav_filter.receive(nav(1000 * MS, (0.1, 0.0, 0.0), sequence=2))
     assert run(nav_filter, 1000, 1200)[0] == pytest.approx(0.1)
+
+
+def test_what_was_sent_before_it_forgot_does_not_count_when_it_arrives_later(nav_filter, nav):
+    nav_filter.receive(nav(0, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
+    assert run(nav_filter, 0, 100)[0] > 0.0
+    nav_filter.forget(100 * MS)
+    nav_filter.receive(nav(100 * MS, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
+    np.testing.assert_array_equal(run(nav_filter, 100, 200), 0.0)
+    nav_filter.receive(nav(201 * MS, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
+    assert run(nav_filter, 210, 300)[0] > 0.0
+
+
+def test_after_it_forgot_a_person_still_outranks_a_mission(nav_filter, nav):
+    nav_filter.receive(nav(0, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
+    nav_filter.forget(10 * MS)
+    nav_filter.receive(nav(500 * MS, (0.4, 0.0, 0.0)))  # 1 s is the person's
+    np.testing.assert_array_equal(run(nav_filter, 500, 600), 0.0)

@@ -67,7 +67,7 @@ class Robot:
     # --- the HAL's side ----------------------------------------------------------------------
 
     def note_gate(self):
-        """Follow what the gate does, whatever made it do so."""
+        """Follow the gate's state; called after each call of the gate."""
         now = self.gate.state
         if now is not self.was and (not now.live or now is SafetyState.ARMING):
             self.asked = False
@@ -136,7 +136,7 @@ class Robot:
                 # Without a request: where it was when it was armed, or where it is held now.
                 if not self.asked:
                     away = np.abs(self.gate.target - self.armed_pos).max()
-                    assert away <= STILL_RAD, f"moved {away:.3f} rad and nobody asked"
+                    assert away <= STILL_RAD, f"moved {away:.3f} rad without a request"
         packed = CommandReply.pack(
             status,
             safety_state=int(self.gate.state),
@@ -534,7 +534,7 @@ def test_refused_for_150_ms_while_the_gate_stays_active_it_is_not_this_loop_that
     assert not robot.brain.wants_to_stand
 
 
-# --- whatever happens ----------------------------------------------------------------------
+# --- random sequences ----------------------------------------------------------------------
 
 
 OPS = st.sampled_from(
@@ -601,7 +601,7 @@ def play(robot, what, *details):
             pass
         case "stand", ():
             if robot.stand() and robot.gate.state is SafetyState.ARMING:
-                # Two periods: who stops and arms faster than that is taken for the first arm.
+                # A stop and an arm within two periods of the first arm cannot be told from it.
                 robot.tick(30)
         case "arm and stand", ():
             robot.operate("reset", "arm")

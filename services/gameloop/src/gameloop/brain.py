@@ -5,11 +5,11 @@ The permission has ended when
 
 * a reply shows the gate in any other state, or in ARMING again;
 * no reply has shown for `safety.damp_after_s` that the gate takes this loop's commands. The gate
-  damps the robot after that time without a command, and whatever happened since is not known;
+  damps the robot after that time without a command, so it may have been armed again unseen;
 * the HAL restarted, the robot was put back, or another writer has taken the command lease.
 
 Then requests to stand and to walk are dropped and the measured pose is sent, until the gate is
-armed again and somebody asks again (or `auto_stand` is set).
+armed again and a new request to stand comes (or `auto_stand` is set).
 """
 
 from __future__ import annotations
