@@ -108,9 +108,9 @@ class Robot:
         )  # fmt: skip
         self.hal.hello(30.0)
 
-    def start_gameloop(self, policy="gait"):
+    def start_gameloop(self, policy="gait", **keys):
         streams = ("state", "command", "features", "nav", "control")
-        self.start("gameloop", 55, *streams, policy=policy)
+        self.start("gameloop", 55, *streams, policy=policy, **keys)
 
     def start_camera(self, policy):
         raw = {"endpoints.camera": self.endpoints["raw"]}
@@ -349,6 +349,44 @@ def test_sigterm_while_it_walks_damps_it_first_and_then_switches_off(robot):
     summary = robot.summary("robot-emulator")
     assert summary["joint_limits_kept"]
     assert summary["drive_trips"] == 0  # they were told, none had to find out by itself
+
+
+@slow
+@patient
+def test_after_every_stop_an_arm_alone_moves_nothing(robot):
+    """As `emulated.toml` and `jetson.toml` have it: `auto_stand` is off."""
+    robot.start_gameloop(auto_stand="false")
+
+    def armed():
+        return robot.safety("arm")["ok"] or robot.safety()["state"] == "active"
+
+    def rests():
+        return robot.mode() == "passive" and robot.safety()["state"] == "active"
+
+    def stop(*ops):
+        for op in ops:
+            robot.safety(op)
+
+    def restart():
+        robot.processes["jetson-hal"].kill()
+        robot.processes["jetson-hal"].wait()
+        robot.start_hal()
+
+    for way_out in (lambda: stop("estop", "reset"), lambda: stop("disarm"), restart):
+        until(armed, timeout_s=60)
+        assert robot.loop.request("stand", timeout_s=5.0)["ok"]
+        until(robot.is_walking, timeout_s=60)
+        way_out()
+        until(lambda: robot.mode() == "passive", timeout_s=30)
+        assert robot.safety()["state"] in UNARMED
+        time.sleep(1.0)  # it sinks
+        until(armed, timeout_s=60)
+        until(rests, timeout_s=10)
+        begun_ns = time.monotonic_ns()
+        time.sleep(2.0)
+        assert robot.mode() == "passive"
+        modes = [event["now"] for event in robot.events("gameloop", "mode", begun_ns)]
+        assert "stand_up" not in modes
 
 
 # --- everything that breaks ----------------------------------------------------------------

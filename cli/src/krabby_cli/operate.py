@@ -22,7 +22,7 @@ _SAFETY: Final = {
     "reset": "clear a latched e-stop; the robot stays disarmed",
 }
 _CONTROL: Final = {
-    "stand": "stand up and walk when told to",
+    "stand": "stand up and walk when told to; every arm needs it anew",
     "sit": "sit down and rest",
 }
 _TIMEOUT_S: Final = 2.0

@@ -277,7 +277,8 @@ class ControlClient:
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Ask for `op`; raises `RequestTimeout` when there is no answer."""
-        return _ask_json(self._requester, CONTROL.topic, {"op": op, **arguments}, timeout_s)
+        request = {"op": op, "sent_ns": time.monotonic_ns(), **arguments}
+        return _ask_json(self._requester, CONTROL.topic, request, timeout_s)
 
     def close(self) -> None:
         """Close the socket."""

@@ -268,3 +268,37 @@ def test_no_mission_moves_the_robot_against_a_person_who_says_stop(message, miss
         nav_filter.receive(stop, clock.now_ns)
         nav_filter.receive(walk, clock.now_ns)
         np.testing.assert_array_equal(nav_filter.step(clock.now_ns), 0.0)
+
+
+def test_what_was_sent_before_it_forgot_does_not_count_when_it_arrives_later(run, hear, nav_filter):
+    hear(0, 0.4, operator=True)
+    assert run(0, 100)[0] > 0.0
+    nav_filter.forget(100 * MS)
+    hear(110, 0.4, operator=True, stamp_ms=100)
+    np.testing.assert_array_equal(run(110, 200), 0.0)
+    hear(201, 0.4, operator=True)
+    assert run(210, 300)[0] > 0.0
+
+
+def test_a_mission_is_forgotten_too(run, hear, nav_filter):
+    run(0, 0)
+    hear(0, 0.4)
+    nav_filter.forget(50 * MS)
+    hear(60, 0.4, stamp_ms=50)
+    np.testing.assert_array_equal(run(60, 200), 0.0)
+    hear(201, 0.4)
+    assert run(210, 300)[0] > 0.0
+
+
+def test_what_was_forgotten_on_an_older_simulated_clock_bars_nothing(run, hear, nav_filter):
+    nav_filter.forget(10_000 * MS)
+    run(0, 0)
+    hear(0, 0.4)
+    assert run(10, 100)[0] > 0.0
+
+
+def test_after_it_forgot_a_person_still_outranks_a_mission(run, hear, nav_filter):
+    hear(0, 0.4, operator=True)
+    nav_filter.forget(10 * MS)
+    hear(500, 0.4)  # 1 s is the person's
+    np.testing.assert_array_equal(run(500, 600), 0.0)

@@ -1,5 +1,6 @@
 """The loop with real sockets, in front of a HAL without a robot."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from krabby_proto import (
     NAV,
     STATE,
     ControlClient,
+    HalClient,
     HelloMismatch,
     Publisher,
     make_hello,
@@ -27,6 +29,7 @@ from krabby_proto import (
 from krabby_proto.testing import FakeHal
 from krabby_robot.trajectories import rest_joint_pos
 from krabby_service.testing import captured_logs, free_ports, running
+from prometheus_client import REGISTRY
 
 MS = 1_000_000
 
@@ -283,6 +286,115 @@ def test_without_auto_stand_it_waits_for_the_operator(make_hal, connected, ask):
             assert ask(service, "status")["mode"] == "passive"
             ask(service, "stand")
             reaches(ask, service, "policy")
+
+
+def test_an_armed_robot_stands_up_for_a_request_right_behind_the_arm(make_hal, connected, ask):
+    with make_hal() as hal, HalClient({"safety": hal.endpoints["safety"]}) as operator:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            reaches(ask, service, "passive")
+            answer = ask(service, "stand")
+            assert (answer["ok"], answer["reason"]) == (
+                False,
+                "the gate is in DISARMED; arm, then ask again",
+            )
+            assert operator.safety("arm", "test")["ok"]
+            assert ask(service, "stand")["ok"]  # one round trip later
+            reaches(ask, service, "policy")
+
+
+def test_a_request_to_stand_that_waited_for_over_a_second_is_refused(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            eventually(lambda: len(hal.applied) > 20)
+            second_ns = 1_000_000_000
+            answer = ask(service, "stand", sent_ns=time.monotonic_ns() - second_ns - 50 * MS)
+            assert answer["reason"] == "stand was sent more than 1 s ago; send it again"
+            assert ask(service, "status")["mode"] == "passive"
+            assert ask(service, "stand", sent_ns=time.monotonic_ns() - 100 * MS)["ok"]
+
+
+@pytest.mark.parametrize("way_out", ["estop", "disarm"])
+def test_after_a_stop_an_arm_moves_nothing_until_it_is_asked_to_stand(
+    make_hal, connected, ask, way_out
+):
+    with make_hal() as hal, HalClient({"safety": hal.endpoints["safety"]}) as operator:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            reaches(ask, service, "passive")
+            operator.safety("arm", "test")
+            assert ask(service, "stand")["ok"]
+            reaches(ask, service, "policy")
+            operator.safety(way_out, "test")
+            reaches(ask, service, "passive")
+            operator.safety("reset", "test")
+            pose = hal.state[STATE.slices["joint_pos"]].copy()
+            applied = len(hal.applied)
+            operator.safety("arm", "test")
+            eventually(lambda: len(hal.applied) > applied + 100)
+            assert ask(service, "status")["mode"] == "passive"
+            np.testing.assert_array_equal(hal.state[STATE.slices["joint_pos"]], pose)
+            assert ask(service, "stand")["ok"]
+            reaches(ask, service, "policy")
+
+
+@contextlib.contextmanager
+def intruder(hal, target):
+    """Another writer that sends the same target a hundred times a second."""
+    stop = threading.Event()
+    statuses = []
+
+    def send():
+        with HalClient({"command": hal.endpoints["command"]}) as client:
+            while not stop.wait(0.01):
+                reply = client.send_command(target, capture_ns=time.monotonic_ns(), deadline_s=0.1)
+                statuses.append(None if reply is None else reply.status_name)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_lease_that_another_writer_took_shows_everywhere_and_nothing_goes_on(
+    make_hal, connected, ask, desc
+):
+    losses = "krabby_gameloop_lease_losses_total"
+    before = REGISTRY.get_sample_value(losses)
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with captured_logs() as logs, running(service) as runtime:
+            eventually(lambda: len(hal.applied) > 20)
+            ask(service, "stand")
+            reaches(ask, service, "policy")
+            hal.publishing = False  # the loop falls silent, and its lease runs out
+            reaches(ask, service, "silent")
+            theirs = desc.default_joint_pos + 0.05
+            with intruder(hal, theirs) as statuses:
+                eventually(lambda: statuses and statuses[-1] == "applied")
+                hal.publishing = True
+                reaches(ask, service, "no_lease")
+                steps = service.brain.pilot.ticks
+                rejected = service._not_applied["rejected_lease"]
+                eventually(lambda: service._not_applied["rejected_lease"] > rejected + 50)
+                assert service.brain.pilot.ticks == steps
+                assert hal.applied[-1].payload == pytest.approx(theirs)
+                answer = ask(service, "stand")
+                assert not answer["ok"]
+                assert "another writer holds the command lease" in answer["reason"]
+                shown = REGISTRY.get_sample_value("krabby_gameloop_mode", {"mode": "no_lease"})
+                assert shown == 1.0
+            reaches(ask, service, "passive")
+            assert service.brain.pilot.ticks == steps
+            assert hal.applied[-1].payload == pytest.approx(theirs)  # it stays where it was left
+    events = [each["event"] for each in logs]
+    assert events.count("another writer holds the command lease") == 1
+    assert REGISTRY.get_sample_value(losses) == before + 1
+    assert runtime.summary["lease_losses"] == 1
 
 
 def test_a_policy_is_swapped_while_walking_without_a_jump(make_hal, connected, ask, policies, desc):

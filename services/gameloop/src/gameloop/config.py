@@ -102,7 +102,8 @@ class GameloopCfg(ServiceCfg):
     max_bad_outputs: int = 3
     """Outputs in a row that are not finite before the blind policy takes over for good."""
     auto_stand: bool = True
-    """Stand up as soon as the robot is armed; otherwise wait for the request `stand`."""
+    """Stand up by itself after every arm, unless the last request was `sit`; otherwise each
+    arm needs a new request `stand`."""
     sit_on_exit_s: float = 2.5
     """On SIGTERM or Ctrl-C sit down first, for at most this long [s]; 0 just stops commanding."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)

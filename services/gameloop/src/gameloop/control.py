@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,6 +26,8 @@ __all__ = ["Control"]
 log = structlog.get_logger(__name__)
 
 _POLL_S = 0.1
+_REQUEST_TTL_NS = 1_000_000_000
+"""A request to stand that waited longer is refused: the client has long been told it failed."""
 
 
 class Control:
@@ -38,15 +41,16 @@ class Control:
         control_rate_hz: float,
         hello: Mapping[str, object],
         status: Callable[[], Mapping[str, object]],
+        ask: Callable[[Wish], str | None],
         backend: Backend | None = None,
     ) -> None:
         self._desc = desc
         self._control_rate_hz = control_rate_hz
         self._status = status
+        self._ask = ask
         self._backend = backend
         self._server = ControlServer(endpoint, hello=hello)
         self._stop = threading.Event()
-        self._wish: Wish | None = None
         self._runner: Runner | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
@@ -55,11 +59,6 @@ class Control:
     def endpoint(self) -> str:
         """Where it is bound."""
         return self._server.endpoint
-
-    def take_wish(self) -> Wish | None:
-        """What was asked for since the last call."""
-        wish, self._wish = self._wish, None
-        return wish
 
     def take_runner(self) -> Runner | None:
         """A policy that was loaded since the last call."""
@@ -79,8 +78,10 @@ class Control:
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         match request.get("op"):
             case "stand" | "sit" as wish:
-                self._wish = wish
-                log.info("asked", op=wish)
+                reason = self._refusal(wish, request.get("sent_ns"))
+                log.info("asked", op=wish, refused=reason)
+                if reason is not None:
+                    return {"ok": False, "reason": reason}
                 return {"ok": True, **self._status()}
             case "policy":
                 return self._load(request.get("policy"))
@@ -89,6 +90,13 @@ class Control:
             case other:
                 reason = f"unknown op {other!r}; use stand, sit, policy or status"
                 return {"ok": False, "reason": reason}
+
+    def _refusal(self, wish: Wish, sent_ns: object) -> str | None:
+        """Hand a request to the loop; why not, when it is refused."""
+        waited = isinstance(sent_ns, int) and time.monotonic_ns() - sent_ns > _REQUEST_TTL_NS
+        if wish == "stand" and waited:
+            return "stand was sent more than 1 s ago; send it again"
+        return self._ask(wish)
 
     def _load(self, name: object) -> dict[str, Any]:
         if not isinstance(name, str) or not name:

@@ -36,6 +36,9 @@ MODE_ENTERED = children(
     [mode.value for mode in Mode],
 )
 HOLDS = Counter("krabby_gameloop_holds_total", "Ticks that held the last target: state too old")
+LEASE_LOSSES = Counter(
+    "krabby_gameloop_lease_losses_total", "Times another writer had taken the command lease"
+)
 BLIND = Gauge("krabby_gameloop_blind", "1 while the blind policy walks in place of the chosen one")
 BLIND_SWITCHES = Counter("krabby_gameloop_blind_switches_total", "Times the blind policy took over")
 BAD_OUTPUTS = Counter("krabby_policy_bad_outputs_total", "Policy outputs that were not finite")

@@ -64,6 +64,8 @@ class NavFilter:
         self._operator: _Command | None = None
         self._operator_until_ns: int | None = None
         self._mission: _Command | None = None
+        self._forgotten_ns: dict[bool, int] = {}
+        """When commands were forgotten last, by the operator's and by the mission's clock [ns]."""
         self._stepped_ns: int | None = None
         self.source: NavSource = "none"
         """Who drove in the last step."""
@@ -91,6 +93,8 @@ class NavFilter:
         reason = self._refusal(message, clock_ns)
         if reason is not None:
             return Refusal(reason, message.age_s(clock_ns))
+        if message.capture_ns <= self._forgotten_ns.get(is_operator, -1) <= clock_ns:
+            return None
         values = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
         command = _Command(values, min(message.capture_ns, clock_ns))
         if is_operator:
@@ -138,6 +142,12 @@ class NavFilter:
         say = log.warning if self.source == "operator" else log.info
         say("walking commands", now=source, before=self.source)
         self.source = source
+
+    def forget(self, now_ns: int) -> None:
+        """Drop what was asked for up to now, also what arrives later; a person still outranks."""
+        self._operator = self._mission = None
+        self._forgotten_ns = {True: self._host_clock(), False: now_ns}
+        self.restart()
 
     def restart(self) -> None:
         """Rise from zero again: the next walk begins from standing."""

@@ -234,6 +234,11 @@ class Pilot:
         self._bad_outputs = 0
         return self._blended(target, now_ns)
 
+    def wait(self, elapsed_ns: int) -> None:
+        """No step was made for so long: a hand-over under way is not further than it was."""
+        if self._blend is not None:
+            self._blend = self._blend._replace(started_ns=self._blend.started_ns + elapsed_ns)
+
     def _usable(self, features: Message | None, now_ns: int) -> Message | None:
         """The features if they are what the chosen policy reads, and fresh."""
         if features is None or not self.chosen.needs_features:

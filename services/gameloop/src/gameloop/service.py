@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from krabby_robot.network import Backend
     from krabby_service.app import Runtime
 
-    from gameloop.brain import Sent
+    from gameloop.brain import Sent, Wish
     from gameloop.config import GameloopCfg
 
 __all__ = ["Gameloop", "state_of_period"]
@@ -61,6 +61,8 @@ _LOCKSTEP_INPUT_S = 1.0
 going without when leaving [s, wall clock]."""
 _LOCKSTEP_REPLY_S = 3.0
 """Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
+_HEAR_OF_ARM_S = 0.05
+"""How long a request to stand waits for the gate to be seen armed before it is refused [s]."""
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
 
@@ -108,6 +110,7 @@ class Gameloop:
             control_rate_hz=self._cfg.rate_hz,
             hello=make_hello(service="gameloop", robot=self._desc.identity),
             status=self._status,
+            ask=self._ask,
             backend=self._swap_backend,
         )
 
@@ -304,9 +307,6 @@ class Gameloop:
     def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
         control = self._control
         if control is not None:
-            wish = control.take_wish()
-            if wish is not None and self._leave_at_ns is None:
-                self.brain.wish(wish)
             runner = control.take_runner()
             if runner is not None:
                 self.brain.swap(runner, now_ns)
@@ -374,11 +374,22 @@ class Gameloop:
             return False
         if self._leave_at_ns is None:
             self._leave_at_ns = now_ns + round(self._cfg.sit_on_exit_s * 1e9)
-            self.brain.wish("sit")
+            self.brain.sit_for_good()
             log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
         return self.brain.resting or now_ns >= self._leave_at_ns
 
     # --- what is said about it ---------------------------------------------------------------
+
+    def _ask(self, wish: Wish) -> str | None:
+        """Called by the control thread: hand a request to the brain; why not, when refused.
+
+        The loop hears of an `arm` with the next answer to a command, so a `stand` right behind it
+        is tried for a few periods.
+        """
+        until_s = time.monotonic() + _HEAR_OF_ARM_S
+        while (reason := self.brain.ask(wish)) is not None and time.monotonic() < until_s:
+            time.sleep(0.2 * _HEAR_OF_ARM_S)
+        return reason
 
     def _status(self) -> dict[str, object]:
         brain = self.brain
@@ -419,6 +430,7 @@ class Gameloop:
             "command_timeouts": timeouts,
             "not_applied": self._not_applied,
             "holds": self.brain.holds,
+            "lease_losses": self.brain.lease_losses,
             "policy_s": round(pilot.ticks / self._cfg.rate_hz, 2),
             "blind_s": round(pilot.blind_ticks / self._cfg.rate_hz, 2),
             "blind_switches": pilot.blind_switches,
