@@ -30,6 +30,7 @@ __all__ = ["ControlClient", "ControlServer", "HalClient"]
 
 _CONTROL_BATCH: Final = 16
 _HELLO_TRY_S: Final = 0.5
+_ESTOP_TRY_S: Final = 0.2
 
 
 class HalClient:
@@ -137,12 +138,17 @@ class HalClient:
     def safety(self, op: str, by: str, timeout_s: float = 1.0) -> JsonObject:
         """Ask for one of `SAFETY_OPS`; the answer has ok, state, faults and reason.
 
+        An e-stop that is not answered is sent again: a link that is lost takes it along.
+
         Raises:
             RequestTimeout: the HAL did not answer.
         """
         # Always CLOCK_MONOTONIC: an operator's request is about people, not about simulated time.
         request = {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
-        return _ask_json(self._requester(SAFETY.name), SAFETY.topic, request, timeout_s)
+        requester = self._requester(SAFETY.name)
+        if op == "estop":
+            return _ask_again(requester, SAFETY.topic, request, timeout_s, _ESTOP_TRY_S)
+        return _ask_json(requester, SAFETY.topic, request, timeout_s)
 
     def _requester(self, name: str) -> Requester:
         requester = self._requesters.get(name)
@@ -176,15 +182,22 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
     """Ask again and again, since a server that is just starting may lose the first."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
+    return _ask_again(requester, HELLO_TOPIC, ours, timeout_s, _HELLO_TRY_S)
+
+
+def _ask_again(
+    requester: Requester, topic: bytes, request: Mapping[str, Any], timeout_s: float, try_s: float
+) -> JsonObject:
+    """Like `_ask_json`, sending it again after every `try_s`: for what may be done twice."""
     deadline = time.monotonic() + timeout_s
     while True:
         left = deadline - time.monotonic()
         try:
-            return _ask_json(requester, HELLO_TOPIC, ours, min(left, _HELLO_TRY_S))
+            return _ask_json(requester, topic, request, min(left, try_s))
         except RequestTimeout:
-            if left > _HELLO_TRY_S:
+            if left > try_s:
                 continue
-            raise _no_answer(requester, HELLO_TOPIC, timeout_s) from None
+            raise _no_answer(requester, topic, timeout_s) from None
 
 
 def _ask_json(
@@ -222,6 +235,11 @@ class ControlServer:
         self.requests = 0
         instance = {"instance_id": f"{new_instance_id():016x}"}
         self._hello = json.dumps({**hello, **instance}).encode()
+
+    @property
+    def oversized(self) -> int:
+        """Requests dropped for having more frames than the contract has."""
+        return self._router.oversized
 
     def poll(self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any]]) -> int:
         """Wait for requests, serve at most 16, return how many; 0 when the time is over.
