@@ -233,6 +233,9 @@ class ControlServer:
         self._router = Router(endpoint, name=CONTROL.name, context=context)
         self.endpoint = self._router.endpoint
         self.requests = 0
+        self.failures = 0
+        """Requests whose handler raised."""
+        self._asked: Request | None = None
         instance = {"instance_id": f"{new_instance_id():016x}"}
         self._hello = json.dumps({**hello, **instance}).encode()
 
@@ -241,12 +244,18 @@ class ControlServer:
         """Requests dropped for having more frames than the contract has."""
         return self._router.oversized
 
-    def poll(self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any]]) -> int:
+    def poll(
+        self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any] | None]
+    ) -> int:
         """Wait for requests, serve at most 16, return how many; 0 when the time is over.
+
+        A handler that raises costs its request, not the server: the answer has `ok` false and the
+        error as its `reason`.
 
         Args:
             timeout_s: how long to wait; 0 to look only [s].
-            handler: takes a request's JSON object and returns the answer's.
+            handler: takes a request's JSON object and returns the answer's; None if it has called
+                `defer`.
         """
         if not wait_readable((self._router.socket,), timeout_s):
             return 0
@@ -256,7 +265,15 @@ class ControlServer:
             self._answer(request, handler)
         return taken
 
-    def _answer(self, request: Request, handler: Callable[[JsonObject], Mapping[str, Any]]) -> None:
+    def defer(self) -> Callable[[Mapping[str, Any]], None]:
+        """For handlers: answer later, by calling what this returns from the thread that polls."""
+        request = self._asked
+        assert request is not None, "only within a handler"
+        return lambda answer: self._reply(request, answer)
+
+    def _answer(
+        self, request: Request, handler: Callable[[JsonObject], Mapping[str, Any] | None]
+    ) -> None:
         body = request.body
         if body and body[0] == HELLO_TOPIC:
             self._router.reply(request, HELLO_TOPIC, self._hello)
@@ -265,11 +282,24 @@ class ControlServer:
         asked = None
         if len(body) == 2 and body[0] == CONTROL.topic and len(body[1]) <= MAX_JSON_BYTES:
             asked = parse_json(body[1])
-        answer = (
-            {"ok": False, "reason": 'request is not [b"control", {"op": ...}]'}
-            if asked is None
-            else handler(asked)
-        )
+        if asked is None:
+            self._refuse(request, 'request is not [b"control", {"op": ...}]')
+            return
+        self._asked = request
+        try:
+            answer = handler(asked)
+            if answer is not None:
+                self._reply(request, answer)
+        except Exception as error:
+            self.failures += 1
+            self._refuse(request, f"{type(error).__name__}: {error}")
+        finally:
+            self._asked = None
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        self._reply(request, {"ok": False, "reason": reason})
+
+    def _reply(self, request: Request, answer: Mapping[str, Any]) -> None:
         self._router.reply(request, CONTROL.topic, json.dumps(answer).encode())
 
     def close(self) -> None:

@@ -57,6 +57,7 @@ __all__ = [
     "STREAM_DISCARDED",
     "STREAM_GAPS",
     "STREAM_INVALID",
+    "STREAM_OVERSIZED",
     "STREAM_RECEIVED",
     "WORK_BUCKETS",
     "MetricsServer",
@@ -131,6 +132,11 @@ STREAM_GAPS = Counter(
     "krabby_stream_gap_messages_total", "Messages that never arrived, by sequence", ["stream"]
 )
 STREAM_INVALID = Counter("krabby_stream_invalid_total", "Messages refused by the codec", ["stream"])
+STREAM_OVERSIZED = Counter(
+    "krabby_stream_oversized_total",
+    "Messages dropped for having more frames than the contract has",
+    ["stream"],
+)
 COMMAND_ROUND_TRIP = Histogram(
     "krabby_command_round_trip_seconds", "Command sent to reply received", buckets=WORK_BUCKETS
 )

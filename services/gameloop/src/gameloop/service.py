@@ -81,6 +81,7 @@ class Gameloop:
         self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
         self._not_applied: dict[str, int] = {}
         self._totals = Totals()
+        self._oversized: dict[str, int] = {}
         self._next_hello_ns = 0
         self._swap_backend: Backend | None = None
         self._leave_at_ns: int | None = None
@@ -362,6 +363,13 @@ class Gameloop:
         for name, subscriber in (("state", client.state), ("features", features), ("nav", nav)):
             for what, counters in metrics.STREAM_COUNTERS.items():
                 self._totals.show(counters[name], getattr(subscriber, what))
+            if subscriber.oversized > self._oversized.get(name, 0):
+                self._oversized[name] = subscriber.oversized
+                self._warn.warning(
+                    "messages with too many frames dropped",
+                    stream=name,
+                    total=subscriber.oversized,
+                )
         for gauge, value in zip(metrics.NAV_COMMAND.values(), self.brain.nav.command, strict=True):
             gauge.set(value)
 
