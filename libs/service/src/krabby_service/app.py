@@ -84,6 +84,8 @@ class Runtime:
         self.heartbeat = Heartbeat() if heartbeat is None else heartbeat
         self.stop_reason = ""
         """Why the service was told to stop; empty while it is to go on."""
+        self.stopped_ns = 0
+        """When it was told to, CLOCK_MONOTONIC [ns]; 0 while it is to go on."""
         self.summary: dict[str, object] = {}
         """What `shutdown` returned, once it has."""
 
@@ -94,6 +96,7 @@ class Runtime:
 
     def stop(self, reason: str) -> None:
         """Ask the service to return from `run`; the first reason stays."""
+        self.stopped_ns = self.stopped_ns or time.monotonic_ns()
         self.stop_reason = self.stop_reason or reason
 
     def beat(self) -> None:
@@ -106,7 +109,10 @@ class Runtime:
 
 
 class Service(Protocol):
-    """One process. The constructor checks the configuration against the files it names."""
+    """One process. The constructor checks the configuration against the files it names.
+
+    What `run` still does after it was told to stop, and `shutdown`, have `ending.STOP_S` together.
+    """
 
     def startup(self) -> None:
         """Open sockets and devices, allocate, warm up."""

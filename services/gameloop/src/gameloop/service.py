@@ -56,7 +56,7 @@ _LOCKSTEP_WAIT_S = 0.1
 _LOCKSTEP_INPUT_S = 1.0
 """Lock-step: how long to wait for features and nav that were announced before saying so, or before
 going without when leaving [s, wall clock]."""
-_LOCKSTEP_REPLY_S = 3.0
+_LOCKSTEP_REPLY_S = 1.5
 """Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
@@ -338,7 +338,7 @@ class Gameloop:
         if not runtime.stopping:
             return False
         if self._leave_at_ns is None:
-            self._leave_at_ns = now_ns + round(self._cfg.sit_on_exit_s * 1e9)
+            self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
             self.brain.wish("sit")
             log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
         return self.brain.resting or now_ns >= self._leave_at_ns
