@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 from krabby_proto import SAFETY_STATES, CommandStatus
 from krabby_robot.gate import Fault, SafetyState
-from krabby_service.metrics import OBSERVATION_AGE, Totals, children
+from krabby_service.logging import log_every
+from krabby_service.metrics import OBSERVATION_AGE, STREAM_OVERSIZED, Totals, children
 from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from krabby_hal.handler import GateHandler
     from krabby_hal.measurement import Measurement
 
-__all__ = ["OBSERVATION", "GateMetrics"]
+__all__ = ["OBSERVATION", "GateMetrics", "OversizedRequests"]
+
+log = structlog.get_logger(__name__)
 
 OBSERVATION = OBSERVATION_AGE.labels("state")
 """Age of the state behind a command when it reached the actuators."""
@@ -60,6 +64,28 @@ _EFFORT_LIMIT = Gauge(
 _CLAMPED = Counter(
     "krabby_command_clamped_total", "Targets cut by the safety gate", ["joint", "kind"]
 )
+
+
+_OVERSIZED = children(STREAM_OVERSIZED, ("command", "safety"))
+
+
+class OversizedRequests:
+    """Counts and names requests that were dropped for their number of frames."""
+
+    def __init__(self) -> None:
+        self._totals = Totals()
+        self._warn = log_every(log)
+        self._told: dict[str, int] = {}
+
+    def update(self, oversized: Mapping[str, int]) -> None:
+        """Bring the metrics up to date; `oversized` are totals by endpoint."""
+        for endpoint, count in oversized.items():
+            self._totals.show(_OVERSIZED[endpoint], count)
+            if count > self._told.get(endpoint, 0):
+                self._told[endpoint] = count
+                self._warn.warning(
+                    "requests with too many frames dropped", endpoint=endpoint, total=count
+                )
 
 
 class GateMetrics:

@@ -119,4 +119,4 @@ class GameloopCfg(ServiceCfg):
         check_range(self, "command_deadline_s", minimum=0.0005, maximum=1.0)
         check_range(self, "blend_s", minimum=0.0, maximum=5.0)
         check_range(self, "max_bad_outputs", minimum=1, maximum=1000)
-        check_range(self, "sit_on_exit_s", minimum=0.0, maximum=2.8)
+        check_range(self, "sit_on_exit_s", minimum=0.0, maximum=2.5)

@@ -11,6 +11,7 @@ from krabby_service.metrics import (
     STREAM_DISCARDED,
     STREAM_GAPS,
     STREAM_INVALID,
+    STREAM_OVERSIZED,
     STREAM_RECEIVED,
     WORK_BUCKETS,
     children,
@@ -67,4 +68,5 @@ STREAM_COUNTERS = {
     "discarded": children(STREAM_DISCARDED, _SUBSCRIBED),
     "gaps": children(STREAM_GAPS, _SUBSCRIBED),
     "invalid": children(STREAM_INVALID, _SUBSCRIBED),
+    "oversized": children(STREAM_OVERSIZED, _SUBSCRIBED),
 }

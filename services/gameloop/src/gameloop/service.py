@@ -59,7 +59,7 @@ _LOCKSTEP_WAIT_S = 0.1
 _LOCKSTEP_INPUT_S = 1.0
 """Lock-step: how long to wait for features and nav that were announced before saying so, or before
 going without when leaving [s, wall clock]."""
-_LOCKSTEP_REPLY_S = 3.0
+_LOCKSTEP_REPLY_S = 1.5
 """Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
 _HEAR_OF_ARM_S = 0.05
 """How long a request to stand waits for the gate to be seen armed before it is refused [s]."""
@@ -86,6 +86,7 @@ class Gameloop:
         self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
         self._not_applied: dict[str, int] = {}
         self._totals = Totals()
+        self._oversized: dict[str, int] = {}
         self._next_hello_ns = 0
         self._swap_backend: Backend | None = None
         self._leave_at_ns: int | None = None
@@ -373,7 +374,7 @@ class Gameloop:
         if not runtime.stopping:
             return False
         if self._leave_at_ns is None:
-            self._leave_at_ns = now_ns + round(self._cfg.sit_on_exit_s * 1e9)
+            self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
             self.brain.sit_for_good()
             log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
         return self.brain.resting or now_ns >= self._leave_at_ns
@@ -410,6 +411,13 @@ class Gameloop:
         for name, subscriber in (("state", client.state), ("features", features), ("nav", nav)):
             for what, counters in metrics.STREAM_COUNTERS.items():
                 self._totals.show(counters[name], getattr(subscriber, what))
+            if subscriber.oversized > self._oversized.get(name, 0):
+                self._oversized[name] = subscriber.oversized
+                self._warn.warning(
+                    "messages with too many frames dropped",
+                    stream=name,
+                    total=subscriber.oversized,
+                )
         for gauge, value in zip(metrics.NAV_COMMAND.values(), self.brain.nav.command, strict=True):
             gauge.set(value)
 

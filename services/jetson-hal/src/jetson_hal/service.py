@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from krabby_hal.handler import follow_gate, hal_hello, publish_state
-from krabby_hal.metrics import OBSERVATION
+from krabby_hal.metrics import OBSERVATION, OversizedRequests
 from krabby_proto import HalServer
 from krabby_robot.description import RobotDescription
 from krabby_service.metrics import (
@@ -77,6 +77,7 @@ class JetsonHal:
         self.server: HalServer | None = None
         self._relay: CameraRelay | None = None
         self._exposition: Exposition | None = None
+        self._oversized = OversizedRequests()
         self._pending: Message | None = None
         self._observation_age = Quantiles()
         self._period = Quantiles()
@@ -243,6 +244,7 @@ class JetsonHal:
     def _update_metrics(self) -> None:
         if self._exposition is not None:
             self._exposition.update(self._server.stats.commands, time.monotonic_ns())
+            self._oversized.update(self._server.oversized)
 
     def _summary(self) -> dict[str, Any]:
         robot = self.robot

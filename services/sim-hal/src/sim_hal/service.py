@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import mujoco
 import structlog
 from krabby_hal.handler import hal_hello, publish_state
-from krabby_hal.metrics import OBSERVATION
+from krabby_hal.metrics import OBSERVATION, OversizedRequests
 from krabby_proto import (
     FLAG_FEATURES_DUE,
     FLAG_LOCKSTEP,
@@ -123,6 +123,7 @@ class SimHal:
         self._nav: Publisher | None = None
         self._faults: ControlServer | None = None
         self._exposition = Exposition(self.sim)
+        self._oversized = OversizedRequests()
         self._observation_age = Quantiles()
         self._render_time = Quantiles()
         self._periods = 0
@@ -384,6 +385,7 @@ class SimHal:
 
     def _update_metrics(self) -> None:
         self._exposition.update(self._server.stats.commands, self._real_time_factor)
+        self._oversized.update(self._server.oversized)
 
     def _loop_summary(self) -> dict[str, Any]:
         commands = {} if self.server is None else dict(self.server.stats.commands)
