@@ -309,9 +309,7 @@ class GateMachine(RuleBasedStateMachine):
             assert not drive.kp.any()
             assert np.array_equal(drive.kd, CFG.damp_kd)
         else:
-            assert np.array_equal(
-                drive.joint_pos, self.target
-            )  # measured when it was armed, commanded since
+            assert np.array_equal(drive.joint_pos, self.target)  # as armed or commanded
             assert now - self.seen_ns < 100 * MS
         if state is SafetyState.ARMING and now - self.seen_ns >= 30 * MS:
             assert not drive.kp.any()
