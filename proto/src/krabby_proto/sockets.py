@@ -54,7 +54,8 @@ _MAX_SHARED_DRAIN: Final = 64
 """Of a stream with many writers, in one call. libzmq takes from its connections in turn: one that
 floods costs a bounded time, and each message of another waits for no more than one of it."""
 _MAX_SEQUENCE: Final = (1 << 63) - 1
-"""No writer counts further; following one that claims to would make all it says next late."""
+"""No writer counts further. A message that claims to counts as the next one: followed, it would
+make all that its writer says next late."""
 
 
 def new_instance_id() -> int:
@@ -299,7 +300,6 @@ class LatestSubscriber(Endpoint):
                 return
             try:
                 message = decode(frames, self.stream)
-                _check_sequence(message)
             except FrameError as error:
                 self.invalid += 1
                 self.last_error = error
@@ -311,6 +311,8 @@ class LatestSubscriber(Endpoint):
     def _is_news(self, instance: int, sequence: int) -> bool:
         """Follow one instance's sequence; False for what was overtaken."""
         last = self._sequences.get(instance)
+        if sequence > _MAX_SEQUENCE:
+            sequence = (last or 0) + 1
         if last is None:
             if instance in self._replaced:
                 self.late += 1
@@ -329,14 +331,6 @@ class LatestSubscriber(Endpoint):
             self.gaps += sequence - last - 1
         self._sequences[instance] = sequence
         return True
-
-
-def _check_sequence(message: Message) -> None:
-    sequence = message.header.sequence
-    if sequence > _MAX_SEQUENCE:
-        raise FrameError(
-            f"sequence {sequence} is out of range; number messages from 1 and in steps of 1"
-        )
 
 
 def wait_any(subscribers: Sequence[LatestSubscriber], timeout_s: float) -> list[LatestSubscriber]:
