@@ -358,10 +358,15 @@ def test_after_every_stop_an_arm_alone_moves_nothing(robot):
     robot.start_gameloop(auto_stand="false")
 
     def armed():
-        return robot.safety("arm")["ok"] or robot.safety()["state"] == "active"
+        """Armed, again after this machine stumbled; the loop is there first."""
+        if robot.mode() in (None, "silent"):
+            return False
+        if robot.safety()["state"] in UNARMED and not robot.safety("arm")["ok"]:
+            robot.safety("reset")
+        return robot.safety()["state"] == "active"
 
-    def rests():
-        return robot.mode() == "passive" and robot.safety()["state"] == "active"
+    def walks():
+        return armed() and (robot.loop.request("stand")["ok"] and robot.is_walking())
 
     def stop(*ops):
         for op in ops:
@@ -373,20 +378,16 @@ def test_after_every_stop_an_arm_alone_moves_nothing(robot):
         robot.start_hal()
 
     for way_out in (lambda: stop("estop", "reset"), lambda: stop("disarm"), restart):
-        until(armed, timeout_s=60)
-        assert robot.loop.request("stand", timeout_s=5.0)["ok"]
-        until(robot.is_walking, timeout_s=60)
+        until(walks, timeout_s=60)
+        stopped_ns = time.monotonic_ns()
         way_out()
         until(lambda: robot.mode() == "passive", timeout_s=30)
-        assert robot.safety()["state"] in UNARMED
         time.sleep(1.0)  # it sinks
         until(armed, timeout_s=60)
-        until(rests, timeout_s=10)
-        begun_ns = time.monotonic_ns()
         time.sleep(2.0)
         assert robot.mode() == "passive"
-        modes = [event["now"] for event in robot.events("gameloop", "mode", begun_ns)]
-        assert "stand_up" not in modes
+        modes = [event["now"] for event in robot.events("gameloop", "mode", stopped_ns)]
+        assert set(modes) <= {"passive", "silent"}
 
 
 # --- everything that breaks ----------------------------------------------------------------
