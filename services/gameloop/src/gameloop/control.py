@@ -34,7 +34,7 @@ _REQUEST_TTL_NS = 1_000_000_000
 """A request to stand that waited longer is refused: the client has long been told it failed."""
 _OPEN_S = 5.0
 """Longest time to open a policy after it was rehearsed."""
-_CLOSE_S = 0.5
+_CLOSE_S = 1.0
 _SHOWN = 200
 """Characters of a request that an answer or the log repeats."""
 
@@ -106,17 +106,16 @@ class Control:
         """End the thread and close the socket; a policy being loaded is not waited for."""
         self._stop.set()
         self._thread.join(_CLOSE_S)
-        if not self._thread.is_alive():  # else the socket is its own
-            self._server.close()
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._server.poll(_POLL_S, self._answer)
-                self._see_to_load()
-            except Exception:  # whatever it was, the next operator is to be heard
-                log.exception("a request failed")
-                self._stop.wait(_POLL_S)
+        with self._server:  # a socket belongs to one thread
+            while not self._stop.is_set():
+                try:
+                    self._server.poll(_POLL_S, self._answer)
+                    self._see_to_load()
+                except Exception:  # whatever it was, the next operator is to be heard
+                    log.exception("a request failed")
+                    self._stop.wait(_POLL_S)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
         match request.get("op"):
