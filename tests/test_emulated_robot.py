@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from krabby.robot.assets import robot_dir
+from krabby.runtime.testing import free_ports, until
 from krabby_proto import (
     TRUTH,
     ControlClient,
@@ -24,8 +26,6 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
-from krabby_robot.assets import robot_dir
-from krabby_service.testing import free_ports, until
 
 BIN = Path(sys.executable).parent
 STREAMS = (

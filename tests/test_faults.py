@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+from krabby.runtime.testing import free_ports, until
 from krabby_proto import ControlClient, HalClient, RequestTimeout
-from krabby_service.testing import free_ports, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from krabby.runtime.testing import until
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, FEATURES, STATE, TRUTH
 from krabby_proto.recording import Recording
-from krabby_service.testing import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

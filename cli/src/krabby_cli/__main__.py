@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from krabby.robot.errors import RobotError
+from krabby.runtime.errors import ServiceError
 from krabby_proto import ProtoError
-from krabby_robot.errors import RobotError
-from krabby_service.errors import ServiceError
 
 from krabby_cli import (
     check_hal,

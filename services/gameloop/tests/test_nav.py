@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from gameloop.config import FreshnessCfg, NavCfg
-from gameloop.nav import NavFilter
+from krabby_gameloop.config import FreshnessCfg, NavCfg
+from krabby_gameloop.nav import NavFilter
 from krabby_proto import FLAG_OPERATOR
 
 MS = 1_000_000

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from krabby_robot.gate import DriveCommand, DriveMode
-from krabby_service.testing import FakeClock, free_ports
-from sim_hal.config import CameraCfg, DegradeCfg, SimHalCfg
-from sim_hal.simulator import Simulator
+from krabby.course.courses import make_course
+from krabby.mujoco.config import CameraCfg, DegradeCfg, SimHalCfg
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock, free_ports
+from krabby.safety.gate import DriveCommand, DriveMode
+from krabby_sim_hal.backend import Simulator
 
 
 @pytest.fixture(scope="session")

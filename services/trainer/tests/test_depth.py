@@ -2,20 +2,19 @@
 
 import importlib.util
 import math
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from krabby_robot import depth as runtime
-from krabby_robot import frames
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from trainer import depth, depth_bench
-from trainer.depth import (
+from krabby.course.courses import make_course
+from krabby.mujoco import depth_camera
+from krabby.policy import depth_image as runtime
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby_trainer import depth, depth_bench
+from krabby_trainer.depth import (
     NO_IMAGE_S,
     RANGE_M,
     DepthCamera,
@@ -27,15 +26,15 @@ from trainer.depth import (
     flawless,
     mirror_image,
 )
-from trainer.env_cfg import TerrainCfg
-from trainer.errors import ConfigError
-from trainer.graphs import Replayed
-from trainer.terrain import Terrain
+from krabby_trainer.env_cfg import TerrainCfg
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.graphs import Replayed
+from krabby_trainer.terrain import Terrain
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 TYPES = ["steps", "gap", "hurdle", "ramps", "mixed", "flat"]
 DESC = RobotDescription.load()
 CAMERA = DESC.camera
-SERVICES = Path(__file__).parents[2]
 DEVICES = [
     "cpu",
     pytest.param(
@@ -50,15 +49,8 @@ DEVICES = [
 
 @pytest.fixture(scope="module")
 def sim_hal():
-    """The runtime's renderer, from its file: services do not import one another."""
-    path = SERVICES / "sim-hal" / "src" / "sim_hal" / "depth_camera.py"
-    if not path.exists():
-        pytest.skip("sim-hal is not beside the trainer")
-    spec = importlib.util.spec_from_file_location("depth_camera_of_sim_hal", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The runtime's renderer."""
+    return depth_camera
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +86,7 @@ def wild_poses(terrain, per_tile, seed=0):
         z = max(0.0, float(course.height_at(x, y))) + rng.uniform(0.2, 0.6)
         pos[i] = corner + np.array([x, y, z])
         roll, pitch, yaw = rng.uniform((-0.5, -0.5, -1.5), (0.5, 0.5, 1.5))
-        quat[i] = frames.from_euler(roll, pitch, yaw)
+        quat[i] = rotations.from_euler(roll, pitch, yaw)
     return tile, pos, quat
 
 
@@ -107,7 +99,7 @@ def tensors(device, tile, *poses):
 
 def one_pose(terrain, x, y, z, *, tile=0, yaw=0.0, pitch=0.0, roll=0.0, device="cpu"):
     _, corner = course_of(terrain, tile)
-    quat = frames.from_euler(roll, pitch, yaw)
+    quat = rotations.from_euler(roll, pitch, yaw)
     return tensors(device, [tile], corner[None] + (x, y, z), quat[None])
 
 
@@ -159,9 +151,9 @@ def test_images_agree_with_mujocos_rays(terrain, camera, device):
         model = spec.compile()
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
-        eye = p - corner + frames.rotate(q, CAMERA.mount_xyz)
+        eye = p - corner + rotations.rotate(q, CAMERA.mount_xyz)
         axis, image_right, image_down = CAMERA.axes_b
-        optical = frames.to_matrix(q) @ np.column_stack([image_right, image_down, axis])
+        optical = rotations.to_matrix(q) @ np.column_stack([image_right, image_down, axis])
         rays = rays_c @ optical.T / length[:, None]
         distance, hit = np.zeros(len(rays)), np.zeros(len(rays), np.int32)
         mujoco.mj_multiRay(
@@ -263,7 +255,7 @@ def test_the_kernel_of_the_gpu_sees_the_same(terrain):
 
 def test_the_kernel_compiles_for_a_gpu_that_is_not_here():
     triton = pytest.importorskip("triton")
-    from trainer import raycast
+    from krabby_trainer import raycast
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -1,0 +1,75 @@
+"""`krabby-drives` against drives that need no hardware, on real sockets."""
+
+import socket
+
+import numpy as np
+import pytest
+from krabby.drivers.can import DriveFault
+from krabby.drivers.can.calibration import Calibration
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.testing import FakeDrives, free_multicast_channels
+from krabby.robot.description import RobotDescription
+from krabby_cli import drives as command
+
+
+@pytest.fixture
+def hardware():
+    plain = HardwareDescription.load(None, RobotDescription.load())
+    return plain.with_interface("udp_multicast", free_multicast_channels(plain))
+
+
+@pytest.fixture
+def drives(hardware):
+    with FakeDrives(hardware) as fakes:
+        yield fakes.drives
+
+
+@pytest.fixture
+def run(hardware, tmp_path, monkeypatch):
+    """Run a subcommand on those buses; its exit status."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(command, "_STATE_PORT", free.getsockname()[1])
+    options = ["--interface", "udp_multicast", "--calibration", str(tmp_path / "calibration.toml")]
+    options += [f"--channel={bus.channel}:{bus.port}" for bus in hardware.buses]
+    return lambda *words: command.main([*options, *words])
+
+
+def test_probe_lists_every_drive(run, drives, capsys):
+    assert run("probe") == 0
+    out = capsys.readouterr().out
+    assert "18 drives answer; calibrated: never" in out
+    assert len([line for line in out.splitlines() if line.endswith("none")]) == len(drives)
+
+
+def test_probe_names_a_drive_that_does_not_answer(run, drives, capsys):
+    drives[2].muted = True
+    assert run("probe") == 1
+    assert "lf_knee" in capsys.readouterr().err
+
+
+def test_probe_says_what_to_do_about_a_fault(run, drives, capsys):
+    drives[5].hard_faults = int(DriveFault.ENCODER)
+    drives[5].faults = int(DriveFault.ENCODER)
+    assert run("probe") == 1
+    out = capsys.readouterr().out
+    assert "encoder" in out
+    assert "do: " in out
+
+
+def test_calibrating_makes_the_pose_it_was_told_the_measured_one(run, drives, hardware, tmp_path):
+    """Joint 3 is lf_knee, direction 1: a drive that says 0.25 rad at joint angle 0."""
+    drives[2].position = 0.25
+    assert run("calibrate", "--yes") == 0
+    written = Calibration.load(tmp_path / "calibration.toml", hardware)
+    expected = np.zeros(18)
+    expected[2] = -0.25
+    np.testing.assert_allclose(written.offset, expected, atol=1e-3)
+    assert written.measured
+
+
+def test_it_keeps_off_the_drives_of_a_running_hal(run, monkeypatch, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as hal:
+        monkeypatch.setattr(command, "_STATE_PORT", hal.getsockname()[1])
+        assert run("probe") == 1
+    assert "stop it first" in capsys.readouterr().err
