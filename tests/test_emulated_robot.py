@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -27,7 +26,10 @@ from krabby_proto import (
 )
 from krabby_proto.conformance import check_hal
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "robot-emulator": "krabby_emulator", "jetson-hal": "krabby_jetson_hal",
+    "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = (
     "state", "camera", "command", "safety", "truth", "nav", "control", "raw", "features", "fault",
 )  # fmt: skip
@@ -89,9 +91,13 @@ class Robot:
         realtime = f"realtime.fifo_priority={priority}"  # where it is refused, a warning
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", realtime, *endpoints, *others],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    *(sys.executable, "-m", MODULES[name]),
+                    *("metrics_port=0", realtime, *endpoints, *others),
+                ],
+                stdout=log,
+                stderr=log,
+            )
 
     def start_emulator(self, **keys):
         imu = f"tcp://127.0.0.1:{self._imu_port}"

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from krabby.runtime.testing import free_ports, until
@@ -13,7 +12,9 @@ from krabby_proto import ControlClient, HalClient, RequestTimeout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "sim-hal": "krabby_sim_hal", "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = ("state", "camera", "command", "safety", "truth", "features", "nav", "control", "fault")
 
 
@@ -39,7 +40,9 @@ class Stack:
         others = [f"{key}={value}" for key, value in keys.items()]
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", *endpoints, *others], stdout=log, stderr=log
+                [sys.executable, "-m", MODULES[name], "metrics_port=0", *endpoints, *others],
+                stdout=log,
+                stderr=log,
             )
 
     def start_camera(self):

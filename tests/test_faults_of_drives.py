@@ -72,7 +72,7 @@ class Case(NamedTuple):
     @property
     def typed(self):
         """As an operator types it."""
-        words = ["robot-emulator fault", self.kind]
+        words = ["python -m krabby_emulator fault", self.kind]
         words += ["--joint", self.joint] * bool(self.joint) + ["--bus", self.bus] * bool(self.bus)
         return " ".join(words + ([] if self.value is None else ["--value", f"{self.value:g}"]))
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -159,7 +158,7 @@ def test_a_second_run_on_the_same_ports_is_refused_and_the_first_unharmed(krabby
     state = json.loads(record.read_text())["endpoints"]["state"]
     # sim-hal by itself on the first one's endpoint: its own check, not that of the supervisor.
     sim = subprocess.run(
-        [Path(sys.executable).with_name("sim-hal"), f"endpoints.state={state}", "metrics_port=0"],
+        [sys.executable, "-m", "krabby_sim_hal", f"endpoints.state={state}", "metrics_port=0"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,4 +1,4 @@
-"""`krabby-drives` against drives that need no hardware, on real sockets."""
+"""`krabby drives` against drives that need no hardware, on real sockets."""
 
 import socket
 
@@ -10,6 +10,7 @@ from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.testing import FakeDrives, free_multicast_channels
 from krabby.robot.description import RobotDescription
 from krabby_cli import drives as command
+from krabby_cli.__main__ import main
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def run(hardware, tmp_path, monkeypatch):
         monkeypatch.setattr(command, "_STATE_PORT", free.getsockname()[1])
     options = ["--interface", "udp_multicast", "--calibration", str(tmp_path / "calibration.toml")]
     options += [f"--channel={bus.channel}:{bus.port}" for bus in hardware.buses]
-    return lambda *words: command.main([*options, *words])
+    return lambda *words: main(["drives", *options, *words])
 
 
 def test_probe_lists_every_drive(run, drives, capsys):

@@ -15,6 +15,7 @@ from krabby_cli import (
     check_hal,
     course,
     doctor,
+    drives,
     dump,
     evaluate,
     film,
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor):
+    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 from krabby.course.courses import make_course
-from krabby.mujoco.config import CameraCfg, DegradeCfg, SimHalCfg
+from krabby.mujoco.config import CameraCfg, DegradeCfg
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock, free_ports
 from krabby.safety.gate import DriveCommand, DriveMode
 from krabby_sim_hal.backend import Simulator
+from krabby_sim_hal.config import SimHalCfg
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,7 @@ import threading
 
 import numpy as np
 import pytest
-from krabby.mujoco.config import CourseCfg, EndpointsCfg, LockstepCfg, SimHalCfg
-from krabby.mujoco.errors import LoopSilent
+from krabby.mujoco.config import CourseCfg
 from krabby.runtime.app import Runtime
 from krabby.runtime.testing import running
 from krabby.safety.gate import SafetyState
@@ -29,6 +28,8 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
+from krabby_sim_hal.config import EndpointsCfg, LockstepCfg, SimHalCfg
+from krabby_sim_hal.errors import LoopSilent
 from krabby_sim_hal.service import SimHal
 
 MS = 1_000_000

@@ -121,8 +121,8 @@ def load_runner(
     if unknown:
         raise BundleError(
             f"policy {bundle.name!r} is a teacher: it reads ground truth that no robot has "
-            f"({', '.join(unknown)}); evaluate it with `trainer eval`, or name a policy that walks "
-            "on what the robot measures"
+            f"({', '.join(unknown)}); evaluate it with `python -m krabby_trainer eval`, or "
+            "name a policy that walks on what the robot measures"
         )
     return Runner(bundle, desc, backend)
 

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from krabby.course.courses import Course
-    from krabby.mujoco.config import SimHalCfg
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import DriveCommand
     from numpy.typing import NDArray
+
+    from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["Simulator"]
 

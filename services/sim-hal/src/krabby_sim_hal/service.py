@@ -22,7 +22,6 @@ from krabby.hal.handler import hal_hello, publish_state
 from krabby.hal.metrics import OBSERVATION
 from krabby.mujoco.camera_faults import answer_fault_request
 from krabby.mujoco.depth_camera import Frame
-from krabby.mujoco.errors import LoopSilent
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot.description import RobotDescription
 from krabby.runtime.metrics import (
@@ -47,16 +46,18 @@ from krabby_proto import (
 )
 
 from krabby_sim_hal.backend import Simulator
+from krabby_sim_hal.errors import LoopSilent
 from krabby_sim_hal.metrics import WORK, Exposition
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
-    from krabby.mujoco.config import SimHalCfg
     from krabby.runtime.app import Runtime
     from krabby.runtime.rate import Tick
     from numpy.typing import NDArray
+
+    from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["SimHal"]
 

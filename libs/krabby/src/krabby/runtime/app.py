@@ -251,10 +251,17 @@ def _signals(runtime: Runtime) -> Generator[None, None, None]:
             signal.signal(number, handler)
 
 
+def _program(service: str) -> str:
+    """What starts this process, `python -m krabby_sim_hal`; of a script, the service's name."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.parent}" if spec is not None and spec.parent else service
+
+
 def _parser(service: str, cfg_cls: type[DataclassInstance]) -> argparse.ArgumentParser:
+    program = _program(service)
     parser = argparse.ArgumentParser(
-        prog=service,
-        usage=f"{service} [--config FILE] [--check] [--log-level LEVEL] [--log-format FORMAT] "
+        prog=program,
+        usage=f"{program} [--config FILE] [--check] [--log-level LEVEL] [--log-format FORMAT] "
         "[key=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys of the configuration, in the file as TOML or here as key=value:\n"
