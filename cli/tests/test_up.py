@@ -230,4 +230,4 @@ def test_mistakes_have_their_own_errors():
 
 
 def test_services_are_modules_of_this_interpreter():
-    assert service_command("sim-hal") == (sys.executable, "-m", "krabby_sim_hal")
+    assert service_command("sim-hal") == (sys.executable, "-P", "-m", "krabby_sim_hal")
