@@ -95,7 +95,7 @@ def _open_session(content: bytes, source: str) -> Any:
         import onnxruntime as ort
     except ImportError as error:
         raise MissingRuntime(
-            "running a policy needs ONNX Runtime; install it with: pip install krabby-robot[policy]"
+            "running a policy needs ONNX Runtime; install it with: pip install krabby[policy]"
         ) from error
     options = ort.SessionOptions()
     # Two threads make the slowest of a hundred steps ten times slower than one; waiting threads
