@@ -92,7 +92,7 @@ robot-down: ## sit the robot down and stop its containers, or the emulated ones
 doctor: $(RUNTIME) ## is this machine fit to run the robot, and what to do about it: ARGS="--robot --json"
 	@$(BIN)/krabby doctor $(ARGS)
 
-$(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/robot/pyproject.toml libs/service/pyproject.toml
+$(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/krabby/pyproject.toml proto/pyproject.toml
 	@[ -x $(TRAIN_BIN)/python ] || { python312=$$(tools/find-python312) && "$$python312" -m venv $(TRAIN_VENV); }
 	@echo "installing torch, Isaac Lab and the trainer into $(TRAIN_VENV): about 8 GB, some minutes the first time" >&2
 	@$(TRAIN_BIN)/python -m pip --disable-pip-version-check --quiet --no-input install -c constraints-train.txt -r requirements-train.txt
@@ -101,7 +101,7 @@ $(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/py
 train-setup: $(TRAIN_SETUP) ## the trainer's own environment: Python 3.12, about 8 GB, some minutes
 
 train: $(TRAIN_SETUP) ## train a policy: ARGS="run.name=first env.num_envs=4096"; a GPU makes it worth while
-	@$(TRAIN_BIN)/trainer train $(ARGS)
+	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@$(BIN)/python -m pytest
@@ -114,7 +114,7 @@ test-compose: $(DEV) ## builds the images, runs the stack, kills its services; n
 
 test-tensorrt: $(DEV) ## networks become TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
 	@$(PIP) install -c constraints.txt -r requirements-tensorrt.txt
-	@$(BIN)/python -m pytest -m tensorrt libs/inference
+	@$(BIN)/python -m pytest -m tensorrt libs/krabby
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)
@@ -123,7 +123,7 @@ test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the processor: tr
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
 gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
-	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby_robot -m pytest -q libs/robot/tests/test_gate*.py
+	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage report --include='*/gate.py' --show-missing --fail-under=100
 
 test-py312: ## the default tests on Python 3.12
@@ -133,13 +133,13 @@ test-py312: ## the default tests on Python 3.12
 check: $(DEV) ## format, lint, types, imports, generated files, locks
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@PYTHONPATH=services/trainer/src $(BIN)/lint-imports
+	@PYTHONPATH=services/trainer/src:tools $(BIN)/lint-imports
 	@$(BIN)/pyright
-	@$(BIN)/python -m krabby_robot.generate --check
-	@$(BIN)/python -m krabby_robot.gait --check
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate --check
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
-	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/inference/requirements-tensorrt.lock services/camera/requirements-realsense.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
+	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/krabby/requirements-tensorrt.lock services/camera/requirements-realsense.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
@@ -155,14 +155,14 @@ dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashbo
 	@$(BIN)/python monitoring/dashboards.py
 
 assets: $(DEV) ## regenerate everything under assets/ from its sources
-	@$(BIN)/python -m krabby_robot.generate
-	@$(BIN)/python -m krabby_robot.gait
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle
 
 # One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
 # locks hold the same versions, with hashes.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-  $(foreach name,proto devices hal inference robot service sim-hal jetson-hal camera gameloop cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
-IMAGES := services/sim-hal services/jetson-hal services/camera services/gameloop cli
+  --no-emit-package krabby $(foreach name,proto sim-hal jetson-hal camera gameloop emulator cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
+IMAGES := services/sim-hal services/jetson-hal services/camera services/gameloop services/emulator cli
 TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
 
 lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
@@ -170,7 +170,7 @@ lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency
 	@for image in $(IMAGES); do \
 	  case $$image in services/jetson-hal) extra="--extra gpio" ;; *) extra= ;; esac; \
 	  $(COMPILE) --generate-hashes $$extra -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
-	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/inference/pyproject.toml -o libs/inference/requirements-tensorrt.lock
+	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/krabby/pyproject.toml -o libs/krabby/requirements-tensorrt.lock
 	@$(COMPILE) --generate-hashes --extra realsense -c constraints.txt services/camera/pyproject.toml -o services/camera/requirements-realsense.lock
 	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
 	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock

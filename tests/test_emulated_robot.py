@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from krabby.robot.assets import robot_dir
+from krabby.runtime.testing import free_ports, until
 from krabby_proto import (
     TRUTH,
     ControlClient,
@@ -24,10 +25,11 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
-from krabby_robot.assets import robot_dir
-from krabby_service.testing import free_ports, until
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "robot-emulator": "krabby_emulator", "jetson-hal": "krabby_jetson_hal",
+    "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = (
     "state", "camera", "command", "safety", "truth", "nav", "control", "raw", "features", "fault",
 )  # fmt: skip
@@ -90,9 +92,13 @@ class Robot:
         realtime = f"realtime.fifo_priority={priority}"  # where it is refused, a warning
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", realtime, *endpoints, *others],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    *(sys.executable, "-m", MODULES[name]),
+                    *("metrics_port=0", realtime, *endpoints, *others),
+                ],
+                stdout=log,
+                stderr=log,
+            )
 
     def start_emulator(self, **keys):
         imu = f"tcp://127.0.0.1:{self._imu_port}"

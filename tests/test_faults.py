@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from krabby.runtime.testing import free_ports, until
 from krabby_proto import (
     STATE,
     ControlClient,
@@ -19,11 +19,12 @@ from krabby_proto import (
     RequestTimeout,
     unpack,
 )
-from krabby_service.testing import free_ports, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "sim-hal": "krabby_sim_hal", "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = ("state", "camera", "command", "safety", "truth", "features", "nav", "control", "fault")
 
 
@@ -51,7 +52,9 @@ class Stack:
         others = [f"{key}={value}" for key, value in keys.items()]
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", *endpoints, *others], stdout=log, stderr=log
+                [sys.executable, "-m", MODULES[name], "metrics_port=0", *endpoints, *others],
+                stdout=log,
+                stderr=log,
             )
 
     def start_sim(self):

@@ -16,31 +16,31 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from jetson_hal.config import JetsonHalCfg
-from jetson_hal.devices import HEALTH, Devices
-from jetson_hal.estop import NoEstop
-from jetson_hal.robot import Robot
-from krabby_devices.drives import bus as can_buses
-from krabby_devices.drives.bus import CanJointBus
-from krabby_devices.drives.calibration import Calibration
-from krabby_devices.drives.can_io import open_bus
-from krabby_devices.drives.hardware import HardwareDescription
-from krabby_devices.errors import DriveRefused
-from krabby_devices.imu import ImuCounters
+from krabby.course.courses import make_course
+from krabby.drivers.can import bus as can_buses
+from krabby.drivers.can.bus import CanJointBus
+from krabby.drivers.can.calibration import Calibration
+from krabby.drivers.can.can_io import open_bus
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.errors import DriveRefused
+from krabby.drivers.imu import ImuCounters
+from krabby.mujoco.config import CameraCfg
+from krabby.mujoco.world import SUBSTEP_NS
+from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock, captured_logs
+from krabby.safety.gate import Fault, SafetyState
+from krabby.safety.trajectories import stand_up
+from krabby_emulator.can import CanSide
+from krabby_emulator.config import EmulatorCfg
+from krabby_emulator.faults import FaultKind
+from krabby_emulator.robot import EmulatedRobot
+from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.devices import HEALTH, Devices
+from krabby_jetson_hal.estop import NoEstop
 from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from krabby_robot.gate import Fault, SafetyState
-from krabby_robot.observation import ObservationBuilder, ObservationInputs
-from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
-from krabby_robot.trajectories import stand_up
-from krabby_service.testing import FakeClock, captured_logs
-from sim_hal.config import CameraCfg
-from sim_hal.emulator.config import EmulatorCfg
-from sim_hal.emulator.faults import FaultKind
-from sim_hal.emulator.robot import EmulatedRobot
-from sim_hal.emulator.wire import CanSide
-from sim_hal.physics import SUBSTEP_NS
 
 slow = pytest.mark.slow
 patient = pytest.mark.timeout(900)
@@ -73,7 +73,7 @@ class Case(NamedTuple):
     @property
     def typed(self):
         """As an operator types it."""
-        words = ["robot-emulator fault", self.kind]
+        words = ["python -m krabby_emulator fault", self.kind]
         words += ["--joint", self.joint] * bool(self.joint) + ["--bus", self.bus] * bool(self.bus)
         return " ".join(words + ([] if self.value is None else ["--value", f"{self.value:g}"]))
 

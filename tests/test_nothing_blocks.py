@@ -10,8 +10,8 @@ import time
 
 import pytest
 import zmq
+from krabby.runtime.testing import free_ports, until
 from krabby_proto import HalClient
-from krabby_service.testing import free_ports, until
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +69,9 @@ def ended_within_3_s(process):
     ("module", "names", "arguments", "event"),
     [
         ("gameloop", LOOP, ("policy=gait",), "waiting for the HAL"),
-        ("sim_hal", HAL, ("speed=0",), "running"),
+        ("krabby_sim_hal", HAL, ("speed=0",), "running"),
         ("camera", ("features", "camera", "state"), (), "running"),
-        ("sim_hal.emulator", ("raw", "truth", "nav"), ("can.interface=virtual",), "running"),
+        ("krabby_emulator", ("raw", "truth", "nav"), ("can.interface=virtual",), "running"),
     ],
 )
 def test_sigterm_ends_a_process_that_waits(launch, module, names, arguments, event):
@@ -83,7 +83,7 @@ def test_sigterm_ends_a_process_that_waits(launch, module, names, arguments, eve
 def test_a_stdout_that_is_not_read_does_not_stop_a_hal(launch, ports):
     """5000 refused requests log a line of 500 bytes each: 2.5 MB, with 1 MiB and a pipe to fit."""
     reader, writer = os.pipe()
-    process = launch("sim_hal", HAL, "camera.enabled=false", stdout=writer)
+    process = launch("krabby_sim_hal", HAL, "camera.enabled=false", stdout=writer)
     os.close(writer)
     with HalClient({name: ports[name] for name in ("state", "command", "safety")}) as hal:
         hal.hello(30.0)
@@ -96,7 +96,7 @@ def test_a_stdout_that_is_not_read_does_not_stop_a_hal(launch, ports):
 
 def test_one_message_of_many_frames_does_not_stop_a_hal(launch, ports, capsys):
     """The gap between two states stays far below the 0.2 s that 50,000 frames took to read."""
-    launch("sim_hal", HAL, "camera.enabled=false", stdout=subprocess.DEVNULL)
+    launch("krabby_sim_hal", HAL, "camera.enabled=false", stdout=subprocess.DEVNULL)
     context = zmq.Context()
     with HalClient({name: ports[name] for name in ("state", "command", "safety")}) as hal:
         hal.hello(30.0)
@@ -121,7 +121,9 @@ def test_one_message_of_many_frames_does_not_stop_a_hal(launch, ports, capsys):
 
 
 def test_a_loop_that_sits_down_first_ends_in_time(launch, ports):
-    launch("sim_hal", HAL, "camera.enabled=false", "auto_arm=true", stdout=subprocess.DEVNULL)
+    launch(
+        "krabby_sim_hal", HAL, "camera.enabled=false", "auto_arm=true", stdout=subprocess.DEVNULL
+    )
     loop = launch("gameloop", LOOP, "policy=gait", stdout=subprocess.DEVNULL)
     with HalClient({name: ports[name] for name in ("state", "safety")}) as hal:
         until(lambda: hal.safety("status", "test", timeout_s=20.0)["state"] == "active", 40.0)

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from krabby.runtime.testing import until
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import (
     CAMERA,
@@ -24,7 +24,6 @@ from krabby_proto import (
     Publisher,
 )
 from krabby_proto.recording import Recording
-from krabby_service.testing import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -202,7 +201,7 @@ def test_a_second_run_on_the_same_ports_is_refused_and_the_first_unharmed(krabby
     state = json.loads(record.read_text())["endpoints"]["state"]
     # sim-hal by itself on the first one's endpoint: its own check, not that of the supervisor.
     sim = subprocess.run(
-        [Path(sys.executable).with_name("sim-hal"), f"endpoints.state={state}", "metrics_port=0"],
+        [sys.executable, "-m", "krabby_sim_hal", f"endpoints.state={state}", "metrics_port=0"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,13 +8,13 @@ import termios
 import time
 
 import pytest
+from krabby.runtime.testing import free_ports, until
 from krabby_cli.__main__ import main
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.keys import JS_EVENT, Nav
 from krabby_cli.teleop import GamepadDevice, Operator
 from krabby_proto import FLAG_OPERATOR, NAV, LatestSubscriber
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import free_ports, until
 
 HELD = JS_EVENT.pack(0, 1, 1, 4)
 PUSHED = JS_EVENT.pack(0, -32767, 2, 1)

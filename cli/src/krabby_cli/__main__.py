@@ -8,14 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 
+from krabby.robot.errors import RobotError
+from krabby.runtime.errors import ServiceError
 from krabby_proto import ProtoError
-from krabby_robot.errors import RobotError
-from krabby_service.errors import ServiceError
 
 from krabby_cli import (
     check_hal,
     course,
     doctor,
+    drives,
     dump,
     evaluate,
     film,
@@ -53,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor):
+    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser

@@ -6,12 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
-from gameloop.config import FreshnessCfg, GameloopCfg
+from krabby.policy.bundle import POLICY_FILE, write_bundle
+from krabby.policy.depth_image import IMAGE_SHAPE
+from krabby.policy.observation import ObservationLayout, standard_term
+from krabby.robot.description import RobotDescription
+from krabby_gameloop.config import FreshnessCfg, GameloopCfg
 from krabby_proto import FEATURES, NAV, STATE, decode, encode, pack
-from krabby_robot.depth import IMAGE_SHAPE
-from krabby_robot.description import RobotDescription
-from krabby_robot.observation import ObservationLayout, standard_term
-from krabby_robot.policy import POLICY_FILE, write_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 MS = 1_000_000

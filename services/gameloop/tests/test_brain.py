@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from gameloop.brain import Brain
-from gameloop.machine import Mode
-from gameloop.pilot import Pilot
+from krabby.safety.gate import SafetyState
+from krabby.safety.trajectories import rest_joint_pos
+from krabby_gameloop.brain import Brain
+from krabby_gameloop.modes import Mode
+from krabby_gameloop.policy_switch import Pilot
 from krabby_proto import FLAG_RESET, CommandReply, CommandStatus
-from krabby_robot.gate import SafetyState
-from krabby_robot.trajectories import rest_joint_pos
 
 MS = 1_000_000
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 import zmq
-from gameloop.control import Control
-from gameloop.rehearsal import rehearse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from krabby.robot.errors import BundleError
+from krabby.runtime.testing import free_port, until
+from krabby_gameloop.control import Control
+from krabby_gameloop.rehearsal import rehearse
 from krabby_proto import ControlClient, make_hello
-from krabby_robot.errors import BundleError
-from krabby_service.testing import free_port, until
 
 
 @pytest.fixture

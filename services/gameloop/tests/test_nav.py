@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from gameloop.config import FreshnessCfg, NavCfg
-from gameloop.nav import NavFilter
 from hypothesis import given
 from hypothesis import strategies as st
+from krabby.runtime.testing import captured_logs
+from krabby_gameloop.config import FreshnessCfg, NavCfg
+from krabby_gameloop.nav import NavFilter
 from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS, NAV
-from krabby_service.testing import captured_logs
 
 MS = 1_000_000
 HOUR = 3_600_000 * MS

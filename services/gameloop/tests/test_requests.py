@@ -4,16 +4,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gameloop.brain import Brain
-from gameloop.config import GameloopCfg
-from gameloop.machine import Mode
-from gameloop.nav import NavFilter
-from gameloop.pilot import Pilot
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
+from krabby.safety.trajectories import rest_joint_pos
+from krabby_gameloop.brain import Brain
+from krabby_gameloop.config import GameloopCfg
+from krabby_gameloop.modes import Mode
+from krabby_gameloop.nav import NavFilter
+from krabby_gameloop.policy_switch import Pilot
 from krabby_proto import FLAG_OPERATOR, FLAG_RESET, CommandReply, CommandStatus
-from krabby_robot.gate import Fault, GateCfg, SafetyGate, SafetyState
-from krabby_robot.trajectories import rest_joint_pos
 
 MS = 1_000_000
 LEVEL = np.array([0.0, 0.0, 0.0, 1.0])

@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from gameloop import metrics
-from gameloop.config import EndpointsCfg
-from gameloop.service import Gameloop, state_of_period
+from krabby.runtime.testing import captured_logs, free_ports, running
+from krabby.safety.trajectories import rest_joint_pos
+from krabby_gameloop import metrics
+from krabby_gameloop.config import EndpointsCfg
+from krabby_gameloop.service import Gameloop, state_of_period
 from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
@@ -27,8 +29,6 @@ from krabby_proto import (
     make_hello,
 )
 from krabby_proto.testing import FakeHal
-from krabby_robot.trajectories import rest_joint_pos
-from krabby_service.testing import captured_logs, free_ports, running
 from prometheus_client import REGISTRY
 
 MS = 1_000_000
@@ -205,7 +205,7 @@ def test_a_policy_that_does_not_fit_refuses_to_start_with_status_2(policies, des
     (bundle / "manifest.json").write_text(swapped.replace('"?"', '"lm_hip_pitch"'))
     (bundle / "policy.onnx").write_bytes((policies / "blind" / "policy.onnx").read_bytes())
     run = subprocess.run(
-        [sys.executable, "-m", "gameloop", f"policy={bundle}", "metrics_port=0"],
+        [sys.executable, "-m", "krabby_gameloop", f"policy={bundle}", "metrics_port=0"],
         capture_output=True,
         text=True,
         check=False,

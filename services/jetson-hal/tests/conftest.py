@@ -4,14 +4,14 @@ import time
 
 import numpy as np
 import pytest
-from jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
-from jetson_hal.devices import Devices
-from jetson_hal.robot import Robot
-from krabby_devices.drives import DriveMode, DriveReadings
-from krabby_devices.errors import DriveRefused, NoReply
-from krabby_devices.imu import ImuCounters, ImuSample
-from krabby_robot.description import RobotDescription
-from krabby_service.testing import FakeClock, free_ports
+from krabby.drivers.can import DriveMode, DriveReadings
+from krabby.drivers.errors import DriveRefused, NoReply
+from krabby.drivers.imu import ImuCounters, ImuSample
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock, free_ports
+from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
+from krabby_jetson_hal.devices import Devices
 
 BUSES = ("front", "middle", "rear") * 2
 
