@@ -63,7 +63,7 @@ def test_two_drives_under_one_id_are_refused(run, fakes, tmp_path, capsys, words
     fakes.twins.append(FakeDrive(spec, fakes.drives[2].codec, position=-0.4))
     assert run(*words) == 1
     assert capsys.readouterr().err == (
-        f"krabby drives {words[0]}: two drives answer to id 13 on bus front, joint lf_knee: "
+        f"krabby drives: {words[0]}: two drives answer to id 13 on bus front, joint lf_knee: "
         "unplug one, give it another id\n"
     )
     assert not (tmp_path / "calibration.toml").exists()

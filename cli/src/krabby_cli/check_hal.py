@@ -26,7 +26,7 @@ examples:
   krabby check-hal --state ipc:///tmp/hal/state --command ipc:///tmp/hal/command \\
                    --safety ipc:///tmp/hal/safety
 
-Start a simulated one to try it on:  sim-hal auto_arm=false mission.enabled=false
+Start a simulated one to try it on:  python -m krabby_sim_hal auto_arm=false mission.enabled=false
 Exit status: 0 when every check passed, 1 otherwise.
 """
 

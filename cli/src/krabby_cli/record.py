@@ -39,7 +39,7 @@ _EPILOG: Final = """\
 examples:
   krabby record run.mcap
   krabby record depth.mcap camera --duration 20
-  camera source=replay replay.path=depth.mcap        play it to the game loop
+  python -m krabby_camera source=replay replay.path=depth.mcap        play it to the game loop
 """
 
 
