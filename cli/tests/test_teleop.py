@@ -83,8 +83,27 @@ def test_requests_are_carried_out_beside_the_walking_commands(nav, hal, endpoint
         operator.request("estop")
         assert heard(nav, operator, Nav()) is not None
         hal.serving = True
-        until(lambda: operator.said == "estop: estop")
+
+        def stopped():
+            operator.request("estop")  # pressed again; under way it is not sent twice
+            return operator.said == "estop: estop"
+
+        until(stopped)
     assert [op for op, _ in hal.operators].count("arm") <= 1
+
+
+def test_no_other_answer_hides_an_e_stop_that_was_not_confirmed(nav, endpoints, hal):
+    hal.serving = False
+    with Operator(endpoints) as operator:
+        operator.request("estop")
+        until(lambda: "NOT CONFIRMED" in operator.said)
+        hal.serving = True
+        operator.request("arm")
+        until(lambda: ("arm", operator.name) in hal.operators)
+        operator.request("stand")
+        assert "NOT CONFIRMED" in operator.said
+        operator.request("estop")
+        until(lambda: operator.said == "estop: estop")
 
 
 def test_an_e_stop_is_waited_for_when_leaving(hal, endpoints):

@@ -154,6 +154,9 @@ def _text(nav: Nav, *said: str) -> str:
     return "   ".join(each for each in (motion, *said) if each)
 
 
+_UNCONFIRMED: Final = "E-STOP NOT CONFIRMED, use the switch on the robot: "
+
+
 class Operator:
     """A person's sockets: nav to the game loop, requests to it, and safety to the HAL.
 
@@ -195,7 +198,9 @@ class Operator:
             self._asked[request] = executor.submit(self._carry_out, request)
 
     def _carry_out(self, request: Request) -> None:
-        self.said = self.ask(request)
+        said = self.ask(request)
+        if request == "estop" or not self.said.startswith(_UNCONFIRMED):
+            self.said = said
 
     def ask(self, request: Request) -> str:
         """Carry a request out; what came of it, in a few words. Takes a second at the most."""
@@ -206,10 +211,7 @@ class Operator:
             else:
                 answer = self._loop.request(request, timeout_s=_ANSWER_S, by=self.name)
         except ProtoError as error:
-            shout = (
-                "E-STOP NOT CONFIRMED, use the switch on the robot: " if request == "estop" else ""
-            )
-            return f"{shout}{error}"
+            return f"{_UNCONFIRMED if request == 'estop' else ''}{error}"
         if not answer.get("ok"):
             return f"{request} refused: {answer.get('reason', '')}"
         return f"{request}: {answer.get('state', 'done')}"

@@ -99,7 +99,7 @@ def rehearse(
             if time.monotonic() > end:
                 raise BundleError(
                     f"not loaded within {limit_s:g} s, given up; its network may never be: run "
-                    f"it with `python -m krabby_gameloop --check policy={name!r}`, or export it again"
+                    f"`python -m krabby_gameloop --check policy={name!r}`, or export it again"
                 )
     finally:
         with contextlib.suppress(ProcessLookupError):
