@@ -68,9 +68,9 @@ def ended_within_3_s(process):
 @pytest.mark.parametrize(
     ("module", "names", "arguments", "event"),
     [
-        ("gameloop", LOOP, ("policy=gait",), "waiting for the HAL"),
+        ("krabby_gameloop", LOOP, ("policy=gait",), "waiting for the HAL"),
         ("krabby_sim_hal", HAL, ("speed=0",), "running"),
-        ("camera", ("features", "camera", "state"), (), "running"),
+        ("krabby_camera", ("features", "camera", "state"), (), "running"),
         ("krabby_emulator", ("raw", "truth", "nav"), ("can.interface=virtual",), "running"),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_loop_that_sits_down_first_ends_in_time(launch, ports):
     launch(
         "krabby_sim_hal", HAL, "camera.enabled=false", "auto_arm=true", stdout=subprocess.DEVNULL
     )
-    loop = launch("gameloop", LOOP, "policy=gait", stdout=subprocess.DEVNULL)
+    loop = launch("krabby_gameloop", LOOP, "policy=gait", stdout=subprocess.DEVNULL)
     with HalClient({name: ports[name] for name in ("state", "safety")}) as hal:
         until(lambda: hal.safety("status", "test", timeout_s=20.0)["state"] == "active", 40.0)
         time.sleep(3.0)  # it stands, or is about to
