@@ -33,7 +33,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check format bench assets dashboards lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -130,16 +130,18 @@ test-py312: ## the default tests on Python 3.12
 	@python312=$$(tools/find-python312) && \
 	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$$python312"
 
-check: $(DEV) ## format, lint, types, imports, generated files, locks
+check-fast: $(DEV) ## the checks that take seconds: format, lint, import rules, locks
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@PYTHONPATH=services/trainer/src $(BIN)/lint-imports
+	@$(TOOLS) tools/lock.py --check
+
+check: check-fast ## check-fast, types, generated files
 	@$(BIN)/pyright
 	@$(BIN)/python -m krabby_robot.generate --check
 	@$(BIN)/python -m krabby_robot.gait --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
-	@$(TOOLS) tools/lock.py --check
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
