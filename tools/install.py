@@ -62,7 +62,7 @@ def put_uv() -> None:
         hashes = " ".join(f"--hash={wheel['hash']}" for wheel in uv["wheels"])
         wanted.write(f"uv=={uv['version']} {hashes}\n")
         wanted.flush()
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "--no-input"]
+        pip = [sys.executable, "-m", "pip", "-qq", "--no-input"]
         run([*pip, "install", "--require-hashes", "-r", wanted.name])
 
 
