@@ -101,7 +101,7 @@ $(TRAIN_SETUP): $(LOCKED)
 train-setup: $(TRAIN_SETUP) ## the trainer's own environment: Python 3.12, about 8 GB, some minutes
 
 train: $(TRAIN_SETUP) ## train a policy: ARGS="run.name=first env.num_envs=4096"; a GPU makes it worth while
-	@$(TRAIN_BIN)/trainer train $(ARGS)
+	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@$(BIN)/python -m pytest
@@ -114,7 +114,7 @@ test-compose: $(DEV) ## builds the images, runs the stack, kills its services; n
 
 test-tensorrt: $(DEV) ## networks become TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
 	@$(INSTALL) --group tensorrt
-	@$(BIN)/python -m pytest -m tensorrt libs/inference
+	@$(BIN)/python -m pytest -m tensorrt libs/krabby
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)
@@ -123,7 +123,7 @@ test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the processor: tr
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
 gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
-	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby_robot -m pytest -q libs/robot/tests/test_gate*.py
+	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage report --include='*/gate.py' --show-missing --fail-under=100
 
 test-py312: ## the default tests on Python 3.12
@@ -133,13 +133,13 @@ test-py312: ## the default tests on Python 3.12
 check-fast: $(DEV) ## the checks that take seconds: format, lint, import rules, locks
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@PYTHONPATH=services/trainer/src $(BIN)/lint-imports
+	@PYTHONPATH=services/trainer/src:tools $(BIN)/lint-imports
 	@$(TOOLS) tools/lock.py --check
 
 check: check-fast ## check-fast, types, generated files
 	@$(BIN)/pyright
-	@$(BIN)/python -m krabby_robot.generate --check
-	@$(BIN)/python -m krabby_robot.gait --check
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate --check
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
 
@@ -157,8 +157,8 @@ dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashbo
 	@$(BIN)/python monitoring/dashboards.py
 
 assets: $(DEV) ## regenerate everything under assets/ from its sources
-	@$(BIN)/python -m krabby_robot.generate
-	@$(BIN)/python -m krabby_robot.gait
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate
+	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle
 
 lock: $(TOOLS) ## lock the versions of all packages anew after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import can
 import numpy as np
-from krabby_devices.drives.bus import CanJointBus
-from krabby_devices.drives.calibration import Calibration
-from krabby_devices.drives.can_io import open_bus
-from krabby_devices.drives.hardware import HardwareDescription
-from krabby_devices.drives.plan import markdown, plan
-from krabby_devices.drives.testing import FakeDrives, free_multicast_channels
-from krabby_devices.drives.types import DriveTargets
-from krabby_robot.description import RobotDescription
+from krabby.drivers.can.bus import CanJointBus
+from krabby.drivers.can.calibration import Calibration
+from krabby.drivers.can.can_io import open_bus
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.plan import markdown, plan
+from krabby.drivers.can.testing import FakeDrives, free_multicast_channels
+from krabby.drivers.can.types import DriveTargets
+from krabby.robot.description import RobotDescription
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,22 +22,22 @@ from typing import TYPE_CHECKING, Any, Final
 import mujoco
 import numpy as np
 import zmq
+from krabby.course.courses import make_course
+from krabby.mujoco.depth_camera import DepthRenderer, camera_pose
+from krabby.mujoco.model import build_model
+from krabby.policy.bundle import OnnxEncoder, OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.policy.depth_image import IMAGE_SHAPE, DepthPreprocessor
+from krabby.policy.network import NetworkSpec
+from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.policy.onnx_runtime import OnnxRuntime
+from krabby.policy.testing import write_seeing_gait
+from krabby.robot.description import RobotDescription
+from krabby.runtime.rate import Rate
+from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.testing import FakeHal
-from krabby_robot.courses import make_course
-from krabby_robot.depth import IMAGE_SHAPE, DepthPreprocessor
-from krabby_robot.description import RobotDescription
-from krabby_robot.gate import GateCfg, SafetyGate
-from krabby_robot.mujoco_model import build_model
-from krabby_robot.network import NetworkSpec
-from krabby_robot.observation import ObservationBuilder, ObservationInputs
-from krabby_robot.onnx_runtime import OnnxRuntime
-from krabby_robot.policy import OnnxEncoder, OnnxPolicy, PolicyBundle, bundle_dir
-from krabby_robot.testing import write_seeing_gait
-from krabby_service.rate import Rate
 from onnx import TensorProto, helper
-from sim_hal.depth_camera import DepthRenderer, camera_pose
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -1,8 +1,8 @@
 """What the tests of running processes and those of running containers share."""
 
 import pytest
-from krabby_robot.description import RobotDescription
-from krabby_robot.testing import write_seeing_gait
+from krabby.policy.testing import write_seeing_gait
+from krabby.robot.description import RobotDescription
 
 
 def pytest_addoption(parser):

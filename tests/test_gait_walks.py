@@ -7,14 +7,14 @@ Everything is the shipped code; only sockets and processes are missing. What the
 import mujoco
 import numpy as np
 import pytest
-from krabby_robot import frames
-from krabby_robot.description import RobotDescription
-from krabby_robot.gait import EVALUATION
-from krabby_robot.gate import GateCfg, SafetyGate, SafetyState
-from krabby_robot.kinematics import standing_height, torque_speed_limit
-from krabby_robot.mujoco_model import ModelIndex, build_model, from_mujoco_quat, set_robot_state
-from krabby_robot.observation import ObservationBuilder, ObservationInputs
-from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.mujoco.model import ModelIndex, build_model, from_mujoco_quat, set_robot_state
+from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby.robot.kinematics import standing_height, torque_speed_limit
+from krabby.safety.gate import GateCfg, SafetyGate, SafetyState
+from krabby_assets.gait_bundle import EVALUATION
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ class Walk:
             self.data,
             self.index,
             base_pos_w=(0.0, 0.0, standing_height(self.desc)),
-            base_quat_w=frames.IDENTITY,
+            base_quat_w=rotations.IDENTITY,
             joint_pos=self.desc.default_joint_pos,
         )
         delay = round(self.desc.latency.command_s / _SUBSTEP_S)
@@ -145,14 +145,16 @@ class Walk:
     def velocity(self, settle_s=_SETTLE_S):
         """Mean vx, vy [m/s] in the base frame and yaw rate [rad/s]."""
         pos, quat = self._pose(settle_s)
-        heading = np.unwrap(frames.yaw(quat))
+        heading = np.unwrap(rotations.yaw(quat))
         step = np.zeros((len(pos) - 1, 3))
         step[:, :2] = np.diff(pos[:, :2], axis=0)
-        vx, vy, _ = frames.rotate_inverse(frames.from_yaw(heading[:-1]), step).mean(axis=0) * 100.0
+        vx, vy, _ = (
+            rotations.rotate_inverse(rotations.from_yaw(heading[:-1]), step).mean(axis=0) * 100.0
+        )
         return np.array([vx, vy, (heading[-1] - heading[0]) / (len(heading) - 1) * 100.0])
 
     def worst_tilt(self):
-        return float(frames.tilt(self._pose(0.0)[1]).max())
+        return float(rotations.tilt(self._pose(0.0)[1]).max())
 
     def effort_rms(self, settle_s=_SETTLE_S):
         efforts = np.array(self.efforts)[round(settle_s / _SUBSTEP_S) :]

@@ -1,6 +1,9 @@
 """What stands in two packages because neither may import the other says the same in both."""
 
 import pytest
+from krabby.policy.depth_image import IMAGE_SHAPE
+from krabby.robot.description import RobotDescription
+from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
 from krabby_proto import (
     COMMAND,
     FAULT_BITS,
@@ -11,9 +14,6 @@ from krabby_proto import (
     SAFETY_STATES,
     STATE,
 )
-from krabby_robot.depth import IMAGE_SHAPE
-from krabby_robot.description import RobotDescription
-from krabby_robot.gate import Fault, GateCfg, SafetyGate, SafetyState
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ def main(options: list[str]) -> int:
     check = "--check" in options
     for project in (ROOT, TRAINER):
         lock = project / "uv.lock"
-        name = lock.relative_to(ROOT)
+        name = str(lock.relative_to(ROOT))
         if check and "://" in lock.read_text():
             say(f"{name} names a host; run: make lock")
             return 1

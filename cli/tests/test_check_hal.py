@@ -2,11 +2,11 @@ import argparse
 import json
 
 import pytest
+from krabby.runtime.testing import free_ports
 from krabby_cli.__main__ import main
 from krabby_cli.check_hal import parse_place
 from krabby_proto import default_endpoints
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import free_ports
 
 
 def places(hal):

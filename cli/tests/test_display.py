@@ -1,13 +1,13 @@
 import json
 
 import pytest
+from krabby.runtime.testing import FakeClock, free_ports
 from krabby_cli import display
 from krabby_cli.display import Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.logs import LogLine
 from krabby_cli.progress import Progress
 from krabby_proto import TRUTH, ControlServer, Publisher, make_hello, pack, wait_any
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import FakeClock, free_ports
 
 VIEW = RunView(
     title="gait on flat",

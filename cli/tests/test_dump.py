@@ -2,13 +2,13 @@ import json
 
 import numpy as np
 import pytest
+from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
 from krabby_cli.dump import StreamReport, format_reports
 from krabby_cli.errors import UsageError
 from krabby_cli.listen import audible
 from krabby_proto import FLAG_LOCKSTEP
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import free_port
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from krabby.course.courses import make_course
 from krabby_cli.__main__ import main
 from krabby_cli.evaluation import Case, is_done, make_report, time_limit_s, to_markdown, way_m
-from krabby_robot.courses import make_course
 
 SIM = {
     "distance_m": 15.0, "furthest_m": 15.0, "course_m": 16.0, "falls": 0, "course_completed": True,

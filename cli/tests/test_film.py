@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from krabby.robot.description import RobotDescription
 from krabby_cli.__main__ import main
 from krabby_cli.film import along, read_poses
 from krabby_proto import STATE, TRUTH, decode, encode, pack
 from krabby_proto.recording import Recorder
-from krabby_robot.description import RobotDescription
 from PIL import Image
 
 MS = 1_000_000

@@ -1,10 +1,10 @@
 import threading
 
 import pytest
+from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
 from krabby_proto import ControlServer, make_hello
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import free_port
 
 
 @pytest.fixture

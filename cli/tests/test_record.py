@@ -1,7 +1,7 @@
+from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
 from krabby_proto.recording import Recording
 from krabby_proto.testing import FakeHal
-from krabby_service.testing import free_port
 from prometheus_client import REGISTRY
 
 

@@ -1,8 +1,8 @@
 import math
 
 import pytest
+from krabby.runtime.metrics import MetricsServer
 from krabby_cli.scrape import Scrape, compare, fetch, parse
-from krabby_service.metrics import MetricsServer
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 TEXT = """\

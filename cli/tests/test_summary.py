@@ -1,7 +1,7 @@
 import os
 
+from krabby.runtime.testing import FakeClock
 from krabby_cli.summary import CpuMeter, RunFacts, build_summary
-from krabby_service.testing import FakeClock
 
 FACTS = RunFacts(
     run_id="feed",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from camera.config import CameraCfg
-from gameloop.config import GameloopCfg
-from jetson_hal.config import JetsonHalCfg
-from krabby_service.config import load_config
-from sim_hal.config import SimHalCfg
-from sim_hal.emulator.config import EmulatorCfg
+from krabby.runtime.config import load_config
+from krabby_camera.config import CameraCfg
+from krabby_emulator.config import EmulatorCfg
+from krabby_gameloop.config import GameloopCfg
+from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_sim_hal.config import SimHalCfg
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"sim-hal": SimHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
@@ -20,7 +20,7 @@ ROBOT = {"jetson-hal": JetsonHalCfg, "camera": CameraCfg, "gameloop": GameloopCf
 PLACES = {
     "compose": {name: f"services/{name}/compose.toml" for name in CONFIGS},
     "emulated": {name: f"services/{name}/emulated.toml" for name in ROBOT}
-    | {"robot-emulator": "services/sim-hal/emulator.toml"},
+    | {"robot-emulator": "services/emulator/emulated.toml"},
 }
 """Which files make one network, and where."""
 
@@ -63,7 +63,7 @@ def test_configuration_of_a_container_of_the_robot_is_accepted_by_its_service(na
 
 
 def test_configuration_of_the_emulator_is_accepted_by_it():
-    cfg = load_config(EmulatorCfg, ROOT / "services/sim-hal/emulator.toml")
+    cfg = load_config(EmulatorCfg, ROOT / "services/emulator/emulated.toml")
     assert (cfg.metrics_address, cfg.can.interface) == ("0.0.0.0", "udp_multicast")
 
 

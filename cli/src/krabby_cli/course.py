@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby_robot.courses import COURSES, EXPORT_SUFFIXES, MAX_DIFFICULTY, make_course
+from krabby.course.courses import COURSES, EXPORT_SUFFIXES, MAX_DIFFICULTY, make_course
 
 from krabby_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from krabby_robot.courses import Course
+    from krabby.course.courses import Course
 
 __all__ = ["add_parser"]
 
@@ -74,10 +74,10 @@ def _render(course: Course, path: Path) -> None:
     """The whole course from the side, the robot standing at its start."""
     # Rendering brings the simulator with it; a description does without.
     import mujoco
-    from krabby_robot import frames, kinematics
-    from krabby_robot.description import RobotDescription
-    from krabby_robot.mujoco_model import ModelIndex, build_model, set_robot_state
-    from krabby_robot.render import View, render_rays, save_picture
+    from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
+    from krabby.mujoco.render import View, render_rays, save_picture
+    from krabby.robot import kinematics, rotations
+    from krabby.robot.description import RobotDescription
 
     desc = RobotDescription.load()
     model = build_model(desc, course)
@@ -88,7 +88,7 @@ def _render(course: Course, path: Path) -> None:
         data,
         ModelIndex.of(model, desc),
         base_pos_w=(x, y, float(course.height_at(x, y)) + kinematics.standing_height(desc)),
-        base_quat_w=frames.from_euler(0.0, 0.0, yaw),
+        base_quat_w=rotations.from_euler(0.0, 0.0, yaw),
         joint_pos=desc.default_joint_pos,
     )
     used_m = float(course.waypoints[-1, 0]) + 1.0

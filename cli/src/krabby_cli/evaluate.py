@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby_robot.courses import COURSES, make_course
-from krabby_robot.description import RobotDescription
-from krabby_robot.policy import PolicyBundle, bundle_dir
+from krabby.course.courses import COURSES, make_course
+from krabby.policy.bundle import PolicyBundle, bundle_dir
+from krabby.robot.description import RobotDescription
 
 from krabby_cli import up
 from krabby_cli.display import PlainDisplay

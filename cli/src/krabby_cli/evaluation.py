@@ -7,12 +7,12 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-from krabby_robot.policy import POLICY_FILE
+from krabby.policy.bundle import POLICY_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from krabby_robot.courses import Course
+    from krabby.course.courses import Course
 
 __all__ = ["Case", "is_done", "make_report", "time_limit_s", "to_markdown", "way_m"]
 

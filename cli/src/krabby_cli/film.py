@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+from krabby.course.courses import COURSES, MAX_DIFFICULTY, make_course
 from krabby_proto import STATE, TRUTH, unpack
 from krabby_proto.recording import Recording
-from krabby_robot.courses import COURSES, MAX_DIFFICULTY, make_course
 
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.plan import DEFAULT_COURSE
@@ -19,8 +19,8 @@ from krabby_cli.plan import DEFAULT_COURSE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from krabby_robot.courses import Course
-    from krabby_robot.render import Picture
+    from krabby.course.courses import Course
+    from krabby.mujoco.render import Picture
     from numpy.typing import NDArray
 
 __all__ = ["Pose", "add_parser", "along", "read_poses"]
@@ -164,9 +164,9 @@ def _newest(times: Sequence[float], time: float) -> int:
 def _draw(course: Course, poses: Iterable[Pose], width: int) -> list[Picture]:
     # Rendering brings the simulator with it; the help does without.
     import mujoco
-    from krabby_robot.description import RobotDescription
-    from krabby_robot.mujoco_model import ModelIndex, build_model, set_robot_state
-    from krabby_robot.render import View, render_rays
+    from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
+    from krabby.mujoco.render import View, render_rays
+    from krabby.robot.description import RobotDescription
 
     desc = RobotDescription.load()
     model = build_model(desc, course)
@@ -196,7 +196,7 @@ def _draw(course: Course, poses: Iterable[Pose], width: int) -> list[Picture]:
 
 
 def _write(pictures: Sequence[Picture], path: Path, *, fps: float | None) -> None:
-    from krabby_robot.render import contact_sheet, save_animation, save_picture
+    from krabby.mujoco.render import contact_sheet, save_animation, save_picture
 
     try:
         if fps is None:

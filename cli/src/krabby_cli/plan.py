@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from krabby_robot.policy import PolicyBundle, bundle_dir
+from krabby.course.courses import make_course
+from krabby.policy.bundle import PolicyBundle, bundle_dir
+from krabby.robot.description import RobotDescription
 
 from krabby_cli.endpoints import Wiring, check_free, wire
 from krabby_cli.errors import UsageError
@@ -30,7 +30,11 @@ DEFAULT_POLICY: Final = "parkour"
 DEFAULT_COURSE: Final = "mixed"
 """Where, likewise."""
 
-_MODULES: Final = {"sim-hal": "sim_hal", "camera": "camera", "gameloop": "gameloop"}
+_MODULES: Final = {
+    "sim-hal": "krabby_sim_hal",
+    "camera": "krabby_camera",
+    "gameloop": "krabby_gameloop",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +115,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def service_command(name: str) -> tuple[str, ...]:
-    """How to start a service: the console script beside this interpreter, else its module."""
-    script = Path(sys.executable).parent / name
-    if script.is_file() and os.access(script, os.X_OK):
-        return (str(script),)
-    return (sys.executable, "-m", _MODULES[name])
+    """How to start a service: its module, by this interpreter; nothing of this folder is loaded."""
+    return (sys.executable, "-P", "-m", _MODULES[name])
 
 
 def _overrides(
@@ -166,7 +167,7 @@ def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
         if service not in _MODULES or not dot or "=" not in rest:
             raise UsageError(
                 f"--set {text!r} is not SERVICE.KEY=VALUE; services are {', '.join(_MODULES)}, "
-                "their keys are in `SERVICE --help`"
+                "`python -m krabby_SERVICE --help` lists their keys"
             )
         settings.setdefault(service, []).append(rest)
     return settings

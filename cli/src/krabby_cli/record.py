@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from krabby.runtime.metrics import children, serve_metrics
 from krabby_proto.recording import Recorder
-from krabby_service.metrics import children, serve_metrics
 from prometheus_client import Counter
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby_robot.courses import COURSES, MAX_DIFFICULTY
+from krabby.course.courses import COURSES, MAX_DIFFICULTY
 
 from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE

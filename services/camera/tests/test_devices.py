@@ -9,19 +9,19 @@ import time
 
 import numpy as np
 import pytest
-from camera.config import CameraCfg, EndpointsCfg, RealSenseCfg, SelfCheckCfg, ZedCfg
-from camera.devices import DeviceSource
-from camera.errors import DeviceUnavailable, DeviceUnusable, SelfCheckFailed
-from camera.realsense import RealSenseCamera
-from camera.service import CameraService
-from camera.zed import ZedCamera, camera_mount, imu_sample
-from krabby_devices.imu.serial_imu import SerialImu
+from krabby.drivers.imu.serial_imu import SerialImu
+from krabby.policy.depth_image import DepthPreprocessor
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby.runtime.errors import ConfigError
+from krabby.runtime.testing import captured_logs, free_port, running, until
+from krabby_camera.config import CameraCfg, EndpointsCfg, RealSenseCfg, SelfCheckCfg, ZedCfg
+from krabby_camera.devices import DeviceSource
+from krabby_camera.errors import DeviceUnavailable, DeviceUnusable, SelfCheckFailed
+from krabby_camera.realsense import RealSenseCamera
+from krabby_camera.service import CameraService
+from krabby_camera.zed import ZedCamera, camera_mount, imu_sample
 from krabby_proto import CAMERA, FEATURES, LatestSubscriber
-from krabby_robot import frames
-from krabby_robot.depth import DepthPreprocessor
-from krabby_robot.description import RobotDescription
-from krabby_service.errors import ConfigError
-from krabby_service.testing import captured_logs, free_port, running, until
 
 MODEL = RobotDescription.load().camera
 
@@ -289,7 +289,7 @@ def test_the_hal_s_own_driver_reads_the_zed_s_imu_through_this_process(sl, folde
             sample = imu.latest()
             assert sample.ang_vel_b == pytest.approx([0, 0, math.pi / 2], abs=1e-5)
             assert sample.lin_acc_b == pytest.approx([0, 0, 9.81], abs=1e-4)
-            assert frames.tilt(sample.quat_wb) == pytest.approx(0.0, abs=1e-3)
+            assert rotations.tilt(sample.quat_wb) == pytest.approx(0.0, abs=1e-3)
             assert 0 <= time.monotonic_ns() - sample.stamp_ns < 1_000_000_000
         finally:
             imu.close()

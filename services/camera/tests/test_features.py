@@ -6,11 +6,15 @@ import tempfile
 import numpy as np
 import onnx
 import pytest
-from camera.config import CameraCfg, EndpointsCfg
-from camera.errors import EncoderError
-from camera.features import FrameDropped, LatentMaker
-from camera.service import CameraService
-from camera.states import StateTrack
+from krabby.policy.bundle import OnnxEncoder, write_bundle
+from krabby.robot.description import RobotDescription
+from krabby.robot.errors import BundleError
+from krabby.runtime.testing import running, until
+from krabby_camera.config import CameraCfg, EndpointsCfg
+from krabby_camera.errors import EncoderError
+from krabby_camera.features import FrameDropped, LatentMaker
+from krabby_camera.service import CameraService
+from krabby_camera.states import StateTrack
 from krabby_proto import (
     CAMERA,
     FEATURES,
@@ -24,10 +28,6 @@ from krabby_proto import (
     encode,
     pack,
 )
-from krabby_robot.description import RobotDescription
-from krabby_robot.errors import BundleError
-from krabby_robot.policy import OnnxEncoder, write_bundle
-from krabby_service.testing import running, until
 from onnx import TensorProto, helper
 
 MS = 1_000_000

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from camera.config import CameraCfg, EncoderInferenceCfg
-from camera.service import CameraService
-from krabby_inference import backend as inference
-from krabby_inference.testing import FAKE, orders
-from krabby_robot.depth import IMAGE_SHAPE
-from krabby_robot.description import RobotDescription
-from krabby_robot.policy import write_bundle
-from krabby_service.app import Runtime
+from krabby.policy.bundle import write_bundle
+from krabby.policy.depth_image import IMAGE_SHAPE
+from krabby.policy.tensorrt import backend as inference
+from krabby.policy.tensorrt.testing import FAKE, orders
+from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
+from krabby_camera.config import CameraCfg, EncoderInferenceCfg
+from krabby_camera.service import CameraService
 from onnx import TensorProto, helper, numpy_helper
 
 

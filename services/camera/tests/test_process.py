@@ -11,13 +11,16 @@ import time
 import numpy as np
 import psutil
 import pytest
+from krabby.runtime.rate import Rate
 from krabby_proto import CAMERA, FEATURES, LatestSubscriber, Publisher
-from krabby_service.rate import Rate
 
 
 def camera(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "camera", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "krabby_camera", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -56,7 +59,7 @@ def test_thirty_frames_a_second_cost_less_than_a_sixth_of_a_core():
             [
                 sys.executable,
                 "-m",
-                "camera",
+                "krabby_camera",
                 "metrics_port=0",
                 f"endpoints.camera=ipc://{folder}/camera",
                 f"endpoints.features=ipc://{folder}/features",

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from camera.errors import ReplayError
-from camera.sources import ReplaySource
+from krabby.runtime.testing import FakeClock
+from krabby_camera.errors import ReplayError
+from krabby_camera.sources import ReplaySource
 from krabby_proto import CAMERA, FLAG_LOCKSTEP, STATE, RecordingError, decode, encode
 from krabby_proto.recording import Recorder
-from krabby_service.testing import FakeClock
 
 MS = 1_000_000
 START_NS = 5_000_000 * MS

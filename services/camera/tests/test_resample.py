@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from camera.errors import DeviceUnusable
-from camera.resample import FAR_READING_M, Intrinsics, Resampler
-from krabby_robot.depth import DepthPreprocessor
-from krabby_robot.description import RobotDescription
+from krabby.policy.depth_image import DepthPreprocessor
+from krabby.robot.description import RobotDescription
+from krabby_camera.errors import DeviceUnusable
+from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
 
 CAMERA = RobotDescription.load().camera
 HALF_VGA = Intrinsics(336, 188, 175.0, 175.0, 166.0, 94.5)

@@ -5,16 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from camera.config import SelfCheckCfg
-from camera.selfcheck import SelfCheck, compare, expect, fit_ground
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock, captured_logs, until
+from krabby_camera.config import SelfCheckCfg
+from krabby_camera.selfcheck import SelfCheck, compare, expect, fit_ground
 from krabby_proto import STATE, Publisher, pack
-from krabby_robot import frames
-from krabby_robot.description import RobotDescription
-from krabby_service.testing import FakeClock, captured_logs, until
 
 DESC = RobotDescription.load()
 CAMERA = DESC.camera
-LEVEL = np.array(frames.IDENTITY)
+LEVEL = np.array(rotations.IDENTITY)
 
 
 def ground(pitch_deg=30.0, roll_deg=0.0, height=0.5, tan_scale=1.0):
@@ -53,10 +53,10 @@ def test_a_sky_or_a_dead_camera_has_no_ground():
 
 def test_the_prediction_follows_the_robot_s_own_tilt():
     # nose 5 deg down about y: the camera looks 35 deg down
-    expected = expect(DESC, frames.from_euler(0, math.radians(5), 0), None)
+    expected = expect(DESC, rotations.from_euler(0, math.radians(5), 0), None)
     assert math.degrees(expected.pitch_rad) == pytest.approx(35.0)
     # leaning to its right about x: the camera's right side sinks, more the less it looks down
-    leaning = expect(DESC, frames.from_euler(math.radians(5), 0, 0), None)
+    leaning = expect(DESC, rotations.from_euler(math.radians(5), 0, 0), None)
     assert math.degrees(leaning.roll_rad) == pytest.approx(5.0, abs=1e-6)
 
 

@@ -7,10 +7,14 @@ import time
 
 import numpy as np
 import pytest
-from camera import metrics
-from camera.config import CameraCfg, EndpointsCfg
-from camera.features import Eye
-from camera.service import CameraService
+from krabby.policy.depth_image import DepthPreprocessor
+from krabby.robot.description import RobotDescription
+from krabby.runtime.errors import ConfigError
+from krabby.runtime.testing import FakeClock, captured_logs, running, until
+from krabby_camera import metrics
+from krabby_camera.config import CameraCfg, EndpointsCfg
+from krabby_camera.features import Eye
+from krabby_camera.service import CameraService
 from krabby_proto import (
     CAMERA,
     FEATURES,
@@ -21,10 +25,6 @@ from krabby_proto import (
     Publisher,
     encode,
 )
-from krabby_robot.depth import DepthPreprocessor
-from krabby_robot.description import RobotDescription
-from krabby_service.errors import ConfigError
-from krabby_service.testing import FakeClock, captured_logs, running, until
 
 MS = 1_000_000
 

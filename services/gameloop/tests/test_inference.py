@@ -11,14 +11,14 @@ import urllib.request
 
 import numpy as np
 import pytest
-from gameloop.service import Gameloop
-from krabby_inference import backend as inference
-from krabby_inference.config import InferenceCfg
-from krabby_inference.testing import FAKE, orders
+from krabby.policy.tensorrt import backend as inference
+from krabby.policy.tensorrt.config import InferenceCfg
+from krabby.policy.tensorrt.testing import FAKE, orders
+from krabby.runtime.app import Runtime
+from krabby.runtime.testing import free_port, running, until
+from krabby_gameloop.service import Gameloop
 from krabby_proto import ControlClient, make_hello
 from krabby_proto.testing import FakeHal
-from krabby_service.app import Runtime
-from krabby_service.testing import free_port, running, until
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
         with running(loop), ControlClient(endpoints.control) as client:
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "other"))
             assert not asked["ok"]
-            assert "krabby-engines build other" in asked["reason"]
+            assert "python -m krabby.policy.tensorrt build other" in asked["reason"]
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "blind"))
             assert asked["ok"]
             until(lambda: loop.brain.pilot.chosen.network.backend == "tensorrt")
@@ -83,10 +83,10 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
 
 WITH_FAKE = """
 import sys
-from krabby_inference import backend
-from krabby_inference.testing import FAKE
+from krabby.policy.tensorrt import backend
+from krabby.policy.tensorrt.testing import FAKE
 backend.engine_platform = lambda cfg: FAKE
-from gameloop.__main__ import main
+from krabby_gameloop.__main__ import main
 sys.exit(main())
 """
 

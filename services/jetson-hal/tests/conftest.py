@@ -4,14 +4,14 @@ import time
 
 import numpy as np
 import pytest
-from jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
-from jetson_hal.devices import Devices
-from jetson_hal.robot import Robot
-from krabby_devices.drives import DriveMode, DriveReadings
-from krabby_devices.errors import DriveRefused, NoReply
-from krabby_devices.imu import ImuCounters, ImuSample
-from krabby_robot.description import RobotDescription
-from krabby_service.testing import FakeClock, free_ports
+from krabby.drivers.can import DriveMode, DriveReadings
+from krabby.drivers.errors import DriveRefused, NoReply
+from krabby.drivers.imu import ImuCounters, ImuSample
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock, free_ports
+from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
+from krabby_jetson_hal.devices import Devices
 
 BUSES = ("front", "middle", "rear") * 2
 
@@ -35,6 +35,8 @@ class FakeBus:
         self.limits = None
         self.took_ns = 0
         """How long an exchange takes."""
+        self.stall_ns = 0
+        """How long the process stands in the next exchange, with its replies waiting to be read."""
         self.bus_load = {"front": 0.36, "middle": 0.36, "rear": 0.36}
 
     def open(self):
@@ -61,6 +63,9 @@ class FakeBus:
         if self.took_ns and isinstance(self._clock, FakeClock):
             self._clock.now_ns += self.took_ns
         self._measure()
+        if self.stall_ns:
+            self._clock.now_ns += self.stall_ns
+            self.stall_ns = 0
         return self.readings
 
     def _measure(self):

@@ -7,11 +7,11 @@ import sys
 import types
 
 import pytest
-from jetson_hal.config import EstopCfg
-from jetson_hal.errors import EstopUnavailable
-from jetson_hal.estop import GpioEstop, NoEstop, open_estop
-from krabby_service.errors import ConfigError
-from krabby_service.testing import captured_logs
+from krabby.runtime.errors import ConfigError
+from krabby.runtime.testing import captured_logs
+from krabby_jetson_hal.config import EstopCfg
+from krabby_jetson_hal.errors import EstopUnavailable
+from krabby_jetson_hal.estop import GpioEstop, NoEstop, open_estop
 
 
 class Value(enum.Enum):

@@ -1,6 +1,6 @@
 import pytest
-from jetson_hal.metrics import Exposition
-from krabby_devices.drives import DriveFault
+from krabby.drivers.can import DriveFault
+from krabby_jetson_hal.metrics import Exposition
 from prometheus_client import REGISTRY
 
 

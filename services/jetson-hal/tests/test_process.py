@@ -8,7 +8,10 @@ import pytest
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "jetson_hal", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "krabby_jetson_hal", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 

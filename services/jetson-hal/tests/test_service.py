@@ -4,7 +4,10 @@ import time
 
 import numpy as np
 import pytest
-from jetson_hal.service import JetsonHal
+from krabby.runtime.rate import Rate
+from krabby.runtime.testing import running, until
+from krabby.safety.gate import SafetyState
+from krabby_jetson_hal.service import JetsonHal
 from krabby_proto import (
     CAMERA,
     STATE,
@@ -15,9 +18,6 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
-from krabby_robot.gate import SafetyState
-from krabby_service.rate import Rate
-from krabby_service.testing import running, until
 
 
 @pytest.fixture

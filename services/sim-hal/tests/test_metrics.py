@@ -1,7 +1,7 @@
 import pytest
 from krabby_proto import CommandStatus
+from krabby_sim_hal.metrics import Exposition
 from prometheus_client import REGISTRY
-from sim_hal.metrics import Exposition
 
 
 def value(name, **labels):

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+from krabby.runtime.rate import Rate
 from krabby_proto import (
     CAMERA,
     NAV,
@@ -21,12 +22,14 @@ from krabby_proto import (
     Publisher,
     unpack,
 )
-from krabby_service.rate import Rate
 
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "sim_hal", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "krabby_sim_hal", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
 
 
@@ -39,7 +42,7 @@ def start(endpoints):
             [
                 sys.executable,
                 "-m",
-                "sim_hal",
+                "krabby_sim_hal",
                 "metrics_port=0",
                 *(f"endpoints.{name}={endpoint}" for name, endpoint in endpoints.items()),
                 *arguments,
@@ -124,7 +127,7 @@ def test_a_configuration_that_cannot_work_is_one_line_and_status_two(arguments, 
 
 def test_missing_assets_are_one_line_and_status_two(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "sim_hal", "--check"],
+        [sys.executable, "-m", "krabby_sim_hal", "--check"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -7,6 +7,11 @@ import threading
 
 import numpy as np
 import pytest
+from krabby.mujoco.config import CourseCfg
+from krabby.runtime.app import Runtime
+from krabby.runtime.testing import running
+from krabby.safety.gate import SafetyState
+from krabby.safety.trajectories import rest_joint_pos, stand_up
 from krabby_proto import (
     CAMERA,
     FLAG_FEATURES_DUE,
@@ -23,13 +28,9 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
-from krabby_robot.gate import SafetyState
-from krabby_robot.trajectories import rest_joint_pos, stand_up
-from krabby_service.app import Runtime
-from krabby_service.testing import running
-from sim_hal.config import CourseCfg, EndpointsCfg, LockstepCfg, SimHalCfg
-from sim_hal.errors import LoopSilent
-from sim_hal.service import SimHal
+from krabby_sim_hal.config import EndpointsCfg, LockstepCfg, SimHalCfg
+from krabby_sim_hal.errors import LoopSilent
+from krabby_sim_hal.service import SimHal
 
 MS = 1_000_000
 
@@ -196,7 +197,7 @@ BAD = ((np.nan, 0), (0.0, 26))
 def lasting_leases(monkeypatch):
     """A writer keeps its lease however long a busy machine puts it aside: that is wall time."""
     server = functools.partial(HalServer, process_clock_ns=lambda: 0)
-    monkeypatch.setattr("sim_hal.service.HalServer", server)
+    monkeypatch.setattr("krabby_sim_hal.service.HalServer", server)
 
 
 @pytest.mark.usefixtures("lasting_leases")

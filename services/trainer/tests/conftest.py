@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tensordict import TensorDict
-from trainer.observations import (
+from krabby_trainer.observations import (
     CRITIC_EXTRA_SIZE,
     EYE_INDEX,
     HISTORY,
@@ -13,6 +12,7 @@ from trainer.observations import (
     PROPRIO_SIZE,
     SCAN_SIZE,
 )
+from tensordict import TensorDict
 
 NUM_ACTIONS = 18
 # Networks this small lose more to handing work round than they gain.

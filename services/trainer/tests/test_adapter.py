@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from krabby_robot.assets import robot_dir
-from krabby_robot.description import RobotDescription
-from trainer import adapter
-from trainer.env_cfg import PhysicsCfg
-from trainer.errors import MissingDependency
+from krabby.robot.assets import robot_dir
+from krabby.robot.description import RobotDescription
+from krabby_trainer import adapter
+from krabby_trainer.env_cfg import PhysicsCfg
+from krabby_trainer.errors import MissingDependency
 
 ROBOT = RobotDescription.load()
 

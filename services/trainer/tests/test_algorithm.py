@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from krabby_trainer.algorithm import ParkourPPO
+from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.networks import GROUP_SIZES, OBS_GROUPS, TeacherActor, TeacherCritic
+from krabby_trainer.symmetry import mirror
 from rsl_rl.extensions import Symmetry
 from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
-from trainer.algorithm import ParkourPPO
-from trainer.errors import CheckpointError, ConfigError
-from trainer.networks import GROUP_SIZES, OBS_GROUPS, TeacherActor, TeacherCritic
-from trainer.symmetry import mirror
 
 ROBOTS, STEPS = 32, 6
 MIRROR = {"use_data_augmentation": False, "use_mirror_loss": True, "mirror_loss_coeff": 1.0}

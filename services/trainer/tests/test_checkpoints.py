@@ -10,8 +10,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from trainer import checkpoints
-from trainer.errors import CheckpointDamaged, CheckpointError
+from krabby_trainer import checkpoints
+from krabby_trainer.errors import CheckpointDamaged, CheckpointError
 
 
 def payload(iteration=1, **more):

@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 
 import pytest
-from trainer import checkpoints, cli
-from trainer.config import compose, to_dict
+from krabby_trainer import checkpoints, cli
+from krabby_trainer.config import compose, to_dict
 
 
 def complaint(capsys, status, *argv):
@@ -130,7 +130,7 @@ def test_evaluation_gets_what_was_typed(capsys, checkpoint, monkeypatch):
         asked.update(kwargs)
         return {"suite": "fixed", "total": {"mxd": 0.5}, "robot": list(range(9999))}
 
-    monkeypatch.setattr("trainer.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("krabby_trainer.evaluation.evaluate", evaluate)
     argv = [f"checkpoint={checkpoint.parent.parent}", "suite=fixed", "robots=8", "device=cpu"]
     assert cli.main(["eval", "backend=mujoco", *argv]) == 0
     assert asked["checkpoint"] == checkpoint
@@ -151,7 +151,7 @@ def test_export_gets_what_was_typed(capsys, checkpoint, monkeypatch, tmp_path):
     stand_in = types.SimpleNamespace(
         export_bundle=lambda *args, **kwargs: asked.append((args, kwargs))
     )
-    monkeypatch.setitem(sys.modules, "trainer.export", stand_in)
+    monkeypatch.setitem(sys.modules, "krabby_trainer.export", stand_in)
     report = tmp_path / "report.json"
     figures = {"suite": "paper", "backend": "isaac", "robots": 8, "seconds": 2.0}
     report.write_text(json.dumps({**figures, "total": {"mxd": 1}, "mean": {}, "robot": []}))

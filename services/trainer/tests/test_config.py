@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from trainer.config import (
+from krabby_trainer.config import (
     OBS_GROUPS,
     TrainCfg,
     choices,
@@ -15,8 +15,8 @@ from trainer.config import (
     to_dict,
     to_yaml,
 )
-from trainer.env_cfg import EnvCfg
-from trainer.errors import ConfigError
+from krabby_trainer.env_cfg import EnvCfg
+from krabby_trainer.errors import ConfigError
 
 
 def test_defaults_are_those_of_the_dataclasses():

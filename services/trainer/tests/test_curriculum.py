@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from trainer.curriculum import next_level, tile_level
-from trainer.env_cfg import CurriculumCfg
+from krabby_trainer.curriculum import next_level, tile_level
+from krabby_trainer.env_cfg import CurriculumCfg
 
 CFG = CurriculumCfg(promote_levels=2, promote_goals=7, demote_goals=3, demote_speed=0.4)
 

@@ -1,8 +1,8 @@
 import json
 
 import pytest
-from trainer.curves import compact, main, read_logs
-from trainer.errors import EvaluationError
+from krabby_trainer.curves import compact, main, read_logs
+from krabby_trainer.errors import EvaluationError
 
 
 def row(iteration, **values):

@@ -2,20 +2,19 @@
 
 import importlib.util
 import math
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from krabby_robot import depth as runtime
-from krabby_robot import frames
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from trainer import depth, depth_bench
-from trainer.depth import (
+from krabby.course.courses import make_course
+from krabby.mujoco import depth_camera
+from krabby.policy import depth_image as runtime
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby_trainer import depth, depth_bench
+from krabby_trainer.depth import (
     NO_IMAGE_S,
     RANGE_M,
     DepthCamera,
@@ -27,15 +26,15 @@ from trainer.depth import (
     flawless,
     mirror_image,
 )
-from trainer.env_cfg import TerrainCfg
-from trainer.errors import ConfigError
-from trainer.graphs import Replayed
-from trainer.terrain import Terrain
+from krabby_trainer.env_cfg import TerrainCfg
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.graphs import Replayed
+from krabby_trainer.terrain import Terrain
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 TYPES = ["steps", "gap", "hurdle", "ramps", "mixed", "flat"]
 DESC = RobotDescription.load()
 CAMERA = DESC.camera
-SERVICES = Path(__file__).parents[2]
 DEVICES = [
     "cpu",
     pytest.param(
@@ -46,19 +45,6 @@ DEVICES = [
         ],
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def sim_hal():
-    """The runtime's renderer, from its file: services do not import one another."""
-    path = SERVICES / "sim-hal" / "src" / "sim_hal" / "depth_camera.py"
-    if not path.exists():
-        pytest.skip("sim-hal is not beside the trainer")
-    spec = importlib.util.spec_from_file_location("depth_camera_of_sim_hal", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +80,7 @@ def wild_poses(terrain, per_tile, seed=0):
         z = max(0.0, float(course.height_at(x, y))) + rng.uniform(0.2, 0.6)
         pos[i] = corner + np.array([x, y, z])
         roll, pitch, yaw = rng.uniform((-0.5, -0.5, -1.5), (0.5, 0.5, 1.5))
-        quat[i] = frames.from_euler(roll, pitch, yaw)
+        quat[i] = rotations.from_euler(roll, pitch, yaw)
     return tile, pos, quat
 
 
@@ -107,16 +93,16 @@ def tensors(device, tile, *poses):
 
 def one_pose(terrain, x, y, z, *, tile=0, yaw=0.0, pitch=0.0, roll=0.0, device="cpu"):
     _, corner = course_of(terrain, tile)
-    quat = frames.from_euler(roll, pitch, yaw)
+    quat = rotations.from_euler(roll, pitch, yaw)
     return tensors(device, [tile], corner[None] + (x, y, z), quat[None])
 
 
-def runtime_images(sim_hal, terrain, tile, pos, quat, camera=CAMERA):
+def runtime_images(terrain, tile, pos, quat, camera=CAMERA):
     images = []
     for k, p, q in zip(tile, pos, quat, strict=True):
         course, corner = course_of(terrain, k)
-        renderer = sim_hal.DepthRenderer(camera, course.boxes)
-        images.append(renderer.render(*sim_hal.camera_pose(camera, p - corner, q)))
+        renderer = depth_camera.DepthRenderer(camera, course.boxes)
+        images.append(renderer.render(*depth_camera.camera_pose(camera, p - corner, q)))
     return np.stack(images)
 
 
@@ -133,14 +119,14 @@ def assert_same_images(images, reference, *, stray_share=1e-5, tolerance=3e-4):
 # The geometry.
 
 
-def test_images_are_those_of_the_runtimes_simulation(sim_hal, terrain, camera, device):
+def test_images_are_those_of_the_runtimes_simulation(terrain, camera, device):
     tile, pos, quat = wild_poses(terrain, 12)
     images = camera.render(*tensors(device, tile, pos, quat)).cpu().numpy()
-    reference = runtime_images(sim_hal, terrain, tile, pos, quat)
+    reference = runtime_images(terrain, tile, pos, quat)
     assert images.shape == (288, 60, 106)
     assert (reference > 0).mean() > 0.6
     assert_same_images(images, reference)
-    assert RANGE_M == sim_hal.RANGE_M
+    assert RANGE_M == depth_camera.RANGE_M
 
 
 def test_images_agree_with_mujocos_rays(terrain, camera, device):
@@ -159,9 +145,9 @@ def test_images_agree_with_mujocos_rays(terrain, camera, device):
         model = spec.compile()
         data = mujoco.MjData(model)
         mujoco.mj_forward(model, data)
-        eye = p - corner + frames.rotate(q, CAMERA.mount_xyz)
+        eye = p - corner + rotations.rotate(q, CAMERA.mount_xyz)
         axis, image_right, image_down = CAMERA.axes_b
-        optical = frames.to_matrix(q) @ np.column_stack([image_right, image_down, axis])
+        optical = rotations.to_matrix(q) @ np.column_stack([image_right, image_down, axis])
         rays = rays_c @ optical.T / length[:, None]
         distance, hit = np.zeros(len(rays)), np.zeros(len(rays), np.int32)
         mujoco.mj_multiRay(
@@ -212,7 +198,7 @@ def test_the_crop_is_a_part_of_the_image(terrain, camera, device):
     torch.testing.assert_close(cropped, whole[..., *runtime.CROP])
 
 
-def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(sim_hal, terrain, camera, device):
+def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(terrain, camera, device):
     error = [0.01, -0.008, 0.005, 0.0, 0.03, 0.0]
     x, y, z = CAMERA.mount_xyz
     moved = replace(
@@ -223,7 +209,7 @@ def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(sim_hal, terrain, 
     tile, pos, quat = wild_poses(terrain, 2, seed=2)
     errors = torch.tensor([error] * len(tile), device=device)
     images = camera.render(*tensors(device, tile, pos, quat), errors).cpu().numpy()
-    assert_same_images(images, runtime_images(sim_hal, terrain, tile, pos, quat, moved))
+    assert_same_images(images, runtime_images(terrain, tile, pos, quat, moved))
 
 
 def test_a_turned_camera_by_hand(terrain, camera, device):
@@ -263,7 +249,7 @@ def test_the_kernel_of_the_gpu_sees_the_same(terrain):
 
 def test_the_kernel_compiles_for_a_gpu_that_is_not_here():
     triton = pytest.importorskip("triton")
-    from trainer import raycast
+    from krabby_trainer import raycast
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -368,13 +354,13 @@ def spoilt(image, device="cpu", *, count=1, **given):
     return errors(inverse, torch.arange(count, device=device)).cpu()
 
 
-def test_noise_and_holes_have_the_statistics_of_the_runtimes_simulation(sim_hal):
+def test_noise_and_holes_have_the_statistics_of_the_runtimes_simulation():
     image = np.broadcast_to(np.linspace(0.5, 5.0, 106, dtype=np.float32), (60, 106)).copy()
     cfg = described(CAMERA)
     torch.manual_seed(0)
     errors = DepthErrors(cfg, CAMERA, 40, "cpu")
     ours = errors(torch.tensor(image).reciprocal().expand(40, -1, -1), torch.arange(40)).numpy()
-    sensor = sim_hal.DepthCamera(replace(CAMERA, drop_probability=0.0), seed=0)
+    sensor = depth_camera.DepthCamera(replace(CAMERA, drop_probability=0.0), seed=0)
     theirs = np.stack([sensor.capture(image, i).image for i in range(40)])
     for seen in (ours, theirs):
         # 254400 pixels: a share of 2 % is known to 0.03 %, a standard deviation of 1 % to 0.0014 %.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer import checkpoints
-from trainer.sharing import average_gradients
+from krabby_trainer import checkpoints
+from krabby_trainer.sharing import average_gradients
 
 pytestmark = pytest.mark.slow
 
@@ -21,8 +21,9 @@ import importlib.util, json, os, signal, sys, types
 spec = importlib.util.spec_from_file_location("world", sys.argv[1])
 world = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(world)
-sys.modules["trainer.task"] = types.SimpleNamespace(make_env=lambda *_, **__: world.FakeEnv())
-from trainer import cli, runner, telemetry
+made = types.SimpleNamespace(make_env=lambda *_, **__: world.FakeEnv())
+sys.modules["krabby_trainer.task"] = made
+from krabby_trainer import cli, runner, telemetry
 if os.environ.get("STOP_RANK") == os.environ["RANK"]:
     tell = runner.ParkourRunner._tell
     def stop(self, *args):
@@ -43,7 +44,7 @@ sys.exit(status)
 
 
 def together(tmp_path, *typed, **environment):
-    """Run `trainer train` in two processes; what each wrote to standard error and output."""
+    """Train in two processes; what each wrote to standard error and output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

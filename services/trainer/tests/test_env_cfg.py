@@ -1,7 +1,7 @@
 """The environments that are published and looked at."""
 
 import pytest
-from trainer.env_cfg import RewardCfg, TerrainCfg, evaluation_env, play_env, teacher_env
+from krabby_trainer.env_cfg import RewardCfg, TerrainCfg, evaluation_env, play_env, teacher_env
 
 TRUE_RANGES = {
     "added_mass_kg": [0.0, 0.0],

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from krabby_robot.description import RobotDescription
-from krabby_robot.observation import ObservationBuilder, ObservationInputs
-from krabby_robot.policy import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
+from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot.description import RobotDescription
+from krabby_trainer.errors import EvaluationError
+from krabby_trainer.evaluation import evaluate
+from krabby_trainer.evaluation.bundle import BundlePolicy
+from krabby_trainer.observations import ACTION_SCALE, proprio
 from tensordict import TensorDict
-from trainer.errors import EvaluationError
-from trainer.evaluation import evaluate
-from trainer.evaluation.bundle import BundlePolicy
-from trainer.observations import ACTION_SCALE, proprio
 
 
 @pytest.fixture(scope="module")

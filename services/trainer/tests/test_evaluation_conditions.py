@@ -1,10 +1,10 @@
 """What evaluations make harder."""
 
 import pytest
-from trainer.errors import EvaluationError
-from trainer.evaluation import evaluate
-from trainer.evaluation.conditions import CONDITIONS, find_condition
-from trainer.evaluation.suite import find_suite
+from krabby_trainer.errors import EvaluationError
+from krabby_trainer.evaluation import evaluate
+from krabby_trainer.evaluation.conditions import CONDITIONS, find_condition
+from krabby_trainer.evaluation.suite import find_suite
 
 
 def changed(name):
@@ -55,8 +55,8 @@ def test_a_student_gets_no_more_pictures_than_it_looks_at(monkeypatch, tmp_path)
     def walk(policy, cfg, **_):
         raise Stop(cfg.camera.errors.rate_hz)
 
-    monkeypatch.setattr("trainer.evaluation._subject", lambda *_: (Slow(), {}))
-    monkeypatch.setattr("trainer.evaluation.mujoco.evaluate_mujoco", walk)
+    monkeypatch.setattr("krabby_trainer.evaluation._subject", lambda *_: (Slow(), {}))
+    monkeypatch.setattr("krabby_trainer.evaluation.mujoco.evaluate_mujoco", walk)
     for rate_hz, expected in ((12.0, [12.0, 12.0]), (60.0, [30.0, 30.0])):
         Slow.rate_hz = rate_hz
         with pytest.raises(Stop) as seen:

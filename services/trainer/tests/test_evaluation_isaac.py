@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from trainer.evaluation.isaac import evaluate_isaac, to_numpy
-from trainer.evaluation.metrics import summarise
-from trainer.evaluation.suite import SUITES
+from krabby_trainer.evaluation.isaac import evaluate_isaac, to_numpy
+from krabby_trainer.evaluation.metrics import summarise
+from krabby_trainer.evaluation.suite import SUITES
 
 
 def test_a_completed_episode_is_neither_a_fall_nor_a_time_out():

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from trainer.evaluation.metrics import (
+from krabby_trainer.evaluation.metrics import (
     PAPER_WEIGHTS,
     EpisodeRecorder,
     Robots,

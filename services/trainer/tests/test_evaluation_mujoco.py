@@ -5,15 +5,15 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from krabby_robot.assets import assets_dir
-from trainer.errors import EvaluationError
-from trainer.evaluation import evaluate
-from trainer.evaluation.metrics import summarise
-from trainer.evaluation.mujoco import evaluate_mujoco
-from trainer.evaluation.standing import STILL_M_S, speed_at_rest
-from trainer.evaluation.suite import SUITES
-from trainer.observations import SCAN_POINTS_B
-from trainer.policies import load_policy
+from krabby.robot.assets import assets_dir
+from krabby_trainer.errors import EvaluationError
+from krabby_trainer.evaluation import evaluate
+from krabby_trainer.evaluation.metrics import summarise
+from krabby_trainer.evaluation.mujoco import evaluate_mujoco
+from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
+from krabby_trainer.evaluation.suite import SUITES
+from krabby_trainer.observations import SCAN_POINTS_B
+from krabby_trainer.policies import load_policy
 
 pytestmark = pytest.mark.slow
 
@@ -105,8 +105,8 @@ def test_actions_that_are_not_finite_end_the_evaluation():
 
 
 def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path):
-    from trainer import checkpoints
-    from trainer.networks import ACTOR_GROUPS, TeacherActor, example_observations
+    from krabby_trainer import checkpoints
+    from krabby_trainer.networks import ACTOR_GROUPS, TeacherActor, example_observations
 
     actor = TeacherActor(example_observations(), {"actor": list(ACTOR_GROUPS)}, "actor", 18)
     algorithm = {

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from trainer.evaluation.metrics import EpisodeRecorder, StepFacts
-from trainer.evaluation.outcome import Outcome
-from trainer.evaluation.report import (
+from krabby_trainer.evaluation.metrics import EpisodeRecorder, StepFacts
+from krabby_trainer.evaluation.outcome import Outcome
+from krabby_trainer.evaluation.report import (
     PAPER,
     compare,
     comparison_markdown,
@@ -15,8 +15,8 @@ from trainer.evaluation.report import (
     write_comparison,
     write_report,
 )
-from trainer.evaluation.suite import SUITES, TYPES, assign
-from trainer.terrain import Terrain
+from krabby_trainer.evaluation.suite import SUITES, TYPES, assign
+from krabby_trainer.terrain import Terrain
 
 ABOUT = {
     "checkpoint": "iteration_000100.pt",

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from krabby_robot.courses import make_course
-from trainer.errors import EvaluationError
-from trainer.evaluation.suite import (
+from krabby.course.courses import make_course
+from krabby_trainer.errors import EvaluationError
+from krabby_trainer.evaluation.suite import (
     SUITES,
     TYPES,
     ObstacleSize,

@@ -7,22 +7,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from krabby_robot.description import RobotDescription
-from krabby_robot.observation import HEIGHT_SCAN_SHAPE, ObservationBuilder, ObservationInputs
-from krabby_robot.policy import MANIFEST_FILE, POLICY_FILE, OnnxPolicy, PolicyBundle
-from tensordict import TensorDict
-from trainer import checkpoints, observations
-from trainer import export as export_module
-from trainer.errors import CheckpointDamaged, CheckpointError, ExportError
-from trainer.export import export_bundle
-from trainer.networks import (
+from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE, OnnxPolicy, PolicyBundle
+from krabby.policy.observation import HEIGHT_SCAN_SHAPE, ObservationBuilder, ObservationInputs
+from krabby.robot.description import RobotDescription
+from krabby_trainer import checkpoints, observations
+from krabby_trainer import export as export_module
+from krabby_trainer.errors import CheckpointDamaged, CheckpointError, ExportError
+from krabby_trainer.export import export_bundle
+from krabby_trainer.networks import (
     BUNDLE_OBSERVATION,
     OBS_GROUPS,
     TeacherActor,
     bundle_observation,
     example_observations,
 )
-from trainer.policies import load_policy
+from krabby_trainer.policies import load_policy
+from tensordict import TensorDict
 
 ROBOT = RobotDescription.load()
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from trainer.graphs import Replayed
+from krabby_trainer.graphs import Replayed
 
 gpu = [
     pytest.mark.gpu,

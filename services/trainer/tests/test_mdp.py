@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from krabby_robot import kinematics
-from krabby_robot.description import RobotDescription
-from trainer import mdp
+from krabby.robot import kinematics
+from krabby.robot.description import RobotDescription
+from krabby_trainer import mdp
 
 ROBOT = RobotDescription.load()
 

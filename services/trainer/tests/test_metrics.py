@@ -9,8 +9,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from trainer import metrics
-from trainer.telemetry import Iteration
+from krabby_trainer import metrics
+from krabby_trainer.telemetry import Iteration
 
 MONITORING = Path(__file__).parents[3] / "monitoring"
 _NAME = re.compile(r"krabby_training_[a-z0-9_]+")

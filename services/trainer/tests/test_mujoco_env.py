@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from trainer.config import compose
-from trainer.errors import ConfigError
-from trainer.mujoco.env import MujocoEnv
-from trainer.observations import GROUP_SIZES
+from krabby_trainer.config import compose
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.mujoco.env import MujocoEnv
+from krabby_trainer.observations import GROUP_SIZES
 
 pytestmark = pytest.mark.slow
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from krabby_robot import frames
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from trainer.mujoco.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
+from krabby.course.courses import make_course
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby_trainer.mujoco.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
 
 CALM = Conditions(
     friction=(0.9, 0.9),
@@ -118,7 +118,7 @@ def test_luck_alone_decides_about_the_draws(desc):
     assert np.array_equal(reported(first)["joint_pos"], reported(again)["joint_pos"])
     assert first.friction == again.friction != other.friction
     assert not np.array_equal(reported(first)["joint_pos"], reported(other)["joint_pos"])
-    assert abs(float(frames.yaw(reported(first)["base_quat_w"]))) <= 0.3
+    assert abs(float(rotations.yaw(reported(first)["base_quat_w"]))) <= 0.3
     first.reset()
     assert not np.array_equal(reported(first)["joint_pos"], reported(again)["joint_pos"])
 

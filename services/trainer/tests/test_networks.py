@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from tensordict import TensorDict
-from trainer import checkpoints
-from trainer.errors import CheckpointDamaged, CheckpointError, ConfigError
-from trainer.networks import (
+from krabby_trainer import checkpoints
+from krabby_trainer.errors import CheckpointDamaged, CheckpointError, ConfigError
+from krabby_trainer.networks import (
     ACTOR_GROUPS,
     GROUP_SIZES,
     OBS_GROUPS,
@@ -14,7 +13,8 @@ from trainer.networks import (
     TeacherCritic,
     example_observations,
 )
-from trainer.policies import load_policy
+from krabby_trainer.policies import load_policy
+from tensordict import TensorDict
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from krabby_robot import frames
-from krabby_robot.description import RobotDescription
-from krabby_robot.gate import GateCfg, SafetyGate, SafetyState
-from krabby_robot.observation import HEIGHT_SCAN_SHAPE, ObservationBuilder, ObservationInputs
-from trainer import observations
+from krabby.policy.observation import HEIGHT_SCAN_SHAPE, ObservationBuilder, ObservationInputs
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby.safety.gate import GateCfg, SafetyGate, SafetyState
+from krabby_trainer import observations
 
 ROBOT = RobotDescription.load()
 DEFAULT = torch.tensor(ROBOT.default_joint_pos, dtype=torch.float32)
@@ -19,7 +19,7 @@ STANDING = torch.tensor([[3.0, -2.0, 0.42]])
 
 
 def random_quat(count, rng):
-    return frames.normalize(rng.standard_normal((count, 4)))
+    return rotations.normalize(rng.standard_normal((count, 4)))
 
 
 def single(values):
@@ -74,11 +74,11 @@ def test_rotations_are_those_of_the_runtime():
     rng = np.random.default_rng(1)
     quat, vector = random_quat(200, rng), rng.standard_normal((200, 3))
     pairs = (
-        (observations.projected_gravity(single(quat)), frames.projected_gravity(quat)),
-        (observations.yaw_of(single(quat)), frames.yaw(quat)),
+        (observations.projected_gravity(single(quat)), rotations.projected_gravity(quat)),
+        (observations.yaw_of(single(quat)), rotations.yaw(quat)),
         (
             observations.rotate_inverse(single(quat), single(vector)),
-            frames.rotate_inverse(quat, vector),
+            rotations.rotate_inverse(quat, vector),
         ),
     )
     for ours, theirs in pairs:
@@ -115,7 +115,7 @@ def test_scan_points_run_to_the_left_first_and_ahead_last():
 
 
 def test_level_ground_under_a_standing_robot_scans_as_zero():
-    quat = frames.from_euler(0.2, -0.1, 1.0)
+    quat = rotations.from_euler(0.2, -0.1, 1.0)
     scan = observations.scan(level, STANDING, single(quat)[None])
     assert scan.shape == (1, 325)
     assert scan.abs().max() < 1e-6
@@ -136,7 +136,7 @@ def test_yaw_turns_the_grid_with_the_robot():
         return torch.where(xy[..., 1] > -2.0 + 0.55, 0.3, 0.0)
 
     # With its nose to the left, the step on the world's left lies ahead of it.
-    quat = single(frames.from_yaw(math.pi / 2))[None]
+    quat = single(rotations.from_yaw(math.pi / 2))[None]
     scan = observations.scan(ground, STANDING, quat).reshape(25, 13)
     assert scan[:14].abs().max() < 1e-5
     torch.testing.assert_close(scan[14:], torch.full((11, 13), -0.3))

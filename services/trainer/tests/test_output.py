@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from trainer import output
-from trainer.output import aside
+from krabby_trainer import output
+from krabby_trainer.output import aside
 
 
 def test_what_is_printed_goes_to_the_file_and_back(tmp_path, capfd):

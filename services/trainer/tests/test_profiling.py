@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import trainer.profiling
-from trainer.profiling import _Clock
+from krabby_trainer import profiling
+from krabby_trainer.profiling import _Clock
 
 
 class Work:
@@ -27,7 +27,7 @@ class Work:
 @pytest.fixture
 def work(monkeypatch):
     work = Work()
-    monkeypatch.setattr(trainer.profiling, "time", SimpleNamespace(perf_counter=lambda: work.now_s))
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=lambda: work.now_s))
     return work
 
 

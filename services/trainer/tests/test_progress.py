@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from trainer.progress import Progress, nav_command, wrap_angle
+from krabby_trainer.progress import Progress, nav_command, wrap_angle
 
 DT = 0.01
 START = torch.tensor([[0.0, 0.0]])

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainer.env_cfg import RandomisationCfg
-from trainer.observations import privileged
-from trainer.randomisation import NOMINAL_DELAY, Bodies, SensorErrors, uniform
+from krabby_trainer.env_cfg import RandomisationCfg
+from krabby_trainer.observations import privileged
+from krabby_trainer.randomisation import NOMINAL_DELAY, Bodies, SensorErrors, uniform
 
 N = 4000
 CFG = RandomisationCfg()

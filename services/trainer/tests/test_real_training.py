@@ -29,7 +29,7 @@ TINY = [
 
 def trainer(*argv, timeout=400):
     done = subprocess.run(
-        [sys.executable, "-m", "trainer", *argv],
+        [sys.executable, "-m", "krabby_trainer", *argv],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -45,7 +45,7 @@ def killed_and_resumed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("train") / "run"
     begun = subprocess.Popen(
         [
-            *(sys.executable, "-m", "trainer", "train", *TINY),
+            *(sys.executable, "-m", "krabby_trainer", "train", *TINY),
             *(f"run.dir={folder}", "run.checkpoint_minutes=0", "agent.max_iterations=500"),
         ],
         stdout=subprocess.DEVNULL,
@@ -126,9 +126,9 @@ _TWENTY_STEPS = """
 import hashlib, sys
 import torch
 torch.use_deterministic_algorithms(True)
-from trainer.config import compose
-from trainer.runner import seed_everything
-from trainer.task import make_env
+from krabby_trainer.config import compose
+from krabby_trainer.runner import seed_everything
+from krabby_trainer.task import make_env
 cfg = compose(sys.argv[1:])
 env = make_env(cfg.env, device="cpu", seed=seed_everything(cfg.seed))
 digest = hashlib.sha256()

@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-from trainer import checkpoints
-from trainer.config import RunCfg, TrainCfg, rsl_rl_config, to_dict
-from trainer.errors import CheckpointError
-from trainer.runner import NotFinite, ParkourRunner, seed_everything
+from krabby_trainer import checkpoints
+from krabby_trainer.config import RunCfg, TrainCfg, rsl_rl_config, to_dict
+from krabby_trainer.errors import CheckpointError
+from krabby_trainer.runner import NotFinite, ParkourRunner, seed_everything
 
 
 @pytest.fixture

@@ -5,17 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from krabby_robot.policy import OnnxEncoder, OnnxPolicy
-from tensordict import TensorDict
-from trainer import checkpoints
-from trainer.config import EncoderCfg, RunCfg, TrainCfg, rsl_rl_config, to_dict
-from trainer.errors import CheckpointError, ConfigError, ExportError
-from trainer.export import export_bundle
-from trainer.networks import OBS_GROUPS, TeacherActor, TeacherCritic, example_observations
-from trainer.observations import EYE, EYE_INDEX, PROPRIO
-from trainer.policies import load_policy
-from trainer.runner import ParkourRunner, seed_everything
-from trainer.student import (
+from krabby.policy.bundle import OnnxEncoder, OnnxPolicy
+from krabby_trainer import checkpoints
+from krabby_trainer.config import EncoderCfg, RunCfg, TrainCfg, rsl_rl_config, to_dict
+from krabby_trainer.errors import CheckpointError, ConfigError, ExportError
+from krabby_trainer.export import export_bundle
+from krabby_trainer.networks import OBS_GROUPS, TeacherActor, TeacherCritic, example_observations
+from krabby_trainer.observations import EYE, EYE_INDEX, PROPRIO
+from krabby_trainer.policies import load_policy
+from krabby_trainer.runner import ParkourRunner, seed_everything
+from krabby_trainer.student import (
     STUDENT_GROUPS,
     STUDENT_OBSERVATION,
     DeployedEncoder,
@@ -26,7 +25,8 @@ from trainer.student import (
     mirrored_too,
     teach,
 )
-from trainer.symmetry import reflections
+from krabby_trainer.symmetry import reflections
+from tensordict import TensorDict
 
 SMALL = EncoderCfg(channels=[2, 2, 2], picture=4, memory=5)
 
@@ -432,7 +432,7 @@ def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path
 def test_a_bundle_says_how_it_was_trained_to_look_and_whether_it_stands(
     fake_env, teacher_file, tmp_path, monkeypatch, rates, pause_share, at_rest, rate_hz, stands
 ):
-    monkeypatch.setattr("trainer.export.speed_at_rest", lambda _: at_rest)
+    monkeypatch.setattr("krabby_trainer.export.speed_at_rest", lambda _: at_rest)
     cfg = config("distill")
     cfg.env.camera.errors.rate_hz, cfg.env.command.pause_share = rates, pause_share
     runner = ParkourRunner(

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from krabby_robot.description import RobotDescription
-from krabby_robot.kinematics import foot_positions
+from krabby.robot.description import RobotDescription
+from krabby.robot.kinematics import foot_positions
+from krabby_trainer import observations
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.networks import GROUP_SIZES
+from krabby_trainer.symmetry import action_reflection, mirror, reflections
 from tensordict import TensorDict
-from trainer import observations
-from trainer.errors import ConfigError
-from trainer.networks import GROUP_SIZES
-from trainer.symmetry import action_reflection, mirror, reflections
 
 ROBOT = RobotDescription.load()
 DEFAULT = torch.tensor(ROBOT.default_joint_pos, dtype=torch.float32)

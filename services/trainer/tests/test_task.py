@@ -10,12 +10,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from krabby_robot.courses import TILE_HALF_WIDTH_M
-from krabby_robot.description import RobotDescription
-from trainer.env_cfg import EnvCfg, TerrainCfg
-from trainer.errors import TrainerError
-from trainer.networks import GROUP_SIZES
-from trainer.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
+from krabby.course.courses import TILE_HALF_WIDTH_M
+from krabby.robot.description import RobotDescription
+from krabby_trainer.env_cfg import EnvCfg, TerrainCfg
+from krabby_trainer.errors import TrainerError
+from krabby_trainer.networks import GROUP_SIZES
+from krabby_trainer.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
 
 pytestmark = pytest.mark.isaac
 
@@ -32,7 +32,7 @@ def configuration():
 
 
 def make(cfg, **options):
-    from trainer.task import ENV_IDS
+    from krabby_trainer.task import ENV_IDS
 
     return gymnasium.make(ENV_IDS["teacher"], env_cfg=cfg, device="cpu", **options)
 
@@ -152,7 +152,7 @@ def test_randomised_gains_reach_the_drives(parkour):
 
 
 def test_bodies_drawn_again_replace_those_before(env, parkour):
-    from trainer.randomisation import Bodies
+    from krabby_trainer.randomisation import Bodies
 
     drawn = Bodies.draw(parkour.cfg.randomisation, N, "cpu", friction=0.9)
     parkour.bodies.copy_(drawn)
@@ -355,7 +355,7 @@ def test_the_last_action_and_the_speed_asked_for_are_seen(env, parkour):
 
 
 def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
-    from trainer.randomisation import Bodies
+    from krabby_trainer.randomisation import Bodies
 
     parkour.level.copy_(torch.tensor([2, 1, 0, 2, 1, 0, 2, 1]))
     env.common_step_counter = 12345
@@ -391,14 +391,14 @@ def test_levels_of_fewer_robots_are_repeated_and_cut_to_the_hardest_there_is(env
 
 
 def test_environments_are_registered_under_their_names(parkour):
-    from trainer.task import ENV_IDS
+    from krabby_trainer.task import ENV_IDS
 
     assert set(ENV_IDS) == {"teacher", "student", "play"}
     assert set(ENV_IDS.values()) <= set(gymnasium.registry)
 
 
 def test_physics_that_does_not_make_a_control_step_is_refused():
-    from trainer.task import make_env
+    from krabby_trainer.task import make_env
 
     cfg = configuration()
     cfg.physics.decimation = 3

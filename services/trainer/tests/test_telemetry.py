@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from trainer.telemetry import Iteration, JsonLines, Meter, Progress, TensorBoard, duration
+from krabby_trainer.telemetry import Iteration, JsonLines, Meter, Progress, TensorBoard, duration
 
 
 def iteration(number=1, total=10, **scalars):

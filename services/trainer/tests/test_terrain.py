@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from krabby_robot.courses import EDGE_DISTANCE_M, PIT_DEPTH_M
-from trainer.env_cfg import TerrainCfg
-from trainer.errors import ConfigError
-from trainer.terrain import BORDER_M, Terrain
+from krabby.course.courses import EDGE_DISTANCE_M, PIT_DEPTH_M
+from krabby_trainer.env_cfg import TerrainCfg
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.terrain import BORDER_M, Terrain
 
 TYPES = ["steps", "gap", "hurdle", "ramps", "mixed", "flat"]
 CFG = TerrainCfg(types=TYPES, shares=[1.0] * 6, levels=2, columns=6)

@@ -1,4 +1,4 @@
-"""`trainer train` from the command line to the summary, in a tiny world."""
+"""`python -m krabby_trainer train` from the command line to the summary, in a tiny world."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer import checkpoints
-from trainer.cli import main
-from trainer.config import compose
-from trainer.errors import ConfigError
-from trainer.training import plan_run, resolve_device
+from krabby_trainer import checkpoints
+from krabby_trainer.cli import main
+from krabby_trainer.config import compose
+from krabby_trainer.errors import ConfigError
+from krabby_trainer.training import plan_run, resolve_device
 
 SMALL = [
     "agent.num_steps_per_env=4",
@@ -39,8 +39,10 @@ def world(fake_env, monkeypatch, tmp_path):
         made.append((cfg, device, seed, fake_env()))
         return made[-1][-1]
 
-    monkeypatch.setitem(sys.modules, "trainer.task", types.SimpleNamespace(make_env=make_env))
-    monkeypatch.setattr("trainer.training._LINGER_S", 0.0)
+    monkeypatch.setitem(
+        sys.modules, "krabby_trainer.task", types.SimpleNamespace(make_env=make_env)
+    )
+    monkeypatch.setattr("krabby_trainer.training._LINGER_S", 0.0)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -174,7 +176,7 @@ def test_finished_run_says_what_would_go_on(world, capfd):
 
 
 def test_two_trainers_do_not_share_a_folder(world, capfd, monkeypatch):
-    from trainer.training import _own
+    from krabby_trainer.training import _own
 
     with (
         _own(Path("r")),
@@ -194,7 +196,7 @@ def test_damaged_checkpoint_asked_for_by_name_is_refused(world, capfd):
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_130(world, capfd, monkeypatch):
-    from trainer.telemetry import JsonLines
+    from krabby_trainer.telemetry import JsonLines
 
     write = JsonLines.write
 
@@ -211,7 +213,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_130(world, capfd, monkeypatch):
 
 
 def test_metrics_are_served_while_it_trains(world, capfd, monkeypatch):
-    from trainer import metrics
+    from krabby_trainer import metrics
 
     pages = []
     write = metrics.Exposition.write

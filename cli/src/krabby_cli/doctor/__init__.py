@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from krabby.robot.assets import assets_dir
 from krabby_proto import STREAMS
-from krabby_robot.assets import assets_dir
 
 from krabby_cli.doctor.host import check_host, check_realtime
 from krabby_cli.doctor.jetson import check_jetson

@@ -9,12 +9,12 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from krabby_robot import frames
-from krabby_robot.boxes import Box
-from krabby_robot.courses import make_course
-from krabby_robot.description import RobotDescription
-from krabby_robot.kinematics import foot_positions
-from sim_hal.depth_camera import DepthRenderer, camera_pose
+from krabby.course.boxes import Box
+from krabby.course.courses import make_course
+from krabby.mujoco.depth_camera import DepthRenderer, camera_pose
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby.robot.kinematics import foot_positions
 
 WIDTH, HEIGHT = 336, 188
 """Half of 672 x 376."""
@@ -30,15 +30,15 @@ def main() -> None:
     flat = [Box(center=(0.0, 0.0, -1.0), half_extents=(50.0, 50.0, 1.0), kind="ground")]
     post = Box(center=(1.6, 0.4, 0.25), half_extents=(0.1, 0.1, 0.25), kind="step")
     wall = Box(center=(2.2, 0.0, 1.0), half_extents=(0.1, 20.0, 1.0), kind="step")
-    lean = frames.from_euler(0.06, -0.08, 0.4)
-    lean_z = desc.geometry.foot_radius - frames.rotate(lean, feet_b)[:, 2].min()
+    lean = rotations.from_euler(0.06, -0.08, 0.4)
+    lean_z = desc.geometry.foot_radius - rotations.rotate(lean, feet_b)[:, 2].min()
     scenes = {
-        "flat": (flat, (0.0, 0.0, stand_z), frames.IDENTITY),
+        "flat": (flat, (0.0, 0.0, stand_z), rotations.IDENTITY),
         "leaning": (flat, (0.0, 0.0, lean_z), lean),
-        "post": ([*flat, post], (0.0, 0.0, stand_z), frames.IDENTITY),
-        "wall": ([*flat, wall], (0.0, 0.0, stand_z), frames.IDENTITY),
-        "steps": (make_course("steps", 0.7, 3).boxes, (3.0, 0.0, stand_z), frames.IDENTITY),
-        "gaps": (make_course("gap", 0.7, 3).boxes, (3.0, 0.0, stand_z), frames.IDENTITY),
+        "post": ([*flat, post], (0.0, 0.0, stand_z), rotations.IDENTITY),
+        "wall": ([*flat, wall], (0.0, 0.0, stand_z), rotations.IDENTITY),
+        "steps": (make_course("steps", 0.7, 3).boxes, (3.0, 0.0, stand_z), rotations.IDENTITY),
+        "gaps": (make_course("gap", 0.7, 3).boxes, (3.0, 0.0, stand_z), rotations.IDENTITY),
     }
     zed = dataclasses.replace(
         camera, width=WIDTH, height=HEIGHT, hfov_rad=2.0 * np.arctan(0.5 * WIDTH / FX)

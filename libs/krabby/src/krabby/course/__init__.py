@@ -1,0 +1,1 @@
+"""Courses: boxes, lanes and obstacles, the way through them, and when a robot has fallen."""

@@ -1,0 +1,217 @@
+"""Where each drive's zero lies on this very robot: `calibration.toml`.
+
+joint angle = direction * drive angle / gear + offset
+
+The file is written by measuring once, with the robot in a pose that is known (`calibrate`). It is
+replaced in one step, so a power cut leaves the old one or the new one, never half.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from krabby.drivers.errors import CalibrationError
+from krabby.robot.toml_reader import Table, read_toml
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from krabby.drivers.can.hardware import HardwareDescription
+    from krabby.robot.description import RobotDescription
+
+__all__ = ["Calibration", "Mounting", "calibrate"]
+
+_STILL_RAD: Final = 0.01
+"""How far a joint may move while it is measured."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """Offset and direction of every joint, in joint order."""
+
+    robot: str
+    measured: str
+    """When, ISO 8601; empty for the values that `hardware.toml` starts from."""
+    joint_names: tuple[str, ...]
+    offset: NDArray[np.float64]
+    """Joint angle at which the drive says 0 [rad], shape (n,)."""
+    direction: NDArray[np.float64]
+    """1 or -1, shape (n,)."""
+
+    @classmethod
+    def nominal(cls, hardware: HardwareDescription) -> Self:
+        """What `hardware.toml` says: right for the emulated robot, a start for a real one."""
+        return cls(
+            robot=hardware.robot,
+            measured="",
+            joint_names=tuple(drive.joint for drive in hardware.drives),
+            offset=np.array([drive.offset for drive in hardware.drives]),
+            direction=np.array([float(drive.direction) for drive in hardware.drives]),
+        )
+
+    @classmethod
+    def load(cls, path: Path, hardware: HardwareDescription) -> Self:
+        """Read and check a calibration file."""
+        values = read_toml(
+            path,
+            unreadable=CalibrationError,
+            malformed=CalibrationError,
+            check="calibrate this robot first",
+            mend="calibrate again",
+        )
+        return cls.parse(values, hardware, source=str(path))
+
+    @classmethod
+    def parse(
+        cls,
+        values: dict[str, Any],
+        hardware: HardwareDescription,
+        *,
+        source: str = "calibration.toml",
+    ) -> Self:
+        """Check the parsed tables; `source` is how errors name them."""
+        top = Table(values, "", source, CalibrationError)
+        robot = top.text("robot")
+        if robot != hardware.robot:
+            raise top.error("robot", f"is {robot!r}; expected {hardware.robot!r}: calibrate again")
+        measured = top.text("measured")
+        joints = top.table("joints")
+        offsets, directions = [], []
+        for drive in hardware.drives:
+            joint = joints.table(drive.joint)
+            offsets.append(joint.number("offset"))
+            direction = joint.integer("direction", low=-1)
+            if direction not in (-1, 1):
+                raise joint.error("direction", f"is {direction}; expected 1 or -1")
+            directions.append(float(direction))
+            joint.finish()
+        joints.finish()
+        top.finish()
+        return cls(
+            robot=robot,
+            measured=measured,
+            joint_names=tuple(drive.joint for drive in hardware.drives),
+            offset=np.array(offsets),
+            direction=np.array(directions),
+        )
+
+    def save(self, path: Path) -> None:
+        """Replace `path` in one step."""
+        lines = [
+            "# Written by calibrating: joint angle = direction * drive angle / gear + offset.",
+            f'robot = "{self.robot}"',
+            f'measured = "{self.measured}"',
+            "",
+            "[joints]",
+        ]
+        lines += [
+            # repr of a float is the shortest text that reads back as the same number.
+            f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
+            for name, offset, direction in zip(
+                self.joint_names, self.offset.tolist(), self.direction.tolist(), strict=True
+            )
+        ]
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with partial.open("w", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CalibrationError(
+                f"cannot write {path}: {error.strerror}; nothing was changed"
+            ) from error
+
+
+def calibrate(
+    current: Calibration,
+    measured: ArrayLike,
+    reference: ArrayLike,
+    desc: RobotDescription,
+    *,
+    date: str,
+) -> Calibration:
+    """The calibration under which the robot, as it was measured, stands in the reference pose.
+
+    Args:
+        current: What the measurements were read with.
+        measured: Joint angles of several readings, robot at rest, shape (k, n) [rad].
+        reference: The pose it was put into by hand or by jig, shape (n,) [rad].
+        desc: The robot.
+        date: When it was measured, ISO 8601.
+    """
+    readings = np.atleast_2d(np.asarray(measured, dtype=np.float64))
+    pose = np.asarray(reference, dtype=np.float64)
+    count = len(current.joint_names)
+    if readings.shape[1] != count or pose.shape != (count,):
+        raise CalibrationError(
+            f"readings of shape {readings.shape} and a pose of shape {pose.shape}; "
+            f"give (k, {count}) and ({count},)"
+        )
+    for i, name in enumerate(current.joint_names):
+        values = readings[:, i]
+        if not np.isfinite(values).all():
+            raise CalibrationError(f"{name} was not measured; check its drive with a probe")
+        if np.ptp(values) > _STILL_RAD:
+            raise CalibrationError(
+                f"{name} moved by {np.ptp(values):.3f} rad while it was measured; "
+                f"keep it still to {_STILL_RAD} rad"
+            )
+        if not desc.joint_lower[i] <= pose[i] <= desc.joint_upper[i]:
+            raise CalibrationError(
+                f"the reference pose has {name} at {pose[i]:g} rad; "
+                f"its range is {desc.joint_lower[i]:g} to {desc.joint_upper[i]:g}"
+            )
+    return Calibration(
+        robot=current.robot,
+        measured=date,
+        joint_names=current.joint_names,
+        offset=current.offset + (pose - readings.mean(axis=0)),
+        direction=current.direction,
+    )
+
+
+class Mounting:
+    """Between the drive's shaft and the joint, in both directions; arrays of shape (n,)."""
+
+    def __init__(self, hardware: HardwareDescription, calibration: Calibration) -> None:
+        """Takes direction and offset from the calibration, the gear from the hardware."""
+        gear = np.array([drive.gear for drive in hardware.drives])
+        self.offset = calibration.offset.copy()
+        """Joint angle at which the drive says 0 [rad]; whole turns may be added to it."""
+        self.ratio = calibration.direction * gear
+        """Drive angle per joint angle, signed."""
+        self.stiffness_ratio = self.ratio**2
+        """Gain at the joint per gain at the drive."""
+
+    def drive_pos(self, joint_pos: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Angle of the shaft [rad]."""
+        return (joint_pos - self.offset) * self.ratio
+
+    def joint_pos(self, drive_pos: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Angle of the joint [rad]."""
+        return drive_pos / self.ratio + self.offset
+
+    def drive_vel(self, joint_vel: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Speed of the shaft [rad/s]."""
+        return joint_vel * self.ratio
+
+    def joint_vel(self, drive_vel: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Speed of the joint [rad/s]."""
+        return drive_vel / self.ratio
+
+    def drive_torque(self, joint_torque: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Torque at the shaft [N·m]."""
+        return joint_torque / self.ratio
+
+    def joint_torque(self, drive_torque: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Torque at the joint [N·m]."""
+        return drive_torque * self.ratio

@@ -1,0 +1,298 @@
+"""Opening a CAN bus as `hardware.toml` names it, for the robot and for what emulates it alike."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import select
+import socket
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+import can
+from can.interfaces.udp_multicast import UdpMulticastBus
+from can.interfaces.udp_multicast.utils import pack_message, unpack_message
+from can.interfaces.virtual import VirtualBus
+
+from krabby.drivers.can.codec import Frame
+from krabby.drivers.errors import BusError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from krabby.drivers.can.hardware import BusSpec
+
+__all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
+
+_BUFFER: Final = 1 << 16
+"""Longest that the kernel hands over at once."""
+_MOST_HELD: Final = 32
+"""Datagrams that go out in one call; the kernel takes 64."""
+_STAMP: Final = struct.Struct("@ll")
+_SIZE: Final = struct.Struct("@i")
+_ANCILLARY: Final = socket.CMSG_SPACE(_STAMP.size) + socket.CMSG_SPACE(_SIZE.size)
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+"""Linux's names for several datagrams in one call, out and in, which Python's socket module does
+not have."""
+_ATTACH_FILTER: Final = 26
+"""Linux's SO_ATTACH_FILTER, which Python's socket module does not name."""
+_NETWORK_HEADER: Final = 0x100000000 - 0x100000
+"""Linux's SKF_NET_OFF: from here a filter counts in the header before UDP's."""
+
+# What python-can's `pack_message` makes of a data frame of 8 bytes, in parts; msgpack's shorter
+# forms of small ids are for its own reader.
+_HEAD: Final = b"\x8b\xa9timestamp\xcb" + bytes(8) + b"\xaearbitration_id\xce"
+_EXTENDED: Final = b"\xaeis_extended_id"
+_KIND: Final = (
+    b"\xafis_remote_frame\xc2\xaeis_error_frame\xc2\xa7channel\xc0\xa3dlc\x08\xa4data\xc4\x08"
+)
+_TAIL: Final = b"\xa5is_fd\xc2\xaebitrate_switch\xc2\xb5error_state_indicator\xc2"
+_FALSE: Final = 0xC2
+_TRUE: Final = 0xC3
+_MIDDLE: Final = {flag: _EXTENDED + bytes([_FALSE + flag]) + _KIND for flag in (False, True)}
+_AT_ID: Final = len(_HEAD)
+_AT_EXTENDED: Final = _AT_ID + 4
+_AT_FLAG: Final = _AT_EXTENDED + len(_EXTENDED)
+_AT_KIND: Final = _AT_FLAG + 1
+_AT_DATA: Final = _AT_KIND + len(_KIND)
+_AT_TAIL: Final = _AT_DATA + 8
+_LENGTH: Final = _AT_TAIL + len(_TAIL)
+
+
+class _UdpBus(UdpMulticastBus):
+    """python-can's, for less.
+
+    The kernel drops what this end sends, what is there is read without asking for it first, frames
+    of 8 bytes are translated here, and several of them go out and come in with one system call.
+    Filters are not applied.
+    """
+
+    def __init__(self, channel: str, *, port: int, hops: int) -> None:
+        # Classic frames only, so that nothing works here that the drives' buses refuse.
+        super().__init__(channel, port=port, hop_limit=hops, fd=False)
+        self._receiver: socket.socket = self._multicast._socket
+        self._sender = socket.socket(self._receiver.family, socket.SOCK_DGRAM)
+        if self._receiver.family == socket.AF_INET:
+            self._sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, hops)
+        else:
+            self._sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
+        self._sender.connect((channel, port))
+        _drop_frames_of(self._sender, self._receiver)
+        self._sends_several = _takes_several(self._sender, self._receiver)
+        self._held: list[bytes] | None = None
+        self._buffer = bytearray(_BUFFER)
+        self._at = self._end = self._stride = 0
+        """What is left of the buffer, and how long each datagram in it is."""
+        self._stamp_s = 0.0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether frames were taken from the kernel that `recv` has not given out."""
+        return self._at < self._end
+
+    def hold(self) -> None:
+        """Collect what is sent from now on."""
+        self._held = []
+
+    def release(self) -> None:
+        """Send what was collected."""
+        held, self._held = self._held or (), None
+        for first in range(0, len(held), _MOST_HELD):
+            self._send(held[first : first + _MOST_HELD])
+
+    def send(self, msg: can.Message, timeout: float | None = None) -> None:
+        if self._held is None:
+            self._send([_packed(msg)])
+        else:
+            self._held.append(_packed(msg))
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._sender.close()
+
+    def recv(self, timeout: float | None = None) -> can.Message | None:
+        message = self._take()
+        if message is None and timeout != 0.0:
+            ready, _, _ = select.select([self._receiver], (), (), timeout)
+            if ready:
+                message = self._take()
+        return message
+
+    def _send(self, datagrams: Sequence[bytes]) -> None:
+        try:
+            if len(datagrams) > 1 and self._send_at_once(datagrams):
+                return
+            for datagram in datagrams:
+                self._sender.send(datagram)
+        except OSError as error:
+            raise can.CanOperationError(f"frame not sent: {error}") from error
+
+    def _send_at_once(self, datagrams: Sequence[bytes]) -> bool:
+        """Send datagrams of the same length with one call; False where that is not possible."""
+        size = len(datagrams[0])
+        if not self._sends_several or any(len(datagram) != size for datagram in datagrams):
+            return False
+        segments = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("@H", size))]
+        try:
+            self._sender.sendmsg(datagrams, segments)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EINVAL):
+                raise
+            self._sends_several = False  # an interface on the way cannot
+            return False
+        return True
+
+    def _take(self) -> can.Message | None:
+        """A frame that is there."""
+        if self._at >= self._end and not self._fill():
+            return None
+        start, self._at = self._at, self._at + self._stride
+        return _unpacked(self._buffer, start, min(self._at, self._end), self._stamp_s)
+
+    def _fill(self) -> bool:
+        """Take what the kernel hands over at once; says whether there was something."""
+        try:
+            count, ancillary, _, _ = self._receiver.recvmsg_into(
+                [self._buffer], _ANCILLARY, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise can.CanOperationError(f"bus not read: {error}") from error
+        self._at, self._end, self._stride = 0, count, max(count, 1)
+        for level, _, data in ancillary:
+            if level == _SOL_UDP:
+                (self._stride,) = _SIZE.unpack(data)
+            else:
+                seconds, nanoseconds = _STAMP.unpack(data)
+                self._stamp_s = seconds + nanoseconds * 1e-9
+        return count > 0
+
+
+def hold(bus: can.BusABC) -> None:
+    """Have `bus` collect what is sent until `release`, if it has a way to send it for less."""
+    if isinstance(bus, _UdpBus):
+        bus.hold()
+
+
+def release(bus: can.BusABC) -> None:
+    """Send what was collected since `hold`; raises what `send` does."""
+    if isinstance(bus, _UdpBus):
+        bus.release()
+
+
+def is_ahead(bus: can.BusABC) -> bool:
+    """Whether `recv` has a frame in hand of which the bus's file descriptor does not tell."""
+    return isinstance(bus, _UdpBus) and bus.is_ahead
+
+
+def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
+    """Whether this kernel takes several datagrams in one call; it gives them so from now on."""
+    try:
+        receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+        sender.getsockopt(_SOL_UDP, _UDP_SEGMENT)
+    except OSError:
+        return False
+    return True
+
+
+def _packed(message: can.Message) -> bytes:
+    if message.dlc != 8 or message.is_remote_frame or message.is_error_frame or message.is_fd:
+        return pack_message(message)
+    return b"".join(
+        (
+            _HEAD,
+            message.arbitration_id.to_bytes(4, "big"),
+            _MIDDLE[message.is_extended_id],
+            message.data,
+            _TAIL,
+        )
+    )
+
+
+def _unpacked(buffer: bytearray, start: int, end: int, stamp_s: float) -> can.Message:
+    """The frame in a part of the buffer; raises `can.CanError` if it is none."""
+    if (
+        end - start == _LENGTH
+        and buffer.startswith(_HEAD, start)
+        and buffer.startswith(_EXTENDED, start + _AT_EXTENDED)
+        and buffer.startswith(_KIND, start + _AT_KIND)
+        and buffer.startswith(_TAIL, start + _AT_TAIL)
+    ):
+        arbitration_id = int.from_bytes(buffer[start + _AT_ID : start + _AT_EXTENDED], "big")
+        is_extended = buffer[start + _AT_FLAG] == _TRUE
+        if arbitration_id <= (0x1FFFFFFF if is_extended else 0x7FF):
+            data = buffer[start + _AT_DATA : start + _AT_TAIL]
+            return can.Message(stamp_s, arbitration_id, is_extended, dlc=8, data=data)
+    try:
+        return unpack_message(buffer[start:end], replace={"timestamp": stamp_s}, check=True)
+    except Exception as error:  # whatever msgpack makes of bytes that are not ours
+        raise can.CanOperationError("not a frame of python-can") from error
+
+
+class _FilterProgram(ctypes.Structure):
+    """Linux's struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+
+def _drop_frames_of(sender: socket.socket, receiver: socket.socket) -> None:
+    """Multicast comes back to the host that sent it: have the kernel drop what `sender` sends."""
+    address, port = sender.getsockname()[:2]
+    tail = socket.inet_pton(sender.family, address)[-4:]
+    source = _NETWORK_HEADER + (12 if sender.family == socket.AF_INET else 20)
+    code = b"".join(
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x28, 0, 0, 0),  # the port it came from, first in UDP's header
+            (0x15, 0, 3, port),  # another one: keep
+            (0x20, 0, 0, source),  # the last four bytes of the address
+            (0x15, 0, 1, int.from_bytes(tail, "big")),
+            (0x06, 0, 0, 0),  # drop
+            (0x06, 0, 0, 0xFFFFFFFF),  # keep
+        )
+    )
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = _FilterProgram(len(code) // 8, ctypes.addressof(buffer))
+    receiver.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, bytes(program))
+
+
+def open_bus(spec: BusSpec) -> can.BusABC:
+    """The bus, or a `BusError` with what to do."""
+    try:
+        if spec.interface == "socketcan":
+            # Imported here: it opens kernel interfaces that only Linux has.
+            from can.interfaces.socketcan import SocketcanBus
+
+            return SocketcanBus(spec.channel)
+        if spec.interface == "udp_multicast":
+            return _UdpBus(spec.channel, port=spec.port, hops=spec.hops)
+        return VirtualBus(spec.channel)
+    except (OSError, can.CanError) as error:
+        raise BusError(
+            f"cannot open bus {spec.name} ({spec.interface} {spec.channel}): {error}; "
+            f"{_remedy(spec)}"
+        ) from error
+
+
+def message_of(frame: Frame) -> can.Message:
+    """A frame as python-can sends it."""
+    return can.Message(
+        arbitration_id=frame.arbitration_id, data=frame.data, is_extended_id=frame.is_extended
+    )
+
+
+def frame_of(message: Any) -> Frame:
+    """A received data frame."""
+    return Frame(message.arbitration_id, bytes(message.data), message.is_extended_id)
+
+
+def _remedy(spec: BusSpec) -> str:
+    if spec.interface == "socketcan":
+        return (
+            f"bring it up with: ip link set {spec.channel} up type can bitrate {spec.bitrate} "
+            "restart-ms 100"
+        )
+    return "check that the group is a multicast address and that the host has a route for it"

@@ -1,0 +1,191 @@
+"""What the readings of all drives say about them, beyond what the drives report themselves.
+
+One pass of array arithmetic a cycle; nothing here does input or output, and time comes in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from krabby.drivers.can.types import DriveFault, DriveMode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from krabby.drivers.can.calibration import Mounting
+    from krabby.drivers.can.hardware import HardwareDescription
+    from krabby.drivers.can.types import DriveReadings
+    from krabby.robot.description import RobotDescription
+
+__all__ = ["DriveHealth", "HealthCfg"]
+
+# As what they are or-ed into: NumPy takes an IntFlag for a 64-bit number.
+_DROPPED_OUT: Final = np.uint32(DriveFault.DROPPED_OUT)
+_STUCK_ENCODER: Final = np.uint32(DriveFault.STUCK_ENCODER)
+_POSITION_JUMP: Final = np.uint32(DriveFault.POSITION_JUMP)
+_NO_REPLY: Final = np.uint32(DriveFault.NO_REPLY)
+_TOO_HOT: Final = np.uint32(DriveFault.TOO_HOT)
+_VOLTAGE_LOW: Final = np.uint32(DriveFault.VOLTAGE_LOW)
+_VOLTAGE_HIGH: Final = np.uint32(DriveFault.VOLTAGE_HIGH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthCfg:
+    """Thresholds."""
+
+    no_reply_s: float = 0.04
+    """Age of the newest reply at which a drive counts as silent."""
+    stuck_travel_rad: float = 0.1
+    """Reported speed, integrated, that a position must not ignore."""
+    stuck_speed: float = 0.1
+    """Slower than this is taken for rest [rad/s]."""
+    stuck_torque_share: float = 0.5
+    """Change of the commanded torque, over rated torque, that a position must not ignore."""
+    stuck_carrying_share: float = 1.0
+    """The same in a leg that carries load: six feet on the ground hold one another, and a leg that
+    takes over load from its neighbours does not move."""
+    stuck_after_s: float = 0.06
+    """... for this long: a joint needs time to begin to move."""
+    jump_margin_rad: float = 0.1
+    jump_speed_share: float = 1.5
+    """Times the drive's fastest speed."""
+
+
+class DriveHealth:
+    """Watches readings; sets fault bits and how much of the effort limit is left."""
+
+    def __init__(
+        self,
+        hardware: HardwareDescription,
+        mounting: Mounting,
+        desc: RobotDescription,
+        cfg: HealthCfg | None = None,
+    ) -> None:
+        """Limits come from the drives' models and from `[supply]`."""
+        self.cfg = HealthCfg() if cfg is None else cfg
+        models = [drive.model for drive in hardware.drives]
+        count = len(models)
+        self._derate_from_c = np.array([model.derate_from_c for model in models])
+        self._derate_to_c = np.array([model.derate_to_c for model in models])
+        self._supply = hardware.supply
+        speed = np.array([model.velocity_range for model in models]) / np.abs(mounting.ratio)
+        self._jump_per_ns = self.cfg.jump_speed_share * speed * 1e-9
+        self._stuck_torque = self.cfg.stuck_torque_share * desc.rated_torque
+        self._stuck_carrying = self.cfg.stuck_carrying_share * desc.rated_torque
+        self.carrying = np.zeros(count, np.bool_)
+        """Joints of legs that carry load, shape (n,); whoever knows sets it."""
+        self.effort_share: NDArray[np.float64] = np.ones(count)
+        """Share of the effort limit that temperature and voltage leave, shape (n,)."""
+        self._latched = np.zeros(count, np.uint32)
+        self._pos = np.full(count, np.nan)
+        self._stamp_ns = np.zeros(count, np.int64)
+        self._moved_ns = np.zeros(count, np.int64)
+        self._torque_then = np.zeros(count)
+        self._free_ns = np.zeros(count, np.int64)
+        """When it last moved, was limp, or its leg last carried load."""
+        self._free_torque = np.zeros(count)
+        """What it was told to give when it stopped, or then."""
+        self._travel = np.zeros(count)
+        self._was_moving = np.zeros(count, np.bool_)
+
+    def reset(self) -> None:
+        """Forget latched faults and start watching anew."""
+        self._latched[:] = 0
+        self._pos[:] = np.nan
+
+    def update(
+        self,
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        enabled: NDArray[np.bool_],
+        holding: NDArray[np.bool_],
+        now_ns: int,
+    ) -> None:
+        """Add to `readings.faults` what this reading shows.
+
+        Args:
+            readings: As just received.
+            torque: What the drives were told to give [N·m], shape (n,).
+            enabled: Which drives were switched on, shape (n,).
+            holding: Which drives were told to hold a position, shape (n,).
+            now_ns: The clock of the stamps.
+        """
+        self._watch_position(readings, torque, holding)
+        dropped = enabled & (readings.mode == DriveMode.OFF)
+        self._latched[dropped] |= _DROPPED_OUT
+        faults = readings.faults
+        faults |= self._latched
+        silent = now_ns - readings.stamp_ns > self.cfg.no_reply_s * 1e9
+        faults[silent] |= _NO_REPLY
+        self._derate(readings)
+
+    def _watch_position(
+        self,
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> None:
+        pos, stamp = readings.joint_pos, readings.stamp_ns
+        elapsed = stamp - self._stamp_ns
+        news = elapsed > 0
+        first = news & np.isnan(self._pos)
+        step = np.abs(pos - self._pos)
+        jumped = news & (step > self._jump_per_ns * elapsed + self.cfg.jump_margin_rad)
+        self._latched[jumped] |= _POSITION_JUMP
+        moved = first | (news & (step > 0.0))
+        self._moved_ns[moved] = stamp[moved]
+        self._free_ns[moved] = stamp[moved]
+        self._travel[moved] = 0.0
+        still = news & ~moved
+        if still.any():
+            self._watch_still(still, elapsed, readings, torque, holding)
+        self._was_moving[news] = moved[news]
+        self._pos[news] = pos[news]
+        self._stamp_ns[news] = stamp[news]
+
+    def _watch_still(
+        self,
+        still: NDArray[np.bool_],
+        elapsed_ns: NDArray[np.int64],
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> None:
+        """Find among joints that stand `still` to the last bit those that ought to have moved."""
+        stamp = readings.stamp_ns
+        # While it moves, the torque answers to where it was a reading ago: count from its stop.
+        stopped = still & self._was_moving
+        self._torque_then[stopped] = torque[stopped]
+        # What carries load is held by the ground, and what has just been let go may lie on it
+        # already: count from when it last did or was.
+        held = still & (self.carrying | ~holding)
+        self._free_torque[held | stopped] = torque[held | stopped]
+        self._free_ns[held] = stamp[held]
+        # Signed, and without what a drive says at rest: zero itself lies between two words.
+        vel = np.where(np.abs(readings.joint_vel) > self.cfg.stuck_speed, readings.joint_vel, 0.0)
+        self._travel[still] += vel[still] * elapsed_ns[still] * 1e-9
+        runs = readings.mode == DriveMode.RUN
+        ignored = (np.abs(self._travel) > self.cfg.stuck_travel_rad) | (
+            runs & (np.abs(torque - self._torque_then) > self._stuck_carrying)
+        )
+        pushed = runs & (np.abs(torque - self._free_torque) > self._stuck_torque)
+        after_ns = self.cfg.stuck_after_s * 1e9
+        stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
+            pushed & (stamp - self._free_ns > after_ns)
+        )
+        self._latched[still & stuck] |= _STUCK_ENCODER
+
+    def _derate(self, readings: DriveReadings) -> None:
+        supply, faults = self._supply, readings.faults
+        hot, volts = readings.temperature_c, readings.voltage_v
+        heat = (self._derate_to_c - hot) / (self._derate_to_c - self._derate_from_c)
+        sag = (volts - supply.derate_to_v) / (supply.derate_from_v - supply.derate_to_v)
+        # fmin leaves out what is not known.
+        share = np.fmin(np.fmin(heat, sag), 1.0)
+        np.maximum(share, 0.0, out=self.effort_share)
+        faults[hot >= self._derate_to_c] |= _TOO_HOT
+        faults[volts <= supply.derate_to_v] |= _VOLTAGE_LOW
+        faults[volts > supply.high_v] |= _VOLTAGE_HIGH

@@ -1,0 +1,243 @@
+"""Drives that need no hardware: the drive's end of a bus, for tests and for the bench.
+
+`FakeDrive` is one drive as a pure state machine with the clock passed in; `FakeDrives` puts all of
+a `HardwareDescription` on its buses, a thread each. They answer as the real ones do and follow
+their targets without physics; the emulated robot of sim-hal has those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+import can
+import numpy as np
+
+from krabby.drivers.can.can_io import frame_of, message_of, open_bus
+from krabby.drivers.can.codec import Codec, Feedback, Frame, Kind, Parameter, Reply, Scale
+from krabby.drivers.can.plan import codec_of
+from krabby.drivers.can.types import DriveFault, DriveMode
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from krabby.drivers.can.hardware import HardwareDescription, JointDrive
+
+__all__ = ["FakeDrive", "FakeDrives", "free_multicast_channels"]
+
+_STEP_RAD = 0.05
+"""How far a fake drive turns towards its target per command."""
+
+
+@dataclass
+class FakeDrive:
+    """One drive. What a test wants to go wrong is an attribute."""
+
+    spec: JointDrive
+    codec: Codec
+    position: float = 0.0
+    """Angle of the shaft [rad]."""
+    velocity: float = 0.0
+    torque: float = 0.0
+    temperature_c: float = 30.0
+    voltage_v: float = 48.0
+    mode: DriveMode = DriveMode.OFF
+    faults: int = 0
+    """`DriveFault` bits."""
+    hard_faults: int = 0
+    """Come back whenever faults are cleared."""
+    muted: bool = False
+    """Hears commands and says nothing."""
+    lose_next: int = 0
+    """This many replies are lost from now on."""
+    delay_s: float = 0.0
+    """Of its replies, on top of the bus's own."""
+    stuck: bool = False
+    """The encoder does not move."""
+    ignores_enable: bool = False
+    parameters: dict[Parameter, float] = field(default_factory=dict)
+    kp: float = 0.0
+    kd: float = 0.0
+    target: float = 0.0
+    """Of the newest command [rad]."""
+    commands: int = 0
+    requests: list[Kind] = field(default_factory=list)
+    """Everything but commands, in order."""
+    _heard_s: float = -math.inf
+
+    def __post_init__(self) -> None:
+        """Parameters as delivered."""
+        model = self.spec.model
+        self.parameters.setdefault(Parameter.CAN_TIMEOUT, 0.0)
+        self.parameters.setdefault(Parameter.RUN_MODE, 0.0)
+        self.parameters.setdefault(Parameter.POSITION_RANGE, model.position_range)
+        self.parameters.setdefault(Parameter.VELOCITY_RANGE, model.velocity_range)
+        self.parameters.setdefault(Parameter.TORQUE_RANGE, model.torque_range)
+        self._scale = Scale.of([model])
+        self._id = np.array([self.spec.can_id], np.uint32)
+
+    def handle(self, frame: Frame, now_s: float) -> Frame | None:
+        """Hear a frame; the answer, if it is for this drive."""
+        request = self.codec.parse_request(frame)
+        if request is None or request.can_id != self.spec.can_id:
+            return None
+        self.tick(now_s)
+        self._heard_s = now_s
+        if request.kind != Kind.COMMAND:
+            self.requests.append(request.kind)
+        match request.kind:
+            case Kind.COMMAND:
+                self._follow(frame)
+            case Kind.ENABLE if not (self.ignores_enable or self.faults):
+                self.mode = DriveMode.RUN
+            case Kind.DISABLE:
+                self.mode = DriveMode.OFF
+            case Kind.CLEAR_FAULTS:
+                self.mode, self.faults = DriveMode.OFF, self.hard_faults
+            case Kind.SET_ZERO:
+                self.position = 0.0
+            case Kind.READ:
+                value = self.parameters.get(request.parameter, math.nan)
+                if request.parameter == Parameter.VOLTAGE:
+                    value = self.voltage_v
+                reply = Reply(request.can_id, request.parameter, value, request.index)
+                return self._out(self.codec.reply(reply))
+            case Kind.WRITE:
+                self.parameters[request.parameter] = request.value
+                if not self.codec.write_answers_with_feedback:
+                    reply = Reply(request.can_id, request.parameter, request.value, request.index)
+                    return self._out(self.codec.reply(reply))
+        return self._out(self.feedback())
+
+    def tick(self, now_s: float) -> None:
+        """Let go if nothing was heard for the time-out."""
+        timeout_s = self.parameters[Parameter.CAN_TIMEOUT]
+        if self.mode == DriveMode.RUN and 0.0 < timeout_s < now_s - self._heard_s:
+            self.mode = DriveMode.OFF
+            self.torque = self.kp = 0.0
+            if self.codec.name == "damiao":
+                self.faults |= DriveFault.CAN_TIMEOUT
+
+    def feedback(self) -> Frame:
+        """What it reports."""
+        values = Feedback(
+            np.array([self.position]),
+            np.array([self.velocity]),
+            np.array([self.torque]),
+            np.array([self.temperature_c]),
+            np.array([self.mode], np.uint8),
+            np.array([self.faults], np.uint32),
+        )
+        ids, data = self.codec.encode_feedbacks(self._id, self._scale, values)
+        return Frame(int(ids[0]), data[0].tobytes(), self.codec.is_extended)
+
+    def _follow(self, frame: Frame) -> None:
+        ids = np.array([frame.arbitration_id], np.uint32)
+        data = np.frombuffer(frame.data, np.uint8).reshape(1, 8)
+        command = self.codec.decode_commands(self._scale, ids, data)
+        self.commands += 1
+        self.target, self.kp, self.kd = (
+            float(values[0]) for values in (command.position, command.kp, command.kd)
+        )
+        if self.mode != DriveMode.RUN:
+            return
+        error = self.target - self.position
+        self.torque = self.kp * error + float(command.torque[0]) - self.kd * self.velocity
+        if self.kp > 0.0 and not self.stuck:
+            self.position += max(-_STEP_RAD, min(_STEP_RAD, error))
+
+    def _out(self, frame: Frame) -> Frame | None:
+        if self.lose_next:
+            self.lose_next -= 1
+            return None
+        return None if self.muted else frame
+
+
+class FakeDrives:
+    """All drives of the robot on their buses; a context manager."""
+
+    def __init__(self, hardware: HardwareDescription) -> None:
+        """Every drive stands at its zero, switched off."""
+        self.drives = [FakeDrive(spec, codec_of(hardware, spec.bus)) for spec in hardware.drives]
+        """In joint order."""
+        self.twins: list[FakeDrive] = []
+        """Second drives under ids of those; each answers after the first."""
+        self._stop = threading.Event()
+        self._buses = [open_bus(spec) for spec in hardware.buses]
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(bus, [self.drives[joint] for joint in hardware.drives_of(spec.name)]),
+                daemon=True,
+            )
+            for bus, spec in zip(self._buses, hardware.buses, strict=True)
+        ]
+
+    def __enter__(self) -> Self:
+        """Begin to answer."""
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Fall silent and leave the buses."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        for bus in self._buses:
+            bus.shutdown()
+
+    def send(self, bus: int, message: can.Message) -> None:
+        """Put a frame of the test's own on a bus."""
+        self._buses[bus].send(message)
+
+    def _run(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
+        by_id = {drive.spec.can_id: drive for drive in drives}
+        codec = drives[0].codec
+        late: deque[tuple[float, Frame]] = deque()
+        while not self._stop.is_set():
+            wait_s = 0.01
+            while late and (wait_s := late[0][0] - time.monotonic()) <= 0.0:
+                bus.send(message_of(late.popleft()[1]))
+                wait_s = 0.01
+            message = bus.recv(min(wait_s, 0.01))
+            if message is None or message.is_error_frame:
+                continue
+            frame = frame_of(message)
+            request = codec.parse_request(frame)
+            drive = None if request is None else by_id.get(request.can_id)
+            if drive is None:
+                continue
+            for hearing in (drive, *(twin for twin in self.twins if twin.spec == drive.spec)):
+                answer = hearing.handle(frame, time.monotonic())
+                if answer is None:
+                    continue
+                due_s = time.monotonic() + hearing.delay_s
+                if hearing.delay_s or late:
+                    # A drive answers in the order in which it was asked, and so does its bus.
+                    due_s = max(due_s, late[-1][0] if late else 0.0)
+                    late.append((due_s, answer))
+                else:
+                    bus.send(message_of(answer))
+
+
+def free_multicast_channels(hardware: HardwareDescription) -> dict[str, str]:
+    """Channels for `with_interface("udp_multicast", ...)` that nobody else on the host uses."""
+    channels = {}
+    with contextlib.ExitStack() as stack:
+        for number, bus in enumerate(hardware.buses):
+            probe = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            probe.bind(("", 0))
+            channels[bus.name] = f"239.74.163.{number + 1}:{probe.getsockname()[1]}"
+    return channels

@@ -1,0 +1,9 @@
+"""Inertial sensors: what they say, and whether it can be believed.
+
+`vectornav` is the wire of the VN-100, `serial_imu` its driver, `server` its other end.
+"""
+
+from krabby.drivers.imu.check import ImuCheck, ImuFault, ImuLimits
+from krabby.drivers.imu.types import Imu, ImuCounters, ImuMount, ImuSample
+
+__all__ = ["Imu", "ImuCheck", "ImuCounters", "ImuFault", "ImuLimits", "ImuMount", "ImuSample"]

@@ -1,0 +1,142 @@
+"""Whether an inertial sensor can be believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from krabby.drivers.imu.types import ImuSample
+
+__all__ = ["ImuCheck", "ImuFault", "ImuLimits"]
+
+
+class ImuFault(StrEnum):
+    """Why a sensor cannot be believed."""
+
+    SILENT = "silent"
+    """No sample for too long; a robot that cannot feel which way is up must not walk."""
+    NORM = "norm"
+    """Not a number, or the orientation is no rotation."""
+    RANGE = "range"
+    """More than the sensor can measure, or a body of this kind can do."""
+    JUMP = "jump"
+    """The orientation changed by more than the angular rate allows."""
+    STUCK = "stuck"
+    """New stamps, but not a bit of the values changes: no real sensor is that quiet."""
+    RATE = "rate"
+    """Far fewer samples come than were asked for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImuLimits:
+    """What is still believed."""
+
+    silent_after_s: float = 0.05
+    norm_error: float = 0.02
+    """Largest distance of the quaternion's length from one."""
+    max_ang_vel: float = 34.0
+    """[rad/s]; the VN-100's gyroscopes end at 2000 deg/s."""
+    max_lin_acc: float = 156.0
+    """[m/s^2]; its accelerometers end at 16 g."""
+    jump_rad: float = 0.15
+    """Change of orientation beyond what the angular rates explain."""
+    stuck_after_s: float = 0.25
+    min_rate: float = 0.5
+    """Share of the nominal rate."""
+    rate_window_s: float = 1.0
+
+
+class ImuCheck:
+    """Looks at every sample; the clock is passed in.
+
+    Args:
+        rate_hz: Nominal rate of the samples that are shown to it, that is the smaller of the
+            sensor's rate and the rate of `observe`.
+        limits: What is still believed.
+    """
+
+    def __init__(self, rate_hz: float, limits: ImuLimits | None = None) -> None:
+        self._rate_hz = rate_hz
+        self._limits = limits or ImuLimits()
+        self._last: ImuSample | None = None
+        self._content: bytes = b""
+        self._content_since_ns = 0
+        self._arrived: deque[int] = deque()
+        self._started_ns: int | None = None
+        self._jumped = False
+        self.counts: dict[ImuFault, int] = dict.fromkeys(ImuFault, 0)
+        """How often each fault began."""
+        self.faults: tuple[ImuFault, ...] = ()
+        """Those of the last call."""
+
+    def observe(self, sample: ImuSample | None, now_ns: int) -> tuple[ImuFault, ...]:
+        """Faults of the source whose newest sample this is; empty when it can be believed.
+
+        A fault lasts as long as its cause: whoever must not miss one keeps it. Seeing the same
+        sample again is no fault until it is too old.
+        """
+        if self._started_ns is None:
+            self._started_ns = now_ns
+        faults: list[ImuFault] = []
+        if sample is not None and (self._last is None or sample.stamp_ns != self._last.stamp_ns):
+            self._see(sample, now_ns)
+        heard_ns = self._started_ns if self._last is None else self._last.stamp_ns
+        if now_ns - heard_ns > self._limits.silent_after_s * 1e9:
+            faults.append(ImuFault.SILENT)
+        if self._last is not None:
+            faults += self._value_faults(self._last)
+            if self._last.stamp_ns - self._content_since_ns >= self._limits.stuck_after_s * 1e9:
+                faults.append(ImuFault.STUCK)
+        if self._too_slow(now_ns):
+            faults.append(ImuFault.RATE)
+        for fault in faults:
+            self.counts[fault] += fault not in self.faults
+        self.faults = tuple(faults)
+        return self.faults
+
+    def _see(self, sample: ImuSample, now_ns: int) -> None:
+        content = sample.ang_vel_b.tobytes() + sample.lin_acc_b.tobytes()
+        if content != self._content:
+            self._content, self._content_since_ns = content, sample.stamp_ns
+        self._jumped = self._last is not None and self._is_jump(self._last, sample)
+        self._last = sample
+        self._arrived.append(now_ns)
+
+    def _value_faults(self, sample: ImuSample) -> list[ImuFault]:
+        limits = self._limits
+        norm = float(np.linalg.norm(sample.quat_wb))
+        ang_vel = float(np.abs(sample.ang_vel_b).max())
+        lin_acc = float(np.abs(sample.lin_acc_b).max())
+        faults: list[ImuFault] = []
+        if not (abs(norm - 1.0) <= limits.norm_error and math.isfinite(ang_vel + lin_acc)):
+            faults.append(ImuFault.NORM)
+        if ang_vel > limits.max_ang_vel or lin_acc > limits.max_lin_acc:
+            faults.append(ImuFault.RANGE)
+        if self._jumped:
+            faults.append(ImuFault.JUMP)
+        return faults
+
+    def _is_jump(self, before: ImuSample, after: ImuSample) -> bool:
+        half = abs(float(np.dot(before.quat_wb, after.quat_wb)))
+        angle = 2.0 * math.acos(min(half, 1.0))
+        dt_s = abs(after.stamp_ns - before.stamp_ns) * 1e-9
+        fastest = max(np.linalg.norm(before.ang_vel_b), np.linalg.norm(after.ang_vel_b))
+        return angle > float(fastest) * dt_s + self._limits.jump_rad
+
+    def _too_slow(self, now_ns: int) -> bool:
+        """Counts arrivals in a window; judges only once a whole window has gone by."""
+        window_ns = round(self._limits.rate_window_s * 1e9)
+        while self._arrived and self._arrived[0] <= now_ns - window_ns:
+            self._arrived.popleft()
+        assert self._started_ns is not None
+        if self._last is None or now_ns - self._started_ns < window_ns:
+            return False
+        return len(self._arrived) < self._limits.min_rate * self._rate_hz * (
+            self._limits.rate_window_s
+        )

@@ -1,0 +1,314 @@
+"""The other end of the wire: something that talks like a VN-100.
+
+The emulated robot has one in place of the sensor, and the camera process hands out the ZED Mini's
+inertial readings through one, since only the process that opened the camera can read them. Either
+way jetson-hal's `SerialImu` is the reader, so there is one protocol, one driver and one set of
+checks. `Vn100Device` is the sensor without the wire, `ImuServer` puts it on TCP or a pty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tty
+from typing import TYPE_CHECKING, Protocol
+
+from krabby.drivers.errors import ImuPortError
+from krabby.drivers.imu.vectornav import (
+    BASE_RATE_HZ,
+    BAUDS,
+    BINARY_OFF,
+    FACTORY_BAUD,
+    OUTPUT_FIELDS,
+    Measurement,
+    Register,
+    Reply,
+    StreamParser,
+    encode_ascii,
+    encode_measurement,
+)
+
+if TYPE_CHECKING:
+    from krabby.drivers.imu.types import ImuMount, ImuSample
+
+__all__ = ["ImuServer", "Vn100Device"]
+
+_MAX_PENDING = 4096
+"""Bytes that may wait for a slow reader; the buffer of a serial driver is as large."""
+
+
+class Vn100Device:
+    """Registers, commands and output of the sensor; bytes in, bytes out, no clock of its own.
+
+    Answers every command in the order it came. Knows the registers that `SerialImu` uses, and of
+    the binary outputs only our message; anything else is refused as the sensor refuses it.
+    """
+
+    def __init__(self, *, model: str = "VN-100 emulated") -> None:
+        self.registers: dict[int, tuple[str, ...]] = {
+            Register.MODEL: (model,),
+            Register.FIRMWARE: ("3.1.0.0",),
+            Register.BAUD: (str(FACTORY_BAUD),),
+            Register.ASYNC_TYPE: ("0",),
+            Register.REFERENCE_ROTATION: ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
+            Register.VPE_CONTROL: ("1", "1", "1", "1"),
+            **dict.fromkeys(Register.BINARY_OUTPUTS, BINARY_OFF),
+        }
+        """Value of every register, as text."""
+        self._paused = False
+        self._parser = StreamParser()
+        self._due_ns = 0
+
+    @property
+    def rate_hz(self) -> float:
+        """Rate of the measurements that it was told to send; 0 for none."""
+        mode, divisor, *_ = self.registers[Register.BINARY_OUTPUTS[0]]
+        return 0.0 if self._paused or mode == "0" else BASE_RATE_HZ / int(divisor)
+
+    def receive(self, data: bytes) -> bytes:
+        """Take in commands; returns the replies."""
+        damaged = self._parser.bad_checksums
+        replies = [
+            self._answer(received.message)
+            for received in self._parser.feed(data)
+            if isinstance(received.message, Reply)
+        ]
+        replies += [_error(0x03)] * (self._parser.bad_checksums - damaged)
+        return b"".join(replies)
+
+    def output(self, measurement: Measurement) -> bytes:
+        """The message of a measurement; empty when none is due at the rate it was told."""
+        rate_hz = self.rate_hz
+        now_ns = measurement.time_startup_ns
+        if rate_hz == 0.0:
+            return b""
+        period_ns = round(1e9 / rate_hz)
+        late_ns = now_ns - self._due_ns
+        # a quarter of a period for jitter: whoever measures at 200 Hz sends at 200 Hz
+        if -period_ns <= late_ns < -period_ns // 4:
+            return b""
+        on_grid = abs(late_ns) <= period_ns
+        self._due_ns = (self._due_ns if on_grid else now_ns) + period_ns
+        return encode_measurement(measurement)
+
+    def _answer(self, command: Reply) -> bytes:
+        kind, fields = command
+        if kind == "VNASY":
+            self._paused = fields[:1] == ("0",)
+            return encode_ascii(kind, *fields)
+        if kind not in ("VNRRG", "VNWRG"):
+            return _error(0x04)
+        number = int(fields[0]) if fields and fields[0].isdigit() else -1
+        if number not in self.registers:
+            return _error(0x08)
+        if kind == "VNWRG":
+            code = self._write(number, fields[1:])
+            if code:
+                return _error(code)
+        return encode_ascii(kind, f"{number:02d}", *self.registers[number])
+
+    def _write(self, number: int, value: tuple[str, ...]) -> int:
+        """Set a register; returns the code of the error, 0 for none."""
+        if number in (Register.MODEL, Register.FIRMWARE):
+            return 0x09
+        if number == Register.BAUD and value[:1] and value[0] not in map(str, BAUDS):
+            return 0x07
+        if number in Register.BINARY_OUTPUTS:
+            code = _check_output(value)
+            if code:
+                return code
+        elif len(value) < len(self.registers[number]):
+            return 0x05
+        self.registers[number] = value
+        return 0
+
+
+def _check_output(value: tuple[str, ...]) -> int:
+    if len(value) < 3:
+        return 0x05
+    mode, divisor, *fields = value
+    if mode not in ("0", "1", "2", "3") or not divisor.isdigit() or int(divisor) < 1:
+        return 0x07
+    ours = [int(field, 16) for field in OUTPUT_FIELDS]
+    try:
+        wanted = [int(field, 16) for field in fields]
+    except ValueError:
+        return 0x07
+    return 0 if mode == "0" or wanted == ours else 0x07
+
+
+def _error(code: int) -> bytes:
+    return encode_ascii("VNERR", f"{code:02X}")
+
+
+class _Wire(Protocol):
+    address: str
+
+    def receive(self) -> bytes: ...
+
+    def send(self, data: bytes) -> int: ...
+
+    def close(self) -> None: ...
+
+
+class ImuServer:
+    """A `Vn100Device` on a wire. One thread uses it; nothing in it blocks.
+
+    Call `publish` with every sample, or `poll` where there is none: both also answer commands.
+    """
+
+    def __init__(self, listen: str, mount: ImuMount, device: Vn100Device | None = None) -> None:
+        """Open the wire.
+
+        Args:
+            listen: `tcp://address:port` (port 0 for a free one, address * for all), or `pty`.
+            mount: How the imitated sensor sits on the robot; its reader must use the same.
+            device: Its registers; fresh ones by default.
+
+        Raises:
+            ImuPortError: The wire cannot be opened.
+        """
+        self.device = device or Vn100Device()
+        self._mount = mount
+        self._wire: _Wire = _open_wire(listen)
+        self._pending = b""
+        self._started_ns: int | None = None
+        self.sent = 0
+        """Measurements sent."""
+        self.dropped = 0
+        """Measurements that a slow reader, or none, left no room for."""
+
+    @property
+    def address(self) -> str:
+        """What `SerialImu` takes as port on this machine: `socket://...` or the pty's path."""
+        return self._wire.address
+
+    def poll(self) -> None:
+        """Answer commands and send what waits."""
+        self._pending += self.device.receive(self._wire.receive())
+        self._flush()
+
+    def publish(self, sample: ImuSample) -> None:
+        """Send a sample, if the reader wants one now."""
+        if self._started_ns is None:
+            self._started_ns = sample.stamp_ns
+        self.poll()
+        quat_ns, ang_vel_s, lin_acc_s = (
+            tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)
+        )
+        frame = self.device.output(
+            Measurement(
+                max(0, sample.stamp_ns - self._started_ns),
+                quat_ns,  # pyright: ignore[reportArgumentType] - lengths are the mount's
+                ang_vel_s,  # pyright: ignore[reportArgumentType]
+                lin_acc_s,  # pyright: ignore[reportArgumentType]
+                sample.temperature_c,
+            )
+        )
+        if frame and len(self._pending) + len(frame) > _MAX_PENDING:
+            self.dropped += 1
+        elif frame:
+            self._pending += frame
+            self.sent += 1
+            self._flush()
+
+    def close(self) -> None:
+        """Close the wire."""
+        self._wire.close()
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._pending = self._pending[self._wire.send(self._pending) :]
+
+
+def _open_wire(listen: str) -> _Wire:
+    try:
+        if listen == "pty":
+            return _PtyWire()
+        scheme, _, rest = listen.partition("://")
+        host, _, port = rest.rpartition(":")
+        if scheme != "tcp" or not port.isdigit():
+            raise ImuPortError(
+                f"an IMU cannot be served on {listen!r}; use tcp://address:port or pty"
+            )
+        return _TcpWire(host, int(port))
+    except OSError as error:
+        raise ImuPortError(
+            f"an IMU cannot be served on {listen!r}: {error.strerror}; choose another address"
+        ) from error
+
+
+class _TcpWire:
+    """One reader at a time: a new connection takes the place of the old one."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server = socket.create_server(("" if host in ("", "*") else host, port))
+        self._server.setblocking(False)
+        self._client: socket.socket | None = None
+        name, number, *_ = self._server.getsockname()
+        self.address = f"socket://{'127.0.0.1' if name == '0.0.0.0' else name}:{number}"
+
+    def receive(self) -> bytes:
+        with contextlib.suppress(BlockingIOError):
+            client, _ = self._server.accept()
+            self._drop()
+            client.setblocking(False)
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._client = client
+        if self._client is None:
+            return b""
+        try:
+            data = self._client.recv(4096)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self._drop()
+        return data
+
+    def send(self, data: bytes) -> int:
+        if self._client is None:
+            return len(data)  # nobody listens to a sensor: it does not care
+        try:
+            return self._client.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._drop()
+            return len(data)
+
+    def close(self) -> None:
+        self._drop()
+        self._server.close()
+
+    def _drop(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class _PtyWire:
+    def __init__(self) -> None:
+        # Our own handle of the far end stays open, so that readers may come and go.
+        self._near, self._far = os.openpty()
+        tty.setraw(self._far)
+        os.set_blocking(self._near, False)
+        self.address = os.ttyname(self._far)
+
+    def receive(self) -> bytes:
+        try:
+            return os.read(self._near, 4096)
+        except BlockingIOError:
+            return b""
+
+    def send(self, data: bytes) -> int:
+        try:
+            return os.write(self._near, data)
+        except BlockingIOError:
+            return 0
+
+    def close(self) -> None:
+        os.close(self._near)
+        os.close(self._far)

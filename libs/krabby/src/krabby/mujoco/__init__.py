@@ -1,0 +1,1 @@
+"""The robot on a course in MuJoCo: model, physics, depth camera, pictures."""

@@ -1,0 +1,1 @@
+"""Policies: bundles, what they observe, and what runs their networks."""

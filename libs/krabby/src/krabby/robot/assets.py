@@ -1,0 +1,55 @@
+"""Where the data files are.
+
+Assets are data, not code: they live in the repository's `assets/` folder and are mounted into
+containers, so they are found at run time rather than packed into the wheel.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from krabby.robot.errors import AssetError
+
+__all__ = ["ASSETS_ENV", "ROBOT_NAME", "assets_dir", "robot_dir"]
+
+ASSETS_ENV = "KRABBY_ASSETS"
+"""Environment variable that names the assets folder outright."""
+
+ROBOT_NAME = "crab_hex"
+"""Folder of the one robot this project has."""
+
+_MARKER = Path(ROBOT_NAME) / "robot.toml"
+
+
+def assets_dir() -> Path:
+    """Folder that holds `crab_hex/robot.toml`.
+
+    `KRABBY_ASSETS` decides when it is set. Otherwise the nearest `assets/` above the working
+    directory, then the nearest one above this package (an editable install in a checkout).
+    """
+    named = os.environ.get(ASSETS_ENV)
+    if named:
+        folder = Path(named).expanduser().resolve()
+        if not (folder / _MARKER).is_file():
+            raise AssetError(
+                f"{ASSETS_ENV}={named} holds no {_MARKER}; set it to the repository's assets folder"
+            )
+        return folder
+    for folder in _candidates():
+        if (folder / _MARKER).is_file():
+            return folder
+    raise AssetError(
+        f"no assets/{_MARKER} above {Path.cwd()}; run from inside the repository or set "
+        f"{ASSETS_ENV} to its assets folder"
+    )
+
+
+def robot_dir() -> Path:
+    """Folder of the robot's own files: `robot.toml`, URDF, MJCF, USD, pictures."""
+    return assets_dir() / ROBOT_NAME
+
+
+def _candidates() -> Iterator[Path]:
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for ancestor in (start, *start.parents):
+            yield ancestor / "assets"

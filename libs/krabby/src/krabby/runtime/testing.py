@@ -1,0 +1,142 @@
+"""Fakes and helpers shipped with the library: every package tests against the same seams."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, MutableMapping
+from typing import Any
+
+import structlog
+
+from krabby.runtime.app import Preparing, Runtime, Service
+
+__all__ = [
+    "FakeClock",
+    "captured_logs",
+    "free_port",
+    "free_ports",
+    "may_go_first",
+    "running",
+    "until",
+]
+
+
+class FakeClock:
+    """Nanoseconds that pass only when told to; also the sleep that goes with them.
+
+    >>> clock = FakeClock()
+    >>> rate = Rate(0.01, clock=clock, sleep_until=clock.sleep_until)
+    """
+
+    def __init__(self, start_ns: int = 1_000_000_000) -> None:
+        self.now_ns = start_ns
+        self.sleeps: list[int] = []
+        """Deadlines asked for [ns]."""
+        self.oversleep_ns = 0
+        """How late every sleep returns [ns]."""
+
+    def __call__(self) -> int:
+        """Now [ns]."""
+        return self.now_ns
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now_ns += round(seconds * 1e9)
+
+    def sleep_until(self, deadline_ns: int) -> None:
+        """Jump to the deadline, plus `oversleep_ns`."""
+        self.sleeps.append(deadline_ns)
+        self.now_ns = max(self.now_ns, deadline_ns + self.oversleep_ns)
+
+    def sleep(self, seconds: float) -> None:
+        """Let a relative sleep pass."""
+        self.sleep_until(self.now_ns + round(seconds * 1e9))
+
+
+def may_go_first() -> bool:
+    """Whether this process may have SCHED_FIFO, and let others have it."""
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return False
+    os.sched_setscheduler(0, policy, parameter)
+    return True
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody uses now."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different free TCP ports of the loopback interface."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@contextlib.contextmanager
+def captured_logs() -> Generator[list[MutableMapping[str, Any]], None, None]:
+    """Log events of the block as dictionaries, `event` and `log_level` among their keys."""
+    with structlog.testing.capture_logs() as events:
+        yield events
+
+
+def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Return once `condition` holds; for what another thread or process is about to do.
+
+    Raises:
+        TimeoutError: It did not come to hold.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"still not so after {timeout_s:g} s: {condition}")
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def running(service: Service, *, name: str = "test") -> Generator[Runtime, None, None]:
+    """Start a service in a thread, stop it at the end, and raise here what it raised there.
+
+    What `shutdown` returned is in `runtime.summary` afterwards.
+    """
+    runtime = Runtime(name)
+    failure: list[BaseException] = []
+    started = threading.Event()
+
+    def work() -> None:
+        try:
+            try:
+                if isinstance(service, Preparing):
+                    service.prepare(runtime)
+                service.startup()
+                started.set()
+                service.run(runtime)
+            finally:
+                runtime.summary = dict(service.shutdown())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=work, name=name)
+    thread.start()
+    started.wait(timeout=30)
+    try:
+        if not failure:
+            yield runtime
+    finally:
+        runtime.stop("test over")
+        thread.join(timeout=30)
+        if thread.is_alive():
+            raise TimeoutError(f"{name} did not stop within 30 s of being asked to")
+    if failure:
+        raise failure[0]

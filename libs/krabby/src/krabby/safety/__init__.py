@@ -1,0 +1,1 @@
+"""The safety gate, through which every command goes, and the moves to stand up and sit down."""

@@ -1,4 +1,0 @@
-"""The robot in the formats of other programs: URDF, MJCF, USD.
-
-Only `krabby_robot.generate` uses these (extra `assets`); a running robot reads `robot.toml`.
-"""

@@ -1,0 +1,108 @@
+"""From a real camera's depth to the image that `robot.toml`'s camera would have taken.
+
+Both are pinholes looking along the same axis, so a pixel of one is a pixel of the other, whatever
+the distance: only focal lengths and principal points differ. Depth along the optical axis stays as
+it is. Each pixel takes the nearest reading: training renders points too, and a mean across an edge
+would invent a distance at which there is nothing.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from krabby.policy.depth_image import CROP
+from krabby.robot.description import CameraModel
+from numpy.typing import NDArray
+
+from krabby_camera.errors import DeviceUnusable
+
+__all__ = ["FAR_READING_M", "Intrinsics", "Resampler"]
+
+FAR_READING_M = 15.0
+"""What "too far to measure" becomes [m]: beyond every policy's far clip, and finite on the wire."""
+_MAX_UNCOVERED = 0.04
+"""Share of the pixels a policy reads that may lie outside: two of 58 rows, which the tolerance of
+a principal point costs. They are holes."""
+
+
+class Intrinsics(NamedTuple):
+    """A pinhole camera, rectified; pixel centres at whole numbers."""
+
+    width: int
+    height: int
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    @property
+    def fov_deg(self) -> tuple[float, float]:
+        """Horizontal and vertical field of view [deg]."""
+        return _fov_deg(self.width, self.fx, self.cx), _fov_deg(self.height, self.fy, self.cy)
+
+
+class Resampler:
+    """Makes the robot camera's images.
+
+    Args:
+        source: The real camera.
+        camera: The robot's.
+
+    Raises:
+        DeviceUnusable: The real camera does not see all that a policy reads.
+    """
+
+    def __init__(self, source: Intrinsics, camera: CameraModel) -> None:
+        self._shape = (source.height, source.width)
+        columns, in_columns = _nearest(
+            camera.width, camera.fx, camera.cx, source.fx, source.cx, source.width
+        )
+        rows, in_rows = _nearest(
+            camera.height, camera.fy, camera.cy, source.fy, source.cy, source.height
+        )
+        self._index = rows[:, None] * source.width + columns
+        covered = in_rows[:, None] & in_columns
+        self._outside = None if covered.all() else ~covered
+        uncovered = 1.0 - float(covered[CROP].mean())
+        if uncovered > _MAX_UNCOVERED:
+            seen, wanted = (
+                source.fov_deg,
+                (np.degrees(camera.hfov_rad), np.degrees(camera.vfov_rad)),
+            )
+            raise DeviceUnusable(
+                f"the camera sees {seen[0]:.1f} x {seen[1]:.1f} deg, robot.toml's camera "
+                f"{wanted[0]:.1f} x {wanted[1]:.1f}: {uncovered:.0%} of the pixels that a policy "
+                "reads lie outside. Choose a resolution with a wider view (ZED Mini: vga), or "
+                "train for this camera"
+            )
+
+    def __call__(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The robot camera's image (60, 106) [m] from the real one's depth (height, width) [m].
+
+        No reading is 0, as from the simulator: NaN (hidden from one eye), -inf (too near) and
+        what lies outside. +inf (too far) is `FAR_READING_M`, so that "far" stays a reading.
+        """
+        if depth.shape != self._shape:
+            raise DeviceUnusable(
+                f"the camera gave a depth image of {depth.shape}, its calibration is for "
+                f"{self._shape}; update the SDK"
+            )
+        image = depth.reshape(-1)[self._index].astype(np.float32)
+        image[~(image > 0.0)] = 0.0  # NaN is not greater either
+        np.minimum(image, np.float32(1e3), out=image)
+        image[image >= 1e3] = FAR_READING_M
+        if self._outside is not None:
+            image[self._outside] = 0.0
+        return image
+
+
+def _nearest(
+    count: int, f: float, c: float, source_f: float, source_c: float, source_count: int
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Source pixel under the centre of each of `count` pixels, and whether there is one."""
+    position = source_c + source_f * (np.arange(count) - c) / f
+    inside = (position >= -0.5) & (position < source_count - 0.5)
+    return np.clip(np.rint(position), 0, source_count - 1).astype(np.intp), inside
+
+
+def _fov_deg(count: int, f: float, c: float) -> float:
+    return float(np.degrees(np.arctan((c + 0.5) / f) + np.arctan((count - 0.5 - c) / f)))

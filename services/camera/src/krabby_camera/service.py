@@ -1,0 +1,294 @@
+"""The camera process: newest frame in, features out, and what is wrong said aloud.
+
+Event-driven: it sleeps until a frame comes. A frame's capture time is the features' capture time,
+so the age that the game loop sees is the age of the picture, not of this process's work.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import structlog
+from krabby.policy.bundle import OnnxEncoder, PolicyBundle, bundle_dir
+from krabby.policy.tensorrt.backend import move
+from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
+from krabby.runtime.logging import log_every
+from krabby.runtime.metrics import Quantiles, Totals
+from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, Message, Publisher
+from numpy.typing import NDArray
+
+from krabby_camera import metrics
+from krabby_camera.config import CameraCfg
+from krabby_camera.devices import DepthDevice, DeviceSource
+from krabby_camera.errors import SelfCheckFailed
+from krabby_camera.features import Eye, FeatureMaker, FrameDropped, ImageMaker, LatentMaker
+from krabby_camera.realsense import RealSenseCamera
+from krabby_camera.selfcheck import SelfCheck
+from krabby_camera.sources import FrameSource, HalSource, ReplaySource
+from krabby_camera.states import StateTrack
+from krabby_camera.zed import ZedCamera
+
+__all__ = ["CameraService"]
+
+log = structlog.get_logger(__name__)
+
+_WAIT_S = 0.1
+_STARTING_NS = 3_000_000_000
+"""Before the first frame silence is the HAL starting up, for so long."""
+
+
+class CameraService:
+    """Depth source to policy depth image or encoder features."""
+
+    def __init__(self, cfg: CameraCfg, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Read robot, bundle and recording; no socket is opened yet."""
+        self._cfg = cfg
+        self._clock = clock
+        self._desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
+        self._eye = Eye(self._desc.camera, min_valid_ratio=cfg.min_valid_ratio)
+        self._encoder = self._load_encoder()
+        self._needs_states = self._encoder is not None and LatentMaker.needs_states(self._encoder)
+        self._source: FrameSource | None = self._open_replay()
+        self._device = self._choose_device()
+        self._raw: Publisher | None = None
+        self._self_check: SelfCheck | None = None
+        self._maker: FeatureMaker | None = None
+        self._publisher: Publisher | None = None
+        self._warn = log_every(log, clock=clock)
+        self._watch = _Watch(cfg, clock)
+        self._totals = Totals()
+        self._answer: tuple[NDArray[np.float32], int, int] | None = None
+        self.frames = 0
+        """Frames whose features were published."""
+        self.dropped: dict[str, int] = dict.fromkeys(metrics.DROP_REASONS, 0)
+        """Frames received and not published, by reason."""
+        self._publish_age = Quantiles()
+        self._processing = Quantiles()
+        self._valid_ratios = Quantiles()
+
+    def prepare(self, runtime: Runtime) -> None:
+        """Put the encoder where the configuration wants it: an engine may have to be built."""
+        if self._encoder is not None:
+            move([self._encoder], self._cfg.inference, runtime)
+
+    def startup(self) -> None:
+        """Bind `features`, then connect to where frames come from."""
+        cfg = self._cfg
+        self._publisher = Publisher(cfg.endpoints.features, FEATURES, clock=self._clock)
+        if self._encoder is None:
+            self._maker = ImageMaker()
+        else:
+            states = StateTrack(cfg.endpoints.state) if self._needs_states else None
+            self._maker = LatentMaker(self._encoder, self._desc, states)
+        check = cfg.self_check.when
+        if check == "only" or (check == "start" and self._device is not None):
+            self._self_check = SelfCheck(
+                cfg.self_check, self._desc, cfg.endpoints.state, self._clock
+            )
+        if self._device is not None:
+            self._raw = Publisher(cfg.endpoints.raw, CAMERA, clock=self._clock)
+            rate_hz = self._desc.camera.rate_hz
+            self._source = DeviceSource(self._device, rate_hz=rate_hz, clock=self._clock)
+        elif self._source is None:
+            self._source = HalSource(cfg.endpoints.camera)
+
+    def run(self, runtime: Runtime) -> None:
+        """Publish features of the newest frame until told to stop, or the recording ends."""
+        source, maker, publisher = self._source, self._maker, self._publisher
+        assert source is not None, "startup comes first"
+        assert maker is not None
+        assert publisher is not None
+        while not runtime.stopping:
+            runtime.beat()
+            frame = source.wait(_WAIT_S)
+            runtime.doing(source.doing)
+            if frame is not None:
+                self._pass_on(frame)
+                self._check_view(frame, runtime)
+                self._handle(frame, maker, publisher)
+                self._expose(source.counts)
+            elif source.exhausted:
+                log.info("recording ended", path=self._cfg.replay.path)
+                break
+            else:
+                maker.idle()
+                if self._answer is None:  # else simulated time stands still
+                    self._watch.silence(self._warn)
+
+    def shutdown(self) -> Mapping[str, object]:
+        """Close the sockets."""
+        counts = self._source.counts if self._source is not None else {}
+        for each in (self._source, self._maker, self._publisher, self._raw, self._self_check):
+            if each is not None:
+                each.close()
+        return {
+            "frames": self.frames,
+            "dropped": self.dropped,
+            "stream": counts,
+            **self._publish_age.summary_ms("age"),
+            **self._processing.summary_ms("processing"),
+            "valid_ratio_mean": round(self._valid_ratios.mean, 4) if self.frames else None,
+        }
+
+    def _load_encoder(self) -> OnnxEncoder | None:
+        if not self._cfg.bundle:
+            return None
+        bundle = PolicyBundle.load(bundle_dir(self._cfg.bundle), self._desc)
+        # One that reads images, or is blind, has no encoder: so one setting serves every policy.
+        return None if bundle.encoder is None else OnnxEncoder(bundle)
+
+    def _open_replay(self) -> ReplaySource | None:
+        if self._cfg.source != "replay":
+            return None
+        replay = self._cfg.replay
+        return ReplaySource(Path(replay.path), loop=replay.loop, clock=self._clock)
+
+    def _choose_device(self) -> DepthDevice | None:
+        cfg, camera = self._cfg, self._desc.camera
+        if cfg.source == "zed":
+            return ZedCamera(cfg.zed, camera, clock=self._clock)
+        if cfg.source == "realsense":
+            return RealSenseCamera(cfg.realsense, camera, clock=self._clock)
+        return None
+
+    def _pass_on(self, frame: Message) -> None:
+        """Metric depth of a camera of this machine, whatever becomes of its features."""
+        if self._raw is not None:
+            self._raw.publish(frame.payload, capture_ns=frame.capture_ns, flags=frame.flags)
+
+    def _check_view(self, frame: Message, runtime: Runtime) -> None:
+        check, camera = self._self_check, self._desc.camera
+        if check is None or frame.payload.size != camera.height * camera.width:
+            return
+        if not check.see(frame.payload.reshape(camera.height, camera.width)):
+            return
+        self._self_check = None
+        if self._cfg.self_check.when == "only":
+            runtime.stop("self-check over")
+            if check.problems:
+                raise SelfCheckFailed("; ".join(check.problems))
+
+    def _handle(self, frame: Message, maker: FeatureMaker, publisher: Publisher) -> None:
+        received_ns = self._clock()
+        lockstep = bool(frame.flags & FLAG_LOCKSTEP)
+        try:
+            self._watch.see(frame, received_ns)
+            again = self._answer is not None and frame.capture_ns == self._answer[1]
+            if again or not maker.wants(frame.capture_ns):
+                maker.idle()
+                if lockstep:
+                    self._answer_again(publisher, frame.capture_ns)
+                return
+            image = self._eye.see(frame)
+            features = maker.make(image, frame)
+        except FrameDropped as drop:
+            self._count_drop(drop)
+            maker.idle()  # states go on while frames are withheld, and one may be a reset
+            if drop.reason == "frozen":
+                maker.forget()  # it remembers half a second of a picture that was none
+            return
+        flags = maker.flags | (frame.flags & FLAG_LOCKSTEP)
+        publisher.publish(
+            features,
+            capture_ns=frame.capture_ns,
+            publish_ns=frame.capture_ns if lockstep else None,
+            flags=flags,
+        )
+        published_ns = self._clock()
+        self._answer = (features, frame.capture_ns, flags) if lockstep else None
+        self._count(frame, received_ns, published_ns, lockstep)
+        ratio = self._eye.valid_ratio
+        self._valid_ratios.add(ratio)
+        if ratio < self._cfg.warn_valid_ratio:
+            self._warn.warning("few valid depth pixels", valid_ratio=round(ratio, 3))
+
+    def _answer_again(self, publisher: Publisher, capture_ns: int) -> None:
+        """Lock-step waits for an answer to every frame: the last one, for a frame left out too."""
+        if self._answer is None:
+            return
+        features, _, flags = self._answer
+        self._answer = (features, capture_ns, flags)
+        publisher.publish(features, capture_ns=capture_ns, publish_ns=capture_ns, flags=flags)
+
+    def _count(self, frame: Message, received_ns: int, published_ns: int, lockstep: bool) -> None:
+        processing_s = (published_ns - received_ns) * 1e-9
+        self.frames += 1
+        metrics.FRAMES.inc()
+        metrics.PROCESSING.observe(processing_s)
+        self._processing.add(processing_s)
+        if not lockstep:  # simulated time and the wall clock have no difference to speak of
+            age_s = frame.age_s(published_ns)
+            metrics.CAMERA_AGE.observe(frame.age_s(received_ns))
+            metrics.PUBLISH_AGE.observe(age_s)
+            self._publish_age.add(age_s)
+
+    def _count_drop(self, drop: FrameDropped) -> None:
+        self.dropped[drop.reason] += 1
+        metrics.DROPPED[drop.reason].inc()
+        self._warn.warning(f"frame dropped: {drop.reason}", **drop.facts)
+
+    def _expose(self, counts: Mapping[str, int]) -> None:
+        """Hand the source's running totals to the exposition's counters."""
+        for name, counter in _COUNTERS.items():
+            self._totals.show(counter, counts[name])
+
+
+_COUNTERS: dict[str, Any] = {
+    "received": metrics.RECEIVED,
+    "discarded": metrics.DISCARDED,
+    "gaps": metrics.GAPS,
+    "invalid": metrics.INVALID,
+}
+
+
+class _Watch:
+    """Notices a camera that falls silent or shows the same picture for ever.
+
+    A frozen camera with fresh stamps looks healthy to everybody behind it. Frames whose content
+    has not changed for a while are therefore withheld; the game loop then sees its features age.
+    """
+
+    def __init__(self, cfg: CameraCfg, clock: Callable[[], int]) -> None:
+        self._silent_after_ns = round(cfg.silent_after_s * 1e9)
+        self._frozen_after_ns = round(cfg.frozen_after_s * 1e9)
+        self._clock = clock
+        self._started_ns = clock()
+        self._received_ns: int | None = None
+        """None before the first frame."""
+        self._content: tuple[int, int] | None = None
+        self._content_capture_ns: int | None = None
+        self._lockstep = False
+        metrics.FRAME_AGE.set_function(self.age_s)
+
+    def age_s(self) -> float:
+        """Time since the newest content was captured [s]; NaN before the first or in lock-step."""
+        if self._content_capture_ns is None or self._lockstep:
+            return float("nan")
+        return (self._clock() - self._content_capture_ns) * 1e-9
+
+    def see(self, frame: Message, now_ns: int) -> None:
+        """Take note of a frame.
+
+        Raises:
+            FrameDropped: Its content has been the same for too long.
+        """
+        self._received_ns = now_ns
+        self._lockstep = bool(frame.flags & FLAG_LOCKSTEP)
+        content = (frame.header.crc32, frame.header.num_elements)
+        if content != self._content or self._content_capture_ns is None:
+            self._content, self._content_capture_ns = content, frame.capture_ns
+        same_for_ns = frame.capture_ns - self._content_capture_ns
+        frozen = 0 < self._frozen_after_ns <= same_for_ns and not self._lockstep
+        metrics.FROZEN.set(frozen)
+        if frozen:
+            raise FrameDropped("frozen", same_content_s=round(same_for_ns * 1e-9, 3))
+
+    def silence(self, warn: Any) -> None:
+        """Complain when no frame has come for too long."""
+        ever = self._received_ns is not None
+        since_ns = self._clock() - (self._received_ns or self._started_ns)
+        if since_ns >= (self._silent_after_ns if ever else _STARTING_NS):
+            warn.warning("no camera frames", for_s=round(since_ns * 1e-9, 3), ever=ever)

@@ -1,0 +1,171 @@
+"""Where frames come from: the HAL's stream, or a recording played at its own pace."""
+
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Protocol
+
+from krabby_proto import CAMERA, FLAG_LOCKSTEP, LatestSubscriber, Message
+from krabby_proto.recording import Recording
+
+from krabby_camera.errors import ReplayError
+
+__all__ = ["FrameSource", "HalSource", "ReplaySource"]
+
+
+class FrameSource(Protocol):
+    """Gives out the newest frame; older ones that were never asked for are gone."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing will come any more."""
+        ...
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Running totals: received, discarded, gaps, invalid."""
+        ...
+
+    @property
+    def doing(self) -> str:
+        """What keeps frames from coming, for `/healthz`; empty if nothing is known to."""
+        ...
+
+    def wait(self, timeout_s: float) -> Message | None:
+        """Block until there is a newer frame; None when there was none in time."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HalSource:
+    """The stream `camera` of a HAL."""
+
+    exhausted = False
+    doing = ""
+
+    def __init__(self, endpoint: str) -> None:
+        self._subscriber = LatestSubscriber(endpoint, CAMERA)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        s = self._subscriber
+        return {
+            "received": s.received,
+            "discarded": s.discarded,
+            "gaps": s.gaps,
+            "invalid": s.invalid,
+        }
+
+    def wait(self, timeout_s: float) -> Message | None:
+        return self._subscriber.wait(timeout_s)
+
+    def close(self) -> None:
+        self._subscriber.close()
+
+
+class ReplaySource:
+    """The stream `camera` of a recording, at its own pace, as if it happened now.
+
+    Capture times are moved by one offset, so their spacing is the recorded one; each frame comes
+    out as long after its capture as it did then. A recording made in lock-step has simulated
+    times; played here they are real ones, so the flag goes.
+    """
+
+    _MAX_LATENCY_NS = 1_000_000_000
+    doing = ""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        loop: bool = False,
+        clock: Callable[[], int] = time.monotonic_ns,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Open a recording.
+
+        Args:
+            path: The .mcap file.
+            loop: Start again at the end.
+            clock: Monotonic nanoseconds.
+            sleep: Blocks for some seconds.
+
+        Raises:
+            RecordingError: It is not there or is no recording.
+            ReplayError: It holds no camera frames.
+        """
+        self._recording = Recording(path)
+        self._loop = loop
+        self._clock = clock
+        self._sleep = sleep
+        self._counts = {"received": 0, "discarded": 0, "gaps": 0, "invalid": 0}
+        self._frames = self._messages()
+        self._next = next(self._frames, None)
+        if self._next is None:
+            raise ReplayError(
+                f"recording {str(path)!r} has no frames of the stream 'camera'; record with the "
+                "camera enabled"
+            )
+        self._first_capture_ns = self._next.capture_ns
+        self._last_capture_ns = self._first_capture_ns
+        self._spacing_ns = round(1e9 / CAMERA.rate_hz)
+        self._offset_ns: int | None = None
+
+    @property
+    def exhausted(self) -> bool:
+        return self._next is None
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(self._counts)
+
+    def wait(self, timeout_s: float) -> Message | None:
+        deadline_ns = self._clock() + round(timeout_s * 1e9)
+        newest: Message | None = None
+        while self._next is not None:
+            if self._offset_ns is None:
+                self._offset_ns = self._clock() - self._next.capture_ns
+            frame = self._now(self._next, self._offset_ns)
+            due_ns = frame.header.publish_ns
+            now_ns = self._clock()
+            if due_ns > now_ns:
+                if newest is not None:
+                    return newest
+                self._sleep((min(due_ns, deadline_ns) - now_ns) * 1e-9)
+                if self._clock() < due_ns:
+                    return None
+            self._counts["received"] += 1
+            self._counts["discarded"] += newest is not None
+            newest = frame
+            self._advance(self._next)
+        return newest
+
+    def close(self) -> None:
+        self._frames.close()
+        self._next = None
+
+    def _now(self, frame: Message, offset_ns: int) -> Message:
+        header = frame.header
+        latency_ns = min(max(header.publish_ns - header.capture_ns, 0), self._MAX_LATENCY_NS)
+        capture_ns = header.capture_ns + offset_ns
+        return frame._replace(
+            header=header._replace(
+                capture_ns=capture_ns,
+                publish_ns=capture_ns + latency_ns,
+                flags=header.flags & ~FLAG_LOCKSTEP,
+            )
+        )
+
+    def _advance(self, played: Message) -> None:
+        self._spacing_ns = max(played.capture_ns - self._last_capture_ns, 0) or self._spacing_ns
+        self._last_capture_ns = played.capture_ns
+        self._next = next(self._frames, None)
+        if self._next is None and self._loop:
+            self._frames = self._messages()
+            self._next = next(self._frames, None)
+            assert self._offset_ns is not None
+            self._offset_ns += played.capture_ns - self._first_capture_ns + self._spacing_ns
+
+    def _messages(self) -> Generator[Message, None, None]:
+        return (record.message for record in self._recording if record.stream is CAMERA)

@@ -1,0 +1,323 @@
+"""The ZED Mini, over Stereolabs' own API (`import pyzed.sl`).
+
+Written from the published binding, `src/pyzed/sl.pyx` of stereolabs/zed-python-api for SDK 5, and
+the SDK's documentation pages on depth settings, sensors and calibration. The wheel comes with the
+SDK; the package called pyzed on PyPI is somebody else's and has no `pyzed.sl`.
+
+What matters for a policy: metres, no temporal smoothing (a policy trained on single exposures must
+not get trails), the measure taken small from the GPU, and time stamps of the exposure.
+
+The inertial sensor inside is our second source. Only the process that opened the camera can read
+it, so this process hands the readings on with the bytes of a VN-100 (`krabby.drivers.imu.server`):
+jetson-hal reads them with the driver and the checks that it has anyway, `imu.port =
+socket://<this host>:<port>`. They are those of a sensor at the camera: a turning robot adds
+centripetal acceleration there that its base does not feel.
+"""
+
+import importlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import structlog
+from krabby.drivers.errors import ImuPortError
+from krabby.drivers.imu import ImuMount, ImuSample
+from krabby.drivers.imu.server import ImuServer
+from krabby.drivers.imu.vectornav import QUAT_WN
+from krabby.robot import rotations
+from krabby.robot.description import CameraModel
+
+from krabby_camera.devices import Shot
+from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
+from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
+
+if TYPE_CHECKING:
+    from krabby_camera.config import ZedCfg
+
+__all__ = ["ZedCamera", "camera_mount", "imu_sample"]
+
+log = structlog.get_logger(__name__)
+
+_MAJOR: Final = 5
+_REBOOT_S: Final = 5.0
+"""How long the SDK may try to recover the link by itself before the camera is opened anew."""
+_IMU_POLL_S: Final = 0.001
+AS_PRINTED: Final = (1.0, 0.0, 0.0, 0.0)
+"""Mount under which readings are handed on: x forward, y right, z down."""
+
+_FATAL: Final = {
+    "NO_GPU_COMPATIBLE": "the SDK needs an NVIDIA GPU of compute capability 5 or more",
+    "NO_GPU_DETECTED": "give the container the GPU (runtime: nvidia), or reboot",
+    "NVIDIA_DRIVER_OUT_OF_DATE": "update the driver, or use an SDK for this CUDA version",
+    "CUDA_ERROR": "look at dmesg for GPU faults and restart",
+    "NOT_ENOUGH_GPU_MEMORY": "choose zed.depth_mode=neural_light, or free GPU memory",
+    "CORRUPTED_SDK_INSTALLATION": "install the ZED SDK again; it misses cuDNN, TensorRT or a model",
+    "INCOMPATIBLE_SDK_VERSION": "run /usr/local/zed/get_python_api.py again for this SDK",
+    "INVALID_RESOLUTION": "choose another zed.resolution",
+    "INVALID_FIRMWARE": "update the camera's firmware with ZED Explorer",
+    "INVALID_CALIBRATION_FILE": "download the factory calibration again with ZED Explorer",
+    "CALIBRATION_FILE_NOT_AVAILABLE": "connect to the internet once, or copy SN<serial>.conf to "
+    "/usr/local/zed/settings",
+    "INVALID_FUNCTION_PARAMETERS": "the configuration asks for what this camera cannot do",
+}
+"""What to do about the results of `open` that no patience heals."""
+_HINTS: Final = {
+    "CAMERA_NOT_DETECTED": "plug it into a USB 3 port; check `lsusb -d 2b03:`",
+    "CAMERA_DETECTION_ISSUE": "flip the USB-C plug or use another port",
+    "CAMERA_FAILED_TO_SETUP": "choose another zed.resolution or zed.fps, or replug it",
+    "CANNOT_START_CAMERA_STREAM": "close the other process that uses it",
+    "LOW_USB_BANDWIDTH": "use a USB 3 port and cable, with no hub in between",
+    "SENSORS_NOT_AVAILABLE": "replug the camera",
+    "SENSORS_NOT_INITIALIZED": "run `ZED_Diagnostic -r`",
+}
+"""The same for what may heal."""
+
+
+class ZedCamera:
+    """A ZED Mini as a `DepthDevice`.
+
+    Args:
+        cfg: How to run it.
+        camera: The robot's camera, whose images come out.
+        clock: Monotonic nanoseconds.
+
+    Raises:
+        DeviceUnusable: There is no SDK, or an old one.
+    """
+
+    name = "ZED camera"
+
+    def __init__(
+        self, cfg: "ZedCfg", camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._sl = _load_sdk()
+        self._cfg, self._camera, self._clock = cfg, camera, clock
+        self._zed: Any = None
+        self._runtime: Any = None
+        self._measure: Any = None
+        self._size: Any = None
+        self._resample: Resampler | None = None
+        self._delay_ns = 0
+        self._lost_before = 0
+        self._rebooting_ns: int | None = None
+        self._imu: _ImuRelay | None = None
+        self.gaps = 0
+        self.invalid = 0
+
+    def open(self) -> Mapping[str, object]:
+        sl, cfg = self._sl, self._cfg
+        self._zed = sl.Camera()
+        code = self._zed.open(self._init_parameters())
+        if code > sl.ERROR_CODE.SUCCESS:  # what is less is a warning
+            raise _complaint(code)
+        self._runtime = sl.RuntimeParameters(
+            confidence_threshold=cfg.confidence, texture_confidence_threshold=cfg.texture_confidence
+        )
+        self._measure = sl.Mat()
+        info = self._zed.get_camera_information()
+        full = info.camera_configuration.resolution
+        width = min(cfg.measure_width, full.width)
+        self._size = sl.Resolution(width, round(width * full.height / full.width))
+        source = self._intrinsics()
+        self._resample = Resampler(source, self._camera)
+        fps = float(info.camera_configuration.fps)
+        self._delay_ns = round(1e9 * cfg.frames_before_stamp / fps)
+        self._lost_before, self._rebooting_ns = self.gaps, None
+        if self._imu is None:
+            self._imu = _open_imu(cfg, self._sl, self._camera, self._clock)
+        if self._imu is not None:
+            self._imu.start(self._zed)
+        return {
+            "model": str(info.camera_model),
+            "serial": info.serial_number,
+            "firmware": info.camera_configuration.firmware_version,
+            "sdk": sl.Camera.get_sdk_version(),
+            "fps": fps,
+            "measure": f"{source.width} x {source.height}",
+            "fov_deg": [round(angle, 1) for angle in source.fov_deg],
+            "warning": "" if code == sl.ERROR_CODE.SUCCESS else str(code),
+        }
+
+    def grab(self) -> Shot | None:
+        sl, zed = self._sl, self._zed
+        code = zed.grab(self._runtime)
+        if code == sl.ERROR_CODE.CORRUPTED_FRAME:
+            self.invalid += 1
+            return None
+        if code == sl.ERROR_CODE.CAMERA_REBOOTING:
+            return self._wait_for_reboot()
+        if code > sl.ERROR_CODE.SUCCESS:
+            raise DeviceUnavailable(
+                f"the ZED camera stopped: {_name(code)}; "
+                + _HINTS.get(_name(code), "it is opened again")
+            )
+        self._rebooting_ns = None
+        self.gaps = self._lost_before + zed.get_frame_dropped_count()
+        code = zed.retrieve_measure(self._measure, sl.MEASURE.DEPTH, sl.MEM.CPU, self._size)
+        if code > sl.ERROR_CODE.SUCCESS:
+            raise DeviceUnavailable(f"the ZED camera gives no depth: {_name(code)}")
+        assert self._resample is not None
+        depth = self._resample(self._measure.get_data())
+        return Shot(depth, self._capture_ns())
+
+    def close(self) -> None:
+        if self._imu is not None:
+            self._imu.stop()
+        if self._zed is not None:
+            self._zed.close()
+            self._zed = None
+
+    def release(self) -> None:
+        """Close what outlives a lost camera."""
+        if self._imu is not None:
+            self._imu.close()
+
+    def _init_parameters(self) -> Any:
+        sl, cfg = self._sl, self._cfg
+        init = sl.InitParameters()
+        init.camera_resolution = getattr(sl.RESOLUTION, cfg.resolution.upper())
+        init.camera_fps = cfg.fps
+        init.depth_mode = getattr(sl.DEPTH_MODE, cfg.depth_mode.upper())
+        init.coordinate_units = sl.UNIT.METER
+        init.coordinate_system = sl.COORDINATE_SYSTEM.RIGHT_HANDED_Z_UP_X_FWD
+        init.depth_minimum_distance = self._camera.near_m
+        init.depth_maximum_distance = FAR_READING_M
+        init.depth_stabilization = 0
+        # depth is computed only as often as it is used
+        init.grab_compute_capping_fps = self._camera.rate_hz
+        # a grab that waits for a lost camera would hold this thread for seconds
+        init.async_grab_camera_recovery = True
+        init.sensors_required = bool(cfg.imu_listen)
+        init.sdk_verbose = 0
+        if cfg.serial:
+            init.set_from_serial_number(cfg.serial)
+        return init
+
+    def _intrinsics(self) -> Intrinsics:
+        info = self._zed.get_camera_information(self._size)
+        left = info.camera_configuration.calibration_parameters.left_cam
+        return Intrinsics(self._size.width, self._size.height, left.fx, left.fy, left.cx, left.cy)
+
+    def _capture_ns(self) -> int:
+        """The SDK stamps the arrival of the whole image with its own clock, whichever that is.
+
+        Its documentation puts the exposure two or three frames before; configured.
+        """
+        reference, zed = self._sl.TIME_REFERENCE, self._zed
+        arrived = zed.get_timestamp(reference.IMAGE).get_nanoseconds()
+        age_ns = zed.get_timestamp(reference.CURRENT).get_nanoseconds() - arrived
+        return self._clock() - age_ns - self._delay_ns
+
+    def _wait_for_reboot(self) -> None:
+        now_ns = self._clock()
+        self._rebooting_ns = self._rebooting_ns or now_ns
+        if now_ns - self._rebooting_ns > _REBOOT_S * 1e9:
+            raise DeviceUnavailable(
+                f"the ZED camera did not come back by itself in {_REBOOT_S:g} s; it is opened again"
+            )
+        time.sleep(0.05)
+
+
+class _ImuRelay:
+    """Hands the camera's inertial readings on, as soon as there are new ones."""
+
+    def __init__(
+        self, sl: Any, server: ImuServer, mount: ImuMount, clock: Callable[[], int]
+    ) -> None:
+        self._sl, self._server, self._mount, self._clock = sl, server, mount, clock
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, zed: Any) -> None:
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, args=(zed,), name="zed-imu", daemon=True)
+        self._thread.start()
+        log.info("handing on the camera's IMU", address=self._server.address)
+
+    def stop(self) -> None:
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        self.stop()
+        self._server.close()
+
+    def _run(self, zed: Any) -> None:
+        sl, data = self._sl, self._sl.SensorsData()
+        last_ns = 0
+        while not self._stop.wait(_IMU_POLL_S):
+            code = zed.get_sensors_data(data, sl.TIME_REFERENCE.CURRENT)
+            imu = data.get_imu_data()
+            measured_ns = imu.timestamp.get_nanoseconds()
+            # the same reading comes back until there is a new one
+            if code != sl.ERROR_CODE.SUCCESS or measured_ns == last_ns:
+                self._server.poll()
+                continue
+            last_ns = measured_ns
+            current = zed.get_timestamp(sl.TIME_REFERENCE.CURRENT).get_nanoseconds()
+            stamp_ns = self._clock() - (current - measured_ns)
+            temperature = data.get_temperature_data().get(sl.SENSOR_LOCATION.IMU)
+            self._server.publish(imu_sample(imu, self._mount, stamp_ns, float(temperature)))
+
+
+def camera_mount(camera: CameraModel) -> ImuMount:
+    """How the SDK's camera frame (x forward, y left, z up, as we ask for) sits on the robot."""
+    return ImuMount(rotations.from_euler(0.0, camera.mount_pitch_rad, 0.0))
+
+
+def imu_sample(imu: Any, mount: ImuMount, stamp_ns: int, temperature_c: float) -> ImuSample:
+    """Our sample of an `sl.IMUData`: its gyroscopes speak degrees per second."""
+    return ImuSample(
+        *mount.to_base(
+            imu.get_pose().get_orientation().get(),
+            np.radians(imu.get_angular_velocity()),
+            imu.get_linear_acceleration(),
+        ),
+        stamp_ns,
+        temperature_c,
+    )
+
+
+def _load_sdk() -> Any:
+    try:
+        sl = importlib.import_module("pyzed.sl")
+    except ImportError as error:
+        raise DeviceUnusable(
+            f"pyzed.sl cannot be imported ({error}); install the ZED SDK {_MAJOR}, then run "
+            "/usr/local/zed/get_python_api.py with this Python. The package pyzed of PyPI is "
+            "another project: uninstall it if it is there"
+        ) from error
+    version = str(sl.Camera.get_sdk_version())
+    if version.split(".")[0] != str(_MAJOR):
+        raise DeviceUnusable(
+            f"ZED SDK {version} is not supported; install version {_MAJOR} and its Python API"
+        )
+    return sl
+
+
+def _open_imu(
+    cfg: "ZedCfg", sl: Any, camera: CameraModel, clock: Callable[[], int]
+) -> _ImuRelay | None:
+    if not cfg.imu_listen:
+        return None
+    try:
+        server = ImuServer(cfg.imu_listen, ImuMount(AS_PRINTED, QUAT_WN))
+    except ImuPortError as error:
+        raise DeviceUnusable(f"zed.imu_listen: {error}") from error
+    return _ImuRelay(sl, server, camera_mount(camera), clock)
+
+
+def _name(code: Any) -> str:
+    return str(code.name)
+
+
+def _complaint(code: Any) -> DeviceUnavailable | DeviceUnusable:
+    name = _name(code)
+    if name in _FATAL:
+        return DeviceUnusable(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
+    hint = _HINTS.get(name, "run ZED_Diagnostic")
+    return DeviceUnavailable(f"the ZED camera cannot be opened: {name}; {hint}")

@@ -1,0 +1,160 @@
+"""The emulated robot without its wires: physics moved by the drives, and what its sensors say."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from krabby.drivers.imu import ImuSample
+from krabby.mujoco.stage import Stage
+from krabby.mujoco.world import SUBSTEP_NS
+from krabby.robot import rotations
+
+from krabby_emulator.faults import Fault, FaultBoard, FaultKind
+from krabby_emulator.motor import DriveBank, Law
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from krabby.course.courses import Course
+    from krabby.hal.measurement import Measurement
+    from krabby.robot.description import RobotDescription
+    from numpy.typing import NDArray
+
+    from krabby_emulator.config import EmulatorCfg, ImuCfg
+
+__all__ = ["EmulatedRobot"]
+
+log = structlog.get_logger(__name__)
+
+_SUBSTEP_S = SUBSTEP_NS * 1e-9
+_STOPS_GIVE_RAD = 0.02
+"""Rubber in the stops: a joint this far beyond its limit leans on them, it has not left them."""
+
+
+class EmulatedRobot(Stage):
+    """A robot on a course whose drives are told things by frames, not by a gate."""
+
+    def __init__(
+        self,
+        cfg: EmulatorCfg,
+        desc: RobotDescription,
+        course: Course,
+        *,
+        buses: Sequence[str],
+        bus_of: Sequence[int],
+    ) -> None:
+        """Put it down, switched on and limp.
+
+        Args:
+            cfg: everything but can and endpoints is used.
+            desc: the robot.
+            course: what it stands on.
+            buses: names of the CAN buses.
+            bus_of: index into `buses` of every joint.
+        """
+        super().__init__(
+            cfg, desc, course, tilt_limit_rad=desc.safety.tilt_limit_rad, auto_reset=cfg.auto_reset
+        )
+        self.world.set_friction(cfg.drive.coulomb_friction, cfg.drive.viscous_friction)
+        self.bank = DriveBank(desc, cfg.drive, cfg.supply, seed=cfg.seed)
+        self.board = FaultBoard(desc.joint_names, buses, bus_of)
+        self._imu = _ImuFlaws(cfg.imu, cfg.seed)
+        self._law: Law | None = None
+        """What the physics was told last."""
+        self.limit_excess = np.full(len(desc.joint_names), -np.inf)
+        """How far every joint ever was beyond its limits [rad]; negative: never there."""
+        self.bank.report(self.world.joint_pos, self.world.joint_vel)
+
+    def substep(self, now_ns: int) -> None:
+        """Let `SUBSTEP_NS` pass, with what the drives have been told until `now_ns`."""
+        board, bank, world = self.board, self.bank, self.world
+        board.refresh(now_ns)
+        bank.protect(now_ns)
+        law = bank.law(world.joint_pos, board.stuck)
+        if law is not self._law:
+            world.set_law(*law)
+            self._law = law
+        low, high = bank.torque_range(world.joint_vel)
+        effort = world.step(low, high, driven=bool(bank.on.any()))
+        joint_pos = world.joint_pos
+        bank.settle(
+            effort,
+            joint_pos,
+            world.joint_vel,
+            _SUBSTEP_S,
+            heat_c=board.heat_c if board.heated else None,
+            sag_v=board.sag_v,
+        )
+        beyond = np.maximum(self.desc.joint_lower - joint_pos, joint_pos - self.desc.joint_upper)
+        np.maximum(self.limit_excess, beyond, out=self.limit_excess)
+
+    def sense(self, now_ns: int) -> ImuSample | None:
+        """After the substeps of a slot: look for falls; what the IMU says, None if it is mute."""
+        self.reset_if_due(now_ns)
+        self.world.measure(self._measured)
+        self.watch(now_ns)
+        if self.board.imu_silent:
+            return None
+        return self._imu.disturb(self._measured, now_ns, self.board.imu_roll)
+
+    def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
+        """Break something; see `FaultBoard.inject`."""
+        fault = self.board.inject(kind, now_ns, **where)
+        if fault.kind is FaultKind.RESET:
+            for joint in fault.joints:
+                self.bank.reboot(joint, now_ns)
+        log.warning("fault injected", kind=fault.kind.value, where=fault.where, value=fault.value)
+        return fault
+
+    def summary(self) -> dict[str, Any]:
+        """What the run came to, for the last log line."""
+        bank = self.bank
+        worst = int(self.limit_excess.argmax())
+        hottest = int(bank.winding_c.argmax())
+        excess = float(self.limit_excess[worst])
+        return super().summary() | {
+            "joint_limits_kept": excess <= _STOPS_GIVE_RAD,
+            "joint_limit_excess_rad": round(excess, 4),
+            "joint_limit_excess_joint": self.desc.joint_names[worst],
+            "winding_max_c": round(float(bank.winding_c[hottest]), 1),
+            "winding_max_joint": self.desc.joint_names[hottest],
+            "supply_v": round(bank.supply_v, 2),
+            "drive_trips": bank.trips,
+            "faults_injected": {kind: n for kind, n in self.board.injected.items() if n},
+        }
+
+    def _restart_joint_pos(self) -> NDArray[np.float64]:
+        # Drives that hold a pose would see their joints jump, as no hand could make them.
+        if self.bank.holding.all():
+            return self.world.joint_pos
+        return super()._restart_joint_pos()
+
+    def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
+        self._law = None  # putting the robot down also resets what its actuators hold
+
+    def _target_joint_pos(self) -> NDArray[np.float64] | None:
+        return self.bank.target_pos if bool(self.bank.holding.all()) else None
+
+
+class _ImuFlaws:
+    """Noise and bias of the IMU; seeded."""
+
+    def __init__(self, cfg: ImuCfg, seed: int) -> None:
+        self._cfg = cfg
+        self._random = np.random.default_rng((seed, 1))
+        self._bias = cfg.gyro_bias * self._random.standard_normal(3)
+
+    def disturb(self, measured: Measurement, now_ns: int, roll: float) -> ImuSample:
+        cfg = self._cfg
+        noise = self._random.standard_normal((3, 3))
+        turn = cfg.attitude_noise * noise[0]
+        turn[0] += roll
+        return ImuSample(
+            rotations.normalize(rotations.mul(measured.base_quat_w, rotations.from_euler(*turn))),
+            measured.base_ang_vel_b + self._bias + cfg.gyro_noise * noise[1],
+            measured.base_lin_acc_b + cfg.accelerometer_noise * noise[2],
+            now_ns,
+            cfg.temperature_c,
+        )

@@ -1,0 +1,358 @@
+"""Who walks: the chosen policy, or the blind one while nothing can be seen; never with a jump."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import structlog
+from krabby.policy.bundle import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
+from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot.errors import BundleError
+from krabby.runtime.logging import log_every
+from krabby_proto import FLAG_LATENT
+
+from krabby_gameloop import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from krabby.policy.network import Backend, Network
+    from krabby.robot.description import RobotDescription
+    from krabby_proto import Message
+    from numpy.typing import NDArray
+
+    from krabby_gameloop.config import GameloopCfg
+
+__all__ = ["Pilot", "Runner", "load_runner"]
+
+log = structlog.get_logger(__name__)
+
+_WARM_UP_STEPS = 20
+_REST_BELOW, _WALK_ABOVE = 0.05, 0.1
+"""Largest number of a walking command, m/s or rad/s, that means standing; and smallest that ends
+it."""
+
+
+class Runner:
+    """One loaded policy with its observation history."""
+
+    def __init__(
+        self, bundle: PolicyBundle, desc: RobotDescription, backend: Backend | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.policy = OnnxPolicy(bundle, backend)
+        self._desc = desc
+        self._builder = ObservationBuilder(bundle.observation, desc)
+        self._inference = metrics.INFERENCE.labels(bundle.name)
+        self.observe_s = 0.0
+        """Time the last observation took [s]."""
+        self.infer_s = 0.0
+        """Time the last inference took [s]."""
+        self._warm_up()
+
+    @property
+    def network(self) -> Network:
+        """What runs the policy now."""
+        return self.policy.network
+
+    def use(self, backend: Backend) -> None:
+        """Let another backend run the policy, from a fresh memory on."""
+        self.policy.use(backend)
+        self._warm_up()
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether it sees."""
+        return self.bundle.needs_features != "none"
+
+    @property
+    def features_size(self) -> int:
+        """Floats of its features term; 0 when it has none."""
+        term = self.bundle.observation.term("features")
+        return term.size if term is not None else 0
+
+    def reset(self) -> None:
+        """Forget history and recurrent state."""
+        self.policy.reset()
+        self._builder.reset()
+
+    def step(self, inputs: ObservationInputs) -> NDArray[np.float64]:
+        """Joint position targets [rad], shape (18,); raises `PolicyOutputError`."""
+        started = time.perf_counter()
+        inputs.last_action = self.policy.last_action
+        obs = self._builder.build(inputs)
+        observed = time.perf_counter()
+        try:
+            return self.policy.step(obs)
+        finally:
+            self.observe_s = observed - started
+            self.infer_s = time.perf_counter() - observed
+            self._inference.observe(self.infer_s)
+
+    def _warm_up(self) -> None:
+        """Let the first, slow steps happen before the loop does."""
+        desc = self._desc
+        nothing = np.zeros(3)
+        inputs = ObservationInputs(
+            base_quat_w=np.array([0.0, 0.0, 0.0, 1.0]),
+            base_ang_vel_b=nothing,
+            base_lin_acc_b=nothing,
+            joint_pos=desc.default_joint_pos,
+            joint_vel=np.zeros_like(desc.default_joint_pos),
+            foot_contact=np.ones(len(desc.leg_names)),
+            nav_command=nothing,
+            last_action=self.policy.last_action,
+            features=np.zeros(self.features_size) if self.needs_features else None,
+            features_age=np.zeros(1) if self.needs_features else None,
+        )
+        for _ in range(_WARM_UP_STEPS):
+            self.step(inputs)
+        self.reset()
+
+
+def load_runner(
+    name: str, desc: RobotDescription, control_rate_hz: float, backend: Backend | None = None
+) -> Runner:
+    """Load and warm up a bundle; raises `BundleError` when it does not fit."""
+    bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
+    unknown = [term.name for term in bundle.observation.terms if not term.measurable]
+    if unknown:
+        raise BundleError(
+            f"policy {bundle.name!r} is a teacher: it reads ground truth that no robot has "
+            f"({', '.join(unknown)}); evaluate it with `python -m krabby_trainer eval`, or "
+            "name a policy that walks on what the robot measures"
+        )
+    return Runner(bundle, desc, backend)
+
+
+class _Blend(NamedTuple):
+    origin: NDArray[np.float64]
+    started_ns: int
+
+
+class Pilot:
+    """Steps the policy that walks now and hands over from one to another.
+
+    A policy takes over with a fresh memory, and its targets are blended in over `blend_s` from the
+    last target that was sent, so a swap moves no joint faster than walking does.
+    """
+
+    def __init__(
+        self,
+        cfg: GameloopCfg,
+        desc: RobotDescription,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._cfg = cfg
+        self._desc = desc
+        self.chosen = load_runner(cfg.policy, desc, cfg.rate_hz)
+        self._blind = self._load_blind()
+        self.walking = self.chosen
+        """The runner that gave the last target."""
+        self._blend: _Blend | None = None
+        self._blend_ns = round(cfg.blend_s * 1e9)
+        self._recover_ns = round(cfg.freshness.features_recover_s * 1e9)
+        self._fresh_since_ns: int | None = None
+        self._bad_outputs = 0
+        self._given_up: Runner | None = None
+        self._warn = log_every(log, clock=clock)
+        self._standing = False
+        self._resting = False
+        self.blind_switches = 0
+        """Times the blind policy took over, or the robot stood still for want of one."""
+        self.ticks = 0
+        """Steps of walking, whoever walked."""
+        self.blind_ticks = 0
+        """Those in which the chosen policy did not."""
+        self.bad_outputs = 0
+        """Outputs that were not finite."""
+        self._announce()
+
+    @property
+    def runners(self) -> list[Runner]:
+        """Everybody who may walk."""
+        return [self.chosen] if self._blind is None else [self.chosen, self._blind]
+
+    @property
+    def blind(self) -> bool:
+        """Whether the chosen policy cannot walk: another one does, or nobody."""
+        return self._standing or (self.walking is not self.chosen and not self._resting)
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the chosen policy sees."""
+        return self.chosen.needs_features
+
+    def start(self, target: NDArray[np.float64], now_ns: int) -> None:
+        """Walking begins from `target` [rad], shape (18,)."""
+        self._bad_outputs = 0
+        self._fresh_since_ns = None
+        # Whether there is something to see shows in the first step; until then nothing is switched.
+        self._hand_over(self.chosen, target, now_ns)
+
+    def choose(self, runner: Runner, last_target: NDArray[np.float64], now_ns: int) -> None:
+        """Walk with another policy from now on."""
+        log.info("policy swapped", policy=runner.bundle.name, before=self.chosen.bundle.name)
+        self.chosen = runner
+        self._given_up = None
+        self._fresh_since_ns = None
+        self._hand_over(runner, last_target, now_ns)
+        self._announce()
+
+    def step(
+        self,
+        inputs: ObservationInputs,
+        features: Message | None,
+        last_target: NDArray[np.float64],
+        now_ns: int,
+    ) -> NDArray[np.float64]:
+        """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
+        was_blind = self.blind
+        usable = self._usable(features, now_ns)
+        runner = self._choose(usable is not None, now_ns)
+        if self._rests(inputs.nav_command, runner):
+            runner = self._blind
+        if runner is not self.walking or self._standing:
+            self._switch(runner, last_target, now_ns, was_blind=was_blind)
+        self.ticks += 1
+        self.blind_ticks += self.blind
+        if runner is None:
+            return last_target
+        if usable is not None and runner.needs_features:
+            inputs.features = usable.payload
+            inputs.features_age = np.array([usable.age_s(now_ns)])
+        else:
+            inputs.features = inputs.features_age = None
+        try:
+            target = runner.step(inputs)
+        except PolicyOutputError as error:
+            self._count_bad(error, runner)
+            return last_target
+        self._bad_outputs = 0
+        return self._blended(target, now_ns)
+
+    def wait(self, elapsed_ns: int) -> None:
+        """No step was made for so long: a hand-over under way is not further than it was."""
+        if self._blend is not None:
+            self._blend = self._blend._replace(started_ns=self._blend.started_ns + elapsed_ns)
+
+    def _usable(self, features: Message | None, now_ns: int) -> Message | None:
+        """The features if they are what the chosen policy reads, and fresh."""
+        if features is None or not self.chosen.needs_features:
+            return None
+        is_latent = bool(features.flags & FLAG_LATENT)
+        wants_latent = self.chosen.bundle.needs_features == "latent"
+        if is_latent != wants_latent or features.payload.size != self.chosen.features_size:
+            self._warn.warning(
+                "features are not what the policy reads; set the camera service's `bundle` to it",
+                policy=self.chosen.bundle.name,
+                wants=f"{self.chosen.features_size} floats, latent={wants_latent}",
+                got=f"{features.payload.size} floats, latent={is_latent}",
+            )
+            return None
+        if features.age_s(now_ns) > self._cfg.freshness.features_s:
+            return None
+        if not np.isfinite(features.payload).all():
+            # The camera's fault, not the policy's: fed to the policy, it would count against it.
+            self._warn.warning("features are not finite, not used")
+            return None
+        return features
+
+    def _choose(self, sees: bool, now_ns: int) -> Runner | None:
+        """Who walks this tick; None: nobody may."""
+        if not sees:
+            self._fresh_since_ns = None
+        elif self._fresh_since_ns is None:
+            self._fresh_since_ns = now_ns
+        if self.chosen is self._given_up:
+            return self._blind
+        if not self.chosen.needs_features:
+            return self.chosen
+        if not sees:
+            return self._blind
+        assert self._fresh_since_ns is not None
+        if not self.blind or now_ns - self._fresh_since_ns >= self._recover_ns:
+            return self.chosen
+        return self._blind
+
+    def _rests(self, command: NDArray[np.floating], runner: Runner | None) -> bool:
+        """Whether the blind policy stands because the chosen one would walk on; nothing is wrong.
+
+        Where there is no blind policy the chosen one is left to do what it does.
+        """
+        largest = float(np.abs(command).max())
+        still = largest < (_WALK_ABOVE if self._resting else _REST_BELOW)
+        able = runner is self.chosen and not self.chosen.bundle.stands and self._blind is not None
+        self._resting = still and able
+        return self._resting
+
+    def _switch(
+        self,
+        runner: Runner | None,
+        origin: NDArray[np.float64],
+        now_ns: int,
+        *,
+        was_blind: bool,
+    ) -> None:
+        """Let another one walk than in the last step, or nobody, and say so."""
+        if runner is None:
+            self._standing = True
+            metrics.BLIND.set(True)
+        else:
+            self._hand_over(runner, origin, now_ns)
+        if self.blind and not was_blind:
+            self.blind_switches += 1
+            metrics.BLIND_SWITCHES.inc()
+            if runner is None:
+                log.warning("standing still", reason="cannot see and blind_policy is empty")
+            else:
+                log.warning("walking blind", policy=runner.bundle.name)
+        elif was_blind and not self.blind:
+            log.info("seeing again", policy=self.walking.bundle.name)
+
+    def _hand_over(self, runner: Runner, origin: NDArray[np.float64], now_ns: int) -> None:
+        """Let a policy walk, with a fresh memory and from the last target on."""
+        runner.reset()
+        self.walking = runner
+        self._standing = False
+        self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
+        metrics.BLIND.set(self.blind)
+
+    def _blended(self, target: NDArray[np.float64], now_ns: int) -> NDArray[np.float64]:
+        if self._blend is None:
+            return target
+        elapsed_ns = now_ns - self._blend.started_ns
+        if elapsed_ns >= self._blend_ns:
+            self._blend = None
+            return target
+        share = elapsed_ns / self._blend_ns
+        smooth = share * share * (3.0 - 2.0 * share)
+        return self._blend.origin + smooth * (target - self._blend.origin)
+
+    def _count_bad(self, error: PolicyOutputError, runner: Runner) -> None:
+        metrics.BAD_OUTPUTS.inc()
+        self.bad_outputs += 1
+        self._warn.warning("policy output refused, holding", reason=str(error))
+        self._bad_outputs += 1
+        if self._bad_outputs >= self._cfg.max_bad_outputs and self._blind not in (None, runner):
+            self._given_up = runner
+            log.error("policy given up for the blind one", policy=runner.bundle.name)
+
+    def _load_blind(self) -> Runner | None:
+        if not self._cfg.blind_policy:
+            return None
+        blind = load_runner(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
+        if blind.needs_features:
+            raise BundleError(
+                f"blind_policy {blind.bundle.name!r} needs features "
+                f"{blind.bundle.needs_features!r}; name a policy that walks without seeing"
+            )
+        return blind
+
+    def _announce(self) -> None:
+        bundle = self.chosen.bundle
+        hashes = {name.removesuffix(".onnx"): digest for name, digest in bundle.hashes.items()}
+        metrics.POLICY_INFO.info({"name": bundle.name, "kind": bundle.kind, **hashes})

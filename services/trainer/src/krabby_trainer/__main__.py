@@ -1,0 +1,8 @@
+"""`trainer`, the process."""
+
+import sys
+
+from krabby_trainer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

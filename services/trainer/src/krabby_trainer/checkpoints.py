@@ -1,0 +1,284 @@
+"""Everything a run needs to go on as if it had not stopped, in one file that is whole or not there.
+
+A checkpoint is written beside its place, synced and renamed, with its SHA-256 in a file next to it
+(`sha256sum --check` reads it). It is read with `weights_only`: tensors and plain values, no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import random
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from krabby_trainer.errors import CheckpointDamaged, CheckpointError
+
+__all__ = [
+    "FORMAT",
+    "checkpoint_name",
+    "find_checkpoints",
+    "load",
+    "load_to_resume",
+    "newest_intact",
+    "prune",
+    "random_state",
+    "restore_random_state",
+    "save",
+    "set_aside",
+    "verify",
+]
+
+FORMAT = 1
+"""Version of the payload's keys."""
+KEYS = (
+    "algorithm",
+    "config",
+    "env_steps",
+    "environment",
+    "format",
+    "iteration",
+    "provenance",
+    "random",
+    "wall_s",
+)
+WEIGHTS_OF = "weights_of_sha256"
+"""Key of one that holds weights alone: the SHA-256 of the file they were taken from."""
+_NAME = re.compile(r"iteration_(\d+)\.pt")
+
+
+def checkpoint_name(iteration: int) -> str:
+    """File name of the checkpoint after so many iterations."""
+    return f"iteration_{iteration:06d}.pt"
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder or in its `checkpoints`, oldest iteration first."""
+    found = {path for place in (folder, folder / "checkpoints") for path in place.glob("*.pt")}
+    return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_iteration)
+
+
+def save(path: Path, payload: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that a reader finds either all of it or the one before.
+
+    Raises:
+        CheckpointError: A key is missing, or the file cannot be written.
+    """
+    complete = {"format": FORMAT, **payload}
+    _check_keys(path, complete)
+    buffer = io.BytesIO()
+    torch.save(complete, buffer)
+    data = buffer.getbuffer()
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The sum goes first: alone it says nothing, while a file without one is trusted less.
+        _replace(_sum_path(path), f"{digest}  {path.name}\n".encode())
+        _replace(path, data)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint {path} ({error.strerror}); training needs a folder it "
+            "may write to and some hundred MB of space, see run.dir and run.keep"
+        ) from error
+
+
+def save_weights(checkpoint: Path, path: Path) -> None:
+    """Write what a checkpoint's networks need, for new runs, measuring and export.
+
+    Left out is what only a resumed run needs: optimisers, curriculum, random numbers.
+
+    Raises:
+        CheckpointError: As `load` and `save`.
+    """
+    payload = load(checkpoint)
+    algorithm = {
+        key: value
+        for key, value in payload["algorithm"].items()
+        if not key.endswith("optimizer_state_dict")
+    }
+    nothing = {"environment": None, "random": None, "ranks": []}
+    of = payload.get(WEIGHTS_OF) or hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    save(path, {**payload, **nothing, "algorithm": algorithm, WEIGHTS_OF: of})
+
+
+def load_to_resume(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """As `load`, for a run that goes on.
+
+    Raises:
+        CheckpointError: As `load`, or it holds weights alone.
+    """
+    payload = load(path, device)
+    if WEIGHTS_OF in payload:
+        raise CheckpointError(
+            f"run.resume={path}: it holds the weights of networks alone, no optimisers and no "
+            f"curriculum to go on with; begin a new run with them: run.init={path}"
+        )
+    return payload
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint, its tensors on `device`.
+
+    Raises:
+        CheckpointError: There is none, it holds more than tensors and plain values, or it was
+            written by another version.
+        CheckpointDamaged: It is not what was written; the message names the newest intact one.
+    """
+    if not path.is_file():
+        there = [each.name for each in find_checkpoints(path.parent)]
+        hint = f"that folder has {', '.join(there)}" if there else "that folder has none"
+        raise CheckpointError(f"no checkpoint {path}; {hint}")
+    problem = verify(path)
+    if problem:
+        raise CheckpointDamaged(f"{path} is damaged: {problem}; {_remedy(path)}")
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, so it was not written by this "
+            f"trainer and is not loaded ({_first_line(error)})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointDamaged(
+            f"{path} is damaged: {_first_line(error)}; {_remedy(path)}"
+        ) from error
+    if not isinstance(payload, dict):
+        raise CheckpointError(f"{path} holds a {type(payload).__name__}, not a checkpoint")
+    if payload.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {payload.get('format')!r}, this trainer reads {FORMAT}; use the "
+            "revision that wrote it: `python -m krabby_trainer info` names it when it can"
+        )
+    _check_keys(path, payload)
+    return payload
+
+
+def verify(path: Path) -> str:
+    """What is wrong with a file, in a few words; empty when it is intact."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        recorded = _sum_path(path)
+        if recorded.is_file():
+            expected = recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0].strip()
+            return "" if digest == expected else f"SHA-256 {digest[:12]}…, not {expected[:12]}…"
+        # Copied away from its sum: the archive has checksums of its own.
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        return f"record {bad} fails its checksum" if bad else ""
+    except zipfile.BadZipFile:
+        return "not a whole archive"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def newest_intact(folder: Path) -> Path | None:
+    """The checkpoint of the highest iteration whose checksum holds, or None."""
+    for path in reversed(find_checkpoints(folder)):
+        if not verify(path):
+            return path
+    return None
+
+
+def prune(folder: Path, *, keep: int, keep_every: int) -> None:
+    """Remove all but the newest `keep`, and those on multiples of `keep_every` (0: none)."""
+    for path in find_checkpoints(folder)[: -max(keep, 1)]:
+        if keep_every and _iteration(path) % keep_every == 0:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            _sum_path(path).unlink()
+
+
+def set_aside(folder: Path, *, beyond: int) -> list[Path]:
+    """Move checkpoints of later iterations into `set-aside`: the run goes on from an earlier one.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for path in find_checkpoints(folder):
+        if _iteration(path) > beyond:
+            aside = path.parent / "set-aside"
+            aside.mkdir(exist_ok=True)
+            for each in (path, _sum_path(path)):
+                if each.exists():
+                    each.replace(aside / each.name)
+            moved.append(aside / path.name)
+    return moved
+
+
+def random_state() -> dict[str, Any]:
+    """The generators of torch, NumPy and Python, as tensors and plain values."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    version, internal, following = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(internal), following],
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put the generators back to where `random_state` found them."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    words = keys.cpu().numpy().astype(np.uint32)
+    np.random.set_state((name, words, position, has_gauss, gauss))  # noqa: NPY002
+    version, internal, following = state["python"]
+    random.setstate((version, tuple(internal), following))
+
+
+def _check_keys(path: Path, payload: Mapping[str, Any]) -> None:
+    missing = [key for key in KEYS if key not in payload]
+    if missing:
+        raise CheckpointError(f"{path}: a checkpoint needs the keys {', '.join(missing)}")
+
+
+def _replace(path: Path, data: bytes | memoryview) -> None:
+    """Put `data` at `path` with nothing in between that a reader or a crash could see."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _iteration(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def _remedy(path: Path) -> str:
+    intact = newest_intact(path.parent)
+    return f"the newest intact one is {intact}" if intact else "no intact one is beside it"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

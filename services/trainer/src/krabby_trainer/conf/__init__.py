@@ -1,0 +1,1 @@
+"""Presets of `krabby_trainer.config`: folders are choices, files their values."""

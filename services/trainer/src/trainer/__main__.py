@@ -1,8 +1,0 @@
-"""`trainer`, the process."""
-
-import sys
-
-from trainer.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,0 @@
-"""Presets of `trainer.config`: folders are choices, files their values."""

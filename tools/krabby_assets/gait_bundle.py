@@ -1,0 +1,124 @@
+"""The gait bundle: `krabby.policy.gait` as `assets/policies/gait`.
+
+    python -m krabby_assets.gait_bundle            # write it
+    python -m krabby_assets.gait_bundle --check    # exit 1 if it is not what this source gives
+
+Needs the extra `assets`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE, PolicyBundle, write_bundle
+from krabby.policy.gait import OBSERVATION, STATE_SHAPES, Gait
+from krabby.robot.assets import assets_dir
+from krabby.robot.description import RobotDescription
+from krabby.robot.errors import RobotError
+
+from krabby_assets.onnx_graph import trace
+
+__all__ = ["BUNDLE_NAME", "EVALUATION", "first_difference", "main", "write"]
+
+BUNDLE_NAME: Final = "gait"
+_CLIP: Final = 3.5
+"""Wider than any joint's range: what is impossible is the gate's to refuse."""
+
+EVALUATION: Final = {
+    "simulator": "MuJoCo, flat ground, with drives and safety gate: tests/test_gait_walks.py",
+    "columns": ["command", "velocity", "effort_rms_max_nm", "effort_peak_nm"],
+    "walks": [
+        [[0.1, 0.0, 0.0], [0.100, 0.0, 0.0], 21.6, 46],
+        [[0.2, 0.0, 0.0], [0.197, 0.0, 0.0], 21.8, 50],
+        [[0.3, 0.0, 0.0], [0.294, 0.0, 0.0], 23.5, 58],
+        [[0.4, 0.0, 0.0], [0.391, 0.0, 0.0], 27.3, 53],
+        [[0.5, 0.0, 0.0], [0.500, 0.0, 0.0], 29.7, 65],
+        [[0.6, 0.0, 0.0], [0.583, 0.0, 0.0], 30.6, 75],
+        [[0.7, 0.0, 0.0], [0.657, 0.0, 0.0], 30.9, 64],
+        [[0.8, 0.0, 0.0], [0.709, 0.0, 0.0], 33.8, 67],
+        [[-0.3, 0.0, 0.0], [-0.294, 0.0, 0.0], 23.5, 58],
+        [[0.0, 0.2, 0.0], [0.0, 0.202, 0.0], 23.6, 64],
+        [[0.0, -0.2, 0.0], [0.0, -0.201, 0.0], 23.1, 64],
+        [[0.0, 0.0, 0.3], [0.004, 0.0, 0.296], 25.6, 49],
+        [[0.0, 0.0, -0.6], [-0.003, 0.0, -0.586], 34.1, 75],
+        [[0.3, 0.0, 0.3], [0.290, 0.0, 0.286], 32.2, 77],
+        [[0.2, 0.15, -0.2], [0.200, 0.157, -0.196], 28.1, 58],
+    ],
+}
+"""What was measured: vx, vy [m/s] and yaw rate [rad/s] asked for and walked, and of the hardest
+worked joint the RMS and the peak torque [N·m]. A slow test holds the gait to it."""
+
+
+def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
+    """Record the generator for `desc` and write the bundle."""
+    gait = Gait(desc)
+    shapes = {"obs": (1, OBSERVATION.size), **STATE_SHAPES}
+    model = trace(gait.step, shapes, name=BUNDLE_NAME)
+    manifest = {
+        "name": BUNDLE_NAME,
+        "kind": "gait",
+        "observation": OBSERVATION.to_manifest(),
+        "action": {"scale": 1.0, "offset": desc.default_joint_pos.tolist(), "clip": _CLIP},
+        "state": [
+            {"input": name, "output": f"{name}_out", "shape": list(shape)}
+            for name, shape in STATE_SHAPES.items()
+        ],
+        "provenance": {
+            "generator": "python -m krabby_assets.gait_bundle",
+            "robot_hash": desc.content_hash,
+            "cfg": asdict(gait.cfg),
+        },
+        "evaluation": EVALUATION,
+    }
+    return write_bundle(folder, manifest, {POLICY_FILE: model.SerializeToString()}, desc)
+
+
+def first_difference(folder: Path, desc: RobotDescription) -> str | None:
+    """The first file of `folder` that is not what the source gives; None when all are."""
+    with tempfile.TemporaryDirectory() as temporary:
+        fresh = Path(temporary) / BUNDLE_NAME
+        write(fresh, desc)
+        for name in (MANIFEST_FILE, POLICY_FILE):
+            path = folder / name
+            if not path.is_file():
+                return f"{path} is missing"
+            if path.read_bytes() != (fresh / name).read_bytes():
+                return f"{path} is not what krabby.policy.gait and robot.toml give"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m krabby_assets.gait_bundle", description=__doc__
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
+    arguments = parser.parse_args(argv)
+    try:
+        folder, desc = assets_dir() / "policies" / BUNDLE_NAME, RobotDescription.load()
+        if arguments.check:
+            return _check(folder, desc)
+        write(folder, desc)
+    except RobotError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"wrote {folder}\n")
+    return 0
+
+
+def _check(folder: Path, desc: RobotDescription) -> int:
+    difference = first_difference(folder, desc)
+    if difference is None:
+        return 0
+    sys.stderr.write(f"{difference}; run `make assets`\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
