@@ -16,7 +16,7 @@ FROM ${JETPACK_IMAGE} AS jetpack7
 RUN apt-get update -qq \
  && tensorrt=$(dpkg-query --show --showformat '${Version}' libnvinfer10) \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-      python3 python3-venv "python3-libnvinfer=$tensorrt" >/dev/null \
+      python3 python3-venv libusb-1.0-0 "python3-libnvinfer=$tensorrt" >/dev/null \
  && rm -rf /var/lib/apt/lists/* \
  && ln -s python3 /usr/bin/python \
  && mkdir /opt/vendor && ln -s /usr/lib/python3*/dist-packages/tensorrt /opt/vendor/tensorrt

@@ -306,7 +306,7 @@ class ParkourPPO(PPO):
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{source} holds no teacher of this shape ({_first_line(error)}); take a "
-                "checkpoint of `trainer train task=teacher` with the same agent.actor and critic"
+                "checkpoint of a run with task=teacher and the same agent.actor and critic"
             ) from error
 
     def save(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class InfoCfg:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsCfg:
-    """`trainer weights`."""
+    """`python -m krabby_trainer weights`."""
 
     checkpoint: str = ""
     """Checkpoint, or a run's folder: its newest intact one."""
@@ -308,7 +308,7 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
     "weights": (
         _weights,
         "keep the networks of a checkpoint, without what only a resumed run needs",
-        "trainer weights checkpoint=runs/train/RUN out=weights.pt",
+        "python -m krabby_trainer weights checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (
         _info,
