@@ -6,12 +6,12 @@ SHELL := bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# pip's own chatter is not what somebody who typed `make sim` wants to read.
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --no-input
-
-MANIFESTS := $(filter-out services/trainer/%,$(wildcard proto/pyproject.toml libs/*/pyproject.toml services/*/pyproject.toml cli/pyproject.toml))
-RUNTIME   := $(VENV)/.runtime
-DEV       := $(VENV)/.dev
+# What is installed, and how: tools/install.py, with uv from an environment of its own.
+TOOLS   := .venv-uv/bin/python
+INSTALL  = $(TOOLS) tools/install.py $(VENV) --python $(PYTHON) --all-packages
+LOCKED  := $(TOOLS) tools/install.py $(wildcard uv.lock */*/uv.lock */pyproject.toml */*/pyproject.toml)
+RUNTIME := $(VENV)/.runtime
+DEV     := $(VENV)/.dev
 
 # The trainer has an environment of its own: Python 3.12, torch, Isaac Lab.
 TRAIN_VENV  ?= .venv-train
@@ -33,27 +33,29 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check format bench assets dashboards lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-	  "this project runs on Python 3.11 and 3.12, and $(PYTHON) is %d.%d: name another one, for example: make setup PYTHON=python3.12" % v)'
-	@echo "creating $(VENV) with $$($(PYTHON) --version)" >&2
-	@$(PYTHON) -m venv $(VENV)
+SUPPORTED = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+  "this project runs on Python 3.11 and 3.12, and $(PYTHON) is %d.%d: name another one, for example: make setup PYTHON=python3.12" % v)'
 
-$(RUNTIME): $(VENV)/bin/python requirements.txt constraints.txt $(MANIFESTS)
-	@echo "installing the runtime packages (about a minute the first time)" >&2
-	@$(PIP) install -c constraints.txt -r requirements.txt
-	@touch $@
+$(TOOLS):
+	@$(SUPPORTED)
+	@$(PYTHON) -m venv .venv-uv || { rm -rf .venv-uv; exit 1; }
 
-$(DEV): $(RUNTIME) requirements-dev.txt
-	@echo "installing the development tools" >&2
-	@$(PIP) install -c constraints.txt -r requirements-dev.txt
-	@touch $@
+# With the tools where they were before: installing the lock takes away what it does not name.
+$(RUNTIME): $(LOCKED)
+	@$(SUPPORTED)
+	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev)
+	@touch $@ $(wildcard $(DEV))
+
+$(DEV): $(LOCKED)
+	@$(SUPPORTED)
+	@$(INSTALL)
+	@touch $(RUNTIME) $@
 
 setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
 
@@ -92,10 +94,8 @@ robot-down: ## sit the robot down and stop its containers, or the emulated ones
 doctor: $(RUNTIME) ## is this machine fit to run the robot, and what to do about it: ARGS="--robot --json"
 	@$(BIN)/krabby doctor $(ARGS)
 
-$(TRAIN_SETUP): requirements-train.txt constraints-train.txt services/trainer/pyproject.toml libs/krabby/pyproject.toml proto/pyproject.toml
-	@[ -x $(TRAIN_BIN)/python ] || { python312=$$(tools/find-python312) && "$$python312" -m venv $(TRAIN_VENV); }
-	@echo "installing torch, Isaac Lab and the trainer into $(TRAIN_VENV): about 8 GB, some minutes the first time" >&2
-	@$(TRAIN_BIN)/python -m pip --disable-pip-version-check --quiet --no-input install -c constraints-train.txt -r requirements-train.txt
+$(TRAIN_SETUP): $(LOCKED)
+	@python312=$$(tools/find-python312) && $(TOOLS) tools/install.py $(TRAIN_VENV) --python "$$python312" --project services/trainer
 	@touch $@
 
 train-setup: $(TRAIN_SETUP) ## the trainer's own environment: Python 3.12, about 8 GB, some minutes
@@ -113,7 +113,7 @@ test-compose: $(DEV) ## builds the images, runs the stack, kills its services; n
 	@$(BIN)/python -m pytest -m compose tests/compose
 
 test-tensorrt: $(DEV) ## networks become TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
-	@$(PIP) install -c constraints.txt -r requirements-tensorrt.txt
+	@$(INSTALL) --group tensorrt
 	@$(BIN)/python -m pytest -m tensorrt libs/krabby
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
@@ -130,16 +130,18 @@ test-py312: ## the default tests on Python 3.12
 	@python312=$$(tools/find-python312) && \
 	  $(MAKE) --no-print-directory test VENV=.venv-3.12 PYTHON="$$python312"
 
-check: $(DEV) ## format, lint, types, imports, generated files, locks
+check-fast: $(DEV) ## the checks that take seconds: format, lint, import rules, locks
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@PYTHONPATH=services/trainer/src:tools $(BIN)/lint-imports
+	@$(TOOLS) tools/lock.py --check
+
+check: check-fast ## check-fast, types, generated files
 	@$(BIN)/pyright
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate --check
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
-	@! grep -nH '://' constraints.txt constraints-train.txt $(IMAGES:%=%/requirements.lock) libs/krabby/requirements-tensorrt.lock services/camera/requirements-realsense.lock services/trainer/requirements.lock requirements-build.lock || { echo "a lock names a host; run: make lock" >&2; exit 1; }
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
@@ -158,27 +160,12 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle
 
-# One file with markers serves Python 3.11 and 3.12. No URL, no header: neither says where packages come from. The images'
-# locks hold the same versions, with hashes.
-COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-  --no-emit-package krabby $(foreach name,proto sim-hal jetson-hal camera gameloop emulator cli trainer,--no-emit-package krabby-$(name)) $(LOCK_ARGS)
-IMAGES := services/sim-hal services/jetson-hal services/camera services/gameloop services/emulator cli
-TRAIN_COMPILE = $(subst --python-version 3.11,--python-version 3.12,$(COMPILE))
+lock: $(TOOLS) ## lock the versions of all packages anew after a manifest changed: ARGS="--upgrade-package numpy"
+	@$(TOOLS) tools/lock.py $(ARGS)
 
-lock: $(DEV) ## refresh constraints.txt and the images' locks after a dependency changed
-	@$(COMPILE) requirements-dev.txt -o constraints.txt
-	@for image in $(IMAGES); do \
-	  case $$image in services/jetson-hal) extra="--extra gpio" ;; *) extra= ;; esac; \
-	  $(COMPILE) --generate-hashes $$extra -c constraints.txt $$image/pyproject.toml -o $$image/requirements.lock; done
-	@$(COMPILE) --generate-hashes --extra tensorrt -c constraints.txt libs/krabby/pyproject.toml -o libs/krabby/requirements-tensorrt.lock
-	@$(COMPILE) --generate-hashes --extra realsense -c constraints.txt services/camera/pyproject.toml -o services/camera/requirements-realsense.lock
-	@$(TRAIN_COMPILE) requirements-train.txt -o constraints-train.txt
-	@$(TRAIN_COMPILE) --generate-hashes -c constraints-train.txt services/trainer/pyproject.toml -o services/trainer/requirements.lock
-	@echo hatchling | $(COMPILE) --generate-hashes - -o requirements-build.lock
-
-check-arm64: $(DEV) ## the robot's locks resolve to wheels on 64-bit Arm; asks the package index
-	@VENV=$(VENV) tools/check-arm64
+check-arm64: $(TOOLS) ## what the lock has for the robot's images are wheels on 64-bit Arm too; asks the package index
+	@tools/check-arm64
 
 clean: ## remove virtual environments, caches and run logs
-	rm -rf .venv .venv-3.12 .venv-train .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
+	rm -rf .venv .venv-* .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage runs build
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
@@ -48,6 +49,30 @@ def test_sum_beside_it_is_one_that_sha256sum_checks(tmp_path):
     digest, name = (tmp_path / (path.name + ".sha256")).read_text().split()
     assert name == path.name
     assert len(digest) == 64
+
+
+def test_weights_are_kept_without_what_only_a_resumed_run_needs(tmp_path):
+    whole, slim = tmp_path / "iteration_000007.pt", tmp_path / "slim.pt"
+    networks = {"actor_state_dict": torch.arange(5.0), "updates": 7}
+    optimisers = {"optimizer_state_dict": 1, "history_optimizer_state_dict": 2}
+    checkpoints.save(whole, payload(7, algorithm=networks | optimisers, ranks=[{"random": 3}]))
+    checkpoints.save_weights(whole, slim)
+    read = checkpoints.load(slim)
+    assert read["algorithm"].keys() == networks.keys()
+    assert torch.equal(read["algorithm"]["actor_state_dict"], torch.arange(5.0))
+    assert (read["environment"], read["random"], read["ranks"]) == (None, None, [])
+    assert (read["iteration"], read["config"]) == (7, payload()["config"])
+    assert read["weights_of_sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    checkpoints.save_weights(slim, tmp_path / "twice.pt")
+    assert checkpoints.load(tmp_path / "twice.pt")["weights_of_sha256"] == read["weights_of_sha256"]
+
+
+def test_a_run_does_not_go_on_from_weights_alone(tmp_path):
+    (whole,) = write(tmp_path, 7)
+    checkpoints.save_weights(whole, tmp_path / "slim.pt")
+    assert checkpoints.load_to_resume(whole)["iteration"] == 7
+    with pytest.raises(CheckpointError, match=r"no optimisers .* run\.init=.*slim\.pt"):
+        checkpoints.load_to_resume(tmp_path / "slim.pt")
 
 
 @pytest.mark.parametrize("moment", ["write", "sync", "replace"])

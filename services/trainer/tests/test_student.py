@@ -327,16 +327,33 @@ def test_a_student_goes_on_by_itself_with_the_encoder_as_it_is(fake_env, teacher
     third.learn(1)
 
 
-def test_a_student_without_teacher_or_with_the_wrong_file_is_refused(fake_env, teacher_file):
+def test_a_student_without_teacher_or_with_the_wrong_file_is_refused(
+    fake_env, teacher_file, tmp_path
+):
     runner = make_runner(fake_env(2), "distill")
     with pytest.raises(ConfigError, match=r"run\.init: give the teacher's checkpoint"):
         runner._collect(runner.env.get_observations())
     student = make_runner(fake_env(2), "student")
     with pytest.raises(CheckpointError, match="holds no student to go on from"):
         student.begin_with(teacher_file)
+    distilled = make_runner(fake_env(2), "distill", tmp_path)
+    distilled.begin_with(teacher_file)
     teacher = make_runner(fake_env(2), "teacher")
-    with pytest.raises(ConfigError, match="a teacher begins with nothing"):
-        teacher.begin_with(teacher_file)
+    with pytest.raises(CheckpointError, match="holds no teacher of this shape"):
+        teacher.begin_with(distilled.checkpoint())
+
+
+def test_a_teacher_begins_with_the_networks_of_another_and_with_nothing_else(
+    fake_env, teacher_file, tmp_path
+):
+    first = make_runner(fake_env(2), "teacher")
+    first.begin_with(teacher_file)
+    given = torch.load(teacher_file, weights_only=True)["algorithm"]
+    for part in ("actor_state_dict", "critic_state_dict"):
+        for name, value in first.alg.save()[part].items():
+            assert torch.equal(value, given[part][name]), name
+    assert first.alg.iteration == first.current_learning_iteration == 0
+    assert first.alg.save()["optimizer_state_dict"]["state"] == {}
 
 
 # Back from a checkpoint, and as a bundle runs it.

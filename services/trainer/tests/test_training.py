@@ -111,6 +111,20 @@ def test_auto_skips_a_damaged_checkpoint(world, capfd):
     assert second["iterations"] == 3
 
 
+def test_weights_begin_a_run_and_no_run_goes_on_from_them(world, capfd):
+    train("agent.max_iterations=2", "run.dir=r")
+    assert main(["weights", "checkpoint=r"]) == 2
+    assert "out: give the file to write" in capfd.readouterr().err
+    assert main(["weights", "checkpoint=r", "out=slim.pt"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert told["bytes"] < told["bytes_of_checkpoint"]
+    assert main(["train", "run.resume=slim.pt", "agent.max_iterations=4"]) == 1
+    assert "begin a new run with them: run.init=slim.pt" in capfd.readouterr().err
+    assert len(world) == 1  # no simulator was started for that
+    assert train("run.init=slim.pt", "agent.max_iterations=1", "run.dir=s") == 0
+    assert last_line(capfd)[0]["iterations"] == 1
+
+
 def test_auto_without_a_run_begins_one(world, capfd):
     assert train("run.resume=auto", "run.dir=here", "agent.max_iterations=1") == 0
     assert last_line(capfd)[0]["run"] == "here"

@@ -110,7 +110,7 @@ def _import_gpiod() -> Any:
     except ImportError as error:
         raise EstopUnavailable(
             f"estop.chip is set, but gpiod cannot be imported ({error}); install the "
-            "extra krabby-jetson-hal[gpio], or leave estop.chip empty to run without the input"
+            "package gpiod, or leave estop.chip empty to run without the input"
         ) from error
     if not hasattr(gpiod, "request_lines"):
         raise EstopUnavailable(

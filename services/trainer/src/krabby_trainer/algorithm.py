@@ -30,7 +30,7 @@ from krabby_trainer.errors import CheckpointError, ConfigError
 from krabby_trainer.sharing import average_gradients
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rsl_rl.env import VecEnv
     from rsl_rl.storage import RolloutStorage
@@ -293,6 +293,21 @@ class ParkourPPO(PPO):
         """Networks as they act outside training: the code comes from the history."""
         super().eval_mode()
         self._raw_actor.latent_source = "history"
+
+    def begin_with(self, payload: Mapping[str, Any], source: str) -> None:
+        """Take a teacher's networks.
+
+        Raises:
+            CheckpointError: They are not in `payload`.
+        """
+        try:
+            self._raw_actor.load_state_dict(payload["algorithm"]["actor_state_dict"])
+            self._raw_critic.load_state_dict(payload["algorithm"]["critic_state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{source} holds no teacher of this shape ({_first_line(error)}); take a "
+                "checkpoint of a run with task=teacher and the same agent.actor and critic"
+            ) from error
 
     def save(self) -> dict[str, Any]:
         """All that a resumed run needs, plain values and tensors."""

@@ -28,6 +28,7 @@ __all__ = [
     "checkpoint_name",
     "find_checkpoints",
     "load",
+    "load_to_resume",
     "newest_intact",
     "prune",
     "random_state",
@@ -50,6 +51,8 @@ KEYS = (
     "random",
     "wall_s",
 )
+WEIGHTS_OF = "weights_of_sha256"
+"""Key of one that holds weights alone: the SHA-256 of the file they were taken from."""
 _NAME = re.compile(r"iteration_(\d+)\.pt")
 
 
@@ -86,6 +89,40 @@ def save(path: Path, payload: Mapping[str, Any]) -> None:
             f"cannot write the checkpoint {path} ({error.strerror}); training needs a folder it "
             "may write to and some hundred MB of space, see run.dir and run.keep"
         ) from error
+
+
+def save_weights(checkpoint: Path, path: Path) -> None:
+    """Write what a checkpoint's networks need, for new runs, measuring and export.
+
+    Left out is what only a resumed run needs: optimisers, curriculum, random numbers.
+
+    Raises:
+        CheckpointError: As `load` and `save`.
+    """
+    payload = load(checkpoint)
+    algorithm = {
+        key: value
+        for key, value in payload["algorithm"].items()
+        if not key.endswith("optimizer_state_dict")
+    }
+    nothing = {"environment": None, "random": None, "ranks": []}
+    of = payload.get(WEIGHTS_OF) or hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    save(path, {**payload, **nothing, "algorithm": algorithm, WEIGHTS_OF: of})
+
+
+def load_to_resume(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """As `load`, for a run that goes on.
+
+    Raises:
+        CheckpointError: As `load`, or it holds weights alone.
+    """
+    payload = load(path, device)
+    if WEIGHTS_OF in payload:
+        raise CheckpointError(
+            f"run.resume={path}: it holds the weights of networks alone, no optimisers and no "
+            f"curriculum to go on with; begin a new run with them: run.init={path}"
+        )
+    return payload
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

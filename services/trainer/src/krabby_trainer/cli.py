@@ -114,6 +114,16 @@ class InfoCfg:
     """Checkpoint to describe; empty for this machine."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsCfg:
+    """`python -m krabby_trainer weights`."""
+
+    checkpoint: str = ""
+    """Checkpoint, or a run's folder: its newest intact one."""
+    out: str = ""
+    """File to write."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns the exit status."""
     parser = _parser()
@@ -258,6 +268,22 @@ def _info(overrides: Sequence[str]) -> int:
     )
 
 
+def _weights(overrides: Sequence[str]) -> int:
+    cfg = load_config(WeightsCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    if not cfg.out:
+        raise ConfigError("out: give the file to write, out=PATH")
+    _need("torch")
+    from trainer import checkpoints
+
+    checkpoints.save_weights(checkpoint, Path(cfg.out))
+    sizes = {
+        "bytes": Path(cfg.out).stat().st_size,
+        "bytes_of_checkpoint": checkpoint.stat().st_size,
+    }
+    return _print({"weights": cfg.out, "checkpoint": str(checkpoint), **sizes})
+
+
 _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
     "train": (
         _train,
@@ -278,6 +304,11 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
         _play,
         "watch a checkpoint walk",
         "python -m krabby_trainer play checkpoint=runs/train/RUN robots=8",
+    ),
+    "weights": (
+        _weights,
+        "keep the networks of a checkpoint, without what only a resumed run needs",
+        "python -m krabby_trainer weights checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (
         _info,
@@ -312,7 +343,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _keys(command: str) -> str:
-    own = {"eval": EvalCfg, "export": ExportCfg, "play": PlayCfg, "info": InfoCfg}
+    own = {
+        "eval": EvalCfg,
+        "export": ExportCfg,
+        "play": PlayCfg,
+        "info": InfoCfg,
+        "weights": WeightsCfg,
+    }
     if command in own:
         return describe(own[command]) + "\n"
     _need("hydra")

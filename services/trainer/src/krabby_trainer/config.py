@@ -238,7 +238,8 @@ class RunCfg:
     """This very folder instead."""
     init: str = ""
     """Checkpoint, or a run's folder, whose networks a new run begins with: a teacher's for the task
-    distill, which learns from it; a distilled student's for the task student."""
+    teacher, which trains it on, and for distill, which learns from it; a distilled student's for
+    the task student."""
     resume: str = ""
     """A checkpoint, a run's folder, or `auto`: the newest intact one, else a new run."""
     checkpoint_minutes: float = 2.0

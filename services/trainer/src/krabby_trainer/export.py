@@ -322,7 +322,7 @@ def _difference(
         raise ExportError(
             f"on observation {row} the exported {network} acts {worst:.2g} away from the networks "
             f"in torch, {PARITY:g} is allowed; nothing was written. Export with the versions "
-            "of requirements.lock"
+            "of services/trainer/uv.lock"
         )
     return worst
 

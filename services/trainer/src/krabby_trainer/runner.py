@@ -211,9 +211,10 @@ class ParkourRunner(OnPolicyRunner):
         """Go on from a checkpoint: networks, optimisers, curriculum, counters, random numbers.
 
         Raises:
-            CheckpointError: It is missing, damaged, or of another shape than this run.
+            CheckpointError: It is missing, damaged, without what a resumed run needs, or of another
+                shape than this run.
         """
-        payload = checkpoints.load(Path(path), map_location or self.device)
+        payload = checkpoints.load_to_resume(Path(path), map_location or self.device)
         self.alg.load(payload["algorithm"], load_cfg, strict)
         own = self._own_part(payload)
         if own["environment"] is not None and hasattr(self._unwrapped, "load_checkpoint_state"):
@@ -238,13 +239,7 @@ class ParkourRunner(OnPolicyRunner):
 
         Raises:
             CheckpointError: It is missing or damaged, or holds no such networks.
-            ConfigError: What is trained begins with nothing.
         """
-        if not hasattr(self.alg, "begin_with"):
-            raise ConfigError(
-                f"run.init={path}: a teacher begins with nothing; leave it out, or go on from a "
-                "checkpoint with run.resume"
-            )
         self.alg.begin_with(checkpoints.load(path, self.device), str(path))
 
     def _collect(self, obs: Any) -> Any:

@@ -142,7 +142,7 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
     checkpoint = _to_resume(cfg, by_name="run.name" in typed) if cfg.run.resume else None
     automatic, done = cfg.run.resume == "auto", 0
     if checkpoint is not None:
-        payload = checkpoints.load(checkpoint)
+        payload = checkpoints.load_to_resume(checkpoint)
         done = int(payload["iteration"])
         cfg = continue_from(payload["config"], overrides)
         if "run.dir" not in typed:
