@@ -2,6 +2,7 @@
 
 import sys
 
+from krabby.hal.errors import HalError
 from krabby.mujoco.config import SimHalCfg
 from krabby.mujoco.errors import SimHalError
 from krabby.robot.errors import RobotError
@@ -13,7 +14,9 @@ from krabby_sim_hal.service import SimHal
 
 def main() -> int:
     """Run until told to stop; returns the exit status."""
-    return run_service("sim-hal", SimHalCfg, SimHal, errors=(SimHalError, RobotError, ProtoError))
+    return run_service(
+        "sim-hal", SimHalCfg, SimHal, errors=(HalError, SimHalError, RobotError, ProtoError)
+    )
 
 
 if __name__ == "__main__":

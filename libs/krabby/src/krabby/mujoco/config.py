@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg
+from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
 from krabby.runtime.app import ServiceCfg
 from krabby.runtime.config import check, check_range
 
@@ -12,7 +12,6 @@ __all__ = [
     "CourseCfg",
     "DegradeCfg",
     "EndpointsCfg",
-    "LockstepCfg",
     "MissionCfg",
     "SimHalCfg",
     "StageCfg",
@@ -99,24 +98,6 @@ class MissionCfg:
     def __post_init__(self) -> None:
         check_range(self, "speed", minimum=0.0, maximum=2.0)
         check_range(self, "reach_m", minimum=0.05, maximum=1.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LockstepCfg:
-    """Only with speed=0."""
-
-    start_timeout_s: float = 30.0
-    """How long to wait for the game loop's first command [s, wall clock]."""
-    answer_timeout_s: float = 10.0
-    """How long to wait for each further one [s, wall clock]."""
-    answer_delay_s: float = 0.0025
-    """Simulated time between a state and the command that answers it [s]: what the loop takes in
-    real time, so that the robot walks alike in both."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "start_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_delay_s", minimum=0.0, maximum=0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,10 @@
 Every message names the value and the remedy; the command line prints it as it is.
 
     SimHalError
-    ├── PhysicsDiverged   the simulation produced a state that is not a number
-    └── LoopSilent        lock-step: the game loop did not answer a state in time
+    └── PhysicsDiverged   the simulation produced a state that is not a number
 """
 
-__all__ = ["LoopSilent", "PhysicsDiverged", "SimHalError"]
+__all__ = ["PhysicsDiverged", "SimHalError"]
 
 
 class SimHalError(Exception):
@@ -16,7 +15,3 @@ class SimHalError(Exception):
 
 class PhysicsDiverged(SimHalError):  # noqa: N818 - the name says what happened
     """The simulation produced a state that is not finite; continuing would publish nonsense."""
-
-
-class LoopSilent(SimHalError):  # noqa: N818 - the name says what happened
-    """Lock-step waits for one command per control period, and none came."""
