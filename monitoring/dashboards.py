@@ -44,6 +44,7 @@ MODE_COLOURS = {
     "stand_up": "purple",
     "policy": "green",
     "sit_down": "yellow",
+    "no_lease": "orange",
 }
 
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -27,13 +26,16 @@ from krabby_proto import (
 )
 from krabby_proto.conformance import check_hal
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "robot-emulator": "krabby_emulator", "jetson-hal": "krabby_jetson_hal",
+    "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = (
     "state", "camera", "command", "safety", "truth", "nav", "control", "raw", "features", "fault",
 )  # fmt: skip
 LIMIT_MS = 150.0
 
-SILENCE = {"bus", "drive", "imu", "state_stale", "command_timeout"}
+SILENCE = {"bus", "drive", "imu", "state_stale", "state_gap", "command_timeout"}
 """What it is called when a process did not get its turn."""
 
 UNARMED = ("disarmed", "damp")
@@ -58,6 +60,7 @@ CASES = (
     Case("bus-off", "bus=middle", "bus"),
     Case("imu-silence", "", "imu"),
     Case("reset", "joint=rf_knee", "drive"),
+    Case("twin", "joint=lf_knee", "drive"),
 )
 """One of each kind of wire; all the others are in test_faults_of_drives.py."""
 
@@ -89,9 +92,13 @@ class Robot:
         realtime = f"realtime.fifo_priority={priority}"  # where it is refused, a warning
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", realtime, *endpoints, *others],
-                stdout=log, stderr=log,
-            )  # fmt: skip
+                [
+                    *(sys.executable, "-m", MODULES[name]),
+                    *("metrics_port=0", realtime, *endpoints, *others),
+                ],
+                stdout=log,
+                stderr=log,
+            )
 
     def start_emulator(self, **keys):
         imu = f"tcp://127.0.0.1:{self._imu_port}"
@@ -107,9 +114,9 @@ class Robot:
         )  # fmt: skip
         self.hal.hello(30.0)
 
-    def start_gameloop(self, policy="gait"):
+    def start_gameloop(self, policy="gait", **keys):
         streams = ("state", "command", "features", "nav", "control")
-        self.start("gameloop", 55, *streams, policy=policy)
+        self.start("gameloop", 55, *streams, policy=policy, **keys)
 
     def start_camera(self, policy):
         raw = {"endpoints.camera": self.endpoints["raw"]}
@@ -348,6 +355,45 @@ def test_sigterm_while_it_walks_damps_it_first_and_then_switches_off(robot):
     summary = robot.summary("robot-emulator")
     assert summary["joint_limits_kept"]
     assert summary["drive_trips"] == 0  # they were told, none had to find out by itself
+
+
+@slow
+@patient
+def test_after_every_stop_an_arm_alone_moves_nothing(robot):
+    """As `emulated.toml` and `jetson.toml` have it: `auto_stand` is off."""
+    robot.start_gameloop(auto_stand="false")
+
+    def armed():
+        """Armed, again after this machine stumbled; the loop is there first."""
+        if robot.mode() in (None, "silent"):
+            return False
+        if robot.safety()["state"] in UNARMED and not robot.safety("arm")["ok"]:
+            robot.safety("reset")
+        return robot.safety()["state"] == "active"
+
+    def walks():
+        return armed() and (robot.loop.request("stand")["ok"] and robot.is_walking())
+
+    def stop(*ops):
+        for op in ops:
+            robot.safety(op)
+
+    def restart():
+        robot.processes["jetson-hal"].kill()
+        robot.processes["jetson-hal"].wait()
+        robot.start_hal()
+
+    for way_out in (lambda: stop("estop", "reset"), lambda: stop("disarm"), restart):
+        until(walks, timeout_s=60)
+        stopped_ns = time.monotonic_ns()
+        way_out()
+        until(lambda: robot.mode() == "passive", timeout_s=30)
+        time.sleep(1.0)  # it sinks
+        until(armed, timeout_s=60)
+        time.sleep(2.0)
+        assert robot.mode() == "passive"
+        modes = [event["now"] for event in robot.events("gameloop", "mode", stopped_ns)]
+        assert set(modes) <= {"passive", "silent"}
 
 
 # --- everything that breaks ----------------------------------------------------------------

@@ -1,34 +1,47 @@
 """What the running services do when one of them stalls, dies or is asked to stop."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
+import threading
 import time
-from pathlib import Path
 
+import numpy as np
 import pytest
 from krabby.runtime.testing import free_ports, until
-from krabby_proto import ControlClient, HalClient, RequestTimeout
+from krabby_proto import (
+    STATE,
+    ControlClient,
+    HalClient,
+    LatestSubscriber,
+    RequestTimeout,
+    unpack,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-BIN = Path(sys.executable).parent
+MODULES = {
+    "sim-hal": "krabby_sim_hal", "camera": "krabby_camera", "gameloop": "krabby_gameloop",
+}  # fmt: skip
 STREAMS = ("state", "camera", "command", "safety", "truth", "features", "nav", "control", "fault")
 
 
 class Stack:
     """The three services on free ports, each with its log in a file."""
 
-    def __init__(self, folder, policy="gait", **gameloop):
+    def __init__(self, folder, policy="gait", *, camera=True, sim=None, **gameloop):
         ports = dict(zip(STREAMS, free_ports(len(STREAMS)), strict=True))
         self.endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in ports.items()}
         self._folder = folder
         self._policy = policy
         self._gameloop = gameloop
+        self._sim = sim or {}
         self.processes = {}
-        self.start("sim-hal", "state", "camera", "command", "safety", "truth", "nav", "fault")
-        self.start_camera()
+        self.start_sim()
+        if camera:
+            self.start_camera()
         self.start_gameloop()
         self.hal = HalClient({name: self.endpoints[name] for name in ("command", "safety")})
         self.control = ControlClient(self.endpoints["control"])
@@ -39,8 +52,14 @@ class Stack:
         others = [f"{key}={value}" for key, value in keys.items()]
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [BIN / name, "metrics_port=0", *endpoints, *others], stdout=log, stderr=log
+                [sys.executable, "-m", MODULES[name], "metrics_port=0", *endpoints, *others],
+                stdout=log,
+                stderr=log,
             )
+
+    def start_sim(self):
+        streams = ("state", "camera", "command", "safety", "truth", "nav", "fault")
+        self.start("sim-hal", *streams, **self._sim)
 
     def start_camera(self):
         self.start("camera", "camera", "state", "features", bundle=self._policy)
@@ -80,6 +99,8 @@ class Stack:
         """Ctrl-C each, the loop first; their exit statuses."""
         statuses = {}
         for name in ("gameloop", "camera", "sim-hal"):
+            if name not in self.processes:
+                continue
             process = self.processes[name]
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
@@ -253,7 +274,7 @@ def test_a_killed_hal_silences_the_loop_and_a_new_one_is_walked(stack):
     stack.processes["sim-hal"].kill()
     until(lambda: stack._mode() == "silent", timeout_s=5)
     stack.processes["sim-hal"].wait()
-    stack.start("sim-hal", "state", "camera", "command", "safety", "truth", "nav")
+    stack.start_sim()
     until(stack.is_walking, timeout_s=30)
     assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
 
@@ -285,3 +306,153 @@ def test_control_c_sits_the_robot_down_first(stack):
     assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
     modes = [event["now"] for event in stack.events("gameloop") if event["event"] == "mode"]
     assert modes[-2:] == ["sit_down", "passive"]
+
+
+# --- requests end with the gate's permission --------------------------------------------------
+
+
+STILL_RAD = 0.05
+"""Joints of an armed robot that lies or hangs in its drives; standing up moves them by over 0.5."""
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """Neither arms nor stands up by itself, as the robot; walking."""
+    stack = Stack(tmp_path, camera=False, sim={"auto_arm": "false"}, auto_stand="false")
+    try:
+        until(lambda: stack._mode() == "passive", timeout_s=60)
+        arm_and_stand(stack)
+        yield stack
+    finally:
+        stack.close()
+
+
+def arm_and_stand(stack):
+    """What an operator types, the second right behind the first."""
+    assert stack.hal.safety("arm", "test", timeout_s=10.0)["ok"]
+    assert stack.control.request("stand", timeout_s=10.0)["ok"]
+    until(stack.is_walking, timeout_s=30)
+
+
+def joints_move(stack, seconds):
+    """How far any joint gets from where it is now [rad]."""
+    with LatestSubscriber(stack.endpoints["state"], STATE) as states:
+        first = unpack(STATE, states.wait(5.0).payload)["joint_pos"].copy()
+        farthest, end_s = 0.0, time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            message = states.wait(0.5)
+            if message is not None:
+                joint_pos = unpack(STATE, message.payload)["joint_pos"]
+                farthest = max(farthest, float(np.abs(joint_pos - first).max()))
+    return farthest
+
+
+def assert_arm_alone_moves_nothing(stack):
+    until(lambda: stack.safety() == "active", timeout_s=5)
+    assert joints_move(stack, 2.0) < STILL_RAD
+    assert (stack._mode(), stack.safety()) == ("passive", "active")
+    assert stack.control.request("stand", timeout_s=10.0)["ok"]
+    until(stack.is_walking, timeout_s=30)
+
+
+@pytest.mark.parametrize("ops", [("estop", "reset"), ("disarm",)])
+def test_after_a_stop_an_arm_alone_moves_nothing(patient, ops):
+    for op in ops:
+        assert patient.hal.safety(op, "test")["ok"]
+    until(lambda: patient._mode() == "passive", timeout_s=5)
+    assert joints_move(patient, 2.0) >= 0.0  # it sinks
+    refused = patient.control.request("stand", timeout_s=10.0)
+    assert refused["reason"] == "the gate is in DISARMED; arm, then ask again"
+    assert patient.hal.safety("arm", "test")["ok"]
+    assert_arm_alone_moves_nothing(patient)
+
+
+def test_after_an_estop_within_a_storm_of_reset_and_arm_nothing_moves(patient):
+    stop = threading.Event()
+
+    def storm():
+        with HalClient({"safety": patient.endpoints["safety"]}) as client:
+            while not stop.wait(0.005):
+                for op in ("reset", "arm"):
+                    with contextlib.suppress(RequestTimeout):
+                        client.safety(op, "storm", timeout_s=0.2)
+
+    thread = threading.Thread(target=storm)
+    thread.start()
+    try:
+        until(lambda: patient.safety() == "active", timeout_s=5)
+        assert patient.hal.safety("estop", "test")["state"] == "estop"
+        assert_arm_alone_moves_nothing(patient)  # the storm has undone it
+        assert patient.hal.safety("estop", "test")["state"] == "estop"  # and a second one counts
+    finally:
+        stop.set()
+        thread.join()
+    until(lambda: patient._mode() == "passive", timeout_s=5)
+
+
+def test_a_hal_that_was_killed_and_started_is_armed_and_does_not_stand_up(patient):
+    patient.processes["sim-hal"].kill()
+    until(lambda: patient._mode() == "silent", timeout_s=5)
+    patient.processes["sim-hal"].wait()
+    patient.start_sim()
+    until(lambda: patient._mode() == "passive", timeout_s=60)
+    assert patient.hal.safety("arm", "test", timeout_s=10.0)["ok"]
+    assert_arm_alone_moves_nothing(patient)
+
+
+def test_a_loop_that_stalled_through_a_stop_and_an_arm_does_not_walk_on(patient):
+    loop = patient.processes["gameloop"]
+    loop.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: patient.safety() == "damp", timeout_s=5)
+        stale = ControlClient(patient.endpoints["control"])
+        with pytest.raises(RequestTimeout):  # it lies in the socket until the loop runs again
+            stale.request("stand", timeout_s=1.1)
+        # Armed less than a tick before the loop is back; ACTIVE comes after 0.5 s of it.
+        assert patient.hal.safety("arm", "test")["ok"]
+    finally:
+        loop.send_signal(signal.SIGCONT)
+    assert_arm_alone_moves_nothing(patient)
+    stale.close()
+
+
+def test_another_writer_that_took_the_lease_is_shown_and_the_loop_stays_where_it_is(patient):
+    loop = patient.processes["gameloop"]
+    with (
+        LatestSubscriber(patient.endpoints["state"], STATE) as states,
+        HalClient({"command": patient.endpoints["command"]}) as intruder,
+    ):
+
+        def sends(seconds=0.0, until_applied=False):
+            """Holds the robot where it is, 100 times a second; the last answer."""
+            end_s = time.monotonic() + seconds
+            while True:
+                state = states.wait(0.5)
+                target = unpack(STATE, state.payload)["joint_pos"]
+                reply = intruder.send_command(target, capture_ns=state.capture_ns, deadline_s=0.05)
+                status = None if reply is None else reply.status_name
+                if status == "applied" if until_applied else time.monotonic() >= end_s:
+                    return status
+
+        loop.send_signal(signal.SIGSTOP)
+        try:
+            sends(0.7)  # the gate has damped it by then, and the lease is the intruder's
+            assert patient.hal.safety("arm", "test")["ok"]
+            sends(until_applied=True)
+        finally:
+            loop.send_signal(signal.SIGCONT)
+        sends(1.0)
+        assert patient._mode() == "no_lease"
+        assert patient.safety() == "active"  # of the other one
+        refused = patient.control.request("stand", timeout_s=10.0)
+        assert "another writer holds the command lease" in refused["reason"]
+        sends(0.2)
+    until(lambda: patient._mode() == "passive", timeout_s=5)
+    assert patient.safety() == "damp"
+    assert patient.hal.safety("arm", "test")["ok"]
+    assert_arm_alone_moves_nothing(patient)
+    patient.stop()
+    assert patient.events("gameloop")[-1]["lease_losses"] >= 1
+    lost = [e for e in patient.events("gameloop") if "another writer" in e["event"]]
+    assert lost
+    assert lost[0]["level"] == "warning"

@@ -22,6 +22,7 @@ from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import open_bus
 from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.errors import DriveRefused
 from krabby.drivers.imu import ImuCounters
 from krabby.hal.backend import Slot
 from krabby.hal.handler import GateHandler
@@ -32,7 +33,7 @@ from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock, captured_logs
-from krabby.safety.gate import SafetyState
+from krabby.safety.gate import Fault, SafetyState
 from krabby.safety.trajectories import stand_up
 from krabby_emulator.can import CanSide
 from krabby_emulator.config import EmulatorCfg
@@ -73,7 +74,7 @@ class Case(NamedTuple):
     @property
     def typed(self):
         """As an operator types it."""
-        words = ["robot-emulator fault", self.kind]
+        words = ["python -m krabby_emulator fault", self.kind]
         words += ["--joint", self.joint] * bool(self.joint) + ["--bus", self.bus] * bool(self.bus)
         return " ".join(words + ([] if self.value is None else ["--value", f"{self.value:g}"]))
 
@@ -89,6 +90,7 @@ CASES = (
     Case("voltage-sag", "the supply falls from 48 to 34 V", "drive", value=14.0),
     Case("voltage-sag", "the supply falls to 18 V, all drives let go", "drive"),
     Case("reset", "a drive reboots", "drive", joint="rf_knee"),
+    Case("twin", "a second drive with a joint's id is plugged in", "drive", joint="lf_knee"),
     Case("imu-silence", "the IMU falls silent", "imu"),
     Case("imu-jump", "the IMU's attitude jumps by 0.5 rad", "imu"),
 )  # fmt: skip
@@ -111,6 +113,8 @@ class World:
         self.sample = None
         self.limp_ns = None
         """Since when no drive holds a position."""
+        self.stall_ns = 0
+        """How long the HAL's process stands when it is about to read a bus for the next time."""
         self._substeps = clock() // SUBSTEP_NS
 
     def pass_time(self, duration_ns):
@@ -146,6 +150,8 @@ class SimulatedCan:
 
     def recv(self, timeout=None):
         left_ns = round((timeout or 0.0) * 1e9)
+        stall_ns, self._world.stall_ns = self._world.stall_ns, 0
+        self._world.pass_time(stall_ns)
         self._world.serve()
         message = self._bus.recv(0.0)
         while message is None and left_ns > 0:
@@ -342,6 +348,47 @@ def rig(monkeypatch, request):
     return Rig(monkeypatch, request.node.name).bring_up()
 
 
+# --- two drives under one id ---------------------------------------------------------------
+
+TWIN = "two drives answer to id 13 on bus front, joint lf_knee: unplug one, give it another id"
+
+
+def test_it_does_not_start_beside_a_second_drive_with_a_joints_id(monkeypatch):
+    rig = Rig(monkeypatch, "twin-at-start")
+    rig.world.robot.inject("twin", rig.clock(), joint="lf_knee")
+    with pytest.raises(DriveRefused, match=TWIN):
+        rig.bring_up()
+    assert rig.world.robot.bank.running == 0
+
+
+def test_it_is_not_armed_beside_a_second_drive_and_is_when_that_is_unplugged(rig):
+    rig.slots(0.1)
+    began_ns = rig.clock()
+    rig.world.robot.inject("twin", began_ns, joint="lf_knee")
+    while not rig.robot.watch.findings:
+        rig.slot()
+        assert rig.clock() - began_ns < 30e6
+    for _ in range(3):  # a reset that finds it again is no way out
+        answer = rig.handler.on_safety("arm", "test")
+        assert not answer.ok
+        assert TWIN in answer.reason
+        rig.handler.on_safety("reset", "test")
+        rig.slots(0.1)
+    rig.world.robot.board.clear("twin")
+    assert rig.handler.on_safety("reset", "test").ok
+    rig.slots(0.1)
+    answer = rig.handler.on_safety("arm", "test")
+    assert answer.ok, answer.reason
+
+
+def test_a_second_drive_on_a_wire_that_loses_two_of_five_answers_is_found_within_a_second(rig):
+    rig.slots(0.1)
+    rig.world.robot.inject("twin", rig.clock(), joint="lf_knee")
+    rig.world.robot.inject("lost-replies", rig.clock(), joint="lf_knee", value=0.4)
+    rig.slots(1.0)
+    assert [conflict.can_id for conflict in rig.bus.readings.conflicts] == [13]
+
+
 # --- the walk ------------------------------------------------------------------------------
 
 
@@ -383,6 +430,36 @@ def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
     # And the loop that wakes up again finds itself damped, not walking on.
     rig.slot()
     assert rig.gate.state is SafetyState.DAMP
+
+
+@slow
+@patient
+@pytest.mark.parametrize("stall_ms", [50, 90, 120, 1000])
+@pytest.mark.parametrize("after_s", [0.1, 1.5], ids=["arming", "standing-up"])
+def test_a_stall_between_sending_and_reading_never_stiffens_a_drive(rig, after_s, stall_ms):
+    rig.mend()
+    rig.handler.on_safety("disarm", "test")
+    rig.slots(0.3)
+    assert rig.handler.on_safety("arm", "test").ok
+    rig.slots(after_s)
+    gate = rig.gate
+    expected = SafetyState.ARMING if after_s < rig.desc.safety.arming_s else SafetyState.ACTIVE
+    assert gate.state is expected
+    before = rig.robot.drive.kp.max()
+    rig.world.stall_ns = stall_ms * 1_000_000
+    rig.slot()
+    # What was on its way when the process stood: a step of the gains like any other.
+    assert rig.robot.drive.kp.max() <= before + 2.5 + 1e-9
+    rig.slot()
+    assert rig.robot.drive.kp.max() == 0.0
+    if stall_ms >= 100:
+        assert gate.state is SafetyState.DAMP
+        assert gate.faults & (Fault.STATE_GAP | Fault.STATE_STALE)
+    sent = []
+    for _ in range(20):
+        rig.slot()
+        sent.append(rig.robot.drive.kp.max())
+    assert max(sent) <= 20 * 2.5  # limp, or arming from the start
 
 
 # --- everything that breaks ----------------------------------------------------------------

@@ -8,13 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from krabby.runtime.testing import until
 from krabby_cli.plan import DEFAULT_POLICY
-from krabby_proto import CAMERA, FEATURES, STATE, TRUTH
+from krabby_proto import (
+    CAMERA,
+    FEATURES,
+    FLAG_OPERATOR,
+    NAV,
+    STATE,
+    TRUTH,
+    ControlClient,
+    Publisher,
+)
 from krabby_proto.recording import Recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -110,6 +118,40 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
     assert streams == {s.name for s in (STATE, CAMERA, FEATURES, TRUTH)}
 
 
+def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_future(
+    krabby, tmp_path
+):
+    krabby("--course", "flat")
+    running_services(tmp_path)
+    (record,) = tmp_path.glob("runs/*/run.json")
+    endpoints = json.loads(record.read_text())["endpoints"]
+    with (
+        ControlClient(endpoints["control"]) as loop,
+        Publisher(endpoints["nav"], NAV, bind=False) as operator,
+        Publisher(endpoints["nav"], NAV, bind=False) as rogue,
+    ):
+
+        def status():
+            return loop.request("status", timeout_s=5.0)
+
+        def stopped():
+            now_ns = time.monotonic_ns()
+            operator.publish((0, 0, 0), capture_ns=now_ns, flags=FLAG_OPERATOR)
+            ahead_ns = now_ns + 5_000_000_000
+            rogue.publish((0.9, 0, 0), capture_ns=ahead_ns, publish_ns=ahead_ns)
+            time.sleep(0.02)
+            said = status()
+            return said["nav_source"] == "operator" and not any(said["nav"])
+
+        until(lambda: any(status()["nav"]), timeout_s=60)
+        assert status()["nav_source"] == "mission"
+        until(stopped)
+        assert all(stopped() for _ in range(100))
+        assert logged(tmp_path, "walking command refused: future")
+        until(lambda: status()["nav_source"] == "mission")
+        assert logged(tmp_path, "walking commands")
+
+
 def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):
     process = krabby("--transport", "ipc")
     pids = running_services(tmp_path)
@@ -159,7 +201,7 @@ def test_a_second_run_on_the_same_ports_is_refused_and_the_first_unharmed(krabby
     state = json.loads(record.read_text())["endpoints"]["state"]
     # sim-hal by itself on the first one's endpoint: its own check, not that of the supervisor.
     sim = subprocess.run(
-        [Path(sys.executable).with_name("sim-hal"), f"endpoints.state={state}", "metrics_port=0"],
+        [sys.executable, "-m", "krabby_sim_hal", f"endpoints.state={state}", "metrics_port=0"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,5 +1,6 @@
 """Fake services in place of the real ones, for the commands that start them."""
 
+import os
 import sys
 import textwrap
 
@@ -71,3 +72,18 @@ def fakes(tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "service_command", command)
     monkeypatch.chdir(tmp_path)
     return behaviours
+
+
+@pytest.fixture
+def fill_terminal():
+    """Writes to a pseudo-terminal that is not read until it takes nothing more."""
+
+    def fill(fd):
+        other = os.open(os.ttyname(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            while True:
+                os.write(other, b"." * 1024)
+        except BlockingIOError:
+            os.close(other)
+
+    return fill

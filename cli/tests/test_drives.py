@@ -1,5 +1,6 @@
-"""`krabby-drives` against drives that need no hardware, on real sockets."""
+"""`krabby drives` against drives that need no hardware, on real sockets."""
 
+import itertools
 import socket
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 from krabby.drivers.can import DriveFault
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.can.testing import FakeDrives, free_multicast_channels
+from krabby.drivers.can.testing import FakeDrive, FakeDrives, free_multicast_channels
 from krabby.robot.description import RobotDescription
 from krabby_cli import drives as command
+from krabby_cli.__main__ import main
 
 
 @pytest.fixture
@@ -19,9 +21,14 @@ def hardware():
 
 
 @pytest.fixture
-def drives(hardware):
+def fakes(hardware):
     with FakeDrives(hardware) as fakes:
-        yield fakes.drives
+        yield fakes
+
+
+@pytest.fixture
+def drives(fakes):
+    return fakes.drives
 
 
 @pytest.fixture
@@ -32,7 +39,7 @@ def run(hardware, tmp_path, monkeypatch):
         monkeypatch.setattr(command, "_STATE_PORT", free.getsockname()[1])
     options = ["--interface", "udp_multicast", "--calibration", str(tmp_path / "calibration.toml")]
     options += [f"--channel={bus.channel}:{bus.port}" for bus in hardware.buses]
-    return lambda *words: command.main([*options, *words])
+    return lambda *words: main(["drives", *options, *words])
 
 
 def test_probe_lists_every_drive(run, drives, capsys):
@@ -46,6 +53,37 @@ def test_probe_names_a_drive_that_does_not_answer(run, drives, capsys):
     drives[2].muted = True
     assert run("probe") == 1
     assert "lf_knee" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [("probe",), ("watch",), ("calibrate", "--yes")], ids=lambda words: words[0]
+)
+def test_two_drives_under_one_id_are_refused(run, fakes, tmp_path, capsys, words):
+    spec = fakes.drives[2].spec
+    fakes.twins.append(FakeDrive(spec, fakes.drives[2].codec, position=-0.4))
+    assert run(*words) == 1
+    assert capsys.readouterr().err == (
+        f"krabby drives {words[0]}: two drives answer to id 13 on bus front, joint lf_knee: "
+        "unplug one, give it another id\n"
+    )
+    assert not (tmp_path / "calibration.toml").exists()
+
+
+def test_probe_names_a_second_drive_that_answers_now_and_then(run, fakes, capsys):
+    twin = FakeDrive(fakes.drives[2].spec, fakes.drives[2].codec, position=-0.4)
+    turn, handle = itertools.count(1), twin.handle
+
+    def handle_some(frame, now_s):
+        answer = handle(frame, now_s)
+        return None if next(turn) % 12 else answer
+
+    twin.handle = handle_some
+    fakes.twins.append(twin)
+    assert run("probe") == 1
+    out = capsys.readouterr().out
+    (row,) = [line for line in out.splitlines() if line.endswith("shared_id")]
+    assert row.startswith("lf_knee ")
+    assert "id 13 on bus front, joint lf_knee: unplug one, give it another id" in out
 
 
 def test_probe_says_what_to_do_about_a_fault(run, drives, capsys):

@@ -1,8 +1,11 @@
 import argparse
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
+from krabby.runtime.testing import free_port, until
 from krabby_cli.endpoints import (
     Wiring,
     add_endpoint_options,
@@ -68,6 +71,25 @@ def test_a_busy_port_is_named_with_its_owner_and_the_remedy():
         wiring = Wiring(endpoints={}, metrics_ports={"camera": port})
         with pytest.raises(UsageError, match=rf"{port} \(metrics of camera\)"):
             check_free(wiring)
+
+
+def test_who_holds_a_port_is_named_by_its_module():
+    """Services are started by `python -m`: the program's name alone would be that of Python."""
+    port = free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as holder:
+        try:
+            until(lambda: answers(port))
+            wiring = Wiring(endpoints={"state": f"tcp://127.0.0.1:{port}"}, metrics_ports={})
+            with pytest.raises(UsageError, match=rf"by process {holder.pid} \(http\.server\)"):
+                check_free(wiring)
+        finally:
+            holder.kill()
+
+
+def answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_busy_unix_socket_is_noticed_and_a_dead_one_is_not(tmp_path):

@@ -1,15 +1,14 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from krabby_cli.keys import (
+    DEADMAN_S,
     JS_EVENT,
+    Drive,
     Gamepad,
     JoystickEvent,
     Nav,
     NavLimits,
     apply_key,
     parse_js_events,
-    split_keys,
 )
 
 LIMITS = NavLimits(speed=0.5, yaw_rate=0.6, step=0.05)
@@ -56,44 +55,21 @@ def test_space_stops():
 
 @pytest.mark.parametrize(
     ("key", "request_"),
-    [("x", "estop"), ("X", "estop"), ("esc", "estop"), ("1", "stand"), ("2", "sit"),
+    [("x", "estop"), ("X", "estop"), ("1", "stand"), ("2", "sit"),
      ("ctrl-c", "quit"), ("ctrl-d", "quit")],
 )  # fmt: skip
 def test_requests_stop_the_robot_besides(key, request_):
     assert apply_key(key, Nav(vx=0.3), LIMITS) == (Nav(), request_)
 
 
+def test_only_x_is_an_e_stop():
+    names = [chr(code) for code in range(0x20, 0x7F)]
+    names += ["esc", "up", "down", "left", "right", "ctrl-c", "ctrl-d"]
+    assert [name for name in names if apply_key(name, Nav(), LIMITS)[1] == "estop"] == ["X", "x"]
+
+
 def test_arming_does_not_change_the_command():
     assert apply_key("3", Nav(vx=0.3), LIMITS) == (Nav(vx=0.3), "arm")
-
-
-@pytest.mark.parametrize(
-    ("data", "keys"),
-    [
-        (b"w", ["w"]),
-        (b"ww ", ["w", "w", " "]),
-        (b"\x1b", ["esc"]),
-        (b"\x1b[A\x1b[D", ["up", "left"]),
-        (b"w\x1b", ["w", "esc"]),
-        (b"\x1bx", ["esc", "x"]),
-        (b"\x1b[15~w", ["w"]),
-        (b"\x1bOPw", ["w"]),
-        (b"\x03\x04", ["ctrl-c", "ctrl-d"]),
-        (b"\xc3\xa4\x00", []),
-        (b"\x1b[", []),
-    ],
-)
-def test_terminal_bytes_become_keys(data, keys):
-    assert split_keys(data) == keys
-
-
-@given(st.binary(max_size=40))
-def test_no_bytes_break_the_keyboard(data):
-    nav = Nav()
-    for key in split_keys(data):
-        nav, _ = apply_key(key, nav, LIMITS)
-    assert abs(nav.vx) <= 0.5
-    assert abs(nav.yaw_rate) <= 0.6
 
 
 def js(kind, number, value):
@@ -154,3 +130,105 @@ def test_buttons_ask_when_pressed_not_when_released_or_opened():
     _, requests = gamepad(("button", 1, 1), ("button", 1, 0), ("button", 0, 1), ("button", 9, 1))
     assert requests == ["estop", "stand"]
     assert Gamepad(LIMITS).apply(JoystickEvent("button", 0, 1, True)) is None
+
+
+FORWARD = [JoystickEvent("button", 4, 1, False), JoystickEvent("axis", 1, -32767, False)]
+
+
+@pytest.fixture
+def drive():
+    return Drive(LIMITS)
+
+
+def turns(drive, start_s, end_s, keys="", events=()):
+    """Turns every 50 ms; the keys and events come with the first. Command at the end."""
+    command = Nav()
+    for n in range(round((end_s - start_s) / 0.05) + 1):
+        command, _ = drive.turn(
+            keys if n == 0 else "", events if n == 0 else (), start_s + n * 0.05
+        )
+    return command
+
+
+def test_two_seconds_without_a_key_end_motion(drive):
+    assert DEADMAN_S == 2.0
+    assert turns(drive, 10.0, 11.95, "www") == Nav(vx=0.15)
+    assert drive.countdown(11.95) == "stops in 0.1 s"
+    assert turns(drive, 12.0, 12.0) == Nav()
+    assert drive.countdown(12.0) == "STOPPED: no input for 2 s"
+    assert turns(drive, 12.05, 60.0) == Nav()
+
+
+def test_motion_that_ended_does_not_come_back_with_the_next_key(drive):
+    turns(drive, 0.0, 3.0, "wwww")
+    assert turns(drive, 3.05, 3.1, "w") == Nav(vx=0.05)
+    assert drive.countdown(3.05) == "stops in 2.0 s"
+
+
+@pytest.mark.parametrize("key", ["h", "H", " ", "1", "w"])
+def test_every_key_with_a_meaning_is_a_sign_of_life(drive, key):
+    turns(drive, 0.0, 1.5, "a")
+    command = turns(drive, 1.55, 3.5, key)
+    assert command == {"w": Nav(vx=0.05, vy=0.05)}.get(key, Nav(vy=0.05) if key in "hH" else Nav())
+    assert "STOPPED" not in drive.countdown(3.5)
+
+
+@pytest.mark.parametrize("key", ["z", "?", "\\", "9"])
+def test_a_key_without_a_meaning_is_none(drive, key):
+    turns(drive, 0.0, 1.5, "w")
+    assert turns(drive, 1.55, 2.0, key) == Nav()
+
+
+def test_nothing_counts_down_while_nothing_moves(drive):
+    turns(drive, 0.0, 0.5, "w ")
+    assert drive.countdown(0.5) == ""
+    turns(drive, 0.5, 60.0)
+    assert drive.countdown(60.0) == ""
+
+
+def test_a_held_key_goes_on_at_the_limit(drive):
+    command = Nav()
+    for n in range(100):
+        command = turns(drive, n * 0.5, n * 0.5 + 0.45, "w")
+    assert command == Nav(vx=0.5)
+
+
+def test_a_gamepad_without_an_event_for_two_seconds_stops_until_the_next_one(drive):
+    assert turns(drive, 0.0, 1.95, events=FORWARD) == Nav(vx=0.5)
+    assert drive.countdown(1.5) == "stops in 0.5 s"
+    assert turns(drive, 2.0, 9.0) == Nav(), "the shoulder button is still held, as far as we hear"
+    assert drive.countdown(9.0) == "STOPPED: no input for 2 s"
+    trembles = JoystickEvent("axis", 1, -32700, False)
+    assert turns(drive, 9.05, 9.05, events=[trembles]).vx == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_the_kernel_says_when_the_device_is_opened_moves_nothing(drive):
+    initial = [event._replace(is_initial=True) for event in FORWARD]
+    assert turns(drive, 0.0, 0.1, events=initial) == Nav()
+    assert turns(drive, 0.15, 0.15, events=[JoystickEvent("axis", 0, 0, False)]) == Nav(vx=0.5)
+
+
+def test_keys_do_not_vouch_for_the_gamepad_nor_the_gamepad_for_keys(drive):
+    turns(drive, 0.0, 1.5, events=FORWARD)
+    assert turns(drive, 1.55, 1.95, "h") == Nav(vx=0.5)
+    assert turns(drive, 2.0, 2.0, "h") == Nav()
+    turns(drive, 2.05, 9.95)
+    turns(drive, 10.0, 11.5, "a")
+    idle = JoystickEvent("axis", 7, 5, False)
+    assert (
+        turns(drive, 11.55, 11.55, events=[idle, JoystickEvent("button", 4, 0, False)]).vy == 0.05
+    )
+    assert turns(drive, 11.6, 12.05, events=[idle]) == Nav()
+
+
+def test_keys_that_waited_longer_than_the_deadman_move_and_arm_nothing(drive):
+    turns(drive, 0.0, 0.1, "w")
+    assert drive.turn("ww13", FORWARD, 5.0) == (Nav(), [])
+    turns(drive, 5.05, 5.1)
+    assert drive.turn("w", (), 5.15) == (Nav(vx=0.05), [])
+    assert drive.turn("wx2", (), 60.0) == (Nav(), ["estop", "sit"])
+
+
+def test_the_e_stop_of_a_gamepad_is_one_however_late(drive):
+    drive.turn("", (), 0.0)
+    assert drive.turn("", [JoystickEvent("button", 1, 1, False)], 100.0)[1] == ["estop"]

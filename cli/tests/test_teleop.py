@@ -8,13 +8,16 @@ import termios
 import time
 
 import pytest
-from krabby.runtime.testing import free_ports
+from krabby.runtime.testing import free_ports, until
 from krabby_cli.__main__ import main
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.keys import JS_EVENT, Nav, NavLimits
-from krabby_cli.teleop import GamepadDevice, Keyboard, Operator
+from krabby_cli.keys import JS_EVENT, Nav
+from krabby_cli.teleop import GamepadDevice, Operator
 from krabby_proto import FLAG_OPERATOR, NAV, LatestSubscriber
 from krabby_proto.testing import FakeHal
+
+HELD = JS_EVENT.pack(0, 1, 1, 4)
+PUSHED = JS_EVENT.pack(0, -32767, 2, 1)
 
 
 @pytest.fixture
@@ -72,33 +75,35 @@ def test_a_stop_that_nobody_confirmed_is_shouted(nav):
         assert safety in said
 
 
-def test_the_terminal_is_given_back_as_it_was():
-    leader, follower = pty.openpty()
-    try:
-        before = termios.tcgetattr(follower)
-        with Keyboard(follower) as keyboard:
-            assert not termios.tcgetattr(follower)[3] & termios.ECHO
-            assert keyboard.read() == []
-            os.write(leader, b"w\x1b[A ")
-            assert keyboard.read() == ["w", "up", " "]
-        assert termios.tcgetattr(follower) == before
-    finally:
-        os.close(leader)
-        os.close(follower)
+def test_requests_are_carried_out_beside_the_walking_commands(nav, hal, endpoints):
+    hal.serving = False
+    with Operator(endpoints) as operator:
+        for _ in range(30):
+            operator.request("arm")  # a held key repeats; unanswered it would wait a second each
+        operator.request("estop")
+        assert heard(nav, operator, Nav()) is not None
+        hal.serving = True
+        until(lambda: operator.said == "estop: estop")
+    assert [op for op, _ in hal.operators].count("arm") <= 1
+
+
+def test_an_e_stop_is_waited_for_when_leaving(hal, endpoints):
+    with Operator(endpoints) as operator:
+        operator.request("estop")
+        operator.leave()
+        assert operator.said == "estop: estop"
 
 
 def test_a_gamepad_is_read_without_waiting_and_missed_when_it_goes(tmp_path):
     path = tmp_path / "js0"
     os.mkfifo(path)
     writer = os.open(path, os.O_RDWR)
-    with GamepadDevice(path, NavLimits()) as pad:
+    with GamepadDevice(path) as pad:
         assert pad.read() == []
-        pressed = JS_EVENT.pack(0, 1, 1, 4) + JS_EVENT.pack(0, -32767, 2, 1)
-        os.write(writer, pressed + JS_EVENT.pack(0, 1, 1, 1)[:3])
-        assert pad.read() == []
-        assert pad.nav.vx == pytest.approx(0.5)
+        os.write(writer, HELD + PUSHED + JS_EVENT.pack(0, 1, 1, 1)[:3])
+        assert [event[:3] for event in pad.read()] == [("button", 4, 1), ("axis", 1, -32767)]
         os.write(writer, JS_EVENT.pack(0, 1, 1, 1)[3:])
-        assert pad.read() == ["estop"]
+        assert [event[:3] for event in pad.read()] == [("button", 1, 1)]
         os.close(writer)
         with pytest.raises(CliError, match=r"gamepad .* is gone"):
             pad.read()
@@ -106,7 +111,7 @@ def test_a_gamepad_is_read_without_waiting_and_missed_when_it_goes(tmp_path):
 
 def test_a_gamepad_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(UsageError, match=r"js0 cannot be opened: No such file.*plug it in"):
-        GamepadDevice(tmp_path / "js0", NavLimits())
+        GamepadDevice(tmp_path / "js0")
 
 
 def test_without_terminal_and_gamepad_there_is_nothing_to_drive_with(monkeypatch, capsys):
@@ -121,54 +126,159 @@ def test_limits_have_to_be_positive(capsys):
     assert "greater than 0" in capsys.readouterr().err
 
 
-def press_ctrl_d(process, leader):
-    os.write(leader, b"\x04")
+class Teleop:
+    """The whole command on a pseudo-terminal, and what the game loop would hear of it."""
+
+    def __init__(self, nav, endpoints, *options, fill=None):
+        self.nav = nav
+        self.leader, self.follower = pty.openpty()
+        self.before = termios.tcgetattr(self.follower)
+        self.reads = fill is None
+        self.shown = b""
+        self.moved_s = 0.0
+        if fill is not None:
+            fill(self.follower)
+        os.set_blocking(self.leader, False)
+        where = [f"--endpoint={name}={endpoint}" for name, endpoint in endpoints.items()]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "krabby_cli", "teleop", *where, *options],
+            stdin=self.follower,
+            stdout=self.follower,
+            stderr=self.follower,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        assert self.nav.wait(20.0) is not None
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        for fd in (self.leader, self.follower):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def type(self, keys):
+        os.write(self.leader, keys)
+
+    def until(self, is_right):
+        """Follow the commands until one's vx is right; when it was sent, by its stamp [s]."""
+        for _ in range(200):
+            message = self.nav.wait(1.0)
+            assert message is not None, "it fell silent"
+            assert message.flags & FLAG_OPERATOR
+            self.read()
+            if message.payload.any():
+                self.moved_s = message.capture_ns * 1e-9
+            if is_right(float(message.payload[0])):
+                return message.capture_ns * 1e-9
+        raise AssertionError("the command never came")
+
+    def read(self):
+        if self.reads:
+            with contextlib.suppress(BlockingIOError):
+                self.shown += os.read(self.leader, 65536)
+
+    def last(self):
+        """What was heard last, once the command has ended."""
+        messages = self.nav.drain()
+        return messages[-1].payload.tolist()
 
 
-def interrupt(process, leader):
-    process.send_signal(signal.SIGINT)
+def check_two_seconds(began_s, moved_s, zero_s):
+    """By the stamps of the first command that moved, the last one that did, and the zero after it.
+
+    The event was read before the first was sent, so on no machine is the last one 2 s later (and
+    the 50 ms are the time from reading the clock to the stamp); the first may come late, though.
+    """
+    assert moved_s - began_s <= 2.05
+    assert zero_s - began_s > 1.5
 
 
-def terminate(process, leader):
-    process.send_signal(signal.SIGTERM)
+def press_ctrl_d(teleop):
+    teleop.type(b"\x04")
 
 
-@pytest.mark.parametrize("leave", [press_ctrl_d, interrupt, terminate])
+def send(number):
+    def leave(teleop):
+        teleop.process.send_signal(number)
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    "leave", [press_ctrl_d, send(signal.SIGINT), send(signal.SIGTERM), send(signal.SIGHUP)]
+)
 def test_driving_in_a_terminal(nav, hal, endpoints, leave):
-    leader, follower = pty.openpty()
-    before = termios.tcgetattr(follower)
-    options = [f"--endpoint={name}={endpoint}" for name, endpoint in endpoints.items()]
-    with subprocess.Popen(
-        [sys.executable, "-m", "krabby_cli", "teleop", *options],
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-    ) as process:
-        try:
-            assert nav.wait(20.0) is not None
-            os.write(leader, b"ww")
-            _until(nav, leader, lambda vx: vx == pytest.approx(0.1))
-            os.write(leader, b"x")
-            _until(nav, leader, lambda vx: vx == 0.0)
-            assert hal.operators[0][0] == "estop"
-            leave(process, leader)
-            assert process.wait(timeout=10) == 0
-        finally:
-            process.kill()
-    assert termios.tcgetattr(follower) == before
-    os.close(leader)
-    os.close(follower)
+    with Teleop(nav, endpoints) as teleop:
+        teleop.type(b"ww")
+        teleop.until(lambda vx: vx == pytest.approx(0.1))
+        teleop.type(b"x")
+        teleop.until(lambda vx: vx == 0.0)
+        until(lambda: hal.operators)
+        assert hal.operators[0][0] == "estop"
+        teleop.type(b"wwh")
+        teleop.until(lambda vx: vx == pytest.approx(0.1))
+        leave(teleop)
+        assert teleop.process.wait(timeout=10) == 0
+        assert teleop.last() == [0.0, 0.0, 0.0]
+        assert termios.tcgetattr(teleop.follower) == teleop.before
 
 
-def _until(nav, leader, is_right):
-    """Follow the commands, and empty the terminal, until one is right."""
-    os.set_blocking(leader, False)
-    for _ in range(200):
-        message = nav.wait(1.0)
-        assert message is not None
-        with contextlib.suppress(BlockingIOError):
-            os.read(leader, 65536)
-        if is_right(float(message.payload[0])):
-            return
-    raise AssertionError("the command never came")
+def test_a_terminal_that_goes_away_ends_it_with_a_zero(nav, endpoints):
+    with Teleop(nav, endpoints) as teleop:
+        teleop.type(b"ww")
+        teleop.until(lambda vx: vx == pytest.approx(0.1))
+        os.close(teleop.leader)
+        assert teleop.process.wait(timeout=10) == 1
+        assert teleop.last() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("unread", [False, True], ids=["read", "not read"])
+def test_a_terminal_that_falls_silent_stops_the_robot_after_two_seconds(
+    nav, endpoints, fill_terminal, unread
+):
+    with Teleop(nav, endpoints, fill=fill_terminal if unread else None) as teleop:
+        teleop.type(b"www")
+        began_s = teleop.until(lambda vx: vx == pytest.approx(0.15))
+        zero_s = teleop.until(lambda vx: vx == 0.0)
+        check_two_seconds(began_s, teleop.moved_s, zero_s)
+        for _ in range(10):  # and keeps saying so: no mission may take over
+            teleop.until(lambda vx: vx == 0.0)
+        teleop.type(b"w")
+        teleop.until(lambda vx: vx == pytest.approx(0.05))
+        if not unread:
+            assert b"stops in 0.5 s" in teleop.shown
+            assert b"STOPPED: no input for 2 s" in teleop.shown
+        teleop.process.terminate()
+        assert teleop.process.wait(timeout=10) == 0
+
+
+def test_a_gamepad_that_falls_silent_stops_the_robot_while_its_button_is_held(
+    nav, endpoints, tmp_path
+):
+    path = tmp_path / "js0"
+    os.mkfifo(path)
+    writer = os.open(path, os.O_RDWR)
+    with Teleop(nav, endpoints, f"--gamepad={path}") as teleop:
+        os.write(writer, HELD + PUSHED)
+        began_s = teleop.until(lambda vx: vx == pytest.approx(0.5))
+        zero_s = teleop.until(lambda vx: vx == 0.0)
+        check_two_seconds(began_s, teleop.moved_s, zero_s)
+        teleop.until(lambda vx: vx == 0.0)
+        os.write(writer, JS_EVENT.pack(0, -32000, 2, 1))
+        teleop.until(lambda vx: vx > 0.45)
+        os.close(writer)
+        assert teleop.process.wait(timeout=10) == 1
+        assert teleop.last() == [0.0, 0.0, 0.0]
+
+
+def test_an_arrow_in_two_reads_is_an_arrow_and_no_e_stop(nav, hal, endpoints):
+    with Teleop(nav, endpoints) as teleop:
+        teleop.type(b"\x1b")
+        teleop.until(lambda vx: vx == 0.0)
+        teleop.until(lambda vx: vx == 0.0)  # a period later the first byte has been read for sure
+        teleop.type(b"[A")
+        teleop.until(lambda vx: vx == pytest.approx(0.05))
+        assert not hal.operators

@@ -230,7 +230,9 @@ def test_control_requests_are_answered(control, context):
     with ControlClient(control.endpoint, context=context) as client:
         assert client.hello()["service"] == "gameloop"
         answer = client.request("policy", PATIENT_S, policy="gait")
+        sent_ns = answer["asked"].pop("sent_ns")
         assert answer == {"ok": True, "asked": {"op": "policy", "policy": "gait"}}
+        assert 0 <= time.monotonic_ns() - sent_ns < 10_000_000_000
         assert control.requests == 1
 
 

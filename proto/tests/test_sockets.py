@@ -16,6 +16,7 @@ from krabby_proto import (
     LatestSubscriber,
     Publisher,
     WrongFrameCount,
+    encode,
     wait_any,
 )
 from krabby_proto.sockets import Requester, Router, wait_readable
@@ -232,6 +233,73 @@ def test_several_nav_writers_are_followed_side_by_side(context, two_writers, eve
         eventually(lambda: got.extend(subscriber.drain()) or len(got) == 3)
         assert sorted(message.header.instance_id for message in got) == [1, 1, 2]
         assert (subscriber.late, subscriber.restarts) == (0, 0)
+
+
+def test_each_writers_newest_is_given_however_many_others_spoke_since(
+    context, two_writers, eventually
+):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        mission, teleop, both = (two_writers(NAV, subscriber, n) for n in (1, 2, 3))
+        for writer in (mission, teleop, both):
+            join(writer, subscriber, eventually)
+        discarded = subscriber.discarded
+        teleop.publish([1, 0, 0], capture_ns=1, flags=FLAG_OPERATOR)
+        both.publish([2, 0, 0], capture_ns=2, flags=FLAG_OPERATOR)
+        both.publish([3, 0, 0], capture_ns=3)
+        mission.publish([4, 0, 0], capture_ns=4)
+        mission.publish([5, 0, 0], capture_ns=5)
+        got = []
+        eventually(lambda: got.extend(subscriber.newest_by_writer()) or len(got) >= 4)
+        assert sorted(message.payload[0] for message in got) == [1, 2, 3, 5]
+        assert subscriber.discarded - discarded == 1
+        assert subscriber.newest_by_writer() == []
+
+
+def test_a_flood_delays_no_other_writer_and_costs_a_bounded_number_of_messages(
+    context, two_writers, eventually
+):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        teleop = two_writers(NAV, subscriber, 2)
+        join(teleop, subscriber, eventually)
+        with context.socket(zmq.PUB) as flood:
+            flood.setsockopt(zmq.SNDHWM, 0)  # within a process: no limit at all, nothing is lost
+            flood.connect(subscriber.endpoint)
+            frames = [
+                encode(NAV, [9, 0, 0], instance_id=1, sequence=n, capture_ns=n, publish_ns=n)
+                for n in range(1, 20_101)
+            ]
+            eventually(lambda: flood.send_multipart(frames.pop(0)) or subscriber.wait(0.01))
+            assert len(frames) > 20_000
+            for each in frames:
+                flood.send_multipart(each)
+            before = subscriber.received
+            teleop.publish([0, 0, 0], capture_ns=1, flags=FLAG_OPERATOR)
+            got = subscriber.newest_by_writer()
+            assert {message.header.instance_id for message in got} == {1, 2}
+            assert subscriber.received - before == 64
+            teleop.publish([0, 0, 0], capture_ns=2, flags=FLAG_OPERATOR)
+            assert [m.capture_ns for m in subscriber.newest_by_writer() if m.flags] == [2]
+
+
+@pytest.mark.parametrize("sequence", [1 << 63, (1 << 64) - 1])
+def test_a_sequence_out_of_range_is_heard_and_its_writer_still_is_afterwards(
+    context, two_writers, eventually, sequence
+):
+    with LatestSubscriber("inproc://nav", NAV, bind=True, context=context) as subscriber:
+        writer = two_writers(NAV, subscriber, 1)
+        join(writer, subscriber, eventually)
+        honest = writer.sequence
+        for vx in (1, 2):
+            writer.sequence = sequence - 1
+            writer.publish([vx, 0, 0], capture_ns=1)
+            assert [m.payload[0] for m in subscriber.newest_by_writer()] == [vx]
+        writer.sequence = honest + 2
+        writer.publish([3, 0, 0], capture_ns=2)
+        assert [m.payload[0] for m in subscriber.newest_by_writer()] == [3]
+        assert (subscriber.gaps, subscriber.late) == (0, 0)
+        other = two_writers(NAV, subscriber, 2)
+        other.sequence = sequence - 1
+        eventually(lambda: other.publish([4, 0, 0], capture_ns=1) or subscriber.newest_by_writer())
 
 
 def test_within_one_read_a_person_outranks_a_mission(context, two_writers, eventually):

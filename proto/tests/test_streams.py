@@ -1,6 +1,7 @@
 import pytest
 from krabby_proto import (
     COMMAND,
+    FAULT_BITS,
     STATE,
     STREAMS,
     TRUTH,
@@ -55,6 +56,18 @@ def test_pack_names_a_field_of_the_wrong_size():
 def test_schema_hash_is_pinned():
     # A change here makes old peers refuse to start: it comes with a new SCHEMA_VERSION.
     assert schema_hash() == "50eff0b319ace820"
+
+
+@pytest.mark.parametrize(("names", "same"), [
+    (FAULT_BITS, True),
+    ((*FAULT_BITS, "one_more"), True),
+    (FAULT_BITS[:12], False),
+    (("renamed", *FAULT_BITS[1:]), False),
+])  # fmt: skip
+def test_a_fault_bit_that_is_appended_keeps_old_and_new_peers_together(monkeypatch, names, same):
+    before = schema_hash()
+    monkeypatch.setattr("krabby_proto.streams.FAULT_BITS", names)
+    assert (schema_hash.__wrapped__() == before) == same
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_everything_stops_gracefully(emulated, wait_until, figures):
         assert emulated.inspect(service)["State"]["ExitCode"] == 0, service
 
 
-SILENCE = {"bus", "drive", "imu", "state_stale", "command_timeout"}
+SILENCE = {"bus", "drive", "imu", "state_stale", "state_gap", "command_timeout"}
 """What the gate calls it when a process did not get its turn."""
 
 

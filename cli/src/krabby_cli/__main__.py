@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from krabby_cli import (
     check_hal,
     course,
     doctor,
+    drives,
     dump,
     evaluate,
     film,
@@ -52,14 +54,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor):
+    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser
 
 
 def _complain(command: str, error: Exception, status: int) -> int:
-    sys.stderr.write(f"krabby {command}: {error}\n")
+    with contextlib.suppress(OSError):  # the terminal may be gone, and the status says it too
+        sys.stderr.write(f"krabby {command}: {error}\n")
     return status
 
 

@@ -1,11 +1,10 @@
-"""`krabby-drives`: what a person does with the drives before the robot walks. None is switched on.
+"""What a person does with the drives before the robot walks. None is switched on.
 
-    krabby-drives probe        who answers, how warm, which faults
-    krabby-drives watch        the angle of every joint, while somebody moves them by hand
-    krabby-drives calibrate    where the zeros are, written to the robot's calibration file
+    krabby drives probe        who answers, how warm, which faults
+    krabby drives watch        the angle of every joint, while somebody moves them by hand
+    krabby drives calibrate    where the zeros are, written to the robot's calibration file
 
-It speaks with the drives itself, so it refuses to while a HAL does. Exit status: 0, or 1 with one
-line that says what is wrong.
+It speaks with the drives itself, so it refuses to while a HAL does.
 """
 
 from __future__ import annotations
@@ -18,30 +17,28 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from krabby.drivers.can import DriveTargets
-from krabby.drivers.can.bus import CanJointBus
-from krabby.drivers.can.calibration import Calibration, calibrate
-from krabby.drivers.can.config import CanCfg, load_hardware
-from krabby.drivers.can.faults import fault_names, remedy
 from krabby.drivers.errors import DeviceError
 from krabby.robot.description import RobotDescription
-from krabby.robot.errors import RobotError
+
+from krabby_cli.errors import CliError
 
 if TYPE_CHECKING:
     from krabby.drivers.can import DriveReadings, JointBus
+    from krabby.drivers.can.calibration import Calibration
     from krabby.drivers.can.hardware import HardwareDescription
     from numpy.typing import NDArray
 
-__all__ = ["main"]
+__all__ = ["add_parser"]
 
 _STATE_PORT: Final = 6001
 _READINGS: Final = 50
 _READING_S: Final = 0.02
 _WATCH_S: Final = 0.2
-_CYCLES: Final = 10
+_CYCLES: Final = 100
+"""Half a second: a second drive under one id that answers every tenth time is found too."""
 _CYCLE_NS: Final = 5_000_000
 _POSES: Final = {
     "zero": "every leg straight out from the body and level, feet on trestles",
@@ -49,22 +46,11 @@ _POSES: Final = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status."""
-    args = _parser().parse_args(argv)
-    try:
-        _refuse_beside_a_hal()
-        return args.handler(args)
-    except (DeviceError, RobotError) as error:
-        sys.stderr.write(f"krabby-drives {args.command}: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="krabby-drives",
+def add_parser(commands: Any) -> None:
+    """Add the subcommand, which has some of its own."""
+    parser = commands.add_parser(
+        "drives",
+        help="on the robot, its HAL stopped: probe, watch or calibrate the drives",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -80,16 +66,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="%(default)s",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    commands.add_parser("probe", help="who answers").set_defaults(handler=_probe)
-    commands.add_parser("watch", help="angles, while joints are moved").set_defaults(handler=_watch)
-    command = commands.add_parser("calibrate", help="measure the zeros, write the file")
+    parser.set_defaults(handler=run)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("probe", help="who answers").set_defaults(act=_probe)
+    actions.add_parser("watch", help="angles, while joints are moved").set_defaults(act=_watch)
+    command = actions.add_parser("calibrate", help="measure the zeros, write the file")
     command.add_argument(
         "--pose", choices=_POSES, default="zero", help="what the legs are put into (%(default)s)"
     )
     command.add_argument("--yes", action="store_true", help="measure at once, do not ask")
-    command.set_defaults(handler=_calibrate)
-    return parser
+    command.set_defaults(act=_calibrate)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked; returns the exit status.
+
+    Raises:
+        CliError: A HAL is running, or the drives cannot be used.
+    """
+    try:
+        _refuse_beside_a_hal()
+        return args.act(args)
+    except DeviceError as error:
+        raise CliError(f"{args.action}: {error}") from error
 
 
 def _refuse_beside_a_hal() -> None:
@@ -105,6 +104,11 @@ def _opened(
     args: argparse.Namespace, calibration: Calibration | None = None
 ) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, JointBus]]:
     """The buses of hardware.toml, open; every drive stays off."""
+    # Loaded here: the drivers take 0.1 s, which `krabby estop` must not wait for.
+    from krabby.drivers.can.bus import CanJointBus
+    from krabby.drivers.can.calibration import Calibration
+    from krabby.drivers.can.config import CanCfg, load_hardware
+
     desc = RobotDescription.load()
     cfg = CanCfg(hardware=args.hardware, interface=args.interface, channels=tuple(args.channel))
     hardware = load_hardware(cfg, desc)
@@ -124,6 +128,8 @@ def _opened(
 
 
 def _probe(args: argparse.Namespace) -> int:
+    from krabby.drivers.can.faults import fault_names, remedy
+
     with _opened(args) as (_, hardware, calibration, bus):
         readings = _listen(bus, len(hardware.drives))
         sys.stdout.write(f"{'joint':14} {'bus':8} {'id':>3} {'angle rad':>10} {'°C':>6}  faults\n")
@@ -135,6 +141,8 @@ def _probe(args: argparse.Namespace) -> int:
             )
             if readings.faults[i]:
                 sys.stdout.write(f"{'':14} do: {remedy(int(readings.faults[i]))}\n")
+        for conflict in readings.conflicts:
+            sys.stdout.write(f"{conflict}: {conflict.remedy}\n")
     sys.stdout.write(
         f"{len(hardware.drives)} drives answer; calibrated: {calibration.measured or 'never'}\n"
     )
@@ -143,6 +151,8 @@ def _probe(args: argparse.Namespace) -> int:
 
 def _listen(bus: JointBus, count: int) -> DriveReadings:
     """Cycles with nothing switched on, until what the drives say of themselves has settled."""
+    from krabby.drivers.can import DriveTargets
+
     readings = bus.probe()
     for _ in range(_CYCLES):
         begin_ns = time.monotonic_ns()
@@ -163,6 +173,8 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
+    from krabby.drivers.can.calibration import calibrate
+
     desc = RobotDescription.load()
     pose = np.zeros(len(desc.joint_names)) if args.pose == "zero" else desc.default_joint_pos
     sys.stdout.write(f"The pose {args.pose!r}: {_POSES[args.pose]}.\n")
@@ -200,7 +212,3 @@ def _warn_of_turns(
             sys.stdout.write(
                 f"note: {name} moved by {after - before:+.2f} rad against the last calibration\n"
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -204,7 +204,13 @@ def _owner(endpoint: str) -> str:
             if connection.status != psutil.CONN_LISTEN or connection.pid is None:
                 continue
             if str(getattr(connection.laddr, "port", "")) == port:
-                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+                return f" by process {connection.pid} ({_program(psutil.Process(connection.pid))})"
     except psutil.Error:
         pass
     return ""
+
+
+def _program(process: psutil.Process) -> str:
+    """What runs in it: the module of `python -m MODULE`, else the program's name."""
+    words = process.cmdline()
+    return words[words.index("-m") + 1] if "-m" in words[:-1] else process.name()

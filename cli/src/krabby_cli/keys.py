@@ -1,14 +1,20 @@
-"""What keys and sticks mean: pure functions, no terminal and no device."""
+"""What keys, sticks and their absence mean: no terminal, no device, no clock."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "AXIS_MAX",
+    "DEADMAN_S",
     "JS_EVENT",
+    "Deadman",
+    "Drive",
     "Gamepad",
     "JoystickEvent",
     "Nav",
@@ -16,10 +22,12 @@ __all__ = [
     "Request",
     "apply_key",
     "parse_js_events",
-    "split_keys",
 ]
 
 Request = Literal["estop", "stand", "sit", "arm", "quit"]
+
+DEADMAN_S: Final = 2.0
+"""Without an input event for this long the robot is told to stand still [s]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +70,20 @@ _MOVES: Final[dict[str, tuple[str, float]]] = {
 }
 _REQUESTS: Final[dict[str, Request]] = {
     "x": "estop",
-    "esc": "estop",
     "1": "stand",
     "2": "sit",
     "3": "arm",
     "ctrl-c": "quit",
     "ctrl-d": "quit",
 }
-_ESCAPES: Final = {b"[A": "up", b"[B": "down", b"[C": "right", b"[D": "left"}
-_CONTROL_KEYS: Final = {0x03: "ctrl-c", 0x04: "ctrl-d"}
+_KEEPS: Final = "h"
+_SAFE_WHEN_LATE: Final = frozenset({"estop", "sit", "quit"})
 
 
 def apply_key(key: str, nav: Nav, limits: NavLimits) -> tuple[Nav, Request | None]:
     """The command after a key, and what the key asks for besides.
 
-    Space stops, and so does whatever ends motion; a key without a meaning changes nothing.
+    Space stops, and so does each request but arm; a key without a meaning changes nothing.
     """
     request = _REQUESTS.get(key.lower())
     if request is not None:
@@ -90,36 +97,6 @@ def apply_key(key: str, nav: Nav, limits: NavLimits) -> tuple[Nav, Request | Non
     limit = limits.yaw_rate if name == "yaw_rate" else limits.speed
     value = round(getattr(nav, name) + direction * limits.step, 6)
     return replace(nav, **{name: min(max(value, -limit), limit)}), None
-
-
-def split_keys(data: bytes) -> list[str]:
-    """Key names in what a terminal sent at once.
-
-    An escape byte that starts no arrow key is the Esc key itself, so Esc always stops; other
-    sequences that start with it, function keys and such, are dropped.
-    """
-    keys: list[str] = []
-    at = 0
-    while at < len(data):
-        byte = data[at]
-        at += 1
-        if byte == 0x1B:
-            sequence = data[at : at + 2]
-            if sequence in _ESCAPES:
-                keys.append(_ESCAPES[sequence])
-                at += 2
-            elif sequence[:1] in (b"[", b"O"):
-                at += 1
-                while at < len(data) and not 0x40 <= data[at] <= 0x7E:
-                    at += 1
-                at += 1
-            else:
-                keys.append("esc")
-        elif byte in _CONTROL_KEYS:
-            keys.append(_CONTROL_KEYS[byte])
-        elif 0x20 <= byte < 0x7F:
-            keys.append(chr(byte))
-    return keys
 
 
 JS_EVENT: Final = struct.Struct("<IhBB")
@@ -203,3 +180,99 @@ class Gamepad:
         value = self._axes.get(number, 0.0)
         beyond = max(0.0, abs(value) - self.DEAD_ZONE) / (1.0 - self.DEAD_ZONE)
         return beyond if value > 0 else -beyond
+
+
+class Deadman:
+    """Whether a person is there: an input event proves it for `DEADMAN_S`, nothing else does."""
+
+    def __init__(self) -> None:
+        self._event_s: float | None = None
+
+    def event(self, now_s: float) -> None:
+        """An input event came."""
+        self._event_s = now_s
+
+    def left_s(self, now_s: float) -> float:
+        """Time until motion ends; 0 when it has, and before the first event [s]."""
+        if self._event_s is None:
+            return 0.0
+        return max(0.0, self._event_s + DEADMAN_S - now_s)
+
+
+class Drive:
+    """The walking command of a person with a keyboard and, possibly, a gamepad.
+
+    Each of the two has its own deadman: neither proves that the other's link is alive. A
+    keyboard command ends with its deadman, the next key begins from zero. A gamepad's sticks count
+    again from its next event. What the kernel repeats when it opens the device is no event, and a
+    button that is held is none: over a dead radio link it stays held for ever.
+
+    Times are on a clock that counts while the computer sleeps [s].
+    """
+
+    def __init__(self, limits: NavLimits) -> None:
+        self._limits = limits
+        self._nav = Nav()
+        self._pad = Gamepad(limits)
+        self._key_deadman = Deadman()
+        self._pad_deadman = Deadman()
+        self._ended = False
+        """Whether a deadman ended motion and nothing came since."""
+        self._turn_s: float | None = None
+
+    def turn(
+        self, keys: Iterable[str], events: Iterable[JoystickEvent], now_s: float
+    ) -> tuple[Nav, list[Request]]:
+        """The command now, given what came since the last turn, and what is asked for besides.
+
+        Input that may have waited longer than the deadman, since this process stood still, moves
+        and arms nothing.
+        """
+        late = self._turn_s is not None and now_s - self._turn_s > DEADMAN_S
+        self._turn_s = now_s
+        self._expire(now_s)
+        requests: list[Request] = []
+        for key in keys:
+            requests += self._press(key, now_s, late)
+        for event in events:
+            requests += self._move(event, now_s, late)
+        return self._command(now_s), requests
+
+    def countdown(self, now_s: float) -> str:
+        """How long motion lasts without another event; empty when nothing moves."""
+        if self._command(now_s) == Nav():
+            return f"STOPPED: no input for {DEADMAN_S:g} s" if self._ended else ""
+        deadman = self._pad_deadman if self._nav == Nav() else self._key_deadman
+        return f"stops in {deadman.left_s(now_s):.1f} s"
+
+    def _expire(self, now_s: float) -> None:
+        if self._nav != Nav() and not self._key_deadman.left_s(now_s):
+            self._nav = Nav()
+            self._ended = True
+        if self._pad.nav != Nav() and not self._pad_deadman.left_s(now_s):
+            self._ended = True
+
+    def _press(self, key: str, now_s: float, late: bool) -> list[Request]:
+        nav, request = apply_key(key, self._nav, self._limits)
+        if nav == self._nav and request is None and key.lower() not in {*_MOVES, _KEEPS, " "}:
+            return []
+        self._key_deadman.event(now_s)
+        self._ended = False
+        if late and nav != Nav():
+            return []
+        self._nav = nav
+        return [request] if request and (request in _SAFE_WHEN_LATE or not late) else []
+
+    def _move(self, event: JoystickEvent, now_s: float, late: bool) -> list[Request]:
+        request = self._pad.apply(event)
+        if event.is_initial:
+            return []
+        if not late:
+            self._pad_deadman.event(now_s)
+            self._ended = False
+        return [request] if request and (request in _SAFE_WHEN_LATE or not late) else []
+
+    def _command(self, now_s: float) -> Nav:
+        if self._nav != Nav():
+            return self._nav
+        return self._pad.nav if self._pad_deadman.left_s(now_s) else Nav()

@@ -22,10 +22,12 @@ _SAFETY: Final = {
     "reset": "clear a latched e-stop; the robot stays disarmed",
 }
 _CONTROL: Final = {
-    "stand": "stand up and walk when told to",
+    "stand": "stand up and walk when told to; every arm needs it anew",
     "sit": "sit down and rest",
 }
 _TIMEOUT_S: Final = 2.0
+_POLICY_TIMEOUT_S: Final = 20.0
+"""The game loop tries a policy out in another process first, for 10 s at most."""
 
 
 class Refused(CliError):  # noqa: N818 - named for what happened
@@ -40,18 +42,25 @@ def add_parsers(commands: Any) -> None:
     for op, text in _CONTROL.items():
         parser = _parser(commands, op, text)
         parser.set_defaults(handler=_run_control, op=op)
-    parser = _parser(commands, "policy", "swap the policy of the running game loop, without a jump")
+    parser = _parser(
+        commands,
+        "policy",
+        "swap the policy of the running game loop, without a jump",
+        timeout_s=_POLICY_TIMEOUT_S,
+    )
     parser.add_argument("name", help="name under assets/policies, or a folder")
     parser.set_defaults(handler=_run_policy)
     parser = _parser(commands, "status", "what the safety gate and the game loop are doing")
     parser.set_defaults(handler=_run_status)
 
 
-def _parser(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
+def _parser(
+    commands: Any, name: str, text: str, *, timeout_s: float = _TIMEOUT_S
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.add_argument("--by", default=operator_name(), help="who asks, for the log (%(default)s)")
     parser.add_argument(
-        "--timeout", type=float, default=_TIMEOUT_S, metavar="S", help="default %(default)s s"
+        "--timeout", type=float, default=timeout_s, metavar="S", help="default %(default)s s"
     )
     add_endpoint_options(parser)
     return parser

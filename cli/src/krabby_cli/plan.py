@@ -115,8 +115,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def service_command(name: str) -> tuple[str, ...]:
-    """How to start a service: its module, by this interpreter."""
-    return (sys.executable, "-m", _MODULES[name])
+    """How to start a service: its module, by this interpreter; nothing of this folder is loaded."""
+    return (sys.executable, "-P", "-m", _MODULES[name])
 
 
 def _overrides(

@@ -1,7 +1,9 @@
 """`krabby teleop`: drive the robot with a keyboard or a gamepad.
 
-A person outranks a mission: commands carry the operator flag, at 20 Hz. When this process ends or
-is cut off the game loop stops walking within half a second.
+The person is the deadman: without an input event for 2 s the robot is told to stand still until the
+next one. Commands carry the operator flag and go out at 20 Hz, zeros too, so a mission stays
+outranked for as long as this process runs. When it ends or is cut off, the game loop stops the
+robot within half a second and lets a mission walk again after one.
 """
 
 from __future__ import annotations
@@ -10,11 +12,9 @@ import argparse
 import contextlib
 import os
 import select
-import signal
 import sys
-import termios
 import time
-import tty
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -24,37 +24,46 @@ from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.keys import (
     JS_EVENT,
-    Gamepad,
+    Drive,
+    JoystickEvent,
     Nav,
     NavLimits,
     Request,
-    apply_key,
     parse_js_events,
-    split_keys,
 )
 from krabby_cli.operate import operator_name
+from krabby_cli.signals import Signals
+from krabby_cli.terminal import Keyboard, StatusLine
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
-    from types import FrameType
+    from collections.abc import Mapping
 
-__all__ = ["GamepadDevice", "Keyboard", "Operator", "add_parser"]
+__all__ = ["GamepadDevice", "Operator", "add_parser"]
 
 _PERIOD_S: Final = 0.05
 _ANSWER_S: Final = 1.0
+_HINT: Final = "1 stand, 2 sit, x e-stop"
+_FAREWELLS: Final = 3
+"""Zeros sent when leaving: a socket that is closed drops what it has not sent yet."""
+_PERSONS_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Counts while the computer sleeps, unlike CLOCK_MONOTONIC: opening the lid is no key press."""
 
 _EPILOG: Final = """\
 keys
   w s, up down      faster forward, backward     a d      to the left, to the right
   q e, left right   turn left, turn right        space    stop
   1 stand up        2 sit down                   3 arm
-  x or Esc          e-stop, latched until `krabby reset`
+  h                 go on at this speed
+  x                 e-stop, latched until `krabby reset`; no other key is one
   Ctrl-C            leave; the robot stops
+Without a key for 2 s the robot stops: keep one pressed (a held key repeats) or press h.
 
 gamepad (--gamepad, /dev/input/js0 in the numbering of an Xbox-style pad)
   hold button 4 (left shoulder) to move
   axis 1 forward and backward, axis 0 to the sides, axis 3 turns
   button 0 (A) stand, 2 (X) sit, 3 (Y) arm, 1 (B) e-stop
+Without an event for 2 s the robot stops until the next one: a button that is held proves nothing
+over a dead radio link. A stick in a hand trembles and so sends events; move one at its stop a bit.
 """
 
 
@@ -89,80 +98,111 @@ def run(args: argparse.Namespace) -> int:
     if min(limits.speed, limits.yaw_rate, limits.step) <= 0:
         raise UsageError("--max-speed, --max-yaw-rate and --step have to be greater than 0")
     with contextlib.ExitStack() as stack:
+        signals = Signals()
+        stack.enter_context(signals.caught())
         pad = None
         if args.gamepad is not None:
-            pad = stack.enter_context(GamepadDevice(args.gamepad, limits))
+            pad = stack.enter_context(GamepadDevice(args.gamepad))
         keyboard = stack.enter_context(Keyboard(sys.stdin.fileno())) if sys.stdin.isatty() else None
         if pad is None and keyboard is None:
             raise UsageError("standard input is no terminal; run it in one, or give --gamepad")
+        line = None
+        if sys.stdout.isatty():
+            line = stack.enter_context(StatusLine(sys.stdout.fileno()))
         operator = stack.enter_context(Operator(endpoints_of(args)))
-        stack.enter_context(_signals_interrupt())
         try:
-            _drive(operator, keyboard, pad, limits)
-        except KeyboardInterrupt:
-            pass
+            _drive(operator, keyboard, pad, limits, signals, line)
         finally:
-            operator.publish(Nav())
-            _show(Nav(), "left\n")
+            operator.leave()
+            if line is not None:
+                line.show(_text(Nav(), operator.said, "left\n"))
     return 0
 
 
 def _drive(
-    operator: Operator, keyboard: Keyboard | None, pad: GamepadDevice | None, limits: NavLimits
+    operator: Operator,
+    keyboard: Keyboard | None,
+    pad: GamepadDevice | None,
+    limits: NavLimits,
+    signals: Signals,
+    line: StatusLine | None,
 ) -> None:
-    """Act on input as it comes, publish on the grid of 20 Hz."""
+    """Act on input as it comes, publish on the grid of 20 Hz; nothing here waits for anything."""
     sources = [source for source in (keyboard, pad) if source is not None]
-    nav = Nav()
-    said = "1 stand, 2 sit, x e-stop"
-    due = time.monotonic()
-    while True:
-        select.select(sources, (), (), max(0.0, due - time.monotonic()))
-        requests: list[Request] = []
-        for key in keyboard.read() if keyboard else ():
-            nav, request = apply_key(key, nav, limits)
-            if request is not None:
-                requests.append(request)
-        requests += pad.read() if pad else []
-        # An e-stop is never behind anything else.
-        for request in sorted(requests, key=lambda each: each != "estop"):
+    drive = Drive(limits)
+    due_s = time.monotonic()
+    while not signals.count:
+        select.select(sources, (), (), max(0.0, due_s - time.monotonic()))
+        keys = keyboard.read() if keyboard is not None else []
+        events = pad.read() if pad is not None else []
+        person_s = time.clock_gettime(_PERSONS_CLOCK)
+        command, requests = drive.turn(keys, events, person_s)
+        for request in requests:
             if request == "quit":
                 return
-            said = operator.ask(request)
-        now = time.monotonic()
-        if now >= due:
-            due = max(due + _PERIOD_S, now)
-            command = pad.nav if pad is not None and nav == Nav() else nav
+            operator.request(request)
+        now_s = time.monotonic()
+        if now_s >= due_s:
+            due_s = max(due_s + _PERIOD_S, now_s)
             operator.publish(command)
-            _show(command, said)
+            if line is not None:
+                line.show(_text(command, drive.countdown(person_s), operator.said or _HINT))
 
 
-def _show(nav: Nav, said: str) -> None:
-    if sys.stdout.isatty():
-        sys.stdout.write(
-            f"\r\x1b[Kvx {nav.vx:+.2f} m/s  vy {nav.vy:+.2f} m/s  "
-            f"yaw {nav.yaw_rate:+.2f} rad/s   {said}"
-        )
-        sys.stdout.flush()
+def _text(nav: Nav, *said: str) -> str:
+    motion = f"vx {nav.vx:+.2f} m/s  vy {nav.vy:+.2f} m/s  yaw {nav.yaw_rate:+.2f} rad/s"
+    return "   ".join(each for each in (motion, *said) if each)
 
 
 class Operator:
-    """A person's three sockets: nav to the game loop, requests to it, and safety to the HAL."""
+    """A person's sockets: nav to the game loop, requests to it, and safety to the HAL.
+
+    A request waits for its answer up to a second, walking commands do not wait for it. An e-stop
+    has its own thread and socket, so that it is never behind another request.
+    """
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:
         self.name = f"{operator_name()} (teleop)"
+        self.said = ""
+        """What came of the last request; empty before the first answer."""
         self._nav = Publisher(endpoints["nav"], NAV, bind=False)
+        self._stop = HalClient({"safety": endpoints["safety"]})
         self._hal = HalClient({"safety": endpoints["safety"]})
         self._loop = ControlClient(endpoints["control"])
+        self._stopper = ThreadPoolExecutor(1, "estop")
+        self._asker = ThreadPoolExecutor(1, "requests")
+        self._asked: dict[Request, Future[None]] = {}
 
     def publish(self, nav: Nav) -> None:
         """Send a walking command that outranks any mission."""
         self._nav.publish(nav.values, capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
 
+    def leave(self) -> None:
+        """Tell the robot to stand still, give that time to go out, and end an e-stop's wait."""
+        for _ in range(_FAREWELLS):
+            self.publish(Nav())
+            time.sleep(_PERIOD_S / 2)
+        self._stopper.shutdown()
+
+    def request(self, request: Request) -> None:
+        """Carry a request out beside the caller; `said` tells what came of it.
+
+        One that is still under way is not sent twice, a held key repeats.
+        """
+        under_way = self._asked.get(request)
+        if under_way is None or under_way.done():
+            executor = self._stopper if request == "estop" else self._asker
+            self._asked[request] = executor.submit(self._carry_out, request)
+
+    def _carry_out(self, request: Request) -> None:
+        self.said = self.ask(request)
+
     def ask(self, request: Request) -> str:
         """Carry a request out; what came of it, in a few words. Takes a second at the most."""
         try:
             if request in ("estop", "arm"):
-                answer = self._hal.safety(request, self.name, timeout_s=_ANSWER_S)
+                client = self._stop if request == "estop" else self._hal
+                answer = client.safety(request, self.name, timeout_s=_ANSWER_S)
             else:
                 answer = self._loop.request(request, timeout_s=_ANSWER_S, by=self.name)
         except ProtoError as error:
@@ -175,8 +215,10 @@ class Operator:
         return f"{request}: {answer.get('state', 'done')}"
 
     def close(self) -> None:
-        """Close the sockets."""
-        for each in (self._nav, self._hal, self._loop):
+        """Close the sockets; what is under way is waited for, a second at the most."""
+        self._stopper.shutdown()
+        self._asker.shutdown(cancel_futures=True)
+        for each in (self._nav, self._stop, self._hal, self._loop):
             each.close()
 
     def __enter__(self) -> Self:
@@ -186,42 +228,10 @@ class Operator:
         self.close()
 
 
-class Keyboard:
-    """A terminal that gives every key at once and shows none; as it was when closed.
-
-    Ctrl-C still interrupts, so that whatever happens here a person gets out.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._before = termios.tcgetattr(fd)
-        tty.setcbreak(fd)
-
-    def fileno(self) -> int:
-        """For select."""
-        return self._fd
-
-    def read(self) -> list[str]:
-        """Keys pressed since the last call; never waits."""
-        if not select.select([self._fd], (), (), 0)[0]:
-            return []
-        data = os.read(self._fd, 1024)
-        if not data:
-            return ["ctrl-d"]  # the terminal is gone
-        return split_keys(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(termios.error):  # a terminal that is gone needs no settings
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._before)
-
-
 class GamepadDevice:
     """A /dev/input/js device, read without waiting."""
 
-    def __init__(self, path: Path, limits: NavLimits) -> None:
+    def __init__(self, path: Path) -> None:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -231,19 +241,17 @@ class GamepadDevice:
             ) from error
         self._path = path
         self._rest = b""
-        self._gamepad = Gamepad(limits)
 
     def fileno(self) -> int:
         """For select."""
         return self._fd
 
-    @property
-    def nav(self) -> Nav:
-        """The command of the sticks as they are."""
-        return self._gamepad.nav
+    def read(self) -> list[JoystickEvent]:
+        """What happened since the last call.
 
-    def read(self) -> list[Request]:
-        """Take in what happened since the last call; what it asks for besides moving."""
+        Raises:
+            CliError: The device is gone.
+        """
         try:
             data = os.read(self._fd, 64 * JS_EVENT.size)
         except BlockingIOError:
@@ -255,32 +263,10 @@ class GamepadDevice:
         if not data:
             raise CliError(f"gamepad {self._path} is gone; the robot was told to stop")
         events, self._rest = parse_js_events(self._rest + data)
-        asked: list[Request] = []
-        for event in events:
-            if (request := self._gamepad.apply(event)) is not None:
-                asked.append(request)  # noqa: PERF401 - a comprehension loses the literal type
-        return asked
+        return events
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Generator[None, None, None]:
-    """SIGTERM leaves like Ctrl-C does: the robot is told to stop, the terminal is given back.
-
-    SIGINT is set too: a shell that starts a command in the background lets it ignore that one.
-    """
-
-    def interrupt(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """The wire contract: streams, header, codec, HAL client and HAL server."""
 
+from krabby_proto.admission import MAX_AHEAD_NS
 from krabby_proto.client import ControlClient, ControlServer, HalClient
 from krabby_proto.codec import FloatArray, Message, decode, encode, pack, unpack
 from krabby_proto.errors import (
@@ -76,6 +77,7 @@ __all__ = [
     "FLAG_RESET",
     "HEADER_SIZE",
     "MAGIC",
+    "MAX_AHEAD_NS",
     "NAV",
     "NUM_FEET",
     "NUM_JOINTS",

@@ -21,9 +21,11 @@ from krabby_proto.streams import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Admission", "CommandAdmission"]
+__all__ = ["MAX_AHEAD_NS", "Admission", "CommandAdmission"]
 
-_FUTURE_NS: Final = 1_000_000  # what rounding and two reads of one clock may differ by
+MAX_AHEAD_NS: Final = 1_000_000
+"""A stamp further ahead of the reader's clock is refused: rounding and two reads of one clock may
+differ by this [ns]."""
 _SEQUENCE = struct.Struct("<Q")
 _SEQUENCE_OFFSET: Final = 16
 
@@ -84,7 +86,7 @@ class CommandAdmission:
         header = message.header
         if not np.isfinite(message.payload).all():
             return CommandStatus.REJECTED_NONFINITE
-        if max(header.publish_ns, header.capture_ns) - now_ns > _FUTURE_NS:
+        if max(header.publish_ns, header.capture_ns) - now_ns > MAX_AHEAD_NS:
             return CommandStatus.REJECTED_FUTURE
         if (
             now_ns - header.publish_ns > self._ttl_ns

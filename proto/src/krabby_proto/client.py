@@ -30,6 +30,7 @@ __all__ = ["ControlClient", "ControlServer", "HalClient"]
 
 _CONTROL_BATCH: Final = 16
 _HELLO_TRY_S: Final = 0.5
+_ESTOP_TRY_S: Final = 0.2
 
 
 class HalClient:
@@ -137,12 +138,17 @@ class HalClient:
     def safety(self, op: str, by: str, timeout_s: float = 1.0) -> JsonObject:
         """Ask for one of `SAFETY_OPS`; the answer has ok, state, faults and reason.
 
+        An e-stop that is not answered is sent again: a link that is lost takes it along.
+
         Raises:
             RequestTimeout: the HAL did not answer.
         """
         # Always CLOCK_MONOTONIC: an operator's request is about people, not about simulated time.
         request = {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
-        return _ask_json(self._requester(SAFETY.name), SAFETY.topic, request, timeout_s)
+        requester = self._requester(SAFETY.name)
+        if op == "estop":
+            return _ask_again(requester, SAFETY.topic, request, timeout_s, _ESTOP_TRY_S)
+        return _ask_json(requester, SAFETY.topic, request, timeout_s)
 
     def _requester(self, name: str) -> Requester:
         requester = self._requesters.get(name)
@@ -176,15 +182,22 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
     """Ask again and again, since a server that is just starting may lose the first."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
+    return _ask_again(requester, HELLO_TOPIC, ours, timeout_s, _HELLO_TRY_S)
+
+
+def _ask_again(
+    requester: Requester, topic: bytes, request: Mapping[str, Any], timeout_s: float, try_s: float
+) -> JsonObject:
+    """Like `_ask_json`, sending it again after every `try_s`: for what may be done twice."""
     deadline = time.monotonic() + timeout_s
     while True:
         left = deadline - time.monotonic()
         try:
-            return _ask_json(requester, HELLO_TOPIC, ours, min(left, _HELLO_TRY_S))
+            return _ask_json(requester, topic, request, min(left, try_s))
         except RequestTimeout:
-            if left > _HELLO_TRY_S:
+            if left > try_s:
                 continue
-            raise _no_answer(requester, HELLO_TOPIC, timeout_s) from None
+            raise _no_answer(requester, topic, timeout_s) from None
 
 
 def _ask_json(
@@ -220,15 +233,29 @@ class ControlServer:
         self._router = Router(endpoint, name=CONTROL.name, context=context)
         self.endpoint = self._router.endpoint
         self.requests = 0
+        self.failures = 0
+        """Requests whose handler raised."""
+        self._asked: Request | None = None
         instance = {"instance_id": f"{new_instance_id():016x}"}
         self._hello = json.dumps({**hello, **instance}).encode()
 
-    def poll(self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any]]) -> int:
+    @property
+    def oversized(self) -> int:
+        """Requests dropped for having more frames than the contract has."""
+        return self._router.oversized
+
+    def poll(
+        self, timeout_s: float, handler: Callable[[JsonObject], Mapping[str, Any] | None]
+    ) -> int:
         """Wait for requests, serve at most 16, return how many; 0 when the time is over.
+
+        A handler that raises costs its request, not the server: the answer has `ok` false and the
+        error as its `reason`.
 
         Args:
             timeout_s: how long to wait; 0 to look only [s].
-            handler: takes a request's JSON object and returns the answer's.
+            handler: takes a request's JSON object and returns the answer's; None if it has called
+                `defer`.
         """
         if not wait_readable((self._router.socket,), timeout_s):
             return 0
@@ -238,7 +265,15 @@ class ControlServer:
             self._answer(request, handler)
         return taken
 
-    def _answer(self, request: Request, handler: Callable[[JsonObject], Mapping[str, Any]]) -> None:
+    def defer(self) -> Callable[[Mapping[str, Any]], None]:
+        """For handlers: answer later, by calling what this returns from the thread that polls."""
+        request = self._asked
+        assert request is not None, "only within a handler"
+        return lambda answer: self._reply(request, answer)
+
+    def _answer(
+        self, request: Request, handler: Callable[[JsonObject], Mapping[str, Any] | None]
+    ) -> None:
         body = request.body
         if body and body[0] == HELLO_TOPIC:
             self._router.reply(request, HELLO_TOPIC, self._hello)
@@ -247,11 +282,24 @@ class ControlServer:
         asked = None
         if len(body) == 2 and body[0] == CONTROL.topic and len(body[1]) <= MAX_JSON_BYTES:
             asked = parse_json(body[1])
-        answer = (
-            {"ok": False, "reason": 'request is not [b"control", {"op": ...}]'}
-            if asked is None
-            else handler(asked)
-        )
+        if asked is None:
+            self._refuse(request, 'request is not [b"control", {"op": ...}]')
+            return
+        self._asked = request
+        try:
+            answer = handler(asked)
+            if answer is not None:
+                self._reply(request, answer)
+        except Exception as error:
+            self.failures += 1
+            self._refuse(request, f"{type(error).__name__}: {error}")
+        finally:
+            self._asked = None
+
+    def _refuse(self, request: Request, reason: str) -> None:
+        self._reply(request, {"ok": False, "reason": reason})
+
+    def _reply(self, request: Request, answer: Mapping[str, Any]) -> None:
         self._router.reply(request, CONTROL.topic, json.dumps(answer).encode())
 
     def close(self) -> None:
@@ -277,7 +325,8 @@ class ControlClient:
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Ask for `op`; raises `RequestTimeout` when there is no answer."""
-        return _ask_json(self._requester, CONTROL.topic, {"op": op, **arguments}, timeout_s)
+        request = {"op": op, "sent_ns": time.monotonic_ns(), **arguments}
+        return _ask_json(self._requester, CONTROL.topic, request, timeout_s)
 
     def close(self) -> None:
         """Close the socket."""

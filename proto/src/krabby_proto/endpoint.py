@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = [
+    "MAX_FRAMES",
     "MAX_JSON_BYTES",
     "Context",
     "Endpoint",
     "Socket",
     "pending_events",
-    "receive_frames",
     "send_frames",
     "wait_for",
     "wait_readable",
@@ -48,7 +48,12 @@ MAX_JSON_BYTES: Final = 1 << 16
 # deadmen's business (50 to 150 ms) anyway.
 _KEEPALIVE_S: Final = 1
 
-_MAX_FRAMES: Final = 12  # envelope and body of a request fit
+MAX_FRAMES: Final = 12
+"""Most frames of a message that are kept; envelope and body of a request fit."""
+_SKIP_FRAMES: Final = 128
+"""Frames beyond it that one call drops, at 2 to 5 us each."""
+_MOST_SKIPPED: Final = 2048
+"""Frames beyond it after which the socket is made anew in place of dropping more of them."""
 _MORE: Final = zmq.NOBLOCK | zmq.SNDMORE
 _BIND_PATIENCE_S: Final = 0.2
 REVIVE_S: Final = 1.0
@@ -94,23 +99,6 @@ def _fd(socket: Socket) -> int:
     return cast("int", socket.getsockopt(zmq.FD))
 
 
-def receive_frames(socket: Socket) -> list[bytes] | None:
-    """One message without waiting, None when there is none; frames beyond the twelfth are dropped.
-
-    Takes frame objects, which know whether more follow: a third of `recv_multipart`'s time.
-    """
-    try:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
-    except zmq.Again:
-        return None
-    frames = [frame.bytes]
-    while frame.more:
-        frame = socket.recv(zmq.NOBLOCK, copy=False)
-        if len(frames) < _MAX_FRAMES:
-            frames.append(frame.bytes)
-    return frames
-
-
 def send_frames(socket: Socket, frames: Sequence[bytes]) -> None:
     """Send one message without waiting; raises `zmq.Again` when it cannot be taken, whole."""
     for frame in frames[:-1]:
@@ -138,11 +126,22 @@ class Endpoint:
         self._target: str | None = endpoint
         """Where libzmq connects to: `endpoint` with an address; None while none is known."""
         self._monitor: Socket | None = None
-        context = context or cast("Context", zmq.Context.instance())
-        self.socket: Socket = context.socket(kind)
+        self._context = context = context or cast("Context", zmq.Context.instance())
+        self._kind = kind
+        self._name = name
+        self._bound = bind
+        self._options = (*_common_options(hwm, max_bytes), *options)
+        self._homeless = False
+        """Whether the socket is still to be bound: its port is not free yet."""
+        self._kept: list[bytes] = []
+        """First frames of the message that is being skipped; empty when none is."""
+        self._skipped = 0
+        self.oversized = 0
+        """Messages with more frames than the contract has, dropped."""
+        self.renewals = 0
+        """Times the socket was made anew, and every peer connected again, because of one."""
+        self.socket: Socket = self._new_socket()
         try:
-            for option, value in (*_common_options(hwm, max_bytes), *options):
-                self.socket.setsockopt(option, value)
             if bind:
                 _bind(self.socket, endpoint, name)
             else:
@@ -167,6 +166,82 @@ class Endpoint:
             last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
             self.endpoint = last.rstrip(b"\0").decode()
 
+    def _new_socket(self) -> Socket:
+        socket: Socket = self._context.socket(self._kind)
+        try:
+            for option, value in self._options:
+                socket.setsockopt(option, value)
+        except BaseException:
+            socket.close()
+            raise
+        return socket
+
+    def receive_frames(self) -> list[bytes] | None:
+        """One message without waiting; None when there is none, or while one is being skipped.
+
+        Frames beyond `MAX_FRAMES` are dropped. libzmq hands out a message of any number of frames
+        as one, with nothing of another peer in between. So each call drops some of them, and the
+        one that comes to the end returns the message. If there is no end in sight, the socket is
+        made anew, which takes the same time whatever there was to read.
+
+        Takes frame objects, which know whether more follow: a third of `recv_multipart`'s time.
+        """
+        if self._homeless and not self._move_in():
+            return None
+        if self._kept:
+            return self._skip()
+        try:
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames = [frame.bytes]
+        while frame.more:
+            if len(frames) == MAX_FRAMES:
+                self.oversized += 1
+                self._kept, self._skipped = frames, 0
+                return None
+            frame = self.socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.bytes)
+        return frames
+
+    @property
+    def skipping(self) -> bool:
+        """Whether `receive_frames` is in the middle of a message."""
+        return bool(self._kept)
+
+    def _skip(self) -> list[bytes] | None:
+        """Drop some frames of a message; what was kept of it once that is done."""
+        for _ in range(_SKIP_FRAMES):
+            if not self.socket.recv(zmq.NOBLOCK, copy=False).more:
+                frames, self._kept = self._kept, []
+                return frames
+        self._skipped += _SKIP_FRAMES
+        # A peer within this process does not connect again: it is heard out.
+        if self._skipped >= _MOST_SKIPPED and not self.endpoint.startswith("inproc:"):
+            self._renew()
+        return None
+
+    def _renew(self) -> None:
+        """Put a new socket in the place of this one; libzmq clears the old one's queue away."""
+        self._kept = []
+        self.renewals += 1
+        self.close()
+        self.socket = self._new_socket()
+        if self._bound:
+            self._homeless = True
+            self._move_in()
+            return
+        self._monitor = _monitor(self._context, self.socket)
+        self._connected = self._dead = False
+        if self._target is not None:
+            self.socket.connect(self._target)
+
+    def _move_in(self) -> bool:
+        """Bind a socket made anew, once libzmq has let go of the endpoint; False when not yet."""
+        with contextlib.suppress(EndpointError):  # it was fine before: again at the next call
+            self._homeless = not _try_bind(self.socket, self.endpoint, self._name)
+        return not self._homeless
+
     @property
     def connected(self) -> bool:
         """Whether the handshake with a peer is done; for tcp and ipc sockets that connect."""
@@ -181,7 +256,7 @@ class Endpoint:
         host without an answer may have another address by now.
         """
         now = time.monotonic()
-        if now < self._revive_at or self._monitor is None:
+        if now < self._revive_at or self._monitor is None or self._kept:
             return
         self._revive_at = now + REVIVE_S
         self._read_monitor()

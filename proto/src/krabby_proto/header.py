@@ -43,7 +43,7 @@ FLAG_NAV_DUE: Final = 4
 FLAG_LATENT: Final = 8
 """Features: the payload is a depth-encoder latent, else it is an image."""
 FLAG_OPERATOR: Final = 16
-"""Nav: from a person; outranks a mission for one second."""
+"""Nav: from a person; outranks a mission for one second after it was received."""
 FLAG_RESET: Final = 32
 """State: the first sample after the robot was put back to its start."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final, cast
 
@@ -16,6 +17,8 @@ JsonObject = dict[str, Any]
 """A JSON object as Python reads it."""
 
 HELLO_TOPIC: Final = b"hello"
+MAX_JSON_DEPTH: Final = 32
+"""Objects and arrays within each other in a request or an answer."""
 CLOCKS: Final = ("monotonic", "simulated")
 """What ``capture_ns`` counts: CLOCK_MONOTONIC of the host, or simulated time (lock-step)."""
 
@@ -73,12 +76,41 @@ def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 
 
 def parse_json(raw: bytes | memoryview) -> JsonObject | None:
-    """The JSON object in a frame, or None when there is none."""
+    """The JSON object in a frame, or None when there is none that can be used.
+
+    NaN, infinity and what is nested deeper than `MAX_JSON_DEPTH` are none: what handles a request
+    need not think of them.
+    """
     try:
-        value: object = json.loads(bytes(raw))
+        value: object = json.loads(bytes(raw), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):  # also bad UTF-8 and absurdly long integers
         return None
-    return cast("JsonObject", value) if isinstance(value, dict) else None
+    if not isinstance(value, dict):
+        return None
+    found = cast("JsonObject", value)
+    return None if _is_deep(found) else found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _is_deep(value: object) -> bool:
+    level: list[object] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        below: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                below.extend(cast("JsonObject", each).values())
+            elif isinstance(each, list):
+                below.extend(cast("list[object]", each))
+        if not below:
+            return False
+        level = below
+    return True
 
 
 def _plain(value: Mapping[str, Any]) -> JsonObject:

@@ -49,6 +49,7 @@ FAULT_BITS: Final = (
     "bus",
     "imu",
     "clock",
+    "state_gap",
 )
 """Names of the bits of `CommandReply.fault_bits`, from bit 0."""
 

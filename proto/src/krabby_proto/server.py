@@ -142,7 +142,6 @@ class HalServer:
         except BaseException:
             self.close()
             raise
-        self._sockets = [router.socket for router in self._routers]
         self.instance_id = self._publishers["state"].instance_id
         self._hello = json.dumps({**hello, "instance_id": f"{self.instance_id:016x}"}).encode()
 
@@ -159,6 +158,12 @@ class HalServer:
         if self._safety is not None:
             bound["safety"] = self._safety.endpoint
         return bound
+
+    @property
+    def oversized(self) -> dict[str, int]:
+        """Requests dropped for having more frames than the contract has, by endpoint."""
+        routers = {COMMAND.name: self._command, SAFETY.name: self._safety}
+        return {name: router.oversized for name, router in routers.items() if router is not None}
 
     def publish_state(self, payload: ArrayLike, capture_ns: int, flags: int = 0) -> int:
         """Publish a state, shape (70,) as `STATE` lays it out; returns its sequence."""
@@ -181,7 +186,7 @@ class HalServer:
         served = self._serve()
         if served or timeout_s <= 0.0:
             return served
-        if not wait_readable(self._sockets, timeout_s):
+        if not wait_readable([router.socket for router in self._routers], timeout_s):
             return 0
         return self._serve()
 

@@ -5,6 +5,7 @@ One socket belongs to one thread.
 
 from __future__ import annotations
 
+import itertools
 import secrets
 import time
 from collections import deque
@@ -19,7 +20,6 @@ from krabby_proto.endpoint import (
     Context,
     Endpoint,
     pending_events,
-    receive_frames,
     send_frames,
     wait_for,
     wait_readable,
@@ -49,7 +49,16 @@ _MAX_REPLY_BYTES: Final = 1 << 20
 _STALL_NS: Final = 100_000_000
 _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
-_MAX_DRAIN: Final = 20_000
+_MAX_SHARED_DRAIN: Final = 64
+"""Of a stream with many writers, in one call. libzmq takes from its connections in turn: one that
+floods costs a bounded time, and each message of another waits for no more than one of it."""
+_MAX_SEQUENCE: Final = (1 << 63) - 1
+"""No writer counts further. A message that claims to counts as the next one: followed, it would
+make all that its writer says next late."""
+_DRAIN_S: Final = 0.003
+_LEAST_DRAIN: Final = 64
+"""A drain ends after so many messages and so long, however many there are: who sends faster than
+they can be read keeps no loop. The queue holds 16."""
 
 
 def new_instance_id() -> int:
@@ -193,6 +202,23 @@ class LatestSubscriber(Endpoint):
         self._note_lag(messages[-1] if messages else None)
         return messages
 
+    def newest_by_writer(self) -> list[Message]:
+        """The newest message of each writer since the last call; never waits.
+
+        For streams with `many_writers`: the reader decides which one counts, so no writer can
+        displace another's message. Takes at most 64 messages, in turn from all connections. A
+        writer that speaks for both an operator and a mission is two writers.
+        """
+        newest: dict[tuple[int, int], Message] = {}
+
+        def keep(message: Message) -> None:
+            writer = (message.header.instance_id, message.flags & FLAG_OPERATOR)
+            self.discarded += writer in newest
+            newest[writer] = message
+
+        self._receive_all(keep, _MAX_SHARED_DRAIN)
+        return list(newest.values())
+
     def wait(self, timeout_s: float) -> Message | None:
         """Block until something newer comes; None when nothing did in time."""
         deadline = time.monotonic() + timeout_s
@@ -201,8 +227,9 @@ class LatestSubscriber(Endpoint):
             if message is not None:
                 return message
             left = deadline - time.monotonic()
-            if not wait_readable((self.socket,), min(left, REVIVE_S)) and left <= REVIVE_S:
+            if left <= 0.0:  # also while there is always something to read, none of it news
                 return None
+            wait_readable((self.socket,), min(left, REVIVE_S))
 
     def _drain(self, *, waiting: bool = False) -> Message | None:
         """Take all there is; the newest of what is new.
@@ -266,10 +293,15 @@ class LatestSubscriber(Endpoint):
         """How much later than the quickest message ever this one is read [ns]."""
         return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
 
-    def _receive_all(self, keep: Callable[[Message], None]) -> None:
-        for _ in range(_MAX_DRAIN):
-            frames = receive_frames(self.socket)
+    def _receive_all(self, keep: Callable[[Message], None], limit: int | None = None) -> None:
+        end = time.monotonic() + _DRAIN_S
+        for count in itertools.count():
+            if count == limit or (count >= _LEAST_DRAIN and time.monotonic() > end):
+                return
+            frames = self.receive_frames()
             if frames is None:
+                if self.skipping:
+                    return
                 # Not before: who has asked a SUB whether it has something to read has made it take
                 # the first frame; libzmq aborts when the connection that has the others is given up
                 # before they are read (fq.cpp, !_more).
@@ -288,6 +320,8 @@ class LatestSubscriber(Endpoint):
     def _is_news(self, instance: int, sequence: int) -> bool:
         """Follow one instance's sequence; False for what was overtaken."""
         last = self._sequences.get(instance)
+        if sequence > _MAX_SEQUENCE:
+            sequence = (last or 0) + 1
         if last is None:
             if instance in self._replaced:
                 self.late += 1
@@ -344,7 +378,7 @@ class Router(Endpoint):
 
     def receive(self) -> Request | None:
         """The next request, None when there is none; a malformed one has an empty envelope."""
-        parts = receive_frames(self.socket)
+        parts = self.receive_frames()
         if parts is None:
             return None
         try:
@@ -400,13 +434,14 @@ class Requester(Endpoint):
         # read, and whenever there is none, libzmq hears what became of its connections. With
         # IMMEDIATE one that was lost is gone then, and when that comes between two frames of an
         # answer, reading on aborts the process (fq.cpp, !_more). From here a hundred are left.
-        answer = receive_frames(self.socket)
+        answer = self.receive_frames()
         while answer is None:
-            if not wait_for((self.socket,), zmq.POLLIN, deadline - time.monotonic()):
+            left = deadline - time.monotonic()
+            if left <= 0.0 or not wait_for((self.socket,), zmq.POLLIN, left):
                 self.timeouts += 1
                 return None
             # None again when it was one to an earlier request, dropped by the socket
-            answer = receive_frames(self.socket)
+            answer = self.receive_frames()
         return answer
 
     def wait_connected(self, timeout_s: float) -> bool:

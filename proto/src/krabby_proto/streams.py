@@ -226,19 +226,25 @@ STREAMS: Final[Mapping[str, Stream]] = MappingProxyType(
 )
 
 
+_HASHED_FAULT_BITS: Final = 13
+"""Fault bits that this schema version began with. A peer that does not know one appended later
+reads it as ``bit_<n>``, as `fault_names` does, so the two understand each other."""
+
+
 @cache
 def schema_hash() -> str:
     """16 hex digits over everything two peers must agree on to read each other's bytes.
 
     SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
-    as numbers, and the streams table without its prose.
+    as numbers, and the streams table without its prose. Fault bits appended since the schema
+    version began are left out: a peer without their names still reads them.
     """
     table = {
         "version": SCHEMA_VERSION,
         "header": [MAGIC.decode(), HEADER_FORMAT],
         "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT],
         "status": {status.name: int(status) for status in CommandStatus},
-        "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS],
+        "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS[:_HASHED_FAULT_BITS]],
         "streams": {
             stream.name: [
                 stream.id,

@@ -4,12 +4,24 @@ import pytest
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import message_of, open_bus
 from krabby.drivers.can.hardware import HardwareDescription
+from krabby.robot.description import RobotDescription
+from krabby.runtime.testing import FakeClock
 from krabby_emulator.can import CanSide
 from krabby_emulator.config import DriveCfg, SupplyCfg
 from krabby_emulator.faults import FaultBoard
 from krabby_emulator.motor import DriveBank
 
 QUIET = DriveCfg(position_noise=0.0, velocity_noise=0.0, effort_noise=0.0, encoder_counts=1 << 30)
+
+
+@pytest.fixture(scope="session")
+def desc():
+    return RobotDescription.load()
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
 
 
 @pytest.fixture

@@ -278,3 +278,25 @@ def test_a_drive_that_reboots_is_deaf_and_mute_for_a_quarter_of_a_second(rig, cl
     clock.advance(0.0001)
     rig.send("front", *commands(11))
     assert feedback(rig.answers()).mode.tolist() == [DriveMode.OFF]
+
+
+def test_a_twin_hears_and_answers_what_its_joints_drive_does(rig):
+    enabled(rig, 11, 12)
+    rig.bank.reported_pos[:2] = 0.25, -0.5
+    rig.board.inject("twin", 0, joint="lf_hip_pitch", value=0.4)
+    rig.send("front", *commands(11, 12))
+    messages = rig.answers()
+    assert [m.arbitration_id >> 8 & 0xFF for m in messages] == [11, 12, 12]
+    said = feedback(messages)
+    assert said.position == pytest.approx([0.25, -0.5, -0.1], abs=STEP)
+    assert said.mode.tolist() == [DriveMode.RUN, DriveMode.RUN, DriveMode.OFF]
+    # Switched on it follows: 0.05 rad with every command, and reads are answered twice too.
+    enabled(rig, 12)
+    asks = CODEC.request(Request(Kind.READ, 12, Parameter.VOLTAGE))
+    rig.send("front", *commands(12, pos=0.3, kp=250.0), asks)
+    first, voltage, second, again = rig.answers()
+    assert feedback([first, second]).position == pytest.approx([-0.5, -0.05], abs=STEP)
+    assert CODEC.parse_reply(frame_of(voltage)) == CODEC.parse_reply(frame_of(again))
+    rig.board.clear("twin")
+    rig.send("front", *commands(12))
+    assert len(rig.answers()) == 1

@@ -70,6 +70,7 @@ def test_faults_pile_up_and_lift_one_by_one(board):
         (("bus-off", {"joint": "lf_knee"}), "strikes the bus, not a joint; leave joint="),
         (("imu-jump", {"bus": "rear"}), "strikes the robot, not a bus"),
         (("stuck-encoder", {"value": 1.0}), "takes no value"),
+        (("twin", {"value": 4.0}), "value 4.0 of twin must be above 0 and at most 3 rad"),
         (("lost-replies", {"value": 1.5}), "must be above 0 and at most 1 share"),
         (("lost-replies", {"value": math.nan}), "must be above 0"),
         (("reset", {"for_s": -1.0}), "for_s -1.0 must be 0"),

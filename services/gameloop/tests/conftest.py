@@ -1,5 +1,9 @@
 """Tiny policies whose targets are known, and messages with the times that a test wants."""
 
+import hashlib
+import json
+import shutil
+
 import numpy as np
 import pytest
 from krabby.policy.bundle import POLICY_FILE, write_bundle
@@ -76,6 +80,49 @@ def _constant(size, value) -> bytes:
     )
     opset = helper.make_opsetid("", 17)
     return helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString()
+
+
+@pytest.fixture
+def endless(tmp_path, policies):
+    """A bundle whose network runs for 2^62 steps."""
+    folder = tmp_path / "endless"
+    shutil.copytree(policies / "blind", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    size = sum(term["size"] * term["history"] for term in manifest["observation"])
+    tensor = helper.make_tensor_value_info
+    turn = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["sum", "sum"], ["more"]),
+        ],
+        "turn",
+        [
+            tensor("turn", TensorProto.INT64, []),
+            tensor("go", TensorProto.BOOL, []),
+            tensor("sum", TensorProto.FLOAT, [1, 18]),
+        ],
+        [tensor("go_on", TensorProto.BOOL, []), tensor("more", TensorProto.FLOAT, [1, 18])],
+    )
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["obs", "first"], ["some"], axis=1),
+            helper.make_node("Loop", ["turns", "yes", "some"], ["actions"], body=turn),
+        ],
+        "endless",
+        [tensor("obs", TensorProto.FLOAT, [1, size])],
+        [tensor("actions", TensorProto.FLOAT, [1, 18])],
+        [
+            numpy_helper.from_array(np.arange(18), "first"),
+            numpy_helper.from_array(np.array(2**62), "turns"),
+            numpy_helper.from_array(np.array(True), "yes"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    content = model.SerializeToString()
+    (folder / POLICY_FILE).write_bytes(content)
+    manifest["files"] = {POLICY_FILE: hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
 
 @pytest.fixture

@@ -156,13 +156,13 @@ def test_a_hal_that_restarted_must_be_greeted_before_anything_moves(robot):
 
 def test_asked_to_sit_it_lies_down_and_stays_there(robot, desc):
     robot.tick(3000)
-    robot.brain.wish("sit")
+    robot.brain.ask("sit")
     assert robot.tick(20) is Mode.SIT_DOWN
     assert robot.tick(3000) is Mode.PASSIVE
     np.testing.assert_allclose(robot.sent[-1].joint_pos, rest_joint_pos(desc), atol=1e-4)
     assert largest_step(robot) / 0.01 < desc.velocity_limit.min()
     assert robot.brain.resting
-    robot.brain.wish("stand")
+    robot.brain.ask("stand")
     assert robot.tick(20) is Mode.STAND_UP
 
 
@@ -170,7 +170,7 @@ def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
     robot.tick(3000)
     assert robot.brain.mode is Mode.POLICY
     assert np.abs(robot.sent[-1].joint_pos - desc.default_joint_pos).max() > 0.05
-    robot.brain.wish("sit")
+    robot.brain.ask("sit")
     robot.tick(320)
     np.testing.assert_allclose(robot.sent[-1].joint_pos, desc.default_joint_pos, atol=1e-6)
     robot.tick(280)

@@ -73,7 +73,7 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
         with running(loop), ControlClient(endpoints.control) as client:
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "other"))
             assert not asked["ok"]
-            assert "krabby-engines build other" in asked["reason"]
+            assert "python -m krabby.policy.tensorrt build other" in asked["reason"]
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "blind"))
             assert asked["ok"]
             until(lambda: loop.brain.pilot.chosen.network.backend == "tensorrt")

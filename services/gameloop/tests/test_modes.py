@@ -9,6 +9,7 @@ from krabby_gameloop.modes import Mode, Situation, holds, next_mode
 CALM = Situation(
     state_age_s=0.002,
     safety=SafetyState.ACTIVE,
+    has_lease=True,
     greeted=True,
     wants_to_stand=True,
     trajectory_done=False,
@@ -51,6 +52,22 @@ def test_a_gate_that_does_not_follow_ends_everything(mode, safety, limits):
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_hal_that_is_not_known_is_not_moved(mode, limits):
     assert next_mode(mode, CALM._replace(greeted=False), limits) is Mode.PASSIVE
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("safety", list(SafetyState))
+def test_without_the_lease_it_is_shown_in_every_state_of_the_gate(mode, safety, limits):
+    now = CALM._replace(has_lease=False, safety=safety)
+    assert next_mode(mode, now, limits) is Mode.NO_LEASE
+    assert next_mode(mode, now._replace(state_age_s=0.1), limits) is Mode.SILENT
+
+
+def test_once_the_lease_is_back_it_is_passive_until_the_gate_follows(limits):
+    disarmed = CALM._replace(safety=SafetyState.DAMP)
+    assert next_mode(Mode.NO_LEASE, disarmed, limits) is Mode.PASSIVE
+    assert next_mode(Mode.NO_LEASE, CALM, limits) is Mode.STAND_UP
+    unasked = CALM._replace(wants_to_stand=False)
+    assert next_mode(Mode.NO_LEASE, unasked, limits) is Mode.PASSIVE
 
 
 @pytest.mark.parametrize("mode", list(Mode))

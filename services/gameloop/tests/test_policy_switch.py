@@ -203,7 +203,8 @@ def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
         load_runner(str(policies / "teacher"), desc, 100.0)
     assert str(error.value) == (
         "policy 'teacher' is a teacher: it reads ground truth that no robot has (height_scan); "
-        "evaluate it with `trainer eval`, or name a policy that walks on what the robot measures"
+        "evaluate it with `python -m krabby_trainer eval`, or name a policy that walks on what "
+        "the robot measures"
     )
     with pytest.raises(BundleError, match="is a teacher"):
         Pilot(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)

@@ -1,5 +1,6 @@
 """The loop with real sockets, in front of a HAL without a robot."""
 
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from krabby.runtime.testing import captured_logs, free_ports, running
 from krabby.safety.trajectories import rest_joint_pos
+from krabby_gameloop import metrics
 from krabby_gameloop.config import EndpointsCfg
 from krabby_gameloop.service import Gameloop, state_of_period
 from krabby_proto import (
@@ -17,14 +19,17 @@ from krabby_proto import (
     FLAG_FEATURES_DUE,
     FLAG_LOCKSTEP,
     FLAG_NAV_DUE,
+    FLAG_OPERATOR,
     NAV,
     STATE,
     ControlClient,
+    HalClient,
     HelloMismatch,
     Publisher,
     make_hello,
 )
 from krabby_proto.testing import FakeHal
+from prometheus_client import REGISTRY
 
 MS = 1_000_000
 
@@ -283,6 +288,115 @@ def test_without_auto_stand_it_waits_for_the_operator(make_hal, connected, ask):
             reaches(ask, service, "policy")
 
 
+def test_an_armed_robot_stands_up_for_a_request_right_behind_the_arm(make_hal, connected, ask):
+    with make_hal() as hal, HalClient({"safety": hal.endpoints["safety"]}) as operator:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            reaches(ask, service, "passive")
+            answer = ask(service, "stand")
+            assert (answer["ok"], answer["reason"]) == (
+                False,
+                "the gate is in DISARMED; arm, then ask again",
+            )
+            assert operator.safety("arm", "test")["ok"]
+            assert ask(service, "stand")["ok"]  # one round trip later
+            reaches(ask, service, "policy")
+
+
+def test_a_request_to_stand_that_waited_for_over_a_second_is_refused(make_hal, connected, ask):
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            eventually(lambda: len(hal.applied) > 20)
+            second_ns = 1_000_000_000
+            answer = ask(service, "stand", sent_ns=time.monotonic_ns() - second_ns - 50 * MS)
+            assert answer["reason"] == "stand was sent more than 1 s ago; send it again"
+            assert ask(service, "status")["mode"] == "passive"
+            assert ask(service, "stand", sent_ns=time.monotonic_ns() - 100 * MS)["ok"]
+
+
+@pytest.mark.parametrize("way_out", ["estop", "disarm"])
+def test_after_a_stop_an_arm_moves_nothing_until_it_is_asked_to_stand(
+    make_hal, connected, ask, way_out
+):
+    with make_hal() as hal, HalClient({"safety": hal.endpoints["safety"]}) as operator:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with running(service):
+            reaches(ask, service, "passive")
+            operator.safety("arm", "test")
+            assert ask(service, "stand")["ok"]
+            reaches(ask, service, "policy")
+            operator.safety(way_out, "test")
+            reaches(ask, service, "passive")
+            operator.safety("reset", "test")
+            pose = hal.state[STATE.slices["joint_pos"]].copy()
+            applied = len(hal.applied)
+            operator.safety("arm", "test")
+            eventually(lambda: len(hal.applied) > applied + 100)
+            assert ask(service, "status")["mode"] == "passive"
+            np.testing.assert_array_equal(hal.state[STATE.slices["joint_pos"]], pose)
+            assert ask(service, "stand")["ok"]
+            reaches(ask, service, "policy")
+
+
+@contextlib.contextmanager
+def intruder(hal, target):
+    """Another writer that sends the same target a hundred times a second."""
+    stop = threading.Event()
+    statuses = []
+
+    def send():
+        with HalClient({"command": hal.endpoints["command"]}) as client:
+            while not stop.wait(0.01):
+                reply = client.send_command(target, capture_ns=time.monotonic_ns(), deadline_s=0.1)
+                statuses.append(None if reply is None else reply.status_name)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield statuses
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_lease_that_another_writer_took_shows_everywhere_and_nothing_goes_on(
+    make_hal, connected, ask, desc
+):
+    losses = "krabby_gameloop_lease_losses_total"
+    before = REGISTRY.get_sample_value(losses)
+    with make_hal(armed=True) as hal:
+        service = Gameloop(connected(hal.endpoints, auto_stand=False))
+        with captured_logs() as logs, running(service) as runtime:
+            eventually(lambda: len(hal.applied) > 20)
+            ask(service, "stand")
+            reaches(ask, service, "policy")
+            hal.publishing = False  # the loop falls silent, and its lease runs out
+            reaches(ask, service, "silent")
+            theirs = desc.default_joint_pos + 0.05
+            with intruder(hal, theirs) as statuses:
+                eventually(lambda: statuses and statuses[-1] == "applied")
+                hal.publishing = True
+                reaches(ask, service, "no_lease")
+                steps = service.brain.pilot.ticks
+                rejected = service._not_applied["rejected_lease"]
+                eventually(lambda: service._not_applied["rejected_lease"] > rejected + 50)
+                assert service.brain.pilot.ticks == steps
+                assert hal.applied[-1].payload == pytest.approx(theirs)
+                answer = ask(service, "stand")
+                assert not answer["ok"]
+                assert "another writer holds the command lease" in answer["reason"]
+                shown = REGISTRY.get_sample_value("krabby_gameloop_mode", {"mode": "no_lease"})
+                assert shown == 1.0
+            reaches(ask, service, "passive")
+            assert service.brain.pilot.ticks == steps
+            assert hal.applied[-1].payload == pytest.approx(theirs)  # it stays where it was left
+    events = [each["event"] for each in logs]
+    assert events.count("another writer holds the command lease") == 1
+    assert REGISTRY.get_sample_value(losses) == before + 1
+    assert runtime.summary["lease_losses"] == 1
+
+
 def test_a_policy_is_swapped_while_walking_without_a_jump(make_hal, connected, ask, policies, desc):
     with make_hal(armed=True) as hal:
         service = Gameloop(connected(hal.endpoints))
@@ -398,6 +512,94 @@ def test_in_lock_step_it_waits_for_what_the_state_announces(
         assert service.brain.nav.command[0] == pytest.approx(0.3)
     for each in (nav, seen):
         each.close()
+    lock.hal.stop()
+
+
+def refused(reason):
+    return metrics.NAV_REFUSED[reason]._value.get()
+
+
+def test_a_mission_stamped_ahead_moves_nothing_and_is_counted_and_named(make_hal, connected, ask):
+    before = refused("future")
+    with make_hal(armed=True) as hal, captured_logs() as logs:
+        cfg = connected(hal.endpoints)
+        service = Gameloop(cfg)
+        with (
+            running(service),
+            Publisher(cfg.endpoints.nav, NAV, bind=False) as mission,
+            Publisher(cfg.endpoints.nav, NAV, bind=False) as operator,
+        ):
+            reaches(ask, service, "policy")
+
+            def said():
+                ahead_ns = time.monotonic_ns() + 5_000_000_000
+                mission.publish((0.9, 0, 0), capture_ns=ahead_ns, publish_ns=ahead_ns)
+                return [e for e in logs if e["event"] == "walking command refused: future"]
+
+            event = eventually(said)[0]
+            assert -5.0 <= event["age_s"] < -4.5
+            assert event["instance_id"] == f"{mission.instance_id:016x}"
+            assert not event["operator"]
+            assert refused("future") > before
+            assert not service.brain.nav.command.any()
+
+            def walks():
+                operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+                said()
+                return ask(service, "status")["nav"][0] == pytest.approx(0.2)
+
+            eventually(walks)
+            assert ask(service, "status")["nav_source"] == "operator"
+
+
+def test_in_lock_step_a_person_is_heard_without_a_mission(make_hal, connected):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    with running(service), Publisher(cfg.endpoints.nav, NAV, bind=False) as operator:
+        lock.state()
+
+        def walks():
+            operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+            lock.step()
+            return service.brain.nav.command[0] == pytest.approx(0.2)
+
+        eventually(walks)
+        assert service.brain.nav.source == "operator"
+    lock.hal.stop()
+
+
+def test_in_lock_step_a_person_outranks_the_mission_whose_turn_is_still_waited_for(
+    make_hal, connected
+):
+    lock = LockstepHal(make_hal)
+    cfg = connected(lock.hal.endpoints, sit_on_exit_s=0.0)
+    service = Gameloop(cfg)
+    with (
+        running(service),
+        Publisher(cfg.endpoints.nav, NAV, bind=False) as operator,
+        Publisher(cfg.endpoints.nav, NAV, clock=lambda: lock.now_ns, bind=False) as mission,
+    ):
+        lock.state()
+
+        def turn():
+            operator.publish((-0.1, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+            lock.now_ns += 10 * MS
+            lock.hal.state_flags = FLAG_LOCKSTEP | FLAG_NAV_DUE
+            lock.hal.publish()
+            assert lock.hal.server.poll(0.02) == 0, "it went on without the mission"
+
+            def answered():
+                mission.publish((0.5, 0, 0), capture_ns=lock.now_ns)
+                lock.hal.publish()
+                lock.hal.server.poll(0.02)
+                return lock.hal.applied[-1].capture_ns == lock.now_ns
+
+            eventually(answered)
+            assert service.brain.nav.command[0] <= 0.0
+            return service.brain.nav.command[0] == pytest.approx(-0.1)
+
+        eventually(turn)
     lock.hal.stop()
 
 

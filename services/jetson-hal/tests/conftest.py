@@ -39,6 +39,8 @@ class FakeBus:
         self.limits = None
         self.took_ns = 0
         """How long an exchange takes."""
+        self.stall_ns = 0
+        """How long the process stands in the next exchange, with its replies waiting to be read."""
         self.bus_load = {"front": 0.36, "middle": 0.36, "rear": 0.36}
 
     def open(self):
@@ -65,6 +67,9 @@ class FakeBus:
         if self.took_ns and isinstance(self._clock, FakeClock):
             self._clock.now_ns += self.took_ns
         self._measure()
+        if self.stall_ns:
+            self._clock.now_ns += self.stall_ns
+            self.stall_ns = 0
         return self.readings
 
     def _measure(self):

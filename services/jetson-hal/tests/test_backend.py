@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from krabby.drivers.can import DriveFault, DriveMode
+from krabby.drivers.can import DriveFault, DriveMode, IdConflict
 from krabby.drivers.errors import NoReply
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
@@ -114,6 +114,94 @@ def test_the_capture_time_lies_before_the_drives_measured(rig):
     _, capture_ns = rig.slot()
     assert capture_ns == before
     assert rig.clock() == before + 2 * MS
+
+
+# --- stalls: the process stands still for a while, and then goes on ------------------------
+
+
+def kp_sent(rig):
+    return np.array([targets.kp[0] for targets in rig.bus.targets])
+
+
+@pytest.mark.parametrize("where", ["in the exchange", "before it", "after it"])
+@pytest.mark.parametrize("armed_s", [0.1, 0.6], ids=["arming", "following"])
+def test_a_stall_of_100_ms_damps_with_the_next_exchange(rig, armed_s, where):
+    rig.armed(armed_s)
+    rig.slot()
+    rig.bus.targets.clear()
+    if where == "in the exchange":
+        rig.bus.stall_ns = 100 * MS
+    elif where == "before it":
+        rig.clock.now_ns += 100 * MS
+    rig.slot()
+    if where == "after it":
+        rig.clock.now_ns += 100 * MS
+    assert rig.command(rig.bus.pos) == "refused"
+    rig.slot()
+    assert rig.gate.state is SafetyState.DAMP
+    ended_by_measurement = where == "in the exchange"
+    assert rig.gate.faults == (Fault.STATE_GAP if ended_by_measurement else Fault.STATE_STALE)
+    assert kp_sent(rig)[-1] == 0.0
+
+
+def test_the_gap_that_a_stall_in_the_exchange_makes_is_named(rig):
+    rig.armed()
+    rig.bus.stall_ns = 140 * MS
+    rig.slot()  # its drives were heard: nothing but the time that passed is wrong
+    assert rig.robot.watch.findings == ()
+    assert rig.gate.faults == Fault.STATE_GAP
+
+
+def test_a_short_stall_in_the_exchange_starts_the_arming_again(rig):
+    rig.armed(0.4)
+    risen = rig.robot.drive.kp[0]
+    assert risen == pytest.approx(195.0, abs=5.0)
+    rig.bus.targets.clear()
+    rig.bus.stall_ns = 60 * MS
+    rig.slot()
+    sagged = rig.bus.pos - 0.3
+    rig.bus.pos[:] = sagged
+    rig.slots(30)
+    assert rig.gate.state is SafetyState.ARMING
+    assert rig.gate.faults == Fault(0)
+    kp = kp_sent(rig)
+    assert kp[1] == 0.0
+    assert np.diff(kp[1:]).max() == pytest.approx(2.5)  # 5 of 500 ms of 250
+    assert rig.bus.targets[-1].joint_pos == pytest.approx(sagged)
+
+
+def test_a_short_stall_in_the_exchange_holds_the_pose(rig):
+    rig.armed()
+    rig.slot()
+    rig.bus.stall_ns = 40 * MS
+    rig.slot()
+    assert rig.gate.state is SafetyState.HOLD  # what came is 40 ms old itself
+    assert rig.command(rig.bus.pos + 0.1) == "held"
+    rig.slots(2)
+    assert rig.command(rig.bus.pos) == "applied"
+    assert rig.gate.faults == Fault(0)
+
+
+def test_no_stall_anywhere_makes_the_gains_jump(rig):
+    rig.armed(0.02)
+    rng = np.random.default_rng(12)
+    rig.bus.targets.clear()
+    for _ in range(2000):
+        stall_ns = 0
+        if rng.random() < 0.01:  # every half a second: some hit the arming, some do not
+            stall_ns = int(rng.choice([20, 35, 90, 140, 5000])) * MS
+        if rng.random() < 0.5:
+            rig.bus.stall_ns = stall_ns
+        else:
+            rig.clock.now_ns += stall_ns
+        rig.slot()
+        rig.command(rig.bus.pos)
+        if not rig.gate.state.live:
+            rig.slots(4)
+            rig.handler.on_safety("arm", "test")
+    kp = kp_sent(rig)
+    assert kp.max() == 250.0
+    assert np.diff(kp).max() <= 10.0 + 1e-9  # 20 of 500 ms of 250
 
 
 # --- faults --------------------------------------------------------------------------------
@@ -237,6 +325,43 @@ def test_it_cannot_be_armed_while_something_is_wrong(rig):
     answer = rig.handler.on_safety("arm", "test")
     assert not answer.ok
     assert "lf_knee stuck encoder" in answer.reason
+
+
+TWIN = IdConflict("front", 13, "lf_knee")
+STRANGER = IdConflict("front", 21, "", "lm_hip_yaw (bus middle, id 21)")
+
+
+@pytest.mark.parametrize(
+    ("conflict", "joints", "bit", "fault", "says"),
+    [
+        (TWIN, [2], DriveFault.SHARED_ID, Fault.DRIVE,
+         "lf_knee shared id (two drives answer to id 13 on bus front, joint lf_knee: unplug one, "
+         "give it another id); reset first"),
+        (STRANGER, [0, 1, 2, 9, 10, 11], DriveFault.UNKNOWN_ID, Fault.BUS,
+         "front unknown id (a drive with id 21 answers on bus front; hardware.toml has lm_hip_yaw "
+         "(bus middle, id 21): plug it into its own bus; look for two buses that are joined); "
+         "reset first"),
+    ],
+    ids=["twin", "stranger"],
+)  # fmt: skip
+def test_an_id_that_is_not_one_drives_damps_and_keeps_it_from_arming(
+    rig, conflict, joints, bit, fault, says
+):
+    rig.armed()
+    rig.bus.bits[joints] |= np.uint32(bit)
+    rig.bus.readings.conflicts = (conflict,)
+    with captured_logs() as events:
+        rig.slots(3)
+    assert rig.gate.state is SafetyState.DAMP
+    assert rig.gate.faults == fault
+    (event,) = [event for event in events if event["event"] == "fault"]
+    assert event["detail"] == str(conflict)
+    answer = rig.handler.on_safety("arm", "test")
+    assert (answer.ok, answer.reason) == (False, f"not while there is {says}")
+    assert rig.handler.on_safety("reset", "test").ok
+    rig.bus.readings.conflicts = ()  # unplugged
+    rig.slots(2)
+    assert rig.handler.on_safety("arm", "test").ok
 
 
 def test_a_reset_clears_the_drives_and_only_then_it_can_be_armed(rig):

@@ -1,3 +1,4 @@
+import pytest
 from krabby.safety.gate import SafetyState
 from krabby_sim_hal.auto_arm import AutoArm
 
@@ -74,6 +75,18 @@ def test_an_operators_estop_outlasts_it():
     auto.operator("reset", granted=True)
     commands(auto, 0, 500)
     assert not auto.due(500 * MS, DISARMED)
+
+
+@pytest.mark.parametrize("op", ["disarm", "estop"])
+def test_a_robot_that_was_put_back_does_not_undo_an_operators_stop(op):
+    auto = AutoArm(enabled=True)
+    commands(auto, 0, 500)
+    auto.operator(op, granted=True)
+    auto.operator("reset", granted=True)
+    auto.reset()
+    commands(auto, 510, 1500)
+    assert not auto.due(1500 * MS, DISARMED)
+    assert not auto.due(1500 * MS, SafetyState.DAMP)
 
 
 def test_an_arm_that_was_refused_gives_no_permission():

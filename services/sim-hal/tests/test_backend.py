@@ -168,6 +168,42 @@ def test_each_fault_of_the_gate_is_counted_when_it_comes(standing, desc):
     assert standing.handler.summary()["gate_faults"] == {"command_timeout": 1, "tilt": 1}
 
 
+@pytest.mark.parametrize("ended_by", ["a slot", "a command"])
+@pytest.mark.parametrize("ms", [100, 140, 5000])
+def test_a_stall_of_100_ms_makes_it_go_limp(standing, desc, ms, ended_by):
+    standing.clock.now_ns += ms * 1_000_000 - (SLOT_NS if ended_by == "a slot" else 0)
+    if ended_by == "a slot":
+        standing.slot()
+    else:
+        outcome = standing.command(desc.default_joint_pos)
+        assert outcome.status is CommandStatus.REJECTED_SAFETY
+    assert standing.handler.gate.faults == Fault.STATE_STALE
+    assert standing.handler.gate.state is SafetyState.DAMP
+    for _ in range(3):  # what the gate decides in a slot reaches the joints 5 ms later
+        standing.slot()
+    assert not standing.sim.drive.kp.any()
+
+
+def test_a_stall_while_arming_starts_the_gains_from_zero(simulator, clock, desc):
+    driver = Driver(simulator(auto_arm=False), clock)
+    driver.run(0.1)
+    assert driver.handler.on_safety("arm", "test").ok
+    driver.run(0.4)
+    assert driver.sim.drive.kp.max() == pytest.approx(195.0)  # 390 of 500 ms
+    clock.now_ns += 40_000_000
+    for _ in range(3):
+        driver.slot()
+    assert driver.handler.gate.state is SafetyState.ARMING
+    assert driver.sim.drive.kp.max() == 0.0
+    before = 0.0
+    for _ in range(100):
+        driver.slot()
+        kp = driver.sim.drive.kp.max()
+        assert kp - before == pytest.approx(2.5)
+        before = kp
+    assert driver.handler.gate.state is SafetyState.ACTIVE
+
+
 def test_an_emergency_stop_stays_until_an_operator_arms(standing, desc):
     outcome = standing.handler.on_safety("estop", "test")
     assert (outcome.ok, outcome.state, outcome.faults) == (True, "estop", ("estop",))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import LoopSilent
-from krabby.mujoco.config import CourseCfg, EndpointsCfg, SimHalCfg
+from krabby.mujoco.config import CourseCfg
 from krabby.runtime.app import Runtime
 from krabby.runtime.testing import running
 from krabby.safety.gate import SafetyState
@@ -30,6 +30,7 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
+from krabby_sim_hal.config import EndpointsCfg, SimHalCfg
 from krabby_sim_hal.service import SimHal
 
 MS = 1_000_000

@@ -48,12 +48,6 @@ DEVICES = [
 
 
 @pytest.fixture(scope="module")
-def sim_hal():
-    """The runtime's renderer."""
-    return depth_camera
-
-
-@pytest.fixture(scope="module")
 def terrain():
     """Six types, four difficulties up to beyond the published suite."""
     return Terrain(TerrainCfg(types=TYPES, shares=[1.0] * 6, levels=4, columns=6))
@@ -103,12 +97,12 @@ def one_pose(terrain, x, y, z, *, tile=0, yaw=0.0, pitch=0.0, roll=0.0, device="
     return tensors(device, [tile], corner[None] + (x, y, z), quat[None])
 
 
-def runtime_images(sim_hal, terrain, tile, pos, quat, camera=CAMERA):
+def runtime_images(terrain, tile, pos, quat, camera=CAMERA):
     images = []
     for k, p, q in zip(tile, pos, quat, strict=True):
         course, corner = course_of(terrain, k)
-        renderer = sim_hal.DepthRenderer(camera, course.boxes)
-        images.append(renderer.render(*sim_hal.camera_pose(camera, p - corner, q)))
+        renderer = depth_camera.DepthRenderer(camera, course.boxes)
+        images.append(renderer.render(*depth_camera.camera_pose(camera, p - corner, q)))
     return np.stack(images)
 
 
@@ -125,14 +119,14 @@ def assert_same_images(images, reference, *, stray_share=1e-5, tolerance=3e-4):
 # The geometry.
 
 
-def test_images_are_those_of_the_runtimes_simulation(sim_hal, terrain, camera, device):
+def test_images_are_those_of_the_runtimes_simulation(terrain, camera, device):
     tile, pos, quat = wild_poses(terrain, 12)
     images = camera.render(*tensors(device, tile, pos, quat)).cpu().numpy()
-    reference = runtime_images(sim_hal, terrain, tile, pos, quat)
+    reference = runtime_images(terrain, tile, pos, quat)
     assert images.shape == (288, 60, 106)
     assert (reference > 0).mean() > 0.6
     assert_same_images(images, reference)
-    assert RANGE_M == sim_hal.RANGE_M
+    assert RANGE_M == depth_camera.RANGE_M
 
 
 def test_images_agree_with_mujocos_rays(terrain, camera, device):
@@ -204,7 +198,7 @@ def test_the_crop_is_a_part_of_the_image(terrain, camera, device):
     torch.testing.assert_close(cropped, whole[..., *runtime.CROP])
 
 
-def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(sim_hal, terrain, camera, device):
+def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(terrain, camera, device):
     error = [0.01, -0.008, 0.005, 0.0, 0.03, 0.0]
     x, y, z = CAMERA.mount_xyz
     moved = replace(
@@ -215,7 +209,7 @@ def test_a_camera_off_its_mount_is_a_camera_mounted_otherwise(sim_hal, terrain, 
     tile, pos, quat = wild_poses(terrain, 2, seed=2)
     errors = torch.tensor([error] * len(tile), device=device)
     images = camera.render(*tensors(device, tile, pos, quat), errors).cpu().numpy()
-    assert_same_images(images, runtime_images(sim_hal, terrain, tile, pos, quat, moved))
+    assert_same_images(images, runtime_images(terrain, tile, pos, quat, moved))
 
 
 def test_a_turned_camera_by_hand(terrain, camera, device):
@@ -360,13 +354,13 @@ def spoilt(image, device="cpu", *, count=1, **given):
     return errors(inverse, torch.arange(count, device=device)).cpu()
 
 
-def test_noise_and_holes_have_the_statistics_of_the_runtimes_simulation(sim_hal):
+def test_noise_and_holes_have_the_statistics_of_the_runtimes_simulation():
     image = np.broadcast_to(np.linspace(0.5, 5.0, 106, dtype=np.float32), (60, 106)).copy()
     cfg = described(CAMERA)
     torch.manual_seed(0)
     errors = DepthErrors(cfg, CAMERA, 40, "cpu")
     ours = errors(torch.tensor(image).reciprocal().expand(40, -1, -1), torch.arange(40)).numpy()
-    sensor = sim_hal.DepthCamera(replace(CAMERA, drop_probability=0.0), seed=0)
+    sensor = depth_camera.DepthCamera(replace(CAMERA, drop_probability=0.0), seed=0)
     theirs = np.stack([sensor.capture(image, i).image for i in range(40)])
     for seen in (ours, theirs):
         # 254400 pixels: a share of 2 % is known to 0.03 %, a standard deviation of 1 % to 0.0014 %.

@@ -44,7 +44,7 @@ sys.exit(status)
 
 
 def together(tmp_path, *typed, **environment):
-    """Run `trainer train` in two processes; what each wrote to standard error and output."""
+    """Train in two processes; what each wrote to standard error and output."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""`trainer train` from the command line to the summary, in a tiny world."""
+"""`python -m krabby_trainer train` from the command line to the summary, in a tiny world."""
 
 from __future__ import annotations
 

@@ -169,10 +169,19 @@ def test_after_a_stall_nothing_stale_goes_out(rig):
 
 def test_a_stall_in_the_reading_is_judged_before_the_next_write(rig):
     rig.active()
-    rig.drives.took_ns = 150_000_000  # beyond the 150 ms a command may be missing
+    rig.drives.took_ns = 100_000_000
     rig.drives.calls.clear()
     rig.slot()
     assert rig.drives.calls == [DriveMode.POSITION, "read", DriveMode.DAMP]
+    assert rig.gate.faults == Fault.STATE_GAP
+
+
+def test_drives_that_are_addressed_by_the_reading_are_written_to_once(rig):
+    rig.active()
+    rig.drives.buffered = True
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.POSITION, "read"]
 
 
 def test_a_fault_of_the_back_end_damps_in_the_same_cycle(rig):

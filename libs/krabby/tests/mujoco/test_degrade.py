@@ -5,12 +5,24 @@ import math
 import numpy as np
 import pytest
 from krabby.course.progress import Pose2
-from krabby.mujoco.config import DegradeCfg
+from krabby.mujoco.config import DegradeCfg, StageCfg
 from krabby.mujoco.degrade import degraded, differences
+from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import World
 from krabby.runtime.errors import ConfigError
 
 ORIGIN = Pose2(1.0, 0.0, 0.0)
+
+
+@pytest.fixture
+def stage_of(desc, flat):
+    """A standing robot on flat ground, degraded as the keywords say."""
+
+    def make(**keys):
+        cfg = StageCfg(spawn="standing", degrade=DegradeCfg(**keys))
+        return Stage(cfg, desc, flat, tilt_limit_rad=1.0)
+
+    return make
 
 
 @pytest.fixture
@@ -117,8 +129,8 @@ def test_the_camera_is_worse_than_described(desc):
     assert desc.camera.drop_probability == 0.01
 
 
-def test_a_mount_that_is_3_degrees_off_sees_the_ground_nearer_and_says_nothing(simulator):
-    plain, tilted = simulator(), simulator(degrade={"camera_tilt_deg": 3.0})
+def test_a_mount_that_is_3_degrees_off_sees_the_ground_nearer_and_says_nothing(stage_of):
+    plain, tilted = stage_of(), stage_of(camera_tilt_deg=3.0)
     right = tilted.desc.camera.mount_pitch_rad
     assert right == plain.desc.camera.mount_pitch_rad == pytest.approx(math.radians(30.0))
     # The middle of the image looks 33 degrees down, from where the camera stands over the ground.
@@ -128,10 +140,9 @@ def test_a_mount_that_is_3_degrees_off_sees_the_ground_nearer_and_says_nothing(s
         assert rows.mean() == pytest.approx(height / math.sin(math.radians(pitch_deg)), rel=0.01)
 
 
-def test_the_summary_says_what_was_changed(simulator):
-    sim = simulator(degrade={"payload_kg": 5.0})
-    assert sim.summary()["degrade"] == {"payload_kg": 5.0}
-    assert simulator().summary()["degrade"] == {}
+def test_the_summary_says_what_was_changed(stage_of):
+    assert stage_of(payload_kg=5.0).summary()["degrade"] == {"payload_kg": 5.0}
+    assert stage_of().summary()["degrade"] == {}
 
 
 @pytest.mark.parametrize(

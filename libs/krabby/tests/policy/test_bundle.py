@@ -683,7 +683,7 @@ def test_without_the_runtime_the_error_says_what_to_install(folder, monkeypatch)
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", blocked)
-    with pytest.raises(MissingRuntime, match=r"pip install krabby-robot\[policy\]"):
+    with pytest.raises(MissingRuntime, match=r"pip install krabby\[policy\]"):
         OnnxPolicy(bundle)
 
 

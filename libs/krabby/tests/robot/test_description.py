@@ -186,7 +186,7 @@ def test_assets_are_found_from_anywhere_in_the_repository(monkeypatch, tmp_path)
     monkeypatch.chdir(robot_dir() / "pictures")
     assert assets_dir() == robot_dir().parent
     monkeypatch.chdir(tmp_path)
-    assert assets_dir() == Path(__file__).resolve().parents[3] / "assets"
+    assert assets_dir() == Path(__file__).resolve().parents[4] / "assets"
 
 
 def test_assets_folder_can_be_named_by_environment(monkeypatch, tmp_path):

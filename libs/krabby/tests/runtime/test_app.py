@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
@@ -14,9 +15,12 @@ from krabby.runtime.metrics import MetricsServer
 from krabby.runtime.testing import free_port, running
 
 PROGRAM = '''
-import dataclasses, sys, time
+import ctypes, dataclasses, sys, threading, time
+import structlog
 from krabby.runtime.app import ServiceCfg, main
 from krabby.runtime.config import check_range
+
+log = structlog.get_logger()
 
 class BundleMismatch(Exception):
     """Meant for people."""
@@ -52,11 +56,24 @@ class Walker:
     def run(self, runtime):
         if self.cfg.fail == "run":
             raise KeyError("a bug")
+        if self.cfg.fail == "deaf":
+            log.info("deaf")
+            while True:
+                time.sleep(0.01)
         while not runtime.stopping and self.cfg.fail != "end":
             runtime.beat()
             time.sleep(0.01)
+            if self.cfg.fail == "chatter":
+                for _ in range(200):
+                    log.info("chatter", pad="x" * 1000)
+                sys.stderr.write("e" * 10000 + chr(10))
         if self.cfg.fail == "hang":
             time.sleep(60)
+        if self.cfg.fail == "library":  # Python's signal handlers cannot run in there
+            ctypes.CDLL(None).sleep(60)
+            ctypes.CDLL(None).sleep(60)
+        if self.cfg.fail == "thread":
+            threading.Thread(target=time.sleep, args=(60,), name="stuck").start()
 
     def shutdown(self):
         return {"distance_m": 4.2}
@@ -161,6 +178,41 @@ def test_a_signal_again_half_a_second_later_ends_at_once(launch):
             walker.process.wait(0.1)
             break
     assert walker.finish() == -signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hang", "library", "deaf"])
+def test_whatever_it_is_doing_it_has_ended_3_s_after_the_signal(launch, how):
+    walker = launch(f"fail={how}")
+    walker.wait_for("deaf" if how == "deaf" else "running")
+    asked = time.monotonic()
+    walker.process.send_signal(signal.SIGTERM)
+    assert walker.finish() == 1
+    assert 2.0 < time.monotonic() - asked < 3.2  # 3 s, and the time to notice
+    last = walker.lines[-1]
+    assert last["event"] == "did not end in time, ended by force"
+    assert any(line.endswith(" run") for line in last["stuck_at"])
+
+
+@pytest.mark.slow
+def test_stdout_and_stderr_that_nobody_reads_do_not_keep_it(launch):
+    walker = launch("fail=chatter")
+    walker.wait_for("running")
+    time.sleep(1.0)  # 20 MB of lines: the pipes and the queues are full
+    asked = time.monotonic()
+    walker.process.send_signal(signal.SIGTERM)
+    assert walker.process.wait(10) == 0
+    assert time.monotonic() - asked < 3.2
+    walker.process.communicate()
+
+
+def test_a_thread_that_is_stuck_is_left_behind(launch):
+    walker = launch("fail=thread")
+    walker.wait_for("running")
+    walker.process.send_signal(signal.SIGTERM)
+    assert walker.finish() == 0
+    assert walker.events[-2:] == ["summary", "threads left behind"]
+    assert walker.lines[-1]["threads"] == ["stuck"]
 
 
 def test_a_service_that_is_done_ends_by_itself(launch):

@@ -47,9 +47,9 @@ class Robot:
         self.effort = [0.0, 0.0]
         self.quat = UPRIGHT
 
-    def observe(self) -> None:
+    def observe(self, captured: int | None = None) -> None:
         arrays = map(np.array, (self.pos, self.vel, self.effort, self.quat))
-        self.gate.observe(*arrays, self.now)
+        self.gate.observe(*arrays, self.now, captured)
 
     def cycle(self, ms: float = 5):
         self.now += round(ms * MS)
@@ -179,6 +179,199 @@ def test_arming_that_loses_its_measurements_damps(robot):
     robot.gate.step(robot.now)
     assert robot.gate.state is SafetyState.DAMP
     assert robot.gate.faults == Fault.STATE_STALE
+
+
+# Stalls: the process stands still for a while, wherever it is, and goes on
+
+CALLS = {
+    "observe": lambda robot: robot.observe(),
+    "command": lambda robot: robot.command(0.2, -0.4),
+    "step": lambda robot: robot.gate.step(robot.now),
+    "request": lambda robot: robot.request("status"),
+    "raise_fault": lambda robot: robot.gate.raise_fault(Fault.HAL, robot.now),
+}
+
+
+@pytest.fixture(params=CALLS)
+def call(request):
+    """The call with which a stall ends."""
+    return request.param
+
+
+@pytest.fixture(params=[SafetyState.ARMING, SafetyState.ACTIVE, SafetyState.HOLD])
+def alive(request, robot):
+    """A robot in each of the states in which the drives carry it."""
+    if request.param is SafetyState.ARMING:
+        robot.observe()
+        robot.request("arm")
+        robot.cycle(10)
+    else:
+        robot.activate()
+    if request.param is SafetyState.HOLD:
+        for _ in range(5):
+            robot.cycle(10)
+    assert robot.gate.state is request.param
+    return robot
+
+
+@pytest.mark.parametrize("ms", [100, 140, 5000])
+def test_100_ms_without_a_measurement_damp_whatever_ends_them(alive, call, ms):
+    alive.now += ms * MS
+    CALLS[call](alive)
+    assert alive.gate.state is SafetyState.DAMP
+    # A measurement that ends the silence proves that they were missing; without one they still are.
+    named = Fault.STATE_GAP if call == "observe" else Fault.STATE_STALE
+    assert alive.gate.faults & ~Fault.HAL == named
+    alive.cycle()
+    assert alive.gate.step(alive.now).kp.tolist() == [0.0, 0.0]
+
+
+def test_measurements_that_come_back_after_the_trip_add_no_second_fault(active):
+    active.now += 100 * MS
+    active.gate.step(active.now)
+    active.cycle(100)
+    assert active.gate.faults == Fault.STATE_STALE
+
+
+def test_a_shorter_gap_holds_and_is_over_with_the_next_measurement(active):
+    active.cycle(10)
+    active.now += 30 * MS
+    active.observe()
+    assert active.gate.state is SafetyState.HOLD  # judged before the measurement counts
+    active.gate.step(active.now)
+    assert active.gate.state is SafetyState.ACTIVE
+    active.command(0.2, -0.4)
+    active.now += 99 * MS
+    active.observe()
+    assert active.gate.state is SafetyState.HOLD
+    assert active.command(0.2, -0.4).status == "applied"
+    assert active.gate.state is SafetyState.ACTIVE
+    assert active.gate.faults == Fault(0)
+
+
+def test_what_the_measurement_after_a_gap_shows_is_named_beside_it(active):
+    active.now += 140 * MS
+    active.quat = (1.0, 0.0, 0.0, 0.0)
+    active.observe()
+    assert active.gate.faults == Fault.STATE_GAP | Fault.TILT
+
+
+def test_values_that_are_no_numbers_are_no_measurement(robot):
+    robot.observe()
+    robot.now += 30 * MS
+    robot.pos = [math.nan, 0.0]
+    robot.observe()
+    assert robot.request("arm").reason.startswith("no fresh measurement")
+
+
+def test_a_gap_that_ends_in_no_number_has_not_ended(active):
+    active.now += 140 * MS
+    active.pos = [math.nan, 0.0]
+    active.observe()
+    assert active.gate.faults == Fault.STATE_STALE | Fault.STATE_NONFINITE
+
+
+@pytest.fixture
+def rising(robot):
+    """ARMING for 200 of 500 ms."""
+    robot.observe()
+    robot.request("arm")
+    for _ in range(20):
+        drive = robot.cycle(10)
+    assert drive.kp.tolist() == [100.0, 40.0]
+    return robot
+
+
+def test_30_ms_without_a_measurement_start_the_arming_again_from_where_the_robot_is(rising):
+    rising.pos = [0.1, -0.9]  # it sagged meanwhile
+    drive = rising.cycle(30)
+    assert rising.gate.state is SafetyState.ARMING
+    assert drive.kp.tolist() == [0.0, 0.0]
+    assert drive.kd.tolist() == [6.0, 6.0]
+    assert drive.joint_pos.tolist() == [0.1, -0.9]
+    assert rising.cycle(10).kp.tolist() == [5.0, 2.0]
+    assert rising.gate.faults == Fault(0)
+
+
+@pytest.mark.parametrize("call", ["command", "step", "request"])
+def test_arming_has_no_stiffness_while_measurements_are_late(rising, call):
+    rising.now += 30 * MS
+    CALLS[call](rising)
+    assert rising.gate.step(rising.now).kp.tolist() == [0.0, 0.0]
+    rising.now += 40 * MS
+    assert rising.gate.step(rising.now).kp.tolist() == [0.0, 0.0]
+    rising.pos = [0.1, -0.9]
+    drive = rising.cycle(10)
+    assert drive.kp.tolist() == [0.0, 0.0]
+    assert drive.joint_pos.tolist() == [0.1, -0.9]
+
+
+def test_29_ms_without_a_measurement_are_no_gap(rising):
+    rising.pos = [0.1, -0.9]
+    drive = rising.cycle(29)
+    assert drive.joint_pos.tolist() == [0.2, -0.4]
+    assert drive.kp.tolist() == [110.0, 44.0]  # credited with 20 ms
+
+
+def test_arming_that_started_again_takes_as_long_as_the_first_time(robot):
+    robot.observe()
+    robot.request("arm")
+    for _ in range(49):
+        robot.cycle(10)
+    robot.cycle(30)
+    for _ in range(49):
+        robot.cycle(10)
+    assert robot.gate.state is SafetyState.ARMING
+    assert robot.cycle(10).kp.tolist() == [250.0, 100.0]
+    assert robot.gate.state is SafetyState.ACTIVE
+
+
+def test_gains_rise_by_the_credit_of_one_step_at_most(robot):
+    robot.observe()
+    robot.request("arm")
+    assert robot.cycle(8).kp.tolist() == [4.0, 1.6]
+    for _ in range(100):  # measured all the while, but nobody asks what the drives must do
+        robot.now += 10 * MS
+        robot.observe()
+        assert robot.command(0.9, 0.4).status == "not_armed"
+    assert robot.gate.state is SafetyState.ARMING
+    # 20 of 500 ms are credited: 250 / 25 and 100 / 25 more.
+    assert robot.gate.step(robot.now).kp == pytest.approx([14.0, 5.6])
+    assert robot.gate.step(robot.now).kp == pytest.approx([14.0, 5.6])
+
+
+def test_a_command_after_150_ms_of_silence_finds_the_deadman_done(call):
+    robot = Robot(cfg(state_stop_s=1.0)).activate()  # the measurements may stay away for longer
+    robot.now += 150 * MS
+    CALLS[call](robot)
+    assert robot.gate.faults & ~Fault.HAL == Fault.COMMAND_TIMEOUT
+    assert robot.command(0.2, -0.4).reason == "DAMP: arm again"
+
+
+def test_a_measurement_is_as_old_as_its_capture(active):
+    active.now += 40 * MS
+    active.observe(captured=active.now - 31 * MS)
+    assert active.command(0.3, -0.4).status == "held"
+    active.observe(captured=active.now - 29 * MS)
+    assert active.command(0.3, -0.4).status == "applied"
+    active.now += 70 * MS
+    active.observe(captured=active.now - 99 * MS)  # the same once more: 99 ms old by now
+    active.now += 1 * MS
+    active.gate.step(active.now)
+    assert active.gate.faults == Fault.STATE_STALE
+
+
+def test_a_measurement_from_before_the_newest_makes_it_no_older(active):
+    active.cycle(10)
+    active.observe(captured=active.now - 90 * MS)
+    active.now += 29 * MS
+    assert active.command(0.3, -0.4).status == "applied"
+
+
+def test_a_measurement_from_the_future_was_captured_now(active):
+    active.observe(captured=active.now + 3_600_000 * MS)
+    active.now += 30 * MS
+    assert active.command(0.3, -0.4).status == "held"
 
 
 # Targets

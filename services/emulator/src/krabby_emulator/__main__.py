@@ -1,9 +1,9 @@
-"""The `robot-emulator` command: the service, or a word to a running one."""
+"""`python -m krabby_emulator`: the service, or a word to a running one."""
 
 import sys
 
 from krabby.drivers.errors import DeviceError
-from krabby.mujoco.errors import SimHalError
+from krabby.mujoco.errors import SimulationError
 from krabby.robot.errors import RobotError
 from krabby.runtime.app import main as run_service
 from krabby_proto import ProtoError
@@ -12,7 +12,7 @@ from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.console import COMMANDS, run_console
 from krabby_emulator.service import RobotEmulator
 
-_EXPECTED = (SimHalError, DeviceError, RobotError, ProtoError)
+_EXPECTED = (SimulationError, DeviceError, RobotError, ProtoError)
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ from krabby.drivers.can.calibration import Calibration, Mounting
 from krabby.drivers.can.can_io import frame_of, hold, is_ahead, message_of, open_bus, release
 from krabby.drivers.can.codec import Feedback, Frame, Kind, Parameter, Reply, Request, Scale
 from krabby.drivers.can.plan import codec_of
+from krabby.drivers.can.testing import FakeDrive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +106,10 @@ class CanSide:
         """Taken and not carried out yet."""
         self._asked: list[tuple[_Bus, int, Request]] = []
         """Parameters to be told once the commands that wait are answered."""
+        self._drives = hardware.drives
+        self._twins: dict[int, FakeDrive] = {}
+        """Second drives under the id of a joint's; each turns a shaft without a load."""
+        self._heard_by_twins: list[tuple[_Bus, int, Frame]] = []
         self._late: list[tuple[int, int, _Bus, can.Message]] = []
         self._order = itertools.count()
         self._was_off = [False] * len(self._buses)
@@ -134,6 +139,8 @@ class CanSide:
     def serve(self, until_ns: int) -> int:
         """Wait for frames until `until_ns`, answer those of one wake-up; returns how many."""
         now_ns = self._clock_ns()
+        if self._board.twins.keys() != self._twins.keys():
+            self._plug_twins()
         self._wake_rebooted()
         self._announce_bus_off()
         self._send_late(now_ns)
@@ -180,6 +187,8 @@ class CanSide:
                 if request is None or joint is None or now_ns < self._bank.ready_ns[joint]:
                     continue
                 bus.received += 1
+                if joint in self._twins:
+                    self._heard_by_twins.append((bus, joint, frame))
                 if request.kind is Kind.READ:
                     self._asked.append((bus, joint, request))  # it changes nothing
                     continue
@@ -205,6 +214,22 @@ class CanSide:
         for bus, joint, request in asked:
             value = self._read(joint, request.parameter)
             self._tell(bus, joint, request, value, now_ns)
+        heard, self._heard_by_twins = self._heard_by_twins, []
+        for bus, joint, frame in heard:
+            twin = self._twins.get(joint)
+            answer = None if twin is None else twin.handle(frame, now_ns * 1e-9)
+            if answer is not None:
+                self._send(bus, joint, answer, now_ns)
+
+    def _plug_twins(self) -> None:
+        """Plug in the second drives that there are to be now, pull out the others."""
+        wanted = self._board.twins
+        self._twins = {joint: twin for joint, twin in self._twins.items() if joint in wanted}
+        here = self._mounting.drive_pos(self._bank.reported_pos)
+        for joint in wanted.keys() - self._twins.keys():
+            bus = next(bus for bus in self._buses if joint in bus.joints.values())
+            position = float(here[joint]) + wanted[joint]
+            self._twins[joint] = FakeDrive(self._drives[joint], bus.codec, position=position)
 
     def _command(self, commands: list[_Command], now_ns: int) -> None:
         codec = commands[0].bus.codec

@@ -44,7 +44,7 @@ def run_console(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="robot-emulator")
+    parser = argparse.ArgumentParser(prog="python -m krabby_emulator")
     commands = parser.add_subparsers(dest="op", required=True)
     fault = commands.add_parser(
         "fault",

@@ -1,17 +1,17 @@
-"""What can go wrong in the emulated robot, beside what goes wrong in sim-hal.
+"""What can go wrong in the emulated robot, beside what goes wrong in its simulation.
 
-SimHalError
+SimulationError
 └── EmulatorError
     ├── FaultRefused    what was to be broken does not exist, or not so
     └── EmulatorSilent  the running emulator did not answer, or said no
 """
 
-from krabby.mujoco.errors import SimHalError
+from krabby.mujoco.errors import SimulationError
 
 __all__ = ["EmulatorError", "EmulatorSilent", "FaultRefused"]
 
 
-class EmulatorError(SimHalError):
+class EmulatorError(SimulationError):
     """Base of every error that the emulated robot raises on purpose."""
 
 

@@ -27,6 +27,7 @@ class FaultKind(StrEnum):
     STUCK_ENCODER = "stuck-encoder"
     VOLTAGE_SAG = "voltage-sag"
     RESET = "reset"
+    TWIN = "twin"
     IMU_SILENCE = "imu-silence"
     IMU_JUMP = "imu-jump"
 
@@ -57,6 +58,13 @@ FAULTS: Mapping[FaultKind, FaultFacts] = {
     ),
     FaultKind.VOLTAGE_SAG: FaultFacts("the supply loses this much", 30.0, "V", 100.0, "robot"),
     FaultKind.RESET: FaultFacts("the drive reboots: off, mute for a moment, parameters forgotten"),
+    FaultKind.TWIN: FaultFacts(
+        "a second drive with the same CAN id is plugged in, off and turned by this; it answers "
+        "after the first and follows commands too, without a load",
+        0.5,
+        "rad",
+        3.0,
+    ),
     FaultKind.IMU_SILENCE: FaultFacts("the IMU sends nothing", at="robot"),
     FaultKind.IMU_JUMP: FaultFacts(
         "the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"
@@ -105,6 +113,8 @@ class FaultBoard:
         self.lost_share = [0.0] * count
         self.delay_ns = [0] * count
         self.bus_off = [False] * len(self._buses)
+        self.twins: dict[int, float] = {}
+        """By joint: how far a second drive with its id is turned when it is plugged in [rad]."""
         self.stuck = np.zeros(count, bool)
         self.heat_c = np.full(count, math.nan)
         self.heated = False
@@ -128,6 +138,8 @@ class FaultBoard:
             case FaultKind.BUS_OFF:
                 for bus in fault.buses:
                     self.bus_off[bus] = True
+            case FaultKind.TWIN:
+                self.twins |= dict.fromkeys(joints, fault.value)
             case FaultKind.OVER_TEMPERATURE:
                 self.heat_c[joints] = fault.value
                 self.heated = True

@@ -1,4 +1,16 @@
-"""One tick's decision: inputs and time in, joint targets or silence out. No socket, no clock."""
+"""One tick's decision: inputs and time in, joint targets or silence out. No socket, no clock.
+
+A request to stand counts for one permission of the gate, from ARMING to the end of ACTIVE or HOLD.
+The permission has ended when
+
+* a reply shows the gate in any other state, or in ARMING again;
+* no reply has shown for `safety.damp_after_s` that the gate takes this loop's commands. The gate
+  damps the robot after that time without a command, so it may have been armed again unseen;
+* the HAL restarted, the robot was put back, or another writer has taken the command lease.
+
+Then requests to stand and to walk are dropped and the measured pose is sent, until the gate is
+armed again and a new request to stand comes (or `auto_stand` is set).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +21,7 @@ import structlog
 from krabby.policy.observation import ObservationInputs
 from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import sit_down, stand_up
-from krabby_proto import FLAG_RESET, STATE, unpack
+from krabby_proto import FLAG_RESET, STATE, CommandStatus, unpack
 
 from krabby_gameloop import metrics
 from krabby_gameloop.modes import Mode, Situation, holds, next_mode
@@ -31,7 +43,26 @@ log = structlog.get_logger(__name__)
 
 _NOWHERE: Final = float("inf")
 _SAFETY_STATES: Final = {int(state): state for state in SafetyState}
+_TAKEN: Final = frozenset(
+    {
+        CommandStatus.APPLIED,
+        CommandStatus.SUPERSEDED,
+        CommandStatus.NOT_ARMED,
+        CommandStatus.HELD,
+        CommandStatus.REJECTED_SAFETY,
+    }
+)
+"""The HAL admitted the command as the lease holder's and showed it to the gate."""
+_MOVED: Final = frozenset({CommandStatus.APPLIED, CommandStatus.SUPERSEDED})
+_ARMING_SLACK_PERIODS: Final = 2
+"""Between the gate's end of arming and the reply that shows it."""
 Wish = Literal["stand", "sit"]
+
+
+class _Asked(NamedTuple):
+    wish: Wish
+    permission: int
+    """Number of the permission it was asked for."""
 
 
 class Sent(NamedTuple):
@@ -55,6 +86,11 @@ class Brain:
         self.nav = NavFilter(cfg.nav, cfg.freshness)
         self.mode = Mode.SILENT
         self.wants_to_stand = cfg.auto_stand
+        """What was asked for under this permission of the gate."""
+        self.has_lease = True
+        """False while the HAL refuses commands because another writer holds the lease."""
+        self.lease_losses = 0
+        """Times another writer was found to hold the lease."""
         self.safety = SafetyState.DISARMED
         """The gate's state as of its last answer."""
         self.greeted = False
@@ -68,16 +104,67 @@ class Brain:
         self._trajectory: JointTrajectory | None = None
         self._trajectory_ns = 0
         self._ticked_ns = 0
+        self._stands_by_itself = cfg.auto_stand
+        """`auto_stand`, but not after a request to sit."""
+        self._leaving = False
+        self._asked: _Asked | None = None
+        self._permission = 0
+        self._was_live = self._followed = False
+        """Whether the gate was armed, and followed commands, under this permission."""
+        self._taken_ns: int | None = None
+        """Tick of the last command that a live gate took; None while not armed."""
+        self._arming_ns: int | None = None
+        """The HAL's time of the first reply that showed ARMING."""
+        self._unapplied = False
+        """Whether the gate has not made the last target its own."""
+        self._forget_nav = False
+        self._damp_ns = round(desc.safety.damp_after_s * 1e9)
+        self._arming_limit_ns = round(
+            (desc.safety.arming_s + _ARMING_SLACK_PERIODS / cfg.rate_hz) * 1e9
+        )
         metrics.MODE[self.mode.value].set(1.0)
 
-    def wish(self, wish: Wish) -> None:
-        """An operator wants the robot to stand or to rest."""
-        self.wants_to_stand = wish == "stand"
+    def ask(self, wish: Wish) -> str | None:
+        """An operator wants the robot to stand or to rest; why not, when it is refused.
+
+        The next tick acts on it, unless the permission that it was asked for has ended by then.
+        May be called from another thread.
+        """
+        permission = self._permission
+        if wish == "stand":
+            reason = self._stand_refusal()
+            if reason is not None:
+                return reason
+        self._asked = _Asked(wish, permission)
+        return None
+
+    def sit_for_good(self) -> None:
+        """Sit down and do not stand up again: the process ends."""
+        self._stands_by_itself = self.wants_to_stand = False
+        self._leaving = True
 
     def answered(self, reply: CommandReply) -> None:
-        """Take in what the gate says."""
+        """Take in what the gate says to the command of the last tick."""
         # A newer HAL may know more states; what we do not know we do not follow.
         self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
+        if reply.status == CommandStatus.REJECTED_LEASE:
+            self._lose_lease()
+            return
+        if reply.status in _TAKEN and not self.has_lease:
+            self.has_lease = True
+            log.info("this loop holds the command lease again")
+        if not self.safety.live:
+            if self._was_live:
+                self._end_permission(f"the gate is in {self.safety.name}")
+            return
+        if self.safety is SafetyState.ARMING and self._followed:
+            self._end_permission("the gate was armed again")
+        if reply.status in _TAKEN:
+            self._taken_ns = self._ticked_ns
+        self._watch_arming(reply.server_ns)
+        self._was_live = True
+        self._followed = self.safety.following
+        self._unapplied = self._followed and reply.status not in _MOVED
 
     def see(self, state: Message) -> None:
         """Take in the newest state; notices a HAL that restarted and a robot that was put back."""
@@ -86,16 +173,69 @@ class Brain:
                 log.warning("the HAL restarted")
                 self.greeted = False
             self._instance = state.header.instance_id
-            self._start_over()
+            self._start_over("the HAL restarted")
         if state.flags & FLAG_RESET and state.sequence != self._reset_sequence:
             self._reset_sequence = state.sequence
-            self._start_over()
+            self._start_over("the robot was put back")
 
-    def _start_over(self) -> None:
+    def _start_over(self, reason: str) -> None:
         """What the gate last said, and where the joints were, is about another life."""
+        self._end_permission(reason)
         self.safety = SafetyState.DISARMED
+        self.has_lease = True
         self._was_reset = True
+
+    def _stand_refusal(self) -> str | None:
+        """Why the robot cannot be asked to stand up now; None when it can."""
+        if self._leaving:
+            return "the game loop is ending"
+        if not self.has_lease:
+            return "another writer holds the command lease; stop it, arm, then ask again"
+        if self.mode is Mode.SILENT:
+            return "the HAL sends no fresh state; see `krabby status`"
+        if self.safety is SafetyState.ESTOP:
+            return "the emergency stop is latched; reset, arm, then ask again"
+        if not self.safety.live:
+            return f"the gate is in {self.safety.name}; arm, then ask again"
+        return None
+
+    def _lose_lease(self) -> None:
+        """Another writer moves the robot; the gate's state is about that one's commands."""
+        if self.has_lease:
+            self.lease_losses += 1
+            metrics.LEASE_LOSSES.inc()
+            log.warning(
+                "another writer holds the command lease",
+                remedy="stop it; this loop commands again 0.5 s after its last command",
+            )
+        self.has_lease = False
+        self._end_permission("another writer holds the command lease")
+
+    def _watch_arming(self, server_ns: int) -> None:
+        """Arming that takes longer than it can was begun again: that is another permission."""
+        if self.safety is SafetyState.ARMING and self._arming_ns is None:
+            self._arming_ns = server_ns
+        if self._arming_ns is None:
+            return
+        if server_ns - self._arming_ns > self._arming_limit_ns:
+            taken_ns = self._taken_ns
+            self._end_permission("arming was begun again")
+            self._taken_ns = taken_ns
+        if self.safety is not SafetyState.ARMING:
+            self._arming_ns = None
+        elif self._arming_ns is None:
+            self._arming_ns = server_ns
+
+    def _end_permission(self, reason: str) -> None:
+        """What was asked for so far does not count any more."""
+        if self.wants_to_stand and not self._stands_by_itself:
+            log.info("the request to stand has ended", reason=reason)
+        self._permission += 1
+        self.wants_to_stand = self._stands_by_itself
+        self._was_live = self._followed = self._unapplied = False
+        self._taken_ns = self._arming_ns = None
         self._last_target = None
+        self._forget_nav = True
 
     def tick(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
         """Decide.
@@ -108,6 +248,7 @@ class Brain:
         Returns:
             What to send, or None to stay silent.
         """
+        self._begin(now_ns)
         situation = self._situation(state, now_ns)
         mode = next_mode(self.mode, situation, self._cfg.freshness)
         self._was_reset = False
@@ -119,12 +260,15 @@ class Brain:
         values = unpack(STATE, state.payload)
         measured = values["joint_pos"].astype(np.float64)
         self._enter(mode, measured, now_ns)
-        command = self.nav.step(now_ns)
+        stale = holds(situation, self._cfg.freshness)
+        waits = self._last_target is not None and (stale or self._unapplied)
+        command = self.nav.command if waits or mode is Mode.NO_LEASE else self.nav.step(now_ns)
         used: Message | None = None
-        if self._last_target is not None and holds(situation, self._cfg.freshness):
-            self.holds += 1
-            metrics.HOLDS.inc()
-            self._trajectory_ns += now_ns - self._ticked_ns  # it waits too, and goes on unhurried
+        if waits and self._last_target is not None:
+            if stale:
+                self.holds += 1
+                metrics.HOLDS.inc()
+            self._wait(now_ns)
             target = self._last_target
         elif self._trajectory is not None:
             target = self._trajectory.at((now_ns - self._trajectory_ns) * 1e-9)
@@ -138,6 +282,32 @@ class Brain:
         self._ticked_ns = now_ns
         return Sent(target, state, used)
 
+    def _begin(self, now_ns: int) -> None:
+        """Judge what the gate last said by its age, then take in what was asked for."""
+        if self._taken_ns is not None and now_ns - self._taken_ns >= self._damp_ns:
+            silence_s = round((now_ns - self._taken_ns) * 1e-9, 3)
+            self._end_permission(f"the gate has not answered to a command for {silence_s} s")
+            self.safety = SafetyState.DISARMED  # until it says otherwise
+        if self._forget_nav:
+            self.nav.forget(now_ns)
+            self._forget_nav = False
+        asked, self._asked = self._asked, None
+        if asked is None:
+            return
+        if asked.wish == "sit":
+            self._stands_by_itself = self.wants_to_stand = False
+        elif asked.permission == self._permission and not self._leaving:
+            self._stands_by_itself = self._cfg.auto_stand
+            self.wants_to_stand = True
+        else:
+            log.info("the request to stand has ended", reason="the gate was left before it counted")
+
+    def _wait(self, now_ns: int) -> None:
+        """The last target is sent again: trajectory and hand-over wait, and go on unhurried."""
+        elapsed_ns = now_ns - self._ticked_ns
+        self._trajectory_ns = min(self._trajectory_ns + elapsed_ns, now_ns)
+        self.pilot.wait(elapsed_ns)
+
     def swap(self, runner: Runner, now_ns: int) -> None:
         """Walk with another policy from the next tick on."""
         origin = self._desc.default_joint_pos if self._last_target is None else self._last_target
@@ -146,7 +316,7 @@ class Brain:
     @property
     def resting(self) -> bool:
         """Whether nothing would fall if commands ended now."""
-        return self.mode in (Mode.SILENT, Mode.PASSIVE)
+        return self.mode in (Mode.SILENT, Mode.PASSIVE, Mode.NO_LEASE)
 
     def _situation(self, state: Message | None, now_ns: int) -> Situation:
         done = self._trajectory is not None and (
@@ -155,6 +325,7 @@ class Brain:
         return Situation(
             state_age_s=_NOWHERE if state is None else state.age_s(now_ns),
             safety=self.safety,
+            has_lease=self.has_lease,
             greeted=self.greeted and not self._was_reset,
             wants_to_stand=self.wants_to_stand,
             trajectory_done=done,

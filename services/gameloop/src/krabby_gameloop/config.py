@@ -41,9 +41,9 @@ class FreshnessCfg:
     features_recover_s: float = 0.5
     """Features must have been fresh for this long before they are trusted again [s]."""
     nav_s: float = 0.3
-    """Walking commands older than this count as standing still [s]."""
+    """Walking commands older than this are left out, and end in standing still [s]."""
     operator_s: float = 1.0
-    """For this long after a person's command a mission's is ignored [s]."""
+    """For this long after an operator's message was read a mission's is ignored [s]."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -102,7 +102,8 @@ class GameloopCfg(ServiceCfg):
     max_bad_outputs: int = 3
     """Outputs in a row that are not finite before the blind policy takes over for good."""
     auto_stand: bool = True
-    """Stand up as soon as the robot is armed; otherwise wait for the request `stand`."""
+    """Stand up by itself after every arm, unless the last request was `sit`; otherwise each
+    arm needs a new request `stand`."""
     sit_on_exit_s: float = 2.5
     """On SIGTERM or Ctrl-C sit down first, for at most this long [s]; 0 just stops commanding."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
@@ -118,4 +119,4 @@ class GameloopCfg(ServiceCfg):
         check_range(self, "command_deadline_s", minimum=0.0005, maximum=1.0)
         check_range(self, "blend_s", minimum=0.0, maximum=5.0)
         check_range(self, "max_bad_outputs", minimum=1, maximum=1000)
-        check_range(self, "sit_on_exit_s", minimum=0.0, maximum=2.8)
+        check_range(self, "sit_on_exit_s", minimum=0.0, maximum=2.5)

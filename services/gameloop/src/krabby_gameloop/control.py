@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from krabby.robot.errors import RobotError
+from krabby.policy.bundle import POLICY_FILE
+from krabby.robot.errors import BundleError, RobotError
 from krabby_proto import ControlServer
 
 from krabby_gameloop.policy_switch import load_runner
+from krabby_gameloop.rehearsal import LIMIT_S, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,11 +23,47 @@ if TYPE_CHECKING:
     from krabby_gameloop.brain import Wish
     from krabby_gameloop.policy_switch import Runner
 
+    Answer = Callable[[Mapping[str, Any]], None]
+
 __all__ = ["Control"]
 
 log = structlog.get_logger(__name__)
 
-_POLL_S = 0.1
+_POLL_S = 0.05
+_REQUEST_TTL_NS = 1_000_000_000
+"""A request to stand that waited longer is refused: the client has long been told it failed."""
+_OPEN_S = 5.0
+"""Longest time to open a policy after it was rehearsed."""
+_CLOSE_S = 1.0
+_SHOWN = 200
+"""Characters of a request that an answer or the log repeats."""
+
+
+class _Load:
+    """A policy being loaded in a thread, so that the requests of others are answered meanwhile."""
+
+    def __init__(self, name: str, work: Callable[[], Runner], answer: Answer) -> None:
+        self.name = name
+        self.answer = answer
+        self.began_s = time.monotonic()
+        self.runner: Runner | None = None
+        self.reason = ""
+        self._work = work
+        self.thread = threading.Thread(target=self._run, name="policy", daemon=True)
+        self.thread.start()
+
+    @property
+    def overdue(self) -> bool:
+        return time.monotonic() - self.began_s > LIMIT_S + _OPEN_S
+
+    def _run(self) -> None:
+        try:
+            self.runner = self._work()
+        except RobotError as error:
+            self.reason = str(error)
+        except Exception as error:
+            log.exception("a policy could not be loaded", policy=self.name)
+            self.reason = f"{type(error).__name__}: {error}"
 
 
 class Control:
@@ -38,16 +77,18 @@ class Control:
         control_rate_hz: float,
         hello: Mapping[str, object],
         status: Callable[[], Mapping[str, object]],
+        ask: Callable[[Wish], str | None],
         backend: Backend | None = None,
     ) -> None:
         self._desc = desc
         self._control_rate_hz = control_rate_hz
         self._status = status
+        self._ask = ask
         self._backend = backend
         self._server = ControlServer(endpoint, hello=hello)
         self._stop = threading.Event()
-        self._wish: Wish | None = None
         self._runner: Runner | None = None
+        self._load: _Load | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -56,47 +97,94 @@ class Control:
         """Where it is bound."""
         return self._server.endpoint
 
-    def take_wish(self) -> Wish | None:
-        """What was asked for since the last call."""
-        wish, self._wish = self._wish, None
-        return wish
-
     def take_runner(self) -> Runner | None:
         """A policy that was loaded since the last call."""
         runner, self._runner = self._runner, None
         return runner
 
     def close(self) -> None:
-        """End the thread and close the socket."""
+        """End the thread and close the socket; a policy being loaded is not waited for."""
         self._stop.set()
-        self._thread.join()
-        self._server.close()
+        self._thread.join(_CLOSE_S)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            self._server.poll(_POLL_S, self._answer)
+        with self._server:  # a socket belongs to one thread
+            while not self._stop.is_set():
+                try:
+                    self._server.poll(_POLL_S, self._answer)
+                    self._see_to_load()
+                except Exception:  # whatever it was, the next operator is to be heard
+                    log.exception("a request failed")
+                    self._stop.wait(_POLL_S)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
         match request.get("op"):
             case "stand" | "sit" as wish:
-                self._wish = wish
-                log.info("asked", op=wish)
+                reason = self._refusal(wish, request.get("sent_ns"))
+                log.info("asked", op=wish, refused=reason)
+                if reason is not None:
+                    return {"ok": False, "reason": reason}
                 return {"ok": True, **self._status()}
             case "policy":
-                return self._load(request.get("policy"))
+                return self._begin_load(request.get("policy"))
             case "status":
                 return {"ok": True, **self._status()}
             case other:
-                reason = f"unknown op {other!r}; use stand, sit, policy or status"
+                reason = f"unknown op {str(other)[:_SHOWN]!r}; use stand, sit, policy or status"
                 return {"ok": False, "reason": reason}
 
-    def _load(self, name: object) -> dict[str, Any]:
+    def _refusal(self, wish: Wish, sent_ns: object) -> str | None:
+        """Hand a request to the loop; why not, when it is refused."""
+        waited = isinstance(sent_ns, int) and time.monotonic_ns() - sent_ns > _REQUEST_TTL_NS
+        if wish == "stand" and waited:
+            return "stand was sent more than 1 s ago; send it again"
+        return self._ask(wish)
+
+    def _begin_load(self, name: object) -> dict[str, Any] | None:
+        """Start to load a policy; its answer comes when that is done."""
         if not isinstance(name, str) or not name:
-            reason = f"policy is {name!r}; name a folder under assets/policies"
+            reason = f"policy is {repr(name)[:_SHOWN]}; name a folder under assets/policies"
             return {"ok": False, "reason": reason}
-        try:
-            self._runner = load_runner(name, self._desc, self._control_rate_hz, self._backend)
-        except RobotError as error:
-            log.warning("policy refused, keeping the old one", policy=name, reason=str(error))
-            return {"ok": False, "reason": str(error)}
-        return {"ok": True, **self._status(), "policy": name}
+        if self._load is not None:
+            since_s = time.monotonic() - self._load.began_s
+            shown = self._load.name[:_SHOWN]
+            reason = f"still loading policy {shown!r}, for {since_s:.1f} s; ask again afterwards"
+            return {"ok": False, "reason": reason}
+        self._load = _Load(name, lambda: self._loaded(name), self._server.defer())
+        return None
+
+    def _loaded(self, name: str) -> Runner:
+        """Tried out in a child process first, then loaded here."""
+        digest = rehearse(name, self._desc, self._control_rate_hz, stopping=self._stop.is_set)
+        runner = load_runner(name, self._desc, self._control_rate_hz, self._backend)
+        if runner.bundle.hashes[POLICY_FILE] != digest:
+            raise BundleError(f"policy {name!r} changed while it was loaded; ask again")
+        return runner
+
+    def _see_to_load(self) -> None:
+        """Answer who asked for a policy, once it is there or refused or takes too long."""
+        load = self._load
+        if load is None:
+            return
+        if not load.thread.is_alive():
+            self._load = None
+            self._answer_load(load, load.runner, load.reason)
+        elif load.overdue and load.answer is not _nobody:
+            limit_s = LIMIT_S + _OPEN_S
+            reason = f"not loaded within {limit_s:g} s, given up; export the policy again"
+            self._answer_load(load, None, reason)
+            load.answer = _nobody
+
+    def _answer_load(self, load: _Load, runner: Runner | None, reason: str) -> None:
+        if load.answer is _nobody:  # it was given up
+            return
+        if runner is None:
+            log.warning("policy refused, keeping the old one", policy=load.name, reason=reason)
+            load.answer({"ok": False, "reason": reason})
+            return
+        self._runner = runner
+        load.answer({"ok": True, **self._status(), "policy": load.name})
+
+
+def _nobody(_: Mapping[str, Any]) -> None:
+    """Takes the answer of a load that was given up."""

@@ -10,6 +10,7 @@ from krabby.runtime.metrics import (
     STREAM_DISCARDED,
     STREAM_GAPS,
     STREAM_INVALID,
+    STREAM_OVERSIZED,
     STREAM_RECEIVED,
     WORK_BUCKETS,
     children,
@@ -18,6 +19,7 @@ from krabby_proto import CommandStatus
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 from krabby_gameloop.modes import Mode
+from krabby_gameloop.nav import REFUSAL_REASONS
 
 _SUBSCRIBED = ("state", "features", "nav")
 _STAGES = ("receive", "observe", "infer", "send")
@@ -35,6 +37,9 @@ MODE_ENTERED = children(
     [mode.value for mode in Mode],
 )
 HOLDS = Counter("krabby_gameloop_holds_total", "Ticks that held the last target: state too old")
+LEASE_LOSSES = Counter(
+    "krabby_gameloop_lease_losses_total", "Times another writer had taken the command lease"
+)
 BLIND = Gauge("krabby_gameloop_blind", "1 while the blind policy walks in place of the chosen one")
 BLIND_SWITCHES = Counter("krabby_gameloop_blind_switches_total", "Times the blind policy took over")
 BAD_OUTPUTS = Counter("krabby_policy_bad_outputs_total", "Policy outputs that were not finite")
@@ -45,6 +50,10 @@ INFERENCE = Histogram(
 NAV_COMMAND = children(
     Gauge("krabby_nav_command", "What the policy is asked to walk: m/s, m/s, rad/s", ["axis"]),
     ("vx", "vy", "yaw_rate"),
+)
+NAV_REFUSED = children(
+    Counter("krabby_nav_refused_total", "Walking commands left out, by reason", ["reason"]),
+    REFUSAL_REASONS,
 )
 
 WORK = children(LOOP_WORK, _STAGES)
@@ -59,4 +68,5 @@ STREAM_COUNTERS = {
     "discarded": children(STREAM_DISCARDED, _SUBSCRIBED),
     "gaps": children(STREAM_GAPS, _SUBSCRIBED),
     "invalid": children(STREAM_INVALID, _SUBSCRIBED),
+    "oversized": children(STREAM_OVERSIZED, _SUBSCRIBED),
 }

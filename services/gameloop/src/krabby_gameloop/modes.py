@@ -5,6 +5,8 @@
       └──state too old─────────┤                   └──► SIT_DOWN ◄──┘
         (from anywhere)        └──not armed, done, HAL restarted──┘
 
+NO_LEASE, from anywhere but SILENT, while another writer holds the command lease.
+
 The gate in the HAL decides what is safe; this machine only asks for what makes sense.
 """
 
@@ -34,6 +36,8 @@ class Mode(Enum):
     """What the policy says."""
     SIT_DOWN = "sit_down"
     """The way from the measured pose to resting on the belly."""
+    NO_LEASE = "no_lease"
+    """The measured pose, which the HAL refuses: another writer holds the command lease."""
 
 
 class Situation(NamedTuple):
@@ -43,6 +47,8 @@ class Situation(NamedTuple):
     """Age of the newest state [s]; infinite before the first."""
     safety: SafetyState
     """The gate's state as of its last answer."""
+    has_lease: bool
+    """False after the HAL refused a command because another writer holds the lease."""
     greeted: bool
     """Whether this HAL's hello was checked, and it has not restarted or reset since."""
     wants_to_stand: bool
@@ -55,10 +61,12 @@ def next_mode(mode: Mode, now: Situation, limits: FreshnessCfg) -> Mode:
     """The mode of this tick, given that of the last one."""
     if now.state_age_s >= limits.state_stop_s:
         return Mode.SILENT
+    if not now.has_lease:
+        return Mode.NO_LEASE
     if not now.greeted or not now.safety.following:
         return Mode.PASSIVE
     match mode:
-        case Mode.SILENT | Mode.PASSIVE:
+        case Mode.SILENT | Mode.PASSIVE | Mode.NO_LEASE:
             # Standing up begins with a gate that follows, not with one that has just been late.
             ready = now.wants_to_stand and now.safety is SafetyState.ACTIVE
             return Mode.STAND_UP if ready else Mode.PASSIVE

@@ -2,64 +2,160 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
-from krabby_proto import FLAG_OPERATOR
+import structlog
+from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from krabby_proto import Message
     from numpy.typing import NDArray
 
     from krabby_gameloop.config import FreshnessCfg, NavCfg
 
-__all__ = ["NavFilter"]
+__all__ = ["REFUSAL_REASONS", "NavFilter", "NavSource", "Refusal", "RefusalReason"]
 
-_LONGEST_STEP_S = 0.05
+log = structlog.get_logger(__name__)
+
+RefusalReason = Literal["nonfinite", "future", "stale"]
+REFUSAL_REASONS: Final[tuple[RefusalReason, ...]] = ("nonfinite", "future", "stale")
+NavSource = Literal["operator", "mission", "none"]
+
+_LONGEST_STEP_S: Final = 0.05
 """A command changes by this much time's worth at most, however late the tick is."""
 
 
-class NavFilter:
-    """Turns what arrives on `nav` into what the policy is asked to walk."""
+class Refusal(NamedTuple):
+    """Why a message was left out."""
 
-    def __init__(self, limits: NavCfg, freshness: FreshnessCfg) -> None:
+    reason: RefusalReason
+    age_s: float
+    """Since its capture, by the clock it was judged by; negative: stamped ahead [s]."""
+
+
+class _Command(NamedTuple):
+    values: NDArray[np.float64]
+    stamp_ns: int
+
+
+class NavFilter:
+    """Turns what arrives on `nav` into what the policy is asked to walk.
+
+    A mission's stamps and time-out are on the clock of the states, which is simulated in lock-step.
+    An operator's are on the host's clock always, and so is the time for which missions wait.
+    """
+
+    def __init__(
+        self,
+        limits: NavCfg,
+        freshness: FreshnessCfg,
+        *,
+        host_clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._bound = np.array([limits.max_vx, limits.max_vy, limits.max_yaw_rate])
         self._slew = np.array([limits.max_acc, limits.max_acc, limits.max_yaw_acc])
         self._timeout_ns = round(freshness.nav_s * 1e9)
         self._operator_ns = round(freshness.operator_s * 1e9)
-        self._wanted = np.zeros(3)
-        self._wanted_ns: int | None = None
-        self._operator_until_ns = 0
+        self._host_clock = host_clock
+        self._operator: _Command | None = None
+        self._operator_until_ns: int | None = None
+        self._mission: _Command | None = None
+        self._forgotten_ns: dict[bool, int] = {}
+        """When commands were forgotten last, by the operator's and by the mission's clock [ns]."""
         self._stepped_ns: int | None = None
+        self.source: NavSource = "none"
+        """Who drove in the last step."""
         self.command: NDArray[np.float64] = np.zeros(3)
         """vx, vy [m/s], yaw_rate [rad/s], limited, shape (3,)."""
 
-    def receive(self, message: Message) -> bool:
-        """Take a message in; False when it is not finite. A mission's yields to a person's."""
+    def receive(self, message: Message, now_ns: int) -> Refusal | None:
+        """Take a message in; messages of several writers may come in any order.
+
+        An operator's message counts as spoken even if its command is refused: missions wait and
+        the robot stands still.
+
+        Args:
+            message: As it came off the wire.
+            now_ns: The loop's clock, read after the message arrived [ns].
+
+        Returns:
+            Why it is left out; None when it was taken.
+        """
+        is_operator = bool(message.flags & FLAG_OPERATOR)
+        clock_ns = now_ns
+        if is_operator:
+            clock_ns = self._host_clock()
+            self._operator_until_ns = clock_ns + self._operator_ns
+        reason = self._refusal(message, clock_ns)
+        if reason is not None:
+            return Refusal(reason, message.age_s(clock_ns))
+        if message.capture_ns <= self._forgotten_ns.get(is_operator, -1) <= clock_ns:
+            return None
+        values = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
+        command = _Command(values, min(message.capture_ns, clock_ns))
+        if is_operator:
+            self._operator = _newer(self._operator, command, clock_ns)
+        else:
+            self._mission = _newer(self._mission, command, clock_ns)
+        return None
+
+    def _refusal(self, message: Message, clock_ns: int) -> RefusalReason | None:
         if not np.isfinite(message.payload).all():
-            return False
-        if message.flags & FLAG_OPERATOR:
-            self._operator_until_ns = message.capture_ns + self._operator_ns
-        elif message.capture_ns < self._operator_until_ns:
-            return True
-        self._wanted = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
-        self._wanted_ns = message.capture_ns
-        return True
+            return "nonfinite"
+        if max(message.capture_ns, message.header.publish_ns) - clock_ns > MAX_AHEAD_NS:
+            return "future"
+        if clock_ns - message.capture_ns > self._timeout_ns:
+            return "stale"
+        return None
 
     def step(self, now_ns: int) -> NDArray[np.float64]:
-        """The command of this tick; goes to zero when nobody has asked for anything lately."""
-        # Another clock's stamp may lie ahead (a person's in lock-step) and must time out as well.
-        if self._wanted_ns is not None:
-            self._wanted_ns = min(self._wanted_ns, now_ns)
-        self._operator_until_ns = min(self._operator_until_ns, now_ns + self._operator_ns)
-        silent = self._wanted_ns is None or now_ns - self._wanted_ns > self._timeout_ns
-        wanted = np.zeros(3) if silent else self._wanted
+        """The command of this tick; goes to zero when there is no recent one."""
+        host_ns = self._host_clock()
+        until_ns = self._operator_until_ns
+        if until_ns is not None and host_ns < until_ns:
+            source, wanted = "operator", self._fresh(self._operator, host_ns)
+        else:
+            wanted = self._fresh(self._mission, now_ns)
+            source = "none" if wanted is None else "mission"
+        self._tell(source)
         dt_s = 0.0 if self._stepped_ns is None else (now_ns - self._stepped_ns) * 1e-9
         self._stepped_ns = now_ns
         reach = self._slew * min(max(dt_s, 0.0), _LONGEST_STEP_S)
-        self.command = np.clip(wanted, self.command - reach, self.command + reach)
+        target = np.zeros(3) if wanted is None else wanted
+        self.command = np.clip(target, self.command - reach, self.command + reach)
         return self.command
 
+    def _fresh(self, command: _Command | None, clock_ns: int) -> NDArray[np.float64] | None:
+        # Simulated time starts again when the HAL does: a stamp ahead of it is from before.
+        if command is None or not 0 <= clock_ns - command.stamp_ns <= self._timeout_ns:
+            return None
+        return command.values
+
+    def _tell(self, source: NavSource) -> None:
+        """Log who drives from now on; a person who fell silent is a warning."""
+        if source == self.source:
+            return
+        say = log.warning if self.source == "operator" else log.info
+        say("walking commands", now=source, before=self.source)
+        self.source = source
+
+    def forget(self, now_ns: int) -> None:
+        """Drop what was asked for up to now, also what arrives later; a person still outranks."""
+        self._operator = self._mission = None
+        self._forgotten_ns = {True: self._host_clock(), False: now_ns}
+        self.restart()
+
     def restart(self) -> None:
-        """Rise from zero again: whoever walks next begins from standing."""
+        """Rise from zero again: the next walk begins from standing."""
         self.command = np.zeros(3)
+
+
+def _newer(known: _Command | None, command: _Command, clock_ns: int) -> _Command:
+    """The later capture of two counts, so that a backlog displaces no fresh command."""
+    if known is not None and command.stamp_ns < known.stamp_ns <= clock_ns:
+        return known
+    return command

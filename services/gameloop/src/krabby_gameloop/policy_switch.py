@@ -121,8 +121,8 @@ def load_runner(
     if unknown:
         raise BundleError(
             f"policy {bundle.name!r} is a teacher: it reads ground truth that no robot has "
-            f"({', '.join(unknown)}); evaluate it with `trainer eval`, or name a policy that walks "
-            "on what the robot measures"
+            f"({', '.join(unknown)}); evaluate it with `python -m krabby_trainer eval`, or "
+            "name a policy that walks on what the robot measures"
         )
     return Runner(bundle, desc, backend)
 
@@ -233,6 +233,11 @@ class Pilot:
             return last_target
         self._bad_outputs = 0
         return self._blended(target, now_ns)
+
+    def wait(self, elapsed_ns: int) -> None:
+        """No step was made for so long: a hand-over under way is not further than it was."""
+        if self._blend is not None:
+            self._blend = self._blend._replace(started_ns=self._blend.started_ns + elapsed_ns)
 
     def _usable(self, features: Message | None, now_ns: int) -> Message | None:
         """The features if they are what the chosen policy reads, and fresh."""

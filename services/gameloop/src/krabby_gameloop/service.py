@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 from krabby.policy.tensorrt.backend import EngineBackend, move
@@ -23,12 +23,14 @@ from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
     FLAG_NAV_DUE,
+    FLAG_OPERATOR,
     NAV,
     HalClient,
     LatestSubscriber,
     RequestTimeout,
     check_hello,
     make_hello,
+    wait_any,
 )
 
 from krabby_gameloop import metrics
@@ -37,18 +39,19 @@ from krabby_gameloop.control import Control
 from krabby_gameloop.policy_switch import Pilot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from krabby.policy.network import Backend
     from krabby.runtime.app import Runtime
     from krabby_proto import CommandReply, Message
 
-    from krabby_gameloop.brain import Sent
+    from krabby_gameloop.brain import Sent, Wish
     from krabby_gameloop.config import GameloopCfg
 
 __all__ = ["Gameloop", "state_of_period"]
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 _HELLO_TIMEOUT_S = 0.2
 _HELLO_PAUSE_NS = 500_000_000
@@ -56,8 +59,10 @@ _LOCKSTEP_WAIT_S = 0.1
 _LOCKSTEP_INPUT_S = 1.0
 """Lock-step: how long to wait for features and nav that were announced before saying so, or before
 going without when leaving [s, wall clock]."""
-_LOCKSTEP_REPLY_S = 3.0
+_LOCKSTEP_REPLY_S = 1.5
 """Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
+_HEAR_OF_ARM_S = 0.05
+"""How long a request to stand waits for the gate to be seen armed before it is refused [s]."""
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
 
@@ -81,6 +86,7 @@ class Gameloop:
         self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
         self._not_applied: dict[str, int] = {}
         self._totals = Totals()
+        self._oversized: dict[str, int] = {}
         self._next_hello_ns = 0
         self._swap_backend: Backend | None = None
         self._leave_at_ns: int | None = None
@@ -105,6 +111,7 @@ class Gameloop:
             control_rate_hz=self._cfg.rate_hz,
             hello=make_hello(service="gameloop", robot=self._desc.identity),
             status=self._status,
+            ask=self._ask,
             backend=self._swap_backend,
         )
 
@@ -182,7 +189,7 @@ class Gameloop:
                 self.brain.see(before)  # that the robot was put back counts, also when overtaken
             state = state_of_period(client.state, began_ns, due_ns)
             features = features_in.latest()
-            self._take_nav(nav_in.take())
+            self._take_nav(nav_in, time.monotonic_ns)
             if state is not None:
                 self.brain.see(state)
                 self._meet_again(tick.woke_ns)
@@ -215,8 +222,7 @@ class Gameloop:
                 continue
             self.brain.see(state)
             self._meet_again(time.monotonic_ns())
-            if state.flags & FLAG_NAV_DUE:
-                self._take_nav(self._announced(runtime, nav_in, now_ns))
+            self._take_announced_nav(runtime, nav_in, now_ns, bool(state.flags & FLAG_NAV_DUE))
             if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
                 features = self._announced(runtime, features_in, last_ns) or features
@@ -230,15 +236,36 @@ class Gameloop:
     def _announced(
         self, runtime: Runtime, subscriber: LatestSubscriber, since_ns: int
     ) -> Message | None:
-        """The newest message, captured at `since_ns` or later; None only when leaving.
+        """The newest message, captured at `since_ns` or later; None only when leaving."""
+
+        def newest() -> Message | None:
+            message = subscriber.latest()
+            return message if message is not None and message.capture_ns >= since_ns else None
+
+        return self._await(runtime, subscriber, newest)
+
+    def _take_announced_nav(
+        self, runtime: Runtime, nav_in: LatestSubscriber, now_ns: int, due: bool
+    ) -> None:
+        """Take what operators say, and the mission's command when one was announced."""
+
+        def taken() -> bool | None:
+            messages = self._take_nav(nav_in, lambda: now_ns)
+            return not due or any(_is_mission_of(message, now_ns) for message in messages) or None
+
+        self._await(runtime, nav_in, taken)
+
+    def _await(
+        self, runtime: Runtime, subscriber: LatestSubscriber, look: Callable[[], T | None]
+    ) -> T | None:
+        """Read until `look` has what was announced; None only when leaving.
 
         The HAL waits too, and says everything again: who goes on without does not repeat exactly.
         """
         began_s = time.monotonic()
-        message = subscriber.latest()
-        while message is None or message.capture_ns < since_ns:
+        while (found := look()) is None:
             runtime.beat()
-            message = subscriber.wait(_LOCKSTEP_WAIT_S)
+            wait_any((subscriber,), _LOCKSTEP_WAIT_S)
             waited_s = time.monotonic() - began_s
             if waited_s < _LOCKSTEP_INPUT_S:
                 continue
@@ -250,7 +277,7 @@ class Gameloop:
                 endpoint=subscriber.endpoint,
                 waited_s=round(waited_s, 1),
             )
-        return message
+        return found
 
     # --- parts of a tick ---------------------------------------------------------------------
 
@@ -261,16 +288,26 @@ class Gameloop:
         assert self._nav is not None
         return self._client, self._features, self._nav
 
-    def _take_nav(self, message: Message | None) -> None:
-        if message is not None and not self.brain.nav.receive(message):
-            self._warn.warning("walking command left out", command=message.payload.tolist())
+    def _take_nav(self, nav_in: LatestSubscriber, clock: Callable[[], int]) -> list[Message]:
+        """Give every writer's newest to the filter, which decides whose counts; what there was."""
+        messages = nav_in.newest_by_writer()
+        now_ns = clock()  # after they came: none of them can honestly be from later
+        for message in messages:
+            refusal = self.brain.nav.receive(message, now_ns)
+            if refusal is not None:
+                metrics.NAV_REFUSED[refusal.reason].inc()
+                self._warn.warning(
+                    f"walking command refused: {refusal.reason}",
+                    age_s=round(refusal.age_s, 4),
+                    operator=bool(message.flags & FLAG_OPERATOR),
+                    instance_id=f"{message.header.instance_id:016x}",
+                    command=message.payload.tolist(),
+                )
+        return messages
 
     def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
         control = self._control
         if control is not None:
-            wish = control.take_wish()
-            if wish is not None and self._leave_at_ns is None:
-                self.brain.wish(wish)
             runner = control.take_runner()
             if runner is not None:
                 self.brain.swap(runner, now_ns)
@@ -337,12 +374,23 @@ class Gameloop:
         if not runtime.stopping:
             return False
         if self._leave_at_ns is None:
-            self._leave_at_ns = now_ns + round(self._cfg.sit_on_exit_s * 1e9)
-            self.brain.wish("sit")
+            self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
+            self.brain.sit_for_good()
             log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
         return self.brain.resting or now_ns >= self._leave_at_ns
 
     # --- what is said about it ---------------------------------------------------------------
+
+    def _ask(self, wish: Wish) -> str | None:
+        """Called by the control thread: hand a request to the brain; why not, when refused.
+
+        The loop hears of an `arm` with the next answer to a command, so a `stand` right behind it
+        is tried for a few periods.
+        """
+        until_s = time.monotonic() + _HEAR_OF_ARM_S
+        while (reason := self.brain.ask(wish)) is not None and time.monotonic() < until_s:
+            time.sleep(0.2 * _HEAR_OF_ARM_S)
+        return reason
 
     def _status(self) -> dict[str, object]:
         brain = self.brain
@@ -353,6 +401,7 @@ class Gameloop:
             "walking": brain.pilot.walking.bundle.name,
             "blind": brain.pilot.blind,
             "nav": [round(float(value), 4) for value in brain.nav.command],
+            "nav_source": brain.nav.source,
         }
 
     def _expose(self) -> None:
@@ -362,6 +411,13 @@ class Gameloop:
         for name, subscriber in (("state", client.state), ("features", features), ("nav", nav)):
             for what, counters in metrics.STREAM_COUNTERS.items():
                 self._totals.show(counters[name], getattr(subscriber, what))
+            if subscriber.oversized > self._oversized.get(name, 0):
+                self._oversized[name] = subscriber.oversized
+                self._warn.warning(
+                    "messages with too many frames dropped",
+                    stream=name,
+                    total=subscriber.oversized,
+                )
         for gauge, value in zip(metrics.NAV_COMMAND.values(), self.brain.nav.command, strict=True):
             gauge.set(value)
 
@@ -382,12 +438,18 @@ class Gameloop:
             "command_timeouts": timeouts,
             "not_applied": self._not_applied,
             "holds": self.brain.holds,
+            "lease_losses": self.brain.lease_losses,
             "policy_s": round(pilot.ticks / self._cfg.rate_hz, 2),
             "blind_s": round(pilot.blind_ticks / self._cfg.rate_hz, 2),
             "blind_switches": pilot.blind_switches,
             "bad_outputs": pilot.bad_outputs,
             "policy": pilot.chosen.bundle.name,
         }
+
+
+def _is_mission_of(message: Message, turn_ns: int) -> bool:
+    """Whether this is the walking command announced by the state of a lock-step turn."""
+    return not message.flags & FLAG_OPERATOR and message.capture_ns >= turn_ns
 
 
 def state_of_period(subscriber: LatestSubscriber, begins_ns: int, until_ns: int) -> Message | None:

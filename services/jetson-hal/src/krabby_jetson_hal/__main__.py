@@ -1,4 +1,4 @@
-"""The `jetson-hal` command."""
+"""`python -m krabby_jetson_hal`."""
 
 import sys
 

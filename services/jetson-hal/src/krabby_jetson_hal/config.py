@@ -33,7 +33,7 @@ class CycleCfg:
     def __post_init__(self) -> None:
         check_range(self, "reply_s", minimum=0.0002, maximum=0.02)
         check_range(self, "fresh_s", minimum=0.005, maximum=0.03)
-        check_range(self, "damp_on_exit_s", minimum=0.0, maximum=5.0)
+        check_range(self, "damp_on_exit_s", minimum=0.0, maximum=2.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from krabby.safety.gate import Fault
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from krabby.drivers.can import DriveReadings
+    from krabby.drivers.can import DriveReadings, IdConflict
     from krabby.drivers.imu.check import ImuFault
 
 __all__ = ["Finding", "Watch"]
@@ -31,6 +31,8 @@ _LATE_SLOTS = 2.25
 """A reading this old is late: the answer to the exchange before, at most 1.8 slots old, is not."""
 _LATE_CYCLES = 12
 """So many late ones in a row are no accident: 60 ms at 200 Hz."""
+_NAMED_BY_BUS = DriveFault.BUS_OFF | DriveFault.SHARED_ID | DriveFault.UNKNOWN_ID
+"""What is no finding of one joint: a bus, or a CAN id, is named instead."""
 _NO_FAULT = Fault(0)
 _OVER_NS = 1_000_000_000
 """A fault is over when it stayed away for this long."""
@@ -47,6 +49,8 @@ class Finding(NamedTuple):
     """The device's own name for it, in lower case."""
     remedy: str
     """What to do about it."""
+    detail: str = ""
+    """What the name does not say."""
 
 
 class Watch:
@@ -85,6 +89,7 @@ class Watch:
         findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
         if readings.faults.any():
             findings += self._of_drives(readings.faults)
+        findings += [_of_conflict(conflict) for conflict in readings.conflicts]
         findings += self._late(readings, now_ns)
         self.findings = tuple(findings)
         if findings or self._seen_ns:
@@ -94,7 +99,9 @@ class Watch:
     def describe(self) -> str:
         """What is wrong now, for an operator: `lf_knee no reply, imu silent`."""
         return ", ".join(
-            f"{finding.where} {finding.what.replace('_', ' ')}" for finding in self.findings
+            f"{finding.where} {finding.what.replace('_', ' ')}"
+            + (f" ({finding.detail}: {finding.remedy})" if finding.detail else "")
+            for finding in self.findings
         )
 
     def _of_drives(self, faults: np.ndarray) -> list[Finding]:
@@ -115,7 +122,7 @@ class Watch:
                 )
                 gone.add(bus)
         for joint in np.flatnonzero(faults):
-            bits = DriveFault(int(faults[joint])) & ~DriveFault.BUS_OFF
+            bits = DriveFault(int(faults[joint])) & ~_NAMED_BY_BUS
             if self._bus_of_joint[joint] in gone:
                 bits &= ~DriveFault.NO_REPLY
             for bit in bits:
@@ -138,18 +145,28 @@ class Watch:
 
     def _note(self, now_ns: int) -> None:
         """Log what began and what ended; what comes and goes is one fault until it stays away."""
-        began: dict[tuple[Fault, str, str], list[str]] = {}
+        began: dict[tuple[Fault, str, str, str], list[str]] = {}
         for finding in self.findings:
             if finding not in self._seen_ns:
-                began.setdefault((finding.fault, finding.what, finding.remedy), []).append(
-                    finding.where
-                )
+                key = (finding.fault, finding.what, finding.remedy, finding.detail)
+                began.setdefault(key, []).append(finding.where)
             self._seen_ns[finding] = now_ns
-        for (fault, what, remedy), where in began.items():
+        for (fault, what, remedy, detail), where in began.items():
             name = str(fault.name).lower()
-            log.error("fault", fault=name, what=what, where=where, remedy=remedy)
+            more = {"detail": detail} if detail else {}
+            log.error("fault", fault=name, what=what, where=where, **more, remedy=remedy)
         over = [f for f, seen_ns in self._seen_ns.items() if now_ns - seen_ns >= _OVER_NS]
         for finding in over:
             del self._seen_ns[finding]
         if over:
             log.info("fault over", what=sorted({f"{f.where} {f.what}" for f in over}))
+
+
+def _of_conflict(conflict: IdConflict) -> Finding:
+    """The finding of an id that is not one drive's."""
+    fault, where, bit = (
+        (Fault.DRIVE, conflict.joint, DriveFault.SHARED_ID)
+        if conflict.joint
+        else (Fault.BUS, conflict.bus, DriveFault.UNKNOWN_ID)
+    )
+    return Finding(fault, where, str(bit.name).lower(), conflict.remedy, str(conflict))

@@ -1,21 +1,21 @@
-"""The `sim-hal` command."""
+"""`python -m krabby_sim_hal`."""
 
 import sys
 
 from krabby.hal.errors import HalError
-from krabby.mujoco.config import SimHalCfg
-from krabby.mujoco.errors import SimHalError
+from krabby.mujoco.errors import SimulationError
 from krabby.robot.errors import RobotError
 from krabby.runtime.app import main as run_service
 from krabby_proto import ProtoError
 
+from krabby_sim_hal.config import SimHalCfg
 from krabby_sim_hal.service import SimHal
 
 
 def main() -> int:
     """Run until told to stop; returns the exit status."""
     return run_service(
-        "sim-hal", SimHalCfg, SimHal, errors=(HalError, SimHalError, RobotError, ProtoError)
+        "sim-hal", SimHalCfg, SimHal, errors=(HalError, SimulationError, RobotError, ProtoError)
     )
 
 

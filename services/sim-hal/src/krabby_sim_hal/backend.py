@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     import numpy as np
     from krabby.course.courses import Course
     from krabby.hal.backend import Slot
-    from krabby.mujoco.config import SimHalCfg
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import DriveCommand, SafetyGate
     from numpy.typing import NDArray
+
+    from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["Simulator"]
 

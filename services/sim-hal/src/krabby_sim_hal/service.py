@@ -16,7 +16,7 @@ from krabby_sim_hal.backend import Simulator
 from krabby_sim_hal.metrics import Exposition
 
 if TYPE_CHECKING:
-    from krabby.mujoco.config import SimHalCfg
+    from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["SimHal"]
 

@@ -50,7 +50,7 @@ def require_isaaclab() -> None:
     if sys.version_info[:2] != (3, 12):
         raise MissingDependency(
             f"training needs Python 3.12 and this is {sys.version.split()[0]}: run "
-            "`make train-setup`, then .venv-train/bin/trainer"
+            "`make train-setup`, then .venv-train/bin/python -m krabby_trainer"
         )
     if importlib.util.find_spec("isaaclab") is None:
         raise MissingDependency(

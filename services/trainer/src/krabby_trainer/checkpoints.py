@@ -119,7 +119,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     if payload.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {payload.get('format')!r}, this trainer reads {FORMAT}; use the "
-            "revision that wrote it: `trainer info` names it when it can"
+            "revision that wrote it: `python -m krabby_trainer info` names it when it can"
         )
     _check_keys(path, payload)
     return payload

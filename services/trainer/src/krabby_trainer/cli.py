@@ -1,4 +1,4 @@
-"""The `trainer` command: one parser, one place where errors become one line and an exit status.
+"""The command line: one parser, one place where errors become one line and an exit status.
 
 What is heavy is imported where it is used: help and a missing package are answered at once.
 """
@@ -38,7 +38,7 @@ _EXIT_USAGE: Final = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalCfg:
-    """`trainer eval`."""
+    """`python -m krabby_trainer eval`."""
 
     checkpoint: str = ""
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
@@ -70,7 +70,7 @@ class EvalCfg:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportCfg:
-    """`trainer export`."""
+    """`python -m krabby_trainer export`."""
 
     checkpoint: str = ""
     """Checkpoint to export; a run's folder means its newest intact one."""
@@ -86,7 +86,7 @@ class ExportCfg:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayCfg:
-    """`trainer play`."""
+    """`python -m krabby_trainer play`."""
 
     checkpoint: str = ""
     """Checkpoint to watch; a run's folder means its newest intact one."""
@@ -108,7 +108,7 @@ class PlayCfg:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoCfg:
-    """`trainer info`."""
+    """`python -m krabby_trainer info`."""
 
     checkpoint: str = ""
     """Checkpoint to describe; empty for this machine."""
@@ -215,7 +215,8 @@ def _figures(path: str) -> dict[str, Any]:
         return {key: report[key] for key in kept}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"evaluation={path} is not a report of `trainer eval` ({type(error).__name__}: {error})"
+            f"evaluation={path} is not a report of `python -m krabby_trainer eval` "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
@@ -261,37 +262,41 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
     "train": (
         _train,
         "train a policy",
-        "trainer train env.num_envs=8192 agent.max_iterations=3000 run.name=first",
+        "python -m krabby_trainer train env.num_envs=8192 agent.max_iterations=3000 run.name=first",
     ),
-    "eval": (_eval, "measure a checkpoint", "trainer eval checkpoint=runs/train/RUN suite=paper"),
+    "eval": (
+        _eval,
+        "measure a checkpoint",
+        "python -m krabby_trainer eval checkpoint=runs/train/RUN suite=paper",
+    ),
     "export": (
         _export,
         "make a policy bundle of a checkpoint",
-        "trainer export checkpoint=runs/train/RUN name=teacher",
+        "python -m krabby_trainer export checkpoint=runs/train/RUN name=teacher",
     ),
     "play": (
         _play,
         "watch a checkpoint walk",
-        "trainer play checkpoint=runs/train/RUN robots=8",
+        "python -m krabby_trainer play checkpoint=runs/train/RUN robots=8",
     ),
     "info": (
         _info,
         "describe a checkpoint, or this machine",
-        "trainer info checkpoint=runs/train/RUN",
+        "python -m krabby_trainer info checkpoint=runs/train/RUN",
     ),
     "config": (
         _config,
         "show the configuration that overrides make, and train nothing",
-        "trainer config size=small env.num_envs=64",
+        "python -m krabby_trainer config size=small env.num_envs=64",
     ),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trainer",
+        prog="python -m krabby_trainer",
         description="Teach the crab to walk courses, measure what it learned, export it.",
-        epilog="trainer COMMAND --keys lists the keys of each.",
+        epilog="python -m krabby_trainer COMMAND --keys lists the keys of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (handler, says, example) in _COMMANDS.items():

@@ -34,7 +34,7 @@ def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """One row an iteration, over all pieces.
 
     Raises:
-        EvaluationError: A file cannot be read, or is no log of `trainer train`.
+        EvaluationError: A file cannot be read, or is no log of `python -m krabby_trainer train`.
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -45,8 +45,8 @@ def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
             rows += [row for row in piece if row["iteration"] > done]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
-                f"{path} is no log of `trainer train` ({type(error).__name__}: {error}); give the "
-                "log.jsonl of a run's folder"
+                f"{path} is no log of `python -m krabby_trainer train` "
+                f"({type(error).__name__}: {error}); give the log.jsonl of a run's folder"
             ) from error
     if not rows:
         raise EvaluationError(f"{', '.join(map(str, paths))}: no iteration in it")

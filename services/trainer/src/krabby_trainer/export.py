@@ -368,7 +368,7 @@ def _provenance(
     # Where a run was kept says nothing about the policy, and much about the machine.
     config = {key: value for key, value in (payload["config"] or {}).items() if key != "run"}
     return {
-        "generator": "trainer export",
+        "generator": "python -m krabby_trainer export",
         "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "robot_hash": desc.content_hash,
         "iteration": payload["iteration"],

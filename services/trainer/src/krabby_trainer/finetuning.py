@@ -72,7 +72,7 @@ class StudentPPO(ParkourPPO):
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"{source} holds no student to go on from ({str(error).splitlines()[0]}); take a "
-                "checkpoint of `trainer train task=distill`"
+                "checkpoint of `python -m krabby_trainer train task=distill`"
             ) from error
 
     def act(self, obs: TensorDict) -> Tensor:
@@ -110,7 +110,7 @@ class StudentPPO(ParkourPPO):
         except (KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(
                 f"the checkpoint holds no depth encoder that fits ({str(error).splitlines()[0]}); "
-                "resume one of `trainer train task=student`"
+                "resume one of `python -m krabby_trainer train task=student`"
             ) from error
         return super().load(loaded_dict, load_cfg, strict)
 

@@ -233,12 +233,14 @@ class TeacherActor(MLPModel):
             _update(self.scan_normalizer, obs["scan"])
 
     def as_onnx(self, verbose: bool = False) -> nn.Module:
-        """What `trainer export` traces."""
+        """What `python -m krabby_trainer export` traces."""
         return DeployedTeacher(self)
 
     def as_jit(self) -> nn.Module:
         """Refused: bundles hold ONNX."""
-        raise ExportError("policies are exported as ONNX alone; use `trainer export`")
+        raise ExportError(
+            "policies are exported as ONNX alone; use `python -m krabby_trainer export`"
+        )
 
     def _build_sight(self, activation: str, obs_normalization: bool) -> None:
         self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
@@ -425,7 +427,7 @@ def actor_of(payload: Mapping[str, Any], source: str) -> TeacherActor:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{source} holds no teacher that this software can build ({reason}); take a "
-            "checkpoint of `trainer train task=teacher` of this version"
+            "checkpoint of `python -m krabby_trainer train task=teacher` of this version"
         ) from error
     actor.latent_source = "history"
     return actor.eval()

@@ -1,4 +1,4 @@
-"""`trainer play`: a few robots of a checkpoint, to look at."""
+"""`python -m krabby_trainer play`: a few robots of a checkpoint, to look at."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _PACKAGES = (
     "numpy",
     "hydra-core",
     "krabby-trainer",
-    "krabby-robot",
+    "krabby",
 )
 
 

@@ -352,7 +352,8 @@ def student_of(payload: Mapping[str, Any], source: str) -> tuple[StudentActor, D
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{source} holds no student that this software can build ({reason}); take a "
-            "checkpoint of `trainer train task=distill` or task=student of this version"
+            "checkpoint of `python -m krabby_trainer train task=distill` or task=student of this "
+            "version"
         ) from error
     return actor.eval(), encoder.eval()
 

@@ -1,4 +1,4 @@
-"""`trainer train`: from a command line to a run that ended well."""
+"""`python -m krabby_trainer train`: from a command line to a run that ended well."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ the time. In every slot it calls
     write(gate.step) -> read -> faults and measurement to the gate -> judged -> write(gate.step)
 
 so the gate is asked right before the actuators are addressed, and again once it has judged what
-was measured. Between two slots commands and operators' requests come, each followed by a `write`.
+was measured; the second `write` is left out where `read` is what addresses them. Between two slots
+commands and operators' requests come, each followed by a `write`.
 One thread calls all of it. README.md says how to write one; `examples/toy_hal.py` is the smallest.
 """
 

@@ -81,9 +81,11 @@ class GateHandler:
                 measured.joint_effort,
                 measured.base_quat_w,
                 now_ns,
+                reading.capture_ns,
             )
         backend.judged(gate, now_ns)
-        self._write(now_ns)
+        if not backend.buffered:  # else the next cycle asks anew before anything is sent
+            self._write(now_ns)
         return reading
 
     def on_command(self, message: Message) -> CommandOutcome:

@@ -32,7 +32,7 @@ from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import BackendUnusable, LoopSilent
 from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import StatePayload
-from krabby.hal.metrics import OBSERVATION, GateMetrics
+from krabby.hal.metrics import OBSERVATION, GateMetrics, OversizedRequests
 from krabby.runtime.metrics import (
     DEADLINE_MISSES,
     LOOP_LATENESS,
@@ -143,6 +143,7 @@ class HalLoop:
         self._slots_per_period = round(backend.rate_hz / _CONTROL_HZ)
         self._payload = StatePayload()
         self._gate_metrics = GateMetrics(self.handler, backend.desc.joint_names)
+        self._oversized = OversizedRequests()
         stages = (backend.stage, "publish", *(("render",) if self._sim is not None else ()))
         self._stages = children(LOOP_WORK, stages)
         self._work, self._render, self._observation_age = Quantiles(), Quantiles(), Quantiles()
@@ -425,6 +426,7 @@ class HalLoop:
 
     def _update_metrics(self) -> None:
         self._gate_metrics.update(self._server.stats.commands)
+        self._oversized.update(self._server.oversized)
         self._update_backend_metrics()
 
     def _summary(self) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 from krabby_proto import SAFETY_STATES, CommandStatus
 from prometheus_client import Counter, Gauge
 
-from krabby.runtime.metrics import OBSERVATION_AGE, Totals, children
+from krabby.runtime.logging import log_every
+from krabby.runtime.metrics import OBSERVATION_AGE, STREAM_OVERSIZED, Totals, children
 from krabby.safety.gate import Fault, SafetyState
 
 if TYPE_CHECKING:
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
     from krabby.hal.handler import GateHandler
 
-__all__ = ["OBSERVATION", "GateMetrics"]
+__all__ = ["OBSERVATION", "GateMetrics", "OversizedRequests"]
+
+log = structlog.get_logger(__name__)
 
 OBSERVATION = OBSERVATION_AGE.labels("state")
 """Age of the state behind a command when it reached the actuators."""
@@ -58,6 +62,28 @@ _EFFORT_LIMIT = Gauge(
 _CLAMPED = Counter(
     "krabby_command_clamped_total", "Targets cut by the safety gate", ["joint", "kind"]
 )
+
+
+_OVERSIZED = children(STREAM_OVERSIZED, ("command", "safety"))
+
+
+class OversizedRequests:
+    """Counts and names requests that were dropped for their number of frames."""
+
+    def __init__(self) -> None:
+        self._totals = Totals()
+        self._warn = log_every(log)
+        self._told: dict[str, int] = {}
+
+    def update(self, oversized: Mapping[str, int]) -> None:
+        """Bring the metrics up to date; `oversized` are totals by endpoint."""
+        for endpoint, count in oversized.items():
+            self._totals.show(_OVERSIZED[endpoint], count)
+            if count > self._told.get(endpoint, 0):
+                self._told[endpoint] = count
+                self._warn.warning(
+                    "requests with too many frames dropped", endpoint=endpoint, total=count
+                )
 
 
 class GateMetrics:

@@ -5,6 +5,7 @@ The keys are described for people in `assets/policies/README.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -52,7 +53,9 @@ LATENT_SIZE: Final = 32
 
 Kind = Literal["gait", "policy"]
 Features = Literal["none", "image", "latent"]
-Count = Annotated[int, msgspec.Meta(ge=1)]
+_MOST_NUMBERS: Final = 1_000_000
+"""In an observation with its history, or in one state tensor."""
+Count = Annotated[int, msgspec.Meta(ge=1, le=_MOST_NUMBERS)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -173,6 +176,8 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
         raise BundleError(f"{source}: {error}; see assets/policies/README.md") from error
     except msgspec.DecodeError as error:
         raise BundleError(f"{source} is not JSON: {error}; export the policy again") from error
+    except RecursionError as error:
+        raise BundleError(f"{source} is nested too deeply; export the policy again") from error
 
 
 class _Versioned(msgspec.Struct):
@@ -250,6 +255,11 @@ def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]
         )
     if manifest.needs_features != "none" and manifest.camera is None:
         yield "needs_features without a camera; say which camera the policy was trained with"
+    proprio = () if manifest.encoder is None else manifest.encoder.proprio
+    for key, terms in (("observation", manifest.observation), ("encoder.proprio", proprio)):
+        size = sum(term.size * term.history for term in terms)
+        if size > _MOST_NUMBERS:
+            yield f"{key} has {size} numbers; at most {_MOST_NUMBERS} are taken"
     joints = len(desc.joint_names)
     scale, offset = manifest.action.scale, manifest.action.offset
     if isinstance(scale, tuple) and len(scale) != joints:
@@ -275,7 +285,9 @@ def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]
 
 def _state_contradictions(key: str, entries: tuple[StateEntry, ...]) -> Iterator[str]:
     for i, entry in enumerate(entries):
-        size = int(np.prod(entry.shape))
+        size = math.prod(entry.shape)
+        if size > _MOST_NUMBERS:
+            yield f"{key}[{i}] has {size} numbers; at most {_MOST_NUMBERS} are taken"
         if entry.initial is not None and len(entry.initial) != size:
             yield (
                 f"{key}[{i}].initial has {len(entry.initial)} numbers, its shape "

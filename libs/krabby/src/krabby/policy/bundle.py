@@ -20,6 +20,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -61,6 +62,11 @@ if TYPE_CHECKING:
 
     from krabby.policy.observation import ObservationLayout
     from krabby.robot.description import RobotDescription
+
+MAX_MANIFEST_BYTES = 1 << 20
+"""Largest manifest that is read; the shipped ones have 5 kB."""
+MAX_FILE_BYTES = 256 << 20
+"""Largest network or recording that is read."""
 
 __all__ = [
     "ENCODER_FILE",
@@ -153,7 +159,7 @@ class PolicyBundle:
         """
         path = Path(path)
         source = str(path / MANIFEST_FILE)
-        manifest = parse_manifest(_read(path / MANIFEST_FILE), source)
+        manifest = parse_manifest(_read(path / MANIFEST_FILE, MAX_MANIFEST_BYTES), source)
         check_fit(manifest, desc, control_rate_hz, source)
         return cls(
             path=path,
@@ -180,7 +186,11 @@ def bundle_dir(name_or_path: str | Path) -> Path:
     if path.is_absolute() or os.sep in str(name_or_path):
         return path
     policies = assets_dir() / "policies"
-    if not (policies / path / MANIFEST_FILE).is_file():
+    try:
+        is_bundle = (policies / path / MANIFEST_FILE).is_file()
+    except OSError:  # a name that is too long
+        is_bundle = False
+    if not is_bundle:
         known = sorted(manifest.parent.name for manifest in policies.glob(f"*/{MANIFEST_FILE}"))
         raise BundleError(
             f"no policy {str(path)!r} in {policies}; there is: {', '.join(known) or 'none'}. Give "
@@ -473,13 +483,30 @@ def _read_file(path: Path, digest: str) -> bytes:
     return content
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """A regular file as it is; what is none, such as a FIFO, is not waited for."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise BundleError(f"{path} is no regular file; copy the whole bundle again")
+            if facts.st_size > limit:
+                raise BundleError(
+                    f"{path} has {facts.st_size} bytes, at most {limit} are read; export a "
+                    "smaller policy"
+                )
+            return file.read(limit)
     except OSError as error:
         raise BundleError(
             f"cannot read {path}: {error.strerror}; check the path, or copy the whole bundle again"
         ) from error
+    except ValueError as error:  # a null character, a surrogate
+        raise BundleError(f"{str(path)!r} is no path: {error}; name a bundle's folder") from error
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Opening a FIFO waits for somebody who writes to it, unless told not to."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -112,7 +112,7 @@ def _height_scan(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.f
     if inputs.height_scan is None:
         raise ObservationError(
             "the policy reads 'height_scan' but none was given; only a simulator knows it, so "
-            "evaluate a teacher with `trainer eval`"
+            "evaluate a teacher with `python -m krabby_trainer eval`"
         )
     return inputs.height_scan
 

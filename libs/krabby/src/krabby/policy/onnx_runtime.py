@@ -95,7 +95,7 @@ def _open_session(content: bytes, source: str) -> Any:
         import onnxruntime as ort
     except ImportError as error:
         raise MissingRuntime(
-            "running a policy needs ONNX Runtime; install it with: pip install krabby-robot[policy]"
+            "running a policy needs ONNX Runtime; install it with: pip install krabby[policy]"
         ) from error
     options = ort.SessionOptions()
     # Two threads make the slowest of a hundred steps ten times slower than one; waiting threads
@@ -105,7 +105,7 @@ def _open_session(content: bytes, source: str) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised; a write to stderr may wait
     try:
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -12,27 +12,34 @@ mistake goes to stderr.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
 import importlib.metadata
-import math
 import os
 import platform
 import secrets
-import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import structlog
 
 from krabby.runtime.config import check_range, describe, load_config, to_dict
+from krabby.runtime.ending import EXIT_FAILED, Ending
 from krabby.runtime.errors import ConfigError, ServiceError
 from krabby.runtime.health import Heartbeat
-from krabby.runtime.logging import LEVELS, LogFormat, configure_logging
+from krabby.runtime.logging import (
+    FLUSH_S,
+    LEVELS,
+    LogFormat,
+    configure_logging,
+    flush_logs,
+    prints_queued,
+)
 from krabby.runtime.metrics import SERVICE_INFO, serve_metrics
 from krabby.runtime.realtime import RealtimeCfg, apply_realtime, freeze_garbage
 
@@ -43,7 +50,6 @@ __all__ = ["Preparing", "Runtime", "Service", "ServiceCfg", "main"]
 
 log = structlog.get_logger(__name__)
 
-EXIT_FAILED = 1
 EXIT_CONFIG = 2
 
 _SWITCH_INTERVAL_S = 0.0005
@@ -51,10 +57,6 @@ _SWITCH_INTERVAL_S = 0.0005
 
 Python's default is 5 ms, half a period, and a scrape being rendered makes a tick that late: p90 of
 the wake-up lateness 4.9 ms at the default, 0.8 ms at this, with a scraper asking all the time."""
-
-
-_SAME_SIGNAL_S = 0.5
-"""Signals closer together than this are one request to stop."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class Runtime:
         self.heartbeat = Heartbeat() if heartbeat is None else heartbeat
         self.stop_reason = ""
         """Why the service was told to stop; empty while it is to go on."""
+        self.stopped_ns = 0
+        """When it was told to, CLOCK_MONOTONIC [ns]; 0 while it is to go on."""
         self.summary: dict[str, object] = {}
         """What `shutdown` returned, once it has."""
 
@@ -92,6 +96,7 @@ class Runtime:
 
     def stop(self, reason: str) -> None:
         """Ask the service to return from `run`; the first reason stays."""
+        self.stopped_ns = self.stopped_ns or time.monotonic_ns()
         self.stop_reason = self.stop_reason or reason
 
     def beat(self) -> None:
@@ -104,7 +109,10 @@ class Runtime:
 
 
 class Service(Protocol):
-    """One process. The constructor checks the configuration against the files it names."""
+    """One process. The constructor checks the configuration against the files it names.
+
+    What `run` still does after it was told to stop, and `shutdown`, have `ending.STOP_S` together.
+    """
 
     def startup(self) -> None:
         """Open sockets and devices, allocate, warm up."""
@@ -163,32 +171,42 @@ def main(
         problem = f"{options.log_level!r} is no log level, expected one of {', '.join(LEVELS)}"
         return _complain(service, ConfigError(problem, source="KRABBY_LOG_LEVEL"), EXIT_CONFIG)
     run_id = os.environ.get("KRABBY_RUN_ID") or secrets.token_hex(6)
-    try:
-        cfg = load_config(cfg_cls, options.config, options.overrides)
-        configure_logging(service, run_id, level=options.log_level, fmt=options.log_format)
-        if options.check:
-            factory(cfg)
-            log.info("configuration is usable", config=to_dict(cfg))
-            return 0
-        instance = factory(cfg)
-    except expected as error:
-        return _complain(service, error, EXIT_CONFIG)
-    try:
-        return _run(service, run_id, cfg, instance)
-    except expected as error:
-        log.error("failed", error=type(error).__name__, reason=str(error))
-        return _complain(service, error, EXIT_FAILED)
-    except Exception:
-        log.exception("crashed")
-        return EXIT_FAILED
+    with contextlib.ExitStack() as stack:
+        try:
+            cfg = load_config(cfg_cls, options.config, options.overrides)
+            configure_logging(service, run_id, level=options.log_level, fmt=options.log_format)
+            stack.enter_context(prints_queued())
+            if options.check:
+                factory(cfg)
+                log.info("configuration is usable", config=to_dict(cfg))
+                return 0
+            instance = factory(cfg)
+        except expected as error:
+            return _complain(service, error, EXIT_CONFIG)
+        runtime = _runtime(service, run_id, cfg)
+        with Ending(runtime.stop, flush_logs) as ending:
+            try:
+                _run(runtime, cfg, instance)
+                status = 0
+            except expected as error:
+                log.error("failed", error=type(error).__name__, reason=str(error))
+                status = _complain(service, error, EXIT_FAILED)
+            except Exception:
+                log.exception("crashed")
+                status = EXIT_FAILED
+            _finish(ending, status)
+        return status
 
 
-def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
+def _runtime(service: str, run_id: str, cfg: ServiceCfg) -> Runtime:
     heartbeat = Heartbeat(Path(cfg.health_file) if cfg.health_file else None)
-    runtime = Runtime(service, run_id, heartbeat)
+    return Runtime(service, run_id, heartbeat)
+
+
+def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service) -> None:
+    service, heartbeat = runtime.service, runtime.heartbeat
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_signals(runtime))
         stack.callback(heartbeat.clear)
         server = serve_metrics(
             cfg.metrics_port,
@@ -198,7 +216,9 @@ def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
         )
         if server is not None:
             stack.enter_context(server)
-        SERVICE_INFO.info({"service": service, "run_id": run_id, "version": _version(service)})
+        SERVICE_INFO.info(
+            {"service": service, "run_id": runtime.run_id, "version": _version(service)}
+        )
         log.info(
             "starting",
             version=_version(service),
@@ -223,38 +243,41 @@ def _run(service: str, run_id: str, cfg: ServiceCfg, instance: Service) -> int:
                 uptime_s=round(time.monotonic() - started, 3),
                 **runtime.summary,
             )
-    return 0
 
 
-@contextlib.contextmanager
-def _signals(runtime: Runtime) -> Generator[None, None, None]:
-    """The first SIGINT or SIGTERM asks for a graceful end, another one later ends at once.
+_OURS = frozenset({"output", "ending", "deadline", "metrics"})
 
-    One Ctrl-C can arrive twice, from the terminal and from a supervisor that passes it on; nobody
-    has lost patience yet.
+
+def _finish(ending: Ending, status: int) -> None:
+    """Write the last lines; a thread that is still at work is left behind.
+
+    Python would go on to take the interpreter apart, and a library that is in the middle of
+    something then crashes or hangs.
     """
-    first_s = math.inf
+    others = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.current_thread() and thread.name not in _OURS
+    ]
+    if others:
+        log.warning("threads left behind", threads=others)
+    flush_logs(min(FLUSH_S, max(ending.left_s, 0.0)))
+    atexit.unregister(flush_logs)  # it has had its time
+    if others:
+        os._exit(status)
 
-    def handle(number: int, _: FrameType | None) -> None:
-        nonlocal first_s
-        if time.monotonic() - first_s > _SAME_SIGNAL_S:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        first_s = min(first_s, time.monotonic())
-        runtime.stop(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _program(service: str) -> str:
+    """What starts this process, `python -m krabby_sim_hal`; of a script, the service's name."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.parent}" if spec is not None and spec.parent else service
 
 
 def _parser(service: str, cfg_cls: type[DataclassInstance]) -> argparse.ArgumentParser:
+    program = _program(service)
     parser = argparse.ArgumentParser(
-        prog=service,
-        usage=f"{service} [--config FILE] [--check] [--log-level LEVEL] [--log-format FORMAT] "
+        prog=program,
+        usage=f"{program} [--config FILE] [--check] [--log-level LEVEL] [--log-format FORMAT] "
         "[key=value ...]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys of the configuration, in the file as TOML or here as key=value:\n"

@@ -1,5 +1,8 @@
 """One way to log: an event, then its facts as keys, one JSON object a line on stdout.
 
+A log call never waits for stdout to be read (`krabby.runtime.output`); `flush_logs` does, at the
+end, for a second at most.
+
 Every line carries wall time for people, `mono_ns` (CLOCK_MONOTONIC, the clock of every stamp on the
 wire) for machines, the service and the run. Third-party records from the standard library come
 out the same way. Nothing above debug belongs on a 100 Hz path: rates are metrics, and a warning
@@ -8,11 +11,12 @@ that can repeat goes through `log_every`.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, cast
 
@@ -21,7 +25,21 @@ import numpy as np
 import structlog
 from structlog.types import Processor
 
-__all__ = ["LEVELS", "LogFormat", "Throttle", "configure_logging", "log_every"]
+from krabby.runtime.output import LineStream, Output, descriptor
+
+__all__ = [
+    "FLUSH_S",
+    "LEVELS",
+    "LogFormat",
+    "Throttle",
+    "configure_logging",
+    "flush_logs",
+    "log_every",
+    "prints_queued",
+]
+
+FLUSH_S = 1.0
+"""How long the end of a process waits for its last lines to be read."""
 
 LogFormat = Literal["json", "console"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -42,7 +60,7 @@ def configure_logging(
         run_id: Run on every line.
         level: One of `LEVELS`.
         fmt: JSON lines for machines, or coloured text for people.
-        stream: Where to write; stdout by default.
+        stream: Where to write, at once; by default to stdout, through an `Output`.
     """
     number = logging.getLevelNamesMapping()[level.upper()]
     write = _Writer(stream)
@@ -64,6 +82,21 @@ def configure_logging(
         render: Processor = _render_json
     else:
         render = structlog.dev.ConsoleRenderer(colors=write.to_terminal)
+
+    def notice(count: int) -> str:
+        event: MutableMapping[str, Any] = {
+            "event": "log lines dropped, stdout was not read",
+            "dropped": count,
+        }
+        for process in (*shared, render):
+            event = process(None, "warning", event)  # type: ignore[assignment]
+        return str(event)
+
+    flush_logs()  # of an earlier set-up
+    fd = descriptor(sys.stdout) if stream is None else None
+    if fd is not None:
+        write.output = _outputs[fd] = Output(fd, notice)
+        atexit.register(flush_logs)
     structlog.configure(
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -81,11 +114,44 @@ def configure_logging(
     logging.captureWarnings(True)
 
 
+_outputs: dict[int, Output] = {}
+"""By descriptor: the log's, and stderr's if prints are queued."""
+
+
+def flush_logs(timeout_s: float = FLUSH_S) -> bool:
+    """Wait until every line is written, `timeout_s` at most; says whether they are."""
+    end = time.monotonic() + timeout_s
+    return all([output.flush(end - time.monotonic()) for output in _outputs.values()])
+
+
+@contextlib.contextmanager
+def prints_queued() -> Generator[None, None, None]:
+    """Inside, what is printed goes the log's way: a print would wait for its reader as well.
+
+    To be entered after `configure_logging`; has no effect where stdout or stderr is in memory.
+    """
+    before = sys.stdout, sys.stderr
+    out, err = descriptor(sys.stdout), descriptor(sys.stderr)
+    if out in _outputs and err is not None:
+        _outputs[err] = _outputs.get(err) or Output(err, _stderr_notice)
+        sys.stdout, sys.stderr = LineStream(_outputs[out], out), LineStream(_outputs[err], err)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _stderr_notice(count: int) -> str:
+    return f"{count} lines dropped, stderr was not read"
+
+
 class _Writer:
     """Writes lines; never raises, since a reader that went away must not stop a robot's loop."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self.output: Output | None = None
+        """Takes the lines, if there is one."""
 
     def __call__(self, *_: Any) -> _Writer:
         return self  # structlog asks its factory for a logger
@@ -95,6 +161,9 @@ class _Writer:
         return (self._stream or sys.stdout).isatty()
 
     def write(self, line: str) -> None:
+        if self.output is not None:
+            self.output.write(line)
+            return
         out = self._stream or sys.stdout
         with contextlib.suppress(OSError, ValueError):
             out.write(line + "\n")
@@ -110,9 +179,12 @@ class _StandardLibraryHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._writer.write(self.format(record))
-        except Exception:
-            self.handleError(record)
+            line = self.format(record)
+        except Exception as error:  # handleError would write a traceback to stderr, and wait
+            line = _render_json(
+                None, "", {"level": "error", "event": record.msg, "error": repr(error)}
+            )
+        self._writer.write(line)
 
 
 _FIRST = ("time", "level", "service", "event")

@@ -42,6 +42,7 @@ __all__ = [
     "COMMAND_TIMEOUTS",
     "DEADLINE_MISSES",
     "LATENESS_BUCKETS",
+    "LOG_LINES_DROPPED",
     "LOOP_LATENESS",
     "LOOP_LATENESS_MAX",
     "LOOP_PERIOD",
@@ -56,6 +57,7 @@ __all__ = [
     "STREAM_DISCARDED",
     "STREAM_GAPS",
     "STREAM_INVALID",
+    "STREAM_OVERSIZED",
     "STREAM_RECEIVED",
     "WORK_BUCKETS",
     "MetricsServer",
@@ -130,6 +132,11 @@ STREAM_GAPS = Counter(
     "krabby_stream_gap_messages_total", "Messages that never arrived, by sequence", ["stream"]
 )
 STREAM_INVALID = Counter("krabby_stream_invalid_total", "Messages refused by the codec", ["stream"])
+STREAM_OVERSIZED = Counter(
+    "krabby_stream_oversized_total",
+    "Messages dropped for having more frames than the contract has",
+    ["stream"],
+)
 COMMAND_ROUND_TRIP = Histogram(
     "krabby_command_round_trip_seconds", "Command sent to reply received", buckets=WORK_BUCKETS
 )
@@ -147,6 +154,9 @@ REALTIME_ENABLED = Gauge(
 )
 REALTIME_REQUESTED = Gauge(
     "krabby_runtime_realtime_requested", "1 when the configuration asks for it", ["feature"]
+)
+LOG_LINES_DROPPED = Counter(
+    "krabby_log_lines_dropped_total", "Lines not written, because stdout or stderr is not read"
 )
 SERVICE_INFO = Info("krabby_service", "Which service this is and which run it belongs to")
 
@@ -282,16 +292,19 @@ class MetricsServer:
                 "process, or set metrics_port to another port or to 0 for no metrics"
             ) from error
         self.port = int(self._server.server_address[1])
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.25,), name="metrics", daemon=True
-        )
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and free the port."""
-        self._server.shutdown()
+        """Stop answering and free the port; a scraper that hangs is not waited for."""
+        self._closing = True
+        self._thread.join(_CLOSE_S)
         self._server.server_close()
-        self._thread.join()
+
+    def _serve(self) -> None:
+        while not self._closing:
+            self._server.handle_request()
 
     def __enter__(self) -> MetricsServer:
         return self
@@ -320,6 +333,8 @@ def serve_metrics(
     return MetricsServer(port, address, healthy=healthy, doing=doing) if port else None
 
 
+_CLOSE_S = 0.5
+"""Twice the time after which the thread looks whether it is to end."""
 _RENDER_BURST_S = 100e-6
 _RENDER_PAUSE_S = 1e-3
 
@@ -353,6 +368,7 @@ class _Only(Collector):
 class _Server(TCPServer):
     # not HTTPServer: that one asks the name service for the host's name when it binds
     allow_reuse_address = True
+    timeout = 0.25
 
     def handle_error(
         self, request: socket.socket | tuple[bytes, socket.socket], client_address: object

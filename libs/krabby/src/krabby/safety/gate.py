@@ -9,7 +9,9 @@ The process that owns the motors holds one `SafetyGate` and calls, in this order
 Nothing here reads a clock, a socket or a file: time comes in as `now_ns`, so that every rule can be
 tried in a test at any speed.
 
-    DISARMED ──arm──► ARMING ──arming_s──► ACTIVE ◄──late / next command──► HOLD
+                       ┌──┐ late measurement: gains from zero again
+                       │  ▼
+    DISARMED ──arm──► ARMING ──arming_s──► ACTIVE ◄──late / in time again──► HOLD
        ▲                │                    │                                │
        │                └────── trip ────────┴──────────── trip ──────────────┘
        │                                     ▼
@@ -18,14 +20,18 @@ tried in a test at any speed.
 
 What always holds, whatever is called in whatever order:
 
-* `joint_pos` lies within the limits. It starts at the measured pose with every `arm` and is moved
-  by commands alone, each by at most `max_rate` times the time since the one before, of which
-  `max_target_step_s` count at most.
+* `joint_pos` lies within the limits. It starts at the measured pose with every `arm`, and with the
+  measurement that starts ARMING again; then it is moved by commands alone, each by at most
+  `max_rate` times the time since the one before, of which `max_target_step_s` count at most.
 * DISARMED, DAMP and ESTOP give no stiffness: kp is zero and only damping remains.
+* From one `step` to the next kp rises by at most the time between them over `arming_s`, of which
+  `max_target_step_s` count at most.
 * ESTOP is left by `reset` alone, and then only to DISARMED.
 * Without a valid command the pose is held `hold_after_s` after the last one and the drives are
-  damped `damp_after_s` after it; without a measurement likewise after `state_stale_s` and
-  `state_stop_s`.
+  damped `damp_after_s` after it; without a valid measurement likewise after `state_stale_s` and
+  `state_stop_s`. ARMING on a late measurement has no stiffness and starts again from the next.
+* Both ages are judged at the begin of every call, before what the call brings counts. So the
+  command or measurement that ends a silence does not hide it, wherever the process stood still.
 * A drive that obeys `effort_limit`, and falls limp by itself when `drive_timeout_s` passed
   without a new `DriveCommand`, never has a filtered RMS effort above its rated torque.
 
@@ -108,7 +114,7 @@ class Fault(IntFlag):
     COMMAND_TIMEOUT = 1 << 0
     """No valid command for `damp_after_s`."""
     STATE_STALE = 1 << 1
-    """No measurement for `state_stop_s`."""
+    """Measurements are missing: none valid for `state_stop_s` up to the trip."""
     STATE_NONFINITE = 1 << 2
     """A measurement held NaN or infinity, or a quaternion that is no rotation."""
     TILT = 1 << 3
@@ -131,6 +137,8 @@ class Fault(IntFlag):
     """The IMU failed."""
     CLOCK = 1 << 12
     """Time stepped back."""
+    STATE_GAP = 1 << 13
+    """Measurements were missing: a valid one came `state_stop_s` or more after the one before."""
 
 
 _NO_FAULT: Final = Fault(0)
@@ -227,7 +235,7 @@ class GateCfg:
     damp_after_s: float = 0.15
     """Age of the newest valid command at which the drives are damped."""
     state_stale_s: float = 0.03
-    """Age of the newest measurement at which the pose is held."""
+    """Age of the newest measurement at which the pose is held, and arming starts again."""
     state_stop_s: float = 0.1
     """Age of the newest measurement at which the drives are damped."""
     drive_timeout_s: float = 0.1
@@ -235,7 +243,7 @@ class GateCfg:
     arming_s: float = 0.5
     """Time over which the gains rise from zero."""
     max_target_step_s: float = 0.02
-    """Time credited to one target at most, so that a late command cannot jump."""
+    """Time credited to one target, or one rise of the gains, at most: late calls cannot jump."""
 
     def __post_init__(self) -> None:
         """Freezes the arrays and refuses limits that contradict each other."""
@@ -362,7 +370,8 @@ class SafetyGate:
         self._observed_ns: int | None = None  # newest valid measurement
         self._command_ns = 0  # newest valid command, or the start of ACTIVE
         self._target_ns = 0  # when `_target` was applied
-        self._armed_ns = 0
+        self._ramp_ns = 0  # ARMING: time the gains have risen for, at the newest `step`
+        self._ramp_at_ns = 0  # ARMING: when that was
         self._lower = cfg.target_lower
         self._upper = cfg.target_upper
         self._measured_pos = np.clip(np.zeros(n), self._lower, self._upper)
@@ -374,6 +383,7 @@ class SafetyGate:
         self._stale_ns = _to_ns(cfg.state_stale_s)
         self._stop_ns = _to_ns(cfg.state_stop_s)
         self._arming_ns = _to_ns(cfg.arming_s)
+        self._credit_ns = _to_ns(cfg.max_target_step_s)
         self._drive_timeout_ns = _to_ns(cfg.drive_timeout_s)
         self._min_up = math.cos(min(cfg.tilt_limit_rad, math.pi))
         self._range_lower = cfg.lower - cfg.range_margin_rad
@@ -423,8 +433,11 @@ class SafetyGate:
         joint_effort: NDArray[np.floating],
         quat_wb: NDArray[np.floating],
         now_ns: int,
+        captured_ns: int | None = None,
     ) -> None:
-        """Takes in what was measured; call it every cycle, before `step`.
+        """Takes in what was measured; call it every cycle.
+
+        Values that are not finite count as no measurement.
 
         Args:
             joint_pos: Measured angles [rad], shape (n,).
@@ -432,21 +445,28 @@ class SafetyGate:
             joint_effort: Measured torques [N·m], shape (n,).
             quat_wb: Base to world, xyzw, shape (4,).
             now_ns: The HAL's clock.
+            captured_ns: When it was measured, by the same clock; `now_ns` when left out.
         """
         now_ns = self._advance(now_ns)
+        was_live = self._state.live
         sample = self._sample
         sample[0] = joint_pos
         sample[1] = joint_vel
         sample[2] = joint_effort
         up = _up_component(*map(float, quat_wb))
         if not (np.isfinite(sample, out=self._finite).all() and math.isfinite(up)):
+            self._supervise(now_ns)
             self._conditions = Fault.STATE_NONFINITE
         else:
-            self._integrate_effort(sample[2], now_ns)
-            self._observed_ns = now_ns
-            self._measured_pos[:] = sample[0]
+            self._supervise(now_ns, Fault.STATE_GAP)
+            late = (
+                self._state is SafetyState.ARMING and self._state_age_ns(now_ns) >= self._stale_ns
+            )
+            self._take_in(now_ns if captured_ns is None else min(captured_ns, now_ns))
             self._conditions = self._judge(up)
-        if self._conditions and self._state.live:
+            if late:
+                self._begin_arming(now_ns)
+        if self._conditions and was_live:
             self._trip(self._conditions)
 
     def command(self, joint_pos_target: ArrayLike, now_ns: int) -> GateResult:
@@ -511,7 +531,8 @@ class SafetyGate:
             joint_pos = np.clip(self._measured_pos, self._lower, self._upper)
             mode, kp, kd = DriveMode.DAMP, self._no_kp, cfg.damp_kd
         elif self._state is SafetyState.ARMING:
-            share = (now_ns - self._armed_ns) / self._arming_ns
+            self._ramp_ns, self._ramp_at_ns = self._risen_ns(now_ns), now_ns
+            share = self._ramp_ns / self._arming_ns
             joint_pos = self._target.copy()
             mode = DriveMode.POSITION
             kp = _frozen(cfg.kp * share)
@@ -535,18 +556,24 @@ class SafetyGate:
                 self._trip(Fault.CLOCK)
         return self._now_ns
 
-    def _supervise(self, now_ns: int) -> None:
-        """Lets time act: arming ends, late commands hold, later ones damp."""
+    def _supervise(self, now_ns: int, missing: Fault = Fault.STATE_STALE) -> None:
+        """Lets time act: arming ends or starts again, late commands hold, later ones damp.
+
+        Args:
+            now_ns: The gate's own time.
+            missing: What it is called when measurements have been missing too long.
+        """
         if not self._state.live:
             return
-        # Live means measured: `arm` requires it, and a clock fault, which forgets it, trips.
-        assert self._observed_ns is not None
-        state_age_ns = now_ns - self._observed_ns
+        state_age_ns = self._state_age_ns(now_ns)
         if state_age_ns >= self._stop_ns:
-            self._trip(Fault.STATE_STALE)
+            self._trip(missing)
             return
         if self._state is SafetyState.ARMING:
-            if now_ns - self._armed_ns < self._arming_ns:
+            if state_age_ns >= self._stale_ns:
+                self._begin_rising(now_ns)
+                return
+            if self._risen_ns(now_ns) < self._arming_ns:
                 return
             self._command_ns = self._target_ns = now_ns  # the deadman starts with the permission
         command_age_ns = now_ns - self._command_ns
@@ -556,6 +583,34 @@ class SafetyGate:
             self._state = SafetyState.HOLD
         else:
             self._state = SafetyState.ACTIVE
+
+    def _state_age_ns(self, now_ns: int) -> int:
+        """Age of the newest valid measurement of a live robot."""
+        # Live means measured: `arm` requires it, and a clock fault, which forgets it, trips.
+        assert self._observed_ns is not None
+        return now_ns - self._observed_ns
+
+    def _begin_arming(self, now_ns: int) -> None:
+        """From the newest measured pose, with gains from zero."""
+        np.clip(self._measured_pos, self._lower, self._upper, out=self._target)
+        self._begin_rising(now_ns)
+        self._state = SafetyState.ARMING
+
+    def _begin_rising(self, now_ns: int) -> None:
+        """ARMING: the gains are zero now."""
+        self._ramp_ns, self._ramp_at_ns = 0, now_ns
+
+    def _risen_ns(self, now_ns: int) -> int:
+        """ARMING: the time the gains have risen for; a late `step` is credited with a part."""
+        return self._ramp_ns + min(now_ns - self._ramp_at_ns, self._credit_ns)
+
+    def _take_in(self, captured_ns: int) -> None:
+        """Makes the sample the newest measurement; one that comes again is no younger for it."""
+        if self._observed_ns is not None:
+            captured_ns = max(captured_ns, self._observed_ns)
+        self._integrate_effort(self._sample[2], captured_ns)
+        self._measured_pos[:] = self._sample[0]
+        self._observed_ns = captured_ns
 
     def _apply(self, now_ns: int) -> GateResult:
         """Moves the target towards `_wanted` within position and rate limits."""
@@ -574,7 +629,7 @@ class SafetyGate:
         self._target_ns = now_ns
         return GateResult("applied", position_mask, _mask(bounded, self._target, self._scratch))
 
-    def _integrate_effort(self, effort: NDArray[np.float64], now_ns: int) -> None:
+    def _integrate_effort(self, effort: NDArray[np.float64], captured_ns: int) -> None:
         """First-order filter of effort² over rated², exact for an effort constant over the cycle.
 
         A gap beyond `drive_timeout_s`, or of unknown length, heats for that long, since drives
@@ -582,7 +637,7 @@ class SafetyGate:
         """
         dt_ns = self._drive_timeout_ns
         if self._observed_ns is not None:
-            dt_ns = min(now_ns - self._observed_ns, dt_ns)
+            dt_ns = min(captured_ns - self._observed_ns, dt_ns)
         share = -math.expm1(-dt_ns * 1e-9 / self.cfg.rms_window_s)
         square = self._scratch
         np.abs(effort, out=square)
@@ -637,10 +692,8 @@ class SafetyGate:
         if self._conditions:
             names = _fault_names(self._conditions)
             return GateReply(False, f"the newest measurement shows {names}; clear it first")
-        np.clip(self._measured_pos, self._lower, self._upper, out=self._target)
-        self._armed_ns = now_ns
         self._faults = _NO_FAULT
-        self._state = SafetyState.ARMING
+        self._begin_arming(now_ns)
         return GateReply(True, f"arming; commands are followed in {self.cfg.arming_s} s")
 
     def _disarm(self) -> GateReply:

@@ -4,6 +4,7 @@ Most tests run in one thread: the clock that the bus asks for the time lets the 
 first, so every test goes the same way however slow the machine is.
 """
 
+import dataclasses
 import heapq
 import itertools
 import math
@@ -13,13 +14,16 @@ import tomllib
 import can
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from krabby.drivers.can import bus as can_buses
 from krabby.drivers.can.bus import BusCfg, CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
-from krabby.drivers.can.codec import Frame, Kind, Parameter, Reply
+from krabby.drivers.can.codec import Frame, Kind, Parameter, Reply, Request
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.plan import codec_of
+from krabby.drivers.can.robstride import RobStrideCodec
 from krabby.drivers.can.testing import FakeDrive, FakeDrives, free_multicast_channels
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveTargets, JointBus
 from krabby.drivers.errors import BusError, DriveRefused, HardwareError, NoReply, NotRepresentable
@@ -67,8 +71,12 @@ class Rig:
         self.due_ns = [0] * len(self.drives)
         self.order = itertools.count()
         self.desc = desc
-        self.answered = lambda joint, drive: None
-        """Called when a drive has answered a command."""
+        self.before, self.after = [], []
+        """Second drives under the id of a joint's, and the joint; they answer before or after."""
+        self.loses = lambda drive: False
+        """Whether an answer is lost on the wire."""
+        self.times = lambda drive: 1
+        """How often an answer arrives: a frame is repeated when its sender heard no "received"."""
         self.bus = CanJointBus(
             self.hardware,
             calibration or Calibration.nominal(self.hardware),
@@ -94,11 +102,13 @@ class Rig:
         for number, (peer, spec) in enumerate(zip(self.peers, self.hardware.buses, strict=True)):
             joints = self.hardware.drives_of(spec.name)
             while (message := peer.recv(0.0)) is not None:
-                for joint in joints:
-                    drive = self.drives[joint]
+                hearing = [*self.before, *((j, self.drives[j]) for j in joints), *self.after]
+                for joint, drive in (pair for pair in hearing if pair[0] in joints):
                     delay_s = drive.delay_s
                     answer = drive.handle(frame_of(message), self.now_ns * 1e-9)
-                    if answer is not None:
+                    if answer is not None and self.loses(drive):
+                        continue
+                    for _ in range(0 if answer is None else self.times(drive)):
                         # A drive answers in the order in which it was asked.
                         due_ns = max(self.now_ns + round(delay_s * 1e9), self.due_ns[joint])
                         self.due_ns[joint] = due_ns
@@ -116,6 +126,13 @@ class Rig:
         readings = self.bus.probe()
         self.bus.enable(readings)
         return readings
+
+    def plug_twin(self, joint=2, first=False, position=-0.4):
+        """Plug in a second drive with the id of `joint`'s: lf_knee, id 13 on bus front."""
+        spec = self.hardware.drives[joint]
+        twin = FakeDrive(spec, codec_of(self.hardware, spec.bus), position=position)
+        (self.before if first else self.after).append((joint, twin))
+        return twin
 
     def cycle(self, targets=None, wait_ns=2 * MS):
         """One exchange, then the rest of the period."""
@@ -154,7 +171,7 @@ def test_a_probe_reads_every_drive_and_leaves_it_off(rig):
     assert readings.temperature_c[3] == pytest.approx(41.0)
     assert (readings.mode == DriveMode.OFF).all()
     assert (readings.stamp_ns > 0).all()
-    assert all(drive.requests == [Kind.DISABLE] for drive in rig.drives)
+    assert all(set(drive.requests) == {Kind.DISABLE} for drive in rig.drives)
 
 
 def test_a_probe_names_the_drives_that_do_not_answer(rig):
@@ -296,6 +313,237 @@ def test_disable_switches_off_and_close_is_safe_twice(rig):
     rig.bus.close()
     rig.bus.close()
     rig.bus.disable()
+
+
+# --- one id, one drive -------------------------------------------------------------------------
+
+TWIN = "two drives answer to id 13 on bus front, joint lf_knee: unplug one, give it another id"
+MAKES = {"robstride-rs04": DESC, "damiao-j8009p": soft_robot()}
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+@pytest.mark.parametrize("model", MAKES)
+def test_a_probe_refuses_two_drives_under_one_id(model, first):
+    with Rig(hardware_of(model, MAKES[model]), MAKES[model]) as rig:
+        twin = rig.plug_twin(first=first)
+        with pytest.raises(DriveRefused, match=f"^{TWIN}$"):
+            rig.bus.probe()
+        assert twin.mode == DriveMode.OFF
+
+
+@pytest.mark.parametrize("position", [-0.4, -1.95], ids=["elsewhere", "at-the-same-angle"])
+def test_a_probe_refuses_the_last_drive_of_a_bus_twice_at_any_angle(rig, position):
+    rig.plug_twin(joint=11, position=position)  # rf_knee, asked last of its bus
+    with pytest.raises(DriveRefused, match="two drives answer to id 43 on bus front, joint rf_kn"):
+        rig.start()
+
+
+def test_a_probe_says_who_is_missing_besides(rig):
+    rig.drives[2].muted = True  # lf_knee was given the id of lf_hip_pitch
+    rig.plug_twin(joint=1)
+    with pytest.raises(DriveRefused) as error:
+        rig.bus.probe()
+    assert "two drives answer to id 12 on bus front, joint lf_hip_pitch: unplug" in str(error.value)
+    assert "no answer from lf_knee (bus front, id 13)" in str(error.value)
+
+
+def test_a_probe_finds_one_that_answers_every_other_time(rig):
+    turn = itertools.count()
+    twin = rig.plug_twin()
+    rig.loses = lambda drive: drive is twin and next(turn) % 2
+    with pytest.raises(DriveRefused, match=TWIN):
+        rig.bus.probe()
+
+
+def test_a_probe_forgets_what_was_unplugged(rig):
+    rig.plug_twin()
+    with pytest.raises(DriveRefused):
+        rig.bus.probe()
+    rig.after.clear()
+    assert rig.bus.probe().conflicts == ()
+    assert rig.bus.probe().mode.tolist() == 18 * [DriveMode.OFF]
+
+
+def test_drives_are_not_switched_on_beside_a_twin(rig):
+    readings = rig.bus.probe()
+    twin = rig.plug_twin()
+    with pytest.raises(DriveRefused, match=TWIN):
+        rig.bus.enable(readings)
+    assert {drive.mode for drive in (*rig.drives, twin)} == {DriveMode.OFF}
+    rig.cycle()  # and it stays a fault
+    assert faults(readings, 2) == DriveFault.SHARED_ID
+    assert [(c.bus, c.can_id, c.joint) for c in readings.conflicts] == [("front", 13, "lf_knee")]
+
+
+def cycles_to_find(rig, most):
+    for number in range(1, most + 1):
+        if (readings := rig.cycle()).conflicts:
+            assert faults(readings, 2) & DriveFault.SHARED_ID
+            assert not any(faults(readings, joint) for joint in range(18) if joint != 2)
+            return number
+    raise AssertionError(f"not found in {most} cycles")
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after", "before"])
+def test_a_twin_that_is_plugged_in_is_certain_after_three_exchanges(rig, first):
+    rig.start()
+    rig.cycle()
+    rig.plug_twin(first=first)
+    # What is not read in its exchange is in the next: at most four.
+    assert cycles_to_find(rig, 4) >= 3
+    rig.before.clear()
+    rig.after.clear()
+    for _ in range(250):
+        readings = rig.cycle()
+    assert faults(readings, 2) & DriveFault.SHARED_ID  # kept for longer than the second it counts
+    rig.bus.enable(readings)
+    rig.cycle()
+    assert readings.conflicts == ()
+    assert (readings.faults == 0).all()
+
+
+def test_a_twin_with_the_same_angle_that_says_the_same_is_found(rig):
+    rig.start()
+    for _ in range(3):
+        rig.cycle()
+    twin = rig.plug_twin(position=rig.drives[2].position)
+    twin.mode, twin.torque = rig.drives[2].mode, rig.drives[2].torque
+    assert twin.feedback() == rig.drives[2].feedback()
+    assert cycles_to_find(rig, 4) >= 3
+
+
+def test_one_on_a_weak_wire_is_found_when_every_tenth_of_its_answers_arrives(rig):
+    rig.start()
+    twin, turn = rig.plug_twin(), itertools.count()
+    rig.loses = lambda drive: drive is twin and next(turn) % 10
+    # The third is 20 exchanges after the first, and that is among the first ten.
+    assert cycles_to_find(rig, 32) >= 20
+
+
+def test_a_repeated_frame_is_no_second_drive(rig):
+    rig.start()
+    # Once every 0.6 s a frame arrives twelve times: two in any second.
+    turn = itertools.count()
+    rig.times = lambda drive: 12 if drive is rig.drives[2] and next(turn) % 120 == 60 else 1
+    for _ in range(500):
+        readings = rig.cycle()
+        assert (readings.faults == 0).all()
+    assert rig.bus.states["front"].unexpected == 5 * 11  # of 500 feedbacks and 41 voltages
+
+
+def test_a_frame_repeated_to_every_drive_in_one_exchange_is_no_second_drive(rig):
+    rig.start()
+    rig.times = lambda drive: 3
+    rig.cycle()
+    rig.times = lambda drive: 1
+    for _ in range(10):
+        readings = rig.cycle()
+    assert (readings.faults == 0).all()
+
+
+def test_answers_to_requests_that_were_given_up_are_no_second_drive(rig):
+    rig.start()
+    # Five times a second an answer takes 30 ms, and that of the command at 20 ms comes with it.
+    for number in range(400):
+        rig.drives[2].delay_s = 0.03 * (number % 40 == 0)
+        readings = rig.cycle()
+    assert rig.bus.states["front"].unexpected == 10
+    assert readings.conflicts == ()
+
+
+@pytest.mark.parametrize("can_id", [10, 21])
+def test_an_id_that_the_bus_does_not_have_is_named_and_marks_the_bus(rig, can_id):
+    readings = rig.start()
+    spec = dataclasses.replace(rig.hardware.drives[2], can_id=can_id)
+    stranger = FakeDrive(spec, codec_of(rig.hardware, "front"))
+    for number in range(4):
+        assert (readings.conflicts == ()) == (number < 3)
+        rig.peers[0].send(message_of(stranger.feedback()))
+        readings = rig.cycle()
+    (conflict,) = readings.conflicts
+    assert (
+        str(conflict)
+        == f"a drive with id {can_id} answers on bus front; hardware.toml has "
+        + {
+            10: "none there with this id",
+            21: "lm_hip_yaw (bus middle, id 21)",
+        }[can_id]
+    )
+    marked = [joint for joint in range(18) if faults(readings, joint) == DriveFault.UNKNOWN_ID]
+    assert marked == list(rig.hardware.drives_of("front"))
+
+
+def test_a_probe_refuses_a_drive_that_answers_under_an_id_of_another_bus(rig):
+    stranger = rig.plug_twin()
+    stranger._out = lambda frame: frame._replace(
+        arbitration_id=frame.arbitration_id & ~0xFF00 | 21 << 8
+    )
+    with pytest.raises(
+        DriveRefused, match=r"id 21 .* front; hardware.toml has lm_hip_yaw .*own bus"
+    ):
+        rig.bus.probe()
+
+
+def test_a_damiao_drive_as_delivered_answers_under_id_0_and_is_refused():
+    desc = MAKES["damiao-j8009p"]
+    with Rig(hardware_of("damiao-j8009p", desc), desc) as rig:
+        twin = rig.plug_twin()
+        twin._out = lambda frame: frame._replace(arbitration_id=0)
+        with pytest.raises(DriveRefused, match=r"id 0 .* on bus front; hardware\.toml has no"):
+            rig.bus.probe()
+
+
+def test_a_second_host_that_asks_a_drive_shows_as_answers_without_a_request(rig):
+    rig.start()
+    other = RobStrideCodec(host_id=0xFE)
+    rig.drives[2].codec, asks = other, other.request(Request(Kind.DISABLE, 99))
+    assert rig.drives[2].handle(asks, 0.0) is None
+    for _ in range(3):
+        rig.peers[0].send(message_of(rig.drives[2].feedback()))
+        rig.drives[2].codec = rig.drives[0].codec
+        readings = rig.cycle()
+        rig.drives[2].codec = other
+    assert faults(readings, 2) & DriveFault.SHARED_ID
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), first=st.booleans(), share=st.floats(0.2, 1.0))
+def test_a_twin_is_found_among_lost_and_late_answers(data, first, share):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    with Rig() as rig:
+        rig.start()
+        twin = rig.plug_twin(first=first)
+        rig.loses = lambda drive: drive is twin and rng.random() >= share
+        real = rig.drives[2]
+        for _ in range(400):
+            real.delay_s = rng.choice(DELAYS_S)
+            real.lose_next = int(rng.random() < 0.05)
+            if (readings := rig.cycle(wait_ns=MS // 2)).conflicts:
+                break
+        assert faults(readings, 2) & DriveFault.SHARED_ID
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_one_drive_is_never_taken_for_two_however_late_and_lost_its_answers(seed):
+    rng = np.random.default_rng(seed)
+    with Rig() as rig:
+        rig.start()
+        drive = rig.drives[2]
+        repeats_ns = -(10**10)
+
+        def times(answering):
+            nonlocal repeats_ns
+            if answering is not drive or rig.now_ns - repeats_ns < 900 * MS:
+                return 1  # two in any second, when the first comes 0.3 s late
+            repeats_ns = rig.now_ns
+            return int(rng.integers(1, 13))
+
+        rig.times = times
+        for _ in range(200):
+            drive.delay_s = float(rng.choice([0.0, 0.0, 0.009, 0.03, 0.1, 0.3]))
+            drive.lose_next = int(rng.random() < 0.2)
+            assert rig.cycle(wait_ns=MS // 5).conflicts == ()
 
 
 # --- lost and late -----------------------------------------------------------------------------
@@ -512,6 +760,7 @@ def test_a_feedback_that_nobody_asked_for_is_counted_and_dropped(rig):
     rig.peers[0].send(can.Message(arbitration_id=0x02800BFD, data=b"\xff" * 8))
     readings = rig.cycle()
     assert rig.bus.states["front"].unexpected == 1
+    assert (readings.faults == 0).all()
     np.testing.assert_allclose(readings.joint_pos, DESC.default_joint_pos, atol=4e-4)
 
 

@@ -328,3 +328,36 @@ def test_no_frame_breaks_a_decoder(codec):
 def test_a_million_frames_break_no_decoder(codec):
     for seed in range(10):
         fuzz(codec, 100_000, seed=seed + 1)
+
+
+# --- who sends a frame -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codec", "arbitration_id", "is_extended", "sender"),
+    [
+        (ROBSTRIDE, 0x02800BFD, True, 11),  # feedback, running
+        (ROBSTRIDE, 0x02000B01, True, 11),  # the same to another host
+        (ROBSTRIDE, 0x15000BFD, True, 11),  # faults in detail
+        (ROBSTRIDE, 0x11000BFD, True, 11),  # reply to a read
+        (ROBSTRIDE, 0x1100010B, True, None),  # host 1 reads drive 11
+        (ROBSTRIDE, 0x0180000B, True, None),  # a command
+        (ROBSTRIDE, 0x10B, False, None),
+        (DAMIAO, 0x10B, False, 11),
+        (DAMIAO, 0x000, False, 0),  # MST_ID as delivered
+        (DAMIAO, 0x7FF, False, None),  # a host's register frame
+        (DAMIAO, 0x02800BFD, True, None),
+    ],
+)
+def test_who_sends_a_frame(codec, arbitration_id, is_extended, sender):
+    assert codec.sender(Frame(arbitration_id, bytes(8), is_extended)) == sender
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@given(can_id=st.integers(1, 127))
+def test_frames_of_a_drive_name_it(codec, can_id):
+    reply = codec.reply(Reply(can_id, Parameter.CAN_TIMEOUT, 0.1))
+    assert codec.sender(reply) == can_id
+    model = RS04 if codec is ROBSTRIDE else J8009P
+    ids, data = feedback(codec, model, can_id, 0.0, 0.0, 0.0, 30.0, DriveMode.RUN, 0)
+    assert codec.sender(Frame(ids, data, codec.is_extended)) == can_id

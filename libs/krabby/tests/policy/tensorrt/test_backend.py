@@ -345,7 +345,7 @@ def test_while_walking_nothing_is_built(order, folder, double):
     assert walking.open(double()).backend == "tensorrt"
     with captured_logs() as logs:
         assert walking.open(double(name="new", gain=5.0)).backend == "onnxruntime"
-    assert "build it with: krabby-engines build new" in logs[-1]["reason"]
+    assert "build it with: python -m krabby.policy.tensorrt build new" in logs[-1]["reason"]
     strict = open_backend(cfg(folder, allow_fallback=False), FakeWatch(), platform=FAKE)
     assert isinstance(strict, EngineBackend)
     with pytest.raises(NotBuilt):

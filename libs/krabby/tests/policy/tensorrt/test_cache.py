@@ -120,7 +120,7 @@ def test_a_full_disk_leaves_what_was_there(cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CacheError, match=r"No space left .*krabby-engines prune"):
+    with pytest.raises(CacheError, match=r"No space left .*python -m krabby.policy.tensorrt prune"):
         cache.store(recipe(), "gait/policy", b"another", 1.0)
     assert cache.plan(recipe().key) == b"engine"
     assert not list(cache.folder.glob("*.part"))

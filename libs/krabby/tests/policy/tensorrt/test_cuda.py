@@ -148,7 +148,7 @@ def test_without_a_driver_there_is_a_reason_and_a_remedy():
 
 def test_without_the_package_there_is_a_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    with pytest.raises(NoDevice, match=r"pip install krabby-inference\[tensorrt\]"):
+    with pytest.raises(NoDevice, match=r"pip install krabby\[tensorrt\]"):
         CudaBindings()
 
 
@@ -399,5 +399,5 @@ def test_pycuda_without_a_gpu_or_not_installed_says_so(pycuda, monkeypatch):
     with pytest.raises(NoDevice, match="invalid device ordinal; install the driver"):
         Pycuda().describe()
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
-    with pytest.raises(NoDevice, match=r"pip install krabby-inference\[pycuda\]"):
+    with pytest.raises(NoDevice, match=r"pip install krabby\[pycuda\]"):
         Pycuda()

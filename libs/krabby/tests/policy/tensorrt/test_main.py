@@ -1,4 +1,4 @@
-"""`krabby-engines`, with a fake TensorRT."""
+"""`python -m krabby.policy.tensorrt`, with a fake TensorRT."""
 
 import pytest
 from krabby.policy.tensorrt.__main__ import main
@@ -56,13 +56,13 @@ def test_the_device_is_told_or_why_there_is_none(run):
     ]
     status, said = run("probe", no_device="no driver; install one")
     assert status == 1
-    assert said.err == "krabby-engines: no driver; install one\n"
+    assert said.err == "python -m krabby.policy.tensorrt: no driver; install one\n"
 
 
 def test_what_cannot_be_done_is_said_in_one_line(run):
     status, said = run("build", "trot")
     assert status == 2
-    assert said.err.startswith("krabby-engines: no policy 'trot' in ")
+    assert said.err.startswith("python -m krabby.policy.tensorrt: no policy 'trot' in ")
     status, said = run("workspace_mb=1", "list")
     assert status == 2
     assert "did you mean 'workspace_mib'?" in said.err

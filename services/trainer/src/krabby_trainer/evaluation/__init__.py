@@ -43,7 +43,8 @@ def evaluate(
     comparison sim2sim.json, .md and .png is written as well.
 
     Args:
-        checkpoint: what `trainer train` wrote; in MuJoCo also the folder of a policy bundle.
+        checkpoint: what `python -m krabby_trainer train` wrote; in MuJoCo also the folder of a
+            policy bundle.
         suite: a name in `krabby_trainer.evaluation.suite.SUITES`.
         backend: isaac for Isaac Lab, mujoco for the physics of the runtime's simulation.
         robots: how many; 0 for the suite's own number.

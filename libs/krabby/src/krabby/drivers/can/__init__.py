@@ -8,7 +8,8 @@ from krabby.drivers.can.types import (
     DriveMode,
     DriveReadings,
     DriveTargets,
+    IdConflict,
     JointBus,
 )
 
-__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "JointBus"]
+__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "IdConflict", "JointBus"]

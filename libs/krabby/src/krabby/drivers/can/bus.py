@@ -10,6 +10,8 @@ older than `late_horizon_s`, when it counts as lost. What comes meanwhile is the
 owed: it is counted in `late` and `missed`, its values are kept with the time of the command that it
 answers, and it never passes for new. A lost reply thus costs its drive the commands of the horizon,
 less than the age at which the gate calls a measurement stale.
+
+Answers that nothing asked for are dropped and counted by id: `ids` says when they are a fault.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from krabby.drivers.can.codec import Codec, Command, Kind, Parameter, Reply, Req
 from krabby.drivers.can.effort import commanded_torque, fold
 from krabby.drivers.can.faults import fault_names, remedy
 from krabby.drivers.can.health import DriveHealth, HealthCfg
+from krabby.drivers.can.ids import WINDOW_NS, IdWatch
 from krabby.drivers.can.plan import AUX_EVERY, check_representable, codec_of, frame_bits, plan
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings, DriveTargets
 from krabby.drivers.errors import BusError, DriveRefused, NoReply
@@ -75,6 +78,12 @@ class BusCfg:
     """The same while nothing is switched on yet and a busy host may take its time."""
     tries: int = 3
     """Requests before a drive counts as missing."""
+    id_rounds: int = 4
+    """How often a probe asks those that answer once more, to hear whether one id answers twice."""
+    id_rounds_more: int = 40
+    """The same once an id did."""
+    surplus_s: float = 0.002
+    """How long it listens after the last answer of a round; a second drive answers at once."""
     sink_share: float = 0.25
     """Share of the rated torque that derating leaves: a hot robot sinks, and does not fall."""
 
@@ -88,7 +97,7 @@ class BusState:
     received: int = 0
     """Frames of its drives."""
     unexpected: int = 0
-    """Feedbacks that no command asked for."""
+    """Answers that nothing asked for, the late ones to requests that were given up included."""
     error_frames: int = 0
     send_errors: int = 0
     receive_errors: int = 0
@@ -166,6 +175,9 @@ class CanJointBus:
         self._poll = [self._request(joint, Kind.DISABLE) for joint in range(count)]
         self._pending: list[deque[int]] = [deque() for _ in range(count)]
         """Times at which the commands were sent that are not answered yet."""
+        self._asked: list[deque[int]] = [deque(maxlen=64) for _ in range(count)]
+        """The same of requests that are answered by a `Reply`."""
+        self._ids = IdWatch(hardware)
         self._fresh = [False] * count
         self._raw = bytearray(8 * count)
         self._raw_rows = np.frombuffer(self._raw, np.uint8).reshape(count, 8)
@@ -241,19 +253,26 @@ class CanJointBus:
     def probe(self) -> DriveReadings:
         """See `JointBus`. Drives that count from another turn are set right here."""
         self._forget()
+        self._ids.reset()
         missing = self._ask_state(range(len(self._messages)), self._cfg.probe_s)
+        self._look_for_conflicts(missing)
         self._decode()
-        if missing:
-            raise NoReply(
-                f"no answer from {', '.join(str(self._hardware.drives[j]) for j in missing)}; "
-                f"{remedy(DriveFault.NO_REPLY)}"
-            )
+        problem = (
+            f"no answer from {', '.join(str(self._hardware.drives[j]) for j in missing)}; "
+            f"{remedy(DriveFault.NO_REPLY)}"
+            if missing
+            else ""
+        )
+        self._refuse_conflicts(problem)
+        if problem:
+            raise NoReply(problem)
         self._find_turns()
         return self._readings
 
     def enable(self, readings: DriveReadings) -> None:
         """See `JointBus`. Leg by leg; whatever fails, all drives are switched off again."""
         self._health.reset()
+        self._ids.reset()
         self._reported[:] = 0
         count = len(self._messages)
         try:
@@ -274,6 +293,7 @@ class CanJointBus:
                     if all(readings.mode[joint] == DriveMode.RUN for joint in leg):
                         break
                 self._check_running(leg)
+            self._refuse_conflicts()
             # A drive may have said that it was off while it was being switched on.
             self._health.reset()
         except Exception:
@@ -313,6 +333,8 @@ class CanJointBus:
         for bus in self._buses:
             if bus.state.state == "off":
                 readings.faults[list(bus.joints)] |= _BUS_OFF
+        self._ids.mark(readings.faults)
+        readings.conflicts = self._ids.conflicts
         self._health.update(readings, torque, self._enabled, targets.kp > 0.0, self._clock_ns())
         return readings
 
@@ -376,8 +398,17 @@ class CanJointBus:
         pending = self._pending[joint]
         oldest_ns = self._cycle_ns - round(self._cfg.late_horizon_s * 1e9)
         while pending and pending[0] < oldest_ns:
-            pending.popleft()
+            self._excuse(joint, pending.popleft())
         return bool(pending)
+
+    def _give_up(self, joint: int) -> None:
+        """Wait no longer for what a drive owes."""
+        for owed in (self._pending[joint], self._asked[joint]):
+            while owed:
+                self._excuse(joint, owed.popleft())
+
+    def _excuse(self, joint: int, sent_ns: int) -> None:
+        self._ids.excuse(self._bus_of[joint].spec.name, self._can_id(joint), sent_ns)
 
     def _send(self, bus: _Bus, joint: int, message: can.Message, *, answers: bool = True) -> None:
         state = bus.state
@@ -390,11 +421,10 @@ class CanJointBus:
             state.state = "off"
             return
         bus.bits += bus.worst_bits
-        if answers:
-            self._pending[joint].append(self._cycle_ns)
+        (self._pending if answers else self._asked)[joint].append(self._cycle_ns)
 
     def _release(self, bus: _Bus) -> None:
-        """Let go what the bus held; what does not go out owes no answer."""
+        """Let go what the bus held; what does not go out owes no answer, though one may come."""
         if bus.can is None:
             return
         try:
@@ -405,7 +435,7 @@ class CanJointBus:
             for joint in bus.joints:
                 pending = self._pending[joint]
                 while pending and pending[-1] == self._cycle_ns:
-                    pending.pop()
+                    self._excuse(joint, pending.pop())
 
     def _send_aux(self, bus: _Bus) -> None:
         """Besides the commands, one request to one drive of this bus."""
@@ -476,14 +506,20 @@ class CanJointBus:
             return None
         joint = bus.index.get(message.arbitration_id & codec.feedback_mask)
         # A Damiao drive's register replies come under its feedback id.
-        if joint is not None and not codec.is_extended:
-            reply = self._reply(bus, message)
-            if reply is not None:
-                return reply
+        if joint is not None and codec.is_extended:
+            self._take(bus, joint, message)
+            return None
+        frame = frame_of(message)
+        reply = codec.parse_reply(frame)
+        if reply is not None and reply.can_id in bus.by_id:
+            return self._reply(bus, reply)
         if joint is not None:
             self._take(bus, joint, message)
             return None
-        return self._reply(bus, message)
+        sender = codec.sender(frame)
+        if sender is not None:
+            self._note_surplus(bus, sender)
+        return None
 
     def _take(self, bus: _Bus, joint: int, message: can.Message) -> None:
         if len(message.data) != 8:
@@ -491,8 +527,7 @@ class CanJointBus:
         cycle_ns, pending = self._cycle_ns, self._pending[joint]
         arrived_ns = int(message.timestamp * 1e9) - self._wall_ns
         if not pending or (arrived_ns < cycle_ns and pending[0] == cycle_ns):
-            # Of a command that was given up.
-            bus.state.unexpected += 1
+            self._note_surplus(bus, self._can_id(joint))
             return
         sent_ns = pending.popleft()
         bus.state.received += 1
@@ -510,17 +545,27 @@ class CanJointBus:
         self._known[joint] = True
         self._readings.stamp_ns[joint] = stamp_ns
 
-    def _reply(self, bus: _Bus, message: can.Message) -> Reply | None:
-        reply = bus.codec.parse_reply(frame_of(message))
-        joint = None if reply is None else bus.by_id.get(reply.can_id)
-        if reply is None or joint is None:
-            return None
+    def _reply(self, bus: _Bus, reply: Reply) -> Reply | None:
+        """Book what a drive of this bus says; returns it if it was asked for, or says a fault."""
+        joint = bus.by_id[reply.can_id]
         bus.bits += bus.worst_bits
         if reply.faults:
             self._reported[joint] |= np.uint32(reply.faults)
-        elif reply.parameter == Parameter.VOLTAGE:
-            self._readings.voltage_v[joint] = reply.value
+        elif reply.parameter != Parameter.OTHER:  # what is none of ours may be a fault that ended
+            asked = self._asked[joint]
+            while asked and self._cycle_ns - asked[0] > WINDOW_NS:
+                asked.popleft()
+            if not asked:
+                self._note_surplus(bus, reply.can_id)
+                return None
+            asked.popleft()
+            if reply.parameter == Parameter.VOLTAGE:
+                self._readings.voltage_v[joint] = reply.value
         return reply
+
+    def _note_surplus(self, bus: _Bus, can_id: int) -> None:
+        bus.state.unexpected += 1
+        self._ids.note(bus.spec.name, can_id, self._cycle_ns)
 
     def _note_error(self, bus: _Bus, message: can.Message) -> None:
         state, kind = bus.state, message.arbitration_id
@@ -611,7 +656,7 @@ class CanJointBus:
         )
         message = message_of(bus.codec.request(request))
         for _ in range(self._cfg.tries):
-            self._pending[joint].clear()
+            self._give_up(joint)
             self._begin_cycle()
             self._send(bus, joint, message, answers=not wants_reply)
             deadline_ns = self._cycle_ns + round(self._cfg.answer_s * 1e9)
@@ -642,13 +687,35 @@ class CanJointBus:
             self._begin_cycle()
             for joint in unheard:
                 # Each try waits for as long as an answer may take: what is owed is lost.
-                self._pending[joint].clear()
+                self._give_up(joint)
                 self._send(self._bus_of[joint], joint, self._poll[joint])
             self._gather(self._cycle_ns + round(answer_s * 1e9))
             unheard = [joint for joint in unheard if not self._fresh[joint]]
             if not unheard:
                 break
         return unheard
+
+    def _look_for_conflicts(self, missing: list[int]) -> None:
+        """Ask those that answer some times more, and often once an id answered twice."""
+        joints = [joint for joint in range(len(self._messages)) if joint not in missing]
+        for number in range(self._cfg.id_rounds_more):
+            self._listen(self._cfg.surplus_s)
+            if number >= self._cfg.id_rounds and not self._ids.suspects(self._clock_ns()):
+                break
+            self._ask_state(joints, self._cfg.answer_s)
+
+    def _listen(self, duration_s: float) -> None:
+        """Read what comes although nothing is waited for."""
+        deadline_ns = self._clock_ns() + round(duration_s * 1e9)
+        for bus in self._buses:
+            self._read(bus, lambda: True, deadline_ns)
+
+    def _refuse_conflicts(self, besides: str = "") -> None:
+        """Raise for ids that are not one drive's; `besides` is what else is wrong."""
+        self._readings.conflicts = self._ids.conflicts
+        if self._ids.conflicts:
+            texts = [f"{conflict}: {conflict.remedy}" for conflict in self._ids.conflicts]
+            raise DriveRefused("; ".join([*texts, besides] if besides else texts))
 
     def _check_running(self, joints: Iterable[int]) -> None:
         for joint in joints:
@@ -685,8 +752,8 @@ class CanJointBus:
 
     def _forget(self) -> None:
         """Drop what the buses still hold and what drives still owe."""
-        for pending in self._pending:
-            pending.clear()
+        for joint in range(len(self._pending)):
+            self._give_up(joint)
         for bus in self._buses:
             with contextlib.suppress(can.CanError, OSError):
                 for _ in range(_MOST_FRAMES):

@@ -225,6 +225,10 @@ class Codec(Protocol):
         """What a drive says besides feedbacks; None for everything else."""
         ...
 
+    def sender(self, frame: Frame) -> int | None:
+        """Id of the drive that a frame comes from; None if no drive sends such frames."""
+        ...
+
     write_answers_with_feedback: bool
     """Whether WRITE is answered by a feedback instead of a reply."""
 

@@ -249,6 +249,16 @@ class DamiaoCodec:
         parameter = _BY_INDEX.get(index, Parameter.OTHER)
         return Reply(can_id, parameter, _unpack(parameter, frame.data[4:]), index)
 
+    def sender(self, frame: Frame) -> int | None:
+        """See `Codec`. Under an id that is not `feedback_id` of a drive: that id itself.
+
+        As delivered every drive answers under id 0.
+        """
+        if frame.is_extended or frame.arbitration_id == _REGISTER_ID:
+            return None
+        own = frame.arbitration_id - feedback_id(0)
+        return own if 0 < own <= 0xFF else frame.arbitration_id
+
     def _register(self, can_id: int, operation: int, index: int, value: bytes) -> Frame:
         return Frame(_REGISTER_ID, struct.pack("<HBB", can_id, operation, index) + value, False)
 

@@ -134,6 +134,20 @@ FAULTS: Final = {
         _DAMPED,
         "Check the supply and its brake resistor.",
     ),
+    DriveFault.SHARED_ID: FaultInfo(
+        "Two drives answer to the CAN id of this joint, or another host asks it too.",
+        "Answers that nothing asked for came 3 times within 1 s; those within 2 ms, as of a frame "
+        "that CAN repeats, are one time, and the late answer to a request given up is none.",
+        _DAMPED + " Neither a probe nor arming succeeds.",
+        "Unplug one of the two and give it another id with the maker's tool; then reset.",
+    ),
+    DriveFault.UNKNOWN_ID: FaultInfo(
+        "A drive answers on this bus under an id that hardware.toml does not have there.",
+        "As shared_id, by bus and id; shown on all joints of the bus.",
+        _DAMPED + " Neither a probe nor arming succeeds.",
+        "Unplug it, enter it in hardware.toml, or give it back its bus; a Damiao drive that "
+        "answers under id 0 needs its MST_ID. Then reset.",
+    ),
 }
 """By fault; every bit of `DriveFault` has a row."""
 

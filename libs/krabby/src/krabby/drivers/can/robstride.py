@@ -294,6 +294,17 @@ class RobStrideCodec:
         value = float("nan") if failed else _unpack(parameter, frame.data[4:])
         return Reply(can_id, parameter, value, index)
 
+    def sender(self, frame: Frame) -> int | None:
+        """See `Codec`. Feedbacks and fault frames to any host; replies to this one."""
+        if not frame.is_extended:
+            return None
+        kind, host = frame.arbitration_id >> 24, frame.arbitration_id & 0xFF
+        # Another host's request to read has the same type as the reply.
+        is_drives = kind in (MessageType.FEEDBACK, MessageType.FAULTS) or (
+            kind == MessageType.READ and host == self.host_id
+        )
+        return frame.arbitration_id >> 8 & 0xFF if is_drives else None
+
     def _frame(self, kind: MessageType, can_id: int, data: bytes = b"") -> Frame:
         return Frame(kind << 24 | self.host_id << 8 | can_id, data.ljust(8, b"\x00"), True)
 

@@ -166,6 +166,8 @@ class FakeDrives:
         """Every drive stands at its zero, switched off."""
         self.drives = [FakeDrive(spec, codec_of(hardware, spec.bus)) for spec in hardware.drives]
         """In joint order."""
+        self.twins: list[FakeDrive] = []
+        """Second drives under ids of those; each answers after the first."""
         self._stop = threading.Event()
         self._buses = [open_bus(spec) for spec in hardware.buses]
         self._threads = [
@@ -215,16 +217,19 @@ class FakeDrives:
             frame = frame_of(message)
             request = codec.parse_request(frame)
             drive = None if request is None else by_id.get(request.can_id)
-            answer = None if drive is None else drive.handle(frame, time.monotonic())
-            if drive is None or answer is None:
+            if drive is None:
                 continue
-            due_s = time.monotonic() + drive.delay_s
-            if drive.delay_s or late:
-                # A drive answers in the order in which it was asked, and so does its bus.
-                due_s = max(due_s, late[-1][0] if late else 0.0)
-                late.append((due_s, answer))
-            else:
-                bus.send(message_of(answer))
+            for hearing in (drive, *(twin for twin in self.twins if twin.spec == drive.spec)):
+                answer = hearing.handle(frame, time.monotonic())
+                if answer is None:
+                    continue
+                due_s = time.monotonic() + hearing.delay_s
+                if hearing.delay_s or late:
+                    # A drive answers in the order in which it was asked, and so does its bus.
+                    due_s = max(due_s, late[-1][0] if late else 0.0)
+                    late.append((due_s, answer))
+                else:
+                    bus.send(message_of(answer))
 
 
 def free_multicast_channels(hardware: HardwareDescription) -> dict[str, str]:

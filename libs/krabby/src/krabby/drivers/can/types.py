@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "JointBus"]
+__all__ = [
+    "DriveFault",
+    "DriveMode",
+    "DriveReadings",
+    "DriveTargets",
+    "IdConflict",
+    "JointBus",
+]
 
 
 class DriveMode(IntEnum):
@@ -73,6 +80,37 @@ class DriveFault(IntFlag):
     """Supply voltage below the end of the derating range."""
     VOLTAGE_HIGH = 1 << 23
     """Supply voltage above what the plan allows."""
+    SHARED_ID = 1 << 24
+    """More answers come under the drive's CAN id than were asked for: a second drive has it."""
+    UNKNOWN_ID = 1 << 25
+    """Answers come on the joint's bus under an id that hardware.toml does not have there."""
+
+
+class IdConflict(NamedTuple):
+    """A CAN id that is not one drive's; `ids` has the rule. As text it names both and the joint."""
+
+    bus: str
+    can_id: int
+    joint: str
+    """Whose drive has the id on that bus; empty: none."""
+    belongs: str = ""
+    """Drive of another bus that has it; empty: none, or there is one on this bus."""
+
+    def __str__(self) -> str:
+        """How errors and operators read it."""
+        if self.joint:
+            return f"two drives answer to id {self.can_id} on bus {self.bus}, joint {self.joint}"
+        other = f"has {self.belongs}" if self.belongs else "has none there with this id"
+        return f"a drive with id {self.can_id} answers on bus {self.bus}; hardware.toml {other}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it."""
+        if self.joint:
+            return "unplug one, give it another id"
+        if self.belongs:
+            return "plug it into its own bus; look for two buses that are joined"
+        return "unplug it, or enter it in hardware.toml"
 
 
 class DriveTargets(NamedTuple):
@@ -127,6 +165,8 @@ class DriveReadings:
         when the command was sent that it answers: it was measured at that time or later."""
         self.missed: NDArray[np.int64] = np.zeros(count, np.int64)
         """Commands that were not answered in time, running total."""
+        self.conflicts: tuple[IdConflict, ...] = ()
+        """Ids that are not one drive's; kept until drives are probed or enabled again."""
 
     @property
     def count(self) -> int:
@@ -147,7 +187,12 @@ class JointBus(Protocol):
         ...
 
     def probe(self) -> DriveReadings:
-        """Ask every drive and leave all of them limp; raises `NoReply` naming the missing."""
+        """Ask every drive and leave all of them limp.
+
+        Raises:
+            NoReply: drives do not answer; it names them.
+            DriveRefused: an id is not one drive's; it names bus, id, joint and remedy.
+        """
         ...
 
     def enable(self, readings: DriveReadings) -> None:

@@ -55,6 +55,7 @@ _FIRST_SAMPLE_S: Final = 0.5
 _SILENT_S: Final = 0.5
 """Without a measurement for this long the sensor is taken to have lost its settings."""
 _BACKOFF_S: Final = (0.1, 2.0)
+_CLOSE_S: Final = 1.0
 _IDENTITY: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -128,7 +129,7 @@ class SerialImu:
         """Stop reading and close the port; safe in any state."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)  # opening a port again may take longer
             self._thread = None
         if self._line is not None:
             self._line.close()

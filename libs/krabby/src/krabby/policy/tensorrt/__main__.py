@@ -1,13 +1,13 @@
-"""`krabby-engines`: build engines ahead of the first start, look at the cache, tidy it up.
+"""Build engines ahead of the first start, look at the cache, tidy it up.
 
-    krabby-engines probe
-    krabby-engines build gait my-student
-    krabby-engines list
-    krabby-engines prune
+    python -m krabby.policy.tensorrt probe
+    python -m krabby.policy.tensorrt build gait my-student
+    python -m krabby.policy.tensorrt list
+    python -m krabby.policy.tensorrt prune
 
-Keys of the table `inference` go before the command: `krabby-engines cache_dir=/engines list`. Give
-the service's own: an engine is found by the options it was built with. Run it where TensorRT is,
-`docker compose run --rm --entrypoint krabby-engines camera ...`.
+Keys of the table `inference` go before the command: `... cache_dir=/engines list`. Give the
+service's own: an engine is found by the options it was built with. Run it where TensorRT is,
+`docker compose run --rm --entrypoint python camera -m krabby.policy.tensorrt ...`.
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ from krabby.runtime.logging import configure_logging
 
 __all__ = ["main"]
 
+_PROGRAM = "python -m krabby.policy.tensorrt"
+
 
 def main(argv: Sequence[str] | None = None, *, platform: Platform | None = None) -> int:
     """The command; returns the exit status: 0, 1 for a failure, 2 for what cannot be done."""
     options, overrides = _split(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(options)
-    configure_logging("krabby-engines", "", level="warning", fmt="console")
+    configure_logging("engines", "", level="warning", fmt="console")
     try:
         cfg = load_config(InferenceCfg, None, overrides)
         with _interruptible() as watch:
             return args.handler(args, cfg, platform or engine_platform(cfg), watch)
     except (ServiceError, RobotError) as error:
-        sys.stderr.write(f"krabby-engines: {error}\n")
+        sys.stderr.write(f"{_PROGRAM}: {error}\n")
         return 1 if isinstance(error, InferenceError) else 2
 
 
@@ -59,8 +61,8 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="krabby-engines",
-        usage="krabby-engines [key=value ...] COMMAND [ARGUMENT ...]",
+        prog=_PROGRAM,
+        usage=f"{_PROGRAM} [key=value ...] COMMAND [ARGUMENT ...]",
         description="TensorRT engines: build them ahead of the first start, look, tidy up.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="keys:\n" + describe(InferenceCfg).replace("%", "%%"),

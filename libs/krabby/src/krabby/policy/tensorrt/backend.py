@@ -273,7 +273,7 @@ class EngineBackend:
         if not self._build_allowed:
             raise NotBuilt(
                 f"there is no engine for {spec.source} yet, and building one takes minutes; build "
-                f"it with: krabby-engines build {Path(spec.source).parent.name}"
+                f"it with: python -m krabby.policy.tensorrt build {Path(spec.source).parent.name}"
             )
         metrics.BUILDING.set(1)
         try:

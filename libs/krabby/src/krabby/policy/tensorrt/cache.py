@@ -315,8 +315,8 @@ class EngineCache:
                 os.close(folder)
         except OSError as error:
             raise CacheError(
-                f"{path} cannot be written ({error.strerror}); free some space: krabby-engines "
-                "prune, or give inference.cache_dir another volume"
+                f"{path} cannot be written ({error.strerror}); free some space: "
+                "python -m krabby.policy.tensorrt prune, or give inference.cache_dir another volume"
             ) from error
 
     @contextlib.contextmanager
@@ -330,8 +330,8 @@ class EngineCache:
             return path.open("a+b")
         except OSError as error:
             raise CacheError(
-                f"{path} cannot be opened ({error.strerror}); run krabby-engines as the user that "
-                "the services run as"
+                f"{path} cannot be opened ({error.strerror}); run python -m "
+                "krabby.policy.tensorrt as the user that the services run as"
             ) from error
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ class CudaBindings:
         except ImportError as error:
             raise NoDevice(
                 f"cuda-bindings cannot be imported ({error}); install it with: pip install "
-                "krabby-inference[tensorrt]"
+                "krabby[tensorrt]"
             ) from error
 
     def describe(self) -> Device:

@@ -1,7 +1,7 @@
 """CUDA through `pycuda`: the alternative where cuda-bindings has no wheel.
 
 It is compiled on the robot, or in an image with CUDA's headers: pip install
-krabby-inference[pycuda]. It offers no capture of a stream, so steps are launched one by one.
+krabby[pycuda]. It offers no capture of a stream, so steps are launched one by one.
 Names as in the reference of PyCUDA's `driver` module.
 """
 
@@ -29,7 +29,7 @@ class Pycuda:
         except ImportError as error:
             raise NoDevice(
                 f"pycuda cannot be imported ({error}); compile it where CUDA is, with: pip install "
-                "krabby-inference[pycuda], or set inference.device_api to cuda-bindings"
+                "krabby[pycuda], or set inference.device_api to cuda-bindings"
             ) from error
 
     def describe(self) -> Device:

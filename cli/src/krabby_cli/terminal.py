@@ -1,0 +1,213 @@
+"""A terminal to drive from: bytes to keys, settings that are given back, a line that may block."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import threading
+import tty
+from typing import TYPE_CHECKING, Final, Self
+
+from krabby_cli.errors import CliError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["KeyDecoder", "Keyboard", "StatusLine"]
+
+_ESC: Final = 0x1B
+_ARROWS: Final = {ord("A"): "up", ord("B"): "down", ord("C"): "right", ord("D"): "left"}
+_CONTROL_KEYS: Final = {0x03: "ctrl-c", 0x04: "ctrl-d"}
+_STRINGS: Final = b"]P^_"
+"""After Esc: OSC, DCS, PM, APC, the answers of a terminal to what an earlier program asked."""
+_ESTOP_KEY: Final = b"xX"
+_MAX_PARAMETERS: Final = 32
+_MOUSE_BYTES: Final = 3
+
+
+class KeyDecoder:
+    """Key names from what a terminal sends, one byte at a time.
+
+    The same bytes are the same keys, however they are split over reads and however late the rest
+    of a sequence comes: there is no timer. So the Esc key cannot be told from the first byte of a
+    sequence and means nothing; the e-stop key, x, begins no sequence. An x within a sequence, such
+    as the column of a mouse report or keypad 8, is no key.
+
+    Where a sequence has no bounded length (a paste, a terminal's answer) an x is the e-stop key
+    all the same: an end that never comes must not swallow it. At the latest the fourth x in a row
+    is an e-stop, after any bytes.
+    """
+
+    def __init__(self) -> None:
+        self._state: Callable[[int], str | None] = self._ground
+        self._parameters = b""
+        self._skipped = 0
+        self._pasting = False
+
+    def feed(self, data: bytes) -> list[str]:
+        """The keys that these bytes complete; what is unfinished waits for the next ones."""
+        return [key for byte in data if (key := self._state(byte)) is not None]
+
+    def _ground(self, byte: int) -> str | None:
+        self._state = self._ground
+        if byte == _ESC:
+            self._state = self._escape
+            return None
+        if byte in _CONTROL_KEYS:
+            return _CONTROL_KEYS[byte]
+        if not 0x20 <= byte < 0x7F or (self._pasting and byte not in _ESTOP_KEY):
+            return None
+        return chr(byte)
+
+    def _escape(self, byte: int) -> str | None:
+        if byte == ord("["):
+            self._parameters = b""
+            self._state = self._csi
+        elif byte == ord("O"):
+            self._state = self._ss3
+        elif byte in _STRINGS and not self._pasting:
+            self._state = self._string
+        elif byte == ord("\\"):  # the end of a string
+            self._state = self._ground
+        else:  # Alt and a key, or Esc and then a key: that key
+            return self._ground(byte)
+        return None
+
+    def _csi(self, byte: int) -> str | None:
+        """Parameters, then a final byte: arrows, function keys, mouse, focus, paste."""
+        is_rxvt_final = byte == ord("$") and self._parameters.isdigit()
+        if 0x20 <= byte < 0x40 and not is_rxvt_final:
+            self._parameters = (self._parameters + bytes([byte]))[:_MAX_PARAMETERS]
+            return None
+        if byte < 0x20 or byte > 0x7E:
+            return self._ground(byte)
+        self._state = self._ground
+        if byte == ord("[") and not self._parameters:  # F1 to F5 of the Linux console
+            return self._skip(1)
+        if byte == ord("M") and not self._parameters:  # a mouse report in raw bytes
+            return self._skip(_MOUSE_BYTES)
+        if byte == ord("~") and self._parameters in (b"200", b"201"):
+            self._pasting = self._parameters == b"200"
+            return None
+        return None if self._pasting else _ARROWS.get(byte)
+
+    def _ss3(self, byte: int) -> str | None:
+        """Application mode: a final byte, old terminals put modifiers before it."""
+        if 0x30 <= byte < 0x40:
+            return None
+        if not 0x40 <= byte <= 0x7E:
+            return self._ground(byte)
+        self._state = self._ground
+        return None if self._pasting else _ARROWS.get(byte)
+
+    def _skip(self, count: int) -> None:
+        self._skipped = count
+        self._state = self._skipping
+
+    def _skipping(self, byte: int) -> str | None:
+        if byte < 0x20:
+            return self._ground(byte)
+        self._skipped -= 1
+        if not self._skipped:
+            self._state = self._ground
+        return None
+
+    def _string(self, byte: int) -> str | None:
+        if byte < 0x20 or byte in _ESTOP_KEY:
+            return self._ground(byte)
+        return None
+
+
+class Keyboard:
+    """A terminal that gives every key at once and shows none; as it was when closed.
+
+    Ctrl-C still interrupts. Nothing here waits for output to be read: it may never be.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._decoder = KeyDecoder()
+        self._before = termios.tcgetattr(fd)
+        tty.setcbreak(fd, termios.TCSANOW)
+        termios.tcflush(fd, termios.TCIFLUSH)  # keys pressed before are meant for another program
+
+    def fileno(self) -> int:
+        """For select."""
+        return self._fd
+
+    def read(self) -> list[str]:
+        """Keys pressed since the last call; never waits.
+
+        Raises:
+            CliError: The terminal is gone.
+        """
+        if not select.select([self._fd], (), (), 0)[0]:
+            return []
+        try:
+            data = os.read(self._fd, 1024)
+        except OSError:
+            data = b""
+        if not data:
+            raise CliError("the terminal is gone; the robot was told to stop")
+        return self._decoder.feed(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(termios.error):  # a terminal that is gone needs no settings
+            termios.tcsetattr(self._fd, termios.TCSANOW, self._before)
+
+
+class StatusLine:
+    """The newest line on a terminal, written by its own thread.
+
+    A terminal that is not read (a link that died, Ctrl-S) blocks that thread and nothing else;
+    lines that were overtaken meanwhile are not written.
+    """
+
+    _CLOSE_S: Final = 0.2
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._newest: str | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._write_all, name="status line", daemon=True)
+        self._thread.start()
+
+    def show(self, text: str) -> None:
+        """Put `text` in place of the line; never waits for the terminal."""
+        with self._changed:
+            self._newest = text
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Write the last line if the terminal takes it soon."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(self._CLOSE_S)
+
+    def _write_all(self) -> None:
+        while (text := self._next()) is not None:
+            data = f"\r\x1b[K{text}".encode()
+            try:
+                while data:
+                    data = data[os.write(self._fd, data) :]
+            except OSError:  # gone: Keyboard finds out, or a gamepad drives without it
+                continue
+
+    def _next(self) -> str | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest is not None or self._closed)
+            text, self._newest = self._newest, None
+            return text
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,173 @@
+"""Tries a policy in another process before the loop's own process opens it.
+
+A network may take for ever to load, take all memory, or crash the runtime; and while ONNX Runtime
+opens one it holds the interpreter's lock, so the loop stands still for that long. All of this is
+found out in a child process, which has neither the loop's priority nor its core and can be killed.
+
+The child is this module run as a program: its job comes as a pickle on stdin, from its parent; its
+verdict goes to stdout as JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from krabby.policy.bundle import POLICY_FILE
+from krabby.robot.errors import BundleError, RobotError
+
+from krabby_gameloop.policy_switch import load_runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from krabby.robot.description import RobotDescription
+
+__all__ = ["LIMIT_S", "rehearse"]
+
+LIMIT_S: Final = 10.0
+"""Longest time for a policy to be read, checked and run in; a second or two is usual."""
+_OPEN_LIMIT_S: Final = 0.1
+"""Longest processor time of opening it, during which the loop stands still: the HAL's deadman
+damps the robot after 0.15 s. The shipped ones take 0.02 s."""
+_POLL_S: Final = 0.05
+_MEMORY_BYTES: Final = 4 << 30
+"""Address space of the child; ONNX Runtime and its libraries take 1 GB of it."""
+_NICE: Final = 5
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the child says."""
+
+    reason: str = ""
+    """Why the policy is refused; empty if it is not."""
+    digest: str = ""
+    """SHA-256 of the network that was tried."""
+    open_s: float = 0.0
+    """Processor time of opening it [s]."""
+
+
+def rehearse(
+    name: str,
+    desc: RobotDescription,
+    control_rate_hz: float,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    limit_s: float | None = None,
+) -> str:
+    """Load a policy in a child process; returns the SHA-256 of its network.
+
+    Args:
+        name: As `load_runner` takes it.
+        desc: The robot.
+        control_rate_hz: Rate of the loop.
+        stopping: Looked at while it lasts; the child is killed when it turns true.
+        limit_s: The child is killed after this long [s]; `LIMIT_S` by default.
+
+    Raises:
+        BundleError: It is refused; says why.
+    """
+    limit_s = LIMIT_S if limit_s is None else limit_s
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gameloop.rehearsal"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the loop to handle
+    )
+    said: bytes | None = b""
+    job: bytes | None = pickle.dumps((name, desc, control_rate_hz))
+    end = time.monotonic() + limit_s
+    try:
+        while True:
+            try:
+                said, _ = child.communicate(job, timeout=_POLL_S)
+                break
+            except subprocess.TimeoutExpired:
+                job = None  # it remembers what it has not sent yet
+            if stopping():
+                raise BundleError("the game loop is about to end")
+            if time.monotonic() > end:
+                raise BundleError(
+                    f"not loaded within {limit_s:g} s, given up; its network may never be: run "
+                    f"it with `gameloop --check policy={name!r}`, or export it again"
+                )
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        child.communicate()
+    return _judged(said or b"", child.returncode)
+
+
+def _judged(said: bytes, status: int) -> str:
+    try:
+        verdict = msgspec.json.decode(said, type=Verdict)
+    except msgspec.DecodeError as error:
+        ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        raise BundleError(
+            f"the process that tried it ended with {ending}; export the policy again"
+        ) from error
+    if verdict.reason:
+        raise BundleError(verdict.reason)
+    if verdict.open_s > _OPEN_LIMIT_S:
+        raise BundleError(
+            f"opening its network takes {verdict.open_s * 1e3:.0f} ms, and the loop would stand "
+            f"still for that long (limit {_OPEN_LIMIT_S * 1e3:.0f} ms); start the game loop with it"
+        )
+    return verdict.digest
+
+
+# --- in the child ------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """The child process."""
+    pipe = os.dup(1)
+    os.dup2(2, 1)  # what a library prints is no verdict
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    os.nice(_NICE)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(AttributeError, OSError):
+        _end_with_parent()
+    os.write(pipe, msgspec.json.encode(_try(*pickle.load(sys.stdin.buffer))))
+    return 0
+
+
+def _try(name: str, desc: RobotDescription, control_rate_hz: float) -> Verdict:
+    try:
+        load_runner(name, desc, control_rate_hz)
+        began_s = time.process_time()  # of the second time: the first one loads libraries
+        runner = load_runner(name, desc, control_rate_hz)
+        open_s = time.process_time() - began_s
+    except RobotError as error:
+        return Verdict(reason=_printable(str(error)))
+    except Exception as error:
+        return Verdict(reason=_printable(f"{type(error).__name__}: {error}"))
+    return Verdict(digest=runner.bundle.hashes[POLICY_FILE], open_s=open_s)
+
+
+def _printable(text: str) -> str:
+    """Without what UTF-8 cannot say."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _end_with_parent() -> None:
+    """PR_SET_PDEATHSIG: it follows the thread that started this process, which waits for it."""
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

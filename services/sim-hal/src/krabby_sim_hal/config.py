@@ -1,0 +1,46 @@
+"""Configuration of sim-hal: defaults in code, overridden by one TOML file and the command line."""
+
+import dataclasses
+
+from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
+from krabby.mujoco.config import StageCfg
+from krabby.runtime.config import check
+
+__all__ = ["EndpointsCfg", "SimHalCfg"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EndpointsCfg(HalEndpointsCfg):
+    """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
+
+    truth: str = DEFAULT_ENDPOINTS["truth"]
+    """Bound: what only a simulator knows; for evaluation."""
+    nav: str = DEFAULT_ENDPOINTS["nav"]
+    """Connected: where the game loop listens for walking commands."""
+    fault: str = ""
+    """Bound if not empty: requests that break the camera while it runs, for tests."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimHalCfg(StageCfg):
+    """HAL server over MuJoCo."""
+
+    metrics_port: int = 9101
+    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    speed: float = 1.0
+    """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
+    auto_arm: bool = True
+    """Arm by itself while commands arrive. An operator's disarm or e-stop outlasts it until an
+    operator arms again."""
+    endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
+    lockstep: LockstepCfg = dataclasses.field(default_factory=LockstepCfg)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.speed in (0.0, 1.0),
+            "speed",
+            self.speed,
+            "1 for real time or 0 for lock-step (ages and timeouts are wall-clock time in "
+            "between, so any other speed would change the robot's behaviour)",
+        )
