@@ -12,6 +12,7 @@ from krabby_proto import (
     CAMERA,
     STATE,
     CommandStatus,
+    EndpointInUse,
     HalClient,
     LatestSubscriber,
     Publisher,
@@ -163,3 +164,13 @@ def test_a_start_that_fails_half_way_lets_go_of_everything(cfg, build_devices):
         pass
     assert devices.bus.calls == ["open", "probe", "disable", "close"]
     assert devices.imu.calls == ["open", "close"]
+
+
+def test_a_second_hal_ends_before_it_touches_a_drive(cfg, build_devices, client):
+    second = build_devices()
+    with running(JetsonHal(cfg(), build_devices())):
+        client.hello()
+        with pytest.raises(EndpointInUse), running(JetsonHal(cfg(), second)):
+            pass
+    assert "open" not in second.bus.calls
+    assert "open" not in second.imu.calls
