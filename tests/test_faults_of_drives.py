@@ -24,6 +24,9 @@ from krabby.drivers.can.can_io import open_bus
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.errors import DriveRefused
 from krabby.drivers.imu import ImuCounters
+from krabby.hal.backend import Slot
+from krabby.hal.handler import GateHandler
+from krabby.hal.measurement import StatePayload
 from krabby.mujoco.config import CameraCfg
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
@@ -37,9 +40,8 @@ from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.faults import FaultKind
 from krabby_emulator.robot import EmulatedRobot
 from krabby_jetson_hal.backend import Robot
-from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
 from krabby_jetson_hal.devices import HEALTH, Devices
-from krabby_jetson_hal.estop import NoEstop
 from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
 
 slow = pytest.mark.slow
@@ -51,7 +53,6 @@ STOPS_GIVE_RAD = 0.15
 """Legs that give way fall into their stops, which give a little; the gate takes up to this for that
 (`GateCfg.range_margin_rad`)."""
 SLOT_NS = 5_000_000
-REPLY_NS = 4_000_000
 ANSWER_NS = 4_500_000
 """When in a control period the game loop's command comes."""
 FRAME_NS = 150_000
@@ -202,8 +203,11 @@ class Rig:
         )
         bus_of_joint = tuple(drive.bus for drive in hardware.drives)
         devices = Devices(self.bus, SimulatedImu(self.world), 200.0, bus_of_joint, 200.0, "now")
-        cfg = JetsonHalCfg(metrics_port=0)
-        self.robot = Robot(cfg, self.desc, devices, NoEstop(), clock_ns=self.clock)
+        cfg = JetsonHalCfg(metrics_port=0, imu=ImuCfg(settle_s=0.3), endpoints=EndpointsCfg(raw=""))
+        self.robot = Robot(cfg, self.desc, devices, clock_ns=self.clock, wait=self._wait)
+        self.handler = GateHandler(self.robot)
+        self.gate = self.handler.gate
+        self._payload = StatePayload()
         self.policy = OnnxPolicy(PolicyBundle.load(bundle_dir("gait"), self.desc))
         self.builder = ObservationBuilder(self.policy.bundle.observation, self.desc)
         self.state = None
@@ -214,9 +218,7 @@ class Rig:
         self._next_slot_ns = 0
 
     def bring_up(self):
-        self.robot.open()
-        self.robot.check_imu(lambda seconds: self.world.pass_time(round(seconds * 1e9)), 0.3)
-        self.robot.enable()
+        self.robot.start()
         self._next_slot_ns = (self.clock() // SLOT_NS + 1) * SLOT_NS
         return self
 
@@ -225,10 +227,12 @@ class Rig:
     def slot(self):
         """One exchange, and in every other slot the answer of the game loop."""
         self._until(self._next_slot_ns)
-        result = self.robot.cycle(self.clock() + REPLY_NS)
-        if result is not None:
-            payload, capture_ns = result
-            self.state = (unpack(STATE, payload.copy()), capture_ns)
+        scheduled_ns = self._next_slot_ns
+        slot = Slot(scheduled_ns, self.clock(), 1, scheduled_ns + SLOT_NS)
+        reading = self.handler.cycle(slot)
+        if reading.measured is not None:
+            payload = self._payload.fill(reading.measured)
+            self.state = (unpack(STATE, payload.copy()), reading.capture_ns)
             down = self.world.robot.measured.foot_contact > 0.0
             self.contact_agrees.append((self.state[0]["foot_contact"] > 0.0) == down)
         if (self._next_slot_ns // SLOT_NS) % 2 == 0:
@@ -241,6 +245,9 @@ class Rig:
     def slots(self, seconds):
         for _ in range(round(seconds * 200)):
             self.slot()
+
+    def _wait(self, seconds):
+        self.world.pass_time(round(seconds * 1e9))
 
     def _until(self, time_ns):
         if time_ns > self.clock():
@@ -258,10 +265,10 @@ class Rig:
             COMMAND, self._target(fields), instance_id=1, sequence=self._sequence,
             capture_ns=capture_ns, publish_ns=now,
         )  # fmt: skip
-        self.status = self.robot.on_command(decode(frames)).status
+        self.status = self.handler.on_command(decode(frames)).status
 
     def _target(self, fields):
-        if self.robot.gate.state not in (SafetyState.ACTIVE, SafetyState.HOLD):
+        if self.gate.state not in (SafetyState.ACTIVE, SafetyState.HOLD):
             self._stand = None
             return fields["joint_pos"]
         if self._stand is None:
@@ -292,24 +299,24 @@ class Rig:
         """Mended, put back, reset and armed."""
         self.world.robot.board.clear()
         self.world.robot.bank.winding_c[:] = 25.0  # left to cool
-        self.robot.on_safety("disarm", "test")
+        self.handler.on_safety("disarm", "test")
         self.world.robot.put_back(self.clock())
         self.slots(0.5)
         for _ in range(20):
-            self.robot.on_safety("reset", "test")
+            self.handler.on_safety("reset", "test")
             self.slots(0.1)
-            answer = self.robot.on_safety("arm", "test")
+            answer = self.handler.on_safety("arm", "test")
             if answer.ok:
                 break
         assert answer.ok, answer.reason
         self.slots(0.6)
-        assert self.robot.gate.state is SafetyState.ACTIVE
+        assert self.gate.state is SafetyState.ACTIVE
 
     def make_walk(self):
         """On its feet and more than a second into its walk."""
         self.mend()
         self.slots((self._stood_at_ns - self.clock()) * 1e-9 + 1.3)
-        assert self.robot.gate.state is SafetyState.ACTIVE, self.robot.watch.describe()
+        assert self.gate.state is SafetyState.ACTIVE, self.robot.watch.describe()
         assert self.status is CommandStatus.APPLIED
 
     def break_it(self, case):
@@ -326,7 +333,7 @@ class Rig:
         with captured_logs() as events:
             while self.clock() - began_ns < 1e9:
                 self.slot()
-                if named_ns is None and self.robot.gate.state is SafetyState.DAMP:
+                if named_ns is None and self.gate.state is SafetyState.DAMP:
                     named_ns, first = self.clock(), list(events)
                 if named_ns is not None and self.world.limp_ns is not None:
                     break
@@ -362,15 +369,15 @@ def test_it_is_not_armed_beside_a_second_drive_and_is_when_that_is_unplugged(rig
         rig.slot()
         assert rig.clock() - began_ns < 30e6
     for _ in range(3):  # a reset that finds it again is no way out
-        answer = rig.robot.on_safety("arm", "test")
+        answer = rig.handler.on_safety("arm", "test")
         assert not answer.ok
         assert TWIN in answer.reason
-        rig.robot.on_safety("reset", "test")
+        rig.handler.on_safety("reset", "test")
         rig.slots(0.1)
     rig.world.robot.board.clear("twin")
-    assert rig.robot.on_safety("reset", "test").ok
+    assert rig.handler.on_safety("reset", "test").ok
     rig.slots(0.1)
-    answer = rig.robot.on_safety("arm", "test")
+    answer = rig.handler.on_safety("arm", "test")
     assert answer.ok, answer.reason
 
 
@@ -408,7 +415,7 @@ def test_it_walks_on_drives_that_hear_it_over_the_buses(rig):
 def test_an_operators_stop_is_in_force_with_the_next_exchange(rig):
     rig.make_walk()
     began_ns = rig.clock()
-    assert rig.robot.on_safety("estop", "test").ok
+    assert rig.handler.on_safety("estop", "test").ok
     rig.slots(0.02)
     assert rig.world.limp_ns - began_ns <= 10e6
 
@@ -422,7 +429,7 @@ def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
     assert (rig.world.limp_ns - began_ns) * 1e-6 <= LIMIT_MS
     # And the loop that wakes up again finds itself damped, not walking on.
     rig.slot()
-    assert rig.robot.gate.state is SafetyState.DAMP
+    assert rig.gate.state is SafetyState.DAMP
 
 
 @slow
@@ -431,11 +438,11 @@ def test_without_a_hal_the_drives_let_go_within_150_ms(rig):
 @pytest.mark.parametrize("after_s", [0.1, 1.5], ids=["arming", "standing-up"])
 def test_a_stall_between_sending_and_reading_never_stiffens_a_drive(rig, after_s, stall_ms):
     rig.mend()
-    rig.robot.on_safety("disarm", "test")
+    rig.handler.on_safety("disarm", "test")
     rig.slots(0.3)
-    assert rig.robot.on_safety("arm", "test").ok
+    assert rig.handler.on_safety("arm", "test").ok
     rig.slots(after_s)
-    gate = rig.robot.gate
+    gate = rig.gate
     expected = SafetyState.ARMING if after_s < rig.desc.safety.arming_s else SafetyState.ACTIVE
     assert gate.state is expected
     before = rig.robot.drive.kp.max()

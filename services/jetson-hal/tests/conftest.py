@@ -7,6 +7,9 @@ import pytest
 from krabby.drivers.can import DriveMode, DriveReadings
 from krabby.drivers.errors import DriveRefused, NoReply
 from krabby.drivers.imu import ImuCounters, ImuSample
+from krabby.hal.backend import Slot
+from krabby.hal.handler import GateHandler
+from krabby.hal.measurement import StatePayload
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock, free_ports
 from krabby_jetson_hal.backend import Robot
@@ -23,6 +26,7 @@ class FakeBus:
         self._clock = clock
         self.readings = DriveReadings(18)
         self.pos = desc.default_joint_pos.copy()
+        self.vel = np.zeros(18)
         self.effort = np.zeros(18)
         self.bits = np.zeros(18, np.uint32)
         self.silent = np.zeros(18, bool)
@@ -72,7 +76,7 @@ class FakeBus:
         heard = ~self.silent
         readings = self.readings
         readings.joint_pos[heard] = self.pos[heard]
-        readings.joint_vel[heard] = 0.0
+        readings.joint_vel[heard] = self.vel[heard]
         readings.joint_effort[heard] = self.effort[heard]
         readings.temperature_c[heard] = 31.0
         readings.voltage_v[heard] = 48.0
@@ -144,19 +148,28 @@ class Rig:
         self.desc = desc
         self.bus, self.imu, self.estop = FakeBus(desc, clock), FakeImu(clock), FakeEstop()
         self.devices = Devices(self.bus, self.imu, 200.0, bus_of_joint(desc), 200.0, "2026-11-01")
-        self.cfg = JetsonHalCfg(metrics_port=0, **keys)
-        self.robot = Robot(self.cfg, desc, self.devices, self.estop, clock_ns=clock)
+        endpoints = EndpointsCfg(raw="")
+        self.cfg = JetsonHalCfg(**({"metrics_port": 0, "endpoints": endpoints} | keys))
+        self.robot = Robot(
+            self.cfg, desc, self.devices, self.estop, clock_ns=clock, wait=clock.advance
+        )
+        self.handler = GateHandler(self.robot)
+        self.gate = self.handler.gate
+        self._payload = StatePayload()
 
     def bring_up(self):
-        self.robot.open()
-        self.robot.check_imu(self.clock.advance, 0.2)
-        self.robot.enable()
+        self.robot.start()
         self.slots(4)
         return self
 
     def slot(self):
+        """The `state` payload and its capture time, None while the measurement is incomplete."""
         self.clock.now_ns += 5_000_000
-        return self.robot.cycle(self.clock() + 3_000_000)
+        now_ns = self.clock()
+        reading = self.handler.cycle(Slot(now_ns, now_ns, 1, now_ns + 5_000_000))
+        if reading.measured is None:
+            return None
+        return self._payload.fill(reading.measured), reading.capture_ns
 
     def slots(self, count):
         for _ in range(count):
@@ -173,22 +186,22 @@ class Rig:
         return statuses
 
     def command(self, target):
-        return self.robot.handler.gate.command(target, self.clock()).status
+        return self.gate.command(target, self.clock()).status
 
     def armed(self, seconds=0.6):
         """Armed and following its own pose."""
-        assert self.robot.on_safety("arm", "test").ok
+        assert self.handler.on_safety("arm", "test").ok
         self.follow(self.bus.pos.copy(), seconds)
         return self
 
     def until_state(self, state, limit_s=0.5):
         """Milliseconds until the gate is in a state, while commands go on."""
         began = self.clock()
-        while self.robot.gate.state is not state:
+        while self.gate.state is not state:
             self.slot()
             self.command(self.bus.pos)
             if (self.clock() - began) * 1e-9 > limit_s:
-                raise AssertionError(f"still {self.robot.gate.state!r}")
+                raise AssertionError(f"still {self.gate.state!r}")
         return (self.clock() - began) * 1e-6
 
 

@@ -7,6 +7,7 @@ from krabby.drivers.errors import NoReply
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
 from krabby.safety.gate import Fault, SafetyState
+from krabby_jetson_hal.config import ImuCfg
 from krabby_jetson_hal.errors import ImuNotSane
 from krabby_proto import STATE, unpack
 
@@ -18,7 +19,7 @@ MS = 1_000_000
 
 def test_it_is_brought_up_limp_and_disarmed(rig):
     assert rig.bus.calls == ["open", "probe", "enable"]
-    assert rig.robot.gate.state is SafetyState.DISARMED
+    assert rig.gate.state is SafetyState.DISARMED
     for targets in rig.bus.targets:
         assert not targets.kp.any()
         assert targets.kd == pytest.approx(np.full(18, 10.0))
@@ -27,23 +28,23 @@ def test_it_is_brought_up_limp_and_disarmed(rig):
 def test_it_never_arms_by_itself(rig, desc):
     statuses = rig.follow(desc.default_joint_pos, 5.0)
     assert set(statuses) == {"not_armed"}
-    assert rig.robot.gate.state is SafetyState.DISARMED
+    assert rig.gate.state is SafetyState.DISARMED
 
 
 def test_a_missing_drive_ends_the_start_before_any_is_switched_on(build_rig):
     rig = build_rig()
     rig.bus.present[2] = False
     with pytest.raises(NoReply, match=r"lf_knee \(bus front, id 13\)"):
-        rig.robot.open()
+        rig.robot.start()
     assert "enable" not in rig.bus.calls
 
 
 def test_an_imu_whose_orientation_is_no_rotation_ends_the_start(build_rig):
-    rig = build_rig()
+    rig = build_rig(imu=ImuCfg(settle_s=0.2))
     rig.imu.quat_wb = np.array([0.0, 0.0, 0.0, 0.5])
-    rig.robot.open()
     with pytest.raises(ImuNotSane, match=r"norm.* after 0\.2 s"):
-        rig.robot.check_imu(rig.clock.advance, 0.2)
+        rig.robot.start()
+    assert "enable" not in rig.bus.calls
 
 
 def test_a_joint_outside_its_range_is_named_at_start_and_keeps_it_from_arming(build_rig):
@@ -53,7 +54,7 @@ def test_a_joint_outside_its_range_is_named_at_start_and_keeps_it_from_arming(bu
         rig.bring_up()
     (warning,) = [event for event in events if "outside its range" in event["event"]]
     assert warning["joint"] == "lf_knee"
-    answer = rig.robot.on_safety("arm", "test")
+    answer = rig.handler.on_safety("arm", "test")
     assert not answer.ok
     assert "JOINT_RANGE" in answer.reason
 
@@ -63,7 +64,7 @@ def test_a_joint_outside_its_range_is_named_at_start_and_keeps_it_from_arming(bu
 
 def test_arming_holds_the_measured_pose_while_the_gains_rise(rig):
     pose = rig.bus.pos.copy()
-    assert rig.robot.on_safety("arm", "test").ok
+    assert rig.handler.on_safety("arm", "test").ok
     rig.bus.targets.clear()
     rig.slots(110)
     kp = np.array([targets.kp[0] for targets in rig.bus.targets])
@@ -137,9 +138,9 @@ def test_a_stall_of_100_ms_damps_with_the_next_exchange(rig, armed_s, where):
         rig.clock.now_ns += 100 * MS
     assert rig.command(rig.bus.pos) == "refused"
     rig.slot()
-    assert rig.robot.gate.state is SafetyState.DAMP
+    assert rig.gate.state is SafetyState.DAMP
     ended_by_measurement = where == "in the exchange"
-    assert rig.robot.gate.faults == (Fault.STATE_GAP if ended_by_measurement else Fault.STATE_STALE)
+    assert rig.gate.faults == (Fault.STATE_GAP if ended_by_measurement else Fault.STATE_STALE)
     assert kp_sent(rig)[-1] == 0.0
 
 
@@ -148,7 +149,7 @@ def test_the_gap_that_a_stall_in_the_exchange_makes_is_named(rig):
     rig.bus.stall_ns = 140 * MS
     rig.slot()  # its drives were heard: nothing but the time that passed is wrong
     assert rig.robot.watch.findings == ()
-    assert rig.robot.gate.faults == Fault.STATE_GAP
+    assert rig.gate.faults == Fault.STATE_GAP
 
 
 def test_a_short_stall_in_the_exchange_starts_the_arming_again(rig):
@@ -161,8 +162,8 @@ def test_a_short_stall_in_the_exchange_starts_the_arming_again(rig):
     sagged = rig.bus.pos - 0.3
     rig.bus.pos[:] = sagged
     rig.slots(30)
-    assert rig.robot.gate.state is SafetyState.ARMING
-    assert rig.robot.gate.faults == Fault(0)
+    assert rig.gate.state is SafetyState.ARMING
+    assert rig.gate.faults == Fault(0)
     kp = kp_sent(rig)
     assert kp[1] == 0.0
     assert np.diff(kp[1:]).max() == pytest.approx(2.5)  # 5 of 500 ms of 250
@@ -174,11 +175,11 @@ def test_a_short_stall_in_the_exchange_holds_the_pose(rig):
     rig.slot()
     rig.bus.stall_ns = 40 * MS
     rig.slot()
-    assert rig.robot.gate.state is SafetyState.HOLD  # what came is 40 ms old itself
+    assert rig.gate.state is SafetyState.HOLD  # what came is 40 ms old itself
     assert rig.command(rig.bus.pos + 0.1) == "held"
     rig.slots(2)
     assert rig.command(rig.bus.pos) == "applied"
-    assert rig.robot.gate.faults == Fault(0)
+    assert rig.gate.faults == Fault(0)
 
 
 def test_no_stall_anywhere_makes_the_gains_jump(rig):
@@ -195,9 +196,9 @@ def test_no_stall_anywhere_makes_the_gains_jump(rig):
             rig.clock.now_ns += stall_ns
         rig.slot()
         rig.command(rig.bus.pos)
-        if not rig.robot.gate.state.live:
+        if not rig.gate.state.live:
             rig.slots(4)
-            rig.robot.on_safety("arm", "test")
+            rig.handler.on_safety("arm", "test")
     kp = kp_sent(rig)
     assert kp.max() == 250.0
     assert np.diff(kp).max() <= 10.0 + 1e-9  # 20 of 500 ms of 250
@@ -222,8 +223,8 @@ def test_what_a_drive_suffers_damps_all_joints_two_exchanges_later(rig, bit, fau
     rig.armed()
     rig.bus.bits[2] |= bit
     rig.slot()  # seen here
-    assert rig.robot.gate.state is SafetyState.DAMP
-    assert rig.robot.gate.faults == fault
+    assert rig.gate.state is SafetyState.DAMP
+    assert rig.gate.faults == fault
     rig.bus.targets.clear()
     rig.slot()  # acted upon here
     assert not rig.bus.targets[0].kp.any()
@@ -258,7 +259,7 @@ def test_a_whole_bus_without_replies_is_the_buss_fault(rig):
              for kind in ("hip_yaw", "hip_pitch", "knee")]  # fmt: skip
     rig.bus.bits[front] = DriveFault.NO_REPLY
     rig.slot()
-    assert rig.robot.gate.faults == Fault.BUS
+    assert rig.gate.faults == Fault.BUS
     assert [(finding.where, finding.what) for finding in rig.robot.watch.findings] == [
         ("front", "no_reply")
     ]
@@ -268,14 +269,14 @@ def test_an_imu_that_falls_silent_damps_within_40_ms(rig):
     rig.armed()
     rig.imu.silent = True
     assert rig.until_state(SafetyState.DAMP) <= 40.0
-    assert Fault.IMU in rig.robot.gate.faults
+    assert Fault.IMU in rig.gate.faults
 
 
 def test_an_imu_that_jumps_damps_with_the_next_cycle(rig):
     rig.armed()
     rig.imu.quat_wb = rotations.from_euler(0.5, 0.0, 0.0)
     assert rig.until_state(SafetyState.DAMP) == pytest.approx(5.0)
-    assert rig.robot.gate.faults == Fault.IMU
+    assert rig.gate.faults == Fault.IMU
 
 
 def test_one_lost_reply_is_no_fault_and_the_state_goes_on(rig):
@@ -283,14 +284,14 @@ def test_one_lost_reply_is_no_fault_and_the_state_goes_on(rig):
     rig.bus.silent[2] = True
     assert rig.slot() is not None
     rig.bus.silent[2] = False
-    assert rig.robot.gate.state is SafetyState.ACTIVE
+    assert rig.gate.state is SafetyState.ACTIVE
     assert rig.robot.readings.missed[2] == 1
 
 
 def test_a_drive_that_always_answers_late_is_a_fault_after_60_ms(rig):
     rig.armed()
     began = rig.clock()
-    while rig.robot.gate.state is not SafetyState.DAMP:
+    while rig.gate.state is not SafetyState.DAMP:
         rig.bus.silent[2] = True
         rig.slot()
         rig.command(rig.bus.pos)
@@ -306,7 +307,7 @@ def test_a_measurement_that_stays_incomplete_is_published_no_more_and_damps(rig)
     assert states == [True] * 4 + [False] * 2  # 20 ms are believed
     assert rig.until_state(SafetyState.HOLD) <= 30.0
     assert rig.until_state(SafetyState.DAMP) <= 100.0
-    assert rig.robot.gate.faults == Fault.DRIVE
+    assert rig.gate.faults == Fault.DRIVE
 
 
 def test_a_loop_that_stalled_for_100_ms_finds_itself_damped(rig):
@@ -314,14 +315,14 @@ def test_a_loop_that_stalled_for_100_ms_finds_itself_damped(rig):
     rig.clock.advance(0.11)
     rig.bus.targets.clear()
     rig.slot()
-    assert rig.robot.gate.state is SafetyState.DAMP
+    assert rig.gate.state is SafetyState.DAMP
     assert not rig.bus.targets[0].kp.any()
 
 
 def test_it_cannot_be_armed_while_something_is_wrong(rig):
     rig.bus.bits[2] |= DriveFault.STUCK_ENCODER
     rig.slot()
-    answer = rig.robot.on_safety("arm", "test")
+    answer = rig.handler.on_safety("arm", "test")
     assert not answer.ok
     assert "lf_knee stuck encoder" in answer.reason
 
@@ -351,16 +352,16 @@ def test_an_id_that_is_not_one_drives_damps_and_keeps_it_from_arming(
     rig.bus.readings.conflicts = (conflict,)
     with captured_logs() as events:
         rig.slots(3)
-    assert rig.robot.gate.state is SafetyState.DAMP
-    assert rig.robot.gate.faults == fault
+    assert rig.gate.state is SafetyState.DAMP
+    assert rig.gate.faults == fault
     (event,) = [event for event in events if event["event"] == "fault"]
     assert event["detail"] == str(conflict)
-    answer = rig.robot.on_safety("arm", "test")
+    answer = rig.handler.on_safety("arm", "test")
     assert (answer.ok, answer.reason) == (False, f"not while there is {says}")
-    assert rig.robot.on_safety("reset", "test").ok
+    assert rig.handler.on_safety("reset", "test").ok
     rig.bus.readings.conflicts = ()  # unplugged
     rig.slots(2)
-    assert rig.robot.on_safety("arm", "test").ok
+    assert rig.handler.on_safety("arm", "test").ok
 
 
 def test_a_reset_clears_the_drives_and_only_then_it_can_be_armed(rig):
@@ -368,14 +369,14 @@ def test_a_reset_clears_the_drives_and_only_then_it_can_be_armed(rig):
     rig.bus.bits[2] |= DriveFault.DROPPED_OUT
     rig.bus.readings.mode[2] = DriveMode.OFF
     rig.slot()
-    refused = rig.robot.on_safety("arm", "test")
+    refused = rig.handler.on_safety("arm", "test")
     assert not refused.ok
     assert "reset first" in refused.reason
-    assert rig.robot.on_safety("reset", "test").ok
+    assert rig.handler.on_safety("reset", "test").ok
     rig.slots(2)
     assert rig.bus.calls[-1] == "enable"
-    assert rig.robot.gate.state is SafetyState.DISARMED
-    assert rig.robot.on_safety("arm", "test").ok
+    assert rig.gate.state is SafetyState.DISARMED
+    assert rig.handler.on_safety("arm", "test").ok
 
 
 def test_drives_that_do_not_come_back_are_a_fault_again(rig):
@@ -383,11 +384,11 @@ def test_drives_that_do_not_come_back_are_a_fault_again(rig):
     rig.bus.readings.mode[2] = DriveMode.OFF
     rig.slot()
     rig.bus.refuses = True
-    assert rig.robot.on_safety("reset", "test").ok
+    assert rig.handler.on_safety("reset", "test").ok
     with captured_logs() as events:
         rig.slot()
     assert any("id 13) stays off" in event.get("reason", "") for event in events)
-    assert Fault.DRIVE in rig.robot.gate.faults
+    assert Fault.DRIVE in rig.gate.faults
 
 
 # --- the emergency stop --------------------------------------------------------------------
@@ -397,13 +398,13 @@ def test_the_button_stops_within_a_cycle_and_stays(rig):
     rig.armed()
     rig.estop.is_pressed = True
     assert rig.until_state(SafetyState.ESTOP) == pytest.approx(5.0)
-    assert not rig.robot.on_safety("reset", "test").ok
+    assert not rig.handler.on_safety("reset", "test").ok
     rig.estop.is_pressed = False
     rig.slots(100)
-    assert rig.robot.gate.state is SafetyState.ESTOP
-    assert not rig.robot.on_safety("arm", "test").ok
-    assert rig.robot.on_safety("reset", "test").ok
-    assert rig.robot.on_safety("arm", "test").ok
+    assert rig.gate.state is SafetyState.ESTOP
+    assert not rig.handler.on_safety("arm", "test").ok
+    assert rig.handler.on_safety("reset", "test").ok
+    assert rig.handler.on_safety("arm", "test").ok
 
 
 # --- the end -------------------------------------------------------------------------------
@@ -412,17 +413,28 @@ def test_the_button_stops_within_a_cycle_and_stays(rig):
 def test_it_sinks_damped_and_is_switched_off_before_anything_is_closed(rig):
     rig.armed()
     rig.bus.targets.clear()
-    assert rig.robot.sink(0)
-    assert not rig.bus.targets[0].kp.any()
-    assert rig.bus.targets[0].kd == pytest.approx(np.full(18, 10.0))
+    began = rig.clock()
     rig.robot.close()
+    assert len(rig.bus.targets) == 40  # so many find it at rest
+    assert rig.clock() - began == 200 * MS
+    for targets in rig.bus.targets:
+        assert not targets.kp.any()
+        assert targets.kd == pytest.approx(np.full(18, 10.0))
     assert rig.bus.calls[-2:] == ["disable", "close"]
     assert rig.imu.calls[-1] == "close"
     assert rig.estop.closed
 
 
+def test_joints_that_do_not_rest_are_switched_off_after_a_second(rig):
+    rig.bus.vel[:] = 0.1
+    began = rig.clock()
+    rig.robot.close()
+    assert rig.clock() - began == 1000 * MS
+    assert rig.bus.calls[-2:] == ["disable", "close"]
+
+
 def test_closing_does_not_need_a_start(build_rig):
     rig = build_rig()
-    assert rig.robot.sink(0)
     rig.robot.close()
+    assert rig.bus.targets == []
     assert rig.bus.calls == ["disable", "close"]

@@ -12,6 +12,7 @@ from krabby_proto import (
     CAMERA,
     STATE,
     CommandStatus,
+    EndpointInUse,
     HalClient,
     LatestSubscriber,
     Publisher,
@@ -48,7 +49,7 @@ def test_it_passes_the_same_conformance_check_as_the_simulator(service, endpoint
     # How regular the state is depends on what else this machine does.
     failed = {result.name: result.detail for result in results if not result.passed}
     assert failed.keys() <= {"state rate", "state age"}, failed
-    assert service.robot.gate.state is SafetyState.DISARMED
+    assert service.handler.gate.state is SafetyState.DISARMED
 
 
 def test_the_hello_says_which_robot_and_how_it_was_calibrated(service, client, desc):
@@ -108,10 +109,10 @@ def test_of_images_that_came_together_only_the_newest_goes_on(cfg, build_devices
         def some_overtaken():
             for _ in range(3):
                 raw.publish(np.zeros(10), capture_ns=1)
-            return service._relay.overtaken
+            return service.robot.relay.overtaken
 
         until(some_overtaken)
-        assert service._relay.forwarded
+        assert service.robot.relay.forwarded
 
 
 def test_the_state_goes_on_at_200_hz_without_any_command(service, client):
@@ -163,3 +164,13 @@ def test_a_start_that_fails_half_way_lets_go_of_everything(cfg, build_devices):
         pass
     assert devices.bus.calls == ["open", "probe", "disable", "close"]
     assert devices.imu.calls == ["open", "close"]
+
+
+def test_a_second_hal_ends_before_it_touches_a_drive(cfg, build_devices, client):
+    second = build_devices()
+    with running(JetsonHal(cfg(), build_devices())):
+        client.hello()
+        with pytest.raises(EndpointInUse), running(JetsonHal(cfg(), second)):
+            pass
+    assert "open" not in second.bus.calls
+    assert "open" not in second.imu.calls

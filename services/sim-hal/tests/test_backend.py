@@ -2,6 +2,9 @@ import numpy as np
 import pytest
 from krabby.course.courses import make_course
 from krabby.course.mission import pursue
+from krabby.hal.backend import Slot
+from krabby.hal.handler import GateHandler
+from krabby.hal.measurement import StatePayload
 from krabby.mujoco.config import MissionCfg
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
@@ -17,14 +20,17 @@ class Driver:
 
     def __init__(self, sim, clock):
         self.sim = sim
+        self.handler = GateHandler(sim)
         self.clock = clock
         self.sequence = 0
         self.resets = 0
 
     def slot(self):
         self.clock.now_ns += SLOT_NS
-        self.sim.advance(self.clock.now_ns, self.clock.now_ns, 2)
-        self.resets += self.sim.state()[1]
+        now_ns = self.clock.now_ns
+        reading = self.handler.cycle(Slot(now_ns, now_ns, 1, now_ns + SLOT_NS))
+        self.resets += reading.was_reset
+        return reading
 
     def command(self, joint_pos):
         self.sequence += 1
@@ -36,7 +42,7 @@ class Driver:
             capture_ns=self.clock.now_ns,
             publish_ns=self.clock.now_ns,
         )
-        return self.sim.on_command(decode(frames_))
+        return self.handler.on_command(decode(frames_))
 
     def run(self, seconds, target=None):
         """Hold `target`, or send nothing; `target` may be a function of the time since now."""
@@ -59,7 +65,7 @@ def standing(simulator, clock, desc):
     """A robot that stands and follows commands."""
     driver = Driver(simulator(), clock)
     driver.run(1.0, desc.default_joint_pos)
-    assert driver.sim.gate.state is SafetyState.ACTIVE
+    assert driver.handler.gate.state is SafetyState.ACTIVE
     driver.run(0.5, desc.default_joint_pos)
     return driver
 
@@ -74,18 +80,18 @@ def test_it_arms_by_itself_once_commands_come_steadily(simulator, clock, desc):
     assert driver.command(desc.default_joint_pos).status is CommandStatus.NOT_ARMED
     # 0.2 s of steady commands, then 0.5 s of arming.
     driver.run(0.65, desc.default_joint_pos)
-    assert driver.sim.gate.state is SafetyState.ARMING
+    assert driver.handler.gate.state is SafetyState.ARMING
     driver.run(0.1, desc.default_joint_pos)
-    assert driver.sim.gate.state is SafetyState.ACTIVE
+    assert driver.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_without_auto_arm_it_waits_for_an_operator(simulator, clock, desc):
     driver = Driver(simulator(auto_arm=False), clock)
     driver.run(1.0, desc.default_joint_pos)
-    assert driver.sim.gate.state is SafetyState.DISARMED
-    assert driver.sim.on_safety("arm", "test").ok
+    assert driver.handler.gate.state is SafetyState.DISARMED
+    assert driver.handler.on_safety("arm", "test").ok
     driver.run(0.6, desc.default_joint_pos)
-    assert driver.sim.gate.state is SafetyState.ACTIVE
+    assert driver.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_it_spawns_lying_and_stands_up_without_a_fall(simulator, clock, desc):
@@ -108,7 +114,7 @@ def test_sitting_for_a_while_is_no_fall(standing, desc):
 
 
 def test_state_says_what_the_robot_measures(standing, desc):
-    state, _ = standing.sim.state()
+    state = StatePayload().fill(standing.slot().measured)
     fields = unpack(STATE, state)
     assert state.shape == (70,)
     assert fields["base_quat_w"] == pytest.approx([0, 0, 0, 1], abs=0.01)
@@ -140,26 +146,26 @@ def test_a_foot_within_5_cm_of_an_edge_counts(simulator, clock, desc):
 
 def test_commands_that_stop_make_it_hold_and_then_go_limp(standing, desc):
     standing.run(0.1)
-    assert standing.sim.gate.state is SafetyState.HOLD
+    assert standing.handler.gate.state is SafetyState.HOLD
     standing.run(0.1)
-    assert standing.sim.gate.state is SafetyState.DAMP
-    assert Fault.COMMAND_TIMEOUT in standing.sim.gate.faults
+    assert standing.handler.gate.state is SafetyState.DAMP
+    assert Fault.COMMAND_TIMEOUT in standing.handler.gate.faults
     assert standing.command(desc.default_joint_pos).status is CommandStatus.REJECTED_SAFETY
 
 
 def test_it_gets_up_again_by_itself_when_commands_come_back(standing, desc):
     standing.run(0.5)
     standing.run(1.5, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.ACTIVE
+    assert standing.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_each_fault_of_the_gate_is_counted_when_it_comes(standing, desc):
-    assert standing.sim.summary()["gate_faults"] == {}
+    assert standing.handler.summary()["gate_faults"] == {}
     standing.run(0.3)
     standing.run(1.5, desc.default_joint_pos)
     roll_over(standing)
     standing.run(0.1, desc.default_joint_pos)
-    assert standing.sim.summary()["gate_faults"] == {"command_timeout": 1, "tilt": 1}
+    assert standing.handler.summary()["gate_faults"] == {"command_timeout": 1, "tilt": 1}
 
 
 @pytest.mark.parametrize("ended_by", ["a slot", "a command"])
@@ -168,12 +174,11 @@ def test_a_stall_of_100_ms_makes_it_go_limp(standing, desc, ms, ended_by):
     standing.clock.now_ns += ms * 1_000_000 - (SLOT_NS if ended_by == "a slot" else 0)
     if ended_by == "a slot":
         standing.slot()
-        assert standing.sim.gate.faults == Fault.STATE_GAP
     else:
         outcome = standing.command(desc.default_joint_pos)
         assert outcome.status is CommandStatus.REJECTED_SAFETY
-        assert standing.sim.gate.faults == Fault.STATE_STALE
-    assert standing.sim.gate.state is SafetyState.DAMP
+    assert standing.handler.gate.faults == Fault.STATE_STALE
+    assert standing.handler.gate.state is SafetyState.DAMP
     for _ in range(3):  # what the gate decides in a slot reaches the joints 5 ms later
         standing.slot()
     assert not standing.sim.drive.kp.any()
@@ -182,13 +187,13 @@ def test_a_stall_of_100_ms_makes_it_go_limp(standing, desc, ms, ended_by):
 def test_a_stall_while_arming_starts_the_gains_from_zero(simulator, clock, desc):
     driver = Driver(simulator(auto_arm=False), clock)
     driver.run(0.1)
-    assert driver.sim.on_safety("arm", "test").ok
+    assert driver.handler.on_safety("arm", "test").ok
     driver.run(0.4)
     assert driver.sim.drive.kp.max() == pytest.approx(195.0)  # 390 of 500 ms
     clock.now_ns += 40_000_000
     for _ in range(3):
         driver.slot()
-    assert driver.sim.gate.state is SafetyState.ARMING
+    assert driver.handler.gate.state is SafetyState.ARMING
     assert driver.sim.drive.kp.max() == 0.0
     before = 0.0
     for _ in range(100):
@@ -196,25 +201,25 @@ def test_a_stall_while_arming_starts_the_gains_from_zero(simulator, clock, desc)
         kp = driver.sim.drive.kp.max()
         assert kp - before == pytest.approx(2.5)
         before = kp
-    assert driver.sim.gate.state is SafetyState.ACTIVE
+    assert driver.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_an_emergency_stop_stays_until_an_operator_arms(standing, desc):
-    outcome = standing.sim.on_safety("estop", "test")
+    outcome = standing.handler.on_safety("estop", "test")
     assert (outcome.ok, outcome.state, outcome.faults) == (True, "estop", ("estop",))
     standing.run(1.0, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.ESTOP
-    assert not standing.sim.on_safety("arm", "test").ok
-    standing.sim.on_safety("reset", "test")
+    assert standing.handler.gate.state is SafetyState.ESTOP
+    assert not standing.handler.on_safety("arm", "test").ok
+    standing.handler.on_safety("reset", "test")
     standing.run(1.0, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.DISARMED
-    standing.sim.on_safety("arm", "test")
+    assert standing.handler.gate.state is SafetyState.DISARMED
+    standing.handler.on_safety("arm", "test")
     standing.run(1.0, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.ACTIVE
+    assert standing.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_asking_for_the_status_changes_nothing(standing):
-    outcome = standing.sim.on_safety("status", "test")
+    outcome = standing.handler.on_safety("status", "test")
     assert (outcome.ok, outcome.state, outcome.faults) == (True, "active", ())
 
 
@@ -225,13 +230,13 @@ def test_a_wild_command_is_cut_by_the_gate_and_counted(standing, desc):
     assert outcome.status is CommandStatus.APPLIED
     assert outcome.position_clamp_mask == 1 << 4
     assert outcome.rate_clamp_mask == 1 << 4
-    assert standing.sim.handler.position_clamps[4] == 1
-    assert standing.sim.summary()["gate_clamps"] >= 2
+    assert standing.handler.position_clamps[4] == 1
+    assert standing.handler.summary()["gate_clamps"] >= 2
 
 
 def test_the_actuator_write_is_reported_with_its_command(standing, desc):
     seen = []
-    standing.sim.handler.on_actuated = lambda message, applied_ns: seen.append(
+    standing.handler.on_actuated = lambda message, applied_ns: seen.append(
         (message.sequence, applied_ns)
     )
     outcome = standing.command(desc.default_joint_pos)
@@ -259,7 +264,7 @@ def test_a_fall_is_reported_and_put_right_after_two_seconds(standing, desc):
     with captured_logs() as logs:
         roll_over(standing)
         standing.slot()
-        assert standing.sim.gate.state is SafetyState.DISARMED
+        assert standing.handler.gate.state is SafetyState.DISARMED
         assert standing.sim.falls == 1
         standing.run(1.98, desc.default_joint_pos)
         assert standing.resets == before
@@ -272,7 +277,7 @@ def test_a_fall_is_reported_and_put_right_after_two_seconds(standing, desc):
     assert standing.sim.world.base_pos_w == pytest.approx([1.0, 0.0, 0.42], abs=0.1)
     # It arms and stands again as at the start.
     standing.run(1.5, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.ACTIVE
+    assert standing.handler.gate.state is SafetyState.ACTIVE
     assert standing.sim.falls == 1
     assert standing.truth()["reset_count"] == 1
     assert rotations.tilt(standing.sim.world.base_quat_w) < 0.05
@@ -281,16 +286,16 @@ def test_a_fall_is_reported_and_put_right_after_two_seconds(standing, desc):
 def test_nothing_is_armed_while_it_lies_there(standing, desc):
     roll_over(standing)
     standing.run(1.9, desc.default_joint_pos)
-    assert standing.sim.gate.state is SafetyState.DISARMED
+    assert standing.handler.gate.state is SafetyState.DISARMED
 
 
 def test_an_emergency_stop_survives_the_reset(standing, desc):
     roll_over(standing)
     standing.slot()
-    standing.sim.on_safety("estop", "test")
+    standing.handler.on_safety("estop", "test")
     standing.run(3.0, desc.default_joint_pos)
     assert standing.sim.resets == 1
-    assert standing.sim.gate.state is SafetyState.ESTOP
+    assert standing.handler.gate.state is SafetyState.ESTOP
 
 
 def test_falling_into_a_pit_is_noticed(simulator, clock, desc):
@@ -333,11 +338,11 @@ def test_a_repeated_course_begins_again_two_seconds_after_its_end(simulator, clo
     assert (sim.laps, driver.resets) == (0, 0)
     driver.run(0.3, desc.default_joint_pos)
     assert (sim.laps, driver.resets, sim.falls) == (1, 1, 0)
-    assert sim.gate.state is not SafetyState.ACTIVE
+    assert driver.handler.gate.state is not SafetyState.ACTIVE
     assert sim.world.base_pos_w[:2] == pytest.approx(sim.course.spawn[:2], abs=0.05)
     assert sim.progress.distance_m == pytest.approx(walked_m, abs=0.05)
     driver.run(1.0, desc.default_joint_pos)
-    assert sim.gate.state is SafetyState.ACTIVE
+    assert driver.handler.gate.state is SafetyState.ACTIVE
 
 
 def test_the_same_commands_give_the_same_trajectory(simulator, clock, desc):

@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from krabby.hal.config import LockstepCfg
+from krabby.hal.errors import LoopSilent
 from krabby.mujoco.config import CourseCfg
 from krabby.runtime.app import Runtime
 from krabby.runtime.testing import running
@@ -28,8 +30,7 @@ from krabby_proto import (
     unpack,
 )
 from krabby_proto.conformance import check_hal
-from krabby_sim_hal.config import EndpointsCfg, LockstepCfg, SimHalCfg
-from krabby_sim_hal.errors import LoopSilent
+from krabby_sim_hal.config import EndpointsCfg, SimHalCfg
 from krabby_sim_hal.service import SimHal
 
 MS = 1_000_000
@@ -109,7 +110,7 @@ def test_it_passes_the_conformance_check_and_stays_disarmed(cfg, endpoints):
     # How regular the state is depends on what else this machine does.
     failed = {result.name: result.detail for result in results if not result.passed}
     assert failed.keys() <= {"state rate", "state age"}, failed
-    assert service.sim.gate.state is SafetyState.DISARMED
+    assert service.handler.gate.state is SafetyState.DISARMED
 
 
 def test_the_hello_says_which_robot_on_which_course(cfg, client, desc):
@@ -197,7 +198,7 @@ BAD = ((np.nan, 0), (0.0, 26))
 def lasting_leases(monkeypatch):
     """A writer keeps its lease however long a busy machine puts it aside: that is wall time."""
     server = functools.partial(HalServer, process_clock_ns=lambda: 0)
-    monkeypatch.setattr("krabby_sim_hal.service.HalServer", server)
+    monkeypatch.setattr("krabby.hal.loop.HalServer", server)
 
 
 @pytest.mark.usefixtures("lasting_leases")

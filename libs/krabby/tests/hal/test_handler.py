@@ -2,32 +2,70 @@
 
 import numpy as np
 import pytest
-from krabby.hal.handler import GateHandler, follow_gate, hal_hello
+from krabby.hal.backend import HalBackend, Reading, SimulatedClock, Slot
+from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import Measurement, StatePayload
 from krabby.hal.metrics import GateMetrics
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock
-from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
+from krabby.safety.gate import DriveMode, Fault, SafetyState
 from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
 from prometheus_client import REGISTRY
 
 DESC = RobotDescription.load()
 
 
+class Drives(HalBackend):
+    """Joints that stand where they are put; drives that take what they are given 2 ms later."""
+
+    name = "some-hal"
+    desc = DESC
+
+    def __init__(self, clock):
+        self.clock_ns = clock
+        self.measured = Measurement(18, 6)
+        self.measured.joint_pos[:] = DESC.default_joint_pos
+        self.calls = []
+        """Modes written and `read`, in order."""
+        self.written = []
+        self.faults = Fault(0)
+        self.took_ns = 0
+        """How long the next read takes."""
+        self.incomplete = False
+        self.blocked = ""
+        self.operations = []
+
+    def read(self, slot):
+        self.calls.append("read")
+        self.clock_ns.now_ns += self.took_ns
+        measured = None if self.incomplete else self.measured
+        return Reading(measured, slot.woke_ns, self.faults)
+
+    def write(self, drive, now_ns):
+        self.calls.append(drive.mode)
+        self.written.append(drive)
+        return now_ns + 2_000_000
+
+    def obstacle(self, op, gate):
+        return self.blocked
+
+    def operated(self, op, *, granted):
+        self.operations.append((op, granted))
+
+    def extra(self):
+        return {"a": 1}
+
+
 class Rig:
-    """A gate behind its handler; drives that take what they are given 2 ms later."""
+    """A gate behind its handler, and time that passes in slots of 5 ms."""
 
     def __init__(self):
         self.clock = FakeClock()
-        self.gate = SafetyGate(GateCfg.from_description(DESC))
-        self.handler = GateHandler(self.gate, clock_ns=self.clock, actuate=self._actuate)
-        self.drives = []
+        self.drives = Drives(self.clock)
+        self.handler = GateHandler(self.drives)
+        self.gate = self.handler.gate
         self.actuated = []
         self.handler.on_actuated = lambda message, applied_ns: self.actuated.append(applied_ns)
-
-    def _actuate(self, drive, now_ns):
-        self.drives.append(drive)
-        return now_ns + 2_000_000
 
     def command(self, joint_pos):
         now = self.clock()
@@ -38,9 +76,8 @@ class Rig:
 
     def slot(self):
         self.clock.advance(0.005)
-        pose = DESC.default_joint_pos
-        self.gate.observe(pose, np.zeros(18), np.zeros(18), [0, 0, 0, 1], self.clock())
-        self.gate.step(self.clock())
+        now_ns = self.clock()
+        return self.handler.cycle(Slot(now_ns, now_ns, 1, now_ns + 5_000_000))
 
     def active(self):
         self.slot()
@@ -60,7 +97,7 @@ def test_before_arming_a_valid_command_moves_nothing(rig):
     outcome = rig.command(DESC.default_joint_pos)
     assert outcome.status is CommandStatus.NOT_ARMED
     assert outcome.safety_state == SafetyState.DISARMED
-    assert rig.drives == []
+    assert rig.drives.written == []
 
 
 def test_an_applied_command_says_when_it_reaches_the_drives(rig):
@@ -94,29 +131,95 @@ def test_a_damped_robot_refuses_commands_for_safety(rig):
 
 def test_an_operators_stop_reaches_the_drives_at_once_and_a_question_does_not(rig):
     rig.active()
-    rig.drives.clear()
+    rig.drives.written.clear()
     assert rig.handler.on_safety("status", "test").state == "active"
-    assert rig.drives == []
+    assert rig.drives.written == []
     answer = rig.handler.on_safety("estop", "test")
     assert (answer.state, answer.faults) == ("estop", ("estop",))
-    assert not rig.drives[-1].kp.any()
+    assert not rig.drives.written[-1].kp.any()
+    assert rig.drives.operations[-1] == ("estop", True)
 
 
-def test_every_reply_carries_the_gates_state_and_faults(rig):
-    class Server:
-        safety_state = fault_bits = None
+def test_what_a_back_end_objects_to_never_reaches_the_gate(rig):
+    rig.slot()
+    rig.drives.blocked = "the button is pressed; release it"
+    answer = rig.handler.on_safety("arm", "test")
+    assert (answer.ok, answer.reason) == (False, "the button is pressed; release it")
+    assert rig.gate.state is SafetyState.DISARMED
+    assert rig.drives.operations == []
 
-    rig.gate.raise_fault(Fault.IMU, rig.clock())
-    follow_gate(Server, rig.gate)
-    assert (Server.safety_state, Server.fault_bits) == (SafetyState.DAMP, Fault.IMU)
+
+# --- a cycle -------------------------------------------------------------------------------
+
+
+def test_the_gate_is_asked_before_the_drives_are_addressed_and_after_it_has_judged(rig):
+    rig.active()
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.POSITION, "read", DriveMode.POSITION]
+
+
+def test_after_a_stall_nothing_stale_goes_out(rig):
+    rig.active()
+    rig.clock.advance(0.1)  # as long as the gate lets a measurement be missing
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.DAMP, "read", DriveMode.DAMP]
+
+
+def test_a_stall_in_the_reading_is_judged_before_the_next_write(rig):
+    rig.active()
+    rig.drives.took_ns = 100_000_000
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.POSITION, "read", DriveMode.DAMP]
+    assert rig.gate.faults == Fault.STATE_GAP
+
+
+def test_drives_that_are_addressed_by_the_reading_are_written_to_once(rig):
+    rig.active()
+    rig.drives.buffered = True
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.POSITION, "read"]
+
+
+def test_a_fault_of_the_back_end_damps_in_the_same_cycle(rig):
+    rig.active()
+    rig.drives.faults = Fault.BUS | Fault.DRIVE
+    rig.drives.calls.clear()
+    rig.slot()
+    assert rig.drives.calls == [DriveMode.POSITION, "read", DriveMode.DAMP]
+    assert rig.handler.summary()["gate_faults"] == {"drive": 1, "bus": 1}
+
+
+def test_an_incomplete_measurement_is_not_judged(rig):
+    rig.active()
+    rig.drives.incomplete = True
+    for _ in range(6):  # 30 ms: the gate holds
+        assert rig.slot().measured is None
+        rig.command(DESC.default_joint_pos)
+    assert rig.gate.state is SafetyState.HOLD
+
+
+def test_an_answer_in_lock_step_is_written_later_than_it_is_given():
+    clock = FakeClock()
+    drives = Drives(clock)
+    handler = GateHandler(drives, answer_delay_ns=2_500_000)
+    times = []
+    drives.write = lambda drive, now_ns: times.append(now_ns) or now_ns
+    handler.cycle(Slot(clock(), clock(), 1, clock() + 5_000_000))
+    handler.on_safety("estop", "test")
+    assert times == [clock(), clock(), clock() + 2_500_000]
 
 
 def test_the_hello_names_the_robot():
-    hello = hal_hello("some-hal", DESC, extra={"a": 1})
-    assert hello["service"] == "some-hal"
+    hello = Drives(FakeClock()).hello()
+    assert (hello["service"], hello["clock"]) == ("some-hal", "monotonic")
     assert hello["robot"]["hash"] == DESC.content_hash
     assert hello["camera"] == {}
     assert hello["extra"] == {"a": 1}
+    assert Drives(SimulatedClock()).hello()["clock"] == "simulated"
 
 
 def test_every_field_of_the_state_comes_from_the_measurement_of_its_name():
@@ -134,7 +237,7 @@ def test_the_gate_is_exposed_one_hot_and_its_changes_are_stamped(rig):
     rig.active()
     metrics.note_state(5_000_000_000)
     metrics.note_state(6_000_000_000)
-    metrics.update(Measurement(18, 6), rig.drives[-1], {"applied": 7})
+    metrics.update({"applied": 7})
 
     def value(name, **labels):
         return REGISTRY.get_sample_value(name, labels)

@@ -94,7 +94,8 @@ class EmulatedRobot(Stage):
         """After the substeps of a slot: look for falls; what the IMU says, None if it is mute."""
         self.reset_if_due(now_ns)
         self.world.measure(self._measured)
-        self.watch(now_ns)
+        holding = bool(self.bank.holding.all())
+        self.watch(now_ns, self.bank.target_pos if holding else None)
         if self.board.imu_silent:
             return None
         return self._imu.disturb(self._measured, now_ns, self.board.imu_roll)
@@ -133,9 +134,6 @@ class EmulatedRobot(Stage):
 
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
-
-    def _target_joint_pos(self) -> NDArray[np.float64] | None:
-        return self.bank.target_pos if bool(self.bank.holding.all()) else None
 
 
 class _ImuFlaws:

@@ -3,6 +3,7 @@
 import sys
 
 from krabby.drivers.errors import DeviceError
+from krabby.hal.errors import HalError
 from krabby.robot.errors import RobotError
 from krabby.runtime.app import main as run_service
 from krabby_proto import ProtoError
@@ -18,7 +19,7 @@ def main() -> int:
         "jetson-hal",
         JetsonHalCfg,
         JetsonHal,
-        errors=(JetsonHalError, DeviceError, RobotError, ProtoError),
+        errors=(HalError, JetsonHalError, DeviceError, RobotError, ProtoError),
     )
 
 

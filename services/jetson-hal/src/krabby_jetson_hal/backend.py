@@ -1,29 +1,35 @@
-"""The robot behind the wire: drives, IMU, estimation, faults and the safety gate.
+"""The robot as a back end of the HAL loop: drives, IMU, estimation, faults.
 
-Everything but sockets, pacing and metrics. One cycle:
+`write` stores, and `read` exchanges with the drives what was written last:
 
-    gate.step -> exchange with the drives -> faults -> estimate -> gate.observe -> state
+    targets to the drives -> replies -> faults -> estimate
 
-and between two cycles commands and operators' requests, which the next exchange carries out.
+So a command that comes between two cycles goes out with the next exchange.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
 from krabby.drivers.can import DriveMode, DriveTargets
 from krabby.drivers.errors import DriveError
 from krabby.drivers.imu.check import ImuCheck, ImuLimits
-from krabby.hal.handler import GateHandler
-from krabby.hal.measurement import Measurement, StatePayload
+from krabby.hal.backend import HalBackend, Image, Reading, limp
+from krabby.hal.measurement import Measurement
 from krabby.robot.contact import ContactCfg, FootContacts
 from krabby.robot.description import JOINTS_PER_LEG
-from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
+from krabby.runtime.metrics import Quantiles
+from krabby.safety.gate import Fault, GateCfg, SafetyState
 from krabby_proto import SAFETY_STATES, fault_names
+from prometheus_client import Histogram
 
+from krabby_jetson_hal.camera_relay import CameraRelay
 from krabby_jetson_hal.errors import ImuNotSane
+from krabby_jetson_hal.estop import open_estop
 from krabby_jetson_hal.fault_monitor import Watch
 
 if TYPE_CHECKING:
@@ -31,9 +37,9 @@ if TYPE_CHECKING:
 
     from krabby.drivers.can import DriveReadings
     from krabby.drivers.imu import ImuSample
+    from krabby.hal.backend import Slot
     from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand
-    from krabby_proto import CommandOutcome, Message, SafetyOutcome
+    from krabby.safety.gate import DriveCommand, SafetyGate
     from numpy.typing import NDArray
 
     from krabby_jetson_hal.config import JetsonHalCfg
@@ -46,32 +52,51 @@ log = structlog.get_logger(__name__)
 
 _AT_REST = 0.05
 """Speed of the fastest joint below which a limp robot lies still [rad/s]."""
+_SINK_STEP_S = 0.005
+_STILL_STEPS = 40
+"""Damped exchanges in a row that find the robot at rest before its drives are switched off."""
+_NO_FAULT = Fault(0)
+_BUS_PERIOD = Histogram(
+    "krabby_bus_period_seconds",
+    "Time between the begins of two exchanges with the drives",
+    buckets=[ms * 1e-3 for ms in (1, 2, 3, 4, 4.5, 4.8, 4.9, 5.1, 5.2, 5.5, 6, 7, 8, 10, 15, 20)],
+)
+_LISTEN_STEP_S = 0.005
+_LONGEST_REPLY = 0.8
+"""Share of a slot that is waited for replies at most."""
 
 
-class Robot:
-    """One robot; implements `krabby_proto.HalHandler`. One thread uses it."""
+class Robot(HalBackend):
+    """One robot. One thread uses it."""
+
+    name = "jetson-hal"
+    stage = "exchange"
+    buffered = True
 
     def __init__(
         self,
         cfg: JetsonHalCfg,
         desc: RobotDescription,
         devices: Devices,
-        estop: EstopInput,
+        estop: EstopInput | None = None,
         *,
-        clock_ns: Callable[[], int],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Nothing is opened yet; `bring_up` does that.
+        """Nothing is opened yet; `start` does that.
 
         Args:
-            cfg: cycle, imu and contacts are used.
+            cfg: cycle, imu, contacts, estop and endpoints.raw are used.
             desc: the robot.
             devices: its hardware.
-            estop: the emergency stop's input, open.
+            estop: the emergency stop's input, open, in place of the one that `cfg` names.
             clock_ns: CLOCK_MONOTONIC.
+            wait: lets so many seconds pass.
         """
         self.desc = desc
-        self.gate = SafetyGate(GateCfg.from_description(desc))
-        self.handler = GateHandler(self.gate, clock_ns=clock_ns, actuate=self._actuate)
+        self.rate_hz = devices.rate_hz
+        self.clock_ns = clock_ns
+        self.camera_model = dataclasses.asdict(desc.camera) if cfg.endpoints.raw else None
         self.watch = Watch(desc.joint_names, devices.bus_of_joint, devices.rate_hz)
         self.imu_check = ImuCheck(
             min(devices.imu_rate_hz, devices.rate_hz),
@@ -83,20 +108,29 @@ class Robot:
         """What the drives said last; None before they were probed."""
         self.sample: ImuSample | None = None
         """What the IMU said last."""
-        self.drive: DriveCommand = self.gate.step(clock_ns())
-        """What the drives were last told."""
-        self.next_exchange_ns = 0
-        """When the next exchange begins, as far as its owner knows; answers to commands say it."""
+        self.drive = limp(desc)
+        """What the drives were told in the last exchange."""
+        self.relay: CameraRelay | None = None
+        """The camera process's images; None before the start, or when there is none."""
+        self._cfg = cfg
+        self._calibrated = devices.calibrated
         self._contacts = FootContacts(
             desc, ContactCfg(on_n=cfg.contacts.on_n, off_n=cfg.contacts.off_n)
         )
-        self._payload = StatePayload()
         self._estop = estop
-        self._clock_ns = clock_ns
+        self._wait = wait
         self._fresh_ns = round(cfg.cycle.fresh_s * 1e9)
+        self._reply_ns = round(min(cfg.cycle.reply_s, _LONGEST_REPLY / devices.rate_hz) * 1e9)
+        self._written = self.drive
+        self._next_exchange_ns = 0
+        self._exchanged_ns: int | None = None
+        self._period = Quantiles()
         self._enabled = False
         self._revive = False
-        self._logged_state = self.gate.state
+        self._estop_was_pressed = False
+        self._logged_state = SafetyState.DISARMED
+        self.buses = tuple(dict.fromkeys(devices.bus_of_joint))
+        """Names of the buses."""
 
     @property
     def foot_load_n(self) -> NDArray[np.float64]:
@@ -105,29 +139,45 @@ class Robot:
 
     # --- start and end -----------------------------------------------------------------------
 
-    def open(self) -> None:
-        """Open IMU and buses, and ask every drive whether it is there; all of them stay limp.
+    def start(self) -> None:
+        """Open IMU and buses, ask every drive whether it is there, and switch them on, limp.
 
         Raises:
-            DeviceError: something is missing; the message names it.
+            DeviceError: something is missing, or does not do what it was told; the message names
+                it.
+            EstopUnavailable: the emergency stop's input cannot be read.
+            ImuNotSane: what the IMU sends cannot be believed.
         """
+        if self._estop is None:
+            self._estop = open_estop(self._cfg.estop)
+        if not self._calibrated:
+            log.warning(
+                "not calibrated: every joint is taken to sit as hardware.toml has it, which only "
+                "an emulated robot does",
+                remedy="calibrate this robot and set can.calibration",
+            )
         self.imu.open()
         self.bus.open()
         self.readings = self.bus.probe()
         self._report(self.readings)
+        self._check_imu(self._cfg.imu.settle_s)
+        raw = self._cfg.endpoints.raw
+        self.relay = CameraRelay(raw) if raw else None
+        self.bus.enable(self.readings)
+        self._enabled = True
+        log.info(
+            "drives are on and limp; an operator arms them (krabby arm)",
+            bus_load=self._rounded_load(),
+        )
 
-    def check_imu(self, wait: Callable[[float], None], settle_s: float) -> None:
-        """Listen to the IMU for a while.
-
-        Raises:
-            ImuNotSane: what it sends cannot be believed.
-        """
-        end_ns = self._clock_ns() + round(settle_s * 1e9)
+    def _check_imu(self, settle_s: float) -> None:
+        """Listen to the IMU for a while."""
+        end_ns = self.clock_ns() + round(settle_s * 1e9)
         faults: tuple[str, ...] = ()
-        while self._clock_ns() < end_ns:
-            wait(0.005)
+        while self.clock_ns() < end_ns:
+            self._wait(_LISTEN_STEP_S)
             self.sample = self.imu.latest()
-            faults = tuple(self.imu_check.observe(self.sample, self._clock_ns()))
+            faults = tuple(self.imu_check.observe(self.sample, self.clock_ns()))
         if faults or self.sample is None:
             raise ImuNotSane(
                 f"the IMU cannot be believed: {', '.join(map(str, faults)) or 'no sample'} after "
@@ -135,96 +185,75 @@ class Robot:
                 "again"
             )
 
-    def enable(self) -> None:
-        """Switch the drives on, limp: they damp from now on, and stiffen when the gate is armed.
-
-        Raises:
-            DriveError: a drive does not do what it was told.
-        """
-        assert self.readings is not None, "open comes first"
-        self.bus.enable(self.readings)
-        self._enabled = True
-
-    def sink(self, reply_by_ns: int) -> bool:
-        """One damped exchange, whatever else is broken; says whether the robot lies still."""
-        if not self._enabled:
-            return True
-        count = len(self.desc.joint_names)
-        limp = DriveTargets.limp(count, self.desc.safety.damp_kd)
-        readings = self.bus.exchange(limp, reply_by_ns)
-        return bool(np.nanmax(np.abs(readings.joint_vel), initial=0.0) < _AT_REST)
-
     def close(self) -> None:
-        """Switch the drives off and let go of everything; safe in any state."""
-        self._enabled = False
+        """Let the robot sink, switch its drives off and let go of everything."""
         try:
-            self.bus.disable()
+            self._sink()
         finally:
-            for device in (self.bus, self.imu, self._estop):
-                try:
-                    device.close()
-                except Exception:
-                    log.exception("device does not close", device=type(device).__name__)
+            self._enabled = False
+            try:
+                self.bus.disable()
+            finally:
+                for device in (self.bus, self.imu, self._estop, self.relay):
+                    try:
+                        if device is not None:
+                            device.close()
+                    except Exception:
+                        log.exception("device does not close", device=type(device).__name__)
+
+    def _sink(self) -> None:
+        """Damped exchanges, whatever else is broken, until the robot lies still or time is over."""
+        if not self._enabled:
+            return
+        targets = DriveTargets.limp(len(self.desc.joint_names), self.desc.safety.damp_kd)
+        end_ns = self.clock_ns() + round(self._cfg.cycle.damp_on_exit_s * 1e9)
+        still = 0
+        while self.clock_ns() < end_ns and still < _STILL_STEPS:
+            begin_ns = self.clock_ns()
+            readings = self.bus.exchange(targets, begin_ns + self._reply_ns)
+            fastest = np.nanmax(np.abs(readings.joint_vel), initial=0.0)
+            still = still + 1 if fastest < _AT_REST else 0
+            self._wait(max(0.0, _SINK_STEP_S - (self.clock_ns() - begin_ns) * 1e-9))
 
     # --- a cycle -----------------------------------------------------------------------------
 
-    def cycle(self, reply_by_ns: int) -> tuple[NDArray[np.float32], int] | None:
-        """Exchange with the drives and let the gate judge what was measured.
+    def read(self, slot: Slot) -> Reading:
+        """Exchange with the drives; look for faults and estimate.
 
-        Args:
-            reply_by_ns: When to go on without the replies that are missing.
-
-        Returns:
-            The `state` payload, reused by the next call, and its capture time: when the exchange
-            began, before any drive measured. None while the measurement is incomplete.
+        The capture time is when the exchange began, before any drive measured.
         """
-        if self._revive:
-            self._bring_back()
-        now_ns = self._clock_ns()
-        self.drive = self.gate.step(now_ns)
+        self._note_period(slot)
+        faults = self._bring_back() if self._revive else _NO_FAULT
+        self.drive = self._written
         self.bus.set_effort_limits(self.drive.effort_limit)
-        capture_ns = self._clock_ns()
-        self.readings = self.bus.exchange(_targets(self.drive), reply_by_ns)
-        now_ns = self._clock_ns()
+        capture_ns = self.clock_ns()
+        self.readings = self.bus.exchange(_targets(self.drive), capture_ns + self._reply_ns)
+        now_ns = self.clock_ns()
         self.sample = self.imu.latest()
-        self._find_faults(self.readings, now_ns)
-        self._log_state()
+        faults |= self._find_faults(self.readings, now_ns)
         if not self._is_complete(self.readings, capture_ns):
-            return None
+            return Reading(None, capture_ns, faults)
         self._estimate(self.readings, self.sample, capture_ns)
-        measured = self.measured
-        self.gate.observe(
-            measured.joint_pos,
-            measured.joint_vel,
-            measured.joint_effort,
-            measured.base_quat_w,
-            now_ns,
-            capture_ns,
-        )
-        return self._payload.fill(measured), capture_ns
+        return Reading(self.measured, capture_ns, faults)
 
-    def on_command(self, message: Message) -> CommandOutcome:
-        """Give a valid command to the gate; the next exchange carries it out."""
-        return self.handler.on_command(message)
+    def write(self, drive: DriveCommand, now_ns: int) -> int:
+        """Nothing is sent out of turn: the next exchange carries it out."""
+        self._written = drive
+        return max(self._next_exchange_ns, now_ns)
 
-    def on_safety(self, op: str, by: str) -> SafetyOutcome:
-        """Carry out what an operator asked for, or say what stands in the way."""
-        obstacle = self._obstacle(op)
-        if obstacle:
-            log.info("operator", op=op, by=by, ok=False, reason=obstacle)
-            return self.handler.answer(False, obstacle)
-        outcome = self.handler.on_safety(op, by)
-        if op == "reset" and outcome.ok and self._needs_reviving():
-            self._revive = True
-        return outcome
+    def judged(self, gate: SafetyGate, now_ns: int) -> None:
+        """Log what the gate came to; not how it holds and recovers, which can be often."""
+        state = gate.state
+        if state is self._logged_state or state is SafetyState.HOLD:
+            return
+        self._logged_state = state
+        log.info("gate", state=SAFETY_STATES[state], faults=fault_names(int(gate.faults)))
 
-    # --- parts -------------------------------------------------------------------------------
-
-    def _obstacle(self, op: str) -> str:
+    def obstacle(self, op: str, gate: SafetyGate) -> str:
         """Why the gate is not even asked; empty when it is."""
-        if op in ("arm", "reset") and self._estop.pressed():
+        if op in ("arm", "reset") and self._pressed():
             return "the emergency stop is pressed; release it, then reset"
-        if op != "arm" or self.gate.state.live:
+        if op != "arm" or gate.state.live:
             return ""
         if self.watch.findings:
             remedy = "reset first" if self._needs_reviving() else "mend that first"
@@ -232,6 +261,46 @@ class Robot:
         if self._needs_reviving():
             return f"{', '.join(self._not_running())} switched off; reset first"
         return ""
+
+    def operated(self, op: str, *, granted: bool) -> None:
+        """Switch drives on again after a reset, where they are off."""
+        if op == "reset" and granted and self._needs_reviving():
+            self._revive = True
+
+    def frame(self, now_ns: int) -> Image | None:
+        """The newest image of the camera process that came since the last call."""
+        return None if self.relay is None else self.relay.newest()
+
+    # --- what is said about it ---------------------------------------------------------------
+
+    def extra(self) -> dict[str, Any]:
+        return {"rate_hz": self.rate_hz, "calibrated": self._calibrated}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run came to, for the last log line."""
+        facts: dict[str, Any] = {
+            "frames": 0 if self.relay is None else self.relay.forwarded,
+            "bus_load": self._rounded_load(),
+        }
+        if self.readings is not None:
+            facts["replies_missed"] = int(self.readings.missed.sum())
+        return facts | self._period.summary_ms("bus_period")
+
+    def _rounded_load(self) -> dict[str, float]:
+        return {bus: round(load, 3) for bus, load in self.bus.bus_load.items()}
+
+    # --- parts -------------------------------------------------------------------------------
+
+    def _note_period(self, slot: Slot) -> None:
+        self._next_exchange_ns = slot.deadline_ns
+        if self._exchanged_ns is not None:
+            period_s = (slot.woke_ns - self._exchanged_ns) * 1e-9
+            _BUS_PERIOD.observe(period_s)
+            self._period.add(period_s)
+        self._exchanged_ns = slot.woke_ns
+
+    def _pressed(self) -> bool:
+        return self._estop is not None and self._estop.pressed()
 
     def _needs_reviving(self) -> bool:
         return bool(self._not_running()) or bool(
@@ -245,35 +314,31 @@ class Robot:
         off = np.flatnonzero(self.readings.mode != DriveMode.RUN)
         return [self.desc.joint_names[joint] for joint in off]
 
-    def _bring_back(self) -> None:
-        """After a reset: clear what the drives hold against us and switch them on again, limp."""
+    def _bring_back(self) -> Fault:
+        """After a reset: clear what the drives hold against us and switch them on again.
+
+        They stay limp: the gate grants a reset only where it is limp itself, and is not armed
+        before they are back.
+        """
         self._revive = False
         assert self.readings is not None
         try:
             self.bus.enable(self.readings)
         except DriveError as error:
             log.error("drives do not come back", reason=str(error))
-            self.gate.raise_fault(Fault.DRIVE, self._clock_ns())
-        else:
-            log.info("drives switched on again")
+            return Fault.DRIVE
+        log.info("drives switched on again")
+        return _NO_FAULT
 
-    def _find_faults(self, readings: DriveReadings, now_ns: int) -> None:
+    def _find_faults(self, readings: DriveReadings, now_ns: int) -> Fault:
         imu_faults = self.imu_check.observe(self.sample, now_ns)
         found = self.watch.judge(readings, imu_faults, now_ns)
-        if self._estop.pressed():
-            if Fault.ESTOP not in self.gate.faults:
+        was_pressed, self._estop_was_pressed = self._estop_was_pressed, self._pressed()
+        if self._estop_was_pressed:
+            if not was_pressed:
                 log.error("emergency stop pressed")
             found |= Fault.ESTOP
-        if found:
-            self.gate.raise_fault(found, now_ns)
-
-    def _log_state(self) -> None:
-        """Say what the gate came to; not how it holds and goes on, which can be often."""
-        state = self.gate.state
-        if state is self._logged_state or state is SafetyState.HOLD:
-            return
-        self._logged_state = state
-        log.info("gate", state=SAFETY_STATES[state], faults=fault_names(int(self.gate.faults)))
+        return found
 
     def _is_complete(self, readings: DriveReadings, capture_ns: int) -> bool:
         """Whether every joint has been heard of lately, and the IMU can be believed."""
@@ -300,10 +365,6 @@ class Robot:
         measured.foot_contact[:] = down
         self.bus.set_carrying(np.repeat(down, JOINTS_PER_LEG))
 
-    def _actuate(self, drive: DriveCommand, now_ns: int) -> int:
-        """Nothing is sent out of turn: the next exchange asks the gate and carries it out."""
-        return max(self.next_exchange_ns, now_ns)
-
     def _report(self, readings: DriveReadings) -> None:
         """Say what was found, and which joint stands where it cannot."""
         log.info(
@@ -312,7 +373,7 @@ class Robot:
             hottest_c=_rounded(readings.temperature_c, np.nanmax),
             supply_v=_rounded(readings.voltage_v, np.nanmin),
         )
-        margin = self.gate.cfg.range_margin_rad
+        margin = GateCfg.from_description(self.desc).range_margin_rad
         outside = (readings.joint_pos < self.desc.joint_lower - margin) | (
             readings.joint_pos > self.desc.joint_upper + margin
         )

@@ -6,18 +6,14 @@ newer one overtook is dropped. Capture times stay; the image itself is not looke
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from krabby.hal.backend import Image
 from krabby_proto import CAMERA, LatestSubscriber
-
-if TYPE_CHECKING:
-    from krabby_proto import HalServer
 
 __all__ = ["CameraRelay"]
 
 
 class CameraRelay:
-    """From `endpoints.raw` to a HAL server's `camera`."""
+    """From `endpoints.raw` to the HAL's `camera`."""
 
     def __init__(self, endpoint: str) -> None:
         """Connect; the camera process may come and go."""
@@ -32,15 +28,15 @@ class CameraRelay:
         """Messages dropped for their bytes."""
         return self._raw.invalid
 
-    def forward(self, server: HalServer) -> None:
-        """Publish the newest image that came since the last call; never waits."""
+    def newest(self) -> Image | None:
+        """The newest image that came since the last call, None when none did; never waits."""
         images = self._raw.drain()
         if not images:
-            return
-        newest = images[-1]
-        server.publish_camera(newest.payload, newest.capture_ns, newest.flags)
+            return None
         self.forwarded += 1
         self.overtaken += len(images) - 1
+        newest = images[-1]
+        return Image(newest.payload, newest.capture_ns, newest.flags)
 
     def close(self) -> None:
         """Close the socket."""

@@ -4,8 +4,7 @@ import dataclasses
 from typing import Literal
 
 from krabby.drivers.can.config import CanCfg
-from krabby.hal.config import HalEndpointsCfg
-from krabby.runtime.app import ServiceCfg
+from krabby.hal.config import HalCfg, HalEndpointsCfg
 from krabby.runtime.config import check, check_range
 
 __all__ = [
@@ -99,11 +98,9 @@ class EndpointsCfg(HalEndpointsCfg):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class JetsonHalCfg(ServiceCfg):
+class JetsonHalCfg(HalCfg):
     """HAL server over real drives and an IMU."""
 
-    metrics_port: int = 9101
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
     rate_hz: float = 0.0

@@ -9,32 +9,20 @@ from typing import TYPE_CHECKING
 
 from krabby.drivers.can import DriveFault
 from krabby.drivers.imu.check import ImuFault
-from krabby.hal.metrics import GateMetrics
 from krabby.runtime.metrics import (
     CAMERA_FRAMES_DROPPED,
-    LOOP_WORK,
     STREAM_INVALID,
     STREAM_RECEIVED,
     Totals,
     children,
 )
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from krabby_jetson_hal.backend import Robot
-    from krabby_jetson_hal.camera_relay import CameraRelay
 
-__all__ = ["BUS_PERIOD", "WORK", "Exposition"]
+__all__ = ["Exposition"]
 
-WORK = children(LOOP_WORK, ("exchange", "publish"))
-"""`exchange`: to the drives and back, with estimation and gate."""
-BUS_PERIOD = Histogram(
-    "krabby_bus_period_seconds",
-    "Time between the begins of two exchanges with the drives",
-    buckets=[ms * 1e-3 for ms in (1, 2, 3, 4, 4.5, 4.8, 4.9, 5.1, 5.2, 5.5, 6, 7, 8, 10, 15, 20)],
-)
 _TEMPERATURE = Gauge(
     "krabby_drive_temperature_celsius", "Hottest sensor of the drive, NaN while unknown", ["joint"]
 )
@@ -66,10 +54,8 @@ _INVALID = STREAM_INVALID.labels("camera")
 class Exposition:
     """Hands what is counted elsewhere to the metrics, a few times a second."""
 
-    def __init__(self, robot: Robot, relay: CameraRelay | None, buses: tuple[str, ...]) -> None:
-        self._robot, self._relay = robot, relay
-        self._gate = GateMetrics(robot.handler, robot.desc.joint_names)
-        self.note_state = self._gate.note_state
+    def __init__(self, robot: Robot) -> None:
+        self._robot = robot
         names = robot.desc.joint_names
         self._joints = {
             metric: [metric.labels(name) for name in names]
@@ -82,13 +68,12 @@ class Exposition:
         ]
         self._shown_faults = [0] * len(names)
         self._feet = [_CONTACT.labels(leg) for leg in robot.desc.leg_names]
-        self._loads = children(_BUS_LOAD, buses)
+        self._loads = children(_BUS_LOAD, robot.buses)
         self._totals = Totals()
 
-    def update(self, commands: Mapping[str, int], now_ns: int) -> None:
-        """Bring every metric up to date; `commands` are totals by status."""
+    def update(self) -> None:
+        """Bring every metric up to date."""
         robot, totals = self._robot, self._totals
-        self._gate.update(robot.measured, robot.drive, commands)
         readings = robot.readings
         if readings is not None:
             for metric, values in (
@@ -105,11 +90,11 @@ class Exposition:
             gauge.set(load)
         for bus, load in robot.bus.bus_load.items():
             self._loads[bus].set(load)
-        self._show_imu(now_ns)
-        if self._relay is not None:
-            totals.show(_FORWARDED, self._relay.forwarded)
-            totals.show(_OVERTAKEN, self._relay.overtaken)
-            totals.show(_INVALID, self._relay.invalid)
+        self._show_imu()
+        if robot.relay is not None:
+            totals.show(_FORWARDED, robot.relay.forwarded)
+            totals.show(_OVERTAKEN, robot.relay.overtaken)
+            totals.show(_INVALID, robot.relay.invalid)
 
     def _show_faults(self, faults: list[int]) -> None:
         for joint, bits in enumerate(faults):
@@ -118,10 +103,10 @@ class Exposition:
                 for fault, gauge in self._faults[joint].items():
                     gauge.set(bool(bits & fault))
 
-    def _show_imu(self, now_ns: int) -> None:
+    def _show_imu(self) -> None:
         robot, counters = self._robot, self._robot.imu.counters
         if robot.sample is not None:
-            _IMU_AGE.set((now_ns - robot.sample.stamp_ns) * 1e-9)
+            _IMU_AGE.set((robot.clock_ns() - robot.sample.stamp_ns) * 1e-9)
         self._totals.show(_IMU_RECEIVED, counters.received)
         self._totals.show(_IMU_BAD, counters.bad_checksums)
         self._totals.show(_IMU_RECONNECTS, counters.reconnects)

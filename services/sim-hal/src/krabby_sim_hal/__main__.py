@@ -2,6 +2,7 @@
 
 import sys
 
+from krabby.hal.errors import HalError
 from krabby.mujoco.errors import SimulationError
 from krabby.robot.errors import RobotError
 from krabby.runtime.app import main as run_service
@@ -14,7 +15,7 @@ from krabby_sim_hal.service import SimHal
 def main() -> int:
     """Run until told to stop; returns the exit status."""
     return run_service(
-        "sim-hal", SimHalCfg, SimHal, errors=(SimulationError, RobotError, ProtoError)
+        "sim-hal", SimHalCfg, SimHal, errors=(HalError, SimulationError, RobotError, ProtoError)
     )
 
 

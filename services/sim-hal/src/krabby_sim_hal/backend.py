@@ -1,34 +1,35 @@
-"""The simulated robot behind the wire: the stage, drives and the safety gate.
+"""The crab in MuJoCo as a back end of the HAL loop: the stage, and drives that obey the gate.
 
-Everything but sockets, pacing and metrics. Time is passed in, except where the clock is asked for
-the moment an actuator write returned; so a test drives it with a clock of its own, and lock-step
-with simulated time.
+Time is passed in, except where the clock is asked for the moment an actuator write returned; so a
+test drives it with a clock of its own, and lock-step with simulated time.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections import Counter
+import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import mujoco
 import structlog
-from krabby.hal.handler import GateHandler
-from krabby.hal.measurement import StatePayload
+from krabby.hal.backend import Image, Reading, SimBackend, limp
 from krabby.mujoco.actuation_delay import DriveLine
+from krabby.mujoco.camera_faults import answer_fault_request
 from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import SUBSTEP_NS
-from krabby.safety.gate import GateCfg, SafetyGate
-from krabby_proto import CommandOutcome, CommandStatus, Message, SafetyOutcome, fault_names
+from krabby_proto import ControlServer
 
 from krabby_sim_hal.auto_arm import AutoArm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from krabby.course.courses import Course
+    from krabby.hal.backend import Slot
     from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand
+    from krabby.safety.gate import DriveCommand, SafetyGate
     from numpy.typing import NDArray
 
     from krabby_sim_hal.config import SimHalCfg
@@ -37,9 +38,15 @@ __all__ = ["Simulator"]
 
 log = structlog.get_logger(__name__)
 
+_SUBSTEPS_PER_SLOT = 2
+"""Physics runs at 400 Hz, gate and state at 200."""
 
-class Simulator(Stage):
-    """One robot on one course; implements `krabby_proto.HalHandler`."""
+
+class Simulator(Stage, SimBackend):
+    """One robot on one course."""
+
+    name = "sim-hal"
+    stage = "physics"
 
     def __init__(
         self,
@@ -49,65 +56,80 @@ class Simulator(Stage):
         *,
         clock_ns: Callable[[], int],
     ) -> None:
-        self.gate = SafetyGate(GateCfg.from_description(desc))
-        super().__init__(cfg, desc, course, tilt_limit_rad=self.gate.cfg.tilt_limit_rad)
-        self._clock_ns = clock_ns
-        self._answer_delay_ns = round(cfg.lockstep.answer_delay_s * 1e9) if cfg.speed == 0.0 else 0
+        super().__init__(cfg, desc, course, tilt_limit_rad=desc.safety.tilt_limit_rad)
+        self.rate_hz = 1e9 / (_SUBSTEPS_PER_SLOT * SUBSTEP_NS)
+        self.clock_ns = clock_ns
+        self.camera_model = dataclasses.asdict(desc.camera) if cfg.camera.enabled else None
         self._auto_arm = AutoArm(enabled=cfg.auto_arm)
+        self._line = DriveLine(desc.latency.command_s, limp(desc))
         self._just_reset = False
-        self._payload = StatePayload()
+        self._lap_begins = False
         self._hash = hashlib.sha256()
-        self.gate_faults: Counter[str] = Counter()
-        """How often the gate found each fault; the loop's leaving at the end is one."""
-        self._faults = self.gate.faults
-
-        self.expected_capture_ns: int | None = None
-        """Lock-step: capture time of the state to be answered; commands for others are refused."""
-        self.last_command_ns: int | None = None
-        """Capture time of the state that the newest accepted command answers."""
-        self.handler = GateHandler(self.gate, clock_ns=clock_ns, actuate=self._actuate)
-        self._line = DriveLine(desc.latency.command_s, self.gate.step(clock_ns()))
+        self._fault_endpoint = cfg.endpoints.fault
+        self._fault_requests: ControlServer | None = None
+        self._started_s = time.monotonic()
 
     @property
     def drive(self) -> DriveCommand:
-        """What the drives were last told."""
+        """What the drives do now."""
         return self._line.current
 
-    def advance(self, slot_ns: int, now_ns: int, substeps: int) -> None:
-        """Let the world catch up with `slot_ns`, then let the gate judge what was measured.
+    @property
+    def sim_time_s(self) -> float:
+        return self.world.sim_time_s
 
-        Args:
-            slot_ns: The time the world shall have reached; the last substep ends there.
-            now_ns: The clock, at or after `slot_ns`: the capture time of the measurement.
-            substeps: How many to integrate.
-        """
-        self.reset_if_due(now_ns)
-        begin_ns = slot_ns - substeps * SUBSTEP_NS
+    @property
+    def real_time_factor(self) -> float:
+        """Simulated over real time since the start."""
+        return self.sim_time_s / max(time.monotonic() - self._started_s, 1e-9)
+
+    def start(self) -> None:
+        if self._fault_endpoint:
+            self._fault_requests = ControlServer(self._fault_endpoint, hello=self.hello())
+        log.info(
+            "simulating",
+            course=self.course.name,
+            boxes=len(self.course.boxes),
+            waypoints=self.progress.count,
+        )
+        self._started_s = time.monotonic()
+
+    def close(self) -> None:
+        if self._fault_requests is not None:
+            self._fault_requests.close()
+
+    # --- a slot ------------------------------------------------------------------------------
+
+    def read(self, slot: Slot) -> Reading:
+        """Let the world catch up with the slot, then measure."""
+        self.reset_if_due(slot.woke_ns)
+        substeps = slot.slots * _SUBSTEPS_PER_SLOT
+        begin_ns = slot.scheduled_ns - substeps * SUBSTEP_NS
         for index in range(substeps):
             self.world.substep(self._line.at(begin_ns + index * SUBSTEP_NS))
-        measured = self._measured
-        self.world.measure(measured)
-        self.gate.observe(
-            measured.joint_pos,
-            measured.joint_vel,
-            measured.joint_effort,
-            measured.base_quat_w,
-            now_ns,
-        )
-        self.watch(now_ns)
-        if self._reset_at_ns is None and self._auto_arm.due(now_ns, self.gate.state):
-            reply = self.gate.request("arm", now_ns)
-            log.info("armed by itself", ok=reply.ok, reason=reply.reason)
-        self._line.write(self.gate.step(now_ns), now_ns)
-        self._count_faults()
-
-    def state(self) -> tuple[NDArray[np.float32], bool]:
-        """The `state` payload, and whether it is the first one after a reset.
-
-        The array is reused by the next call.
-        """
+        self.world.measure(self._measured)
         was_reset, self._just_reset = self._just_reset, False
-        return self._payload.fill(self._measured), was_reset
+        return Reading(self._measured, slot.woke_ns, was_reset=was_reset)
+
+    def write(self, drive: DriveCommand, now_ns: int) -> int:
+        self._line.write(drive, now_ns)
+        return self.clock_ns()
+
+    def judged(self, gate: SafetyGate, now_ns: int) -> None:
+        """Make a robot that fell or begins a new lap limp; arm one that waits for commands."""
+        fell = self.watch(now_ns, gate.target if gate.state.following else None)
+        if fell or self._lap_begins:
+            self._lap_begins = False
+            gate.request("disarm", now_ns)
+        if self._reset_at_ns is None and self._auto_arm.due(now_ns, gate.state):
+            reply = gate.request("arm", now_ns)
+            log.info("armed by itself", ok=reply.ok, reason=reply.reason)
+
+    def commanded(self, now_ns: int) -> None:
+        self._auto_arm.command(now_ns)
+
+    def operated(self, op: str, *, granted: bool) -> None:
+        self._auto_arm.operator(op, granted=granted)
 
     def control_tick(self, now_ns: int) -> NDArray[np.float32]:
         """Once per control period: account for what was walked, return the `truth` payload.
@@ -115,56 +137,56 @@ class Simulator(Stage):
         The array is reused by the next call.
         """
         self._hash.update(self.world.state_bytes())
-        return super().control_tick(now_ns)
+        truth = super().control_tick(now_ns)
+        if self._fault_requests is not None:
+            self._fault_requests.poll(
+                0.0, lambda request: answer_fault_request(self.camera, request, now_ns)
+            )
+        return truth
 
-    def on_command(self, message: Message) -> CommandOutcome:
-        """Give a valid command to the gate, and what the gate makes of it to the drives."""
-        expected = self.expected_capture_ns
-        if expected is not None and message.capture_ns != expected:
-            return self.handler.outcome(CommandStatus.REJECTED_STALE)
-        self.last_command_ns = message.capture_ns
-        self._auto_arm.command(self._clock_ns())
-        return self.handler.on_command(message)
+    def mission(self) -> NDArray[np.float32]:
+        return self.nav().as_array()
 
-    def on_safety(self, op: str, by: str) -> SafetyOutcome:
-        """Carry out what an operator asked for."""
-        outcome = self.handler.on_safety(op, by)
-        if op != "status":
-            self._auto_arm.operator(op, granted=outcome.ok)
-        return outcome
+    # --- the camera --------------------------------------------------------------------------
+
+    def frame(self, now_ns: int) -> Image | None:
+        """The image whose latency has passed, None when there is none."""
+        frame = None if self.camera is None else self.camera.pop(now_ns)
+        return None if frame is None else Image(frame.image, frame.capture_ns)
+
+    def image_due(self, now_ns: int) -> bool:
+        return self.camera is not None and self.camera.due(now_ns)
+
+    def picture(self, now_ns: int) -> Image | None:
+        return None if self.camera is None else Image(self.depth(), now_ns)
+
+    # --- what is said about it ---------------------------------------------------------------
+
+    def extra(self) -> dict[str, Any]:
+        course = self.course
+        return {
+            "simulator": f"mujoco {mujoco.__version__}",
+            "course": {
+                "name": course.name,
+                "difficulty": course.difficulty,
+                "seed": course.seed,
+                "hash": course.content_hash,
+                "spawn": course.spawn,
+                "waypoints": course.waypoints.round(4).tolist(),
+            },
+        }
 
     def summary(self) -> dict[str, Any]:
         """What the run came to, for the last log line."""
-        handler = self.handler
-        position, rate = int(handler.position_clamps.sum()), int(handler.rate_clamps.sum())
+        camera = self.camera
         return super().summary() | {
             "trajectory_hash": self._hash.hexdigest(),
-            "gate_clamps": position + rate,
-            "gate_position_clamps": position,
-            "gate_rate_clamps": rate,
-            "gate_faults": dict(self.gate_faults),
+            "real_time_factor": round(self.real_time_factor, 4),
+            "frames": 0 if camera is None else camera.captured,
+            "frames_dropped": 0 if camera is None else camera.dropped,
         }
 
-    def _count_faults(self) -> None:
-        faults = self.gate.faults
-        if faults != self._faults:
-            self.gate_faults.update(fault_names(int(faults & ~self._faults)))
-            self._faults = faults
-
-    def _target_joint_pos(self) -> NDArray[np.float64] | None:
-        return self.gate.target if self.gate.state.following else None
-
-    def _fell(self, now_ns: int) -> None:
-        """Make the robot limp."""
-        self.gate.request("disarm", now_ns)
-
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
-        if new_lap:
-            self.gate.request("disarm", now_ns)
+        self._lap_begins = new_lap
         self._auto_arm.reset()
         self._just_reset = True
-
-    def _actuate(self, drive: DriveCommand, now_ns: int) -> int:
-        """Put what the gate decided on the line; when that write returned [ns]."""
-        self._line.write(drive, now_ns + self._answer_delay_ns)
-        return self._clock_ns()

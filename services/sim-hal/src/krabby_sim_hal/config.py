@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg
+from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
 from krabby.mujoco.config import StageCfg
-from krabby.runtime.config import check, check_range
+from krabby.runtime.config import check
 
-__all__ = ["EndpointsCfg", "LockstepCfg", "SimHalCfg"]
+__all__ = ["EndpointsCfg", "SimHalCfg"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,24 +19,6 @@ class EndpointsCfg(HalEndpointsCfg):
     """Connected: where the game loop listens for walking commands."""
     fault: str = ""
     """Bound if not empty: requests that break the camera while it runs, for tests."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LockstepCfg:
-    """Only with speed=0."""
-
-    start_timeout_s: float = 30.0
-    """How long to wait for the game loop's first command [s, wall clock]."""
-    answer_timeout_s: float = 10.0
-    """How long to wait for each further one [s, wall clock]."""
-    answer_delay_s: float = 0.0025
-    """Simulated time between a state and the command that answers it [s]: what the loop takes in
-    real time, so that the robot walks alike in both."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "start_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_delay_s", minimum=0.0, maximum=0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

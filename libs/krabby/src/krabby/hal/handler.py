@@ -1,31 +1,27 @@
-"""The safety gate behind the wire: what a HAL does with commands and operators' requests."""
+"""The safety gate between the wire and a back end: commands, operators' requests, the cycle."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
-from krabby_proto import (
-    SAFETY_STATES,
-    CommandOutcome,
-    CommandStatus,
-    HalServer,
-    Message,
-    SafetyOutcome,
-    fault_names,
-    make_hello,
-)
+from krabby_proto import SAFETY_STATES, CommandOutcome, CommandStatus, SafetyOutcome, fault_names
+
+from krabby.hal.backend import limp
+from krabby.hal.measurement import Measurement
+from krabby.safety.gate import GateCfg, SafetyGate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
+    from krabby_proto import Message
+    from numpy.typing import NDArray
 
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand, SafetyGate
+    from krabby.hal.backend import HalBackend, Reading, Slot
 
-__all__ = ["GateHandler", "follow_gate", "hal_hello", "publish_state"]
+__all__ = ["GateHandler"]
 
 log = structlog.get_logger(__name__)
 
@@ -38,41 +34,73 @@ _STATUS = {
 
 
 class GateHandler:
-    """Implements `krabby_proto.HalHandler` around a `SafetyGate`."""
+    """Implements `krabby_proto.HalHandler` around a back end and the gate in front of it."""
 
-    def __init__(
-        self,
-        gate: SafetyGate,
-        *,
-        clock_ns: Callable[[], int],
-        actuate: Callable[[DriveCommand, int], int],
-    ) -> None:
-        """Stand in front of `gate`.
+    def __init__(self, backend: HalBackend, *, answer_delay_ns: int = 0) -> None:
+        """Put a gate in front of `backend`.
 
         Args:
-            gate: Decides; this thread owns it.
-            clock_ns: The HAL's clock.
-            actuate: Hands the drives what they must do from a time on [ns], and returns when that
-                reaches them by its knowledge [ns].
+            backend: Moves the joints; nothing else writes to it.
+            answer_delay_ns: Lock-step: simulated time that an answer takes [ns].
         """
-        self.gate = gate
-        self._clock_ns = clock_ns
-        self._actuate = actuate
-        joints = gate.cfg.joint_count
+        self.backend = backend
+        self.gate = SafetyGate(GateCfg.from_description(backend.desc))
+        self.drive = limp(backend.desc)
+        """What was written last."""
+        self.measured = Measurement(self.gate.cfg.joint_count, len(backend.desc.leg_names))
+        """The newest complete measurement; level and at rest before the first."""
         self.on_actuated: Callable[[Message, int], None] = lambda message, applied_ns: None
-        """Called with an applied command and what `actuate` returned for it."""
-        self.position_clamps = np.zeros(joints, np.int64)
-        self.rate_clamps = np.zeros(joints, np.int64)
+        """Called with an applied command and when it reaches the drives."""
+        self.expected_capture_ns: int | None = None
+        """Lock-step: capture time of the state to be answered; commands for others are refused."""
+        self.last_command_ns: int | None = None
+        """Capture time of the state that the newest accepted command answers."""
+        self.position_clamps = np.zeros(self.gate.cfg.joint_count, np.int64)
+        self.rate_clamps = np.zeros(self.gate.cfg.joint_count, np.int64)
         """Targets cut by the gate, per joint."""
+        self.fault_counts: Counter[str] = Counter()
+        """How often the gate found each fault; the loop's leaving at the end is one."""
+        self._faults = self.gate.faults
+        self._clock_ns = backend.clock_ns
+        self._answer_delay_ns = answer_delay_ns
+
+    def cycle(self, slot: Slot) -> Reading:
+        """One slot: write, read, judge, write."""
+        gate, backend = self.gate, self.backend
+        self._write(self._clock_ns())
+        reading = backend.read(slot)
+        now_ns = self._clock_ns()
+        if reading.faults:
+            gate.raise_fault(reading.faults, now_ns)
+        measured = reading.measured
+        if measured is not None:
+            self.measured = measured
+            gate.observe(
+                measured.joint_pos,
+                measured.joint_vel,
+                measured.joint_effort,
+                measured.base_quat_w,
+                now_ns,
+                reading.capture_ns,
+            )
+        backend.judged(gate, now_ns)
+        if not backend.buffered:  # else the next cycle asks anew before anything is sent
+            self._write(now_ns)
+        return reading
 
     def on_command(self, message: Message) -> CommandOutcome:
         """Give a valid command to the gate, and what the gate makes of it to the drives."""
+        expected = self.expected_capture_ns
+        if expected is not None and message.capture_ns != expected:
+            return self.outcome(CommandStatus.REJECTED_STALE)
+        self.last_command_ns = message.capture_ns
         now_ns = self._clock_ns()
+        self.backend.commanded(now_ns)
         result = self.gate.command(message.payload, now_ns)
         status = _STATUS[result.status]
         if status is not CommandStatus.APPLIED:
             return self.outcome(status)
-        applied_ns = self._actuate(self.gate.step(now_ns), now_ns)
+        applied_ns = self._write(now_ns, self._answer_delay_ns)
         self.on_actuated(message, applied_ns)
         _count_bits(self.position_clamps, result.position_clamp_mask)
         _count_bits(self.rate_clamps, result.rate_clamp_mask)
@@ -84,12 +112,17 @@ class GateHandler:
         )
 
     def on_safety(self, op: str, by: str) -> SafetyOutcome:
-        """Carry out what an operator asked for."""
+        """Carry out what an operator asked for, or say what stands in the way."""
+        obstacle = self.backend.obstacle(op, self.gate)
+        if obstacle:
+            log.info("operator", op=op, by=by, ok=False, reason=obstacle)
+            return self.answer(False, obstacle)
         now_ns = self._clock_ns()
         reply = self.gate.request(op, now_ns)
         if op != "status":
-            self._actuate(self.gate.step(now_ns), now_ns)
+            self._write(now_ns, self._answer_delay_ns)
             log.info("operator", op=op, by=by, ok=reply.ok, reason=reply.reason)
+            self.backend.operated(op, granted=reply.ok)
         return self.answer(reply.ok, reply.reason)
 
     def outcome(self, status: CommandStatus, **facts: int) -> CommandOutcome:
@@ -105,33 +138,24 @@ class GateHandler:
             reason=reason,
         )
 
+    def summary(self) -> dict[str, Any]:
+        """What the gate did, for the last log line."""
+        position, rate = int(self.position_clamps.sum()), int(self.rate_clamps.sum())
+        return {
+            "gate_clamps": position + rate,
+            "gate_position_clamps": position,
+            "gate_rate_clamps": rate,
+            "gate_faults": dict(self.fault_counts),
+        }
 
-def hal_hello(
-    service: str,
-    desc: RobotDescription,
-    *,
-    clock: str = "monotonic",
-    camera: Mapping[str, Any] | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """What a HAL says about itself; `camera` is the camera model, None when there is none."""
-    return make_hello(
-        service=service, clock=clock, robot=desc.identity, camera=camera or {}, extra=extra
-    )
-
-
-def follow_gate(server: HalServer, gate: SafetyGate) -> None:
-    """Let every reply from now on carry the gate's state and faults."""
-    server.safety_state = int(gate.state)
-    server.fault_bits = int(gate.faults)
-
-
-def publish_state(
-    server: HalServer, gate: SafetyGate, payload: ArrayLike, capture_ns: int, flags: int = 0
-) -> None:
-    """Publish a state, and let every reply from now on carry the gate's state and faults."""
-    follow_gate(server, gate)
-    server.publish_state(payload, capture_ns, flags)
+    def _write(self, now_ns: int, delay_ns: int = 0) -> int:
+        """Ask the gate, hand its decision to the drives; when that reaches them [ns]."""
+        self.drive = self.gate.step(now_ns)
+        faults = self.gate.faults
+        if faults != self._faults:
+            self.fault_counts.update(fault_names(int(faults & ~self._faults)))
+            self._faults = faults
+        return self.backend.write(self.drive, now_ns + delay_ns)
 
 
 def _count_bits(counts: NDArray[np.int64], mask: int) -> None:

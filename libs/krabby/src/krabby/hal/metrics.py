@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from krabby.hal.handler import GateHandler
-    from krabby.hal.measurement import Measurement
-    from krabby.safety.gate import DriveCommand
 
 __all__ = ["OBSERVATION", "GateMetrics", "OversizedRequests"]
 
@@ -118,11 +116,10 @@ class GateMetrics:
             self._state = state
             _SAFETY_ENTERED[SAFETY_STATES[state]].set(now_ns * 1e-9)
 
-    def update(
-        self, measured: Measurement, drive: DriveCommand, commands: Mapping[str, int]
-    ) -> None:
+    def update(self, commands: Mapping[str, int]) -> None:
         """Bring every metric up to date; `commands` are totals by status."""
         handler, gate = self._handler, self._handler.gate
+        measured, drive = handler.measured, handler.drive
         for state, gauge in zip(SafetyState, _SAFETY_STATE.values(), strict=True):
             gauge.set(gate.state is state)
         for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):

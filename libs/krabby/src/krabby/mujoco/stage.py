@@ -100,13 +100,6 @@ class Stage:
 
     # --- for whoever derives from it ---------------------------------------------------------
 
-    def _target_joint_pos(self) -> NDArray[np.float64] | None:
-        """Pose the drives are told to hold [rad], None when they are limp."""
-        raise NotImplementedError
-
-    def _fell(self, now_ns: int) -> None:
-        """The robot fell just now."""
-
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         """The robot is about to be put down anew."""
 
@@ -137,10 +130,18 @@ class Stage:
         self.resets += 1
         log.info("put back", x=round(pose.x, 3), y=round(pose.y, 3), yaw=round(pose.yaw, 3))
 
-    def watch(self, now_ns: int) -> None:
-        """Notice a fall; schedule the reset if that is wanted."""
+    def watch(self, now_ns: int, target_joint_pos: NDArray[np.float64] | None) -> bool:
+        """Notice a fall; schedule the reset if that is wanted.
+
+        Args:
+            now_ns: the clock.
+            target_joint_pos: pose the drives are told to hold [rad], None when they are limp.
+
+        Returns:
+            Whether the robot fell just now.
+        """
         if self._reset_at_ns is not None:
-            return
+            return False
         pos_w = self.world.base_pos_w
         touches = self.world.base_contact()
         reason = self._falls.update(
@@ -148,18 +149,17 @@ class Stage:
             tilt_rad=float(rotations.tilt(self._measured.base_quat_w)),
             in_pit=bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w)),
             base_contact=touches,
-            stance_m=self._commanded_stance() if touches else 0.0,
+            stance_m=self._stance(target_joint_pos) if touches else 0.0,
         )
         if reason is None:
             self._down = self._down and touches
-            return
+            return False
         if self._down:
-            return
+            return False
         self._down = True
         self.falls += 1
         if self._auto_reset:
             self._reset_at_ns = now_ns + _RESET_AFTER_NS
-        self._fell(now_ns)
         log.warning(
             "fell",
             reason=str(reason),
@@ -168,6 +168,7 @@ class Stage:
             falls=self.falls,
             sim_time_s=round(self.world.sim_time_s, 2),
         )
+        return True
 
     def control_tick(self, now_ns: int) -> NDArray[np.float32]:
         """Once per control period: account for what was walked, return the `truth` payload.
@@ -254,9 +255,8 @@ class Stage:
             "saturation_share": round(float(world.saturated.mean()) / max(world.driven, 1), 5),
         }
 
-    def _commanded_stance(self) -> float:
+    def _stance(self, target: NDArray[np.float64] | None) -> float:
         """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
-        target = self._target_joint_pos()
         if target is None:
             return 0.0
         depths = -kinematics.foot_positions(self.desc, target)[:, 2]
