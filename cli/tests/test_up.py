@@ -146,6 +146,9 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--set", "camera.source=hal", "--no-camera"], "there is no camera to set"),
         (["--base-port", "99999"], "base port 99999 is out of range"),
         (["--record", "missing/run.mcap"], "cannot be written"),
+        (["--in-process"], "add --speed 0 for lock-step"),
+        (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs processes"),
+        (["--in-process", "--speed", "0", "--until-over"], "--until-over needs processes"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys, argv, said):

@@ -28,6 +28,7 @@ __all__ = [
     "endpoints_of",
     "parse_endpoint",
     "wire",
+    "wire_in_process",
 ]
 
 BASE_PORT: Final = 6000
@@ -81,6 +82,14 @@ def wire(transport: str, base_port: int) -> Wiring:
         return Wiring(endpoints=endpoints, metrics_ports=metrics, own_folder=own)
     endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in streams.items()}
     return Wiring(endpoints=endpoints, metrics_ports=metrics)
+
+
+def wire_in_process(run_id: str) -> Wiring:
+    """Lay out a run whose services are threads of this process; they expose no metrics."""
+    return Wiring(
+        endpoints=default_endpoints(f"inproc://{run_id}"),
+        metrics_ports=dict.fromkeys(_STANDARD_METRICS, 0),
+    )
 
 
 def check_free(wiring: Wiring) -> None:

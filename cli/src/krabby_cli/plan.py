@@ -15,13 +15,13 @@ from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
 
-from krabby_cli.endpoints import Wiring, check_free, wire
+from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
 from krabby_cli.supervise import ChildSpec
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
 
@@ -45,6 +45,9 @@ class Plan:
     folder: Path
     wiring: Wiring
     children: tuple[ChildSpec, ...]
+    """The processes to start; none when the services are threads of this one."""
+    configuration: Mapping[str, tuple[str, ...]]
+    """Of each service, as `key=value`."""
     policy: str
     course: str
     difficulty: float
@@ -77,32 +80,38 @@ def make_plan(args: argparse.Namespace) -> Plan:
     make_course(args.course, args.difficulty, args.seed)
     bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
     settings = _settings(args.settings)
+    run_id = secrets.token_hex(4)
     if args.no_camera and "camera" in settings:
         raise UsageError("--set camera.… with --no-camera: there is no camera to set; drop one")
-    wiring = wire(args.transport, args.base_port)
-    check_free(wiring)
+    if args.in_process:
+        _check_in_process(args)
+        wiring = wire_in_process(run_id)
+    else:
+        wiring = wire(args.transport, args.base_port)
+        check_free(wiring)
     if args.record is not None:
         _check_record(args.record)
 
     overrides = _overrides(args, wiring, bundle)
     names = [name for name in _MODULES if not (name == "camera" and args.no_camera)]
+    configuration = {name: (*overrides[name], *settings.get(name, ())) for name in names}
     children = [
         ChildSpec(
             name=name,
-            argv=(*service_command(name), *overrides[name], *settings.get(name, ())),
+            argv=(*service_command(name), *configuration[name]),
             may_end=name == "sim-hal",
         )
-        for name in names
+        for name in (names if not args.in_process else ())
     ]
     if args.record is not None:
         children.append(_recorder(args.record, wiring))
-    run_id = secrets.token_hex(4)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return Plan(
         run_id=run_id,
         folder=args.runs_dir / f"{stamp}-{run_id}",
         wiring=wiring,
         children=tuple(children),
+        configuration=configuration,
         policy=bundle.name,
         course=args.course,
         difficulty=args.difficulty,
@@ -171,6 +180,22 @@ def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
             )
         settings.setdefault(service, []).append(rest)
     return settings
+
+
+def _check_in_process(args: argparse.Namespace) -> None:
+    """Refuse what needs processes.
+
+    Raises:
+        UsageError: names the first such option.
+    """
+    if args.speed != 0:
+        raise UsageError(
+            "--in-process with --speed 1: threads of one interpreter cannot keep 100 Hz; "
+            "add --speed 0 for lock-step, or leave --in-process out"
+        )
+    for option, given in (("--record", args.record is not None), ("--until-over", args.until_over)):
+        if given:
+            raise UsageError(f"{option} needs processes that can be listened to; drop --in-process")
 
 
 def _check_record(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
+from krabby.runtime.logging import configure_logging
 
 from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
@@ -28,7 +30,7 @@ from krabby_cli.summary import CpuMeter, ExitState, RunFacts, build_summary
 from krabby_cli.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Mapping
 
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
@@ -86,6 +88,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--speed", type=int, choices=(0, 1), default=1, help="1 real time (default), 0 lock-step"
     )
+    parser.add_argument(
+        "--in-process",
+        action="store_true",
+        help="the services are threads of this process, for a debugger or a profiler; "
+        "needs --speed 0, same trajectory",
+    )
     parser.add_argument("--no-camera", action="store_true", help="run without depth camera")
     parser.add_argument("--record", type=Path, metavar="FILE", help="record all streams as MCAP")
     parser.add_argument(
@@ -117,12 +125,12 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the subcommand; returns the exit status."""
-    return run_plan(make_plan(args))
+    return run_plan(make_plan(args), in_process=args.in_process)
 
 
-def run_plan(plan: Plan) -> int:
+def run_plan(plan: Plan, *, in_process: bool = False) -> int:
     """Carry out a planned run; prints the summary and returns the exit status."""
-    summary = carry_out(plan, _display)
+    summary = _carry_out_in_process(plan) if in_process else carry_out(plan, _display)
     sys.stdout.write(f"{json.dumps(summary)}\n")
     sys.stdout.flush()
     return 1 if summary["exit"] == "failed" else 0
@@ -154,6 +162,31 @@ def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, 
         with supervisor:
             watch.run()
     return _summary(plan, watch)
+
+
+def _carry_out_in_process(plan: Plan) -> dict[str, Any]:
+    """The same with threads in place of processes; their log is `services.log` in the folder."""
+    # Loads every service; other commands, and images without them, do not need that.
+    from krabby_cli.in_process import run_services
+
+    _make_folder(plan)
+    display, signals = PlainDisplay(), Signals()
+    display.say(plan.title)
+    reports: Mapping[str, Mapping[str, Any]] = {}
+    began_s = time.monotonic()
+    with (plan.folder / "services.log").open("w", encoding="utf-8") as log, signals.caught():
+        configure_logging("krabby", plan.run_id, stream=log)
+        try:
+            reports = run_services(
+                plan.configuration, run_id=plan.run_id, stopping=lambda: signals.count > 0
+            )
+            end: ExitState = "interrupted" if signals.count else "finished"
+            reason = signals.name or "sim-hal ended by itself"
+        except CliError as error:
+            end, reason = "failed", str(error)
+            display.say(f"krabby up: {error}")
+    facts = _facts(plan, time.monotonic() - began_s, end, reason)
+    return _written(plan, build_summary(facts, reports, {}))
 
 
 class _Watch:
@@ -337,19 +370,30 @@ def _display(plan: Plan) -> Display:
 
 
 def _summary(plan: Plan, watch: _Watch) -> dict[str, Any]:
-    facts = RunFacts(
+    facts = dataclasses.replace(
+        _facts(plan, watch.duration_s, watch.exit, watch.reason),
+        cpu_cores=watch.cores,
+        machine_cores=watch.machine_cores,
+    )
+    return _written(plan, build_summary(facts, watch.reports, watch.progress.latest))
+
+
+def _facts(plan: Plan, duration_s: float, end: ExitState, reason: str) -> RunFacts:
+    return RunFacts(
         run_id=plan.run_id,
         policy=plan.policy,
         course=plan.course,
         difficulty=plan.difficulty,
         seed=plan.seed,
-        duration_s=watch.duration_s,
-        cpu_cores=watch.cores,
-        machine_cores=watch.machine_cores,
-        exit=watch.exit,
-        reason=watch.reason,
+        duration_s=duration_s,
+        cpu_cores={},
+        exit=end,
+        reason=reason,
         folder=str(plan.folder),
     )
-    summary = build_summary(facts, watch.reports, watch.progress.latest)
+
+
+def _written(plan: Plan, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary, once it is in the run's folder."""
     (plan.folder / "summary.json").write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
     return summary

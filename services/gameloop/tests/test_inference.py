@@ -35,23 +35,23 @@ def on_fake_gpu(tmp_path, monkeypatch, cfg):
 
 
 def targets(loop, desc):
-    loop.brain.pilot.start(desc.default_joint_pos, 0)
-    runner = loop.brain.pilot.chosen
+    loop.controller.policies.start(desc.default_joint_pos, 0)
+    runner = loop.controller.policies.chosen
     return runner.policy.step(np.zeros((1, runner.bundle.observation.size), np.float32))
 
 
 def test_by_default_policies_stay_on_onnx_runtime(cfg):
     loop = Gameloop(cfg)
-    networks = [runner.network for runner in loop.brain.pilot.runners]
+    networks = [runner.network for runner in loop.controller.policies.runners]
     loop.prepare(Runtime("gameloop"))
-    assert [runner.network for runner in loop.brain.pilot.runners] == networks
+    assert [runner.network for runner in loop.controller.policies.runners] == networks
     assert {network.backend for network in networks} == {"onnxruntime"}
 
 
 def test_the_chosen_and_the_blind_policy_move_to_the_gpu_and_walk_alike(on_fake_gpu, cfg, desc):
     plain, moved = Gameloop(cfg), Gameloop(on_fake_gpu())
     moved.prepare(Runtime("gameloop"))
-    backends = [runner.network.backend for runner in moved.brain.pilot.runners]
+    backends = [runner.network.backend for runner in moved.controller.policies.runners]
     assert backends == ["tensorrt", "tensorrt"]
     assert targets(moved, desc).tolist() == targets(plain, desc).tolist()
 
@@ -76,7 +76,7 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
             assert "python -m krabby.policy.tensorrt build other" in asked["reason"]
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "blind"))
             assert asked["ok"]
-            until(lambda: loop.brain.pilot.chosen.network.backend == "tensorrt")
+            until(lambda: loop.controller.policies.chosen.network.backend == "tensorrt")
 
 
 # The process

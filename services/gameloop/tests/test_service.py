@@ -378,10 +378,10 @@ def test_a_lease_that_another_writer_took_shows_everywhere_and_nothing_goes_on(
                 eventually(lambda: statuses and statuses[-1] == "applied")
                 hal.publishing = True
                 reaches(ask, service, "no_lease")
-                steps = service.brain.pilot.ticks
+                steps = service.controller.policies.ticks
                 rejected = service._not_applied["rejected_lease"]
                 eventually(lambda: service._not_applied["rejected_lease"] > rejected + 50)
-                assert service.brain.pilot.ticks == steps
+                assert service.controller.policies.ticks == steps
                 assert hal.applied[-1].payload == pytest.approx(theirs)
                 answer = ask(service, "stand")
                 assert not answer["ok"]
@@ -389,7 +389,7 @@ def test_a_lease_that_another_writer_took_shows_everywhere_and_nothing_goes_on(
                 shown = REGISTRY.get_sample_value("krabby_gameloop_mode", {"mode": "no_lease"})
                 assert shown == 1.0
             reaches(ask, service, "passive")
-            assert service.brain.pilot.ticks == steps
+            assert service.controller.policies.ticks == steps
             assert hal.applied[-1].payload == pytest.approx(theirs)  # it stays where it was left
     events = [each["event"] for each in logs]
     assert events.count("another writer holds the command lease") == 1
@@ -489,7 +489,7 @@ def test_in_lock_step_it_waits_for_what_the_state_announces(
     service = Gameloop(cfg)
     nav = Publisher(cfg.endpoints.nav, NAV, clock=lambda: lock.now_ns, bind=False)
     seen = Publisher(cfg.endpoints.features, FEATURES, clock=lambda: lock.now_ns)
-    image = np.zeros(service.brain.pilot.chosen.features_size, np.float32)
+    image = np.zeros(service.controller.policies.chosen.features_size, np.float32)
 
     def late():
         """Publish after the state, as a slow camera service would."""
@@ -507,9 +507,9 @@ def test_in_lock_step_it_waits_for_what_the_state_announces(
             lock.step(FLAG_FEATURES_DUE | FLAG_NAV_DUE if due else 0)
             if due:
                 thread.join()
-        assert not service.brain.pilot.blind
+        assert not service.controller.policies.blind
         assert last_offset(lock.hal, desc) == pytest.approx(0.2)
-        assert service.brain.nav.command[0] == pytest.approx(0.3)
+        assert service.controller.nav.command[0] == pytest.approx(0.3)
     for each in (nav, seen):
         each.close()
     lock.hal.stop()
@@ -541,7 +541,7 @@ def test_a_mission_stamped_ahead_moves_nothing_and_is_counted_and_named(make_hal
             assert event["instance_id"] == f"{mission.instance_id:016x}"
             assert not event["operator"]
             assert refused("future") > before
-            assert not service.brain.nav.command.any()
+            assert not service.controller.nav.command.any()
 
             def walks():
                 operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
@@ -562,10 +562,10 @@ def test_in_lock_step_a_person_is_heard_without_a_mission(make_hal, connected):
         def walks():
             operator.publish((0.2, 0, 0), capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
             lock.step()
-            return service.brain.nav.command[0] == pytest.approx(0.2)
+            return service.controller.nav.command[0] == pytest.approx(0.2)
 
         eventually(walks)
-        assert service.brain.nav.source == "operator"
+        assert service.controller.nav.source == "operator"
     lock.hal.stop()
 
 
@@ -596,8 +596,8 @@ def test_in_lock_step_a_person_outranks_the_mission_whose_turn_is_still_waited_f
                 return lock.hal.applied[-1].capture_ns == lock.now_ns
 
             eventually(answered)
-            assert service.brain.nav.command[0] <= 0.0
-            return service.brain.nav.command[0] == pytest.approx(-0.1)
+            assert service.controller.nav.command[0] <= 0.0
+            return service.controller.nav.command[0] == pytest.approx(-0.1)
 
         eventually(turn)
     lock.hal.stop()
@@ -622,7 +622,7 @@ def test_in_lock_step_it_waits_for_late_features_as_long_as_it_takes(make_hal, c
     lock = LockstepHal(make_hal)
     cfg = connected(lock.hal.endpoints, policy=str(policies / "seeing"), sit_on_exit_s=0.0)
     service = Gameloop(cfg)
-    image = np.zeros(service.brain.pilot.chosen.features_size, np.float32)
+    image = np.zeros(service.controller.policies.chosen.features_size, np.float32)
     with (
         captured_logs() as events,
         Publisher(cfg.endpoints.features, FEATURES, clock=lambda: lock.now_ns) as seen,

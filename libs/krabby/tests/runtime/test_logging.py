@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import structlog
-from krabby.runtime.logging import configure_logging, log_every
+from krabby.runtime.logging import configure_logging
 from krabby.runtime.testing import FakeClock, captured_logs
+from krabby.runtime.throttle import log_every
 
 
 @pytest.fixture(autouse=True)

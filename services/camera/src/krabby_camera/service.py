@@ -15,8 +15,8 @@ from krabby.policy.bundle import OnnxEncoder, PolicyBundle, bundle_dir
 from krabby.policy.tensorrt.backend import move
 from krabby.robot.description import RobotDescription
 from krabby.runtime.app import Runtime
-from krabby.runtime.logging import log_every
 from krabby.runtime.metrics import Quantiles, Totals
+from krabby.runtime.throttle import log_every
 from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, Message, Publisher
 from numpy.typing import NDArray
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+from krabby.control.config import ControlCfg
 from krabby.policy.tensorrt.config import InferenceCfg
 from krabby.runtime.app import ServiceCfg
-from krabby.runtime.config import check, check_range
+from krabby.runtime.config import check_range
 from krabby_proto import default_endpoints
 
-__all__ = ["EndpointsCfg", "FreshnessCfg", "GameloopCfg", "NavCfg"]
+__all__ = ["EndpointsCfg", "GameloopCfg"]
 
 _ENDPOINTS = default_endpoints()
 
@@ -29,67 +30,13 @@ class EndpointsCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FreshnessCfg:
-    """How old inputs may be; ages count from the sensor's capture."""
-
-    state_hold_s: float = 0.03
-    """State older than this: the last target is held [s]."""
-    state_stop_s: float = 0.1
-    """State older than this: no more commands, the HAL's deadman damps the robot [s]."""
-    features_s: float = 0.15
-    """Features older than this: the blind policy walks [s]."""
-    features_recover_s: float = 0.5
-    """Features must have been fresh for this long before they are trusted again [s]."""
-    nav_s: float = 0.3
-    """Walking commands older than this are left out, and end in standing still [s]."""
-    operator_s: float = 1.0
-    """For this long after an operator's message was read a mission's is ignored [s]."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_range(self, field.name, minimum=0.001, maximum=10.0)
-        check(
-            self.state_hold_s <= self.state_stop_s,
-            "state_hold_s",
-            self.state_hold_s,
-            f"at most state_stop_s = {self.state_stop_s}",
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NavCfg:
-    """Limits on walking commands, whoever gives them."""
-
-    max_vx: float = 1.0
-    """[m/s]"""
-    max_vy: float = 0.4
-    """[m/s]"""
-    max_yaw_rate: float = 0.8
-    """[rad/s]"""
-    max_acc: float = 1.0
-    """Fastest change of vx and vy [m/s²]."""
-    max_yaw_acc: float = 2.0
-    """Fastest change of yaw_rate [rad/s²]."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_range(self, field.name, minimum=0.0, maximum=20.0)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GameloopCfg(ServiceCfg):
+class GameloopCfg(ControlCfg, ServiceCfg):
     """The 100 Hz policy loop."""
 
     metrics_port: int = 9103
     """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
-    policy: str = "gait"
-    """Policy bundle to walk with: a name under assets/policies, or a folder."""
-    blind_policy: str = "gait"
-    """Bundle that walks while features are stale; it must need none. Empty: stand still instead."""
-    rate_hz: float = 100.0
-    """Control rate; bundles are made for one rate and refuse another."""
     phase_s: float = 0.0015
     """Where in the period of the host's clock a tick begins [s]: a little after the HAL's state."""
     state_wait_s: float = 0.005
@@ -97,26 +44,15 @@ class GameloopCfg(ServiceCfg):
     one before instead would make it 5 ms older."""
     command_deadline_s: float = 0.004
     """Longest wait for the HAL's answer to a command [s]."""
-    blend_s: float = 0.3
-    """Over this long a newly chosen policy takes over from the last target [s]."""
-    max_bad_outputs: int = 3
-    """Outputs in a row that are not finite before the blind policy takes over for good."""
-    auto_stand: bool = True
-    """Stand up by itself after every arm, unless the last request was `sit`; otherwise each
-    arm needs a new request `stand`."""
     sit_on_exit_s: float = 2.5
     """On SIGTERM or Ctrl-C sit down first, for at most this long [s]; 0 just stops commanding."""
     endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
-    freshness: FreshnessCfg = dataclasses.field(default_factory=FreshnessCfg)
-    nav: NavCfg = dataclasses.field(default_factory=NavCfg)
     inference: InferenceCfg = dataclasses.field(default_factory=InferenceCfg)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "rate_hz", minimum=1.0, maximum=1000.0)
+        ServiceCfg.__post_init__(self)
+        ControlCfg.__post_init__(self)
         check_range(self, "phase_s", minimum=0.0, maximum=1.0)
         check_range(self, "state_wait_s", minimum=0.0, maximum=0.5 / self.rate_hz)
         check_range(self, "command_deadline_s", minimum=0.0005, maximum=1.0)
-        check_range(self, "blend_s", minimum=0.0, maximum=5.0)
-        check_range(self, "max_bad_outputs", minimum=1, maximum=1000)
         check_range(self, "sit_on_exit_s", minimum=0.0, maximum=2.5)

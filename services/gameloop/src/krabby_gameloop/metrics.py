@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from krabby.control.modes import Mode
+from krabby.control.nav import REFUSAL_REASONS
 from krabby.runtime.metrics import (
     COMMAND_REJECTED,
     LOOP_WORK,
@@ -13,13 +17,16 @@ from krabby.runtime.metrics import (
     STREAM_OVERSIZED,
     STREAM_RECEIVED,
     WORK_BUCKETS,
+    Totals,
     children,
 )
 from krabby_proto import CommandStatus
 from prometheus_client import Counter, Gauge, Histogram, Info
 
-from krabby_gameloop.modes import Mode
-from krabby_gameloop.nav import REFUSAL_REASONS
+if TYPE_CHECKING:
+    from krabby.control.controller import LocomotionController
+    from krabby.control.policy_manager import PolicyRunner
+
 
 _SUBSCRIBED = ("state", "features", "nav")
 _STAGES = ("receive", "observe", "infer", "send")
@@ -70,3 +77,61 @@ STREAM_COUNTERS = {
     "invalid": children(STREAM_INVALID, _SUBSCRIBED),
     "oversized": children(STREAM_OVERSIZED, _SUBSCRIBED),
 }
+
+
+class ControlMetrics:
+    """Hands what the controller counts to the metrics.
+
+    Mode, policy and blindness are compared in every tick, so that their gauges and the time stamp
+    of a mode are exact; the totals follow a few times a second.
+    """
+
+    def __init__(self, controller: LocomotionController) -> None:
+        """Watch a controller; its mode and its policy show from now on."""
+        self._controller = controller
+        self._totals = Totals()
+        self._mode = controller.mode
+        self._blind = False
+        BLIND.set(False)
+        self._chosen: PolicyRunner | None = None
+        self._inference: dict[str, Histogram] = {}
+        MODE[self._mode.value].set(1.0)
+        self._note_policies()
+
+    def note_tick(self, now_ns: int) -> None:
+        """Bring the gauges up to date after a tick at `now_ns`; a few comparisons as a rule."""
+        mode = self._controller.mode
+        if mode is not self._mode:
+            MODE[self._mode.value].set(0.0)
+            MODE[mode.value].set(1.0)
+            MODE_ENTERED[mode.value].set(now_ns * 1e-9)
+            self._mode = mode
+        self._note_policies()
+
+    def note_inference(self, runner: PolicyRunner) -> None:
+        """Count the step that the runner has just made."""
+        name = runner.bundle.name
+        if name not in self._inference:
+            self._inference[name] = INFERENCE.labels(name)
+        self._inference[name].observe(runner.infer_s)
+
+    def update(self) -> None:
+        """Bring the totals and the walking command up to date."""
+        controller, policies = self._controller, self._controller.policies
+        self._totals.show(HOLDS, controller.holds)
+        self._totals.show(LEASE_LOSSES, controller.lease_losses)
+        self._totals.show(BLIND_SWITCHES, policies.blind_switches)
+        self._totals.show(BAD_OUTPUTS, policies.bad_outputs)
+        for gauge, value in zip(NAV_COMMAND.values(), controller.nav.command, strict=True):
+            gauge.set(value)
+
+    def _note_policies(self) -> None:
+        policies = self._controller.policies
+        if policies.blind is not self._blind:
+            self._blind = policies.blind
+            BLIND.set(self._blind)
+        if policies.chosen is not self._chosen:
+            self._chosen = policies.chosen
+            bundle = self._chosen.bundle
+            hashes = {name.removesuffix(".onnx"): digest for name, digest in bundle.hashes.items()}
+            POLICY_INFO.info({"name": bundle.name, "kind": bundle.kind, **hashes})

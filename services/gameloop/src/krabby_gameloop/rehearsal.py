@@ -22,10 +22,9 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from krabby.control.policy_manager import load_runner
 from krabby.policy.bundle import POLICY_FILE
 from krabby.robot.errors import BundleError, RobotError
-
-from krabby_gameloop.policy_switch import load_runner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +97,8 @@ def rehearse(
                 raise BundleError("the game loop is about to end")
             if time.monotonic() > end:
                 raise BundleError(
-                    f"not loaded within {limit_s:g} s, given up; its network may never be: run "
-                    f"`python -m krabby_gameloop --check policy={name!r}`, or export it again"
+                    f"not loaded within {limit_s:g} s, given up; its network may never be: run it "
+                    f"with `python -m krabby_gameloop --check policy={name!r}`, or export it again"
                 )
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The process around the brain: sockets, pacing, what is measured.
+"""The process around the controller: sockets, pacing, what is measured.
 
 Real time: an absolute grid; every tick takes the newest of everything, whatever arrived or not.
 Lock-step: the HAL's clock is simulated and waits; every state is answered exactly once, with the
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
+from krabby.control.controller import LocomotionController
+from krabby.control.policy_manager import PolicyManager
 from krabby.policy.tensorrt.backend import EngineBackend, move
 from krabby.robot.description import RobotDescription
-from krabby.runtime.logging import log_every
 from krabby.runtime.loop import LoopStats
 from krabby.runtime.metrics import COMMAND_ROUND_TRIP, COMMAND_TIMEOUTS, Quantiles, Totals
 from krabby.runtime.rate import Rate
 from krabby.runtime.realtime import IdleCollector
+from krabby.runtime.throttle import log_every
 from krabby_proto import (
     FEATURES,
     FLAG_FEATURES_DUE,
@@ -34,18 +36,16 @@ from krabby_proto import (
 )
 
 from krabby_gameloop import metrics
-from krabby_gameloop.brain import Brain
-from krabby_gameloop.control import Control
-from krabby_gameloop.policy_switch import Pilot
+from krabby_gameloop.control_socket import ControlSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from krabby.control.controller import JointCommand, Request
     from krabby.policy.network import Backend
     from krabby.runtime.app import Runtime
     from krabby_proto import CommandReply, Message
 
-    from krabby_gameloop.brain import Sent, Wish
     from krabby_gameloop.config import GameloopCfg
 
 __all__ = ["Gameloop", "state_of_period"]
@@ -73,12 +73,12 @@ class Gameloop:
     def __init__(self, cfg: GameloopCfg) -> None:
         self._cfg = cfg
         self._desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
-        self.brain = Brain(cfg, self._desc, Pilot(cfg, self._desc))
+        self.controller = LocomotionController(cfg, self._desc, PolicyManager(cfg, self._desc))
         self._warn = log_every(log)
         self._client: HalClient | None = None
         self._features: LatestSubscriber | None = None
         self._nav: LatestSubscriber | None = None
-        self._control: Control | None = None
+        self._control: ControlSocket | None = None
         self._stats: LoopStats | None = None
         self._age = {"state": Quantiles(), "features": Quantiles()}
         self._features_age = Quantiles()
@@ -86,6 +86,7 @@ class Gameloop:
         self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
         self._not_applied: dict[str, int] = {}
         self._totals = Totals()
+        self._exposition = metrics.ControlMetrics(self.controller)
         self._oversized: dict[str, int] = {}
         self._next_hello_ns = 0
         self._swap_backend: Backend | None = None
@@ -94,7 +95,7 @@ class Gameloop:
 
     def prepare(self, runtime: Runtime) -> None:
         """Put the policies where the configuration wants them: an engine may have to be built."""
-        backend = move(self.brain.pilot.runners, self._cfg.inference, runtime)
+        backend = move(self.controller.policies.runners, self._cfg.inference, runtime)
         # A swap happens while the robot walks: it gets an engine that is there, and builds none.
         if isinstance(backend, EngineBackend):
             self._swap_backend = backend.without_building()
@@ -105,13 +106,13 @@ class Gameloop:
         self._client = HalClient({"state": endpoints.state, "command": endpoints.command})
         self._features = LatestSubscriber(endpoints.features, FEATURES)
         self._nav = LatestSubscriber(endpoints.nav, NAV, bind=True)
-        self._control = Control(
+        self._control = ControlSocket(
             endpoints.control,
             self._desc,
             control_rate_hz=self._cfg.rate_hz,
             hello=make_hello(service="gameloop", robot=self._desc.identity),
             status=self._status,
-            ask=self._ask,
+            request=self._request,
             backend=self._swap_backend,
         )
 
@@ -128,6 +129,7 @@ class Gameloop:
     def shutdown(self) -> Mapping[str, object]:
         """Stop commanding and close; the HAL's deadman does the rest."""
         summary = self._summary()
+        self._exposition.update()
         for each in (self._control, self._client, self._features, self._nav):
             if each is not None:
                 each.close()
@@ -160,12 +162,12 @@ class Gameloop:
         check_hello(theirs, {key: ours[key] for key in ("schema_version", "schema_hash", "robot")})
         # Nothing arrived from it yet, or it is the instance that speaks: either way it is checked.
         log.info("met the HAL", hal=theirs.get("service"), clock=theirs.get("clock"))
-        self.brain.greeted = True
+        self.controller.hal_checked = True
         return theirs
 
     def _meet_again(self, now_ns: int) -> None:
         """A HAL that restarted is asked again before anything moves."""
-        if self.brain.greeted or now_ns < self._next_hello_ns:
+        if self.controller.hal_checked or now_ns < self._next_hello_ns:
             return
         self._next_hello_ns = now_ns + _HELLO_PAUSE_NS
         self._greet()
@@ -186,12 +188,13 @@ class Gameloop:
             began_ns, due_ns = tick.scheduled_ns - phase_ns, tick.scheduled_ns + wait_ns
             before = client.state.latest()
             if before is not None:
-                self.brain.see(before)  # that the robot was put back counts, also when overtaken
+                # A robot that was put back counts, also when a newer state overtakes this one.
+                self.controller.handle_state(before)
             state = state_of_period(client.state, began_ns, due_ns)
             features = features_in.latest()
             self._take_nav(nav_in, time.monotonic_ns)
             if state is not None:
-                self.brain.see(state)
+                self.controller.handle_state(state)
                 self._meet_again(tick.woke_ns)
             now_ns = time.monotonic_ns()
             self._observe("receive", (now_ns - tick.woke_ns) * 1e-9)
@@ -207,7 +210,7 @@ class Gameloop:
 
     def _run_lockstep(self, runtime: Runtime) -> None:
         client, features_in, nav_in = self._sockets
-        answered: Sent | None = None
+        answered: JointCommand | None = None
         heard = False
         features: Message | None = None  # changes when announced, so that runs repeat exactly
         while not self._may_leave(runtime, time.monotonic_ns()):
@@ -220,10 +223,10 @@ class Gameloop:
                 # Said again, answered alike; not if the HAL has the answer, and went on since.
                 heard = heard or self._send(answered, now_ns, _LOCKSTEP_REPLY_S)
                 continue
-            self.brain.see(state)
+            self.controller.handle_state(state)
             self._meet_again(time.monotonic_ns())
             self._take_announced_nav(runtime, nav_in, now_ns, bool(state.flags & FLAG_NAV_DUE))
-            if state.flags & FLAG_FEATURES_DUE and self.brain.pilot.needs_features:
+            if state.flags & FLAG_FEATURES_DUE and self.controller.policies.needs_features:
                 last_ns = features.capture_ns + 1 if features is not None else 0
                 features = self._announced(runtime, features_in, last_ns) or features
             else:
@@ -293,7 +296,7 @@ class Gameloop:
         messages = nav_in.newest_by_writer()
         now_ns = clock()  # after they came: none of them can honestly be from later
         for message in messages:
-            refusal = self.brain.nav.receive(message, now_ns)
+            refusal = self.controller.nav.receive(message, now_ns)
             if refusal is not None:
                 metrics.NAV_REFUSED[refusal.reason].inc()
                 self._warn.warning(
@@ -305,17 +308,21 @@ class Gameloop:
                 )
         return messages
 
-    def _decide(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
+    def _decide(
+        self, state: Message | None, features: Message | None, now_ns: int
+    ) -> JointCommand | None:
         control = self._control
         if control is not None:
             runner = control.take_runner()
             if runner is not None:
-                self.brain.swap(runner, now_ns)
-        sent = self.brain.tick(state, features, now_ns)
-        runner = self.brain.pilot.walking
+                self.controller.swap_policy(runner, now_ns)
+        sent = self.controller.tick(state, features, now_ns)
+        self._exposition.note_tick(now_ns)
+        runner = self.controller.policies.active
         if sent is not None and runner.infer_s:
             self._observe("observe", runner.observe_s)
             self._observe("infer", runner.infer_s)
+            self._exposition.note_inference(runner)
             runner.infer_s = 0.0
         if sent is None:
             self._warn.warning(
@@ -330,7 +337,7 @@ class Gameloop:
         self._ticks += 1
         return sent
 
-    def _send(self, sent: Sent, now_ns: int, deadline_s: float) -> bool:
+    def _send(self, sent: JointCommand, now_ns: int, deadline_s: float) -> bool:
         """Send a command and take the reply in; False when there was none."""
         client = self._sockets[0]
         started = time.perf_counter()
@@ -348,7 +355,7 @@ class Gameloop:
             return False
         COMMAND_ROUND_TRIP.observe(elapsed_s)
         self._round_trip.add(elapsed_s)
-        self.brain.answered(reply)
+        self.controller.handle_reply(reply)
         if reply.applied:
             self._count_age("state", reply, sent.state)
             if sent.features is not None:
@@ -375,33 +382,35 @@ class Gameloop:
             return False
         if self._leave_at_ns is None:
             self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
-            self.brain.sit_for_good()
-            log.info("leaving", reason=runtime.stop_reason, mode=self.brain.mode.value)
-        return self.brain.resting or now_ns >= self._leave_at_ns
+            self.controller.sit_for_good()
+            log.info("leaving", reason=runtime.stop_reason, mode=self.controller.mode.value)
+        return self.controller.resting or now_ns >= self._leave_at_ns
 
     # --- what is said about it ---------------------------------------------------------------
 
-    def _ask(self, wish: Wish) -> str | None:
-        """Called by the control thread: hand a request to the brain; why not, when refused.
+    def _request(self, request: Request) -> str | None:
+        """Called by the control thread: hand a request to the controller; why not, when refused.
 
         The loop hears of an `arm` with the next answer to a command, so a `stand` right behind it
         is tried for a few periods.
         """
         until_s = time.monotonic() + _HEAR_OF_ARM_S
-        while (reason := self.brain.ask(wish)) is not None and time.monotonic() < until_s:
+        reason = self.controller.request(request)
+        while reason is not None and time.monotonic() < until_s:
             time.sleep(0.2 * _HEAR_OF_ARM_S)
+            reason = self.controller.request(request)
         return reason
 
     def _status(self) -> dict[str, object]:
-        brain = self.brain
+        controller = self.controller
         return {
-            "mode": brain.mode.value,
-            "safety": brain.safety.name.lower(),
-            "policy": brain.pilot.chosen.bundle.name,
-            "walking": brain.pilot.walking.bundle.name,
-            "blind": brain.pilot.blind,
-            "nav": [round(float(value), 4) for value in brain.nav.command],
-            "nav_source": brain.nav.source,
+            "mode": controller.mode.value,
+            "safety": controller.safety.name.lower(),
+            "policy": controller.policies.chosen.bundle.name,
+            "walking": controller.policies.active.bundle.name,
+            "blind": controller.policies.blind,
+            "nav": [round(float(value), 4) for value in controller.nav.command],
+            "nav_source": controller.nav.source,
         }
 
     def _expose(self) -> None:
@@ -418,13 +427,12 @@ class Gameloop:
                     stream=name,
                     total=subscriber.oversized,
                 )
-        for gauge, value in zip(metrics.NAV_COMMAND.values(), self.brain.nav.command, strict=True):
-            gauge.set(value)
+        self._exposition.update()
 
     def _summary(self) -> dict[str, object]:
         loop = self._stats.summary() if self._stats is not None else {"ticks": self._ticks}
         timeouts = self._client.timeouts if self._client is not None else 0
-        pilot = self.brain.pilot
+        policies = self.controller.policies
         stages: dict[str, float] = {}
         for stage, quantiles in self._stage.items():
             stages |= quantiles.summary_ms(stage)
@@ -437,13 +445,13 @@ class Gameloop:
             **stages,
             "command_timeouts": timeouts,
             "not_applied": self._not_applied,
-            "holds": self.brain.holds,
-            "lease_losses": self.brain.lease_losses,
-            "policy_s": round(pilot.ticks / self._cfg.rate_hz, 2),
-            "blind_s": round(pilot.blind_ticks / self._cfg.rate_hz, 2),
-            "blind_switches": pilot.blind_switches,
-            "bad_outputs": pilot.bad_outputs,
-            "policy": pilot.chosen.bundle.name,
+            "holds": self.controller.holds,
+            "lease_losses": self.controller.lease_losses,
+            "policy_s": round(policies.ticks / self._cfg.rate_hz, 2),
+            "blind_s": round(policies.blind_ticks / self._cfg.rate_hz, 2),
+            "blind_switches": policies.blind_switches,
+            "bad_outputs": policies.bad_outputs,
+            "policy": policies.chosen.bundle.name,
         }
 
 

@@ -1,9 +1,9 @@
-"""A policy that sees, for whoever tests or measures what is around one: the gait with eyes.
+"""Policies for tests and measurements of what is around one: the gait with eyes, and constants.
 
-It walks as the shipped gait does and reads the depth image or the latent of an encoder as a trained
-student would: what it reads changes nothing while it is finite, and spoils every action when not.
-Its encoder has the size and the parts of a real one, with weights that nobody trained. Needs the
-extra `assets`.
+The gait with eyes walks as the shipped gait does and reads the depth image or the latent of an
+encoder as a trained student would: what it reads changes nothing while it is finite, and spoils
+every action when not. Its encoder has the size and the parts of a real one, with untrained weights.
+Needs the extra `assets`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from krabby.policy.bundle import PolicyBundle
     from krabby.robot.description import RobotDescription
 
-__all__ = ["write_seeing_gait"]
+__all__ = ["write_constant_policies", "write_seeing_gait"]
 
 _IMAGE_SIZE: Final = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 _EYE: Final = ObservationLayout(
@@ -158,3 +158,54 @@ def _encoder() -> onnx.ModelProto:
 
 def _tensor(name: str, *shape: int) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def write_constant_policies(root: Path, desc: RobotDescription) -> None:
+    """Write six bundles into a folder; each holds the default pose plus a constant [rad].
+
+    blind: +0.1, sees nothing. other: -0.1, likewise. seeing: +0.2, reads the depth image.
+    broken: NaN. teacher: +0.3, reads the height scan. restless: +0.2, sees nothing and does not
+    stand still on a zero command.
+    """
+    nothing = (standard_term("nav_command"), standard_term("joint_pos_rel"))
+    image = (*nothing, standard_term("features", size=_IMAGE_SIZE))
+    for name, value, terms in (
+        ("blind", 0.1, nothing),
+        ("other", -0.1, nothing),
+        ("seeing", 0.2, image),
+        ("broken", np.nan, nothing),
+        ("teacher", 0.3, (*nothing, standard_term("height_scan"))),
+        ("restless", 0.2, nothing),
+    ):
+        layout = ObservationLayout(terms)
+        manifest = {
+            "name": name,
+            "observation": layout.to_manifest(),
+            "action": {"scale": 1.0, "offset": desc.default_joint_pos.tolist(), "clip": 10.0},
+            "needs_features": "image" if terms is image else "none",
+            "stands": name != "restless",
+        }
+        write_bundle(root / name, manifest, {POLICY_FILE: _constant(layout.size, value)}, desc)
+
+
+def _constant(size: int, value: float) -> bytes:
+    """Actions = 0 * the first 18 numbers of the observation + value."""
+    nodes = [
+        helper.make_node("Gather", ["obs", "first"], ["some"], axis=1),
+        helper.make_node("Mul", ["some", "zero"], ["none"]),
+        helper.make_node("Add", ["none", "value"], ["actions"]),
+    ]
+    constants = {
+        "first": np.arange(18),
+        "zero": np.zeros((1, 18), np.float32),
+        "value": np.full((1, 18), value, np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "constant",
+        [helper.make_tensor_value_info("obs", onnx.TensorProto.FLOAT, [1, size])],
+        [helper.make_tensor_value_info("actions", onnx.TensorProto.FLOAT, [1, 18])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    opset = helper.make_opsetid("", 17)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=9).SerializeToString()

@@ -16,9 +16,9 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, MutableMapping
+from collections.abc import Generator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 import msgspec
 import numpy as np
@@ -26,12 +26,12 @@ import structlog
 from structlog.types import Processor
 
 from krabby.runtime.output import LineStream, Output, descriptor
+from krabby.runtime.throttle import log_every
 
 __all__ = [
     "FLUSH_S",
     "LEVELS",
     "LogFormat",
-    "Throttle",
     "configure_logging",
     "flush_logs",
     "log_every",
@@ -211,58 +211,3 @@ def _plain(value: object) -> object:
     if isinstance(value, Path | BaseException):
         return str(value)
     return repr(value)
-
-
-class _Log(Protocol):
-    def info(self, event: str, **facts: Any) -> Any: ...
-    def warning(self, event: str, **facts: Any) -> Any: ...
-    def error(self, event: str, **facts: Any) -> Any: ...
-
-
-class Throttle:
-    """A logger that says each event at most once per period and counts what it swallowed."""
-
-    __slots__ = ("_clock", "_log", "_period_ns", "_said")
-
-    def __init__(self, log: _Log, period_s: float, clock: Callable[[], int]) -> None:
-        self._log = log
-        self._period_ns = round(period_s * 1e9)
-        self._clock = clock
-        self._said: dict[str, list[int]] = {}  # event -> [said at, swallowed since]
-
-    def info(self, event: str, **facts: Any) -> None:
-        """As `log.info`, at most once per period."""
-        self._say("info", event, facts)
-
-    def warning(self, event: str, **facts: Any) -> None:
-        """As `log.warning`, at most once per period."""
-        self._say("warning", event, facts)
-
-    def error(self, event: str, **facts: Any) -> None:
-        """As `log.error`, at most once per period."""
-        self._say("error", event, facts)
-
-    def _say(self, level: str, event: str, facts: dict[str, Any]) -> None:
-        now = self._clock()
-        last = self._said.get(event)
-        if last is None:
-            self._said[event] = [now, 0]
-        elif now - last[0] < self._period_ns:
-            last[1] += 1
-            return
-        else:
-            if last[1]:
-                facts["suppressed"] = last[1]
-            last[0], last[1] = now, 0
-        getattr(self._log, level)(event, **facts)
-
-
-def log_every(
-    log: _Log, period_s: float = 1.0, *, clock: Callable[[], int] = time.monotonic_ns
-) -> Throttle:
-    """Limit repeated events of `log`: each event text at most once per `period_s`.
-
-    The next line that comes through says how many were left out. Keep event texts constant and put
-    what varies into the facts, or every line is a new event.
-    """
-    return Throttle(log, period_s, clock)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Generator, MutableMapping
 from typing import Any
 
 import structlog
 
-from krabby.runtime.app import Preparing, Runtime, Service
+from krabby.runtime.app import Runtime, Service
+from krabby.runtime.thread import ServiceThread
 
 __all__ = [
     "FakeClock",
@@ -108,35 +108,14 @@ def running(service: Service, *, name: str = "test") -> Generator[Runtime, None,
 
     What `shutdown` returned is in `runtime.summary` afterwards.
     """
-    runtime = Runtime(name)
-    failure: list[BaseException] = []
-    started = threading.Event()
-
-    def work() -> None:
-        try:
-            try:
-                if isinstance(service, Preparing):
-                    service.prepare(runtime)
-                service.startup()
-                started.set()
-                service.run(runtime)
-            finally:
-                runtime.summary = dict(service.shutdown())
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            started.set()
-
-    thread = threading.Thread(target=work, name=name)
+    thread = ServiceThread(service, name)
     thread.start()
-    started.wait(timeout=30)
+    thread.started.wait(timeout=30)
     try:
-        if not failure:
-            yield runtime
+        if thread.failure is None:
+            yield thread.runtime
     finally:
-        runtime.stop("test over")
-        thread.join(timeout=30)
-        if thread.is_alive():
-            raise TimeoutError(f"{name} did not stop within 30 s of being asked to")
-    if failure:
-        raise failure[0]
+        thread.runtime.stop("test over")
+        thread.join(30.0)
+    if thread.failure is not None:
+        raise thread.failure

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from krabby.safety.gate import SafetyState
 
 if TYPE_CHECKING:
-    from krabby_gameloop.config import FreshnessCfg
+    from krabby.control.config import FreshnessCfg
 
 __all__ = ["Mode", "Situation", "holds", "next_mode"]
 
@@ -41,7 +41,7 @@ class Mode(Enum):
 
 
 class Situation(NamedTuple):
-    """What the machine looks at, once a tick."""
+    """Inputs of the state machine, once a tick."""
 
     state_age_s: float
     """Age of the newest state [s]; infinite before the first."""
@@ -49,9 +49,9 @@ class Situation(NamedTuple):
     """The gate's state as of its last answer."""
     has_lease: bool
     """False after the HAL refused a command because another writer holds the lease."""
-    greeted: bool
+    hal_checked: bool
     """Whether this HAL's hello was checked, and it has not restarted or reset since."""
-    wants_to_stand: bool
+    stand_requested: bool
     """What the operator wants; False: to rest."""
     trajectory_done: bool
     """Whether the stand-up or sit-down under way has come to its end."""
@@ -63,20 +63,20 @@ def next_mode(mode: Mode, now: Situation, limits: FreshnessCfg) -> Mode:
         return Mode.SILENT
     if not now.has_lease:
         return Mode.NO_LEASE
-    if not now.greeted or not now.safety.following:
+    if not now.hal_checked or not now.safety.following:
         return Mode.PASSIVE
     match mode:
         case Mode.SILENT | Mode.PASSIVE | Mode.NO_LEASE:
             # Standing up begins with a gate that follows, not with one that has just been late.
-            ready = now.wants_to_stand and now.safety is SafetyState.ACTIVE
+            ready = now.stand_requested and now.safety is SafetyState.ACTIVE
             return Mode.STAND_UP if ready else Mode.PASSIVE
-        case Mode.STAND_UP if not now.wants_to_stand:
+        case Mode.STAND_UP if not now.stand_requested:
             return Mode.SIT_DOWN
         case Mode.STAND_UP if now.trajectory_done:
             return Mode.POLICY
-        case Mode.POLICY if not now.wants_to_stand:
+        case Mode.POLICY if not now.stand_requested:
             return Mode.SIT_DOWN
-        case Mode.SIT_DOWN if now.wants_to_stand:
+        case Mode.SIT_DOWN if now.stand_requested:
             return Mode.STAND_UP
         case Mode.SIT_DOWN if now.trajectory_done:
             return Mode.PASSIVE

@@ -1,4 +1,4 @@
-"""Who walks: the chosen policy, or the blind one while nothing can be seen; never with a jump."""
+"""Which policy walks: the chosen one, or the blind one without features; hand-overs are blended."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import structlog
+from krabby_proto import FLAG_LATENT
+
 from krabby.policy.bundle import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot.errors import BundleError
-from krabby.runtime.logging import log_every
-from krabby_proto import FLAG_LATENT
-
-from krabby_gameloop import metrics
+from krabby.runtime.throttle import log_every
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from krabby.policy.network import Backend, Network
-    from krabby.robot.description import RobotDescription
     from krabby_proto import Message
     from numpy.typing import NDArray
 
-    from krabby_gameloop.config import GameloopCfg
+    from krabby.control.config import ControlCfg
+    from krabby.policy.network import Backend, Network
+    from krabby.robot.description import RobotDescription
 
-__all__ = ["Pilot", "Runner", "load_runner"]
+__all__ = ["PolicyManager", "PolicyRunner", "load_runner"]
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +34,7 @@ _REST_BELOW, _WALK_ABOVE = 0.05, 0.1
 it."""
 
 
-class Runner:
+class PolicyRunner:
     """One loaded policy with its observation history."""
 
     def __init__(
@@ -45,7 +44,6 @@ class Runner:
         self.policy = OnnxPolicy(bundle, backend)
         self._desc = desc
         self._builder = ObservationBuilder(bundle.observation, desc)
-        self._inference = metrics.INFERENCE.labels(bundle.name)
         self.observe_s = 0.0
         """Time the last observation took [s]."""
         self.infer_s = 0.0
@@ -89,7 +87,6 @@ class Runner:
         finally:
             self.observe_s = observed - started
             self.infer_s = time.perf_counter() - observed
-            self._inference.observe(self.infer_s)
 
     def _warm_up(self) -> None:
         """Let the first, slow steps happen before the loop does."""
@@ -114,7 +111,7 @@ class Runner:
 
 def load_runner(
     name: str, desc: RobotDescription, control_rate_hz: float, backend: Backend | None = None
-) -> Runner:
+) -> PolicyRunner:
     """Load and warm up a bundle; raises `BundleError` when it does not fit."""
     bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
     unknown = [term.name for term in bundle.observation.terms if not term.measurable]
@@ -124,7 +121,7 @@ def load_runner(
             f"({', '.join(unknown)}); evaluate it with `python -m krabby_trainer eval`, or "
             "name a policy that walks on what the robot measures"
         )
-    return Runner(bundle, desc, backend)
+    return PolicyRunner(bundle, desc, backend)
 
 
 class _Blend(NamedTuple):
@@ -132,7 +129,7 @@ class _Blend(NamedTuple):
     started_ns: int
 
 
-class Pilot:
+class PolicyManager:
     """Steps the policy that walks now and hands over from one to another.
 
     A policy takes over with a fresh memory, and its targets are blended in over `blend_s` from the
@@ -141,7 +138,7 @@ class Pilot:
 
     def __init__(
         self,
-        cfg: GameloopCfg,
+        cfg: ControlCfg,
         desc: RobotDescription,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -150,36 +147,35 @@ class Pilot:
         self._desc = desc
         self.chosen = load_runner(cfg.policy, desc, cfg.rate_hz)
         self._blind = self._load_blind()
-        self.walking = self.chosen
+        self.active = self.chosen
         """The runner that gave the last target."""
         self._blend: _Blend | None = None
         self._blend_ns = round(cfg.blend_s * 1e9)
         self._recover_ns = round(cfg.freshness.features_recover_s * 1e9)
         self._fresh_since_ns: int | None = None
         self._bad_outputs = 0
-        self._given_up: Runner | None = None
+        self._given_up: PolicyRunner | None = None
         self._warn = log_every(log, clock=clock)
         self._standing = False
         self._resting = False
         self.blind_switches = 0
         """Times the blind policy took over, or the robot stood still for want of one."""
         self.ticks = 0
-        """Steps of walking, whoever walked."""
+        """Steps of walking, by any policy."""
         self.blind_ticks = 0
         """Those in which the chosen policy did not."""
         self.bad_outputs = 0
         """Outputs that were not finite."""
-        self._announce()
 
     @property
-    def runners(self) -> list[Runner]:
-        """Everybody who may walk."""
+    def runners(self) -> list[PolicyRunner]:
+        """All that may walk."""
         return [self.chosen] if self._blind is None else [self.chosen, self._blind]
 
     @property
     def blind(self) -> bool:
-        """Whether the chosen policy cannot walk: another one does, or nobody."""
-        return self._standing or (self.walking is not self.chosen and not self._resting)
+        """Whether the chosen policy cannot walk: another one does, or none."""
+        return self._standing or (self.active is not self.chosen and not self._resting)
 
     @property
     def needs_features(self) -> bool:
@@ -193,14 +189,13 @@ class Pilot:
         # Whether there is something to see shows in the first step; until then nothing is switched.
         self._hand_over(self.chosen, target, now_ns)
 
-    def choose(self, runner: Runner, last_target: NDArray[np.float64], now_ns: int) -> None:
+    def choose(self, runner: PolicyRunner, last_target: NDArray[np.float64], now_ns: int) -> None:
         """Walk with another policy from now on."""
         log.info("policy swapped", policy=runner.bundle.name, before=self.chosen.bundle.name)
         self.chosen = runner
         self._given_up = None
         self._fresh_since_ns = None
         self._hand_over(runner, last_target, now_ns)
-        self._announce()
 
     def step(
         self,
@@ -215,7 +210,7 @@ class Pilot:
         runner = self._choose(usable is not None, now_ns)
         if self._rests(inputs.nav_command, runner):
             runner = self._blind
-        if runner is not self.walking or self._standing:
+        if runner is not self.active or self._standing:
             self._switch(runner, last_target, now_ns, was_blind=was_blind)
         self.ticks += 1
         self.blind_ticks += self.blind
@@ -261,8 +256,8 @@ class Pilot:
             return None
         return features
 
-    def _choose(self, sees: bool, now_ns: int) -> Runner | None:
-        """Who walks this tick; None: nobody may."""
+    def _choose(self, sees: bool, now_ns: int) -> PolicyRunner | None:
+        """Which policy walks this tick; None for none."""
         if not sees:
             self._fresh_since_ns = None
         elif self._fresh_since_ns is None:
@@ -278,7 +273,7 @@ class Pilot:
             return self.chosen
         return self._blind
 
-    def _rests(self, command: NDArray[np.floating], runner: Runner | None) -> bool:
+    def _rests(self, command: NDArray[np.floating], runner: PolicyRunner | None) -> bool:
         """Whether the blind policy stands because the chosen one would walk on; nothing is wrong.
 
         Where there is no blind policy the chosen one is left to do what it does.
@@ -291,35 +286,32 @@ class Pilot:
 
     def _switch(
         self,
-        runner: Runner | None,
+        runner: PolicyRunner | None,
         origin: NDArray[np.float64],
         now_ns: int,
         *,
         was_blind: bool,
     ) -> None:
-        """Let another one walk than in the last step, or nobody, and say so."""
+        """Let another policy walk than in the last step, or none, and log it."""
         if runner is None:
             self._standing = True
-            metrics.BLIND.set(True)
         else:
             self._hand_over(runner, origin, now_ns)
         if self.blind and not was_blind:
             self.blind_switches += 1
-            metrics.BLIND_SWITCHES.inc()
             if runner is None:
                 log.warning("standing still", reason="cannot see and blind_policy is empty")
             else:
                 log.warning("walking blind", policy=runner.bundle.name)
         elif was_blind and not self.blind:
-            log.info("seeing again", policy=self.walking.bundle.name)
+            log.info("seeing again", policy=self.active.bundle.name)
 
-    def _hand_over(self, runner: Runner, origin: NDArray[np.float64], now_ns: int) -> None:
+    def _hand_over(self, runner: PolicyRunner, origin: NDArray[np.float64], now_ns: int) -> None:
         """Let a policy walk, with a fresh memory and from the last target on."""
         runner.reset()
-        self.walking = runner
+        self.active = runner
         self._standing = False
         self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
-        metrics.BLIND.set(self.blind)
 
     def _blended(self, target: NDArray[np.float64], now_ns: int) -> NDArray[np.float64]:
         if self._blend is None:
@@ -332,8 +324,7 @@ class Pilot:
         smooth = share * share * (3.0 - 2.0 * share)
         return self._blend.origin + smooth * (target - self._blend.origin)
 
-    def _count_bad(self, error: PolicyOutputError, runner: Runner) -> None:
-        metrics.BAD_OUTPUTS.inc()
+    def _count_bad(self, error: PolicyOutputError, runner: PolicyRunner) -> None:
         self.bad_outputs += 1
         self._warn.warning("policy output refused, holding", reason=str(error))
         self._bad_outputs += 1
@@ -341,7 +332,7 @@ class Pilot:
             self._given_up = runner
             log.error("policy given up for the blind one", policy=runner.bundle.name)
 
-    def _load_blind(self) -> Runner | None:
+    def _load_blind(self) -> PolicyRunner | None:
         if not self._cfg.blind_policy:
             return None
         blind = load_runner(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
@@ -351,8 +342,3 @@ class Pilot:
                 f"{blind.bundle.needs_features!r}; name a policy that walks without seeing"
             )
         return blind
-
-    def _announce(self) -> None:
-        bundle = self.chosen.bundle
-        hashes = {name.removesuffix(".onnx"): digest for name, digest in bundle.hashes.items()}
-        metrics.POLICY_INFO.info({"name": bundle.name, "kind": bundle.kind, **hashes})

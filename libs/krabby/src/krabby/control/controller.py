@@ -18,26 +18,25 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
+from krabby_proto import FLAG_RESET, STATE, CommandStatus, unpack
+
+from krabby.control.modes import Mode, Situation, holds, next_mode
+from krabby.control.nav import NavFilter
+from krabby.control.policy_manager import PolicyManager
 from krabby.policy.observation import ObservationInputs
 from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import sit_down, stand_up
-from krabby_proto import FLAG_RESET, STATE, CommandStatus, unpack
-
-from krabby_gameloop import metrics
-from krabby_gameloop.modes import Mode, Situation, holds, next_mode
-from krabby_gameloop.nav import NavFilter
-from krabby_gameloop.policy_switch import Pilot
 
 if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.trajectories import JointTrajectory
     from krabby_proto import CommandReply, Message
     from numpy.typing import NDArray
 
-    from krabby_gameloop.config import GameloopCfg
-    from krabby_gameloop.policy_switch import Runner
+    from krabby.control.config import ControlCfg
+    from krabby.control.policy_manager import PolicyRunner
+    from krabby.robot.description import RobotDescription
+    from krabby.safety.trajectories import JointTrajectory
 
-__all__ = ["Brain", "Sent"]
+__all__ = ["JointCommand", "LocomotionController", "Request"]
 
 log = structlog.get_logger(__name__)
 
@@ -56,17 +55,18 @@ _TAKEN: Final = frozenset(
 _MOVED: Final = frozenset({CommandStatus.APPLIED, CommandStatus.SUPERSEDED})
 _ARMING_SLACK_PERIODS: Final = 2
 """Between the gate's end of arming and the reply that shows it."""
-Wish = Literal["stand", "sit"]
+Request = Literal["stand", "sit"]
+"""What an operator may ask of the loop."""
 
 
-class _Asked(NamedTuple):
-    wish: Wish
+class _PendingRequest(NamedTuple):
+    request: Request
     permission: int
-    """Number of the permission it was asked for."""
+    """Number of the permission it was made for."""
 
 
-class Sent(NamedTuple):
-    """What a tick decided to send."""
+class JointCommand(NamedTuple):
+    """What a tick decided to send to the HAL."""
 
     joint_pos: NDArray[np.float64]
     """Targets [rad], shape (18,)."""
@@ -76,25 +76,28 @@ class Sent(NamedTuple):
     """The features they were computed from."""
 
 
-class Brain:
-    """The loop's state machine with what each mode sends."""
+class LocomotionController:
+    """The state machine of the modes, and the joint targets of each.
 
-    def __init__(self, cfg: GameloopCfg, desc: RobotDescription, pilot: Pilot) -> None:
+    It counts in plain attributes, which a process that exposes metrics reads after a tick.
+    """
+
+    def __init__(self, cfg: ControlCfg, desc: RobotDescription, policies: PolicyManager) -> None:
         self._cfg = cfg
         self._desc = desc
-        self.pilot = pilot
+        self.policies = policies
         self.nav = NavFilter(cfg.nav, cfg.freshness)
         self.mode = Mode.SILENT
-        self.wants_to_stand = cfg.auto_stand
-        """What was asked for under this permission of the gate."""
+        self.stand_requested = cfg.auto_stand
+        """Whether standing was requested under this permission of the gate."""
         self.has_lease = True
         """False while the HAL refuses commands because another writer holds the lease."""
         self.lease_losses = 0
         """Times another writer was found to hold the lease."""
         self.safety = SafetyState.DISARMED
         """The gate's state as of its last answer."""
-        self.greeted = False
-        """Whether the HAL that speaks now has been checked; set by whoever asks it."""
+        self.hal_checked = False
+        """Whether the HAL that sends now has been checked; set by the owner of the sockets."""
         self.holds = 0
         """Ticks that held the last target because the state was too old."""
         self._instance: int | None = None
@@ -107,7 +110,7 @@ class Brain:
         self._stands_by_itself = cfg.auto_stand
         """`auto_stand`, but not after a request to sit."""
         self._leaving = False
-        self._asked: _Asked | None = None
+        self._pending: _PendingRequest | None = None
         self._permission = 0
         self._was_live = self._followed = False
         """Whether the gate was armed, and followed commands, under this permission."""
@@ -122,29 +125,28 @@ class Brain:
         self._arming_limit_ns = round(
             (desc.safety.arming_s + _ARMING_SLACK_PERIODS / cfg.rate_hz) * 1e9
         )
-        metrics.MODE[self.mode.value].set(1.0)
 
-    def ask(self, wish: Wish) -> str | None:
-        """An operator wants the robot to stand or to rest; why not, when it is refused.
+    def request(self, request: Request) -> str | None:
+        """Ask the robot to stand or to rest; returns the reason when that is refused.
 
-        The next tick acts on it, unless the permission that it was asked for has ended by then.
+        The next tick acts on it, unless the permission that it was made for has ended by then.
         May be called from another thread.
         """
         permission = self._permission
-        if wish == "stand":
+        if request == "stand":
             reason = self._stand_refusal()
             if reason is not None:
                 return reason
-        self._asked = _Asked(wish, permission)
+        self._pending = _PendingRequest(request, permission)
         return None
 
     def sit_for_good(self) -> None:
         """Sit down and do not stand up again: the process ends."""
-        self._stands_by_itself = self.wants_to_stand = False
+        self._stands_by_itself = self.stand_requested = False
         self._leaving = True
 
-    def answered(self, reply: CommandReply) -> None:
-        """Take in what the gate says to the command of the last tick."""
+    def handle_reply(self, reply: CommandReply) -> None:
+        """Take the HAL's reply to the command of the last tick."""
         # A newer HAL may know more states; what we do not know we do not follow.
         self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
         if reply.status == CommandStatus.REJECTED_LEASE:
@@ -166,12 +168,12 @@ class Brain:
         self._followed = self.safety.following
         self._unapplied = self._followed and reply.status not in _MOVED
 
-    def see(self, state: Message) -> None:
-        """Take in the newest state; notices a HAL that restarted and a robot that was put back."""
+    def handle_state(self, state: Message) -> None:
+        """Take the newest state; detects a HAL that restarted and a robot that was put back."""
         if state.header.instance_id != self._instance:
             if self._instance is not None:
                 log.warning("the HAL restarted")
-                self.greeted = False
+                self.hal_checked = False
             self._instance = state.header.instance_id
             self._start_over("the HAL restarted")
         if state.flags & FLAG_RESET and state.sequence != self._reset_sequence:
@@ -203,7 +205,6 @@ class Brain:
         """Another writer moves the robot; the gate's state is about that one's commands."""
         if self.has_lease:
             self.lease_losses += 1
-            metrics.LEASE_LOSSES.inc()
             log.warning(
                 "another writer holds the command lease",
                 remedy="stop it; this loop commands again 0.5 s after its last command",
@@ -227,17 +228,19 @@ class Brain:
             self._arming_ns = server_ns
 
     def _end_permission(self, reason: str) -> None:
-        """What was asked for so far does not count any more."""
-        if self.wants_to_stand and not self._stands_by_itself:
+        """Drop every request made so far."""
+        if self.stand_requested and not self._stands_by_itself:
             log.info("the request to stand has ended", reason=reason)
         self._permission += 1
-        self.wants_to_stand = self._stands_by_itself
+        self.stand_requested = self._stands_by_itself
         self._was_live = self._followed = self._unapplied = False
         self._taken_ns = self._arming_ns = None
         self._last_target = None
         self._forget_nav = True
 
-    def tick(self, state: Message | None, features: Message | None, now_ns: int) -> Sent | None:
+    def tick(
+        self, state: Message | None, features: Message | None, now_ns: int
+    ) -> JointCommand | None:
         """Decide.
 
         Args:
@@ -267,23 +270,22 @@ class Brain:
         if waits and self._last_target is not None:
             if stale:
                 self.holds += 1
-                metrics.HOLDS.inc()
             self._wait(now_ns)
             target = self._last_target
         elif self._trajectory is not None:
             target = self._trajectory.at((now_ns - self._trajectory_ns) * 1e-9)
         elif mode is Mode.POLICY and self._last_target is not None:
             inputs = _inputs(values, command)
-            target = self.pilot.step(inputs, features, self._last_target, now_ns)
-            used = features if self.pilot.walking.needs_features else None
+            target = self.policies.step(inputs, features, self._last_target, now_ns)
+            used = features if self.policies.active.needs_features else None
         else:
             target = self._resting_target(measured)
         self._last_target = target
         self._ticked_ns = now_ns
-        return Sent(target, state, used)
+        return JointCommand(target, state, used)
 
     def _begin(self, now_ns: int) -> None:
-        """Judge what the gate last said by its age, then take in what was asked for."""
+        """Judge the gate's last answer by its age, then take the pending request."""
         if self._taken_ns is not None and now_ns - self._taken_ns >= self._damp_ns:
             silence_s = round((now_ns - self._taken_ns) * 1e-9, 3)
             self._end_permission(f"the gate has not answered to a command for {silence_s} s")
@@ -291,14 +293,14 @@ class Brain:
         if self._forget_nav:
             self.nav.forget(now_ns)
             self._forget_nav = False
-        asked, self._asked = self._asked, None
-        if asked is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        if asked.wish == "sit":
-            self._stands_by_itself = self.wants_to_stand = False
-        elif asked.permission == self._permission and not self._leaving:
+        if pending.request == "sit":
+            self._stands_by_itself = self.stand_requested = False
+        elif pending.permission == self._permission and not self._leaving:
             self._stands_by_itself = self._cfg.auto_stand
-            self.wants_to_stand = True
+            self.stand_requested = True
         else:
             log.info("the request to stand has ended", reason="the gate was left before it counted")
 
@@ -306,12 +308,12 @@ class Brain:
         """The last target is sent again: trajectory and hand-over wait, and go on unhurried."""
         elapsed_ns = now_ns - self._ticked_ns
         self._trajectory_ns = min(self._trajectory_ns + elapsed_ns, now_ns)
-        self.pilot.wait(elapsed_ns)
+        self.policies.wait(elapsed_ns)
 
-    def swap(self, runner: Runner, now_ns: int) -> None:
+    def swap_policy(self, runner: PolicyRunner, now_ns: int) -> None:
         """Walk with another policy from the next tick on."""
         origin = self._desc.default_joint_pos if self._last_target is None else self._last_target
-        self.pilot.choose(runner, origin, now_ns)
+        self.policies.choose(runner, origin, now_ns)
 
     @property
     def resting(self) -> bool:
@@ -326,8 +328,8 @@ class Brain:
             state_age_s=_NOWHERE if state is None else state.age_s(now_ns),
             safety=self.safety,
             has_lease=self.has_lease,
-            greeted=self.greeted and not self._was_reset,
-            wants_to_stand=self.wants_to_stand,
+            hal_checked=self.hal_checked and not self._was_reset,
+            stand_requested=self.stand_requested,
             trajectory_done=done,
         )
 
@@ -335,9 +337,6 @@ class Brain:
         if mode is self.mode:
             return
         log.info("mode", now=mode.value, before=self.mode.value, gate=self.safety.name.lower())
-        metrics.MODE[self.mode.value].set(0.0)
-        metrics.MODE[mode.value].set(1.0)
-        metrics.MODE_ENTERED[mode.value].set(now_ns * 1e-9)
         if mode in (Mode.STAND_UP, Mode.SIT_DOWN) and measured is not None:
             # From the target, not from the pose that sags below it: the drives see no step.
             start = measured if self._last_target is None else self._last_target
@@ -351,7 +350,7 @@ class Brain:
             self._trajectory = None
         if mode is Mode.POLICY:
             origin = self._last_target
-            self.pilot.start(self._desc.default_joint_pos if origin is None else origin, now_ns)
+            self.policies.start(self._desc.default_joint_pos if origin is None else origin, now_ns)
         self.nav.restart()
         self.mode = mode
 
@@ -372,7 +371,7 @@ def _inputs(
         joint_vel=values["joint_vel"],
         foot_contact=values["foot_contact"],
         nav_command=command,
-        last_action=_NO_ACTION,  # each policy's own; the pilot puts it in
+        last_action=_NO_ACTION,  # each policy's own; its runner puts it in
     )
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from krabby.control.config import FreshnessCfg, NavCfg
+from krabby.control.nav import NavFilter
 from krabby.runtime.testing import captured_logs
-from krabby_gameloop.config import FreshnessCfg, NavCfg
-from krabby_gameloop.nav import NavFilter
 from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS, NAV
 
 MS = 1_000_000

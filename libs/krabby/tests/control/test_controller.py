@@ -2,22 +2,22 @@
 
 import numpy as np
 import pytest
+from krabby.control.controller import LocomotionController
+from krabby.control.modes import Mode
+from krabby.control.policy_manager import PolicyManager
 from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import rest_joint_pos
-from krabby_gameloop.brain import Brain
-from krabby_gameloop.modes import Mode
-from krabby_gameloop.policy_switch import Pilot
 from krabby_proto import FLAG_RESET, CommandReply, CommandStatus
 
 MS = 1_000_000
 
 
 class Robot:
-    """A robot that goes where it is told at once, in front of a brain that ticks every 10 ms."""
+    """A robot that goes where it is told at once, controlled every 10 ms."""
 
     def __init__(self, cfg, desc, state):
-        self.brain = Brain(cfg, desc, Pilot(cfg, desc))
-        self.brain.greeted = True
+        self.controller = LocomotionController(cfg, desc, PolicyManager(cfg, desc))
+        self.controller.hal_checked = True
         self.make_state = state
         self.pos = rest_joint_pos(desc)
         self.safety = SafetyState.ACTIVE
@@ -30,20 +30,20 @@ class Robot:
         self.sequence += 1
         header = {"sequence": self.sequence} | header
         self.state = self.make_state(self.ms * MS, self.pos, **header)
-        self.brain.see(self.state)
+        self.controller.handle_state(self.state)
 
     def tick(self, ms, *, fresh=True):
         for _ in range(ms // 10):
             self.ms += 10
             if fresh:
                 self.fresh_state()
-            sent = self.brain.tick(self.state, None, self.ms * MS)
+            sent = self.controller.tick(self.state, None, self.ms * MS)
             self.sent.append(sent)
             if sent is not None:
                 self.answer(self.safety)
                 if self.safety is SafetyState.ACTIVE:
                     self.pos = sent.joint_pos
-        return self.brain.mode
+        return self.controller.mode
 
     def answer(self, safety):
         packed = CommandReply.pack(
@@ -57,7 +57,7 @@ class Robot:
             applied_ns=self.ms * MS,
             server_ns=self.ms * MS,
         )
-        self.brain.answered(CommandReply.unpack(packed))
+        self.controller.handle_reply(CommandReply.unpack(packed))
 
 
 @pytest.fixture
@@ -102,15 +102,15 @@ def test_stale_state_holds_from_30_ms_and_silences_from_100_ms(robot):
         assert (robot.sent[-1] is None) is silent, age_ms
         if 30 <= age_ms < 100:
             np.testing.assert_array_equal(robot.sent[-1].joint_pos, last)
-    assert robot.brain.holds == 7  # 30, 40 ... 90 ms
+    assert robot.controller.holds == 7  # 30, 40 ... 90 ms
 
 
 def test_standing_up_goes_on_where_it_was_after_a_hold(robot):
     robot.tick(800)
-    assert robot.brain.mode is Mode.STAND_UP
+    assert robot.controller.mode is Mode.STAND_UP
     robot.tick(90, fresh=False)
     robot.sent.clear()
-    robot.sent.append(robot.brain.tick(robot.state, None, robot.ms * MS))
+    robot.sent.append(robot.controller.tick(robot.state, None, robot.ms * MS))
     robot.tick(100)
     # 15 % of 12 rad/s is what a trajectory takes at most
     assert largest_step(robot) / 0.01 < 1.9
@@ -130,10 +130,10 @@ def test_a_reset_robot_stands_up_from_where_it_was_put(robot, desc):
     robot.pos = rest_joint_pos(desc)
     robot.ms += 10
     robot.fresh_state(flags=FLAG_RESET)
-    assert robot.brain.tick(robot.state, None, robot.ms * MS).joint_pos == pytest.approx(
+    assert robot.controller.tick(robot.state, None, robot.ms * MS).joint_pos == pytest.approx(
         robot.pos, abs=1e-6
     )
-    assert robot.brain.mode is Mode.PASSIVE
+    assert robot.controller.mode is Mode.PASSIVE
 
 
 def test_a_reset_seen_twice_counts_once(robot, desc):
@@ -141,7 +141,7 @@ def test_a_reset_seen_twice_counts_once(robot, desc):
     robot.ms += 10
     robot.fresh_state(flags=FLAG_RESET)
     robot.tick(10, fresh=False)
-    robot.brain.see(robot.state)
+    robot.controller.handle_state(robot.state)
     assert robot.tick(20) is Mode.STAND_UP
 
 
@@ -149,28 +149,28 @@ def test_a_hal_that_restarted_must_be_greeted_before_anything_moves(robot):
     robot.tick(3000)
     robot.ms += 10
     robot.fresh_state(instance_id=8, sequence=1)
-    assert not robot.brain.greeted
-    robot.brain.tick(robot.state, None, robot.ms * MS)
-    assert robot.brain.mode is Mode.PASSIVE
+    assert not robot.controller.hal_checked
+    robot.controller.tick(robot.state, None, robot.ms * MS)
+    assert robot.controller.mode is Mode.PASSIVE
 
 
 def test_asked_to_sit_it_lies_down_and_stays_there(robot, desc):
     robot.tick(3000)
-    robot.brain.ask("sit")
+    robot.controller.request("sit")
     assert robot.tick(20) is Mode.SIT_DOWN
     assert robot.tick(3000) is Mode.PASSIVE
     np.testing.assert_allclose(robot.sent[-1].joint_pos, rest_joint_pos(desc), atol=1e-4)
     assert largest_step(robot) / 0.01 < desc.velocity_limit.min()
-    assert robot.brain.resting
-    robot.brain.ask("stand")
+    assert robot.controller.resting
+    robot.controller.request("stand")
     assert robot.tick(20) is Mode.STAND_UP
 
 
 def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
     robot.tick(3000)
-    assert robot.brain.mode is Mode.POLICY
+    assert robot.controller.mode is Mode.POLICY
     assert np.abs(robot.sent[-1].joint_pos - desc.default_joint_pos).max() > 0.05
-    robot.brain.ask("sit")
+    robot.controller.request("sit")
     robot.tick(320)
     np.testing.assert_allclose(robot.sent[-1].joint_pos, desc.default_joint_pos, atol=1e-6)
     robot.tick(280)
@@ -182,7 +182,7 @@ def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
 def test_a_safety_state_from_a_newer_hal_counts_as_not_armed(robot):
     robot.tick(3000)
     robot.answer(17)
-    assert robot.brain.safety is SafetyState.DISARMED
+    assert robot.controller.safety is SafetyState.DISARMED
 
 
 @pytest.mark.parametrize("safety", [SafetyState.DAMP, SafetyState.ESTOP])

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from krabby_proto import Message
     from numpy.typing import NDArray
 
-    from krabby_gameloop.config import FreshnessCfg, NavCfg
+    from krabby.control.config import FreshnessCfg, NavCfg
 
 __all__ = ["REFUSAL_REASONS", "NavFilter", "NavSource", "Refusal", "RefusalReason"]
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from krabby.control.policy_manager import PolicyManager, load_runner
 from krabby.policy.observation import ObservationInputs
 from krabby.robot.errors import BundleError
 from krabby.runtime.testing import captured_logs
-from krabby_gameloop.policy_switch import Pilot, load_runner
 from krabby_proto import FLAG_LATENT
 
 MS = 1_000_000
@@ -31,18 +31,18 @@ def inputs(desc):
 
 
 class Walk:
-    """Steps a pilot every 10 ms and keeps the last target."""
+    """Steps a manager every 10 ms and keeps the last target."""
 
-    def __init__(self, pilot, inputs, desc):
-        self.pilot, self.inputs, self.desc = pilot, inputs, desc
+    def __init__(self, policies, inputs, desc):
+        self.policies, self.inputs, self.desc = policies, inputs, desc
         self.target = desc.default_joint_pos
         self.largest_step = 0.0
-        pilot.start(self.target, 0)
+        policies.start(self.target, 0)
 
     def until(self, start_ms, end_ms, seen=lambda now_ns: None, command=None):
         for ms in range(start_ms, end_ms, 10):
             inputs = self.inputs(command)
-            target = self.pilot.step(inputs, seen(ms * MS), self.target, ms * MS)
+            target = self.policies.step(inputs, seen(ms * MS), self.target, ms * MS)
             self.largest_step = max(self.largest_step, np.abs(target - self.target).max())
             self.target = target
         return self.offset
@@ -56,11 +56,11 @@ class Walk:
 @pytest.fixture
 def seeing(cfg, policies, desc, inputs):
     cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"))
-    return Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    return Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
 
 
 def test_a_policy_takes_over_from_the_last_target_in_300_ms(cfg, desc, inputs):
-    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc), inputs, desc)
     assert walk.until(0, 10) == 0.0
     # half-way through a smooth step: half of 0.1 rad
     assert walk.until(10, 160) == pytest.approx(0.5 * 0.1, abs=0.006)
@@ -68,10 +68,10 @@ def test_a_policy_takes_over_from_the_last_target_in_300_ms(cfg, desc, inputs):
 
 
 def test_a_swap_while_walking_moves_no_joint_faster_than_walking_does(cfg, desc, inputs, policies):
-    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc), inputs, desc)
     walk.until(0, 400)
     walk.largest_step = 0.0
-    walk.pilot.choose(load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS)
+    walk.policies.choose(load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS)
     assert walk.until(400, 800) == pytest.approx(-0.1)
     # 0.2 rad over 0.3 s peaks at 1.5 times the mean speed: 0.01 rad in 10 ms
     assert walk.largest_step == pytest.approx(0.01, rel=0.05)
@@ -79,29 +79,31 @@ def test_a_swap_while_walking_moves_no_joint_faster_than_walking_does(cfg, desc,
 
 
 def test_a_swap_is_no_return_of_sight(cfg, desc, inputs, policies):
-    walk = Walk(Pilot(cfg, desc), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc), inputs, desc)
     walk.until(0, 400)
     with captured_logs() as logs:
-        walk.pilot.choose(load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS)
+        walk.policies.choose(
+            load_runner(str(policies / "other"), desc, 100.0), walk.target, 400 * MS
+        )
     assert [each["event"] for each in logs] == ["policy swapped"]
 
 
 def test_features_older_than_150_ms_are_walked_without(seeing, features):
     assert seeing.until(0, 1500, features) == pytest.approx(0.2)
-    assert not seeing.pilot.blind
+    assert not seeing.policies.blind
     seeing.until(1500, 1650, lambda now_ns: features(1490 * MS))
     assert seeing.until(1650, 2050, lambda now_ns: features(1490 * MS)) == pytest.approx(0.1)
-    assert seeing.pilot.blind
-    assert seeing.pilot.blind_switches == 1
+    assert seeing.policies.blind
+    assert seeing.policies.blind_switches == 1
 
 
 def test_a_policy_sees_again_after_half_a_second_of_fresh_features(seeing, features):
     seeing.until(0, 400)
-    assert seeing.pilot.blind
+    assert seeing.policies.blind
     seeing.until(400, 890, features)
-    assert seeing.pilot.blind
+    assert seeing.policies.blind
     seeing.until(890, 910, features)
-    assert not seeing.pilot.blind
+    assert not seeing.policies.blind
     assert seeing.until(910, 1300, features) == pytest.approx(0.2)
     assert seeing.largest_step < 0.011
 
@@ -111,20 +113,20 @@ def test_one_lost_image_starts_the_half_second_anew(seeing, features):
     seeing.until(400, 800, features)
     seeing.until(800, 810)
     seeing.until(810, 1300, features)
-    assert seeing.pilot.blind
+    assert seeing.policies.blind
     seeing.until(1300, 1320, features)
-    assert not seeing.pilot.blind
+    assert not seeing.policies.blind
 
 
 @pytest.mark.parametrize("header", [{"size": 32}, {"flags": FLAG_LATENT}])
 def test_features_that_the_policy_does_not_read_count_as_none(seeing, features, header):
     seeing.until(0, 500, lambda now_ns: features(now_ns, **header))
-    assert seeing.pilot.blind
+    assert seeing.policies.blind
 
 
 def test_without_a_blind_policy_it_stands_still(cfg, policies, desc, inputs, features):
     cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     walk.until(0, 500, features)
     before = walk.target
     walk.until(500, 900)
@@ -135,25 +137,25 @@ def test_standing_still_for_want_of_sight_is_told_and_ends_after_half_a_second(
     cfg, policies, desc, inputs, features
 ):
     cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     with captured_logs() as logs:
         walk.until(0, 500, features)
         walk.until(500, 900)
-        assert walk.pilot.blind
-        assert walk.pilot.blind_switches == 1
+        assert walk.policies.blind
+        assert walk.policies.blind_switches == 1
         held = walk.target
         walk.until(900, 1390, features)
         np.testing.assert_array_equal(walk.target, held)
         walk.until(1390, 1420, features)
-        assert not walk.pilot.blind
+        assert not walk.policies.blind
     assert [each["event"] for each in logs] == ["standing still", "seeing again"]
     # 500 to 1390 ms: 90 steps of 142
-    assert (walk.pilot.ticks, walk.pilot.blind_ticks) == (142, 90)
+    assert (walk.policies.ticks, walk.policies.blind_ticks) == (142, 90)
 
 
 def test_it_takes_over_again_from_where_it_stood_still(cfg, policies, desc, inputs, features):
     cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     walk.until(0, 50)  # stood still at once, in the default pose
     assert walk.offset == 0.0
     assert walk.until(50, 900, features) == pytest.approx(0.2)
@@ -167,35 +169,35 @@ def test_features_that_are_not_finite_count_as_none_and_not_against_the_policy(s
 
     seeing.until(0, 500, features)
     seeing.until(500, 1000, nan)
-    assert seeing.pilot.blind
-    assert seeing.pilot.bad_outputs == 0
+    assert seeing.policies.blind
+    assert seeing.policies.bad_outputs == 0
     seeing.until(1000, 1510, features)
-    assert not seeing.pilot.blind
+    assert not seeing.policies.blind
 
 
 def test_starting_anew_while_blind_is_no_return_of_sight(seeing):
     seeing.until(0, 100)
     with captured_logs() as logs:
-        seeing.pilot.start(seeing.target, 100 * MS)
+        seeing.policies.start(seeing.target, 100 * MS)
     assert logs == []
 
 
 def test_outputs_that_are_not_finite_hold_and_the_third_hands_over(
     cfg, policies, desc, inputs, monkeypatch
 ):
-    monkeypatch.setattr("krabby_gameloop.policy_switch._WARM_UP_STEPS", 0)
+    monkeypatch.setattr("krabby.control.policy_manager._WARM_UP_STEPS", 0)
     cfg = dataclasses.replace(cfg, policy=str(policies / "broken"))
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 30) == 0.0
-    assert not walk.pilot.blind
+    assert not walk.policies.blind
     assert walk.until(30, 400) == pytest.approx(0.1)
-    assert walk.pilot.blind
+    assert walk.policies.blind
 
 
 def test_a_blind_policy_that_needs_to_see_is_refused(cfg, policies, desc):
     cfg = dataclasses.replace(cfg, blind_policy=str(policies / "seeing"))
     with pytest.raises(BundleError, match="name a policy that walks without seeing"):
-        Pilot(cfg, desc)
+        PolicyManager(cfg, desc)
 
 
 def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
@@ -207,21 +209,21 @@ def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
         "the robot measures"
     )
     with pytest.raises(BundleError, match="is a teacher"):
-        Pilot(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)
+        PolicyManager(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)
 
 
 def test_a_policy_is_told_how_old_what_it_sees_is(seeing, inputs, features):
     seen = inputs()
-    seeing.pilot.step(seen, features(0), seeing.target, 40 * MS)
+    seeing.policies.step(seen, features(0), seeing.target, 40 * MS)
     assert seen.features_age == pytest.approx([0.04])
-    seeing.pilot.step(seen, None, seeing.target, 50 * MS)
+    seeing.policies.step(seen, None, seeing.target, 50 * MS)
     assert seen.features_age is None
 
 
 @pytest.fixture
 def restless(cfg, policies, desc, inputs):
     cfg = dataclasses.replace(cfg, policy=str(policies / "restless"))
-    return Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    return Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
 
 
 def test_a_policy_that_never_stands_is_relieved_while_no_motion_is_asked_for(restless):
@@ -229,10 +231,10 @@ def test_a_policy_that_never_stands_is_relieved_while_no_motion_is_asked_for(res
     with captured_logs() as logs:
         assert restless.until(400, 800, command=(0.0, 0.0, 0.0)) == pytest.approx(0.1)
         # Nothing is wrong: nobody is told that it walks blind.
-        assert not restless.pilot.blind
+        assert not restless.policies.blind
         assert restless.until(800, 1200, command=(0.0, 0.0, -0.2)) == pytest.approx(0.2)
     assert logs == []
-    assert (restless.pilot.blind_switches, restless.pilot.blind_ticks) == (0, 0)
+    assert (restless.policies.blind_switches, restless.policies.blind_ticks) == (0, 0)
     # 0.1 rad over 0.3 s peaks at 1.5 times the mean speed.
     assert restless.largest_step < 0.011
 
@@ -246,11 +248,11 @@ def test_a_command_at_the_border_does_not_make_it_hand_over_to_and_fro(restless)
 
 def test_who_stands_by_itself_is_left_alone(cfg, policies, desc, inputs):
     cfg = dataclasses.replace(cfg, policy=str(policies / "other"))
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(-0.1)
 
 
 def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
     cfg = dataclasses.replace(cfg, policy=str(policies / "restless"), blind_policy="")
-    walk = Walk(Pilot(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(0.2)

@@ -3,15 +3,15 @@
 import math
 
 import pytest
+from krabby.control.modes import Mode, Situation, holds, next_mode
 from krabby.safety.gate import SafetyState
-from krabby_gameloop.modes import Mode, Situation, holds, next_mode
 
 CALM = Situation(
     state_age_s=0.002,
     safety=SafetyState.ACTIVE,
     has_lease=True,
-    greeted=True,
-    wants_to_stand=True,
+    hal_checked=True,
+    stand_requested=True,
     trajectory_done=False,
 )
 
@@ -22,17 +22,17 @@ CALM = Situation(
         (Mode.SILENT, {}, Mode.STAND_UP),
         (Mode.SILENT, {"state_age_s": math.inf}, Mode.SILENT),
         (Mode.PASSIVE, {}, Mode.STAND_UP),
-        (Mode.PASSIVE, {"wants_to_stand": False}, Mode.PASSIVE),
+        (Mode.PASSIVE, {"stand_requested": False}, Mode.PASSIVE),
         (Mode.PASSIVE, {"safety": SafetyState.HOLD}, Mode.PASSIVE),
-        (Mode.PASSIVE, {"greeted": False}, Mode.PASSIVE),
+        (Mode.PASSIVE, {"hal_checked": False}, Mode.PASSIVE),
         (Mode.STAND_UP, {}, Mode.STAND_UP),
         (Mode.STAND_UP, {"trajectory_done": True}, Mode.POLICY),
-        (Mode.STAND_UP, {"wants_to_stand": False}, Mode.SIT_DOWN),
+        (Mode.STAND_UP, {"stand_requested": False}, Mode.SIT_DOWN),
         (Mode.POLICY, {}, Mode.POLICY),
         (Mode.POLICY, {"safety": SafetyState.HOLD}, Mode.POLICY),
-        (Mode.POLICY, {"wants_to_stand": False}, Mode.SIT_DOWN),
-        (Mode.SIT_DOWN, {"wants_to_stand": False}, Mode.SIT_DOWN),
-        (Mode.SIT_DOWN, {"wants_to_stand": False, "trajectory_done": True}, Mode.PASSIVE),
+        (Mode.POLICY, {"stand_requested": False}, Mode.SIT_DOWN),
+        (Mode.SIT_DOWN, {"stand_requested": False}, Mode.SIT_DOWN),
+        (Mode.SIT_DOWN, {"stand_requested": False, "trajectory_done": True}, Mode.PASSIVE),
         (Mode.SIT_DOWN, {}, Mode.STAND_UP),
     ],
 )
@@ -51,7 +51,7 @@ def test_a_gate_that_does_not_follow_ends_everything(mode, safety, limits):
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_a_hal_that_is_not_known_is_not_moved(mode, limits):
-    assert next_mode(mode, CALM._replace(greeted=False), limits) is Mode.PASSIVE
+    assert next_mode(mode, CALM._replace(hal_checked=False), limits) is Mode.PASSIVE
 
 
 @pytest.mark.parametrize("mode", list(Mode))
@@ -66,7 +66,7 @@ def test_once_the_lease_is_back_it_is_passive_until_the_gate_follows(limits):
     disarmed = CALM._replace(safety=SafetyState.DAMP)
     assert next_mode(Mode.NO_LEASE, disarmed, limits) is Mode.PASSIVE
     assert next_mode(Mode.NO_LEASE, CALM, limits) is Mode.STAND_UP
-    unasked = CALM._replace(wants_to_stand=False)
+    unasked = CALM._replace(stand_requested=False)
     assert next_mode(Mode.NO_LEASE, unasked, limits) is Mode.PASSIVE
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from krabby.robot.errors import BundleError
 from krabby.runtime.testing import free_port, until
-from krabby_gameloop.control import Control
+from krabby_gameloop.control_socket import ControlSocket
 from krabby_gameloop.rehearsal import rehearse
 from krabby_proto import ControlClient, make_hello
 
@@ -24,13 +24,13 @@ def asked():
 
 @pytest.fixture
 def control(desc, asked):
-    control = Control(
+    control = ControlSocket(
         f"tcp://127.0.0.1:{free_port()}",
         desc,
         control_rate_hz=100.0,
         hello=make_hello(service="gameloop"),
         status=lambda: {"mode": "passive"},
-        ask=asked.append,
+        request=asked.append,
     )
     yield control
     began_s = time.monotonic()

@@ -7,25 +7,24 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from krabby.control.policy_manager import load_runner
 from krabby.policy.bundle import POLICY_FILE
 from krabby.robot.errors import BundleError, RobotError
 from krabby_proto import ControlServer
 
-from krabby_gameloop.policy_switch import load_runner
 from krabby_gameloop.rehearsal import LIMIT_S, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from krabby.control.controller import Request
+    from krabby.control.policy_manager import PolicyRunner
     from krabby.policy.network import Backend
     from krabby.robot.description import RobotDescription
 
-    from krabby_gameloop.brain import Wish
-    from krabby_gameloop.policy_switch import Runner
-
     Answer = Callable[[Mapping[str, Any]], None]
 
-__all__ = ["Control"]
+__all__ = ["ControlSocket"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,11 +41,11 @@ _SHOWN = 200
 class _Load:
     """A policy being loaded in a thread, so that the requests of others are answered meanwhile."""
 
-    def __init__(self, name: str, work: Callable[[], Runner], answer: Answer) -> None:
+    def __init__(self, name: str, work: Callable[[], PolicyRunner], answer: Answer) -> None:
         self.name = name
         self.answer = answer
         self.began_s = time.monotonic()
-        self.runner: Runner | None = None
+        self.runner: PolicyRunner | None = None
         self.reason = ""
         self._work = work
         self.thread = threading.Thread(target=self._run, name="policy", daemon=True)
@@ -66,8 +65,8 @@ class _Load:
             self.reason = f"{type(error).__name__}: {error}"
 
 
-class Control:
-    """A thread with the control socket. What it hands to the loop is taken at the next tick."""
+class ControlSocket:
+    """A thread with the control socket; the loop takes its requests at the next tick."""
 
     def __init__(
         self,
@@ -77,17 +76,17 @@ class Control:
         control_rate_hz: float,
         hello: Mapping[str, object],
         status: Callable[[], Mapping[str, object]],
-        ask: Callable[[Wish], str | None],
+        request: Callable[[Request], str | None],
         backend: Backend | None = None,
     ) -> None:
         self._desc = desc
         self._control_rate_hz = control_rate_hz
         self._status = status
-        self._ask = ask
+        self._request = request
         self._backend = backend
         self._server = ControlServer(endpoint, hello=hello)
         self._stop = threading.Event()
-        self._runner: Runner | None = None
+        self._runner: PolicyRunner | None = None
         self._load: _Load | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
@@ -97,7 +96,7 @@ class Control:
         """Where it is bound."""
         return self._server.endpoint
 
-    def take_runner(self) -> Runner | None:
+    def take_runner(self) -> PolicyRunner | None:
         """A policy that was loaded since the last call."""
         runner, self._runner = self._runner, None
         return runner
@@ -119,9 +118,9 @@ class Control:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
         match request.get("op"):
-            case "stand" | "sit" as wish:
-                reason = self._refusal(wish, request.get("sent_ns"))
-                log.info("asked", op=wish, refused=reason)
+            case "stand" | "sit" as op:
+                reason = self._refusal(op, request.get("sent_ns"))
+                log.info("asked", op=op, refused=reason)
                 if reason is not None:
                     return {"ok": False, "reason": reason}
                 return {"ok": True, **self._status()}
@@ -133,12 +132,12 @@ class Control:
                 reason = f"unknown op {str(other)[:_SHOWN]!r}; use stand, sit, policy or status"
                 return {"ok": False, "reason": reason}
 
-    def _refusal(self, wish: Wish, sent_ns: object) -> str | None:
+    def _refusal(self, request: Request, sent_ns: object) -> str | None:
         """Hand a request to the loop; why not, when it is refused."""
         waited = isinstance(sent_ns, int) and time.monotonic_ns() - sent_ns > _REQUEST_TTL_NS
-        if wish == "stand" and waited:
+        if request == "stand" and waited:
             return "stand was sent more than 1 s ago; send it again"
-        return self._ask(wish)
+        return self._request(request)
 
     def _begin_load(self, name: object) -> dict[str, Any] | None:
         """Start to load a policy; its answer comes when that is done."""
@@ -153,7 +152,7 @@ class Control:
         self._load = _Load(name, lambda: self._loaded(name), self._server.defer())
         return None
 
-    def _loaded(self, name: str) -> Runner:
+    def _loaded(self, name: str) -> PolicyRunner:
         """Tried out in a child process first, then loaded here."""
         digest = rehearse(name, self._desc, self._control_rate_hz, stopping=self._stop.is_set)
         runner = load_runner(name, self._desc, self._control_rate_hz, self._backend)
@@ -175,7 +174,7 @@ class Control:
             self._answer_load(load, None, reason)
             load.answer = _nobody
 
-    def _answer_load(self, load: _Load, runner: Runner | None, reason: str) -> None:
+    def _answer_load(self, load: _Load, runner: PolicyRunner | None, reason: str) -> None:
         if load.answer is _nobody:  # it was given up
             return
         if runner is None:

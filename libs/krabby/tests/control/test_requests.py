@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from krabby.control.config import ControlCfg
+from krabby.control.controller import LocomotionController
+from krabby.control.modes import Mode
+from krabby.control.nav import NavFilter
+from krabby.control.policy_manager import PolicyManager
 from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
 from krabby.safety.trajectories import rest_joint_pos
-from krabby_gameloop.brain import Brain
-from krabby_gameloop.config import GameloopCfg
-from krabby_gameloop.modes import Mode
-from krabby_gameloop.nav import NavFilter
-from krabby_gameloop.policy_switch import Pilot
 from krabby_proto import FLAG_OPERATOR, FLAG_RESET, CommandReply, CommandStatus
 
 MS = 1_000_000
@@ -32,14 +32,14 @@ STATUS = {
 
 
 class Robot:
-    """A brain in front of the real gate; joints follow the gate's target at once, or sag."""
+    """A controller in front of the real gate; joints follow the gate's target at once, or sag."""
 
-    def __init__(self, cfg, desc, state, pilot=None):
+    def __init__(self, cfg, desc, state, policies=None):
         self.desc = desc
         self.make_state = state
-        self.brain = Brain(cfg, desc, pilot or Pilot(cfg, desc))
-        self.brain.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=lambda: self.ms * MS)
-        self.brain.greeted = True
+        self.controller = LocomotionController(cfg, desc, policies or PolicyManager(cfg, desc))
+        self.controller.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=lambda: self.ms * MS)
+        self.controller.hal_checked = True
         self.pos = rest_joint_pos(desc)
         self.ms = 1000
         self.instance = 7
@@ -57,7 +57,7 @@ class Robot:
         self.intruding = False
         self.sent = []
         self.applied = []
-        """Time [ms] and target of each command of the brain that the gate applied."""
+        """Time [ms] and target of each command of the controller that the gate applied."""
         self.asked = False
         """Whether `stand` was accepted under the permission that the gate gave last."""
         self.armed_pos = self.pos
@@ -68,7 +68,7 @@ class Robot:
 
     def hear(self, message):
         """A walking command arrives."""
-        return self.brain.nav.receive(message, self.ms * MS)
+        return self.controller.nav.receive(message, self.ms * MS)
 
     # --- the HAL's side ----------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Robot:
         self.note_gate()
 
     def serve(self, target):
-        """The HAL's reply to a command of the brain."""
+        """The HAL's reply to a command of the controller."""
         taken_over = self.intruder_ms is not None and self.ms - self.intruder_ms < LEASE_MS
         self.command_sequence += 1
         if self.forced_status is not None:
@@ -174,15 +174,15 @@ class Robot:
                 )
                 self.flags = 0
             if self.state is not None:
-                self.brain.see(self.state)
-            sent = self.brain.tick(self.state, None, self.ms * MS)
-            self.brain.greeted = True
+                self.controller.handle_state(self.state)
+            sent = self.controller.tick(self.state, None, self.ms * MS)
+            self.controller.hal_checked = True
             self.sent.append(sent)
             if sent is not None and not self.command_lost:
                 reply = self.serve(sent.joint_pos)
                 if not self.reply_lost:
-                    self.brain.answered(reply)
-        return self.brain.mode
+                    self.controller.handle_reply(reply)
+        return self.controller.mode
 
     def stall(self, ms):
         """The loop does nothing while the HAL goes on."""
@@ -191,7 +191,7 @@ class Robot:
 
     def stand(self):
         """Ask for it; whether it was accepted."""
-        accepted = self.brain.ask("stand") is None
+        accepted = self.controller.request("stand") is None
         if accepted and self.gate.state.live:
             self.asked = True
         return accepted
@@ -297,11 +297,11 @@ def test_replies_lost_for_140_ms_change_nothing_and_for_150_ms_end_the_request(r
 
 def test_while_no_reply_comes_it_does_not_walk_on(robot):
     robot.stood_up()
-    steps = robot.brain.pilot.ticks
+    steps = robot.controller.policies.ticks
     robot.reply_lost = True
     robot.tick(1000)
-    assert robot.brain.pilot.ticks - steps == 14
-    assert robot.brain.mode is Mode.PASSIVE
+    assert robot.controller.policies.ticks - steps == 14
+    assert robot.controller.mode is Mode.PASSIVE
 
 
 def test_asked_while_arming_it_stands_up_as_soon_as_it_is_armed(robot):
@@ -357,9 +357,9 @@ def test_a_request_of_the_moment_before_a_stop_does_not_count_after_it(robot):
     robot.command_lost = True
     robot.stall(10)
     robot.command_lost = False
-    robot.brain.answered(robot.serve(robot.pos))
+    robot.controller.handle_reply(robot.serve(robot.pos))
     robot.operate("disarm", "arm")
-    robot.brain.answered(robot.serve(robot.pos))
+    robot.controller.handle_reply(robot.serve(robot.pos))
     assert robot.tick(1000) is Mode.PASSIVE
 
 
@@ -372,7 +372,7 @@ def test_a_storm_of_reset_and_arm_undoes_an_estop_and_moves_nothing(robot):
         robot.operate("reset", "arm")
         robot.tick(10)
     assert robot.gate.state is SafetyState.ACTIVE
-    assert robot.brain.mode is Mode.PASSIVE
+    assert robot.controller.mode is Mode.PASSIVE
     robot.operate("estop")
     assert robot.gate.state is SafetyState.ESTOP  # a second one counts like the first
     robot.tick(10)
@@ -389,28 +389,29 @@ def test_a_storm_of_reset_and_arm_undoes_an_estop_and_moves_nothing(robot):
         (lambda robot: (robot.stood_up(), robot.fault(), robot.tick(10)), "the gate is in DAMP"),
         (lambda robot: (robot.stood_up(), setattr(robot, "intruding", True), robot.tick(100)),
          "another writer holds the command lease; stop it"),
-        (lambda robot: (robot.stood_up(), robot.brain.sit_for_good()), "the game loop is ending"),
+        (lambda robot: (robot.stood_up(), robot.controller.sit_for_good()),
+         "the game loop is ending"),
     ],
 )  # fmt: skip
 def test_a_request_to_stand_that_cannot_be_met_is_refused_with_what_to_do(robot, prepare, reason):
     prepare(robot)
-    assert reason in robot.brain.ask("stand")
+    assert reason in robot.controller.request("stand")
 
 
 def test_a_persons_walking_command_does_not_survive_an_estop(robot, nav):
     robot.stood_up()
     robot.hear(nav(robot.ms * MS, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
     robot.tick(200)
-    assert robot.brain.nav.command[0] == pytest.approx(0.2)
+    assert robot.controller.nav.command[0] == pytest.approx(0.2)
     late = nav((robot.ms + 5) * MS, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR)
     robot.operate("estop", "reset", "arm")
     robot.tick(20)
     robot.hear(late)  # sent before the loop knew, and on its way since
     robot.tick(50)
-    assert not robot.brain.nav.command.any()
+    assert not robot.controller.nav.command.any()
     robot.hear(nav(robot.ms * MS, (0.4, 0.0, 0.0), flags=FLAG_OPERATOR))
     robot.tick(20)
-    assert robot.brain.nav.command.any()  # what is asked for afterwards counts
+    assert robot.controller.nav.command.any()  # what is asked for afterwards counts
 
 
 def test_configured_to_stand_by_itself_it_does_so_after_every_arm(cfg, desc, state):
@@ -430,7 +431,7 @@ def test_asked_to_sit_it_does_not_stand_by_itself_after_an_arm(cfg, desc, state)
     robot.tick(50)
     robot.operate("arm")
     robot.tick(600)
-    robot.brain.ask("sit")
+    robot.controller.request("sit")
     robot.tick(3000)
     robot.operate("disarm")
     robot.tick(50)
@@ -447,17 +448,17 @@ def test_a_lost_lease_shows_within_one_tick_and_nothing_of_the_loop_moves_on(rob
     robot.stood_up()
     robot.intruding = True
     robot.tick(10)  # its reply tells
-    steps, command = robot.brain.pilot.ticks, robot.brain.nav.command.copy()
+    steps, command = robot.controller.policies.ticks, robot.controller.nav.command.copy()
     assert robot.tick(10) is Mode.NO_LEASE
     robot.tick(500)
-    assert robot.gate.state is robot.brain.safety is SafetyState.ACTIVE  # of the other one
-    assert robot.brain.lease_losses == 1
-    assert robot.brain.pilot.ticks == steps
-    np.testing.assert_array_equal(robot.brain.nav.command, command)
+    assert robot.gate.state is robot.controller.safety is SafetyState.ACTIVE  # of the other one
+    assert robot.controller.lease_losses == 1
+    assert robot.controller.policies.ticks == steps
+    np.testing.assert_array_equal(robot.controller.nav.command, command)
     # What it offers is where the robot is, so nothing jumps when the lease comes back.
     np.testing.assert_allclose(robot.sent[-1].joint_pos, robot.pos, atol=1e-6)
-    assert not robot.brain.wants_to_stand
-    assert robot.brain.resting
+    assert not robot.controller.stand_requested
+    assert robot.controller.resting
 
 
 def test_standing_up_does_not_go_on_behind_another_writers_back(robot):
@@ -467,10 +468,10 @@ def test_standing_up_does_not_go_on_behind_another_writers_back(robot):
     robot.stand()
     robot.tick(200)
     intrude(robot, 3000)
-    assert robot.brain.mode is Mode.PASSIVE
+    assert robot.controller.mode is Mode.PASSIVE
     robot.operate("arm")
     assert robot.tick(1000) is Mode.PASSIVE
-    assert robot.brain.lease_losses == 1
+    assert robot.controller.lease_losses == 1
 
 
 # --- commands that the gate did not make its own --------------------------------------------
@@ -488,15 +489,15 @@ REFUSED = [
 @pytest.mark.parametrize("status", REFUSED)
 def test_what_was_not_applied_is_sent_again_and_the_policy_waits(robot, status):
     robot.stood_up()
-    steps = robot.brain.pilot.ticks
+    steps = robot.controller.policies.ticks
     robot.forced_status = status
     robot.tick(100)
-    assert robot.brain.pilot.ticks == steps + 1
+    assert robot.controller.policies.ticks == steps + 1
     targets = [sent.joint_pos for sent in robot.sent[-10:]]
     np.testing.assert_array_equal(targets, [targets[0]] * 10)
     robot.forced_status = None
     robot.tick(20)
-    assert robot.brain.pilot.ticks == steps + 2
+    assert robot.controller.policies.ticks == steps + 2
 
 
 @pytest.mark.parametrize("status", REFUSED)
@@ -518,8 +519,7 @@ def test_standing_up_waits_for_the_gate_and_goes_on_where_it_was(robot, status):
 
 def test_the_hand_over_to_a_policy_waits_too(robot):
     robot.stood_up()
-    pilot = robot.brain.pilot
-    pilot.start(robot.desc.default_joint_pos, robot.ms * MS)
+    robot.controller.policies.start(robot.desc.default_joint_pos, robot.ms * MS)
     robot.tick(100)
     robot.forced_status = CommandStatus.REJECTED_STALE
     robot.tick(130)
@@ -537,7 +537,7 @@ def test_refused_for_150_ms_while_the_gate_stays_active_it_is_not_this_loop_that
         robot.tick(10)
         robot.gate.command(robot.pos, robot.ms * MS)  # of another writer
     assert robot.tick(10) is Mode.PASSIVE
-    assert not robot.brain.wants_to_stand
+    assert not robot.controller.stand_requested
 
 
 # --- random sequences ----------------------------------------------------------------------
@@ -564,10 +564,10 @@ SCRIPT = st.lists(st.tuples(EVENTS, OPS, st.sampled_from([0, 10, 30, 100, 520]))
 
 
 @pytest.fixture(scope="module")
-def shared_pilot(policies, desc):
+def shared_manager(policies, desc):
     blind = str(policies / "blind")
-    cfg = GameloopCfg(policy=blind, blind_policy=blind, auto_stand=False)
-    return cfg, Pilot(cfg, desc)
+    cfg = ControlCfg(policy=blind, blind_policy=blind, auto_stand=False)
+    return cfg, PolicyManager(cfg, desc)
 
 
 @settings(max_examples=100, deadline=None)
@@ -583,11 +583,11 @@ def shared_pilot(policies, desc):
 )
 @given(script=SCRIPT)
 def test_no_target_leaves_the_pose_after_a_way_out_until_the_next_request(
-    shared_pilot, desc, state, script
+    shared_manager, desc, state, script
 ):
     """`Robot.serve` asserts it for every command that the gate applies."""
-    cfg, pilot = shared_pilot
-    robot = Robot(cfg, desc, state, pilot)
+    cfg, manager = shared_manager
+    robot = Robot(cfg, desc, state, manager)
     robot.tick(20)
     robot.operate("arm")
     robot.tick(520)

@@ -1,0 +1,1 @@
+"""Locomotion control without sockets: modes, policies, walking commands and one tick's decision."""
