@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from krabby.robot.errors import BundleError
 from krabby.runtime.testing import free_port, until
+from krabby_gameloop import rehearsal
 from krabby_gameloop.control import Control
 from krabby_gameloop.rehearsal import rehearse
 from krabby_proto import ControlClient, make_hello
@@ -180,7 +181,7 @@ def test_while_a_policy_loads_others_are_answered(endless, policies, ask, asked,
 
 @pytest.mark.slow
 def test_who_asked_for_a_network_that_never_ends_is_told(endless, ask, monkeypatch):
-    monkeypatch.setattr("gameloop.rehearsal.LIMIT_S", 2.0)
+    monkeypatch.setattr(rehearsal, "LIMIT_S", 2.0)
     answer = ask("policy", policy=str(endless))
     assert not answer["ok"]
     assert "given up" in answer["reason"]
@@ -201,7 +202,7 @@ def test_a_rehearsal_ends_when_the_loop_does(endless, desc):
 
 def test_a_rehearsal_that_crashes_is_a_refusal(policies, desc, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr("gameloop.rehearsal.sys.executable", "/bin/false")
+    monkeypatch.setattr(rehearsal.sys, "executable", "/bin/false")
     with pytest.raises(BundleError, match="ended with status 1"):
         rehearse(str(policies / "blind"), desc, 100.0)
 

@@ -78,7 +78,7 @@ def rehearse(
     """
     limit_s = LIMIT_S if limit_s is None else limit_s
     child = subprocess.Popen(
-        [sys.executable, "-m", "gameloop.rehearsal"],
+        [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -98,8 +98,8 @@ def rehearse(
                 raise BundleError("the game loop is about to end")
             if time.monotonic() > end:
                 raise BundleError(
-                    f"not loaded within {limit_s:g} s, given up; its network may never be: run "
-                    f"it with `gameloop --check policy={name!r}`, or export it again"
+                    f"not loaded within {limit_s:g} s, given up; its network may never be: run it "
+                    f"with `python -m krabby_gameloop --check policy={name!r}`, or export it again"
                 )
     finally:
         with contextlib.suppress(ProcessLookupError):
