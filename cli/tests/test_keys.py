@@ -229,6 +229,32 @@ def test_keys_that_waited_longer_than_the_deadman_move_and_arm_nothing(drive):
     assert drive.turn("wx2", (), 60.0) == (Nav(), ["estop", "sit"])
 
 
+def test_the_rest_of_a_backlog_is_as_late_as_its_begin(drive):
+    """A terminal holds up to 4 KiB, and one read takes 1 KiB of them."""
+    turns(drive, 0.0, 0.1, "w")
+    assert drive.turn("w" * 15, (), 5.0) == (Nav(), [])
+    assert drive.turn("w" * 15, (), 5.001) == (Nav(), [])
+    assert drive.turn("13x", (), 5.002) == (Nav(), ["estop"])
+    assert drive.turn("", (), 5.05) == (Nav(), [])
+    assert drive.turn("w1", (), 5.1)[1] == ["stand"]
+
+
+def test_keys_that_cannot_have_been_pressed_just_now_move_and_arm_nothing(drive):
+    """More than half a second of a held key at once: a link's backlog, or a paste."""
+    turns(drive, 0.0, 0.1)
+    assert drive.turn("w" * 16, (), 0.15) == (Nav(), [])
+    assert drive.turn("w", (), 0.151) == (Nav(), []), "until a turn without a key"
+    assert drive.turn("", (), 0.2) == (Nav(), [])
+    assert drive.turn("w" * 15, (), 0.25) == (Nav(vx=0.5), [])
+    assert drive.turn("a long line: 3, then 1, eXit", (), 0.3) == (Nav(), ["estop"])
+
+
+def test_a_backlog_proves_no_person(drive):
+    turns(drive, 0.0, 0.05, "w")
+    assert turns(drive, 0.1, 1.95, "h" * 16) == Nav(vx=0.05)
+    assert turns(drive, 2.0, 2.0) == Nav()
+
+
 def test_the_e_stop_of_a_gamepad_is_one_however_late(drive):
     drive.turn("", (), 0.0)
     assert drive.turn("", [JoystickEvent("button", 1, 1, False)], 100.0)[1] == ["estop"]

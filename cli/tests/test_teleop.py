@@ -301,3 +301,23 @@ def test_an_arrow_in_two_reads_is_an_arrow_and_no_e_stop(nav, hal, endpoints):
         teleop.type(b"[A")
         teleop.until(lambda vx: vx == pytest.approx(0.05))
         assert not hal.operators
+
+
+@pytest.mark.slow
+def test_after_a_stop_the_keys_work_and_what_was_typed_meanwhile_does_not(nav, hal, endpoints):
+    """As with Ctrl-Z and fg: the shell has made the terminal wait for whole lines."""
+    with Teleop(nav, endpoints) as teleop:
+        teleop.until(lambda vx: vx == 0.0)
+        os.kill(teleop.process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, teleop.process.pid, os.WSTOPPED)
+        teleop.type(b"w" * 1500 + b"31")
+        time.sleep(2.1)  # longer than the deadman
+        os.kill(teleop.process.pid, signal.SIGCONT)
+        for _ in range(10):
+            teleop.until(lambda vx: vx == 0.0)
+        assert teleop.moved_s == 0.0
+        assert not hal.operators
+        termios.tcsetattr(teleop.follower, termios.TCSANOW, teleop.before)
+        teleop.type(b"x")
+        until(lambda: hal.operators)
+        assert hal.operators[0][0] == "estop"

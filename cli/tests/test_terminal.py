@@ -167,6 +167,30 @@ def test_keys_typed_before_are_not_for_the_robot(terminal):
         assert keyboard.read() == []
 
 
+def test_settings_that_a_shell_put_back_are_made_again(terminal):
+    """Ctrl-Z and fg: the shell sets the terminal as it likes it, and x would wait for Enter."""
+    leader, follower = terminal
+    before = termios.tcgetattr(follower)
+    with Keyboard(follower) as keyboard:
+        termios.tcsetattr(follower, termios.TCSANOW, before)
+        os.write(leader, b"x")
+        assert keyboard.read() == ["x"]
+        assert not termios.tcgetattr(follower)[3] & (termios.ECHO | termios.ICANON)
+    assert termios.tcgetattr(follower) == before
+
+
+def test_pastes_are_asked_to_be_marked_as_such(terminal):
+    leader, follower = terminal
+    with StatusLine(follower) as line:
+        line.show("text")
+        seen = b""
+        while b"text" not in seen:
+            seen += os.read(leader, 65536)
+        assert b"\x1b[?2004h" in seen
+    while b"\x1b[?2004l" not in seen:
+        seen += os.read(leader, 65536)
+
+
 def test_a_terminal_that_is_gone_is_an_error_and_needs_no_settings(terminal):
     leader, follower = terminal
     with Keyboard(follower) as keyboard:

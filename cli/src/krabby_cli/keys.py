@@ -78,6 +78,9 @@ _REQUESTS: Final[dict[str, Request]] = {
 }
 _KEEPS: Final = "h"
 _SAFE_WHEN_LATE: Final = frozenset({"estop", "sit", "quit"})
+_AT_ONCE: Final = 15
+"""Most keys that one turn takes as pressed just now: half a second of a held key, 30 a second. More
+are the backlog of a link that was down, or a paste."""
 
 
 def apply_key(key: str, nav: Nav, limits: NavLimits) -> tuple[Nav, Request | None]:
@@ -218,6 +221,8 @@ class Drive:
         self._pad_deadman = Deadman()
         self._ended = False
         """Whether a deadman ended motion and nothing came since."""
+        self._keys_late = False
+        """Whether keys are part of a backlog."""
         self._turn_s: float | None = None
 
     def turn(
@@ -225,15 +230,19 @@ class Drive:
     ) -> tuple[Nav, list[Request]]:
         """The command now, given what came since the last turn, and what is asked for besides.
 
-        Input that may have waited longer than the deadman, since this process stood still, moves
-        and arms nothing.
+        Input that may have waited longer than the deadman moves and arms nothing, and proves no
+        person: what is there after this process stood still, and keys too many to have been
+        pressed just now. A backlog of keys ends with the first turn without any.
         """
         late = self._turn_s is not None and now_s - self._turn_s > DEADMAN_S
         self._turn_s = now_s
         self._expire(now_s)
+        pressed = list(keys)
+        begins = late or len(pressed) > _AT_ONCE
+        self._keys_late = bool(pressed) and (self._keys_late or begins)
         requests: list[Request] = []
-        for key in keys:
-            requests += self._press(key, now_s, late)
+        for key in pressed:
+            requests += self._press(key, now_s, self._keys_late)
         for event in events:
             requests += self._move(event, now_s, late)
         return self._command(now_s), requests
@@ -256,12 +265,14 @@ class Drive:
         nav, request = apply_key(key, self._nav, self._limits)
         if nav == self._nav and request is None and key.lower() not in {*_MOVES, _KEEPS, " "}:
             return []
+        if late:
+            if nav == Nav():
+                self._nav = nav
+            return [request] if request in _SAFE_WHEN_LATE else []
         self._key_deadman.event(now_s)
         self._ended = False
-        if late and nav != Nav():
-            return []
         self._nav = nav
-        return [request] if request and (request in _SAFE_WHEN_LATE or not late) else []
+        return [request] if request else []
 
     def _move(self, event: JoystickEvent, now_s: float, late: bool) -> list[Request]:
         request = self._pad.apply(event)

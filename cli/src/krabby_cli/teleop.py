@@ -57,6 +57,8 @@ keys
   x                 e-stop, latched until `krabby reset`; no other key is one
   Ctrl-C            leave; the robot stops
 Without a key for 2 s the robot stops: keep one pressed (a held key repeats) or press h.
+Of keys that waited (a link that was down, a process that was stopped, more than 15 at once) only
+x, 2, space and leaving count, of pasted text only x.
 
 gamepad (--gamepad, /dev/input/js0 in the numbering of an Xbox-style pad)
   hold button 4 (left shoulder) to move

@@ -25,6 +25,9 @@ _STRINGS: Final = b"]P^_"
 _ESTOP_KEY: Final = b"xX"
 _MAX_PARAMETERS: Final = 32
 _MOUSE_BYTES: Final = 3
+_LINE_MODE: Final = termios.ICANON | termios.ECHO
+_MARK_PASTES: Final = "\x1b[?2004h"
+_LEAVE_PASTES: Final = "\x1b[?2004l"
 
 
 class KeyDecoder:
@@ -123,7 +126,8 @@ class KeyDecoder:
 class Keyboard:
     """A terminal that gives every key at once and shows none; as it was when closed.
 
-    Ctrl-C still interrupts. Nothing here waits for output to be read: it may never be.
+    Ctrl-C still interrupts, Ctrl-Z still stops. Nothing here waits for output to be read: it may
+    never be.
     """
 
     def __init__(self, fd: int) -> None:
@@ -138,11 +142,12 @@ class Keyboard:
         return self._fd
 
     def read(self) -> list[str]:
-        """Keys pressed since the last call; never waits.
+        """Keys pressed since the last call; never waits. Call it all the time, for the settings.
 
         Raises:
             CliError: The terminal is gone.
         """
+        self._keep_settings()
         if not select.select([self._fd], (), (), 0)[0]:
             return []
         try:
@@ -152,6 +157,22 @@ class Keyboard:
         if not data:
             raise CliError("the terminal is gone; the robot was told to stop")
         return self._decoder.feed(data)
+
+    def _keep_settings(self) -> None:
+        """Make them again if they are gone: a shell puts back its own around Ctrl-Z and fg.
+
+        The e-stop key would wait for Enter otherwise.
+        """
+        with contextlib.suppress(termios.error):  # the read says that it is gone
+            if termios.tcgetattr(self._fd)[3] & _LINE_MODE and not self._is_in_background():
+                tty.setcbreak(self._fd, termios.TCSANOW)
+
+    def _is_in_background(self) -> bool:
+        """Whether the shell keeps the terminal: who changes it all the same is stopped."""
+        try:
+            return os.tcgetpgrp(self._fd) != os.getpgrp()
+        except OSError:  # not the terminal of this session, so nobody does
+            return False
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +187,9 @@ class StatusLine:
 
     A terminal that is not read (a link that died, Ctrl-S) blocks that thread and nothing else;
     lines that were overtaken meanwhile are not written.
+
+    Every line asks the terminal to mark what is pasted, since a shell takes that back around Ctrl-Z
+    and fg: no text that is pasted by mistake moves the robot (`KeyDecoder`).
     """
 
     _CLOSE_S: Final = 0.2
@@ -193,12 +217,14 @@ class StatusLine:
 
     def _write_all(self) -> None:
         while (text := self._next()) is not None:
-            data = f"\r\x1b[K{text}".encode()
-            try:
-                while data:
-                    data = data[os.write(self._fd, data) :]
-            except OSError:  # gone: Keyboard finds out, or a gamepad drives without it
-                continue
+            self._write(f"\r\x1b[K{_MARK_PASTES}{text}")
+        self._write(_LEAVE_PASTES)
+
+    def _write(self, text: str) -> None:
+        data = text.encode()
+        with contextlib.suppress(OSError):  # gone: Keyboard finds out, or a gamepad drives on
+            while data:
+                data = data[os.write(self._fd, data) :]
 
     def _next(self) -> str | None:
         with self._changed:
