@@ -15,6 +15,7 @@ from krabby_proto import (
     STATE,
     CommandOutcome,
     CommandStatus,
+    ControlClient,
     ControlServer,
     HalClient,
     HalServer,
@@ -308,3 +309,35 @@ def test_a_control_server_counts_them(endpoints, context, peer, eventually):
         peer(zmq.DEALER, server.endpoint).send_multipart([b""] * 100)
         eventually(lambda: (server.poll(0.01, lambda request: {}) and False) or server.oversized)
         assert server.oversized == 1
+
+
+@networked
+def test_a_control_server_made_anew_is_bound_again(endpoints, context, peer, eventually):
+    """Its endpoint may be free only a moment later, when nothing can be there to be read."""
+    with (
+        ControlServer(
+            endpoints["control"], hello=make_hello(service="loop"), context=context
+        ) as server,
+        ControlClient(server.endpoint, context=context) as client,
+    ):
+        for renewals in range(1, 4):
+            peer(zmq.DEALER, server.endpoint).send_multipart([b""] * 5000)
+
+            def renewed():
+                server.poll(0.01, lambda request: {})
+                return server._router.renewals == renewals  # noqa: B023
+
+            eventually(renewed)
+            stop = threading.Event()
+
+            def serve(stop=stop):
+                while not stop.is_set():
+                    server.poll(0.01, lambda request: {"ok": True})
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            try:
+                assert client.request("status", timeout_s=5.0) == {"ok": True}
+            finally:
+                stop.set()
+                thread.join()

@@ -257,8 +257,15 @@ class ControlServer:
             handler: takes a request's JSON object and returns the answer's; None if it has called
                 `defer`.
         """
+        served = self._serve(handler)
+        if served or timeout_s <= 0.0:
+            return served
         if not wait_readable((self._router.socket,), timeout_s):
             return 0
+        return self._serve(handler)
+
+    def _serve(self, handler: Callable[[JsonObject], Mapping[str, Any] | None]) -> int:
+        # Tried also when nothing is there to be read: a router made anew binds itself in here.
         taken = 0
         while taken < _CONTROL_BATCH and (request := self._router.receive()) is not None:
             taken += 1
