@@ -24,7 +24,7 @@ def complaint(capsys, status, *argv):
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys, trainer.cli as c\n"
+        "import sys, krabby_trainer.cli as c\n"
         "try: c.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'isaaclab', 'hydra', 'numpy.linalg') if m in sys.modules])"

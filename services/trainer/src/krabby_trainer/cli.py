@@ -274,7 +274,7 @@ def _weights(overrides: Sequence[str]) -> int:
     if not cfg.out:
         raise ConfigError("out: give the file to write, out=PATH")
     _need("torch")
-    from trainer import checkpoints
+    from krabby_trainer import checkpoints
 
     checkpoints.save_weights(checkpoint, Path(cfg.out))
     sizes = {
