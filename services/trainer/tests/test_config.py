@@ -65,6 +65,7 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("env.command.rest_s=-2", "env.command.rest_s=-2.0"),
         ("env.command.halt_every_s=-1", "env.command.halt_every_s=-1.0"),
         ("env.command.halt_s=[2,1]", "[low, high], above 0"),
+        ("env.randomisation.mass_factor=[0,1]", "mass_factor=[0.0, 1.0] is out of range"),
         ("device=gpu", "cuda:<number>"),
         ("agent.algorithm.gamma=2", "gamma=2.0"),
         ("agent.algorithm.schedule=linear", "adaptive, fixed"),
@@ -97,6 +98,18 @@ def test_stops_are_taught_to_a_new_run_and_to_one_that_goes_on():
     assert (new.env.command.halt_every_s, new.env.command.rest_s) == (10.0, 3.0)
     assert (on.env.command.halt_every_s, on.env.command.rest_s) == (10.0, 2.0)
     assert compose().env.command.halt_every_s == 0.0
+
+
+def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
+    env, plain = compose(["motion=sparing"]).env, compose().env
+    assert (env.num_envs, env.randomisation.mass_factor) == (16384, [0.9, 1.6])
+    changed = {key for key, value in vars(env.reward).items() if value != vars(plain.reward)[key]}
+    assert {key: vars(env.reward)[key] for key in changed} == {
+        "feet_high": -0.6, "power": -1e-3, "action_rate": -0.02,
+    }  # fmt: skip
+    new = ("feet_high", "power", "joint_acceleration", "joint_limits", "contact_force")
+    assert [vars(plain.reward)[key] for key in new] == [0.0] * 5
+    assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
 
 
 def test_every_preset_composes():

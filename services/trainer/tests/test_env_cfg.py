@@ -5,6 +5,7 @@ from krabby_trainer.env_cfg import RewardCfg, TerrainCfg, evaluation_env, play_e
 
 TRUE_RANGES = {
     "added_mass_kg": [0.0, 0.0],
+    "mass_factor": [1.0, 1.0],
     "com_offset_m": [0.0, 0.0],
     "gain_factor": [1.0, 1.0],
     "command_delay": [0.8, 0.8],

@@ -308,6 +308,9 @@ class TrainCfg:
             pair = getattr(command, key)
             in_order = len(pair) == 2 and 0.0 < pair[0] <= pair[1]
             _check(in_order, f"env.command.{key}", pair, "[low, high], above 0")
+        factor = self.env.randomisation.mass_factor
+        usable = len(factor) == 2 and 0.0 < factor[0] <= factor[1]
+        _check(usable, "env.randomisation.mass_factor", factor, "[low, high], above 0")
         stops = [key for key in ("pause_share", "rest_s", "halt_every_s") if getattr(command, key)]
         _check(
             not stops or backend == "isaac",

@@ -108,6 +108,8 @@ class RandomisationCfg:
     enabled: bool = True
     friction: list[float] = field(default_factory=lambda: [0.5, 1.25])
     """Of feet and legs on the terrain."""
+    mass_factor: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """On mass and inertia of every body of a robot alike."""
     added_mass_kg: list[float] = field(default_factory=lambda: [-1.0, 4.0])
     """On the base."""
     com_offset_m: list[float] = field(default_factory=lambda: [-0.05, 0.05])
@@ -152,11 +154,21 @@ class RewardCfg:
     """Joint deviation, in addition, where no motion is asked for."""
     stature: float = 0.0
     """Base higher than `STATURE_M` above the default stand: the taller, the sooner it tips over."""
+    feet_high: float = 0.0
+    """Feet more than `FEET_HIGH_M` above the base, per metre."""
     action_rate: float = -0.01
+    joint_acceleration: float = 0.0
+    """Of the order of -1e-7."""
+    joint_limits: float = 0.0
+    """Joints within `LIMIT_MARGIN_RAD` of the limits of their targets, per radian."""
+    power: float = 0.0
+    """Mechanical, per watt."""
     torque: float = -8e-6
     effort_budget: float = -4.0
     base_contact: float = -1.0
     leg_contact: float = -0.1
+    contact_force: float = 0.0
+    """Feet that carry more than the robot's weight, per weight."""
     stumble: float = -0.3
     edge: float = -6.0
     pit: float = -1.0

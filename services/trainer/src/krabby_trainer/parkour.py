@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from krabby_trainer.env_cfg import EnvCfg
     from krabby_trainer.task import ParkourEnv
 
-__all__ = ["CONTROL_STEP_S", "PUSH_EVERY", "START_HEIGHT_M", "STATURE_M", "Parkour", "StepFacts"]
+__all__ = [
+    "CONTROL_STEP_S",
+    "FEET_HIGH_M",
+    "LIMIT_MARGIN_RAD",
+    "PUSH_EVERY",
+    "START_HEIGHT_M",
+    "STATURE_M",
+    "Parkour",
+    "StepFacts",
+]
 
 Tensor = torch.Tensor
 
@@ -39,7 +48,12 @@ START_HEIGHT_M = 0.46
 """Of the base above the ground at the start: a drop of a few centimetres."""
 STATURE_M = 0.06
 """How far above the default stand a robot may walk before `reward.stature` counts."""
+FEET_HIGH_M = 0.05
+"""How far above the base a foot may be before `reward.feet_high` counts."""
+LIMIT_MARGIN_RAD = 0.05
+"""How near a joint may come to the limits of its target before `reward.joint_limits` counts."""
 _CONTACT_N = 1.0
+_GRAVITY_M_S2 = 9.81
 _EFFORT_WINDOW_S = 3.0
 """Shorter than the safety gate's 30 s, so that the cause is near its effect."""
 PUSH_EVERY = 10
@@ -103,7 +117,8 @@ class Parkour:
             cfg.randomisation, n, device, friction=self.desc.contact.foot_friction
         )
         self.sensors = SensorErrors(cfg.randomisation, n, device)
-        self.privileged = self.bodies.privileged()
+        self.privileged = self.bodies.privileged(self.desc.masses.total)
+        self._weight_n = torch.zeros(n, device=device)
 
         columns = self.terrain.columns
         self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
@@ -128,6 +143,7 @@ class Parkour:
         """How long a robot is stopped yet, and since when."""
         self.action = torch.zeros(n, NUM_JOINTS, device=device)
         self.previous_action = torch.zeros_like(self.action)
+        self._previous_joint_vel = torch.zeros_like(self.action)
         self.target = self.default_joint_pos.repeat(n, 1)
         self.applied_target = self.target.clone()
         self._halt_from = self.target.clone()
@@ -190,10 +206,10 @@ class Parkour:
         self._legs_sensed = torch.tensor([where[name] for name in legs], device=self.device)
         self._base_sensed = where["base"]
         # As described: what `randomise_bodies` starts from, however often it is called.
-        data, base = self.robot.data, [self._base]
-        self._nominal_mass = adapter.tensor(data.body_mass)[:, base].clone()
-        self._nominal_inertia = adapter.tensor(data.body_inertia)[:, base].clone()
-        self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, base].clone()
+        data = self.robot.data
+        self._nominal_mass = adapter.tensor(data.body_mass).clone()
+        self._nominal_inertia = adapter.tensor(data.body_inertia).clone()
+        self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, [self._base]].clone()
 
     def randomise_bodies(self) -> None:
         """Give every simulated robot its own friction, mass, centre of mass and gains."""
@@ -209,13 +225,14 @@ class Parkour:
         friction *= bodies.friction / nominal
         NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
 
-        base = [self._base]
-        mass = self._nominal_mass + bodies.added_mass_kg
-        robot.set_masses_index(masses=mass, body_ids=base)
+        mass = self._nominal_mass * bodies.mass_factor
+        mass[:, self._base] += bodies.added_mass_kg[:, 0]
+        robot.set_masses_index(masses=mass)
         ratio = mass / self._nominal_mass
-        robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None], body_ids=base)
+        robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None])
         com = self._nominal_com_b + bodies.com_offset_m[:, None]
-        robot.set_coms_index(coms=com, body_ids=base)
+        robot.set_coms_index(coms=com, body_ids=[self._base])
+        self._weight_n.copy_(_GRAVITY_M_S2 * mass.sum(-1))
 
         kp = torch.tensor(self.desc.kp, dtype=torch.float32, device=self.device)
         kd = torch.tensor(self.desc.kd, dtype=torch.float32, device=self.device)
@@ -290,13 +307,22 @@ class Parkour:
             "stature": mdp.stature(
                 self.base_pos_w[:, 2], soles_w, self.foot_contact, self._free_height_m
             ),
+            "feet_high": mdp.feet_high(self.base_pos_w[:, 2], soles_w, FEET_HIGH_M),
             "action_rate": mdp.action_rate(self.action, self.previous_action),
+            "joint_acceleration": mdp.joint_acceleration(
+                self.joint_vel, self._previous_joint_vel, dt
+            ),
+            "joint_limits": mdp.joint_limits(
+                self.joint_pos, self.target_lower, self.target_upper, LIMIT_MARGIN_RAD
+            ),
+            "power": mdp.power(self.torque, self.joint_vel),
             "torque": mdp.torque(self.torque),
             "effort_budget": mdp.effort_budget(
                 self.mean_square, self.desc.rated_torque, self.fold_start
             ),
             "base_contact": mdp.bodies_touching(base_force_w, _CONTACT_N),
             "leg_contact": mdp.bodies_touching(self.force_w[:, self._legs_sensed], _CONTACT_N),
+            "contact_force": mdp.contact_force(foot_force_w, self._weight_n),
             "stumble": mdp.stumble(foot_force_w),
             "edge": mdp.feet_on_edge(self.on_edge, self.foot_contact),
             "pit": mdp.feet_in_pit(ground.in_pit(tile, soles_w)),
@@ -304,6 +330,7 @@ class Parkour:
         }
         for name, value in terms.items():
             self.reward_terms[name].copy_(value)
+        self._previous_joint_vel.copy_(self.joint_vel)
         self._account()
         self._pause(arrived, dt)
         self._halt(arrived, dt)
@@ -424,6 +451,7 @@ class Parkour:
         self.speed[env_ids] = uniform(speed, (draw,), self.device)
         self.action[env_ids] = 0.0
         self.previous_action[env_ids] = 0.0
+        self._previous_joint_vel[env_ids] = 0.0
         self.target[env_ids] = joints
         self.applied_target[env_ids] = joints
         self.mean_square[env_ids] = 0.0
@@ -505,7 +533,11 @@ class Parkour:
         sums["saturation"] += self.saturated.float().mean()
         sums["edge"] += self.on_edge.float().sum(-1).mean()
         sums["velocity"] += self.reward_terms["goal_velocity"].mean()
-        sums["speed"] += self.base_lin_vel_w[:, :2].norm(dim=-1).mean()
+        speed = self.base_lin_vel_w[:, :2].norm(dim=-1)
+        sums["speed"] += speed.mean()
+        sums["drag"] += (self._weight_n * speed).mean()
+        for name in ("power", "feet_high", "contact_force"):
+            sums[name] += self.reward_terms[name].mean()
         sums["episodes"] += ended.sum()
         sums["falls"] += self.failed.sum()
         sums["goals"] += torch.where(ended, self.progress.index.clamp(max=7), 0).sum()
@@ -521,6 +553,10 @@ class Parkour:
             "Episode/mev": s["edge"] / steps,
             "Episode/velocity_ratio": s["velocity"] / steps,
             "Episode/speed": s["speed"] / steps,
+            "Gait/power_w": s["power"] / steps,
+            "Gait/cost_of_transport": s["power"] / s["drag"].clamp(min=1e-6),
+            "Gait/feet_high_m": s["feet_high"] / steps,
+            "Gait/contact_force": s["contact_force"] / steps,
             "Episode/goals": s["goals"] / episodes,
             "Episode/mxd": s["goals"] / episodes / 7.0,
             "Episode/fall_rate": s["falls"] / episodes,
@@ -559,5 +595,6 @@ class Parkour:
 
 _SUMS = (
     *("steps", "torque_sq", "saturation", "edge", "velocity", "speed"),
+    *("power", "drag", "feet_high", "contact_force"),
     *("episodes", "falls", "goals", "completed"),
 )
