@@ -72,3 +72,5 @@ def test_environments_share_no_lists():
 def test_penalties_have_negative_weights():
     earned = {name for name, weight in vars(RewardCfg()).items() if weight > 0.0}
     assert earned == {"goal_velocity", "goal_heading"}
+    costs = {name for name, weight in vars(RewardCfg()).items() if weight < 0.0}
+    assert costs.isdisjoint({"track_velocity", "track_yaw"})

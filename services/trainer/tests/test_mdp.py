@@ -53,6 +53,19 @@ def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
     assert mdp.overspeed(velocity, speed.clamp(min=1.0)).tolist() == near([0.0, 0.5, 0.2])
 
 
+def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_asked():
+    asked = torch.tensor([[0.4, 0.0]] * 3 + [[0.1, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    velocity = torch.tensor(
+        [[0.4, 0.0], [0.8, 0.0], [-0.9, 0.0], [0.1, 0.0], [0.0, 0.0], [0.05, 0.0]]
+    )
+    width = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
+    # As asked; twice as fast, exp(-4); far behind, at most -1; 0.1 of 0.15 m/s at least; as still
+    # as asked; and exp(-1), exp(-1/4) at 5 cm/s.
+    assert mdp.track(velocity, asked, width).tolist() == near(
+        [1.0, 0.5091578, -0.5, 0.8333333, 1.0, 0.5733401]
+    )
+
+
 def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():
     heading = mdp.goal_heading(torch.tensor([0.0, 1.0, -1.0]))
     assert heading.tolist() == near([1.0, 0.3678794, 0.3678794])

@@ -316,6 +316,77 @@ def test_a_robot_that_is_stopped_goes_to_the_default_pose_whatever_it_wants(env,
     assert float((parkour.target[5] - default).min()) > 0.05  # its neighbour was not stopped
 
 
+@pytest.fixture
+def set_free(parkour):
+    """Everyone follows commands from the next reset on."""
+    command, were = parkour.cfg.command, vars(parkour.cfg.command).copy()
+    command.free_flat, command.free_share = True, 1.0
+    parkour._be_free()
+    yield lambda: parkour.reset(torch.arange(N))
+    vars(command).update(were)
+    parkour._be_free()
+
+
+def test_free_robots_are_asked_for_their_command_and_judged_by_it(env, parkour, set_free):
+    set_free()
+    assert parkour.free.all()
+    parkour.commands.value[:] = torch.tensor([0.4, -0.2, 0.3])
+    parkour.commands.left_s[:] = 9.0
+    observed = env.step(STILL)[0]
+    scales = torch.tensor([0.4, -0.2, 0.3]) / observed["proprio"][0, 6:9]
+    assert_close(observed["proprio"][:, 6:9] * scales, torch.tensor([[0.4, -0.2, 0.3]] * N))
+    terms = parkour.reward_terms
+    for name in ("goal_velocity", "goal_heading", "overspeed"):
+        assert terms[name].abs().max() == 0.0
+    assert float(terms["track_velocity"].abs().min()) > 0.0
+    assert float(terms["track_yaw"].abs().min()) > 0.0
+    parkour._pause_s[:] = 1.0
+    observed = env.step(STILL)[0]
+    assert observed["proprio"][:, 6:9].abs().max() == 0.0
+    assert terms["rest_pose"].max() > 0.0
+    assert (observed["critic"][:, :5] == 0.0).all()
+
+
+def test_robots_that_are_not_free_earn_nothing_by_tracking(env, parkour):
+    env.step(STILL)
+    assert not parkour.free.any()
+    assert parkour.reward_terms["track_velocity"].abs().max() == 0.0
+    assert float(parkour.reward_terms["goal_heading"].min()) > 0.0
+
+
+def test_free_robots_stand_where_they_begin_on_obstacles_too(env, parkour, set_free):
+    parkour.level[:] = 2
+    set_free()
+    assert parkour.tile_level.max() <= 2
+    parkour.commands.left_s[:] = 9.0
+    # On level ground within the field, elsewhere at a waypoint of their tile.
+    x0, x1, y0, y1 = parkour._field
+    assert (x0, y0) == (1.5, 6.0 + 1.5)
+    parkour._read()
+    x, y = parkour.base_pos_w[4:, 0], parkour.base_pos_w[4:, 1]
+    assert ((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).all()
+    points = parkour.ground.waypoints[parkour.tile[:4], :, :2]
+    away = (points - parkour.base_pos_w[:4, None, :2]).norm(dim=-1).amin(dim=1)
+    assert_close(away, torch.zeros(4), 1e-4)
+    for _ in range(80):
+        _, _, terminated, timed_out, _ = env.step(STILL)
+        assert not (terminated | timed_out).any()
+
+
+def test_a_free_robot_that_leaves_its_place_has_not_failed(env, parkour, set_free):
+    set_free()
+    corner = parkour.terrain.corner(int(parkour.tile_level[1]), int(parkour.column[1]))
+    put(parkour, 1, (corner[0] + 1.0, corner[1] + 3.05, 0.5))
+    put(parkour, 2, (corner[0] - 0.05, corner[1], 0.5))
+    parkour.tile_level[2] = parkour.tile_level[1]
+    put(parkour, 5, (parkour._field[1] + 0.05, parkour._field[2] + 1.0, 0.5))
+    level = parkour.level.clone()
+    _, _, terminated, timed_out, _ = env.step(STILL)
+    assert not terminated.any()
+    assert torch.nonzero(timed_out).flatten().tolist() == [1, 2, 5]
+    assert torch.equal(parkour.level, level)  # courses alone move robots up and down
+
+
 def test_a_revisit_leaves_the_level_as_it_is(env, parkour):
     send(parkour, level=2, tile_level=0)
     parkour.progress.index[4] = 8

@@ -77,6 +77,23 @@ class CommandCfg:
     stopped too."""
     halt_s: list[float] = field(default_factory=lambda: [0.5, 1.0])
     """How long it is held there."""
+    free_flat: bool = False
+    """Robots on `flat` are free: asked for velocities in every direction instead of waypoints. They
+    begin anywhere on the columns of `flat` and may walk all over them."""
+    free_share: float = 0.0
+    """Share of the episodes on other courses in which robots are free. They begin at any waypoint
+    of a tile up to their level; leaving the tile ends the episode as its clock would."""
+    free_vx: list[float] = field(default_factory=lambda: [-0.5, 1.0])
+    free_vy: list[float] = field(default_factory=lambda: [-0.4, 0.4])
+    """[m/s]"""
+    free_yaw_rate: list[float] = field(default_factory=lambda: [-0.8, 0.8])
+    """[rad/s]"""
+    free_still: float = 0.15
+    """Share of the commands that ask to stand still."""
+    redraw_s: list[float] = field(default_factory=lambda: [3.0, 5.0])
+    """How long a command holds [s] ..."""
+    long_share: float = 0.3
+    """... but four times as long for this share of them."""
 
 
 @dataclass
@@ -146,6 +163,10 @@ class RewardCfg:
     goal_velocity: float = 1.5
     overspeed: float = -2.0
     goal_heading: float = 0.5
+    track_velocity: float = 0.0
+    """Of free robots, over ground ..."""
+    track_yaw: float = 0.0
+    """... and in turning."""
     vertical_velocity: float = -0.5
     roll_pitch_rate: float = -0.05
     orientation: float = -0.3

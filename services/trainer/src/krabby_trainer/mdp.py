@@ -34,12 +34,16 @@ __all__ = [
     "sunk",
     "torque",
     "torque_speed_limit",
+    "track",
     "vertical_velocity",
 ]
 
 Tensor = torch.Tensor
 
 _STILL_M_S = 0.1
+_STILL = 0.05
+_SLOWEST = 0.15
+"""What is asked for counts as this much at least where shares of it are taken."""
 
 
 def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) -> Tensor:
@@ -61,6 +65,20 @@ def overspeed(base_lin_vel_w: Tensor, allowed: Tensor) -> Tensor:
 def goal_heading(heading_error: Tensor) -> Tensor:
     """1 with the nose towards the goal, falling exponentially with the angle."""
     return torch.exp(-heading_error.abs())
+
+
+def track(velocity: Tensor, asked: Tensor, width: Tensor) -> Tensor:
+    """How well velocities (N, k) are what is asked for, (N,): 1 if they are.
+
+    Half is for the share of it that is done, capped at 1 either way, which does not fade far off;
+    half is a bell `width` (N,) wide. Who is asked for nothing earns the first half by stillness.
+    """
+    speed = asked.norm(dim=-1)
+    along = (velocity * asked).sum(-1) / speed.clamp(min=1e-6)
+    share = (torch.minimum(along, speed) / speed.clamp(min=_SLOWEST)).clamp(min=-1.0)
+    still = torch.exp(-velocity.norm(dim=-1) / _STILL)
+    near = torch.exp(-(velocity - asked).square().sum(-1) / width.square())
+    return 0.5 * torch.where(speed > 0.0, share, still) + 0.5 * near
 
 
 def vertical_velocity(base_lin_vel_w: Tensor) -> Tensor:
