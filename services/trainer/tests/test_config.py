@@ -65,6 +65,10 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("env.command.rest_s=-2", "env.command.rest_s=-2.0"),
         ("env.command.halt_every_s=-1", "env.command.halt_every_s=-1.0"),
         ("env.command.halt_s=[2,1]", "[low, high], above 0"),
+        ("env.randomisation.mass_factor=[0,1]", "mass_factor=[0.0, 1.0] is out of range"),
+        ("env.command.free_share=2", "free_share=2.0 is out of range, expected 0 to 1"),
+        ("env.command.free_vx=[1,0]", "env.command.free_vx=[1.0, 0.0]"),
+        ("env.command.redraw_s=[0,1]", "at least a control step"),
         ("device=gpu", "cuda:<number>"),
         ("agent.algorithm.gamma=2", "gamma=2.0"),
         ("agent.algorithm.schedule=linear", "adaptive, fixed"),
@@ -91,12 +95,43 @@ def test_stops_are_refused_where_nobody_is_stopped():
         compose(["task=distill", "env.physics.backend=mujoco", "env.command.rest_s=1"])
 
 
+def test_free_robots_need_level_ground_and_isaac_lab():
+    with pytest.raises(ConfigError, match=r"types=\['gap'\] has no flat"):
+        compose(["commands=flat", "env.terrain.types=[gap]"])
+    with pytest.raises(ConfigError, match=r"\['free_share'\] and robots are never free in MuJoCo"):
+        compose(["task=distill", "env.physics.backend=mujoco", "env.command.free_share=0.5"])
+
+
+def test_commands_in_every_direction_come_in_two_steps_on_top_of_sparing_motion():
+    first = compose(["motion=sparing", "commands=flat"]).env
+    on = continue_from(to_dict(compose(["motion=sparing"])), ["commands=everywhere"]).env
+    assert (first.command.free_flat, first.command.free_share) == (True, 0.0)
+    assert (on.command.free_flat, on.command.free_share) == (True, 0.33)
+    assert on.reward == first.reward
+    assert (on.reward.track_velocity, on.reward.power) == (1.5, -1e-3)
+    plain = compose().env
+    assert not plain.command.free_flat
+    assert (plain.reward.track_velocity, plain.reward.track_yaw) == (0.0, 0.0)
+
+
 def test_stops_are_taught_to_a_new_run_and_to_one_that_goes_on():
     new = compose(["stops=taught", "env.command.rest_s=3"])
     on = continue_from(to_dict(compose()), ["stops=taught"])
     assert (new.env.command.halt_every_s, new.env.command.rest_s) == (10.0, 3.0)
     assert (on.env.command.halt_every_s, on.env.command.rest_s) == (10.0, 2.0)
     assert compose().env.command.halt_every_s == 0.0
+
+
+def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
+    env, plain = compose(["motion=sparing"]).env, compose().env
+    assert (env.num_envs, env.randomisation.mass_factor) == (16384, [0.9, 1.6])
+    changed = {key for key, value in vars(env.reward).items() if value != vars(plain.reward)[key]}
+    assert {key: vars(env.reward)[key] for key in changed} == {
+        "feet_high": -0.6, "power": -1e-3, "action_rate": -0.02,
+    }  # fmt: skip
+    new = ("feet_high", "power", "joint_acceleration", "joint_limits", "contact_force")
+    assert [vars(plain.reward)[key] for key in new] == [0.0] * 5
+    assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
 
 
 def test_every_preset_composes():

@@ -21,8 +21,10 @@ def test_pieces_follow_each_other_and_what_was_trained_twice_counts_once(tmp_pat
 
 
 def test_a_compact_row_keeps_the_curves_and_the_levels_of_all_types():
-    kept = compact(row(1, **{"Level/gap": 3.0, "Loss/value": 0.1, "Perf/collect_s": 0.6}))
-    assert set(kept) == {"iteration", "wall_s", "Episode/mxd", "Level/gap", "Loss/value"}
+    gait = {"Gait/power_w": 460.0}
+    kept = compact(row(1, **{"Level/gap": 3.0, "Loss/value": 0.1, "Perf/collect_s": 0.6} | gait))
+    curves = {"Episode/mxd", "Level/gap", "Gait/power_w", "Loss/value"}
+    assert set(kept) == {"iteration", "wall_s"} | curves
 
 
 def test_curves_come_out_as_a_picture(tmp_path):

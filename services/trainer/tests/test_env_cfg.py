@@ -5,6 +5,7 @@ from krabby_trainer.env_cfg import RewardCfg, TerrainCfg, evaluation_env, play_e
 
 TRUE_RANGES = {
     "added_mass_kg": [0.0, 0.0],
+    "mass_factor": [1.0, 1.0],
     "com_offset_m": [0.0, 0.0],
     "gain_factor": [1.0, 1.0],
     "command_delay": [0.8, 0.8],
@@ -71,3 +72,5 @@ def test_environments_share_no_lists():
 def test_penalties_have_negative_weights():
     earned = {name for name, weight in vars(RewardCfg()).items() if weight > 0.0}
     assert earned == {"goal_velocity", "goal_heading"}
+    costs = {name for name, weight in vars(RewardCfg()).items() if weight < 0.0}
+    assert costs.isdisjoint({"track_velocity", "track_yaw"})

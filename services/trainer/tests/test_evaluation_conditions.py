@@ -38,11 +38,12 @@ def test_every_other_condition_changes_one_thing_besides():
         ("tilt3", lambda cfg: cfg.camera.errors.mount_pitch_rad, 0.05236),
         ("weak20", lambda cfg: cfg.randomisation.motor_strength, [0.8, 0.8]),
         ("payload5", lambda cfg: cfg.randomisation.added_mass_kg, [5.0, 5.0]),
+        ("heavy", lambda cfg: cfg.randomisation.mass_factor, [1.56, 1.56]),
         ("friction04", lambda cfg: cfg.randomisation.friction, [0.4, 0.4]),
     ):
         assert read(changed(name)) == expected
         assert read(changed("deployable")) != expected
-    assert len(CONDITIONS) == 9
+    assert len(CONDITIONS) == 10
 
 
 def test_a_student_gets_no_more_pictures_than_it_looks_at(monkeypatch, tmp_path):

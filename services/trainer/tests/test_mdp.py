@@ -53,6 +53,19 @@ def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
     assert mdp.overspeed(velocity, speed.clamp(min=1.0)).tolist() == near([0.0, 0.5, 0.2])
 
 
+def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_asked():
+    asked = torch.tensor([[0.4, 0.0]] * 3 + [[0.1, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    velocity = torch.tensor(
+        [[0.4, 0.0], [0.8, 0.0], [-0.9, 0.0], [0.1, 0.0], [0.0, 0.0], [0.05, 0.0]]
+    )
+    width = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
+    # As asked; twice as fast, exp(-4); far behind, at most -1; 0.1 of 0.15 m/s at least; as still
+    # as asked; and exp(-1), exp(-1/4) at 5 cm/s.
+    assert mdp.track(velocity, asked, width).tolist() == near(
+        [1.0, 0.5091578, -0.5, 0.8333333, 1.0, 0.5733401]
+    )
+
+
 def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():
     heading = mdp.goal_heading(torch.tensor([0.0, 1.0, -1.0]))
     assert heading.tolist() == near([1.0, 0.3678794, 0.3678794])
@@ -75,6 +88,43 @@ def test_distances_from_the_pose_and_from_the_last_action_are_squared_and_summed
     now, before = torch.tensor([[0.1, -0.2, 0.5]]), torch.tensor([0.0, 0.2, 0.5])
     assert mdp.joint_deviation(now, before).tolist() == near([0.17])
     assert mdp.action_rate(now, before[None]).tolist() == near([0.17])
+
+
+def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():
+    soles = torch.zeros(2, 6, 3)
+    soles[:, 0, 2], soles[:, 1, 2], soles[:, 2, 2] = 0.75, 0.52, 0.44
+    # Above a base at 0.4 m and 5 cm: 0.3 and 0.07, the third 1 cm below; above one at 0.8 m none.
+    high = mdp.feet_high(torch.tensor([0.4, 0.8]), soles, 0.05)
+    assert high.tolist() == near([0.37, 0.0])
+
+
+def test_power_is_torque_times_speed_whoever_drives_whom():
+    torque = torch.tensor([[10.0, -10.0, 30.0, 0.0]])
+    joint_vel = torch.tensor([[2.0, 0.5, -1.0, 9.0]])
+    assert mdp.power(torque, joint_vel).tolist() == near([55.0])  # 20 + 5 + 30 + 0
+
+
+def test_acceleration_is_the_change_of_speed_over_the_step():
+    now, before = torch.tensor([[0.3, -0.4, 1.0]]), torch.tensor([[0.2, -0.2, 1.0]])
+    # 10, -20 and 0 rad/s².
+    assert mdp.joint_acceleration(now, before, 0.01).tolist() == pytest.approx([500.0], rel=1e-5)
+
+
+def test_joints_cost_from_the_margin_before_either_limit_on():
+    position = torch.tensor([[0.0, -0.97, 0.99, 1.2, -1.3]])
+    lower, upper = torch.full((5,), -1.0), torch.full((5,), 1.0)
+    # Within 5 cm of a radian: 0.02, 0.04; beyond the limit: 0.2 and 0.3, and the margin.
+    found = mdp.joint_limits(position, lower, upper, 0.05)
+    assert found.tolist() == near([0.02 + 0.04 + 0.25 + 0.35])
+
+
+def test_feet_cost_what_they_carry_beyond_the_robots_weight():
+    force = torch.zeros(2, 6, 3)
+    force[:, 0] = torch.tensor([0.0, 300.0, 400.0])  # 500 N
+    force[:, 3] = torch.tensor([0.0, 0.0, 280.0])
+    # 500 N are 2.5 weights of 200 N and 280 N are 1.4; of 400 N 1.25 and less than one.
+    weight = torch.tensor([200.0, 400.0])
+    assert mdp.contact_force(force, weight).tolist() == near([1.9, 0.25])
 
 
 def test_effort_filter_moves_by_the_share_that_a_step_has_of_the_window():

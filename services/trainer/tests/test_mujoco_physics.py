@@ -168,6 +168,32 @@ def test_a_payload_is_carried_by_the_feet(desc):
     )
 
 
+def test_every_part_of_a_heavy_robot_is_heavier_alike(desc):
+    plain = make(desc)
+    heavy = make(desc, conditions=dataclasses.replace(CALM, mass_factor=(1.5, 1.5)))
+    loaded = make(
+        desc,
+        conditions=dataclasses.replace(CALM, mass_factor=(1.5, 1.5), payload_kg=(5.0, 5.0)),
+    )
+    for name in ("body_mass", "body_inertia"):
+        ours, theirs = getattr(heavy.model, name), getattr(plain.model, name)
+        np.testing.assert_allclose(ours, 1.5 * theirs, rtol=1e-12)
+    # 1.5 times 28.6 kg are 14.3 kg more; 5 kg on the base, whose own 10 kg are 15 now.
+    assert reported(plain)["added_mass_kg"] == pytest.approx(0.0, abs=1e-6)
+    assert reported(heavy)["added_mass_kg"] == pytest.approx(14.3, abs=1e-5)
+    assert reported(loaded)["added_mass_kg"] == pytest.approx(19.3, abs=1e-5)
+    base = plain._index.base_body
+    assert loaded.model.body_mass[base] == pytest.approx(20.0)
+    np.testing.assert_allclose(
+        loaded.model.body_inertia[base], 2.0 * plain.model.body_inertia[base], rtol=1e-12
+    )
+    for _ in range(100):
+        heavy.step(desc.default_joint_pos)
+    assert heavy.data.sensordata[heavy._index.foot_touch].sum() == pytest.approx(
+        42.9 * 9.81, rel=0.02
+    )
+
+
 def test_weak_motors_give_that_share_of_their_torque(desc):
     for strength in (1.0, 0.2):
         robot = make(desc, conditions=dataclasses.replace(CALM, motor_strength=(strength,) * 2))

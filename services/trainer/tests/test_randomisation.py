@@ -19,6 +19,7 @@ SIZES = {
     "kp_factor": 18,
     "kd_factor": 18,
     "command_delay": 1,
+    "mass_factor": 1,
 }
 
 
@@ -41,8 +42,9 @@ def test_uniform_draws_fill_their_range():
 @pytest.mark.parametrize("name", SIZES)
 def test_every_robot_is_drawn_from_its_range(name):
     bounds = {"kp_factor": "gain_factor", "kd_factor": "gain_factor"}.get(name, name)
-    low, high = getattr(CFG, bounds)
-    drawn = getattr(draw(CFG), name)
+    cfg = replace(CFG, mass_factor=[0.9, 1.6])
+    low, high = getattr(cfg, bounds)
+    drawn = getattr(draw(cfg), name)
     assert drawn.shape == (N, SIZES[name])
     assert low <= float(drawn.min()) < low + 0.01 * (high - low)
     assert high - 0.01 * (high - low) < float(drawn.max()) <= high
@@ -58,6 +60,7 @@ def test_without_randomisation_every_robot_is_the_described_one():
         "kp_factor": 1.0,
         "kd_factor": 1.0,
         "command_delay": NOMINAL_DELAY,
+        "mass_factor": 1.0,
     }
     for name, size in SIZES.items():
         assert torch.equal(getattr(bodies, name), torch.full((3, size), nominal[name]))
@@ -71,9 +74,10 @@ def test_a_range_of_one_number_is_that_number():
 
 def test_networks_see_the_bodies_in_the_order_of_the_privileged_group():
     bodies = draw(CFG, 5)
-    seen = bodies.privileged()
+    seen = bodies.privileged(28.6)
     assert seen.shape == (5, 42)
-    known = {key: value for key, value in vars(bodies).items() if key != "motor_strength"}
+    untold = ("motor_strength", "mass_factor")
+    known = {key: value for key, value in vars(bodies).items() if key not in untold}
     assert torch.equal(seen, privileged(**known))
     torch.testing.assert_close(seen[:, :1] + 1.0, bodies.friction)
     torch.testing.assert_close(3.0 * seen[:, 1:2], bodies.added_mass_kg)
@@ -84,10 +88,16 @@ def test_networks_see_the_bodies_in_the_order_of_the_privileged_group():
 
 
 def test_nominal_bodies_look_nominal():
-    seen = draw(OFF, 1).privileged()[0]
+    seen = draw(OFF, 1).privileged(28.6)[0]
     assert float(seen[0]) == pytest.approx(-0.1, abs=1e-6)
     assert seen[1:41].abs().max() == 0.0
     assert float(seen[41]) == pytest.approx(0.8)
+
+
+def test_networks_are_told_how_much_heavier_a_robot_is_in_all():
+    bodies = draw(replace(CFG, mass_factor=[1.5, 1.5], added_mass_kg=[2.0, 2.0]), 2)
+    # Half of 28 kg more, and 2 kg: 16 kg.
+    assert (3.0 * bodies.privileged(28.0)[:, 1]).tolist() == pytest.approx([16.0, 16.0])
 
 
 def test_bodies_become_others_in_the_same_memory():

@@ -27,6 +27,7 @@ STILL = torch.zeros(N, NUM_JOINTS)
 def configuration():
     cfg = EnvCfg(num_envs=N)
     # Even columns, so robots 0 to 3, on gaps; odd ones, robots 4 to 7, on level ground.
+    cfg.randomisation.mass_factor = [0.9, 1.6]
     cfg.terrain = TerrainCfg(types=["gap", "flat"], shares=[1.0, 1.0], levels=3, columns=2)
     return cfg
 
@@ -122,13 +123,43 @@ def test_an_action_moves_the_joint_of_its_place(env, parkour):
 def test_randomised_masses_reach_the_solver(env, parkour):
     env.step(STILL)
     bodies, model = parkour.bodies, solver_model()
-    assert bodies.added_mass_kg.unique().numel() == N
-    assert_close(base_of(model.body_mass), 10.0 + bodies.added_mass_kg[:, 0])
+    added, factor = bodies.added_mass_kg[:, 0], bodies.mass_factor[:, 0]
+    assert added.unique().numel() == factor.unique().numel() == N
+    base = 10.0 * factor + added
+    assert_close(base_of(model.body_mass), base)
+    assert_close(torch.tensor(model.body_mass.numpy()).sum(dim=1), 28.6 * factor + added)
     assert_close(base_of(model.body_ipos), bodies.com_offset_m)
     # A box of 0.6096 m by 0.6096 m by 0.1016 m, heavier and lighter by the same share.
-    about_z = (10.0 + bodies.added_mass_kg[:, 0]) * (0.6096**2 + 0.6096**2) / 12.0
+    about_z = base * (0.6096**2 + 0.6096**2) / 12.0
     inertia = base_of(model.body_inertia).sort(dim=1).values
     assert_close(inertia[:, 2], about_z, 1e-3)
+
+
+def test_the_ground_carries_each_robots_own_weight(env, parkour):
+    loads = []
+    for _ in range(150):
+        env.step(STILL)
+        loads.append(parkour.force_w[..., 2].sum(dim=1).clone())
+    bodies = parkour.bodies
+    weight = 9.81 * (28.6 * bodies.mass_factor + bodies.added_mass_kg)[:, 0]
+    assert_close(parkour._weight_n, weight)
+    # Those on level ground, over the last second: a foot that slips makes it swing.
+    load = torch.stack(loads[50:]).mean(dim=0)
+    assert_close((load / weight)[4:], torch.ones(4), 0.03)
+
+
+def test_motion_is_judged_by_what_the_joints_do(env, parkour):
+    env.step(STILL)
+    before = parkour.joint_vel.clone()
+    env.step(0.5 * torch.randn(N, NUM_JOINTS))
+    # Nobody's episode ended: what the simulator says now is what was judged.
+    terms, speed = parkour.reward_terms, parkour.joint_vel
+    assert_close(terms["power"], (parkour.torque * speed).abs().sum(dim=1))
+    assert_close(terms["joint_acceleration"], ((speed - before) / 0.01).square().sum(dim=1))
+    env.reset()
+    env.step(STILL)
+    # At rest after a reset, however fast it was before.
+    assert_close(terms["joint_acceleration"], (parkour.joint_vel / 0.01).square().sum(dim=1))
 
 
 def test_randomised_friction_reaches_the_solver_feet_first(env, parkour):
@@ -159,7 +190,8 @@ def test_bodies_drawn_again_replace_those_before(env, parkour):
     parkour.randomise_bodies()
     env.step(STILL)
     model = solver_model()
-    assert_close(base_of(model.body_mass), 10.0 + drawn.added_mass_kg[:, 0])
+    heavy = 10.0 * drawn.mass_factor + drawn.added_mass_kg
+    assert_close(base_of(model.body_mass), heavy[:, 0])
     assert_close(base_of(model.body_ipos), drawn.com_offset_m)
     sliding = torch.tensor(model.geom_friction.numpy())[..., 0]
     assert_close(sliding.amax(dim=1), drawn.friction[:, 0])
@@ -284,6 +316,77 @@ def test_a_robot_that_is_stopped_goes_to_the_default_pose_whatever_it_wants(env,
     assert float((parkour.target[5] - default).min()) > 0.05  # its neighbour was not stopped
 
 
+@pytest.fixture
+def set_free(parkour):
+    """Everyone follows commands from the next reset on."""
+    command, were = parkour.cfg.command, vars(parkour.cfg.command).copy()
+    command.free_flat, command.free_share = True, 1.0
+    parkour._be_free()
+    yield lambda: parkour.reset(torch.arange(N))
+    vars(command).update(were)
+    parkour._be_free()
+
+
+def test_free_robots_are_asked_for_their_command_and_judged_by_it(env, parkour, set_free):
+    set_free()
+    assert parkour.free.all()
+    parkour.commands.value[:] = torch.tensor([0.4, -0.2, 0.3])
+    parkour.commands.left_s[:] = 9.0
+    observed = env.step(STILL)[0]
+    scales = torch.tensor([0.4, -0.2, 0.3]) / observed["proprio"][0, 6:9]
+    assert_close(observed["proprio"][:, 6:9] * scales, torch.tensor([[0.4, -0.2, 0.3]] * N))
+    terms = parkour.reward_terms
+    for name in ("goal_velocity", "goal_heading", "overspeed"):
+        assert terms[name].abs().max() == 0.0
+    assert float(terms["track_velocity"].abs().min()) > 0.0
+    assert float(terms["track_yaw"].abs().min()) > 0.0
+    parkour._pause_s[:] = 1.0
+    observed = env.step(STILL)[0]
+    assert observed["proprio"][:, 6:9].abs().max() == 0.0
+    assert terms["rest_pose"].max() > 0.0
+    assert (observed["critic"][:, :5] == 0.0).all()
+
+
+def test_robots_that_are_not_free_earn_nothing_by_tracking(env, parkour):
+    env.step(STILL)
+    assert not parkour.free.any()
+    assert parkour.reward_terms["track_velocity"].abs().max() == 0.0
+    assert float(parkour.reward_terms["goal_heading"].min()) > 0.0
+
+
+def test_free_robots_stand_where_they_begin_on_obstacles_too(env, parkour, set_free):
+    parkour.level[:] = 2
+    set_free()
+    assert parkour.tile_level.max() <= 2
+    parkour.commands.left_s[:] = 9.0
+    # On level ground within the field, elsewhere at a waypoint of their tile.
+    x0, x1, y0, y1 = parkour._field
+    assert (x0, y0) == (1.5, 6.0 + 1.5)
+    parkour._read()
+    x, y = parkour.base_pos_w[4:, 0], parkour.base_pos_w[4:, 1]
+    assert ((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).all()
+    points = parkour.ground.waypoints[parkour.tile[:4], :, :2]
+    away = (points - parkour.base_pos_w[:4, None, :2]).norm(dim=-1).amin(dim=1)
+    assert_close(away, torch.zeros(4), 1e-4)
+    for _ in range(80):
+        _, _, terminated, timed_out, _ = env.step(STILL)
+        assert not (terminated | timed_out).any()
+
+
+def test_a_free_robot_that_leaves_its_place_has_not_failed(env, parkour, set_free):
+    set_free()
+    corner = parkour.terrain.corner(int(parkour.tile_level[1]), int(parkour.column[1]))
+    put(parkour, 1, (corner[0] + 1.0, corner[1] + 3.05, 0.5))
+    put(parkour, 2, (corner[0] - 0.05, corner[1], 0.5))
+    parkour.tile_level[2] = parkour.tile_level[1]
+    put(parkour, 5, (parkour._field[1] + 0.05, parkour._field[2] + 1.0, 0.5))
+    level = parkour.level.clone()
+    _, _, terminated, timed_out, _ = env.step(STILL)
+    assert not terminated.any()
+    assert torch.nonzero(timed_out).flatten().tolist() == [1, 2, 5]
+    assert torch.equal(parkour.level, level)  # courses alone move robots up and down
+
+
 def test_a_revisit_leaves_the_level_as_it_is(env, parkour):
     send(parkour, level=2, tile_level=0)
     parkour.progress.index[4] = 8
@@ -375,8 +478,9 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
     restored = env.checkpoint_state()
     for name in set(state) - {"steps"}:
         assert torch.equal(restored[name], state[name])
-    assert torch.equal(parkour.groups["privileged"], parkour.bodies.privileged())
-    assert_close(base_of(solver_model().body_mass), 10.0 + state["body.added_mass_kg"][:, 0])
+    assert torch.equal(parkour.groups["privileged"], parkour.bodies.privileged(28.6))
+    heavy = 10.0 * state["body.mass_factor"] + state["body.added_mass_kg"]
+    assert_close(base_of(solver_model().body_mass), heavy[:, 0])
 
 
 def test_levels_of_fewer_robots_are_repeated_and_cut_to_the_hardest_there_is(env, parkour):

@@ -46,7 +46,7 @@ class EvalCfg:
     """What is measured: paper, fixed, open, smoke."""
     conditions: str = "nominal"
     """What is made harder: nominal (nothing), deployable, or that and one of drop30, latency120,
-    noise2, tilt3, weak20, payload5, friction04."""
+    noise2, tilt3, weak20, payload5, heavy, friction04."""
     backend: str = "isaac"
     """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
     robots: int = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -308,12 +309,37 @@ class TrainCfg:
             pair = getattr(command, key)
             in_order = len(pair) == 2 and 0.0 < pair[0] <= pair[1]
             _check(in_order, f"env.command.{key}", pair, "[low, high], above 0")
+        factor = self.env.randomisation.mass_factor
+        usable = len(factor) == 2 and 0.0 < factor[0] <= factor[1]
+        _check(usable, "env.randomisation.mass_factor", factor, "[low, high], above 0")
+        for key in ("free_share", "free_still", "long_share"):
+            share = getattr(command, key)
+            _check(0.0 <= share <= 1.0, f"env.command.{key}", share, "0 to 1")
+        for key in ("free_vx", "free_vy", "free_yaw_rate", "redraw_s"):
+            pair, low = getattr(command, key), 0.01 if key == "redraw_s" else -math.inf
+            in_order = len(pair) == 2 and low <= pair[0] <= pair[1]
+            what = "[low, high]" if low < 0.0 else "[low, high], at least a control step of 0.01"
+            _check(in_order, f"env.command.{key}", pair, what)
+        types = self.env.terrain.types
+        _check(
+            not command.free_flat or "flat" in types,
+            "env.command.free_flat",
+            command.free_flat,
+            f"false, since env.terrain.types={types} has no flat",
+        )
         stops = [key for key in ("pause_share", "rest_s", "halt_every_s") if getattr(command, key)]
         _check(
             not stops or backend == "isaac",
             "env.physics.backend",
             backend,
             f"isaac, since env.command has {stops} and nobody is stopped in MuJoCo",
+        )
+        free = [key for key in ("free_flat", "free_share") if getattr(command, key)]
+        _check(
+            not free or backend == "isaac",
+            "env.physics.backend",
+            backend,
+            f"isaac, since env.command has {free} and robots are never free in MuJoCo",
         )
         _check(self.seed >= 0, "seed", self.seed, "at least 0")
 

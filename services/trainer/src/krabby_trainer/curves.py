@@ -27,7 +27,7 @@ KEPT: Final = (
     *("Loss/action", "Loss/code", "Loss/scan"),
     "Perf/env_steps_per_s",
 )
-"""What a compact log keeps, besides the level of each obstacle type."""
+"""What a compact log keeps, besides the level of each obstacle type and how it is walked."""
 
 
 def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
 
 def compact(row: dict[str, Any]) -> dict[str, Any]:
     """The numbers that curves are drawn of."""
-    return {key: row[key] for key in row if key in KEPT or key.startswith("Level/")}
+    return {key: row[key] for key in row if key in KEPT or key.startswith(("Level/", "Gait/"))}
 
 
 def _nothing_ended(row: dict[str, Any]) -> bool:

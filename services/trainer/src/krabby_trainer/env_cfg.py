@@ -77,6 +77,23 @@ class CommandCfg:
     stopped too."""
     halt_s: list[float] = field(default_factory=lambda: [0.5, 1.0])
     """How long it is held there."""
+    free_flat: bool = False
+    """Robots on `flat` are free: asked for velocities in every direction instead of waypoints. They
+    begin anywhere on the columns of `flat` and may walk all over them."""
+    free_share: float = 0.0
+    """Share of the episodes on other courses in which robots are free. They begin at any waypoint
+    of a tile up to their level; leaving the tile ends the episode as its clock would."""
+    free_vx: list[float] = field(default_factory=lambda: [-0.5, 1.0])
+    free_vy: list[float] = field(default_factory=lambda: [-0.4, 0.4])
+    """[m/s]"""
+    free_yaw_rate: list[float] = field(default_factory=lambda: [-0.8, 0.8])
+    """[rad/s]"""
+    free_still: float = 0.15
+    """Share of the commands that ask to stand still."""
+    redraw_s: list[float] = field(default_factory=lambda: [3.0, 5.0])
+    """How long a command holds [s] ..."""
+    long_share: float = 0.3
+    """... but four times as long for this share of them."""
 
 
 @dataclass
@@ -108,6 +125,8 @@ class RandomisationCfg:
     enabled: bool = True
     friction: list[float] = field(default_factory=lambda: [0.5, 1.25])
     """Of feet and legs on the terrain."""
+    mass_factor: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    """On mass and inertia of every body of a robot alike."""
     added_mass_kg: list[float] = field(default_factory=lambda: [-1.0, 4.0])
     """On the base."""
     com_offset_m: list[float] = field(default_factory=lambda: [-0.05, 0.05])
@@ -144,6 +163,10 @@ class RewardCfg:
     goal_velocity: float = 1.5
     overspeed: float = -2.0
     goal_heading: float = 0.5
+    track_velocity: float = 0.0
+    """Of free robots, over ground ..."""
+    track_yaw: float = 0.0
+    """... and in turning."""
     vertical_velocity: float = -0.5
     roll_pitch_rate: float = -0.05
     orientation: float = -0.3
@@ -152,11 +175,21 @@ class RewardCfg:
     """Joint deviation, in addition, where no motion is asked for."""
     stature: float = 0.0
     """Base higher than `STATURE_M` above the default stand: the taller, the sooner it tips over."""
+    feet_high: float = 0.0
+    """Feet more than `FEET_HIGH_M` above the base, per metre."""
     action_rate: float = -0.01
+    joint_acceleration: float = 0.0
+    """Of the order of -1e-7."""
+    joint_limits: float = 0.0
+    """Joints within `LIMIT_MARGIN_RAD` of the limits of their targets, per radian."""
+    power: float = 0.0
+    """Mechanical, per watt."""
     torque: float = -8e-6
     effort_budget: float = -4.0
     base_contact: float = -1.0
     leg_contact: float = -0.1
+    contact_force: float = 0.0
+    """Feet that carry more than the robot's weight, per weight."""
     stumble: float = -0.3
     edge: float = -6.0
     pit: float = -1.0

@@ -11,17 +11,22 @@ import torch
 __all__ = [
     "action_rate",
     "bodies_touching",
+    "contact_force",
     "effort_budget",
     "fallen",
+    "feet_high",
     "feet_in_pit",
     "feet_on_edge",
     "goal_heading",
     "goal_velocity",
+    "joint_acceleration",
     "joint_deviation",
+    "joint_limits",
     "left_lane",
     "mean_square_filter",
     "orientation",
     "overspeed",
+    "power",
     "roll_pitch_rate",
     "saturated",
     "stature",
@@ -29,12 +34,16 @@ __all__ = [
     "sunk",
     "torque",
     "torque_speed_limit",
+    "track",
     "vertical_velocity",
 ]
 
 Tensor = torch.Tensor
 
 _STILL_M_S = 0.1
+_STILL = 0.05
+_SLOWEST = 0.15
+"""What is asked for counts as this much at least where shares of it are taken."""
 
 
 def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) -> Tensor:
@@ -56,6 +65,20 @@ def overspeed(base_lin_vel_w: Tensor, allowed: Tensor) -> Tensor:
 def goal_heading(heading_error: Tensor) -> Tensor:
     """1 with the nose towards the goal, falling exponentially with the angle."""
     return torch.exp(-heading_error.abs())
+
+
+def track(velocity: Tensor, asked: Tensor, width: Tensor) -> Tensor:
+    """How well velocities (N, k) are what is asked for, (N,): 1 if they are.
+
+    Half is for the share of it that is done, capped at 1 either way, which does not fade far off;
+    half is a bell `width` (N,) wide. Who is asked for nothing earns the first half by stillness.
+    """
+    speed = asked.norm(dim=-1)
+    along = (velocity * asked).sum(-1) / speed.clamp(min=1e-6)
+    share = (torch.minimum(along, speed) / speed.clamp(min=_SLOWEST)).clamp(min=-1.0)
+    still = torch.exp(-velocity.norm(dim=-1) / _STILL)
+    near = torch.exp(-(velocity - asked).square().sum(-1) / width.square())
+    return 0.5 * torch.where(speed > 0.0, share, still) + 0.5 * near
 
 
 def vertical_velocity(base_lin_vel_w: Tensor) -> Tensor:
@@ -83,9 +106,26 @@ def action_rate(action: Tensor, previous: Tensor) -> Tensor:
     return (action - previous).square().sum(-1)
 
 
+def joint_acceleration(joint_vel: Tensor, previous: Tensor, dt: float) -> Tensor:
+    """Squared mean acceleration over a step of `dt`, summed over the joints [rad²/s⁴]."""
+    return ((joint_vel - previous) / dt).square().sum(-1)
+
+
+def joint_limits(joint_pos: Tensor, lower: Tensor, upper: Tensor, margin_rad: float) -> Tensor:
+    """How far joints are nearer to a limit than the margin, or beyond it, summed [rad]."""
+    low = torch.relu(lower + margin_rad - joint_pos)
+    high = torch.relu(joint_pos - upper + margin_rad)
+    return (low + high).sum(-1)
+
+
 def torque(joint_torque: Tensor) -> Tensor:
     """Squared torque, summed over the joints [N²·m²]."""
     return joint_torque.square().sum(-1)
+
+
+def power(joint_torque: Tensor, joint_vel: Tensor) -> Tensor:
+    """Mechanical power, its magnitude summed over the joints: no drive gives back [W]."""
+    return (joint_torque * joint_vel).abs().sum(-1)
 
 
 def stature(base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: float) -> Tensor:
@@ -101,6 +141,11 @@ def stature(base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: 
     count = carrying.sum(-1)
     ground = (soles_w[..., 2] * carrying).sum(-1) / count.clamp(min=1.0)
     return torch.relu(base_height_w - ground - allowed_m) * (count > 0.0)
+
+
+def feet_high(base_height_w: Tensor, soles_w: Tensor, allowed_m: float) -> Tensor:
+    """How far the feet, (N, 6, 3), are higher than `allowed_m` above the base, summed [m]."""
+    return torch.relu(soles_w[..., 2] - base_height_w[:, None] - allowed_m).sum(-1)
 
 
 def mean_square_filter(
@@ -121,6 +166,11 @@ def effort_budget(mean_square: Tensor, rated_torque: float, share: float) -> Ten
 def bodies_touching(force_w: Tensor, threshold_n: float) -> Tensor:
     """How many of the bodies (N, B, 3) are pressed by more than the threshold."""
     return (force_w.norm(dim=-1) > threshold_n).float().sum(-1)
+
+
+def contact_force(foot_force_w: Tensor, weight_n: Tensor) -> Tensor:
+    """Force on each foot beyond the robot's weight (N,), summed over the feet [weights]."""
+    return torch.relu(foot_force_w.norm(dim=-1) / weight_n[:, None] - 1.0).sum(-1)
 
 
 def stumble(foot_force_w: Tensor) -> Tensor:

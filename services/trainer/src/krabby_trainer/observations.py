@@ -209,7 +209,7 @@ def privileged(
 
     Args:
         friction: (N, 1).
-        added_mass_kg: (N, 1).
+        added_mass_kg: (N, 1), of the whole robot.
         com_offset_m: (N, 3).
         kp_factor: (N, 18).
         kd_factor: (N, 18).

@@ -7,6 +7,7 @@ fails, observations, the curriculum's next tiles. What it computes with lies in 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from krabby.safety.gate import GateCfg
 from krabby.safety.trajectories import HALT_S, min_jerk
 
 from krabby_trainer import adapter, mdp, observations, progress
+from krabby_trainer.commands import Tracking, VelocityCommands
 from krabby_trainer.curriculum import next_level, tile_level
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.graphs import Replayed
@@ -29,7 +31,16 @@ if TYPE_CHECKING:
     from krabby_trainer.env_cfg import EnvCfg
     from krabby_trainer.task import ParkourEnv
 
-__all__ = ["CONTROL_STEP_S", "PUSH_EVERY", "START_HEIGHT_M", "STATURE_M", "Parkour", "StepFacts"]
+__all__ = [
+    "CONTROL_STEP_S",
+    "FEET_HIGH_M",
+    "LIMIT_MARGIN_RAD",
+    "PUSH_EVERY",
+    "START_HEIGHT_M",
+    "STATURE_M",
+    "Parkour",
+    "StepFacts",
+]
 
 Tensor = torch.Tensor
 
@@ -39,7 +50,14 @@ START_HEIGHT_M = 0.46
 """Of the base above the ground at the start: a drop of a few centimetres."""
 STATURE_M = 0.06
 """How far above the default stand a robot may walk before `reward.stature` counts."""
+FEET_HIGH_M = 0.05
+"""How far above the base a foot may be before `reward.feet_high` counts."""
+LIMIT_MARGIN_RAD = 0.05
+"""How near a joint may come to the limits of its target before `reward.joint_limits` counts."""
+_FIELD_MARGIN_M = 1.5
+"""How near free robots may come to the end of the flat columns."""
 _CONTACT_N = 1.0
+_GRAVITY_M_S2 = 9.81
 _EFFORT_WINDOW_S = 3.0
 """Shorter than the safety gate's 30 s, so that the cause is near its effect."""
 PUSH_EVERY = 10
@@ -103,7 +121,8 @@ class Parkour:
             cfg.randomisation, n, device, friction=self.desc.contact.foot_friction
         )
         self.sensors = SensorErrors(cfg.randomisation, n, device)
-        self.privileged = self.bodies.privileged()
+        self.privileged = self.bodies.privileged(self.desc.masses.total)
+        self._weight_n = torch.zeros(n, device=device)
 
         columns = self.terrain.columns
         self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
@@ -122,12 +141,14 @@ class Parkour:
             pass_width_m=cfg.command.pass_width_m,
         )
         self.speed = torch.full((n,), cfg.command.speed_low, device=device)
+        self._be_free()
         self._pause_s, self._rest_s = torch.zeros(n, device=device), torch.zeros(n, device=device)
         """How long a robot is to stand still yet; since when it is behind the last waypoint."""
         self._halt_s, self._halted_s = torch.zeros(n, device=device), torch.zeros(n, device=device)
         """How long a robot is stopped yet, and since when."""
         self.action = torch.zeros(n, NUM_JOINTS, device=device)
         self.previous_action = torch.zeros_like(self.action)
+        self._previous_joint_vel = torch.zeros_like(self.action)
         self.target = self.default_joint_pos.repeat(n, 1)
         self.applied_target = self.target.clone()
         self._halt_from = self.target.clone()
@@ -137,6 +158,7 @@ class Parkour:
         self._episode_steps = torch.zeros(n, dtype=torch.long, device=device)
         self._sole_offset = constant([0.0, 0.0, self.desc.geometry.foot_radius])
         soles = foot_positions(self.desc, self.desc.default_joint_pos) - self._sole_offset.tolist()
+        self._soles_xy = constant(soles[:, :2])
         self._free_height_m = STATURE_M - float(soles[:, 2].mean())
         self._push_in_s = uniform(cfg.randomisation.push_interval_s, (n,), device)
         self._sums = {key: torch.zeros((), device=device) for key in _SUMS}
@@ -172,6 +194,43 @@ class Parkour:
         """Speed asked for now [m/s], (N,): none in a pause."""
         return torch.where(self._pause_s > 0.0, 0.0, self.speed)
 
+    @property
+    def command(self) -> Tensor:
+        """Velocity that free robots are asked for now, (N, 3): none in a pause."""
+        return torch.where(self._pause_s[:, None] > 0.0, 0.0, self.commands.value)
+
+    def _be_free(self) -> None:
+        """Who may be free, and where."""
+        command, n, device = self.cfg.command, self.num_envs, self.device
+        self.free = torch.zeros(n, dtype=torch.bool, device=device)
+        """Who follows `commands` in this episode, instead of waypoints."""
+        self.commands = VelocityCommands(command, n, device)
+        self.tracking = Tracking(n, device)
+        self._some_free = command.free_flat or command.free_share > 0.0
+        kinds = list(self.terrain.types)
+        flat = kinds.index("flat") if command.free_flat else -1
+        self._on_field = self.ground.type_id[self.column] == flat
+        own = [i for i in range(self.terrain.columns) if int(self.terrain.type_id[i]) == flat]
+        width, margin = 2.0 * TILE_HALF_WIDTH_M, _FIELD_MARGIN_M
+        self._field = (0.0, 0.0, 0.0, 0.0)
+        """Flat columns, x0, x1, y0, y1 [m]; they lie beside each other."""
+        if own:
+            length = self.terrain.levels * self.terrain.tile_length_m
+            self._field = (
+                *(margin, length - margin),
+                *(own[0] * width + margin, (own[-1] + 1) * width - margin),
+            )
+
+    def _off_field(self) -> Tensor:
+        """Which free robots have walked out of where they belong, (N,)."""
+        x, y = self.base_pos_w[:, 0], self.base_pos_w[:, 1]
+        x0, x1, y0, y1 = self._field
+        away = (x < x0) | (x > x1) | (y < y0) | (y > y1)
+        begin = self.tile_level * self.terrain.tile_length_m
+        lane = mdp.left_lane(self.base_pos_w, self.ground.lane_y[self.tile], TILE_HALF_WIDTH_M)
+        off_tile = (x < begin) | (x > begin + self.terrain.tile_length_m) | lane
+        return self.free & torch.where(self._on_field, away, off_tile)
+
     def _find_bodies(self) -> None:
         feet = [f"{leg}_foot" for leg in self.desc.leg_names]
         names = list(self.robot.body_names)
@@ -190,10 +249,10 @@ class Parkour:
         self._legs_sensed = torch.tensor([where[name] for name in legs], device=self.device)
         self._base_sensed = where["base"]
         # As described: what `randomise_bodies` starts from, however often it is called.
-        data, base = self.robot.data, [self._base]
-        self._nominal_mass = adapter.tensor(data.body_mass)[:, base].clone()
-        self._nominal_inertia = adapter.tensor(data.body_inertia)[:, base].clone()
-        self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, base].clone()
+        data = self.robot.data
+        self._nominal_mass = adapter.tensor(data.body_mass).clone()
+        self._nominal_inertia = adapter.tensor(data.body_inertia).clone()
+        self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, [self._base]].clone()
 
     def randomise_bodies(self) -> None:
         """Give every simulated robot its own friction, mass, centre of mass and gains."""
@@ -209,13 +268,14 @@ class Parkour:
         friction *= bodies.friction / nominal
         NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
 
-        base = [self._base]
-        mass = self._nominal_mass + bodies.added_mass_kg
-        robot.set_masses_index(masses=mass, body_ids=base)
+        mass = self._nominal_mass * bodies.mass_factor
+        mass[:, self._base] += bodies.added_mass_kg[:, 0]
+        robot.set_masses_index(masses=mass)
         ratio = mass / self._nominal_mass
-        robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None], body_ids=base)
+        robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None])
         com = self._nominal_com_b + bodies.com_offset_m[:, None]
-        robot.set_coms_index(coms=com, body_ids=base)
+        robot.set_coms_index(coms=com, body_ids=[self._base])
+        self._weight_n.copy_(_GRAVITY_M_S2 * mass.sum(-1))
 
         kp = torch.tensor(self.desc.kp, dtype=torch.float32, device=self.device)
         kd = torch.tensor(self.desc.kd, dtype=torch.float32, device=self.device)
@@ -268,35 +328,55 @@ class Parkour:
         self.base_contact.copy_(base_force_w[:, 0].norm(dim=-1) > _CONTACT_N)
         self.fallen.copy_(mdp.fallen(gravity_b, self.tilt_limit_rad))
         self.sunk.copy_(mdp.sunk(ground.in_pit(tile, self.base_pos_w[:, None])))
-        self.left_lane.copy_(mdp.left_lane(self.base_pos_w, ground.lane_y[tile], TILE_HALF_WIDTH_M))
+        left = mdp.left_lane(self.base_pos_w, ground.lane_y[tile], TILE_HALF_WIDTH_M)
+        self.left_lane.copy_(left & ~self.free)
         self.failed.copy_(self.fallen | self.sunk | self.left_lane)
-        arrived = self.progress.index >= waypoints.shape[1]
+        arrived = (self.progress.index >= waypoints.shape[1]) & ~self.free
         self._rest_s.copy_(torch.where(arrived, self._rest_s + dt, 0.0))
         self.completed.copy_(arrived & (self._rest_s > self.cfg.command.rest_s))
-        self.time_out.copy_(self._episode_steps >= self.env.max_episode_length)
+        late = self._episode_steps >= self.env.max_episode_length
+        self.time_out.copy_(late | self._off_field())
         velocity_w, speed = self.base_lin_vel_w, self.asked
+        free, command = self.free, self.command
+        velocity_b = torch.cat((self.base_lin_vel_b[:, :2], self.base_ang_vel_b[:, 2:]), dim=-1)
+        standing = torch.where(free, command.abs().sum(-1) == 0.0, speed <= 0.0)
+        # The wider, the more is asked for: precision is a share of it, and of turning meanwhile.
+        width = 0.08 + 0.12 * command[:, :2].norm(dim=-1) + 0.1 * command[:, 2].abs()
+        yaw_width = 0.12 + 0.2 * command.norm(dim=-1)
         hurried = (speed + self.cfg.command.hurry_margin).clamp(min=self.cfg.command.hurry_speed)
         allowed = torch.where(speed > 0.0, hurried, 0.0)
         deviation = mdp.joint_deviation(self.joint_pos, self.default_joint_pos)
         terms = {
-            "goal_velocity": mdp.goal_velocity(velocity_w, goal.direction_w, speed),
-            "overspeed": mdp.overspeed(velocity_w, allowed),
-            "goal_heading": torch.where(speed > 0.0, mdp.goal_heading(goal.heading_error), 1.0),
+            "goal_velocity": ~free * mdp.goal_velocity(velocity_w, goal.direction_w, speed),
+            "overspeed": ~free * mdp.overspeed(velocity_w, allowed),
+            "goal_heading": ~free
+            * torch.where(speed > 0.0, mdp.goal_heading(goal.heading_error), 1.0),
+            "track_velocity": free * mdp.track(velocity_b[:, :2], command[:, :2], width),
+            "track_yaw": free * mdp.track(velocity_b[:, 2:], command[:, 2:], yaw_width),
             "vertical_velocity": mdp.vertical_velocity(velocity_w),
             "roll_pitch_rate": mdp.roll_pitch_rate(self.base_ang_vel_b),
             "orientation": mdp.orientation(gravity_b),
             "joint_deviation": deviation,
-            "rest_pose": torch.where(speed > 0.0, 0.0, deviation),
+            "rest_pose": torch.where(standing, deviation, 0.0),
             "stature": mdp.stature(
                 self.base_pos_w[:, 2], soles_w, self.foot_contact, self._free_height_m
             ),
+            "feet_high": mdp.feet_high(self.base_pos_w[:, 2], soles_w, FEET_HIGH_M),
             "action_rate": mdp.action_rate(self.action, self.previous_action),
+            "joint_acceleration": mdp.joint_acceleration(
+                self.joint_vel, self._previous_joint_vel, dt
+            ),
+            "joint_limits": mdp.joint_limits(
+                self.joint_pos, self.target_lower, self.target_upper, LIMIT_MARGIN_RAD
+            ),
+            "power": mdp.power(self.torque, self.joint_vel),
             "torque": mdp.torque(self.torque),
             "effort_budget": mdp.effort_budget(
                 self.mean_square, self.desc.rated_torque, self.fold_start
             ),
             "base_contact": mdp.bodies_touching(base_force_w, _CONTACT_N),
             "leg_contact": mdp.bodies_touching(self.force_w[:, self._legs_sensed], _CONTACT_N),
+            "contact_force": mdp.contact_force(foot_force_w, self._weight_n),
             "stumble": mdp.stumble(foot_force_w),
             "edge": mdp.feet_on_edge(self.on_edge, self.foot_contact),
             "pit": mdp.feet_in_pit(ground.in_pit(tile, soles_w)),
@@ -304,7 +384,12 @@ class Parkour:
         }
         for name, value in terms.items():
             self.reward_terms[name].copy_(value)
+        self._previous_joint_vel.copy_(self.joint_vel)
         self._account()
+        if self._some_free:
+            since_s = self.commands.since_s
+            self.tracking.add(velocity_b, command, since_s, free, self.failed, dt)
+            self.commands.step(dt)
         self._pause(arrived, dt)
         self._halt(arrived, dt)
 
@@ -369,9 +454,13 @@ class Parkour:
             joint_vel=sensors.joint_vel(self.joint_vel),
             foot_contact=self.foot_contact & ~self._fresh[:, None],
             nav_command=torch.where(
-                self._pause_s[:, None] > 0.0,
-                0.0,
-                progress.nav_command(goal.heading_error, self.speed),
+                self.free[:, None],
+                self.command,
+                torch.where(
+                    self._pause_s[:, None] > 0.0,
+                    0.0,
+                    progress.nav_command(goal.heading_error, self.speed),
+                ),
             ),
             last_action=self.action,
             default_joint_pos=self.default_joint_pos,
@@ -389,9 +478,10 @@ class Parkour:
             goal_distance_m=goal.distance_m,
             base_height_m=self.base_pos_w[:, 2] - height_at(pos_xy),
             feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
-            speed=self.asked,
+            speed=torch.where(self.free, self.command[:, :2].norm(dim=-1), self.asked),
             episode_progress=self._episode_steps / self.env.max_episode_length,
         )
+        critic[:, :5] *= ~self.free[:, None]  # no goal lies ahead of a free robot
         groups["proprio"].copy_(frame)
         groups["scan"].copy_(sensors.scan(scan))
         groups["velocity"].copy_(self.base_lin_vel_b)
@@ -402,6 +492,8 @@ class Parkour:
     def reset(self, env_ids: Tensor) -> None:
         """Put robots on the start of their tile, at rest, with a new speed to walk at."""
         cfg, draw = self.cfg.randomisation, len(env_ids)
+        if self._some_free:
+            self._set_free(env_ids)
         tile = self.tile[env_ids]
         spread = cfg.start_xy_m if cfg.enabled else 0.0
         pose = torch.zeros(draw, 7, device=self.device)
@@ -409,6 +501,8 @@ class Parkour:
         pose[:, 2] = START_HEIGHT_M + self.ground.height_at(pose[:, :2])
         turn = cfg.start_yaw_rad if cfg.enabled else 0.0
         yaw = uniform((-turn, turn), (draw,), self.device)
+        if self._some_free:
+            yaw = self._start_free(env_ids, pose, yaw)
         pose[:, 5], pose[:, 6] = torch.sin(0.5 * yaw), torch.cos(0.5 * yaw)
         bend = cfg.start_joint_rad if cfg.enabled else 0.0
         joints = self.default_joint_pos + uniform((-bend, bend), (draw, NUM_JOINTS), self.device)
@@ -424,6 +518,7 @@ class Parkour:
         self.speed[env_ids] = uniform(speed, (draw,), self.device)
         self.action[env_ids] = 0.0
         self.previous_action[env_ids] = 0.0
+        self._previous_joint_vel[env_ids] = 0.0
         self.target[env_ids] = joints
         self.applied_target[env_ids] = joints
         self.mean_square[env_ids] = 0.0
@@ -432,6 +527,41 @@ class Parkour:
         self._fresh[env_ids] = True
         if self.vision is not None:
             self.vision.reset(env_ids)
+
+    def _set_free(self, env_ids: Tensor) -> None:
+        """Draw who is free in the next episode, and on which of the tiles up to its level."""
+        draw = len(env_ids)
+        share = torch.rand(draw, device=self.device) < self.cfg.command.free_share
+        free = self._on_field[env_ids] | share
+        level = self.level[env_ids]
+        anywhere = (torch.rand(draw, device=self.device) * (level + 1)).long()
+        self.free[env_ids] = free
+        self.tile_level[env_ids] = torch.where(free, anywhere, self.tile_level[env_ids])
+        self.commands.reset(env_ids)
+        self.tracking.reset(env_ids)
+
+    def _start_free(self, env_ids: Tensor, pose: Tensor, yaw: Tensor) -> Tensor:
+        """Start free robots anywhere, looking anywhere: changes their `pose`, returns all yaws."""
+        draw, device = len(env_ids), self.device
+        free, ground = self.free[env_ids], self.ground
+        waypoints = ground.waypoints[self.tile[env_ids]]
+        which = torch.randint(waypoints.shape[1], (draw,), device=device)
+        start = waypoints[torch.arange(draw, device=device), which, :2]
+        x0, x1, y0, y1 = self._field
+        field = torch.stack(
+            (uniform((x0, x1), (draw,), device), uniform((y0, y1), (draw,), device)), dim=-1
+        )
+        start = torch.where(self._on_field[env_ids, None], field, start)
+        yaw = torch.where(free, uniform((-math.pi, math.pi), (draw,), device), yaw)
+        # As high as the highest ground under body and feet asks for: in no step, over no edge less.
+        cos, sin = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]
+        x, y = self._soles_xy.T
+        under = torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1)
+        under = start[:, None] + torch.cat((torch.zeros_like(under[:, :1]), under), dim=1)
+        height = START_HEIGHT_M + ground.height_at(under).amax(dim=1)
+        pose[:, :2] = torch.where(free[:, None], start, pose[:, :2])
+        pose[:, 2] = torch.where(free, height, pose[:, 2])
+        return yaw
 
     def act(self, action: Tensor) -> None:
         """Turn actions into targets as the safety gate would, delayed by a share of a step."""
@@ -483,14 +613,14 @@ class Parkour:
             levels=self.terrain.levels,
             cfg=self.cfg.curriculum,
         )
-        judged = (walked_s > 0.0) & (self.tile_level[env_ids] == level)
+        judged = (walked_s > 0.0) & (self.tile_level[env_ids] == level) & ~self.free[env_ids]
         level = torch.where(judged, moved, level)
         self.level[env_ids] = level
         self.tile_level[env_ids] = tile_level(level, self.cfg.curriculum.revisit)
 
     def _account(self) -> None:
         """Add one step to what is logged."""
-        ended = self.failed | self.completed | self.time_out
+        ended = (self.failed | self.completed | self.time_out) & ~self.free
         self.saturated.copy_(
             mdp.saturated(
                 self.torque,
@@ -504,10 +634,15 @@ class Parkour:
         sums["torque_sq"] += self.torque.square().mean()
         sums["saturation"] += self.saturated.float().mean()
         sums["edge"] += self.on_edge.float().sum(-1).mean()
-        sums["velocity"] += self.reward_terms["goal_velocity"].mean()
-        sums["speed"] += self.base_lin_vel_w[:, :2].norm(dim=-1).mean()
+        walks = (~self.free).float().mean().clamp(min=1e-6)
+        sums["velocity"] += self.reward_terms["goal_velocity"].mean() / walks
+        speed = self.base_lin_vel_w[:, :2].norm(dim=-1)
+        sums["speed"] += speed.mean()
+        sums["drag"] += (self._weight_n * speed).mean()
+        for name in ("power", "feet_high", "contact_force"):
+            sums[name] += self.reward_terms[name].mean()
         sums["episodes"] += ended.sum()
-        sums["falls"] += self.failed.sum()
+        sums["falls"] += (ended & self.failed).sum()
         sums["goals"] += torch.where(ended, self.progress.index.clamp(max=7), 0).sum()
         sums["completed"] += (ended & self.completed).sum()
 
@@ -521,6 +656,10 @@ class Parkour:
             "Episode/mev": s["edge"] / steps,
             "Episode/velocity_ratio": s["velocity"] / steps,
             "Episode/speed": s["speed"] / steps,
+            "Gait/power_w": s["power"] / steps,
+            "Gait/cost_of_transport": s["power"] / s["drag"].clamp(min=1e-6),
+            "Gait/feet_high_m": s["feet_high"] / steps,
+            "Gait/contact_force": s["contact_force"] / steps,
             "Episode/goals": s["goals"] / episodes,
             "Episode/mxd": s["goals"] / episodes / 7.0,
             "Episode/fall_rate": s["falls"] / episodes,
@@ -533,7 +672,7 @@ class Parkour:
             log[f"Level/{name}"] = (self.level * chosen).sum() / chosen.sum().clamp(min=1.0)
         for total in s.values():
             total.zero_()
-        return log
+        return log | self.tracking.log() if self._some_free else log
 
     def _step_facts(self) -> StepFacts:
         """What the evaluation wants to know of this step."""
@@ -559,5 +698,6 @@ class Parkour:
 
 _SUMS = (
     *("steps", "torque_sq", "saturation", "edge", "velocity", "speed"),
+    *("power", "drag", "feet_high", "contact_force"),
     *("episodes", "falls", "goals", "completed"),
 )

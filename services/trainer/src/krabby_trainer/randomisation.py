@@ -35,7 +35,7 @@ class Bodies:
     friction: Tensor
     """(N, 1)."""
     added_mass_kg: Tensor
-    """(N, 1)."""
+    """(N, 1), on the base."""
     com_offset_m: Tensor
     """(N, 3)."""
     kp_factor: Tensor
@@ -46,6 +46,8 @@ class Bodies:
     """(N, 1), control steps."""
     motor_strength: Tensor
     """(N, 1), share of the torque-speed envelope."""
+    mass_factor: Tensor
+    """(N, 1), on mass and inertia of every body."""
 
     @classmethod
     def draw(cls, cfg: RandomisationCfg, num_envs: int, device: str, *, friction: float) -> Bodies:
@@ -59,6 +61,7 @@ class Bodies:
                 kd_factor=torch.ones(num_envs, NUM_JOINTS, device=device),
                 command_delay=torch.full((num_envs, 1), NOMINAL_DELAY, device=device),
                 motor_strength=torch.ones(num_envs, 1, device=device),
+                mass_factor=torch.ones(num_envs, 1, device=device),
             )
         return cls(
             friction=uniform(cfg.friction, (num_envs, 1), device),
@@ -68,6 +71,7 @@ class Bodies:
             kd_factor=uniform(cfg.gain_factor, (num_envs, NUM_JOINTS), device),
             command_delay=uniform(cfg.command_delay, (num_envs, 1), device),
             motor_strength=uniform(cfg.motor_strength, (num_envs, 1), device),
+            mass_factor=uniform(cfg.mass_factor, (num_envs, 1), device),
         )
 
     def copy_(self, other: Bodies) -> None:
@@ -75,11 +79,14 @@ class Bodies:
         for key, value in vars(other).items():
             getattr(self, key).copy_(value)
 
-    def privileged(self) -> Tensor:
-        """As the networks see it, (N, 42)."""
+    def privileged(self, described_mass_kg: float) -> Tensor:
+        """As the networks see it, (N, 42).
+
+        They are told by how much a robot's mass differs from the described one, and not where.
+        """
         return privileged(
             friction=self.friction,
-            added_mass_kg=self.added_mass_kg,
+            added_mass_kg=self.added_mass_kg + (self.mass_factor - 1.0) * described_mass_kg,
             com_offset_m=self.com_offset_m,
             kp_factor=self.kp_factor,
             kd_factor=self.kd_factor,

@@ -120,7 +120,7 @@ class ParkourEnv(ManagerBasedRLEnv):
                 if key.startswith("body.")
             }
             parkour.bodies.copy_(Bodies(**bodies))
-            parkour.privileged.copy_(parkour.bodies.privileged())
+            parkour.privileged.copy_(parkour.bodies.privileged(parkour.desc.masses.total))
             parkour.randomise_bodies()
         # Nobody has walked yet: what robots did before says nothing about the levels taken over.
         self.episode_length_buf.zero_()

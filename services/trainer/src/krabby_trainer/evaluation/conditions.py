@@ -83,6 +83,10 @@ def _loaded(cfg: EnvCfg) -> None:
     cfg.randomisation.added_mass_kg = [5.0, 5.0]
 
 
+def _heavy(cfg: EnvCfg) -> None:
+    cfg.randomisation.mass_factor = [1.56, 1.56]
+
+
 def _slippery(cfg: EnvCfg) -> None:
     cfg.randomisation.friction = [0.4, 0.4]
 
@@ -131,6 +135,12 @@ CONDITIONS: Final[Mapping[str, Condition]] = MappingProxyType(
                 name="payload5",
                 summary="deployable, and 5 kg on the base",
                 change=_with(_loaded),
+            ),
+            Condition(
+                name="heavy",
+                summary="deployable, and every part 1.56 times as heavy as described, 44.6 kg in "
+                "all: about what a robot of drives that can be bought weighs",
+                change=_with(_heavy),
             ),
             Condition(
                 name="friction04",

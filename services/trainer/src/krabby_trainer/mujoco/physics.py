@@ -69,7 +69,7 @@ _LAYOUT: Final = (
     ("faults", 1),  # why the safety gate made the robot limp; 0 when it did not
     ("diverged", 1),
     ("friction", 1),
-    ("payload_kg", 1),
+    ("added_mass_kg", 1),
     ("heights", 325),  # of the ground under the scan points
 )
 
@@ -100,6 +100,8 @@ class Conditions:
     """On the base; drawn once per robot."""
     motor_strength: tuple[float, float] = (1.0, 1.0)
     """Share of the torque-speed envelope; drawn once per robot."""
+    mass_factor: tuple[float, float] = (1.0, 1.0)
+    """On mass and inertia of every body; drawn once per robot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,9 +178,11 @@ class Robot:
         self._push_in_s = float(self._rng.uniform(*conditions.push_interval_s))
         # Streams of their own: what is not varied leaves the other draws as they are.
         extra = np.random.Generator(np.random.PCG64((*spec.luck, 2)))
-        self.payload_kg = float(extra.uniform(*conditions.payload_kg))
-        self._load_base(self.payload_kg)
+        payload_kg = float(extra.uniform(*conditions.payload_kg))
         self._strength = float(extra.uniform(*conditions.motor_strength))
+        self._weigh(float(extra.uniform(*conditions.mass_factor)), payload_kg)
+        self.added_mass_kg = float(self.model.body_mass.sum()) - desc.masses.total
+        """More than described, in all; told to who may know."""
         self._gate_cfg = GateCfg.from_description(desc, arming_s=1e-9)
         self._delay_ns = round(desc.latency.command_s * 1e9)
         joints = len(desc.joint_names)
@@ -259,7 +263,7 @@ class Robot:
             "faults": int(self._gate.faults),
             "diverged": self._diverged,
             "friction": self.friction,
-            "payload_kg": self.payload_kg,
+            "added_mass_kg": self.added_mass_kg,
             "heights": self._heights(base, quat),
         }
         for name, value in values.items():
@@ -309,13 +313,16 @@ class Robot:
             self._now_ns,
         )
 
-    def _load_base(self, payload_kg: float) -> None:
-        """Spread a payload as the base's own mass is, as in training."""
+    def _weigh(self, factor: float, payload_kg: float) -> None:
+        """Scale every body, and spread a payload as the base's own mass is, as in training."""
         model, base = self.model, self._index.base_body
-        if payload_kg:
-            model.body_inertia[base] *= 1.0 + payload_kg / model.body_mass[base]
-            model.body_mass[base] += payload_kg
-            mujoco.mj_setConst(model, self.data)
+        if factor == 1.0 and not payload_kg:
+            return
+        ratio = np.full(model.nbody, factor)
+        ratio[base] += payload_kg / model.body_mass[base]
+        model.body_inertia *= ratio[:, None]
+        model.body_mass *= ratio
+        mujoco.mj_setConst(model, self.data)
 
     def _is_finite(self) -> bool:
         return bool(np.isfinite(self.data.qpos).all() and np.isfinite(self.data.qvel).all())

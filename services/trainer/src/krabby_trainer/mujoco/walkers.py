@@ -235,7 +235,7 @@ class Walkers:
         count = self._count
         return observations.privileged(
             friction=self.get("friction"),
-            added_mass_kg=self.get("payload_kg"),
+            added_mass_kg=self.get("added_mass_kg"),
             com_offset_m=torch.zeros(count, 3),
             kp_factor=torch.ones(count, NUM_JOINTS),
             kd_factor=torch.ones(count, NUM_JOINTS),
@@ -281,6 +281,7 @@ def _conditions(cfg: EnvCfg, desc: RobotDescription) -> Conditions:
         start_joint_rad=r.start_joint_rad,
         payload_kg=_pair(r.added_mass_kg),
         motor_strength=_pair(r.motor_strength),
+        mass_factor=_pair(r.mass_factor),
     )
 
 
