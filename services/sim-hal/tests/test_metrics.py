@@ -81,7 +81,6 @@ def test_the_real_time_factor_is_simulated_over_real_time(rig, monkeypatch):
     now_s = [100.0]
     wall = SimpleNamespace(monotonic=lambda: now_s[0])
     monkeypatch.setattr("krabby_sim_hal.backend.time", wall)
-    rig.sim.start()
     for _ in range(3):  # 15 ms
         rig.sim.clock_ns.advance(0.005)
         rig.slot()

@@ -67,7 +67,7 @@ class Simulator(Stage, SimBackend):
         self._hash = hashlib.sha256()
         self._fault_endpoint = cfg.endpoints.fault
         self._fault_requests: ControlServer | None = None
-        self._started_s = time.monotonic()
+        self._started_s: float | None = None
 
     @property
     def drive(self) -> DriveCommand:
@@ -80,7 +80,9 @@ class Simulator(Stage, SimBackend):
 
     @property
     def real_time_factor(self) -> float:
-        """Simulated over real time since the start."""
+        """Simulated over real time since the first slot; 0 before it."""
+        if self._started_s is None:
+            return 0.0
         return self.sim_time_s / max(time.monotonic() - self._started_s, 1e-9)
 
     def start(self) -> None:
@@ -92,7 +94,6 @@ class Simulator(Stage, SimBackend):
             boxes=len(self.course.boxes),
             waypoints=self.progress.count,
         )
-        self._started_s = time.monotonic()
 
     def close(self) -> None:
         if self._fault_requests is not None:
@@ -102,6 +103,8 @@ class Simulator(Stage, SimBackend):
 
     def read(self, slot: Slot) -> Reading:
         """Let the world catch up with the slot, then measure."""
+        if self._started_s is None:
+            self._started_s = time.monotonic()
         self.reset_if_due(slot.woke_ns)
         substeps = slot.slots * _SUBSTEPS_PER_SLOT
         begin_ns = slot.scheduled_ns - substeps * SUBSTEP_NS
