@@ -141,6 +141,22 @@ def test_a_closed_server_frees_its_port():
     MetricsServer(port).close()
 
 
+def test_closing_does_not_wait_for_the_next_look(monkeypatch):
+    """A process that sat down first has 0.5 s left to end in."""
+    monkeypatch.setattr(metrics._Server, "timeout", 60.0)
+    server = MetricsServer(0)
+    server.close()
+    assert not server._thread.is_alive()
+
+
+def test_a_scraper_that_hangs_is_not_waited_for():
+    server = MetricsServer(0)
+    with socket.create_connection(("127.0.0.1", server.port)):
+        server.close()
+    with MetricsServer(server.port):
+        pass
+
+
 def test_port_zero_in_the_configuration_means_no_exposition():
     assert serve_metrics(0) is None
 

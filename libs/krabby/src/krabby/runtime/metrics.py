@@ -7,6 +7,7 @@ Observing costs about a microsecond, `labels()` doubles that: keep what `childre
 
 from __future__ import annotations
 
+import contextlib
 import math
 import socket
 import threading
@@ -299,6 +300,8 @@ class MetricsServer:
     def close(self) -> None:
         """Stop answering and free the port; a scraper that hangs is not waited for."""
         self._closing = True
+        with contextlib.suppress(OSError):  # wakes the thread: its `accept` fails
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         self._thread.join(_CLOSE_S)
         self._server.server_close()
 
@@ -333,8 +336,8 @@ def serve_metrics(
     return MetricsServer(port, address, healthy=healthy, doing=doing) if port else None
 
 
-_CLOSE_S = 0.5
-"""Twice the time after which the thread looks whether it is to end."""
+_CLOSE_S = 0.1
+"""For a page that is being rendered: the game loop may have 0.5 s left to end in."""
 _RENDER_BURST_S = 100e-6
 _RENDER_PAUSE_S = 1e-3
 
