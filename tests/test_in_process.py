@@ -29,18 +29,29 @@ def krabby(*argv):
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
-def test_in_one_process_the_trajectory_is_that_of_three_processes(tmp_path):
-    status, apart, err = krabby(*GAIT, "--base-port", "0", "--runs-dir", str(tmp_path))
+def compared(tmp_path, *argv):
+    """The game loop's report in one process, and the summary of processes; both walked alike."""
+    folder = ("--base-port", "0", "--runs-dir", str(tmp_path))
+    status, apart, err = krabby(*GAIT, *folder, *argv)
     assert status == 0, err
-    reports = run_services(configuration())
+    reports = run_services(configuration(*argv))
     assert set(reports) == {"sim-hal", "camera", "gameloop"}
     together = reports["sim-hal"]
     assert together["sim_time_s"] == apart["sim_time_s"] == 3.0
     assert together["distance_m"] == apart["distance_m"] > 0.0
     assert together["trajectory_hash"] == apart["trajectory_hash"]
-    # `gait` does not wait for pictures, so the last one may or may not be used.
-    assert reports["camera"]["frames"] > 80
-    assert reports["gameloop"]["policy_s"] == apart["policy_s"] > 0.0
+    return reports["gameloop"], apart
+
+
+def test_in_one_process_the_trajectory_is_that_of_three_processes(tmp_path):
+    loop, apart = compared(tmp_path)
+    assert loop["policy_s"] == apart["policy_s"] > 0.0
+
+
+def test_so_it_is_for_a_policy_that_waits_for_the_camera(tmp_path, seeing_gait):
+    loop, apart = compared(tmp_path, "--policy", str(seeing_gait))
+    assert loop["policy_s"] == apart["policy_s"] > 0.0
+    assert loop["blind_s"] == apart["blind_s"] == 0.0
 
 
 def test_the_command_sums_up_as_it_does_for_processes(tmp_path):

@@ -647,3 +647,16 @@ def test_in_lock_step_it_waits_for_late_features_as_long_as_it_takes(make_hal, c
 
         eventually(answered)
     lock.hal.stop()
+
+
+def test_in_lock_step_it_does_not_wait_for_a_hal_that_has_ended_to_sit_down(make_hal, connected):
+    lock = LockstepHal(make_hal)
+    service = Gameloop(connected(lock.hal.endpoints))
+    with running(service):
+        lock.state()
+        for _ in range(40):
+            lock.step()
+        assert not service.controller.resting
+        lock.hal.stop()
+        # It may sit down for longer than `running` waits for it.
+        service._leave_at_ns = time.monotonic_ns() + 60_000 * MS

@@ -256,3 +256,8 @@ def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
     cfg = dataclasses.replace(cfg, policy=str(policies / "restless"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(0.2)
+
+
+def test_running_in_counts_as_no_step(policies, desc):
+    runner = load_runner(str(policies / "blind"), desc, 100.0)
+    assert (runner.observe_s, runner.infer_s) == (0.0, 0.0)

@@ -61,6 +61,9 @@ _LOCKSTEP_INPUT_S = 1.0
 going without when leaving [s, wall clock]."""
 _LOCKSTEP_REPLY_S = 1.5
 """Lock-step: a HAL that waits answers at once; longer only if it is gone [s, wall clock]."""
+_LOCKSTEP_GONE_S = 1.0
+"""Lock-step, on leaving: a HAL that waits says its state again every 0.2 s; after this long without
+one it has ended, and no robot is there to sit down [s, wall clock]."""
 _HEAR_OF_ARM_S = 0.05
 """How long a request to stand waits for the gate to be seen armed before it is refused [s]."""
 _EXPOSE_TICKS = 50
@@ -213,11 +216,15 @@ class Gameloop:
         answered: JointCommand | None = None
         heard = False
         features: Message | None = None  # changes when announced, so that runs repeat exactly
+        state_s = time.monotonic()
         while not self._may_leave(runtime, time.monotonic_ns()):
             runtime.beat()
             state = client.state.wait(_LOCKSTEP_WAIT_S)
             if state is None:
+                if runtime.stopping and time.monotonic() - state_s > _LOCKSTEP_GONE_S:
+                    break
                 continue
+            state_s = time.monotonic()
             now_ns = state.capture_ns
             if answered is not None and answered.state.capture_ns == now_ns:
                 # Said again, answered alike; not if the HAL has the answer, and went on since.

@@ -47,7 +47,7 @@ class PolicyRunner:
         self.observe_s = 0.0
         """Time the last observation took [s]."""
         self.infer_s = 0.0
-        """Time the last inference took [s]."""
+        """Time the last inference took [s]; 0 before the first step and once it was counted."""
         self._warm_up()
 
     @property
@@ -107,6 +107,7 @@ class PolicyRunner:
         for _ in range(_WARM_UP_STEPS):
             self.step(inputs)
         self.reset()
+        self.observe_s = self.infer_s = 0.0
 
 
 def load_runner(
