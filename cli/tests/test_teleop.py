@@ -92,18 +92,21 @@ def test_requests_are_carried_out_beside_the_walking_commands(nav, hal, endpoint
     assert [op for op, _ in hal.operators].count("arm") <= 1
 
 
-def test_no_other_answer_hides_an_e_stop_that_was_not_confirmed(nav, endpoints, hal):
-    hal.serving = False
-    with Operator(endpoints) as operator:
+def test_no_other_answer_hides_an_e_stop_that_was_not_confirmed(nav):
+    names = ("safety", "control", "state", "command")
+    places = {
+        name: f"tcp://127.0.0.1:{port}" for name, port in zip(names, free_ports(4), strict=True)
+    }
+    with Operator(places | {"nav": nav.endpoint}) as operator:
         operator.request("estop")
         until(lambda: "NOT CONFIRMED" in operator.said)
-        hal.serving = True
-        operator.request("arm")
-        until(lambda: ("arm", operator.name) in hal.operators)
+        assert operator.ask("stand") != operator.said
         operator.request("stand")
+        until(lambda: operator.idle)
         assert "NOT CONFIRMED" in operator.said
-        operator.request("estop")
-        until(lambda: operator.said == "estop: estop")
+        with FakeHal(places, armed=True):
+            operator.request("estop")
+            until(lambda: operator.said == "estop: estop")
 
 
 def test_an_e_stop_is_waited_for_when_leaving(hal, endpoints):

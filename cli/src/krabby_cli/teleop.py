@@ -199,6 +199,11 @@ class Operator:
             executor = self._stopper if request == "estop" else self._asker
             self._asked[request] = executor.submit(self._carry_out, request)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is under way."""
+        return all(asked.done() for asked in self._asked.values())
+
     def _carry_out(self, request: Request) -> None:
         said = self.ask(request)
         if request == "estop" or not self.said.startswith(_UNCONFIRMED):
