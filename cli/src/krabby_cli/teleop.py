@@ -174,6 +174,7 @@ class Operator:
         self._stopper = ThreadPoolExecutor(1, "estop")
         self._asker = ThreadPoolExecutor(1, "requests")
         self._asked: dict[Request, Future[None]] = {}
+        self._stops = 0
 
     def publish(self, nav: Nav) -> None:
         """Send a walking command that outranks any mission."""
@@ -193,11 +194,14 @@ class Operator:
         """
         under_way = self._asked.get(request)
         if under_way is None or under_way.done():
+            self._stops += request == "estop"
             executor = self._stopper if request == "estop" else self._asker
-            self._asked[request] = executor.submit(self._carry_out, request)
+            self._asked[request] = executor.submit(self._carry_out, request, self._stops)
 
-    def _carry_out(self, request: Request) -> None:
-        self.said = self.ask(request)
+    def _carry_out(self, request: Request, stops: int) -> None:
+        said = self.ask(request)
+        if stops == self._stops:  # what was asked before an e-stop must not hide its answer
+            self.said = said
 
     def ask(self, request: Request) -> str:
         """Carry a request out; what came of it, in a few words. Takes a second at the most."""
