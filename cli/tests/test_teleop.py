@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
 
 import pytest
@@ -107,6 +108,25 @@ def test_no_other_answer_hides_an_e_stop_that_was_not_confirmed(nav):
         with FakeHal(places, armed=True):
             operator.request("estop")
             until(lambda: operator.said == "estop: estop")
+
+
+def test_an_earlier_request_does_not_hide_what_came_of_the_e_stop(endpoints, monkeypatch):
+    answered = threading.Event()
+
+    def ask(request):
+        return "not confirmed" if request == "estop" else answered.wait(5.0) and "arm refused"
+
+    with Operator(endpoints) as operator:
+        monkeypatch.setattr(operator, "ask", ask)
+        operator.request("arm")
+        operator.request("estop")
+        until(lambda: operator.said)
+        answered.set()
+        operator._asked["arm"].result(5.0)
+        assert operator.said == "not confirmed"
+        operator.request("arm")
+        operator._asked["arm"].result(5.0)
+        assert operator.said == "arm refused"
 
 
 def test_an_e_stop_is_waited_for_when_leaving(hal, endpoints):

@@ -16,9 +16,9 @@ from krabby_cli.errors import CliError
 __all__ = ["Refused", "add_parsers", "operator_name"]
 
 _SAFETY: Final = {
-    "arm": "let the drives hold and move the robot",
-    "disarm": "take the drives' power in an orderly way",
-    "estop": "stop at once; latched until `krabby reset`",
+    "arm": "stiffen the drives in half a second; what moves is `krabby stand`, or auto_stand",
+    "disarm": "let all legs sink damped; `krabby sit` first",
+    "estop": "let all legs sink damped at once; latched until `krabby reset`",
     "reset": "clear a latched e-stop; the robot stays disarmed",
 }
 _CONTROL: Final = {

@@ -177,6 +177,7 @@ class Operator:
         self._stopper = ThreadPoolExecutor(1, "estop")
         self._asker = ThreadPoolExecutor(1, "requests")
         self._asked: dict[Request, Future[None]] = {}
+        self._stops = 0
 
     def publish(self, nav: Nav) -> None:
         """Send a walking command that outranks any mission."""
@@ -196,16 +197,19 @@ class Operator:
         """
         under_way = self._asked.get(request)
         if under_way is None or under_way.done():
+            self._stops += request == "estop"
             executor = self._stopper if request == "estop" else self._asker
-            self._asked[request] = executor.submit(self._carry_out, request)
+            self._asked[request] = executor.submit(self._carry_out, request, self._stops)
 
     @property
     def idle(self) -> bool:
         """Whether no request is under way."""
         return all(asked.done() for asked in self._asked.values())
 
-    def _carry_out(self, request: Request) -> None:
+    def _carry_out(self, request: Request, stops: int) -> None:
         said = self.ask(request)
+        if stops != self._stops:
+            return  # what was asked before an e-stop must not hide its answer
         if request == "estop" or not self.said.startswith(_UNCONFIRMED):
             self.said = said
 
