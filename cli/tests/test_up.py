@@ -1,5 +1,7 @@
 import argparse
+import contextlib
 import json
+import os
 import socket
 import sys
 import tomllib
@@ -8,6 +10,7 @@ import psutil
 import pytest
 from krabby.robot.errors import BundleError, CourseError, UnknownCourse
 from krabby_cli import plan as plan_module
+from krabby_cli import up as up_module
 from krabby_cli.__main__ import main
 from krabby_cli.plan import DEFAULT_COURSE, DEFAULT_POLICY, service_command
 from krabby_cli.progress import Progress
@@ -234,3 +237,17 @@ def test_mistakes_have_their_own_errors():
 
 def test_services_are_modules_of_this_interpreter():
     assert service_command("sim-hal") == (sys.executable, "-P", "-m", "krabby_sim_hal")
+
+
+def test_a_summary_that_is_not_read_does_not_keep_the_process(monkeypatch):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(65536))
+    os.set_blocking(writer, True)
+    with os.fdopen(writer, "w") as full:
+        monkeypatch.setattr(up_module, "_TELL_S", 0.05)
+        monkeypatch.setattr(sys, "stdout", full)
+        assert not up_module._tell("{}")
+        os.close(reader)  # frees the thread that writes

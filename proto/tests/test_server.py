@@ -325,6 +325,26 @@ def test_an_arm_request_that_waited_a_second_is_refused_an_estop_never(call, han
     assert handler.requests == [("disarm", "anna"), ("estop", "anna")]
 
 
+def test_an_arm_request_stamped_ahead_of_this_hosts_clock_is_refused_by_how_much(
+    call, handler, clock
+):
+    operator = call("safety")
+    for op, ahead_ns, ok in (
+        ("arm", 1_000_001, False),
+        ("reset", 3_600_000_000_000, False),
+        ("arm", 1_000_000, True),
+        ("estop", 3_600_000_000_000, True),
+    ):
+        request = {"op": op, "by": "anna", "sent_ns": clock() + ahead_ns}
+        _, raw = operator.ask(b"safety", json.dumps(request).encode())
+        answer = json.loads(raw)
+        assert answer["ok"] is ok
+        if not ok:
+            ahead = f"{ahead_ns * 1e-9:.3g} s ahead of this host's clock"
+            assert answer["reason"] == f"{op} is stamped {ahead}; send it from this host"
+    assert handler.requests == [("arm", "anna"), ("estop", "anna")]
+
+
 def test_hello_is_answered_on_both_endpoints(server, call):
     answers = [call(name).ask(b"hello", b"{}") for name in ("command", "safety")]
     assert answers[0] == answers[1]

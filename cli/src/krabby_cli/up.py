@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
 from krabby.runtime.logging import configure_logging
+from krabby.runtime.output import Output, descriptor
 
 from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
@@ -38,6 +39,8 @@ __all__ = ["add_parser", "carry_out", "run_plan"]
 _STOP_ORDER: Final = ("gameloop", "camera", "sim-hal", "recorder")
 _TICK_S: Final = 0.1
 _SAMPLE_TICKS: Final = 10
+_TELL_S: Final = 1.0
+"""Longest time for the summary to be printed; it is in the run's folder as well [s]."""
 
 _EPILOG: Final = """\
 examples:
@@ -131,9 +134,20 @@ def run(args: argparse.Namespace) -> int:
 def run_plan(plan: Plan, *, in_process: bool = False) -> int:
     """Carry out a planned run; prints the summary and returns the exit status."""
     summary = _carry_out_in_process(plan) if in_process else carry_out(plan, _display)
-    sys.stdout.write(f"{json.dumps(summary)}\n")
+    told = _tell(json.dumps(summary))
+    return 1 if summary["exit"] == "failed" or not told else 0
+
+
+def _tell(line: str) -> bool:
+    """Print the summary; False when stdout is a pipe that is not read for `_TELL_S`."""
+    fd = descriptor(sys.stdout)
+    if fd is None:
+        sys.stdout.write(f"{line}\n")
+        return True
     sys.stdout.flush()
-    return 1 if summary["exit"] == "failed" else 0
+    out = Output(fd, lambda dropped: "")
+    out.write(line)
+    return out.flush(_TELL_S)
 
 
 def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, Any]:

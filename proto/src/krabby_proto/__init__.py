@@ -1,6 +1,6 @@
 """The wire contract: streams, header, codec, HAL client and HAL server."""
 
-from krabby_proto.admission import MAX_AHEAD_NS
+from krabby_proto.admission import MAX_AHEAD_NS, untimely
 from krabby_proto.client import ControlClient, ControlServer, HalClient
 from krabby_proto.codec import FloatArray, Message, decode, encode, pack, unpack
 from krabby_proto.errors import (
@@ -130,5 +130,6 @@ __all__ = [
     "pack",
     "schema_hash",
     "unpack",
+    "untimely",
     "wait_any",
 ]

@@ -21,13 +21,33 @@ from krabby_proto.streams import COMMAND
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_AHEAD_NS", "Admission", "CommandAdmission"]
+__all__ = ["MAX_AHEAD_NS", "Admission", "CommandAdmission", "untimely"]
 
 MAX_AHEAD_NS: Final = 1_000_000
 """A stamp further ahead of the reader's clock is refused: rounding and two reads of one clock may
 differ by this [ns]."""
 _SEQUENCE = struct.Struct("<Q")
 _SEQUENCE_OFFSET: Final = 16
+_REQUEST_TTL_NS: Final = 1_000_000_000
+
+
+def untimely(op: str, sent_ns: object, now_ns: int) -> str:
+    """Why an operator's request must not be carried out now; empty when it may.
+
+    Args:
+        op: what was asked for.
+        sent_ns: when, by CLOCK_MONOTONIC of the sender; anything but a number is not judged [ns].
+        now_ns: CLOCK_MONOTONIC of this host.
+    """
+    if not isinstance(sent_ns, int):
+        return ""
+    if now_ns - sent_ns > _REQUEST_TTL_NS:
+        # The operator who asked has long been told that it failed.
+        return f"{op} was sent more than 1 s ago; send it again"
+    if sent_ns - now_ns > MAX_AHEAD_NS:
+        ahead_s = (sent_ns - now_ns) * 1e-9
+        return f"{op} is stamped {ahead_s:.3g} s ahead of this host's clock; send it from this host"
+    return ""
 
 
 class Admission(NamedTuple):

@@ -9,7 +9,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
-from krabby_proto.admission import CommandAdmission
+from krabby_proto.admission import CommandAdmission, untimely
 from krabby_proto.codec import Message
 from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
 from krabby_proto.errors import EndpointError
@@ -37,7 +37,6 @@ __all__ = ["HalHandler", "HalServer", "ServerStats"]
 
 _COMMAND_BATCH: Final = 128  # a second of commands at 100 Hz; more wait for the next poll
 _SAFETY_BATCH: Final = 16
-_OPERATOR_TTL_NS: Final = 1_000_000_000
 
 
 class HalHandler(Protocol):
@@ -304,14 +303,10 @@ class HalServer:
         op = request.get("op")
         if op not in SAFETY_OPS:
             return self._refuse(f"unknown op {str(op)[:40]!r}; use one of {', '.join(SAFETY_OPS)}")
-        sent_ns = request.get("sent_ns")
-        if (
-            op in ("arm", "reset")
-            and isinstance(sent_ns, int)
-            and self._process_clock_ns() - sent_ns > _OPERATOR_TTL_NS
-        ):
-            # The operator who asked has long been told that it failed.
-            return self._refuse(f"{op} was sent more than 1 s ago; send it again")
+        if op in ("arm", "reset"):
+            reason = untimely(op, request.get("sent_ns"), self._process_clock_ns())
+            if reason:
+                return self._refuse(reason)
         return self._handler.on_safety(op, str(request.get("by", ""))[:200])
 
     def _refuse(self, reason: str) -> SafetyOutcome:

@@ -311,6 +311,8 @@ def test_a_request_to_stand_that_waited_for_over_a_second_is_refused(make_hal, c
             second_ns = 1_000_000_000
             answer = ask(service, "stand", sent_ns=time.monotonic_ns() - second_ns - 50 * MS)
             assert answer["reason"] == "stand was sent more than 1 s ago; send it again"
+            answer = ask(service, "stand", sent_ns=time.monotonic_ns() + 3600 * second_ns)
+            assert "ahead of this host's clock" in answer["reason"]
             assert ask(service, "status")["mode"] == "passive"
             assert ask(service, "stand", sent_ns=time.monotonic_ns() - 100 * MS)["ok"]
 

@@ -10,7 +10,7 @@ import structlog
 from krabby.control.policy_manager import load_runner
 from krabby.policy.bundle import POLICY_FILE
 from krabby.robot.errors import BundleError, RobotError
-from krabby_proto import ControlServer
+from krabby_proto import ControlServer, untimely
 
 from krabby_gameloop.rehearsal import LIMIT_S, rehearse
 
@@ -29,8 +29,6 @@ __all__ = ["ControlSocket"]
 log = structlog.get_logger(__name__)
 
 _POLL_S = 0.05
-_REQUEST_TTL_NS = 1_000_000_000
-"""A request to stand that waited longer is refused: the client has long been told it failed."""
 _OPEN_S = 5.0
 """Longest time to open a policy after it was rehearsed."""
 _CLOSE_S = 1.0
@@ -134,10 +132,8 @@ class ControlSocket:
 
     def _refusal(self, request: Request, sent_ns: object) -> str | None:
         """Hand a request to the loop; why not, when it is refused."""
-        waited = isinstance(sent_ns, int) and time.monotonic_ns() - sent_ns > _REQUEST_TTL_NS
-        if request == "stand" and waited:
-            return "stand was sent more than 1 s ago; send it again"
-        return self._request(request)
+        late = untimely(request, sent_ns, time.monotonic_ns()) if request == "stand" else ""
+        return late or self._request(request)
 
     def _begin_load(self, name: object) -> dict[str, Any] | None:
         """Start to load a policy; its answer comes when that is done."""
