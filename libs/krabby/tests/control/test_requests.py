@@ -574,6 +574,7 @@ def shared_manager(policies, desc):
 @example(script=[(("lose", {"reply_lost"}, 20, ("disarm", "arm"), 520), (), 10)])
 @example(script=[(("stall", 20, ("estop", "reset", "arm"), 520), (), 10)])
 @example(script=[(("nothing",), ("disarm", "arm"), 520)])
+@example(script=[(("intrude", 10), (), 0), (("lose", {"reply_lost"}, 10, (), 490), (), 0)])
 @example(
     script=[
         (("nothing",), ("disarm",), 30),

@@ -116,6 +116,8 @@ class LocomotionController:
         """Whether the gate was armed, and followed commands, under this permission."""
         self._taken_ns: int | None = None
         """Tick of the last command that a live gate took; None while not armed."""
+        self._heard_ns: int | None = None
+        """Tick of the last command that was answered at all."""
         self._arming_ns: int | None = None
         """The HAL's time of the first reply that showed ARMING."""
         self._unapplied = False
@@ -147,6 +149,7 @@ class LocomotionController:
 
     def handle_reply(self, reply: CommandReply) -> None:
         """Take the HAL's reply to the command of the last tick."""
+        self._heard_ns = self._ticked_ns
         # A newer HAL may know more states; what we do not know we do not follow.
         self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
         if reply.status == CommandStatus.REJECTED_LEASE:
@@ -290,6 +293,9 @@ class LocomotionController:
             silence_s = round((now_ns - self._taken_ns) * 1e-9, 3)
             self._end_permission(f"the gate has not answered to a command for {silence_s} s")
             self.safety = SafetyState.DISARMED  # until it says otherwise
+        if self._heard_ns is not None and now_ns - self._heard_ns >= self._damp_ns:
+            # It may have damped a robot that gives way since: hold no pose from before.
+            self.safety = SafetyState.DISARMED
         if self._forget_nav:
             self.nav.forget(now_ns)
             self._forget_nav = False
