@@ -15,7 +15,7 @@ from krabby_proto import (
     RequestTimeout,
     make_hello,
 )
-from krabby_proto.sockets import Router
+from krabby_proto.sockets import Requester, Router
 from krabby_proto.testing import FakeHal
 
 DEADLINE_S = 0.004
@@ -234,6 +234,23 @@ def test_control_requests_are_answered(control, context):
         assert answer == {"ok": True, "asked": {"op": "policy", "policy": "gait"}}
         assert 0 <= time.monotonic_ns() - sent_ns < 10_000_000_000
         assert control.requests == 1
+
+
+def test_a_request_is_stamped_when_it_goes_out_not_when_it_began_to_wait(
+    control, context, monkeypatch
+):
+    linked_ns = []
+    wait_connected = Requester.wait_connected
+
+    def wait(requester, timeout_s):
+        connected = wait_connected(requester, timeout_s)
+        linked_ns.append(time.monotonic_ns())
+        return connected
+
+    monkeypatch.setattr(Requester, "wait_connected", wait)
+    with ControlClient(control.endpoint, context=context) as client:
+        sent_ns = client.request("stand", PATIENT_S)["asked"]["sent_ns"]
+    assert sent_ns >= linked_ns[0]
 
 
 def test_a_broken_control_request_is_refused_with_a_reason(control, context):
