@@ -458,8 +458,12 @@ def started_at(stack, *services):
 def process_of(stack, service):
     """Process id, on this machine, of a container's service."""
     rows = docker("top", stack.container(service), "-o", "pid,args").splitlines()[1:]
-    module = f"krabby_{service.replace('-', '_')}"
-    found = [int(pid) for pid, *args in map(str.split, rows) if module in args]
+    module = f"krabby_{service.replace('-', '_')}"  # of ours; Prometheus has a program
+    found = [
+        int(pid)
+        for pid, program, *args in map(str.split, rows)
+        if module in args or program.endswith(f"/{service}")
+    ]
     assert len(found) == 1, rows
     return found[0]
 
