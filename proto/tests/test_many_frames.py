@@ -125,7 +125,9 @@ def test_who_sent_it_and_everybody_else_are_served_again(endpoints, context, pee
                 server = threading.Thread(target=serve)
                 server.start()
                 try:
-                    answer = eventually(lambda: requester.request_patiently([b"estop"], 1.0))
+                    answer = eventually(
+                        lambda: requester.request_patiently(lambda: [b"estop"], 1.0)
+                    )
                 finally:
                     stop.set()
                     server.join()

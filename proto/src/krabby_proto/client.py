@@ -217,10 +217,7 @@ def _ask_json(
     An operator's request is stamped in it, always by CLOCK_MONOTONIC: it is about people, not about
     simulated time. One that waited here for a link is not old, the person still waits for it.
     """
-    end_s = time.monotonic() + timeout_s
-    requester.wait_connected(timeout_s)
-    frames = [topic, json.dumps(request()).encode()]
-    answer = requester.request_patiently(frames, max(end_s - time.monotonic(), 0.0))
+    answer = requester.request_patiently(lambda: [topic, json.dumps(request()).encode()], timeout_s)
     reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
     if reply is None:
         raise _no_answer(requester, topic, timeout_s)

@@ -113,7 +113,7 @@ class _Writer:
         )
 
     def send(self, frames: list[bytes]) -> CommandReply:
-        answer = self._requester.request_patiently(frames, _ANSWER_S)
+        answer = self._requester.request_patiently(lambda: frames, _ANSWER_S)
         if answer is None:
             raise _Failed(f"no answer within {_ANSWER_S} s; every request has to be answered")
         if len(answer) != 2 or answer[0] != COMMAND.topic:
@@ -134,7 +134,7 @@ class _Writer:
 
     def offer(self, frames: list[bytes]) -> None:
         """Send without expecting an answer."""
-        self._requester.request_patiently(frames, 0.05)
+        self._requester.request_patiently(lambda: frames, 0.05)
 
     def close(self) -> None:
         self._requester.close()
@@ -372,7 +372,7 @@ def _unknown_op(visit: _Visit) -> str:
 def _not_json(visit: _Visit) -> str:
     requester = Requester(visit.endpoints[SAFETY.name], name=SAFETY.name, context=visit.context)
     try:
-        answer = requester.request_patiently([SAFETY.topic, b"\xff{"], _ANSWER_S)
+        answer = requester.request_patiently(lambda: [SAFETY.topic, b"\xff{"], _ANSWER_S)
     finally:
         requester.close()
     reply = parse_json(answer[-1]) if answer else None

@@ -454,10 +454,15 @@ class Requester(Endpoint):
             self.revive()
         return wait_for((self.socket,), zmq.POLLOUT, left)
 
-    def request_patiently(self, frames: Sequence[bytes], timeout_s: float) -> list[bytes] | None:
-        """Like `request`, but waits for the server to appear; for start-up and operators."""
+    def request_patiently(
+        self, make_frames: Callable[[], Sequence[bytes]], timeout_s: float
+    ) -> list[bytes] | None:
+        """Like `request`, but waits for the server to appear; for start-up and operators.
+
+        The frames are made once it is there, so that a stamp in them is of that moment.
+        """
         deadline = time.monotonic() + timeout_s
         if not self.wait_connected(timeout_s):
             self.unsent += 1
             return None
-        return self.request(frames, deadline - time.monotonic())
+        return self.request(make_frames(), deadline - time.monotonic())
