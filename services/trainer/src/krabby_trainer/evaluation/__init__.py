@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from krabby_trainer.policies import Policy
+    from krabby_trainer.learn.policies import Policy
 
 __all__ = ["Backend", "evaluate"]
 
@@ -76,7 +76,7 @@ def evaluate(
     from krabby_trainer.evaluation.pictures import write_pictures
     from krabby_trainer.evaluation.report import results, write_comparison, write_report
     from krabby_trainer.evaluation.suite import assign
-    from krabby_trainer.terrain import Terrain
+    from krabby_trainer.task.terrain import Terrain
 
     policy, about = _subject(checkpoint, backend, device)
     cfg.camera.enabled = policy.sees
@@ -137,8 +137,8 @@ def _subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dict[st
             "checkpoint_sha256": bundle.hashes[POLICY_FILE],
             "provenance": dict(bundle.provenance),
         }
-    from krabby_trainer import checkpoints
-    from krabby_trainer.policies import load_policy
+    from krabby_trainer.learn.policies import load_policy
+    from krabby_trainer.run import checkpoints
 
     policy = load_policy(path, device)
     payload = checkpoints.load(path, "cpu")
