@@ -7,8 +7,8 @@ from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import EvaluationError
-from krabby_trainer.evaluation import evaluate
 from krabby_trainer.evaluation.bundle import BundlePolicy
+from krabby_trainer.run.policies import load_subject
 from krabby_trainer.task.observations import ACTION_SCALE, proprio
 from tensordict import TensorDict
 
@@ -85,6 +85,6 @@ def test_an_episode_that_begins_resets_the_state(desc):
     assert torch.equal(policy(groups(desc, robot, begins=True)), first)
 
 
-def test_isaac_lab_is_no_place_for_a_bundle(tmp_path):
+def test_isaac_lab_is_no_place_for_a_bundle():
     with pytest.raises(EvaluationError, match="backend=mujoco"):
-        evaluate(checkpoint=bundle_dir("gait"), suite="smoke", backend="isaac", out=tmp_path)
+        load_subject(bundle_dir("gait"), "isaac", "cpu")

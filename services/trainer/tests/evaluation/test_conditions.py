@@ -56,12 +56,11 @@ def test_a_student_gets_no_more_pictures_than_it_looks_at(monkeypatch, tmp_path)
     def walk(policy, cfg, **_):
         raise Stop(cfg.camera.errors.rate_hz)
 
-    monkeypatch.setattr("krabby_trainer.evaluation._subject", lambda *_: (Slow(), {}))
     monkeypatch.setattr("krabby_trainer.evaluation.mujoco.evaluate_mujoco", walk)
     for rate_hz, expected in ((12.0, [12.0, 12.0]), (60.0, [30.0, 30.0])):
         Slow.rate_hz = rate_hz
         with pytest.raises(Stop) as seen:
-            evaluate(checkpoint=tmp_path, suite="smoke", backend="mujoco", out=tmp_path)
+            evaluate(policy=Slow(), about={}, suite="smoke", backend="mujoco", out=tmp_path)
         assert seen.value.args == (expected,)
 
 

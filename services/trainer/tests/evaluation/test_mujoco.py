@@ -12,7 +12,7 @@ from krabby_trainer.evaluation.metrics import summarise
 from krabby_trainer.evaluation.mujoco import evaluate_mujoco
 from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
 from krabby_trainer.evaluation.suite import SUITES
-from krabby_trainer.learn.policies import load_policy
+from krabby_trainer.run.policies import load_policy, load_subject
 from krabby_trainer.task.observations import SCAN_POINTS_B
 
 pytestmark = pytest.mark.slow
@@ -118,8 +118,9 @@ def test_a_checkpoint_is_evaluated_from_file_to_report(tmp_path):
     given = {"iteration": 1, "format": 1, "algorithm": algorithm}
     checkpoints.save(checkpoint, empty | given)
 
+    policy, about = load_subject(checkpoint, "mujoco", "cpu")
     report = evaluate(
-        checkpoint=checkpoint, suite="smoke", backend="mujoco", robots=4, seconds=0.4,
+        policy=policy, about=about, suite="smoke", backend="mujoco", robots=4, seconds=0.4,
         out=tmp_path / "smoke-mujoco", processes=1,
     )  # fmt: skip
 

@@ -12,8 +12,8 @@ from krabby_trainer.learn.networks import (
     TeacherCritic,
     example_observations,
 )
-from krabby_trainer.learn.policies import load_policy
 from krabby_trainer.run import checkpoints
+from krabby_trainer.run.policies import load_policy
 from tensordict import TensorDict
 
 

@@ -13,7 +13,6 @@ from krabby_trainer.learn.networks import (
     TeacherCritic,
     example_observations,
 )
-from krabby_trainer.learn.policies import load_policy
 from krabby_trainer.learn.student import (
     STUDENT_GROUPS,
     STUDENT_OBSERVATION,
@@ -29,6 +28,7 @@ from krabby_trainer.learn.symmetry import reflections
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import EncoderCfg, RunCfg, TrainCfg, rsl_rl_config, to_dict
 from krabby_trainer.run.export import export_bundle
+from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.runner import ParkourRunner, seed_everything
 from krabby_trainer.task.observations import EYE, EYE_INDEX, PROPRIO
 from tensordict import TensorDict

@@ -130,10 +130,15 @@ def test_evaluation_gets_what_was_typed(capsys, checkpoint, monkeypatch):
         asked.update(kwargs)
         return {"suite": "fixed", "total": {"mxd": 0.5}, "robot": list(range(9999))}
 
+    def load(*given):
+        asked["subject"] = given
+        return None, {}
+
     monkeypatch.setattr("krabby_trainer.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("krabby_trainer.run.policies.load_subject", load)
     argv = [f"checkpoint={checkpoint.parent.parent}", "suite=fixed", "robots=8", "device=cpu"]
     assert cli.main(["eval", "backend=mujoco", *argv]) == 0
-    assert asked["checkpoint"] == checkpoint
+    assert asked["subject"] == (checkpoint, "mujoco", "cpu")
     assert asked["out"] == checkpoint.parent.parent / "evaluation" / "fixed-mujoco"
     assert (asked["robots"], asked["seconds"], asked["seed"], asked["backend"]) == (
         8,

@@ -18,10 +18,10 @@ from krabby_trainer.learn.networks import (
     bundle_observation,
     example_observations,
 )
-from krabby_trainer.learn.policies import load_policy
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run import export as export_module
 from krabby_trainer.run.export import export_bundle
+from krabby_trainer.run.policies import load_policy
 from krabby_trainer.task import observations
 from tensordict import TensorDict
 

@@ -5,21 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from krabby.robot.description import RobotDescription
-
-from krabby_trainer.learn.networks import actor_of
-from krabby_trainer.learn.student import StudentPolicy, is_student, picture_rate_hz, student_of
-from krabby_trainer.run import checkpoints
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tensordict import TensorDict
     from torch import Tensor
 
     from krabby_trainer.learn.networks import TeacherActor
 
-__all__ = ["Policy", "TeacherPolicy", "load_policy"]
+__all__ = ["Policy", "TeacherPolicy"]
 
 
 class Policy(Protocol):
@@ -48,17 +41,3 @@ class TeacherPolicy:
         """Deterministic actions (N, 18)."""
         with torch.inference_mode():
             return self._actor(obs)
-
-
-def load_policy(checkpoint: Path, device: str = "cpu") -> Policy:
-    """What a checkpoint holds, ready to act.
-
-    Raises:
-        CheckpointError: The file cannot be read, or it holds no actor.
-    """
-    payload = checkpoints.load(checkpoint, device)
-    if is_student(payload):
-        rate_hz = picture_rate_hz(payload["config"] or {}, RobotDescription.load().camera)
-        actor, encoder = student_of(payload, str(checkpoint))
-        return StudentPolicy(actor, encoder, device, rate_hz=rate_hz)
-    return TeacherPolicy(actor_of(payload, str(checkpoint)).to(device))

@@ -173,6 +173,7 @@ def _eval(overrides: Sequence[str]) -> int:
     from krabby_trainer.evaluation import evaluate
     from krabby_trainer.evaluation.conditions import find_condition
     from krabby_trainer.evaluation.suite import find_suite
+    from krabby_trainer.run.policies import load_subject
     from krabby_trainer.run.training import resolve_device
 
     find_suite(cfg.suite)
@@ -181,16 +182,19 @@ def _eval(overrides: Sequence[str]) -> int:
     if cfg.conditions != "nominal":
         name += f"-{cfg.conditions}"
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
+    backend, device = "mujoco" if cfg.backend == "mujoco" else "isaac", resolve_device(cfg.device)
+    policy, about = load_subject(checkpoint, backend, device)
     with aside(None):
         report = evaluate(
-            checkpoint=checkpoint,
+            policy=policy,
+            about=about,
             suite=cfg.suite,
-            backend="mujoco" if cfg.backend == "mujoco" else "isaac",
+            backend=backend,
             robots=cfg.robots,
             seconds=cfg.seconds,
             seed=cfg.seed,
             conditions=cfg.conditions,
-            device=resolve_device(cfg.device),
+            device=device,
             out=out,
             processes=cfg.processes,
         )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from krabby_trainer.errors import MissingDependency
-from krabby_trainer.learn.policies import load_policy
 from krabby_trainer.run.output import aside
+from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.telemetry import Progress
 from krabby_trainer.task.config import play_env
 from krabby_trainer.vision.cameras import seen
