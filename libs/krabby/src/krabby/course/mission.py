@@ -6,11 +6,13 @@ the robot is and where the next waypoint is. The game loop gets no more than `vx
 
 import math
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STOP", "NavCommand", "pursue"]
+__all__ = ["STOP", "NavCommand", "pursue", "steer"]
 
 _YAW_GAIN = 1.5
 """Yaw rate per heading error [1/s]."""
@@ -45,6 +47,25 @@ def pursue(
     """
     dx, dy = target_xy[0] - pos_xy[0], target_xy[1] - pos_xy[1]
     error = math.remainder(math.atan2(dy, dx) - yaw, math.tau)
-    yaw_rate = max(-_MAX_YAW_RATE, min(_MAX_YAW_RATE, _YAW_GAIN * error))
-    vx = 0.0 if abs(error) > _TURN_IN_PLACE else speed * math.cos(error)
+    vx, yaw_rate = steer(error, speed, _SCALARS)
     return NavCommand(vx, 0.0, yaw_rate)
+
+
+def steer(heading_error: Any, speed: Any, xp: Any) -> tuple[Any, Any]:
+    """Forward velocity [m/s] and yaw rate [rad/s] towards a waypoint.
+
+    Args:
+        heading_error: Bearing of the waypoint minus the robot's yaw [rad], wrapped.
+        speed: Commanded speed [m/s].
+        xp: Has `clip`, `cos` and `where` for these values: the module numpy or torch.
+    """
+    yaw_rate = xp.clip(_YAW_GAIN * heading_error, -_MAX_YAW_RATE, _MAX_YAW_RATE)
+    vx = xp.where(abs(heading_error) > _TURN_IN_PLACE, 0.0, speed * xp.cos(heading_error))
+    return vx, yaw_rate
+
+
+_SCALARS = SimpleNamespace(
+    clip=lambda value, low, high: max(low, min(high, value)),
+    cos=math.cos,
+    where=lambda condition, one, other: one if condition else other,
+)

@@ -7,17 +7,27 @@ serve the mission, the evaluation and the reset, never the game loop.
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CourseProgress", "FallCfg", "FallMonitor", "FallReason", "Pose2"]
+__all__ = [
+    "DWELL_S",
+    "PASS_WIDTH_M",
+    "CourseProgress",
+    "FallCfg",
+    "FallMonitor",
+    "FallReason",
+    "Pose2",
+    "waypoint_passed",
+]
 
 Vector = NDArray[np.float64]
 
-_DWELL_S = 0.1
+DWELL_S = 0.1
 """A waypoint counts once the robot has been near it for this long [s]; the published rule."""
-_PASS_WIDTH_M = 0.5
+PASS_WIDTH_M = 0.5
 """A waypoint walked past this close to its side counts too [m]: the robot did get there."""
 
 
@@ -92,9 +102,8 @@ class CourseProgress:
             self._near_since_ns = None
         elif self._near_since_ns is None:
             self._near_since_ns = now_ns
-        dwelt = self._near_since_ns is not None and now_ns - self._near_since_ns >= _DWELL_S * 1e9
-        passed = to_go <= 0.0 and abs(aside) <= _PASS_WIDTH_M
-        if not (dwelt or passed):
+        dwelt = self._near_since_ns is not None and now_ns - self._near_since_ns >= DWELL_S * 1e9
+        if not (dwelt or waypoint_passed(to_go, aside, PASS_WIDTH_M)):
             return False
         self.index += 1
         self._near_since_ns = None
@@ -135,6 +144,17 @@ class CourseProgress:
         aside = float(direction[0] * offset[1] - direction[1] * offset[0])
         length = float(self._lengths[self._leg])
         return min(max(raw, 0.0), length), aside, length - raw
+
+
+def waypoint_passed(to_go: Any, aside: Any, width_m: float) -> Any:
+    """Whether a waypoint was walked past: floats, NumPy arrays or torch tensors.
+
+    Args:
+        to_go: Distance left along the leg that ends at the waypoint [m].
+        aside: Distance to the side of that leg [m], signed.
+        width_m: How far to its side still counts [m].
+    """
+    return (to_go <= 0.0) & (abs(aside) <= width_m)
 
 
 class FallReason(StrEnum):
