@@ -17,7 +17,8 @@ from krabby.course.progress import CourseProgress, FallCfg, FallMonitor, Pose2
 from krabby.hal.measurement import Measurement
 from krabby.mujoco.degrade import degraded, differences
 from krabby.mujoco.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
-from krabby.mujoco.world import World
+from krabby.mujoco.own_legs import legs_depth
+from krabby.mujoco.world import SUBSTEP_NS, World
 from krabby.robot import kinematics, rotations
 from krabby.safety.trajectories import rest_joint_pos
 
@@ -49,6 +50,8 @@ class Stage:
         *,
         tilt_limit_rad: float,
         auto_reset: bool = True,
+        substep_ns: int = SUBSTEP_NS,
+        box_half_extents: tuple[float, float, float] | None = None,
     ) -> None:
         """Put the robot down where the course begins.
 
@@ -58,12 +61,20 @@ class Stage:
             course: what it stands on.
             tilt_limit_rad: tilt from which it has fallen.
             auto_reset: put a robot that fell back 2 s later, or leave it there.
+            substep_ns: step of the integrator [ns].
+            box_half_extents: of the world's movable box [m]; None for no box.
         """
         self.desc = desc
         self.actual = degraded(desc, cfg.degrade)
         """The robot as it really is; who acts goes by `desc`."""
         self.course = course
-        self.world = World(desc, course, actual=self.actual)
+        self.world = World(
+            desc,
+            course,
+            actual=self.actual,
+            substep_ns=substep_ns,
+            box_half_extents=box_half_extents,
+        )
         self.progress = CourseProgress(
             Pose2(*course.spawn), course.waypoints, reach_m=cfg.mission.reach_m
         )
@@ -225,7 +236,10 @@ class Stage:
         depth = self._renderer.render(*pose)
         if not self._see_robot:
             return depth
-        robot = self.world.robot_depth(*pose, *self._renderer.rays, camera.far_m)
+        robot = legs_depth(
+            self.world.model, self.world.data, self.world.index.base_body,
+            *pose, *self._renderer.rays, camera.far_m,
+        )  # fmt: skip
         nearer = (robot > 0.0) & ((depth == 0.0) | (robot < depth))
         return np.where(nearer, robot, depth)
 
