@@ -25,6 +25,7 @@ from krabby.safety.trajectories import rest_joint_pos
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from krabby.course.boxes import Box
     from krabby.course.courses import Course
     from krabby.mujoco.config import StageCfg
     from krabby.robot.description import RobotDescription
@@ -158,9 +159,9 @@ class Stage:
         reason = self._falls.update(
             now_ns,
             tilt_rad=float(rotations.tilt(self._measured.base_quat_w)),
-            in_pit=bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w)),
+            in_pit=self.in_pit(pos_w),
             base_contact=touches,
-            stance_m=self._stance(target_joint_pos) if touches else 0.0,
+            stance_m=self.stance_m(target_joint_pos) if touches else 0.0,
         )
         if reason is None:
             self._down = self._down and touches
@@ -221,6 +222,16 @@ class Stage:
         heading = float(rotations.yaw(self.world.base_quat_w))
         return pursue(self.world.base_pos_w[:2], heading, target, self._nav_speed)
 
+    def show_box(self, box: Box | None) -> None:
+        """Put the world's movable box somewhere, for physics and camera; None takes it away."""
+        boxes = self.course.boxes
+        if box is None:
+            self.world.move_box(None)
+        else:
+            self.world.move_box(box.center, box.quat)
+            boxes = (*boxes, box)
+        self._renderer = DepthRenderer(self.actual.camera, boxes)
+
     # --- the camera --------------------------------------------------------------------------
 
     def expose(self, now_ns: int) -> Frame | None:
@@ -269,7 +280,11 @@ class Stage:
             "saturation_share": round(float(world.saturated.mean()) / max(world.driven, 1), 5),
         }
 
-    def _stance(self, target: NDArray[np.float64] | None) -> float:
+    def in_pit(self, pos_w: NDArray[np.float64]) -> bool:
+        """Whether a point of the robot has fallen into a pit or off the course."""
+        return bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w))
+
+    def stance_m(self, target: NDArray[np.float64] | None) -> float:
         """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
         if target is None:
             return 0.0
