@@ -1,6 +1,6 @@
 import pytest
 from krabby.mujoco.auto_arm import AutoArm
-from krabby.safety.gate import SafetyState
+from krabby_proto import SafetyState
 
 MS = 1_000_000
 DISARMED = SafetyState.DISARMED

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from krabby_proto import CAMERA, FEATURES, NAV, STATE, CommandReply, Message
+from krabby_proto import CAMERA, FEATURES, NAV, STATE, CommandReply, Message, SafetyState
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header
 from krabby_proto.replies import REPLY_MAGIC
 
@@ -34,7 +34,6 @@ from krabby.mujoco.config import CameraCfg, DegradeCfg, MissionCfg, StageCfg
 from krabby.mujoco.errors import PhysicsDiverged
 from krabby.mujoco.world import SUBSTEP_NS, StepLog
 from krabby.robot import rotations
-from krabby.safety.gate import SafetyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
