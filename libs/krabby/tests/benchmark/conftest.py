@@ -9,7 +9,7 @@ from krabby.benchmark.trace import Tick, TrialFacts
 from krabby.control.modes import Mode
 from krabby.course.courses import make_course
 from krabby.robot.description import RobotDescription
-from krabby.safety.gate import SafetyState
+from krabby_proto.states import SafetyState
 
 _DESC = RobotDescription.load()
 SUBSTEPS = 4

@@ -6,7 +6,7 @@ import pytest
 from krabby.benchmark.outcome import Judge, Outcome, succeeded
 from krabby.benchmark.scenario import Event
 from krabby.control.modes import Mode
-from krabby.safety.gate import Fault, SafetyState
+from krabby_proto.states import Fault, SafetyState
 
 
 def run(judge, make_tick, seconds, *, start_s=0.0, **changes):

@@ -13,12 +13,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from krabby_proto.states import Fault, SafetyState
 
 from krabby.benchmark.figures import Standing, Tracking, needed_s
 from krabby.benchmark.trace import CONTROL_S
 from krabby.control.modes import Mode
 from krabby.course.progress import FallCfg, FallMonitor
-from krabby.safety.gate import Fault, SafetyState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
