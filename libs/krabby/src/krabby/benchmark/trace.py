@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
-    from krabby_proto import SafetyState
+    from krabby_proto.states import SafetyState
     from numpy.typing import NDArray
 
     from krabby.benchmark.scenario import Cell, Scenario

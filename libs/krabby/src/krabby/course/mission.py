@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STOP", "NavCommand", "pursue"]
+__all__ = ["MAX_YAW_RATE", "STOP", "TURN_IN_PLACE_RAD", "NavCommand", "pursue"]
 
 _YAW_GAIN = 1.5
 """Yaw rate per heading error [1/s]."""
-_MAX_YAW_RATE = 0.5
+MAX_YAW_RATE = 0.5
 """Gentle enough for a walking gait [rad/s]."""
-_TURN_IN_PLACE = math.radians(60.0)
+TURN_IN_PLACE_RAD = math.radians(60.0)
 """Heading error beyond which it turns before it walks [rad]."""
 
 
@@ -45,6 +45,6 @@ def pursue(
     """
     dx, dy = target_xy[0] - pos_xy[0], target_xy[1] - pos_xy[1]
     error = math.remainder(math.atan2(dy, dx) - yaw, math.tau)
-    yaw_rate = max(-_MAX_YAW_RATE, min(_MAX_YAW_RATE, _YAW_GAIN * error))
-    vx = 0.0 if abs(error) > _TURN_IN_PLACE else speed * math.cos(error)
+    yaw_rate = max(-MAX_YAW_RATE, min(MAX_YAW_RATE, _YAW_GAIN * error))
+    vx = 0.0 if abs(error) > TURN_IN_PLACE_RAD else speed * math.cos(error)
     return NavCommand(vx, 0.0, yaw_rate)
