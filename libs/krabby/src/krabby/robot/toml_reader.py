@@ -73,6 +73,11 @@ class Table:
             raise self.error(key, "is empty; expected at least one table in it")
         return {name: inner.table(name) for name in inner._values}
 
+    def has(self, key: str) -> bool:
+        """Whether `key` is there; for what may be left out."""
+        self._known.append(key)
+        return key in self._values
+
     def text(self, key: str) -> str:
         """Non-empty string `key`."""
         value = self._take(key)
@@ -124,6 +129,19 @@ class Table:
             self._check_number(f"{key}[{i}]", v, low=-math.inf, high=math.inf, above=above)
             for i, v in enumerate(value)
         )
+
+    def points(self, key: str) -> tuple[tuple[float, ...], ...]:
+        """Non-empty list of points (x, y, z)."""
+        value = self._take(key)
+        if not isinstance(value, list) or not value:
+            raise self._wrong(key, value, "a list of points [x, y, z]")
+        inner = Table(
+            {f"{i}": point for i, point in enumerate(value)},
+            self._dotted(key),
+            self._source,
+            self._error,
+        )
+        return tuple(inner.vector(f"{i}", 3) for i in range(len(value)))
 
     def finish(self) -> None:
         """Refuse keys that nobody asked for, naming the nearest one that exists."""
