@@ -41,8 +41,8 @@ def to_usda(tree: Tree, description: RobotDescription) -> str:
     writer = _Writer(stage, tree, description)
     writer.write()
     comment = (
-        f"Generated from {tree.name}.urdf and robot.toml: edit crab_hex.urdf.xacro or robot.toml and "
-        "run `make assets`."
+        f"Generated from {tree.name}.urdf and robot.toml: edit crab_hex.urdf.xacro or robot.toml "
+        "and run `make assets`."
     )
     layer = stage.GetRootLayer()
     layer.documentation = comment

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from krabby.robot.errors import AssetError
 
-__all__ = ["ASSETS_ENV", "DEFAULT_ROBOT", "ROBOT_ENV", "assets_dir", "robot_dir", "robot_file"]
+__all__ = [
+    "ASSETS_ENV",
+    "DEFAULT_ROBOT",
+    "ROBOT_ENV",
+    "assets_dir",
+    "choose_robot",
+    "robot_dir",
+    "robot_file",
+    "robot_name",
+]
 
 ASSETS_ENV = "KRABBY_ASSETS"
 """Environment variable that names the assets folder outright."""
@@ -46,10 +55,22 @@ def assets_dir() -> Path:
     )
 
 
+def robot_name() -> str:
+    """The chosen robot: what `KRABBY_ROBOT` says, or else the default one."""
+    return os.environ.get(ROBOT_ENV) or DEFAULT_ROBOT
+
+
+def choose_robot(name: str) -> None:
+    """Make `name` the robot of this process and of those it starts; "" leaves it as it is."""
+    if name:
+        os.environ[ROBOT_ENV] = name
+    robot_dir()
+
+
 def robot_dir() -> Path:
     """Folder of the chosen robot's own files: `robot.toml`, URDF, MJCF, USD, pictures."""
     assets = assets_dir()
-    folder = assets / (os.environ.get(ROBOT_ENV) or DEFAULT_ROBOT)
+    folder = assets / robot_name()
     if folder.parent != assets or not (folder / "robot.toml").is_file():
         there = ", ".join(sorted(path.parent.name for path in assets.glob("*/robot.toml")))
         raise AssetError(f"{ROBOT_ENV}={folder.name}: {assets} has no such robot; it has {there}")

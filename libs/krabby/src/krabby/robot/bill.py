@@ -86,8 +86,10 @@ def summed(parts: list[_Part]) -> Inertial:
         d = at - com
         inertia += np.diag(own) + m * (d @ d * np.eye(3) - np.outer(d, d))
     if max(abs(inertia[0, 1]), abs(inertia[1, 2])) > _SYMMETRY * np.trace(inertia):
-        raise ValueError(f"is lopsided, with products of inertia {inertia[0, 1]:g} (xy) and "
-                         f"{inertia[1, 2]:g} (yz); place its parts symmetrically about y = 0")  # fmt: skip
+        raise ValueError(
+            f"is lopsided, with products of inertia {inertia[0, 1]:g} (xy) and {inertia[1, 2]:g} "
+            "(yz); place its parts symmetrically about y = 0"
+        )
     moments, tilt = _principal(inertia)
     if not (moments > 0.0).all():
         raise ValueError(f"has moments of inertia {moments}; give at least one part a shape")

@@ -227,7 +227,8 @@ class RobotDescription:
     def load(cls, path: Path | None = None) -> Self:
         """Read and check `path`, by default the `robot.toml` of the chosen robot."""
         source = robot_dir() / "robot.toml" if path is None else path
-        return cls.parse(_read_values(source), source=str(source))
+        values = read_toml(source, unreadable=AssetError, malformed=DescriptionError)
+        return cls.parse(values, source=str(source))
 
     @classmethod
     def parse(cls, values: dict[str, Any], *, source: str = "robot.toml") -> Self:
@@ -296,19 +297,6 @@ class RobotDescription:
             raise DescriptionError(
                 f"{self.name} has no joint {name!r}; it has {', '.join(self.joint_names)}"
             ) from None
-
-
-def _read_values(path: Path) -> dict[str, Any]:
-    """The tables of a file; those it does not give are those of the robot it is `like`."""
-    values = read_toml(path, unreadable=AssetError, malformed=DescriptionError)
-    like = values.pop("like", None)
-    if like is None:
-        return values
-    if not isinstance(like, str) or Path(like).name != like or like == path.parent.name:
-        raise DescriptionError(
-            f"{path}: like is {like!r}; expected the name of another robot's folder beside this one"
-        )
-    return _read_values(path.parent.parent / like / path.name) | values
 
 
 class _Joints(dict[str, FloatArray]):
