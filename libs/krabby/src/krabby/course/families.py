@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from krabby.course.lanes import Kind
-
 __all__ = ["FAMILIES", "LEG_M"]
 
 LEG_M: Final = 1.30
@@ -460,7 +458,7 @@ def _ceiling(lane: Lane) -> None:
 
 
 def _upright(
-    kind: Kind,
+    kind: str,
     xy: tuple[float, float],
     half_xy: tuple[float, float],
     z: tuple[float, float],
