@@ -150,8 +150,8 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--base-port", "99999"], "base port 99999 is out of range"),
         (["--record", "missing/run.mcap"], "cannot be written"),
         (["--in-process"], "add --speed 0 for lock-step"),
-        (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs processes"),
-        (["--in-process", "--speed", "0", "--until-over"], "--until-over needs processes"),
+        (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs separate"),
+        (["--in-process", "--speed", "0", "--until-over"], "--until-over needs separate"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys, argv, said):

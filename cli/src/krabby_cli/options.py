@@ -35,6 +35,9 @@ DEFAULT_COURSE: Final = "mixed"
 """Course of `krabby up` and `krabby film`."""
 
 
+_UNITS: Final = {"S": "s", "M/S": "m/s", "RAD/S": "rad/s", "PX": "pixels"}
+
+
 def add_command(
     commands: Any,
     name: str,
@@ -58,10 +61,17 @@ def add_command(
 def option(
     parser: Any, name: str, metavar: str | None, default: Any, text: str, **settings: Any
 ) -> None:
-    """Add an option with a value; a default other than None and "" is shown and gives the type."""
+    """Add an option with a value.
+
+    The metavar gives the unit that is shown; a default other than None and "" is shown too and
+    gives the type.
+    """
+    if metavar in _UNITS:
+        text = f"{text} [{_UNITS[metavar]}]"
     if default not in (None, ""):
         settings.setdefault("type", type(default))
-        text = f"{text} (default %(default)s)"
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        text = f"{text} (default {shown})"
     parser.add_argument(name, metavar=metavar, default=default, help=text, **settings)
 
 
