@@ -31,7 +31,6 @@ _STREAMS: Final = ("state", "command", "safety")
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands, "check-hal", run, "check a HAL against the wire contract", __doc__, _EPILOG
     )
@@ -47,7 +46,6 @@ def add_parser(commands: Any) -> None:
 
 
 def parse_place(text: str) -> dict[str, str]:
-    """Read a base of endpoints or one stream's endpoint."""
     if "=" in text:
         return dict([parse_endpoint(text)])
     scheme, _, rest = text.partition("://")
@@ -61,7 +59,6 @@ def parse_place(text: str) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run all checks, print each as it comes."""
     endpoints = endpoints_of(args)
     for place in args.places:
         endpoints |= place

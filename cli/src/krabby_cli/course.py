@@ -30,7 +30,6 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands, "course", run, "describe, draw or export a course", __doc__, _EPILOG
     )
@@ -41,7 +40,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe the course, write the file if there is one to write."""
     course = make_course(args.name, args.difficulty, args.seed)
     if args.out is not None:
         if args.out.suffix.lower() == ".png":

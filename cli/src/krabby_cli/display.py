@@ -44,15 +44,12 @@ class RunView:
 
     @property
     def clock(self) -> str:
-        """How far the run is."""
         if self.elapsed_s is None:
             return "starting"
         return f"{self.elapsed_s:.0f} s" + (f" of {self.duration_s:g} s" if self.duration_s else "")
 
 
 class Display(Protocol):
-    """Shows a run."""
-
     def update(self, view: RunView) -> None:
         """Called ten times a second; shows what is due."""
         ...
@@ -82,7 +79,6 @@ class Echo:
         self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __call__(self, name: str, line: LogLine) -> None:
-        """Take one line of a service's log."""
         more = 0
         if line.event:
             key, now = (name, line.event), self._clock()
@@ -104,7 +100,6 @@ class PlainDisplay:
         """Put before every line."""
 
     def update(self, view: RunView) -> None:
-        """Write a line when one is due."""
         now = time.monotonic()
         if now < self._due_s:
             return
@@ -113,7 +108,6 @@ class PlainDisplay:
         self.say(f"{view.clock}: {view.progress}" + (f", {load:.2f} cores" if load else ""))
 
     def say(self, text: str) -> None:
-        """Write a line."""
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{self.prefix}{text}\n")
             sys.stderr.flush()
@@ -153,11 +147,9 @@ class LiveDisplay:
             self._live.update(self._table(view), refresh=True)
 
     def say(self, text: str) -> None:
-        """Print above the table."""
         self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Take the table away."""
         self._live.stop()
         self._hal.close()
         self._loop.close()

@@ -47,7 +47,6 @@ _POSES: Final = {
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand with its actions."""
     parser = add_command(
         commands, "drives", run, "probe, watch or calibrate the drives (HAL stopped)", __doc__
     )

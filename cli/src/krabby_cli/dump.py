@@ -35,7 +35,6 @@ that clock is simulated.
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands, "dump", run, "show rates, ages and gaps of the streams", __doc__, _EPILOG
     )
@@ -48,7 +47,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show until Ctrl-C, or once."""
     if not 0.05 <= args.period <= 3600:
         raise UsageError(f"--period {args.period} is out of range; give 0.05 to 3600 s")
     if args.watch is not None and args.streams:
@@ -113,7 +111,6 @@ class StreamMeter:
         self._ages_ms.append(message.age_s(now_ns) * 1e3)
 
     def report(self, elapsed_s: float) -> StreamReport:
-        """What came since the last report."""
         ages, newest, source = np.array(self._ages_ms), self._newest, self._subscriber
         lockstep = newest is not None and bool(newest.flags & FLAG_LOCKSTEP)
         # Another host's clock would show as ages that cannot be.
@@ -162,7 +159,6 @@ def _dump(listener: Listener, args: argparse.Namespace) -> int:
 
 
 def format_reports(reports: list[StreamReport]) -> str:
-    """A table for people."""
     rows: list[tuple[str, ...]] = [
         ("stream", "rate Hz", "age p50", "p99 ms", "bytes", "gaps", "invalid", "")
     ]

@@ -139,7 +139,6 @@ def endpoints_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def parse_endpoint(text: str) -> tuple[str, str]:
-    """Read ``STREAM=ENDPOINT``."""
     name, equals, endpoint = text.partition("=")
     if not equals or name not in STREAMS or "://" not in endpoint:
         raise argparse.ArgumentTypeError(

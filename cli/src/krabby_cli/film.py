@@ -40,8 +40,6 @@ Give the course, difficulty and seed of the run: a recording has the streams and
 
 
 class Pose(NamedTuple):
-    """Where the robot was."""
-
     time_s: float
     """Since the first pose of the recording."""
     base_pos_w: NDArray[np.float64]
@@ -50,7 +48,6 @@ class Pose(NamedTuple):
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands,
         "film",
@@ -77,7 +74,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the recording, draw, write."""
     # Drawing loads the simulator; the help does without.
     from krabby.mujoco.render import View, contact_sheet, save_animation, save_picture
 

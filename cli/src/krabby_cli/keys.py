@@ -192,7 +192,6 @@ class Deadman:
         self._event_s: float | None = None
 
     def event(self, now_s: float) -> None:
-        """An input event came."""
         self._event_s = now_s
 
     def left_s(self, now_s: float) -> float:

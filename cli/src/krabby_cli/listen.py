@@ -26,7 +26,6 @@ _WHY_NOT: Final = {
 
 
 def add_streams_argument(parser: Any) -> None:
-    """The positional argument that names streams."""
     text = f"streams: {', '.join(AUDIBLE)} (default all)"
     parser.add_argument("streams", nargs="*", metavar="STREAM", help=text)
 

@@ -37,7 +37,6 @@ class Refused(CliError):  # noqa: N818 - named for what happened
 
 
 def add_parsers(commands: Any) -> None:
-    """Add the subcommands."""
     for op, text in _SAFETY.items():
         _add(commands, op, _run_safety, text).set_defaults(op=op)
     for op, text in _CONTROL.items():
@@ -59,7 +58,6 @@ def _add(
 
 
 def operator_name() -> str:
-    """The user's name."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):

@@ -76,12 +76,10 @@ def option(
 
 
 def flag(parser: Any, name: str, text: str) -> None:
-    """Add an option without a value."""
     parser.add_argument(name, action="store_true", help=text)
 
 
 def add_course_options(parser: Any, seed: str = "seed of the course's layout") -> None:
-    """The options that name one course."""
     option(parser, "--course", "NAME", DEFAULT_COURSE, f"course: {', '.join(COURSES)}")
     add_difficulty_options(parser, seed)
 
@@ -93,11 +91,9 @@ def add_difficulty_options(parser: Any, seed: str = "seed of the course's layout
 
 
 def print_line(text: str) -> None:
-    """Write a line to stdout at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def print_json(facts: Mapping[str, object]) -> None:
-    """Write an object to stdout as one line of JSON."""
     print_line(json.dumps(facts))

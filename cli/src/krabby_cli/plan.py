@@ -57,7 +57,6 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """One line for people."""
         return (
             f"{self.policy} on {self.course}, difficulty {self.difficulty:g}, seed {self.seed}"
             + (", lock-step" if self.lockstep else "")
@@ -175,7 +174,6 @@ def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _check_in_process(args: argparse.Namespace) -> None:
-    """Refuse options that need processes."""
     if args.speed != 0:
         raise UsageError(
             "--in-process with --speed 1: threads of one interpreter cannot keep 100 Hz; "

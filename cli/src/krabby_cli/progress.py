@@ -52,7 +52,6 @@ class Progress(LatestSubscriber):
         return self._values["falls"] > 0 or 0 < count <= reached
 
     def describe(self) -> str:
-        """One line for people."""
         if not self.is_known:
             return "no truth yet"
         figures, count = self.figures, int(self._values["waypoint_count"])

@@ -41,7 +41,6 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(commands, "record", run, "record streams to a file", __doc__, _EPILOG)
     parser.add_argument("file", type=Path, metavar="FILE", help="new MCAP file")
     add_streams_argument(parser)
@@ -52,7 +51,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record until the time is over or a signal comes."""
     names = audible(args.streams)
     if args.file.exists():
         raise UsageError(f"{args.file} exists already; remove it or give another name")

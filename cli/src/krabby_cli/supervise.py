@@ -31,8 +31,6 @@ _TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSpec:
-    """A process to start."""
-
     name: str
     argv: tuple[str, ...]
     has_ready_event: bool = True
@@ -66,7 +64,6 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Process id."""
         return self.process.pid
 
     @property
@@ -145,7 +142,6 @@ class Supervisor:
         self._is_impatient = is_impatient
 
     def start(self) -> None:
-        """Start all at once."""
         for spec in self._specs:
             self.children[spec.name] = Child(spec, self._folder, self._env)
 
@@ -156,7 +152,6 @@ class Supervisor:
 
     @property
     def not_ready(self) -> list[str]:
-        """Names of those that have not."""
         return [child.name for child in self.children.values() if not child.is_ready]
 
     def poll(self) -> str | None:
@@ -178,7 +173,6 @@ class Supervisor:
         return ended
 
     def stop(self) -> dict[str, int]:
-        """Stop all, in order; exit status by name."""
         rank = {name: index for index, name in enumerate(self._stop_order)}
         order = sorted(self.children.values(), key=lambda child: rank.get(child.name, len(rank)))
         statuses: dict[str, int] = {}

@@ -70,7 +70,6 @@ over a dead radio link. A stick in a hand trembles and so sends events; move one
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = commands.add_parser(
         "teleop",
         help="drive with keyboard or gamepad",
@@ -95,7 +94,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Drive until Ctrl-C."""
     limits = NavLimits(speed=args.max_speed, yaw_rate=args.max_yaw_rate, step=args.step)
     if min(limits.speed, limits.yaw_rate, limits.step) <= 0:
         raise UsageError("--max-speed, --max-yaw-rate and --step have to be greater than 0")
@@ -256,7 +254,6 @@ class GamepadDevice:
         self._rest = b""
 
     def fileno(self) -> int:
-        """For select."""
         return self._fd
 
     def read(self) -> list[JoystickEvent]:

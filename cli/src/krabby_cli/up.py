@@ -61,7 +61,6 @@ Exit status: 0 after the duration or a signal, 1 when a process failed, 2 when n
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands,
         "up",
@@ -100,7 +99,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the subcommand; returns the exit status."""
     return run_plan(make_plan(args), in_process=args.in_process)
 
 

@@ -40,7 +40,6 @@ _WATCHERS: Final = {9090: "prometheus", 3000: "grafana"}
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
     parser = add_command(
         commands, "doctor", run, "check the machine, print a remedy per problem", __doc__, _EPILOG
     )
@@ -55,7 +54,6 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Examine this machine, print each finding as it comes."""
     machine = Machine(
         root=args.root,
         as_robot=True if args.robot else None,

@@ -25,7 +25,6 @@ _LISTEN: Final = "0A"
 
 
 def check_realtime(machine: Machine) -> Iterator[Finding]:
-    """Kernel, limits and cores for the real-time loops."""
     version = machine.read("/proc/version") or "unknown kernel"
     kernel = " ".join(version.split()[2:3]) or version
     if machine.read("/sys/kernel/realtime") == "1" or "PREEMPT_RT" in version:
@@ -69,7 +68,6 @@ def _limit(machine: Machine, row: str, name: str, minimum: int) -> Finding:
 
 
 def check_host(machine: Machine) -> Iterator[Finding]:
-    """Disk, clock, Docker, ports, calibration."""
     yield _disk(machine)
     yield _time(machine)
     yield from _docker(machine)

@@ -68,9 +68,7 @@ def _driver(machine: Machine) -> Finding:
     places = ("/sys/devices/*.gpu", "/sys/devices/platform/*.gpu", "/sys/devices/platform/*/*.gpu")
     if any(machine.glob(place) for place in places):
         return ok("GPU driver", "nvgpu, in the kernel")
-    remedy = (
-        "install the packages of this JetPack: sudo apt-get install nvidia-jetpack; reboot"
-    )
+    remedy = "install the packages of this JetPack: sudo apt-get install nvidia-jetpack; reboot"
     return fail("GPU driver", "not loaded", remedy)
 
 

@@ -22,8 +22,6 @@ _PROGRAM_TIMEOUT_S: Final = 10.0
 
 
 class Finding(NamedTuple):
-    """One row of the report."""
-
     name: str
     """What was checked."""
     status: Status
@@ -66,8 +64,6 @@ def _free_bytes(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Files below `root`, programs through `run`."""
-
     root: Path = Path("/")
     run: Callable[[Sequence[str]], str | None] = _run
     """Output of a program; None when it is missing, fails or hangs."""
@@ -91,7 +87,6 @@ class Machine:
         return text.strip("\0 \t\n")
 
     def glob(self, pattern: str) -> list[Path]:
-        """Files and folders that match, sorted."""
         return sorted(self.root.glob(pattern.lstrip("/")))
 
     @property
@@ -112,7 +107,6 @@ class Machine:
         return fail(name, value, remedy) if self.is_robot else skip(name, value)
 
     def package(self, name: str) -> str | None:
-        """Version of an installed Debian package."""
         for paragraph in (self.read("/var/lib/dpkg/status") or "").split("\n\n"):
             lines = paragraph.split("\n")
             if f"Package: {name}" in lines and "Status: install ok installed" in lines:

@@ -21,7 +21,6 @@ _SUPER_SPEED_MBPS: Final = 5000.0
 
 
 def check_wires(machine: Machine) -> Iterator[Finding]:
-    """Each bus, each camera, each serial adapter."""
     yield from _can(machine)
     yield from _usb(machine)
     yield from _serial(machine)
