@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
 
-from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
+from krabby_cli.display import Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
 from krabby_cli.errors import CliError, ServiceDied, StartTimeout, UsageError
 from krabby_cli.options import (
@@ -121,7 +121,7 @@ def _tell(line: str) -> bool:
     return out.flush(_TELL_S)
 
 
-def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, Any]:
+def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[str, Any]:
     """Start, watch and stop a planned run; returns its summary, which is also in its folder.
 
     SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
@@ -136,8 +136,8 @@ def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, 
         stack.callback(display.close)
         progress = stack.enter_context(Progress(plan.wiring.endpoints["truth"]))
         supervisor = Supervisor(
-            plan.children,
-            plan.folder,
+            specs=plan.children,
+            folder=plan.folder,
             env=_environment(plan.run_id),
             stop_order=_STOP_ORDER,
             echo=Echo(display.say),
@@ -182,7 +182,7 @@ class _Watch:
         plan: Plan,
         supervisor: Supervisor,
         progress: Progress,
-        display: Display,
+        display: PlainDisplay,
         signals: Signals,
     ) -> None:
         self._plan = plan
@@ -318,7 +318,7 @@ def _make_folder(plan: Plan) -> None:
         ) from error
 
 
-def _display(plan: Plan) -> Display:
+def _display(plan: Plan) -> PlainDisplay:
     if sys.stdout.isatty():
         ports = {
             child.name: plan.wiring.metrics_ports[child.name]
