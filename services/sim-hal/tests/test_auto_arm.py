@@ -1,5 +1,5 @@
 import pytest
-from krabby.safety.gate import SafetyState
+from krabby_proto import SafetyState
 from krabby_sim_hal.auto_arm import AutoArm
 
 MS = 1_000_000

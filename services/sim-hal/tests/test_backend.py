@@ -8,9 +8,18 @@ from krabby.hal.measurement import StatePayload
 from krabby.mujoco.config import MissionCfg
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
-from krabby.safety.gate import Fault, SafetyState
 from krabby.safety.trajectories import rest_joint_pos, stand_up
-from krabby_proto import COMMAND, STATE, TRUTH, CommandStatus, decode, encode, unpack
+from krabby_proto import (
+    COMMAND,
+    STATE,
+    TRUTH,
+    CommandStatus,
+    Fault,
+    SafetyState,
+    decode,
+    encode,
+    unpack,
+)
 
 SLOT_NS = 5_000_000
 
