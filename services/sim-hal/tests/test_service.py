@@ -198,7 +198,7 @@ BAD = ((np.nan, 0), (0.0, 26))
 def lasting_leases(monkeypatch):
     """A writer keeps its lease however long a busy machine puts it aside: that is wall time."""
     server = functools.partial(HalServer, process_clock_ns=lambda: 0)
-    monkeypatch.setattr("krabby.hal.loop.HalServer", server)
+    monkeypatch.setattr("krabby.hal.publisher.HalServer", server)
 
 
 @pytest.mark.usefixtures("lasting_leases")
