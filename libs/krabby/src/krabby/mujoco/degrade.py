@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import mujoco
 import numpy as np
 
+from krabby.config import to_dict
 from krabby.mujoco.model import COLLISION_GROUP
-from krabby.runtime.config import to_dict
 
 if TYPE_CHECKING:
     from krabby.mujoco.config import DegradeCfg
