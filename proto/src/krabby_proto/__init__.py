@@ -1,7 +1,13 @@
-"""The wire contract: streams, header, codec, HAL client and HAL server."""
+"""The wire contract: streams, header, codec, HAL client and HAL server.
+
+What opens sockets is imported at its first use, so that a process which only needs the tables, the
+codec or the numbers of safety states works without libzmq.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from krabby_proto.admission import MAX_AHEAD_NS, untimely
-from krabby_proto.client import ControlClient, ControlServer, HalClient
 from krabby_proto.codec import FloatArray, Message, decode, encode, pack, unpack
 from krabby_proto.errors import (
     BadMagic,
@@ -33,18 +39,16 @@ from krabby_proto.header import (
     Header,
 )
 from krabby_proto.hello import JsonObject, check_hello, make_hello
-from krabby_proto.replies import (
+from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
+from krabby_proto.states import (
     FAULT_BITS,
     SAFETY_OPS,
     SAFETY_STATES,
-    CommandOutcome,
-    CommandReply,
     CommandStatus,
-    SafetyOutcome,
+    Fault,
+    SafetyState,
     fault_names,
 )
-from krabby_proto.server import HalHandler, HalServer
-from krabby_proto.sockets import LatestSubscriber, Publisher, new_instance_id, wait_any
 from krabby_proto.streams import (
     CAMERA,
     COMMAND,
@@ -62,6 +66,11 @@ from krabby_proto.streams import (
     default_endpoints,
     schema_hash,
 )
+
+if TYPE_CHECKING:
+    from krabby_proto.client import ControlClient, ControlServer, HalClient
+    from krabby_proto.server import HalHandler, HalServer
+    from krabby_proto.sockets import LatestSubscriber, Publisher, new_instance_id, wait_any
 
 __all__ = [
     "CAMERA",
@@ -98,6 +107,7 @@ __all__ = [
     "EncodeError",
     "EndpointError",
     "EndpointInUse",
+    "Fault",
     "Field",
     "FloatArray",
     "FrameError",
@@ -114,6 +124,7 @@ __all__ = [
     "RecordingError",
     "RequestTimeout",
     "SafetyOutcome",
+    "SafetyState",
     "SchemaVersionMismatch",
     "ShortFrame",
     "Stream",
@@ -133,3 +144,18 @@ __all__ = [
     "untimely",
     "wait_any",
 ]
+
+_WITH_SOCKETS = {
+    "client": ("ControlClient", "ControlServer", "HalClient"),
+    "server": ("HalHandler", "HalServer"),
+    "sockets": ("LatestSubscriber", "Publisher", "new_instance_id", "wait_any"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _WITH_SOCKETS.items():
+        if name in names:
+            found = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from krabby_proto.errors import (
     WrongLength,
 )
 from krabby_proto.header import HEADER_SIZE, MAGIC
-from krabby_proto.replies import CommandStatus
+from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND
 
 if TYPE_CHECKING:

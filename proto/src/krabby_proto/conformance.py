@@ -17,12 +17,13 @@ from krabby_proto.endpoint import Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
 from krabby_proto.hello import parse_json
-from krabby_proto.replies import CommandReply, CommandStatus
+from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import (
     LatestSubscriber,
     Requester,
     new_instance_id,
 )
+from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def _order(visit: _Visit) -> str:
 
 
 def _age(visit: _Visit) -> str:
-    limit = STATE.max_age_s or 0.0
+    limit = STATE.max_age_s
     ages = np.array([m.header.publish_ns - m.capture_ns for m in visit.messages]) * 1e-9
     visit.client.state.latest()
     newest = visit.client.state.wait(_ANSWER_S)

@@ -14,18 +14,13 @@ from krabby_proto.codec import Message
 from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
 from krabby_proto.errors import EndpointError
 from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
-from krabby_proto.replies import (
-    SAFETY_OPS,
-    CommandOutcome,
-    CommandReply,
-    CommandStatus,
-    SafetyOutcome,
-)
+from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
 from krabby_proto.sockets import (
     Publisher,
     Request,
     Router,
 )
+from krabby_proto.states import SAFETY_OPS, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
@@ -11,14 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from krabby_proto.errors import EndpointError
 from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
-from krabby_proto.replies import (
-    FAULT_BITS,
-    REPLY_FORMAT,
-    REPLY_MAGIC,
-    SAFETY_OPS,
-    SAFETY_STATES,
-    CommandStatus,
-)
+from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
+from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,7 +66,7 @@ class Stream:
     description: str
     max_elements: int = 0
     """Most float32 a payload may have; 0 for JSON streams."""
-    max_age_s: float | None = None
+    max_age_s: float = math.inf
     """Age at which a consumer must stop relying on a message [s]."""
     many_writers: bool = False
     """Whether several publishers may speak at once, told apart by instance id."""
@@ -111,7 +106,7 @@ def _fixed(
     fields: tuple[Field, ...],
     description: str,
     *,
-    max_age_s: float | None = None,
+    max_age_s: float = math.inf,
     many_writers: bool = False,
 ) -> Stream:
     return Stream(
@@ -187,7 +182,7 @@ NAV: Final = _fixed(
     20.0,
     (Field("vx", 1, "m/s"), Field("vy", 1, "m/s"), Field("yaw_rate", 1, "rad/s")),
     "where to walk, in the base frame",
-    max_age_s=0.5,
+    max_age_s=0.3,
     many_writers=True,
 )
 SAFETY: Final = Stream(

@@ -12,7 +12,6 @@ from krabby.hal.errors import LoopSilent
 from krabby.mujoco.config import CourseCfg
 from krabby.runtime.app import Runtime
 from krabby.runtime.testing import running
-from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import rest_joint_pos, stand_up
 from krabby_proto import (
     CAMERA,
@@ -27,6 +26,7 @@ from krabby_proto import (
     HalClient,
     HalServer,
     LatestSubscriber,
+    SafetyState,
     unpack,
 )
 from krabby_proto.conformance import check_hal

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from krabby_proto.streams import FEATURES, NAV, STATE
+
 from krabby.runtime.config import check, check_range
 
 __all__ = ["ControlCfg", "FreshnessCfg", "NavCfg"]
@@ -11,15 +13,15 @@ __all__ = ["ControlCfg", "FreshnessCfg", "NavCfg"]
 class FreshnessCfg:
     """How old inputs may be; ages count from the sensor's capture."""
 
-    state_hold_s: float = 0.03
+    state_hold_s: float = STATE.max_age_s
     """State older than this: the last target is held [s]."""
     state_stop_s: float = 0.1
     """State older than this: no more commands, the HAL's deadman damps the robot [s]."""
-    features_s: float = 0.15
+    features_s: float = FEATURES.max_age_s
     """Features older than this: the blind policy walks [s]."""
     features_recover_s: float = 0.5
     """Features must have been fresh for this long before they are trusted again [s]."""
-    nav_s: float = 0.3
+    nav_s: float = NAV.max_age_s
     """Walking commands older than this are left out, and end in standing still [s]."""
     operator_s: float = 1.0
     """For this long after an operator's message was read a mission's is ignored [s]."""

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
-from krabby_proto import SAFETY_STATES, CommandStatus
+from krabby_proto import SAFETY_STATES, CommandStatus, Fault, SafetyState
 from prometheus_client import Counter, Gauge
 
 from krabby.runtime.logging import log_every
 from krabby.runtime.metrics import OBSERVATION_AGE, STREAM_OVERSIZED, Totals, children
-from krabby.safety.gate import Fault, SafetyState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -50,6 +50,10 @@ class DegradeCfg:
     """Factor on the standard deviation of depth."""
     camera_tilt_deg: float = 0.0
     """How far the mount is off, nose down [deg]."""
+    camera_rate_hz: float | None = None
+    """Exposures per second, in place of robot.toml's."""
+    mass_factor: float = 1.0
+    """Factor on mass and inertia of every body."""
     motor_strength: float = 1.0
     """Factor on the torque that is there at every speed; gains stay."""
     payload_kg: float = 0.0
@@ -61,6 +65,9 @@ class DegradeCfg:
         for key, maximum in (("frame_drop", 1.0), ("camera_latency_s", 1.0), ("friction", 3.0)):
             if getattr(self, key) is not None:
                 check_range(self, key, minimum=0.0, maximum=maximum)
+        if self.camera_rate_hz is not None:
+            check_range(self, "camera_rate_hz", minimum=0.5, maximum=100.0)
+        check_range(self, "mass_factor", minimum=0.1, maximum=5.0)
         check_range(self, "depth_noise", minimum=0.0, maximum=100.0)
         check_range(self, "camera_tilt_deg", minimum=-45.0, maximum=45.0)
         check_range(self, "motor_strength", minimum=0.01, maximum=2.0)

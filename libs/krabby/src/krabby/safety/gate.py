@@ -42,10 +42,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from krabby_proto.states import CommandStatus, Fault, SafetyState
 
 from krabby.robot.errors import GateConfigError
 
@@ -57,19 +58,14 @@ if TYPE_CHECKING:
     from krabby.robot.description import RobotDescription
 
 __all__ = [
-    "CommandStatus",
     "DriveCommand",
     "DriveMode",
-    "Fault",
     "GateCfg",
     "GateConfigError",
     "GateReply",
     "GateResult",
     "SafetyGate",
-    "SafetyState",
 ]
-
-CommandStatus = Literal["applied", "not_armed", "held", "refused"]
 
 _CLOCK_SLACK_NS: Final = 1_000_000
 """Times read by several stages of one cycle may cross by this much; more is a broken clock."""
@@ -81,69 +77,7 @@ _EFFORT_READING_CAP: Final = 10.0
 """Multiples of the peak torque above which a reading is cut, so that its square stays finite."""
 
 
-class SafetyState(IntEnum):
-    """What the drives may do; the numbers travel on the wire."""
-
-    DISARMED = 0
-    """Limp with damping; waits for `arm`."""
-    ARMING = 1
-    """Holds the measured pose while the gains rise from zero."""
-    ACTIVE = 2
-    """Follows commands."""
-    HOLD = 3
-    """Holds the last target: commands or measurements are late. Recovers by itself."""
-    DAMP = 4
-    """Limp with damping after a fault; needs `arm`."""
-    ESTOP = 5
-    """Limp with damping after an emergency stop; needs `reset`, then `arm`."""
-
-    @property
-    def live(self) -> bool:
-        """Whether the drives carry the robot: ARMING, ACTIVE, HOLD."""
-        return self in _LIVE
-
-    @property
-    def following(self) -> bool:
-        """Whether they carry it to where commands want it: ACTIVE, HOLD."""
-        return self in _FOLLOWING
-
-
-class Fault(IntFlag):
-    """Why the gate left ACTIVE, as bits; kept until the next `arm` or `reset`."""
-
-    COMMAND_TIMEOUT = 1 << 0
-    """No valid command for `damp_after_s`."""
-    STATE_STALE = 1 << 1
-    """Measurements are missing: none valid for `state_stop_s` up to the trip."""
-    STATE_NONFINITE = 1 << 2
-    """A measurement held NaN or infinity, or a quaternion that is no rotation."""
-    TILT = 1 << 3
-    """The base tilts more than `tilt_limit_rad`."""
-    EFFORT_BUDGET = 1 << 4
-    """A drive's RMS effort passed `budget_trip` times its rating: it does not obey its limit."""
-    JOINT_RANGE = 1 << 5
-    """A joint is measured beyond its limits by more than `range_margin_rad`."""
-    ESTOP = 1 << 6
-    """Emergency stop."""
-    HAL = 1 << 7
-    """The HAL itself failed."""
-    DRIVE = 1 << 8
-    """A drive reports an error or does not answer."""
-    OVER_TEMPERATURE = 1 << 9
-    """A drive is too hot."""
-    BUS = 1 << 10
-    """The bus to the drives failed."""
-    IMU = 1 << 11
-    """The IMU failed."""
-    CLOCK = 1 << 12
-    """Time stepped back."""
-    STATE_GAP = 1 << 13
-    """Measurements were missing: a valid one came `state_stop_s` or more after the one before."""
-
-
 _NO_FAULT: Final = Fault(0)
-_LIVE: Final = (SafetyState.ARMING, SafetyState.ACTIVE, SafetyState.HOLD)
-_FOLLOWING: Final = (SafetyState.ACTIVE, SafetyState.HOLD)
 
 
 class DriveMode(IntEnum):
@@ -159,8 +93,9 @@ class GateResult(NamedTuple):
     """What became of one command."""
 
     status: CommandStatus
-    """applied: it is the target now, perhaps clamped. not_armed: DISARMED or ARMING. held: the
-    measurements are stale, so the target stays. refused: see `reason`."""
+    """APPLIED: it is the target now, perhaps clamped. NOT_ARMED: DISARMED or ARMING. HELD: the
+    measurements are stale, so the target stays. REJECTED_SAFETY, REJECTED_LENGTH or
+    REJECTED_NONFINITE: see `reason`."""
     position_clamp_mask: int = 0
     """Bit i is set when joint i was cut to its position limits."""
     rate_clamp_mask: int = 0
@@ -480,17 +415,23 @@ class SafetyGate:
         self._supervise(now_ns)
         wanted = np.asarray(joint_pos_target)
         if wanted.shape != self._target.shape:
-            return GateResult("refused", reason=f"{wanted.shape} angles for {self._target.size}")
+            return GateResult(
+                CommandStatus.REJECTED_LENGTH,
+                reason=f"{wanted.shape} angles for {self._target.size}",
+            )
         if not np.isfinite(wanted).all():
-            return GateResult("refused", reason="non-finite angles")
+            return GateResult(CommandStatus.REJECTED_NONFINITE, reason="non-finite angles")
         if self._state in _LIMP_BY_FAULT:
-            return GateResult("refused", reason=f"{self._state.name}: {_REMEDY[self._state]}")
+            return GateResult(
+                CommandStatus.REJECTED_SAFETY,
+                reason=f"{self._state.name}: {_REMEDY[self._state]}",
+            )
         if not self._state.following:
-            return GateResult("not_armed")
+            return GateResult(CommandStatus.NOT_ARMED)
         self._command_ns = now_ns
         self._supervise(now_ns)  # a command ends the hold that its absence began
         if self._state is SafetyState.HOLD:
-            return GateResult("held")
+            return GateResult(CommandStatus.HELD)
         self._wanted[:] = wanted
         return self._apply(now_ns)
 
@@ -627,7 +568,8 @@ class SafetyGate:
         np.add(self._target, reach, out=reach)
         np.minimum(wanted, reach, out=self._target)
         self._target_ns = now_ns
-        return GateResult("applied", position_mask, _mask(bounded, self._target, self._scratch))
+        rate_mask = _mask(bounded, self._target, self._scratch)
+        return GateResult(CommandStatus.APPLIED, position_mask, rate_mask)
 
     def _integrate_effort(self, effort: NDArray[np.float64], captured_ns: int) -> None:
         """First-order filter of effort² over rated², exact for an effort constant over the cycle.
