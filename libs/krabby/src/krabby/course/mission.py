@@ -14,13 +14,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STOP", "NavCommand", "pursue", "steer", "wrap_angle"]
+__all__ = [
+    "MAX_YAW_RATE",
+    "STOP",
+    "TURN_IN_PLACE_RAD",
+    "NavCommand",
+    "pursue",
+    "steer",
+    "wrap_angle",
+]
 
 _YAW_GAIN = 1.5
 """Yaw rate per heading error [1/s]."""
-_MAX_YAW_RATE = 0.5
+MAX_YAW_RATE = 0.5
 """Gentle enough for a walking gait [rad/s]."""
-_TURN_IN_PLACE = math.radians(60.0)
+TURN_IN_PLACE_RAD = math.radians(60.0)
 """Heading error beyond which it turns before it walks [rad]."""
 
 
@@ -54,9 +62,9 @@ def steer(heading_error: Any, speed: Any, xp: Any) -> tuple[Any, Any]:
         xp: the namespace whose `cos` takes the error: `math`, `numpy` or `torch`.
     """
     rate = _YAW_GAIN * heading_error
-    inside = abs(rate) < _MAX_YAW_RATE
-    limited = _MAX_YAW_RATE * (rate >= _MAX_YAW_RATE) - _MAX_YAW_RATE * (rate <= -_MAX_YAW_RATE)
-    ahead = abs(heading_error) <= _TURN_IN_PLACE
+    inside = abs(rate) < MAX_YAW_RATE
+    limited = MAX_YAW_RATE * (rate >= MAX_YAW_RATE) - MAX_YAW_RATE * (rate <= -MAX_YAW_RATE)
+    ahead = abs(heading_error) <= TURN_IN_PLACE_RAD
     return ahead * (speed * xp.cos(heading_error)), inside * rate + limited
 
 
