@@ -22,7 +22,7 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
-from krabby_proto import SAFETY_STATES
+from krabby_proto import FEATURES, SAFETY_STATES, STATE
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="prometheus")
@@ -75,10 +75,14 @@ def flight() -> build.Dashboard:
         ),
         graph("Loop rate", {"{{job}}": "krabby:loop_rate:hz"}, "hertz"),
         graph(
-            "Age of what the game loop used, p99",
-            {"{{stream}}": f"krabby:message_age_seconds:p99{{{LOOP}}}"},
-            "s",
-            budget=0.03,
+            "Age of what the game loop used, p99, over its limit",
+            {
+                f"{stream.name} ({1e3 * stream.max_age_s:g} ms)": "krabby:message_age_seconds:p99"
+                f'{{{LOOP}, stream="{stream.name}"}} / {stream.max_age_s:g}'
+                for stream in (STATE, FEATURES)
+            },
+            "percentunit",
+            budget=1.0,
         ),
         8,
         graph(
