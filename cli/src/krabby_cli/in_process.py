@@ -68,10 +68,10 @@ def run_services(
         ServiceDied: A service failed; names it, the error is its cause.
     """
     threads: dict[str, ServiceThread] = {}
-    for name, kind in _SERVICES.items():
+    for name, (cfg, factory) in _SERVICES.items():
         if name in configuration:
             texts = (*_SETTINGS.get(name, ()), *configuration[name])
-            service = kind.factory(load_config(kind.cfg, None, texts))
+            service = factory(load_config(cfg, None, texts))
             threads[name] = ServiceThread(service, name, run_id)
     for thread in threads.values():
         thread.start()
@@ -80,12 +80,11 @@ def run_services(
             time.sleep(_POLL_S)
         first = [name for name, thread in threads.items() if thread.failure is not None]
     finally:
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].runtime.stop("the run is over")
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].join(_STOP_S)
+        ordered = [threads[name] for name in _STOP_ORDER if name in threads]
+        for thread in ordered:
+            thread.runtime.stop("the run is over")
+        for thread in ordered:
+            thread.join(_STOP_S)
     for name in (*first, *threads):
         failure = threads[name].failure
         if failure is not None:
