@@ -20,7 +20,7 @@ __all__ = ["add_parser"]
 
 _EPILOG: Final = f"""\
 courses:
-{chr(10).join(f"  {name:8} {recipe.summary}" for name, recipe in COURSES.items())}
+{chr(10).join(f"  {name:15} {recipe.summary}" for name, recipe in COURSES.items())}
 
 examples:
   krabby course mixed --difficulty 0.7 --seed 3
@@ -70,7 +70,7 @@ def _render(course: Course, path: Path) -> None:
     z = float(course.height_at(x, y)) + kinematics.standing_height(desc)
     quat = rotations.from_euler(0.0, 0.0, yaw)
     pose = Pose(0.0, np.array((x, y, z)), quat, desc.default_joint_pos)
-    used_m = float(course.waypoints[-1, 0]) + 1.0
+    used_m = float(course.waypoints[:, 0].max()) + 1.0
     view = View(
         eye=(0.72 * used_m, -0.62 * used_m, 0.45 * used_m),
         target=(0.47 * used_m, 0.0, -0.4),

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from krabby.course.courses import Course
     from numpy.typing import NDArray
 
-    from krabby_trainer.env_cfg import EnvCfg
-    from krabby_trainer.terrain import Terrain
+    from krabby_trainer.task.config import EnvCfg
+    from krabby_trainer.task.terrain import Terrain
 
 __all__ = [
     "SUITES",
@@ -79,7 +79,7 @@ class Suite:
 
         `robots` is rounded down to a whole number for each type and difficulty.
         """
-        from krabby_trainer.env_cfg import evaluation_env
+        from krabby_trainer.task.config import evaluation_env
 
         groups = len(TYPES) * max(self.levels, 1)
         each = robots // groups
