@@ -186,7 +186,7 @@ class Gameloop:
             return False
         if self._leave_at_ns is None:
             self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
-            self.controller.sit_for_good()
+            self.controller.permission.sit_for_good()
             log.info("leaving", reason=runtime.stop_reason, mode=self.controller.mode.value)
         return self.controller.resting or now_ns >= self._leave_at_ns
 
@@ -209,7 +209,7 @@ class Gameloop:
         controller = self.controller
         return {
             "mode": controller.mode.value,
-            "safety": controller.safety.name.lower(),
+            "safety": controller.permission.safety.name.lower(),
             "policy": controller.policies.chosen.bundle.name,
             "walking": controller.policies.active.bundle.name,
             "blind": controller.policies.blind,
@@ -224,7 +224,7 @@ class Gameloop:
             **(loop if self._stats is None else self._stats.summary()),
             **({} if io is None else io.summary()),
             "holds": self.controller.holds,
-            "lease_losses": self.controller.lease_losses,
+            "lease_losses": self.controller.permission.lease_losses,
             "policy_s": round(policies.ticks / self._cfg.rate_hz, 2),
             "blind_s": round(policies.blind_ticks / self._cfg.rate_hz, 2),
             "blind_switches": policies.blind_switches,
