@@ -31,7 +31,6 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns the exit status."""
     args = _parser().parse_args(argv)
     try:
         return args.handler(args)

@@ -73,7 +73,7 @@ def run_lockstep(
         meet_again()
         _take_announced_nav(io, runtime, now_ns, bool(state.flags & FLAG_NAV_DUE))
         if state.flags & FLAG_FEATURES_DUE and io.controller.policies.needs_features:
-            since_ns = features.capture_ns + 1 if features is not None else 0
+            since_ns = features.header.publish_ns + 1 if features is not None else 0
             features = _announced(io, runtime, io.features, since_ns) or features
         else:
             io.features.take()  # an unread queue fills up, and its publisher hangs up
@@ -86,11 +86,16 @@ def run_lockstep(
 def _announced(
     io: TickIO, runtime: Runtime, subscriber: LatestSubscriber, since_ns: int
 ) -> Message | None:
-    """The newest message, captured at `since_ns` or later; None only when leaving."""
+    """The newest message, published at `since_ns` or later; None only when leaving.
+
+    In lock-step the time of publication is the capture of the frame that is answered; the features
+    may show an older one.
+    """
 
     def newest() -> Message | None:
         message = subscriber.latest()
-        return message if message is not None and message.capture_ns >= since_ns else None
+        fresh = message is not None and message.header.publish_ns >= since_ns
+        return message if fresh else None
 
     return _await(io, runtime, subscriber, newest)
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from krabby_proto.states import SafetyState
     from numpy.typing import NDArray
 
     from krabby.benchmark.scenario import Cell, Scenario
     from krabby.control.modes import Mode
-    from krabby.safety.gate import SafetyState
 
 __all__ = [
     "CONTROL_S",

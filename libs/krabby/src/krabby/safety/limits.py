@@ -84,16 +84,15 @@ class GateCfg:
         """The limits of a robot; `overrides` are thresholds such as `tilt_limit_rad`."""
         safety = desc.safety
         thresholds = {name: getattr(safety, name) for name in _ROBOT_FIELDS}
-        every_joint = np.ones_like(desc.kp)
         return cls(
             lower=desc.joint_lower,
             upper=desc.joint_upper,
             max_rate=desc.velocity_limit,
             kp=desc.kp,
             kd=desc.kd,
-            damp_kd=safety.damp_kd * every_joint,
-            rated_torque=desc.rated_torque * every_joint,
-            peak_torque=desc.peak_torque * every_joint,
+            damp_kd=np.full_like(desc.kd, safety.damp_kd),
+            rated_torque=desc.rated_torque,
+            peak_torque=desc.peak_torque,
             **(thresholds | overrides),
         )
 

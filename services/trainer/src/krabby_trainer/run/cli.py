@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from krabby import config
 from krabby.config import check, describe, load
+from krabby.robot.assets import choose_robot
 
 from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
 from krabby_trainer.run.output import aside
@@ -61,6 +62,8 @@ class EvalCfg:
     """Folder of the report; empty for evaluation/<suite>-<backend> in the run's folder."""
     processes: int = 0
     """Processes that share MuJoCo's physics; 0 for all cores."""
+    robot: str = ""
+    """Folder of the assets folder; empty for the one the checkpoint was trained for."""
 
     def __post_init__(self) -> None:
         check(self.backend in ("isaac", "mujoco"), "backend", self.backend, "isaac or mujoco")
@@ -74,6 +77,8 @@ class ExportCfg:
 
     checkpoint: str = ""
     """Checkpoint to export; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
     name: str = "teacher"
     """Of the bundle."""
     out: str = ""
@@ -90,6 +95,8 @@ class PlayCfg:
 
     checkpoint: str = ""
     """Checkpoint to watch; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
     robots: int = 16
     """How many walk."""
     seconds: float = 0.0
@@ -181,8 +188,11 @@ def _eval(overrides: Sequence[str]) -> int:
     name = f"{cfg.suite}-{cfg.backend}"
     if cfg.conditions != "nominal":
         name += f"-{cfg.conditions}"
+    if cfg.robot:
+        name += f"-{cfg.robot}"
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
     backend, device = "mujoco" if cfg.backend == "mujoco" else "isaac", resolve_device(cfg.device)
+    _choose_robot(cfg.robot, checkpoint)
     policy, about = load_subject(checkpoint, backend, device)
     with aside(None):
         report = evaluate(
@@ -210,6 +220,7 @@ def _export(overrides: Sequence[str]) -> int:
 
     out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
     figures = _figures(cfg.evaluation) if cfg.evaluation else None
+    _choose_robot(cfg.robot, checkpoint)
     with aside(None):
         export_bundle(
             checkpoint,
@@ -241,6 +252,7 @@ def _play(overrides: Sequence[str]) -> int:
     from krabby_trainer.run.play import play
     from krabby_trainer.run.training import resolve_device
 
+    _choose_robot(cfg.robot, checkpoint)
     with aside(None):
         report = play(
             checkpoint,
@@ -395,6 +407,15 @@ def _checkpoint(text: str) -> Path:
             raise CheckpointError(f"no intact checkpoint in {path}")
         return found
     return path
+
+
+def _choose_robot(name: str, checkpoint: Path) -> None:
+    """Take the robot that was asked for, or else the one the checkpoint was trained for."""
+    from krabby_trainer.run import checkpoints
+
+    if not name and checkpoint.is_file():
+        name = (checkpoints.load(checkpoint)["config"] or {}).get("robot", "")
+    choose_robot(name)
 
 
 def _run_of(checkpoint: Path) -> Path:
