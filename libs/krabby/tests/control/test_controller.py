@@ -5,9 +5,8 @@ import pytest
 from krabby.control.controller import LocomotionController
 from krabby.control.modes import Mode
 from krabby.control.policy_manager import PolicyManager
-from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import rest_joint_pos
-from krabby_proto import FLAG_RESET, CommandReply, CommandStatus
+from krabby_proto import FLAG_RESET, CommandReply, CommandStatus, SafetyState
 
 MS = 1_000_000
 

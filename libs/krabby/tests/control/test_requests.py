@@ -1,7 +1,6 @@
 """Requests to stand and walk end with the gate's permission; a fake clock and the real gate."""
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -11,9 +10,9 @@ from krabby.control.controller import LocomotionController
 from krabby.control.modes import Mode
 from krabby.control.nav import NavFilter
 from krabby.control.policy_manager import PolicyManager
-from krabby.safety.gate import Fault, GateCfg, SafetyGate, SafetyState
+from krabby.safety.gate import GateCfg, SafetyGate
 from krabby.safety.trajectories import rest_joint_pos
-from krabby_proto import FLAG_OPERATOR, FLAG_RESET, CommandReply, CommandStatus
+from krabby_proto import FLAG_OPERATOR, FLAG_RESET, CommandReply, CommandStatus, Fault, SafetyState
 
 MS = 1_000_000
 LEVEL = np.array([0.0, 0.0, 0.0, 1.0])
@@ -23,12 +22,6 @@ SAG_RAD_PER_S = 0.02
 STILL_RAD = 0.006
 """A pose that was measured at most 100 ms ago and a robot that sagged since; standing up moves
 joints by over 0.5 rad."""
-STATUS = {
-    "applied": CommandStatus.APPLIED,
-    "not_armed": CommandStatus.NOT_ARMED,
-    "held": CommandStatus.HELD,
-    "refused": CommandStatus.REJECTED_SAFETY,
-}
 
 
 class Robot:
@@ -135,7 +128,7 @@ class Robot:
         elif taken_over:
             status = CommandStatus.REJECTED_LEASE
         else:
-            status = STATUS[self.gate.command(target, self.ms * MS).status]
+            status = self.gate.command(target, self.ms * MS).status
             self.note_gate()
             if status is CommandStatus.APPLIED:
                 self.applied.append((self.ms, self.gate.target))
@@ -209,7 +202,7 @@ class Robot:
 @pytest.fixture
 def patient(cfg):
     """Configured as on the robot: it stands up on request only."""
-    return dataclasses.replace(cfg, auto_stand=False)
+    return msgspec.structs.replace(cfg, auto_stand=False)
 
 
 @pytest.fixture

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_RESET, STATE, CommandStatus, unpack
+from krabby_proto import FLAG_RESET, STATE, CommandStatus, SafetyState, unpack
 
 from krabby.control.modes import Mode, Situation, holds, next_mode
 from krabby.control.nav import NavFilter
 from krabby.control.policy_manager import PolicyManager
 from krabby.policy.observation import ObservationInputs
-from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import sit_down, stand_up
 
 if TYPE_CHECKING:
