@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +51,12 @@ class Estimate:
 
     def __str__(self) -> str:
         return self.text()
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Estimate:
+        """What `as_json` gave."""
+        known = {name: math.nan if value is None else value for name, value in values.items()}
+        return cls(**known)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; what is not known is None."""
