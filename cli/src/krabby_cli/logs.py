@@ -46,7 +46,6 @@ class LogLine:
         return self.facts.get("level") in _LOUD
 
     def readable(self) -> str:
-        """For people: level, event, facts."""
         if not self.facts:
             return self.text
         extra = " ".join(

@@ -54,7 +54,6 @@ def fetch(port: int, now_s: float) -> Scrape | None:
 
 
 def parse(text: str, now_s: float) -> Scrape:
-    """Read the exposition format."""
     # 30 ms to import; a run that is not on a terminal never needs it.
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -73,7 +72,6 @@ def parse(text: str, now_s: float) -> Scrape:
 
 
 def compare(before: Scrape, after: Scrape) -> LiveFigures:
-    """Rates and quantiles of the time between two scrapes."""
     elapsed = after.time_s - before.time_s
     return LiveFigures(
         loop_hz=(after.loops - before.loops) / elapsed if elapsed > 0 else math.nan,

@@ -138,7 +138,6 @@ class Keyboard:
         termios.tcflush(fd, termios.TCIFLUSH)  # keys pressed before are meant for another program
 
     def fileno(self) -> int:
-        """For select."""
         return self._fd
 
     def read(self) -> list[str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.codec import encode
-from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
+from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import SCHEMA_VERSION
-from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
+from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json, parse_request
 from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import (
     LatestSubscriber,
@@ -18,6 +18,7 @@ from krabby_proto.sockets import (
     Requester,
     Router,
     new_instance_id,
+    serve_within,
 )
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 
@@ -33,7 +34,7 @@ _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
 
 
-class HalClient:
+class HalClient(Closing):
     """Reads a HAL's state and sends it commands, as one writer with one instance id.
 
     Args:
@@ -165,12 +166,6 @@ class HalClient:
         if self._state is not None:
             self._state.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _command_reply(answer: list[bytes]) -> CommandReply | None:
     if len(answer) != 2 or answer[0] != COMMAND.topic:
@@ -231,7 +226,7 @@ def _no_answer(requester: Requester, topic: bytes, timeout_s: float) -> RequestT
     )
 
 
-class ControlServer:
+class ControlServer(Closing):
     """Answers JSON requests on the gameloop's control endpoint.
 
     Args:
@@ -270,20 +265,14 @@ class ControlServer:
             handler: takes a request's JSON object and returns the answer's; None if it has called
                 `defer`.
         """
-        served = self._serve(handler)
-        if served or timeout_s <= 0.0:
-            return served
-        if not wait_readable((self._router.socket,), timeout_s):
-            return 0
-        return self._serve(handler)
 
-    def _serve(self, handler: Callable[[JsonObject], Mapping[str, Any] | None]) -> int:
-        # Tried also when nothing is there to be read: a router made anew binds itself in here.
-        taken = 0
-        while taken < _CONTROL_BATCH and (request := self._router.receive()) is not None:
-            taken += 1
-            self._answer(request, handler)
-        return taken
+        def serve() -> int:
+            requests = self._router.take(_CONTROL_BATCH)
+            for request in requests:
+                self._answer(request, handler)
+            return len(requests)
+
+        return serve_within(timeout_s, (self._router,), serve)
 
     def defer(self) -> Callable[[Mapping[str, Any]], None]:
         """For handlers: answer later, by calling what this returns from the thread that polls."""
@@ -299,9 +288,7 @@ class ControlServer:
             self._router.reply(request, HELLO_TOPIC, self._hello)
             return
         self.requests += 1
-        asked = None
-        if len(body) == 2 and body[0] == CONTROL.topic and len(body[1]) <= MAX_JSON_BYTES:
-            asked = parse_json(body[1])
+        asked = parse_request(body, CONTROL.topic)
         if asked is None:
             self._refuse(request, 'request is not [b"control", {"op": ...}]')
             return
@@ -326,14 +313,8 @@ class ControlServer:
         """Close the socket."""
         self._router.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class ControlClient:
+class ControlClient(Closing):
     """Asks the gameloop."""
 
     def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
@@ -355,9 +336,3 @@ class ControlClient:
     def close(self) -> None:
         """Close the socket."""
         self._requester.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -15,7 +15,7 @@ from krabby_proto.errors import (
     WrongLength,
     WrongStream,
 )
-from krabby_proto.header import Header, pack_header, unpack_header
+from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header, unpack_header
 from krabby_proto.streams import STREAMS, Stream
 
 if TYPE_CHECKING:
@@ -95,18 +95,14 @@ def encode(
     count = floats.size
     if not stream.min_elements <= count <= stream.max_elements:
         raise EncodeError(
-            f"{stream.name} payload has {count} floats, "
-            + (
-                f"the stream has {stream.size}"
-                if stream.fields
-                else f"the stream takes 1 to {stream.max_elements}"
-            )
+            f"{stream.name} payload has {count} floats, the stream has {_sizes(stream)}"
         )
     raw = floats.tobytes()
-    header = pack_header(
-        stream.id, flags, instance_id, sequence, capture_ns, publish_ns, count, crc32(raw)
+    header = Header(
+        *(MAGIC, SCHEMA_VERSION, stream.id, flags, instance_id, sequence),
+        *(capture_ns, publish_ns, count, crc32(raw)),
     )
-    return [stream.topic, header, raw]
+    return [stream.topic, header.pack(), raw]
 
 
 def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -> Message:
@@ -140,9 +136,8 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
         )
     if not known.min_elements <= count <= known.max_elements:
         raise WrongLength(
-            f"{known.name} payload has {count} floats, the stream has "
-            + (f"{known.size}" if known.fields else f"1 to {known.max_elements}")
-            + "; sender and receiver have different stream tables"
+            f"{known.name} payload has {count} floats, the stream has {_sizes(known)}; "
+            "sender and receiver have different stream tables"
         )
     found = crc32(raw)
     if found != header.crc32:
@@ -150,6 +145,10 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
             f"{known.name} payload has CRC-32 {found:#010x}, its header says {header.crc32:#010x}"
         )
     return Message(header, np.frombuffer(raw, dtype=_F4))
+
+
+def _sizes(stream: Stream) -> str:
+    return f"{stream.size}" if stream.fields else f"1 to {stream.max_elements}"
 
 
 def unpack(stream: Stream, payload: FloatArray) -> dict[str, FloatArray]:

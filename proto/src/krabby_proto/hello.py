@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from krabby_proto.errors import HelloMismatch
 from krabby_proto.header import SCHEMA_VERSION
 from krabby_proto.streams import schema_hash
 
-__all__ = ["CLOCKS", "HELLO_TOPIC", "JsonObject", "check_hello", "make_hello", "parse_json"]
+__all__ = [
+    "CLOCKS",
+    "HELLO_TOPIC",
+    "MAX_JSON_BYTES",
+    "JsonObject",
+    "check_hello",
+    "make_hello",
+    "parse_json",
+    "parse_request",
+]
 
 JsonObject = dict[str, Any]
 """A JSON object as Python reads it."""
 
 HELLO_TOPIC: Final = b"hello"
+MAX_JSON_BYTES: Final = 1 << 16
 MAX_JSON_DEPTH: Final = 32
 """Objects and arrays within each other in a request or an answer."""
 CLOCKS: Final = ("monotonic", "simulated")
@@ -89,6 +99,13 @@ def parse_json(raw: bytes | memoryview) -> JsonObject | None:
         return None
     found = cast("JsonObject", value)
     return None if _is_deep(found) else found
+
+
+def parse_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
+    """The JSON object of a request ``[topic, json]``, or None when it is not one."""
+    if len(body) != 2 or body[0] != topic or len(body[1]) > MAX_JSON_BYTES:
+        return None
+    return parse_json(body[1])
 
 
 def _finite(text: str) -> float:

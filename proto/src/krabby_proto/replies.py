@@ -68,34 +68,14 @@ class CommandReply(NamedTuple):
             return SAFETY_STATES[self.safety_state]
         return f"state_{self.safety_state}"
 
-    @staticmethod
-    def pack(
-        status: int,
-        *,
-        safety_state: int,
-        fault_bits: int,
-        position_clamp_mask: int,
-        rate_clamp_mask: int,
-        request_sequence: int,
-        applied_sequence: int,
-        applied_ns: int,
-        server_ns: int,
-    ) -> bytes:
-        """The reply's 56 bytes."""
-        return _REPLY.pack(
-            REPLY_MAGIC,
-            SCHEMA_VERSION,
-            status,
-            safety_state,
-            fault_bits,
-            position_clamp_mask,
-            rate_clamp_mask,
-            0,
-            request_sequence,
-            applied_sequence,
-            applied_ns,
-            server_ns,
-        )
+    @classmethod
+    def pack(cls, status: int, **fields: int) -> bytes:
+        """The 56 bytes of a reply with this status; `fields` are the others, all but the constant.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        return _REPLY.pack(*cls(REPLY_MAGIC, SCHEMA_VERSION, status, reserved=0, **fields))
 
     @classmethod
     def unpack(cls, frame: bytes | memoryview) -> CommandReply:

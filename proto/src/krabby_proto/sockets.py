@@ -15,7 +15,6 @@ import zmq
 
 from krabby_proto.codec import Message, decode, encode
 from krabby_proto.endpoint import (
-    MAX_JSON_BYTES,
     REVIVE_S,
     Context,
     Endpoint,
@@ -26,6 +25,7 @@ from krabby_proto.endpoint import (
 )
 from krabby_proto.errors import FrameError
 from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET
+from krabby_proto.hello import MAX_JSON_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,6 +41,7 @@ __all__ = [
     "Requester",
     "Router",
     "new_instance_id",
+    "serve_within",
     "wait_any",
     "wait_readable",
 ]
@@ -388,10 +389,27 @@ class Router(Endpoint):
             return Request([], parts)
         return Request(parts[: delimiter + 1], parts[delimiter + 1 :])
 
+    def take(self, most: int) -> list[Request]:
+        """The requests that are waiting, at most so many."""
+        return list(itertools.islice(iter(self.receive, None), most))
+
     def reply(self, request: Request, *frames: bytes) -> None:
         """Answer; libzmq drops it when the client is gone or does not read."""
         if request.envelope:
             send_frames(self.socket, (*request.envelope, *frames))
+
+
+def serve_within(timeout_s: float, routers: Sequence[Router], serve: Callable[[], int]) -> int:
+    """Serve what is there, else wait for requests and serve; how many, 0 when the time is over.
+
+    Served also when nothing is there to be read: a router made anew binds itself in `receive`.
+    """
+    served = serve()
+    if served or timeout_s <= 0.0:
+        return served
+    if not wait_readable([router.socket for router in routers], timeout_s):
+        return 0
+    return serve()
 
 
 class Requester(Endpoint):
@@ -416,8 +434,6 @@ class Requester(Endpoint):
                 (zmq.RCVHWM, 0),
             ],
         )
-        self.unsent = 0
-        """Requests not even sent, because no server was connected."""
         self.timeouts = 0
         """Requests sent and not answered in time."""
 
@@ -427,7 +443,6 @@ class Requester(Endpoint):
             send_frames(self.socket, frames)
         except zmq.Again:
             self.revive()
-            self.unsent += 1
             return None
         deadline = time.monotonic() + deadline_s
         # Looked at once before waiting, although nothing can be there yet. Every hundredth frame
@@ -463,6 +478,5 @@ class Requester(Endpoint):
         """
         deadline = time.monotonic() + timeout_s
         if not self.wait_connected(timeout_s):
-            self.unsent += 1
             return None
         return self.request(make_frames(), deadline - time.monotonic())

@@ -636,13 +636,13 @@ def test_an_operator_who_comes_late_finds_the_deadman_done(active):
 def test_the_filter_follows_the_mean_square_effort(robot):
     robot.effort = [40.0, -80.0]
     robot.observe()
-    start = robot.gate.effort_rms**2
+    start = robot.gate.effort.rms**2
     for _ in range(3000):
         robot.cycle(10)
     # After one time constant, 30 s, the mean square has covered 1 - 1/e of its way.
     share = 1 - math.exp(-1)
     target = np.array([40.0, 80.0]) ** 2
-    assert robot.gate.effort_rms**2 == pytest.approx(start + (target - start) * share)
+    assert robot.gate.effort.rms**2 == pytest.approx(start + (target - start) * share)
 
 
 def test_the_limit_is_peak_until_the_fold_and_rated_at_the_rated_mean_square():
@@ -660,8 +660,8 @@ def test_a_drive_that_obeys_its_limit_never_passes_its_rating(robot):
     for _ in range(20_000):
         robot.effort = drive.effort_limit
         drive = robot.cycle(10)
-        assert robot.gate.effort_budget_ratio <= 1.0
-    assert robot.gate.effort_budget_ratio > 0.999
+        assert robot.gate.effort.ratio <= 1.0
+    assert robot.gate.effort.ratio > 0.999
     assert drive.effort_limit == pytest.approx([40.0, 40.0], rel=0.02)
 
 
@@ -681,14 +681,14 @@ def test_a_drive_that_ignores_its_limit_is_damped_before_long(active):
 def test_a_gap_in_the_measurements_heats_for_the_drive_timeout_and_cools_no_longer(robot):
     robot.effort = [120.0, 0.0]
     robot.observe()
-    before = robot.gate.effort_rms[0] ** 2
+    before = robot.gate.effort.rms[0] ** 2
     robot.cycle(3_600_000)
     share = 1 - math.exp(-0.1 / 30)
     after = before + (120.0**2 - before) * share
-    assert robot.gate.effort_rms[0] ** 2 == pytest.approx(after)
+    assert robot.gate.effort.rms[0] ** 2 == pytest.approx(after)
     robot.effort = [0.0, 0.0]
     robot.cycle(3_600_000)
-    assert robot.gate.effort_rms[0] ** 2 == pytest.approx(after * (1 - share))
+    assert robot.gate.effort.rms[0] ** 2 == pytest.approx(after * (1 - share))
 
 
 def test_an_absurd_effort_reading_is_cut_and_trips_without_overflow(active):
@@ -696,7 +696,7 @@ def test_an_absurd_effort_reading_is_cut_and_trips_without_overflow(active):
     for _ in range(20):
         active.cycle(10)
     assert Fault.EFFORT_BUDGET in active.gate.faults
-    assert np.isfinite(active.gate.effort_rms).all()
+    assert np.isfinite(active.gate.effort.rms).all()
 
 
 # Time

@@ -321,7 +321,7 @@ class GateMachine(RuleBasedStateMachine):
             assert now - self.alive_ns < 150 * MS
         assert (drive.effort_limit >= CFG.rated_torque).all()
         assert (drive.effort_limit <= CFG.peak_torque).all()
-        assert (self.gate.effort_rms <= CFG.rated_torque * (1.0 + 1e-12)).all()
+        assert (self.gate.effort.rms <= CFG.rated_torque * (1.0 + 1e-12)).all()
 
 
 def start_of(pos):

@@ -123,9 +123,9 @@ class GateMetrics:
             gauge.set(gate.state is state)
         for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):
             gauge.set(fault in gate.faults)
-        _EFFORT_BUDGET.set(gate.effort_budget_ratio)
+        _EFFORT_BUDGET.set(gate.effort.ratio)
         for metric, values in (
-            (_EFFORT_RMS, gate.effort_rms),
+            (_EFFORT_RMS, gate.effort.rms),
             (_POSITION, measured.joint_pos),
             (_TARGET, drive.joint_pos),
             (_VELOCITY, measured.joint_vel),

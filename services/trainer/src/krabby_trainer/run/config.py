@@ -18,6 +18,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, cast
 
+from krabby.robot.assets import robot_name
+
 from krabby_trainer.errors import ConfigError
 from krabby_trainer.task.config import EnvCfg
 
@@ -277,6 +279,8 @@ class TrainCfg:
     task: str = "teacher"
     """What is trained, a file of conf/task: teacher; distill, a student that imitates one; student,
     which goes on learning by itself."""
+    robot: str = field(default_factory=robot_name)
+    """Folder of the assets folder; the one in KRABBY_ROBOT, or else crab_hex."""
     seed: int = 0
     device: str = "auto"
     """`auto` is this process's GPU where there is one, else `cpu`."""

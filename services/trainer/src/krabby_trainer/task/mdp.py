@@ -40,6 +40,8 @@ __all__ = [
 
 Tensor = torch.Tensor
 
+_REFERENCE_TORQUE = 40.0
+"""Rating of the drives that the weight of `torque` is meant for [N·m]."""
 _STILL_M_S = 0.1
 _STILL = 0.05
 _SLOWEST = 0.15
@@ -118,9 +120,12 @@ def joint_limits(joint_pos: Tensor, lower: Tensor, upper: Tensor, margin_rad: fl
     return (low + high).sum(-1)
 
 
-def torque(joint_torque: Tensor) -> Tensor:
-    """Squared torque, summed over the joints [N²·m²]."""
-    return joint_torque.square().sum(-1)
+def torque(joint_torque: Tensor, rated_torque: Tensor) -> Tensor:
+    """Squared torque, summed over the joints [N²·m²], as if all drives were rated at 40 N·m.
+
+    What heats a drive is its torque over its rating.
+    """
+    return (joint_torque * (_REFERENCE_TORQUE / rated_torque)).square().sum(-1)
 
 
 def power(joint_torque: Tensor, joint_vel: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ def mean_square_filter(
     return previous + (joint_torque.square() - previous) * min(1.0, dt / window_s)
 
 
-def effort_budget(mean_square: Tensor, rated_torque: float, share: float) -> Tensor:
+def effort_budget(mean_square: Tensor, rated_torque: Tensor, share: float) -> Tensor:
     """How far the joints' mean square effort is above `share` of the rated one, mean over joints.
 
     The safety gate folds the torque limit from there on, so a robot that lives there grows weak.
@@ -190,7 +195,7 @@ def feet_in_pit(in_pit: Tensor) -> Tensor:
 
 
 def torque_speed_limit(
-    joint_vel: Tensor, peak_torque: float | Tensor, no_load_speed: float
+    joint_vel: Tensor, peak_torque: Tensor, no_load_speed: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Lowest and highest torque a drive gives at a speed [N·m], each (N, 18).
 
@@ -203,7 +208,7 @@ def torque_speed_limit(
 
 
 def saturated(
-    joint_torque: Tensor, joint_vel: Tensor, peak_torque: float | Tensor, no_load_speed: float
+    joint_torque: Tensor, joint_vel: Tensor, peak_torque: Tensor, no_load_speed: Tensor
 ) -> Tensor:
     """Which drives give 99 % or more of what they can, (N, 18)."""
     low, high = torque_speed_limit(joint_vel, peak_torque, no_load_speed)

@@ -120,6 +120,9 @@ class Parkour:
             constant(gate.target_upper),
         )
         self.max_step = constant(gate.max_rate) * CONTROL_STEP_S
+        self._rated_torque = constant(self.desc.rated_torque)
+        self._peak_torque = constant(self.desc.peak_torque)
+        self._no_load_speed = constant(self.desc.no_load_speed)
         self.tilt_limit_rad = gate.tilt_limit_rad
         self.fold_start = gate.fold_start
 
@@ -288,7 +291,7 @@ class Parkour:
         for key, values in (("kp", kp * bodies.kp_factor), ("kd", kd * bodies.kd_factor)):
             write_group_parameter(robot.actuators, "drives", "controller", key, values=values)
         for key in ("saturation_effort", "max_motor_effort"):
-            torque = self.desc.peak_torque * bodies.motor_strength.expand(-1, NUM_JOINTS)
+            torque = self._peak_torque * bodies.motor_strength
             write_group_parameter(robot.actuators, "drives", "clamping", key, values=torque)
 
     def _read(self) -> None:
@@ -376,9 +379,9 @@ class Parkour:
                 self.joint_pos, self.target_lower, self.target_upper, LIMIT_MARGIN_RAD
             ),
             "power": mdp.power(self.torque, self.joint_vel),
-            "torque": mdp.torque(self.torque),
+            "torque": mdp.torque(self.torque, self._rated_torque),
             "effort_budget": mdp.effort_budget(
-                self.mean_square, self.desc.rated_torque, self.fold_start
+                self.mean_square, self._rated_torque, self.fold_start
             ),
             "base_contact": mdp.bodies_touching(base_force_w, _CONTACT_N),
             "leg_contact": mdp.bodies_touching(self.force_w[:, self._legs_sensed], _CONTACT_N),
@@ -631,8 +634,8 @@ class Parkour:
             mdp.saturated(
                 self.torque,
                 self.joint_vel,
-                self.desc.peak_torque * self.bodies.motor_strength,
-                self.desc.no_load_speed,
+                self._peak_torque * self.bodies.motor_strength,
+                self._no_load_speed,
             )
         )
         sums = self._sums
