@@ -145,7 +145,7 @@ def test_edges_before_a_fall_are_counted_although_the_episode_is_over():
     result = run(["gap"], facts([0], edges=edges, fell=[0]), facts([0]), facts([0]))
 
     assert summarise(result)["mev"] == 2.0  # 6 feet in one of three steps
-    assert result.episodes.steps.tolist() == [1, 2]
+    assert result.episodes["steps"].tolist() == [1, 2]
 
 
 def test_torque_is_a_root_mean_square_over_robots_steps_and_joints():

@@ -15,8 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "MAX_YAW_RATE", "STOP", "TURN_IN_PLACE_RAD", "NavCommand", "pursue", "steer", "wrap_angle",
-]  # fmt: skip
+    "MAX_YAW_RATE",
+    "STOP",
+    "TURN_IN_PLACE_RAD",
+    "NavCommand",
+    "pursue",
+    "steer",
+    "wrap_angle",
+]
 
 _YAW_GAIN = 1.5
 """Yaw rate per heading error [1/s]."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Episodes = NDArray[np.void]
+
 __all__ = [
     "GOALS",
     "OUTCOMES",
@@ -129,9 +131,9 @@ class Run:
     """(N, J) [N²·m²]"""
     saturated_sum: NDArray[np.float64]
     """(N, J)"""
-    episodes: np.recarray[Any, Any] = field(default_factory=lambda: np.recarray(0, _EPISODE))
-    """All episodes in the order in which they ended, (E,): robot, number, outcome (an index into
-    `OUTCOMES`), goals, steps, distance_m."""
+    episodes: Episodes = field(default_factory=lambda: np.zeros(0, _EPISODE))
+    """All episodes in the order in which they ended, (E,), with the fields robot, number, outcome
+    (an index into `OUTCOMES`), goals, steps and distance_m."""
 
 
 class EpisodeRecorder:
@@ -185,8 +187,8 @@ class EpisodeRecorder:
         """The books, with the episodes still going on as cut off."""
         self._going_on["outcome"] = _CUT_OFF
         self._close(self._going_on["steps"] > 0)
-        episodes = np.concatenate([np.zeros(0, _EPISODE), *self._closed])
-        return replace(self._run, episodes=episodes.view(np.recarray))
+        episodes: Any = np.concatenate([np.zeros(0, _EPISODE), *self._closed])
+        return replace(self._run, episodes=episodes)
 
     def _close(self, ended: NDArray[np.bool_]) -> None:
         if not ended.any():
@@ -196,9 +198,9 @@ class EpisodeRecorder:
         self._going_on["steps"][ended] = 0
 
 
-def mxd_of(episodes: np.recarray[Any, Any]) -> NDArray[np.float64]:
+def mxd_of(episodes: Episodes) -> NDArray[np.float64]:
     """Share of the way by goals, (E,) in [0, 1]."""
-    return np.minimum(episodes.goals / (GOALS - 1), 1.0)
+    return np.minimum(episodes["goals"] / (GOALS - 1), 1.0)
 
 
 def summarise(run: Run, chosen: NDArray[np.bool_] | None = None) -> dict[str, Any]:
@@ -211,9 +213,9 @@ def summarise(run: Run, chosen: NDArray[np.bool_] | None = None) -> dict[str, An
         chosen = np.ones(len(run.robots), bool)
     if not chosen.any():
         raise EvaluationError("no robot is in this group; give the suite more robots")
-    everything = run.episodes[chosen[run.episodes.robot]]
-    ended = everything[everything.outcome != _CUT_OFF]
-    first = everything[everything.number == 0]
+    everything = run.episodes[chosen[run.episodes["robot"]]]
+    ended = everything[everything["outcome"] != _CUT_OFF]
+    first = everything[everything["number"] == 0]
     mxd, mxd_all = mxd_of(ended), mxd_of(everything)
     steps = int(run.steps[chosen].sum())
     torque_square = run.torque_square_sum[chosen].sum(axis=0) / max(steps, 1)
@@ -232,10 +234,10 @@ def summarise(run: Run, chosen: NDArray[np.bool_] | None = None) -> dict[str, An
         "mev": mev,
         "mev_std": None if mev is None else math.sqrt(max(0.0, square - mev * mev)),
         "mev_per_foot": None if mev is None else mev / run.feet,
-        "success": _mean(ended.goals >= GOALS),
-        "success_first": _mean(first.goals >= GOALS),
-        "fall_rate": _mean(ended.outcome == _FELL),
-        "time_out_rate": _mean(ended.outcome == _TIMED_OUT),
+        "success": _mean(ended["goals"] >= GOALS),
+        "success_first": _mean(first["goals"] >= GOALS),
+        "fall_rate": _mean(ended["outcome"] == _FELL),
+        "time_out_rate": _mean(ended["outcome"] == _TIMED_OUT),
         "collision_share": int(run.collision_steps[chosen].sum()) / max(steps, 1),
         "torque_rms_nm": float(np.sqrt(torque_square.mean())),
         "torque_rms_hardest_nm": float(np.sqrt(torque_square.max())),
@@ -248,17 +250,17 @@ def summarise(run: Run, chosen: NDArray[np.bool_] | None = None) -> dict[str, An
 
 
 def _estimates(
-    everything: np.recarray[Any, Any], ended: np.recarray[Any, Any], first: np.recarray[Any, Any]
+    everything: Episodes, ended: Episodes, first: Episodes
 ) -> dict[str, intervals.Estimate]:
     """Shares over first episodes, so that trials are independent; MXD and MEV keep their own."""
     n = len(first)
-    _, robot = np.unique(ended.robot, return_inverse=True)
-    falls = int((everything.outcome == _FELL).sum())
-    walked_m = float(np.maximum(everything.distance_m, 0.0).sum())
+    _, robot = np.unique(ended["robot"], return_inverse=True)
+    falls = int((everything["outcome"] == _FELL).sum())
+    walked_m = float(np.maximum(everything["distance_m"], 0.0).sum())
     return {
-        "success": intervals.share(int((first.goals >= GOALS).sum()), n),
-        "fell": intervals.share(int((first.outcome == _FELL).sum()), n),
-        "timed_out": intervals.share(int((first.outcome == _TIMED_OUT).sum()), n),
+        "success": intervals.share(int((first["goals"] >= GOALS).sum()), n),
+        "fell": intervals.share(int((first["outcome"] == _FELL).sum()), n),
+        "timed_out": intervals.share(int((first["outcome"] == _TIMED_OUT).sum()), n),
         "mxd": intervals.ratio(
             np.bincount(robot, mxd_of(ended)).tolist(), np.bincount(robot).tolist(),
             low=0.0, high=1.0,
@@ -278,7 +280,9 @@ def combine(
     share = list(weights.values())
     for name in ("mxd", "mxd_all", "mxd_first", "mev", "mev_per_foot", "obedient_mxd"):
         means = [groups[group].get(name) for group in weights]
-        total[name] = None if None in means else float(np.average(means, weights=share))
+        known = [mean for mean in means if mean is not None]
+        complete = len(known) == len(means)
+        total[name] = float(np.average(known, weights=share)) if complete else None
     for name in ("mxd", "mxd_all", "mev"):
         mean = total[name]
         squares = [

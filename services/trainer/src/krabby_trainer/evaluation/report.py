@@ -251,14 +251,14 @@ def _limits(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _robots(run: Run) -> dict[str, list[Any]]:
     """Each robot's course and first episode, to compare backends by."""
-    first = run.episodes[run.episodes.number == 0]
-    first = first[np.argsort(first.robot)]
+    first = run.episodes[run.episodes["number"] == 0]
+    first = first[np.argsort(first["robot"])]
     return {
         "type": run.robots.type.tolist(),
         "difficulty": run.robots.difficulty.round(6).tolist(),
         "course_seed": run.robots.course_seed.tolist(),
         "mxd_first": mxd_of(first).round(4).tolist(),
-        "outcome_first": first.outcome.tolist(),
+        "outcome_first": first["outcome"].tolist(),
     }
 
 
