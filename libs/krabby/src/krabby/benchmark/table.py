@@ -138,12 +138,15 @@ def family_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Ro
 
 
 def group_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]:
-    """All cells; those held out of training and the others; and what `facts["group"]` names."""
+    """All cells, those held out of training, the others, and groups in `facts["group"]`.
+
+    A group that has the name of a family is left out.
+    """
+    families = {cell.family for cell in cells}
 
     def groups(cell: Cell) -> tuple[str, ...]:
-        named = cell.facts.get("group")
-        trained = "held out of training" if cell.held_out else "not held out"
-        return ("all cells", trained, *((str(named),) if named else ()))
+        named = {str(cell.facts["group"])} - families if "group" in cell.facts else ()
+        return ("all cells", "held out of training" if cell.held_out else "not held out", *named)
 
     return _rows(cells, trials, groups)
 
