@@ -54,8 +54,8 @@ class Estimate:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Estimate:
-        """What `as_json` gave."""
-        known = {name: math.nan if value is None else value for name, value in values.items()}
+        """The estimate of which `as_json` gave the values."""
+        known: dict[str, Any] = {n: math.nan if v is None else v for n, v in values.items()}
         return cls(**known)
 
     def as_json(self) -> dict[str, Any]:
