@@ -33,7 +33,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -142,6 +142,11 @@ check: check-fast ## check-fast, types, generated files
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
+
+docs: $(DEV) ## the documentation as a site in build/docs; broken links are errors
+	@$(INSTALL) --group docs
+	@$(BIN)/sphinx-build -W --keep-going -q -n -c docs . build/docs
+	@echo "open build/docs/docs/index.html"
 
 check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python

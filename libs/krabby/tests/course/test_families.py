@@ -216,7 +216,6 @@ def test_what_is_impassable_bars_the_whole_tile_between_the_waypoints():
         ("side-slope", 1.0),
         ("gap-45", 0.0),
         ("spiral", 0.2),
-        ("field", 0.5),
     ],
 )
 def test_training_may_not_draw_what_is_held_out(name, difficulty):

@@ -234,7 +234,7 @@ class Gameloop:
             self._meet_again(time.monotonic_ns())
             self._take_announced_nav(runtime, nav_in, now_ns, bool(state.flags & FLAG_NAV_DUE))
             if state.flags & FLAG_FEATURES_DUE and self.controller.policies.needs_features:
-                last_ns = features.capture_ns + 1 if features is not None else 0
+                last_ns = features.header.publish_ns + 1 if features is not None else 0
                 features = self._announced(runtime, features_in, last_ns) or features
             else:
                 features_in.take()  # an unread queue fills up, and its publisher hangs up
@@ -246,11 +246,17 @@ class Gameloop:
     def _announced(
         self, runtime: Runtime, subscriber: LatestSubscriber, since_ns: int
     ) -> Message | None:
-        """The newest message, captured at `since_ns` or later; None only when leaving."""
+        """The newest message, published at `since_ns` or later; None only when leaving.
+
+        In lock-step publication is the capture of the frame that is answered; the features may show
+        an older one.
+        """
 
         def newest() -> Message | None:
             message = subscriber.latest()
-            return message if message is not None and message.capture_ns >= since_ns else None
+            if message is None or message.header.publish_ns < since_ns:
+                return None
+            return message
 
         return self._await(runtime, subscriber, newest)
 

@@ -49,6 +49,9 @@ __all__ = [
     "Course",
     "Kind",
     "Recipe",
+    "check_training",
+    "find_recipe",
+    "is_held_out",
     "make_course",
 ]
 
@@ -249,6 +252,12 @@ COURSES: Final[Mapping[str, Recipe]] = MappingProxyType({**PUBLISHED, **FAMILIES
 """What `make_course` can build, by name; `.summary` is a line for people."""
 
 
+def is_held_out(name: str, difficulty: float) -> bool:
+    """Whether training may not draw this course at this difficulty."""
+    most = find_recipe(name).trained_to
+    return most is None or difficulty > most
+
+
 def check_training(name: str, difficulty: float) -> None:
     """Refuse a course that is held out of training, so that it can measure what was not practised.
 
@@ -256,13 +265,11 @@ def check_training(name: str, difficulty: float) -> None:
         UnknownCourse: no such name.
         CourseError: training may not draw this course at this difficulty.
     """
-    most = find_recipe(name).trained_to
-    if most is None:
-        raise CourseError(f"course {name!r} is held out of training; evaluate on it instead")
-    if difficulty > most:
+    if is_held_out(name, difficulty):
+        most = find_recipe(name).trained_to
+        beyond = "" if most is None else f" beyond difficulty {most:g}, not {difficulty:g}"
         raise CourseError(
-            f"course {name!r} is held out of training beyond difficulty {most:g}, "
-            f"not {difficulty:g}; lower the difficulty"
+            f"course {name!r} is held out of training{beyond}; it is there for evaluation only"
         )
 
 

@@ -506,7 +506,7 @@ def _families() -> dict[str, Recipe]:
         ),
         "beam": row("beam", _beam, "two beams over a pit, 0.6 m wide at d = 1", 0.75),
         "rough": row("rough", _rough, "patches of uneven ground, +-10 cm at d = 1"),
-        "field": row("rough", _field, "a large field as rough as `rough`, level at d = 0", None),
+        "field": row("rough", _field, "a large field as rough as `rough`, level at d = 0"),
         "slope": row("slope", _slope, "up and down, 30 degrees at d = 1"),
         "side-slope": row("slope", _side_slope, "a cross-slope, 30 degrees at d = 1", 0.75),
         "u-turn": row("turns", _u_turn, "out and back on two walkways over a pit"),
