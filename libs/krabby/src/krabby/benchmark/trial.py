@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 from krabby_proto import CAMERA, FEATURES, NAV, STATE, CommandReply, Message, SafetyState
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header
@@ -94,7 +95,7 @@ class Policies:
             load: makes a runner, for policies that are no bundles.
         """
         base = ControlCfg() if control is None else control
-        self.cfg = dataclasses.replace(base, policy=policy)
+        self.cfg = msgspec.structs.replace(base, policy=policy)
         self._desc = desc
         self._load = load
         self._runners: dict[tuple[str, str], PolicyRunner] = {}
