@@ -117,7 +117,7 @@ def write_report(
     if pictures:
         from krabby.benchmark.report_picture import plot_success
 
-        plot_success(report, folder / _PICTURE)
+        plot_success(report.cells, report.policies, folder / _PICTURE)
     write_whole(folder / "report.json", json.dumps(report.as_json(), indent=1) + "\n")
     write_whole(folder / "report.md", markdown(report, picture=_PICTURE if pictures else ""))
     return report
