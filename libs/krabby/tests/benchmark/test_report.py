@@ -3,11 +3,14 @@
 import itertools
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from krabby.benchmark import table
+from krabby.benchmark.figures import FIGURES
+from krabby.benchmark.outcome import Outcome
 from krabby.benchmark.report import Report, markdown, target_text, write_report
 from krabby.benchmark.scenario import Cell, Target
 from krabby.benchmark.table import TrialsError
@@ -190,3 +193,9 @@ def test_shards_in_any_order_give_the_same_report(trials, shards, order):
     joined = [one for part in reversed(parts) for one in part]
     again = Report.of(CELLS, joined + parts[0], {})
     assert json.dumps(again.as_json()) == json.dumps(whole)
+
+
+def test_the_page_defines_every_figure_and_outcome():
+    page = (Path(__file__).parents[4] / "docs/benchmark.md").read_text()
+    names = [figure.name for figure in FIGURES] + [outcome.value for outcome in Outcome]
+    assert [name for name in names if f"`{name}`" not in page] == []

@@ -424,13 +424,14 @@ def _plot_difficulty(report: Mapping[str, Any], path: Path) -> None:
         colour, mxd = _COLOURS[kind], [group["mxd_all"] for group in groups]
         left.plot(middle, mxd, "o-", color=colour, label=kind, markersize=4)
         success = [Estimate.from_json(group["estimates"]["success"]) for group in groups]
-        right.plot(middle, [s.value for s in success], "o-", color=colour, markersize=4)
+        beside = np.array(middle) + 0.01 * TYPES.index(kind)  # so that intervals can be seen
+        right.plot(beside, [s.value for s in success], "o-", color=colour, markersize=4)
         lows, highs = [s.low for s in success], [s.high for s in success]
-        right.vlines(middle, lows, highs, color=colour, lw=1)
+        right.vlines(beside, lows, highs, color=colour, lw=1)
     for axes, title in ((left, "MXD, all episodes"), (right, "success, 95 % interval")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("difficulty")
-        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.03)
+        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.06)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8, frameon=False)
