@@ -63,6 +63,17 @@ def test_a_cell_has_its_success_falls_and_times():
     assert row.outcomes["parkour"] == {"success": 3, "fell": 1}
 
 
+def test_a_disturbed_cell_is_compared_with_its_baseline():
+    target = Target(figure="success_change", at_least=-0.05)
+    late = make_cell("late", facts={"baseline": "up"}, target=target)
+    trials = [*TRIALS, *(trial("late", seed) for seed in range(4))]
+    rows = {row.name: row for row in table.cell_rows((*CELLS, late), trials)}
+    # 4 of 4 minus 3 of 4
+    assert rows["late"].results["parkour"]["success_change"].value == 0.25
+    assert table.judge(target, rows["late"].results["parkour"]) == "met, not certain"
+    assert "success_change" not in rows["up"].results["parkour"]
+
+
 def test_standing_off_is_success_before_what_is_impassable_and_nowhere_else():
     rows = {row.name: row.results["parkour"] for row in table.cell_rows(CELLS, TRIALS)}
     assert (rows["cliff"]["success"].value, rows["cliff"]["refused"].value) == (1.0, 1.0)
