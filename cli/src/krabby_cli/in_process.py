@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
-from krabby.runtime.config import load_config
+from krabby.config import load
 from krabby.runtime.thread import ServiceThread
 from krabby_camera.config import CameraCfg
 from krabby_camera.service import CameraService
@@ -26,7 +26,8 @@ from krabby_cli.errors import ServiceDied
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from krabby.runtime.app import Service, ServiceCfg
+    from krabby.runtime.app import Service
+    from krabby.runtime.config import ServiceCfg
 
 __all__ = ["run_services"]
 
@@ -71,7 +72,7 @@ def run_services(
     for name, kind in _SERVICES.items():
         if name in configuration:
             texts = (*_SETTINGS.get(name, ()), *configuration[name])
-            service = kind.factory(load_config(kind.cfg, None, texts))
+            service = kind.factory(load(kind.cfg, None, texts))
             threads[name] = ServiceThread(service, name, run_id)
     for thread in threads.values():
         thread.start()
@@ -80,12 +81,11 @@ def run_services(
             time.sleep(_POLL_S)
         first = [name for name, thread in threads.items() if thread.failure is not None]
     finally:
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].runtime.stop("the run is over")
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].join(_STOP_S)
+        ordered = [threads[name] for name in _STOP_ORDER if name in threads]
+        for thread in ordered:
+            thread.runtime.stop("the run is over")
+        for thread in ordered:
+            thread.join(_STOP_S)
     for name in (*first, *threads):
         failure = threads[name].failure
         if failure is not None:

@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from krabby_proto.codec import Message, decode
-from krabby_proto.errors import (
-    CorruptPayload,
-    FrameError,
-    SchemaVersionMismatch,
-    WrongLength,
-)
+from krabby_proto.errors import CorruptPayload, FrameError, SchemaVersionMismatch, WrongLength
 from krabby_proto.header import HEADER_SIZE, MAGIC
-from krabby_proto.replies import CommandStatus
+from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND
 
 if TYPE_CHECKING:
@@ -122,13 +117,15 @@ class CommandAdmission:
 
 
 def _status_of(error: FrameError) -> CommandStatus:
-    if isinstance(error, SchemaVersionMismatch):
-        return CommandStatus.REJECTED_SCHEMA
-    if isinstance(error, WrongLength):
-        return CommandStatus.REJECTED_LENGTH
-    if isinstance(error, CorruptPayload):
-        return CommandStatus.REJECTED_CORRUPT
-    return CommandStatus.REJECTED_MALFORMED
+    return _STATUS.get(type(error), CommandStatus.REJECTED_MALFORMED)
+
+
+_STATUS: Final[dict[type[FrameError], CommandStatus]] = {
+    SchemaVersionMismatch: CommandStatus.REJECTED_SCHEMA,
+    WrongLength: CommandStatus.REJECTED_LENGTH,
+    CorruptPayload: CommandStatus.REJECTED_CORRUPT,
+}
+"""A frame error not named here: `REJECTED_MALFORMED`."""
 
 
 def _peek_sequence(body: Sequence[bytes]) -> int:

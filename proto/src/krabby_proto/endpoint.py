@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_FRAMES",
-    "MAX_JSON_BYTES",
+    "Closing",
     "Context",
     "Endpoint",
     "Socket",
@@ -35,8 +35,6 @@ __all__ = [
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
-
-MAX_JSON_BYTES: Final = 1 << 16
 
 # The kernel asks a silent peer, not libzmq: no socket has ZMQ_HEARTBEAT_IVL set. A socket that goes
 # unread until its queue is full stops reading in the middle of what came; once its peer has hung
@@ -87,16 +85,13 @@ def wait_for(sockets: Sequence[Socket], events: int, timeout_s: float) -> bool:
         remaining = deadline - time.monotonic()
         if remaining <= 0.0:
             return False
-        select.select([_fd(socket) for socket in sockets], (), (), remaining)
+        fds = [cast("int", socket.getsockopt(zmq.FD)) for socket in sockets]
+        select.select(fds, (), (), remaining)
 
 
 def pending_events(socket: Socket) -> int:
     """Bits POLLIN and POLLOUT that hold now."""
     return cast("int", socket.getsockopt(zmq.EVENTS))
-
-
-def _fd(socket: Socket) -> int:
-    return cast("int", socket.getsockopt(zmq.FD))
 
 
 def send_frames(socket: Socket, frames: Sequence[bytes]) -> None:
@@ -106,7 +101,21 @@ def send_frames(socket: Socket, frames: Sequence[bytes]) -> None:
     socket.send(frames[-1], zmq.NOBLOCK)
 
 
-class Endpoint:
+class Closing:
+    """Base of what is closed at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Give up what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Endpoint(Closing):
     """A socket on one endpoint, bound or connected."""
 
     def __init__(
@@ -294,22 +303,12 @@ class Endpoint:
             self._connected = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._dead = kind == zmq.EVENT_DISCONNECTED  # until it says that it retries
 
-    def fileno(self) -> int:
-        """Descriptor for an outer event loop; edge-triggered, so drain after every event."""
-        return _fd(self.socket)
-
     def close(self) -> None:
         """Close at once; what was not sent yet is dropped."""
         if self._monitor is not None and not self._monitor.closed:
             self.socket.disable_monitor()
             self._monitor.close(linger=0)
         self.socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _monitor(context: Context, socket: Socket) -> Socket:

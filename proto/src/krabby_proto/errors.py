@@ -1,23 +1,4 @@
-"""What can go wrong on the wire, as one small tree.
-
-::
-
-    ProtoError
-    ├── FrameError                   a received message is not what the contract says
-    │   ├── WrongFrameCount          not [topic, header, payload]
-    │   ├── ShortFrame               a header or a reply of the wrong size
-    │   ├── BadMagic                 not one of ours
-    │   ├── SchemaVersionMismatch    ours, from another version of the contract
-    │   ├── WrongStream              topic or stream id of another stream
-    │   ├── WrongLength              element count, payload bytes and stream disagree
-    │   └── CorruptPayload           the CRC-32 does not match
-    ├── EncodeError                  a value that does not fit the contract was to be sent
-    ├── EndpointError                an endpoint that cannot be used
-    │   └── EndpointInUse            somebody else has it
-    ├── RequestTimeout               a peer did not answer in time
-    ├── HelloMismatch                the peer speaks of another robot or another contract
-    └── RecordingError               a recording that cannot be written or read
-"""
+"""What can go wrong on the wire; each error says what happened, with which values."""
 
 # An error is named for what happened, as in the streams contract; the suffix would add nothing.
 # ruff: noqa: N818

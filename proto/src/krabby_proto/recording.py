@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from krabby_proto.codec import Message, decode
+from krabby_proto.endpoint import Closing
 from krabby_proto.errors import FrameError, RecordingError
 from krabby_proto.header import HEADER_FORMAT, HEADER_SIZE, SCHEMA_VERSION, Header
 from krabby_proto.streams import STREAMS, Stream, schema_hash
@@ -35,7 +36,7 @@ class RecordedMessage(NamedTuple):
     """Topic, header, payload, ready to be sent again."""
 
 
-class Recorder:
+class Recorder(Closing):
     """Writes messages to a new MCAP file, compressed in chunks.
 
     Args:
@@ -93,12 +94,6 @@ class Recorder:
         if not self._file.closed:
             self._writer.finish()
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class Recording:

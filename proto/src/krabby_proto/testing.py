@@ -11,8 +11,9 @@ import numpy as np
 
 from krabby_proto.codec import FloatArray, Message, pack
 from krabby_proto.hello import make_hello
-from krabby_proto.replies import SAFETY_STATES, CommandOutcome, CommandStatus, SafetyOutcome
+from krabby_proto.replies import CommandOutcome, SafetyOutcome
 from krabby_proto.server import HalServer
+from krabby_proto.states import SAFETY_STATES, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, NUM_FEET, NUM_JOINTS, SAFETY, STATE, TRUTH
 
 if TYPE_CHECKING:

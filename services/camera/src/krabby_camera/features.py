@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import numpy as np
-from krabby.policy.bundle import OnnxEncoder, PolicyOutputError
+from krabby.policy.bundle import LATENT_SIZE, OnnxEncoder, PolicyOutputError
 from krabby.policy.depth_image import CROP, IMAGE_SHAPE, DepthPreprocessor
 from krabby.policy.observation import ObservationBuilder
 from krabby.robot.description import CameraModel, RobotDescription
@@ -35,6 +35,8 @@ class FeatureMaker(Protocol):
 
     flags: int
     """Flags of its messages."""
+    size: int
+    """Floats of its payload."""
 
     def wants(self, capture_ns: int) -> bool:
         """Whether a frame captured then is to be used, or comes too soon after the last one."""
@@ -63,6 +65,7 @@ class ImageMaker:
     """The policy image as it is."""
 
     flags = 0
+    size = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
 
     def wants(self, capture_ns: int) -> bool:
         return True
@@ -84,6 +87,7 @@ class LatentMaker:
     """The latent of a bundle's depth encoder, at the rate it was trained on."""
 
     flags = FLAG_LATENT
+    size = LATENT_SIZE
 
     def __init__(
         self, encoder: OnnxEncoder, desc: RobotDescription, states: StateTrack | None
@@ -200,9 +204,7 @@ class Eye:
         depth = frame.payload.reshape(self._shape)
         image = self._preprocess(depth)
         VALID_RATIO.set(self.valid_ratio)
-        # in lock-step the simulation waits for an answer to every frame
-        if not frame.flags & FLAG_LOCKSTEP:
-            self._refuse_dark(depth)
+        self._refuse_dark(depth)
         return image
 
     def _refuse_dark(self, depth: NDArray[np.float32]) -> None:

@@ -23,8 +23,8 @@ from krabby.hal.measurement import Measurement
 from krabby.robot.contact import ContactCfg, FootContacts
 from krabby.robot.description import JOINTS_PER_LEG
 from krabby.runtime.metrics import Quantiles
-from krabby.safety.gate import Fault, GateCfg, SafetyState
-from krabby_proto import SAFETY_STATES, fault_names
+from krabby.safety.gate import GateCfg
+from krabby_proto import SAFETY_STATES, Fault, SafetyState, fault_names
 from prometheus_client import Histogram
 
 from krabby_jetson_hal.camera_relay import CameraRelay

@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 from krabby.drivers.can import DriveFault
 from krabby.drivers.can.faults import FAULTS
-from krabby.safety.gate import Fault
+from krabby_proto import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -57,7 +57,7 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("agent.algorithm.gama=1", "did you mean agent.algorithm.gamma?"),
         ("max_iteration=1", "did you mean agent.max_iterations?"),
         ("env.num_envs.x=1", "env.num_envs is a value"),
-        ("zzz=1", "valid are task, seed"),
+        ("zzz=1", "valid are task, robot, seed"),
         ("env.num_envs=many", "env.num_envs=many: expected `int`, got `str`"),
         ("env.terrain.types=gap", "env.terrain.types"),
         ("seed=-1", "seed=-1"),

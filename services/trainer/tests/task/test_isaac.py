@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from krabby.course.courses import TILE_HALF_WIDTH_M
+from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.learn.networks import GROUP_SIZES

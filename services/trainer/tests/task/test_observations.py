@@ -8,7 +8,8 @@ import torch
 from krabby.policy.observation import HEIGHT_SCAN_SHAPE, ObservationBuilder, ObservationInputs
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
-from krabby.safety.gate import GateCfg, SafetyGate, SafetyState
+from krabby.safety.gate import GateCfg, SafetyGate
+from krabby_proto import CommandStatus, SafetyState
 from krabby_trainer.task import observations
 
 ROBOT = RobotDescription.load()
@@ -227,7 +228,7 @@ def test_targets_are_those_that_the_safety_gate_lets_through(spread):
         now_ns += STEP_NS
         observe(gate, now_ns)
         wanted = ROBOT.default_joint_pos + observations.ACTION_SCALE * clipped
-        assert gate.command(wanted, now_ns).status == "applied"
+        assert gate.command(wanted, now_ns).status is CommandStatus.APPLIED
         before, target = (
             target,
             observations.joint_pos_target(

@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from krabby.safety.gate import SafetyState
+from krabby_proto import SafetyState
 
 if TYPE_CHECKING:
     from krabby.control.config import FreshnessCfg

@@ -143,10 +143,12 @@ class PolicyManager:
         desc: RobotDescription,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
+        load: Callable[[str, RobotDescription, float], PolicyRunner] = load_runner,
     ) -> None:
         self._cfg = cfg
         self._desc = desc
-        self.chosen = load_runner(cfg.policy, desc, cfg.rate_hz)
+        self._load = load
+        self.chosen = load(cfg.policy, desc, cfg.rate_hz)
         self._blind = self._load_blind()
         self.active = self.chosen
         """The runner that gave the last target."""
@@ -336,7 +338,7 @@ class PolicyManager:
     def _load_blind(self) -> PolicyRunner | None:
         if not self._cfg.blind_policy:
             return None
-        blind = load_runner(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
+        blind = self._load(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
         if blind.needs_features:
             raise BundleError(
                 f"blind_policy {blind.bundle.name!r} needs features "

@@ -17,9 +17,9 @@ import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from krabby_proto import make_hello
+from krabby_proto import Fault, make_hello
 
-from krabby.safety.gate import Fault, GateCfg, SafetyGate
+from krabby.safety.gate import GateCfg, SafetyGate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

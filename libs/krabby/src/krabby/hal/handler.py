@@ -25,13 +25,6 @@ __all__ = ["GateHandler"]
 
 log = structlog.get_logger(__name__)
 
-_STATUS = {
-    "applied": CommandStatus.APPLIED,
-    "not_armed": CommandStatus.NOT_ARMED,
-    "held": CommandStatus.HELD,
-    "refused": CommandStatus.REJECTED_SAFETY,
-}
-
 
 class GateHandler:
     """Implements `krabby_proto.HalHandler` around a back end and the gate in front of it."""
@@ -97,15 +90,14 @@ class GateHandler:
         now_ns = self._clock_ns()
         self.backend.commanded(now_ns)
         result = self.gate.command(message.payload, now_ns)
-        status = _STATUS[result.status]
-        if status is not CommandStatus.APPLIED:
-            return self.outcome(status)
+        if result.status is not CommandStatus.APPLIED:
+            return self.outcome(result.status)
         applied_ns = self._write(now_ns, self._answer_delay_ns)
         self.on_actuated(message, applied_ns)
         _count_bits(self.position_clamps, result.position_clamp_mask)
         _count_bits(self.rate_clamps, result.rate_clamp_mask)
         return self.outcome(
-            status,
+            result.status,
             position_clamp_mask=result.position_clamp_mask,
             rate_clamp_mask=result.rate_clamp_mask,
             applied_ns=applied_ns,

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
-from krabby.safety.gate import Fault, GateCfg
+from krabby.safety.gate import GateCfg
+from krabby_proto import Fault
 from tensordict import TensorDict
 
 from krabby_trainer.evaluation.physics import CONTROL_S, FIELDS, Conditions, RobotSpec

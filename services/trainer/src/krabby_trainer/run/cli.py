@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from krabby.runtime.config import check, describe, load_config
-from krabby.runtime.errors import ServiceError
+from krabby import config
+from krabby.config import check, describe, load
+from krabby.robot.assets import choose_robot
 
 from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
 from krabby_trainer.run.output import aside
@@ -61,6 +62,8 @@ class EvalCfg:
     """Folder of the report; empty for evaluation/<suite>-<backend> in the run's folder."""
     processes: int = 0
     """Processes that share MuJoCo's physics; 0 for all cores."""
+    robot: str = ""
+    """Folder of the assets folder; empty for the one the checkpoint was trained for."""
 
     def __post_init__(self) -> None:
         check(self.backend in ("isaac", "mujoco"), "backend", self.backend, "isaac or mujoco")
@@ -74,6 +77,8 @@ class ExportCfg:
 
     checkpoint: str = ""
     """Checkpoint to export; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
     name: str = "teacher"
     """Of the bundle."""
     out: str = ""
@@ -90,6 +95,8 @@ class PlayCfg:
 
     checkpoint: str = ""
     """Checkpoint to watch; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
     robots: int = 16
     """How many walk."""
     seconds: float = 0.0
@@ -133,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.handler(args.overrides)
-    except (ConfigError, MissingDependency, ServiceError) as error:
+    except (ConfigError, MissingDependency, config.ConfigError) as error:
         return _complain(args.command, error, _EXIT_USAGE)
     except TrainerError as error:
         return _complain(args.command, error, _EXIT_FAILED)
@@ -167,7 +174,7 @@ def _config(overrides: Sequence[str]) -> int:
 
 
 def _eval(overrides: Sequence[str]) -> int:
-    cfg = load_config(EvalCfg, None, overrides)
+    cfg = load(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from krabby_trainer.evaluation import evaluate
@@ -181,8 +188,11 @@ def _eval(overrides: Sequence[str]) -> int:
     name = f"{cfg.suite}-{cfg.backend}"
     if cfg.conditions != "nominal":
         name += f"-{cfg.conditions}"
+    if cfg.robot:
+        name += f"-{cfg.robot}"
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
     backend, device = "mujoco" if cfg.backend == "mujoco" else "isaac", resolve_device(cfg.device)
+    _choose_robot(cfg.robot, checkpoint)
     policy, about = load_subject(checkpoint, backend, device)
     with aside(None):
         report = evaluate(
@@ -203,13 +213,14 @@ def _eval(overrides: Sequence[str]) -> int:
 
 
 def _export(overrides: Sequence[str]) -> int:
-    cfg = load_config(ExportCfg, None, overrides)
+    cfg = load(ExportCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", "onnx", "onnxruntime")
     from krabby_trainer.run.export import export_bundle
 
     out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
     figures = _figures(cfg.evaluation) if cfg.evaluation else None
+    _choose_robot(cfg.robot, checkpoint)
     with aside(None):
         export_bundle(
             checkpoint,
@@ -235,12 +246,13 @@ def _figures(path: str) -> dict[str, Any]:
 
 
 def _play(overrides: Sequence[str]) -> int:
-    cfg = load_config(PlayCfg, None, overrides)
+    cfg = load(PlayCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", "isaaclab")
     from krabby_trainer.run.play import play
     from krabby_trainer.run.training import resolve_device
 
+    _choose_robot(cfg.robot, checkpoint)
     with aside(None):
         report = play(
             checkpoint,
@@ -254,7 +266,7 @@ def _play(overrides: Sequence[str]) -> int:
 
 
 def _info(overrides: Sequence[str]) -> int:
-    cfg = load_config(InfoCfg, None, overrides)
+    cfg = load(InfoCfg, None, overrides)
     if not cfg.checkpoint:
         return _print(_machine())
     checkpoint = _checkpoint(cfg.checkpoint)
@@ -273,7 +285,7 @@ def _info(overrides: Sequence[str]) -> int:
 
 
 def _weights(overrides: Sequence[str]) -> int:
-    cfg = load_config(WeightsCfg, None, overrides)
+    cfg = load(WeightsCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     if not cfg.out:
         raise ConfigError("out: give the file to write, out=PATH")
@@ -378,6 +390,15 @@ def _checkpoint(text: str) -> Path:
             raise CheckpointError(f"no intact checkpoint in {path}")
         return found
     return path
+
+
+def _choose_robot(name: str, checkpoint: Path) -> None:
+    """Take the robot that was asked for, or else the one the checkpoint was trained for."""
+    from krabby_trainer.run import checkpoints
+
+    if not name and checkpoint.is_file():
+        name = (checkpoints.load(checkpoint)["config"] or {}).get("robot", "")
+    choose_robot(name)
 
 
 def _run_of(checkpoint: Path) -> Path:

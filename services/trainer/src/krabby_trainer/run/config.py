@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import msgspec
+from krabby.robot.assets import robot_name
 from msgspec import Meta
 
 from krabby_trainer.errors import ConfigError, first_line
@@ -100,6 +101,8 @@ class TrainCfg:
     task: Literal["teacher", "distill", "student"] = "teacher"
     """What is trained, a file of conf/task: teacher; distill, a student that imitates one; student,
     which is fine-tuned by PPO."""
+    robot: str = field(default_factory=robot_name)
+    """Folder of the assets folder; the one in KRABBY_ROBOT, or else crab_hex."""
     seed: Annotated[int, Meta(ge=0)] = 0
     device: str = "auto"
     """`auto` is this process's GPU where there is one, else `cpu`."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE
+from krabby.robot.assets import robot_name
 from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import EvaluationError
@@ -60,6 +61,7 @@ def load_subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dic
         "format": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": path.name,
+        "robot_name": robot_name(),
     }
     if (path / MANIFEST_FILE).is_file():
         if backend != "mujoco":

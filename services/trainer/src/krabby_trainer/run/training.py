@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 import torch
+from krabby.robot.assets import choose_robot
 
 from krabby_trainer.errors import CheckpointError, ConfigError
 from krabby_trainer.run import checkpoints
@@ -157,6 +158,7 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
             cfg.run.dir = ""
             if checkpoint.parent.name == "checkpoints":
                 cfg.run.dir = str(checkpoint.parent.parent)
+    choose_robot(cfg.robot)
     if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
         kinds = " or a ".join(_BEGINS_WITH[cfg.task])
         raise ConfigError(

@@ -12,7 +12,7 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from krabby.robot.assets import robot_dir
+from krabby.robot.assets import robot_file
 
 from krabby_trainer.errors import MissingDependency
 
@@ -77,9 +77,7 @@ def articulation_cfg(desc: RobotDescription, *, base_height_m: float) -> Any:
 
     return ArticulationCfg(
         prim_path="{ENV_REGEX_NS}/Robot",
-        spawn=sim_utils.UsdFileCfg(
-            usd_path=str(robot_dir() / "crab_hex.usda"), activate_contact_sensors=True
-        ),
+        spawn=sim_utils.UsdFileCfg(usd_path=str(robot_file("usda")), activate_contact_sensors=True),
         init_state=ArticulationCfg.InitialStateCfg(
             pos=(0.0, 0.0, base_height_m), joint_pos=per_joint(desc.default_joint_pos)
         ),
@@ -87,12 +85,12 @@ def articulation_cfg(desc: RobotDescription, *, base_height_m: float) -> Any:
         actuators={
             "drives": DCMotorCfg(
                 joint_names_expr=list(names),
-                actuator_effort_limit=desc.peak_torque,
-                saturation_effort=desc.peak_torque,
-                actuator_velocity_limit=desc.no_load_speed,
+                actuator_effort_limit=per_joint(desc.peak_torque),
+                saturation_effort=per_joint(desc.peak_torque),
+                actuator_velocity_limit=per_joint(desc.no_load_speed),
                 stiffness=per_joint(desc.kp),
                 damping=per_joint(desc.kd),
-                armature=desc.armature,
+                armature=per_joint(desc.armature),
             )
         },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Literal
 
-from krabby.course.progress import DWELL_S, PASS_WIDTH_M
+from krabby.course.progress import DWELL_S, PASS_WIDTH_M, REACH_M
 from msgspec import Meta
 
 from krabby_trainer.fields import (
@@ -63,7 +63,7 @@ class CommandCfg:
     speed_low: float = 0.3
     speed_high: float = 1.0
     """Commanded speed [m/s], drawn once per episode."""
-    reach_m: float = 0.2
+    reach_m: float = REACH_M
     """A waypoint counts once the base has been this near ..."""
     dwell_s: float = DWELL_S
     """... for this long."""
@@ -288,8 +288,9 @@ def evaluation_env(
         gain_factor=[1.0, 1.0],
         command_delay=[0.8, 0.8],
         push_interval_s=[6.0, 6.0],
-        **dict.fromkeys(_SENSOR_ERRORS, 0.0),
     )
+    for name in _SENSOR_ERRORS:
+        setattr(cfg.randomisation, name, 0.0)
     return cfg
 
 

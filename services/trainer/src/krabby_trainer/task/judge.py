@@ -29,7 +29,7 @@ _MEASURED: Final = (
 )
 _KEPT: Final = (
     *("previous_joint_vel", "action", "previous_action", "mean_square", "command"),
-    *("default_joint_pos", "target_lower", "target_upper", "free_height_m"),
+    *("default_joint_pos", "target_lower", "target_upper", "rated_torque", "free_height_m"),
 )
 """What a `Step` has of the robots and of the state."""
 
@@ -88,8 +88,8 @@ class Judge:
             self.reward_terms[reward.name].copy_(reward.of(step))
         state.previous_joint_vel.copy_(robots.joint_vel)
         low, high = torque_envelope(
-            robots.joint_vel / state.desc.no_load_speed,
-            state.desc.peak_torque * state.bodies.motor_strength,
+            robots.joint_vel / state.no_load_speed,
+            state.robots.peak_torque * state.bodies.motor_strength,
             lambda share: share.clamp(0.0, 1.0),
         )
         self.saturated.copy_((robots.torque >= 0.99 * high) | (robots.torque <= 0.99 * low))
@@ -143,7 +143,6 @@ class Judge:
             goal=state.progress.goal(robots.base_pos_w[:, :2], yaw, waypoints),
             speed=speed,
             allowed_speed=torch.where(speed > 0.0, hurried, 0.0),
-            rated_torque=state.desc.rated_torque,
             fold_start=state.gate.fold_start,
         )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from krabby.course.mission import steer
-from krabby.course.progress import waypoint_passed
+from krabby.course.progress import on_leg, reached
 
 __all__ = ["Goal", "Progress", "nav_command", "wrap_angle"]
 
@@ -77,15 +77,12 @@ class Progress:
         offset = goal - pos_xy
         near = offset.norm(dim=-1) < self._reach_m
         near_s = torch.where(near, self._near_s + dt, 0.0)
-        reached = near_s > self._dwell_s - 0.5 * dt
-        if self._pass_width_m > 0.0:
-            leg = goal - before
-            leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-            aside = offset[:, 0] * leg[:, 1] - offset[:, 1] * leg[:, 0]
-            reached |= waypoint_passed((offset * leg).sum(-1), aside, self._pass_width_m)
-        reached &= self.index < count
-        self.index += reached
-        self._near_s.copy_(torch.where(reached, 0.0, near_s))
+        leg = goal - before
+        leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        passed = reached(*on_leg(*offset.T, *leg.T), -1.0, pass_width_m=self._pass_width_m)
+        counts = ((near_s > self._dwell_s - 0.5 * dt) | passed) & (self.index < count)
+        self.index += counts
+        self._near_s.copy_(torch.where(counts, 0.0, near_s))
         torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0], out=self.distance_m)
 
     def goal(self, pos_xy: Tensor, yaw: Tensor, waypoints: Tensor) -> Goal:

@@ -28,6 +28,8 @@ FEET_HIGH_M: Final = 0.05
 """How far above the base a foot may be before `feet_high` counts."""
 LIMIT_MARGIN_RAD: Final = 0.05
 """How near a joint may come to the limits of its target before `joint_limits` counts."""
+_REFERENCE_TORQUE: Final = 40.0
+"""Rating of the drives that the weight of `torque` is meant for [N·m]."""
 _STILL_M_S: Final = 0.1
 _STILL: Final = 0.05
 _SLOWEST: Final = 0.15
@@ -78,7 +80,7 @@ class Step:
     goal: Goal
     speed: Tensor
     allowed_speed: Tensor
-    rated_torque: float
+    rated_torque: Tensor
     fold_start: float
 
 
@@ -194,11 +196,16 @@ def _power(s: Step) -> Tensor:
     return (s.torque * s.joint_vel).abs().sum(-1)
 
 
+def _torque(s: Step) -> Tensor:
+    # What heats a drive is its torque over its rating.
+    return _squares(s.torque * (_REFERENCE_TORQUE / s.rated_torque))
+
+
 def _effort(s: Step) -> Tensor:
     return effort_budget(s.mean_square, s.rated_torque, s.fold_start)
 
 
-def effort_budget(mean_square: Tensor, rated_torque: float, fold_start: float) -> Tensor:
+def effort_budget(mean_square: Tensor, rated_torque: Tensor, fold_start: float) -> Tensor:
     """How far the joints' mean square effort is above `fold_start` of the rated one, on average.
 
     From there the safety gate reduces the torque limit, so a robot that stays there grows weak.
@@ -240,7 +247,7 @@ REWARDS: Final = (
     Reward("joint_acceleration", 0.0, _acceleration, "Squared [rad²/s⁴]; weights are about -1e-7."),
     Reward("joint_limits", 0.0, _joint_limits, "Joints within 0.05 rad of a limit, summed [rad]."),
     Reward("power", 0.0, _power, "Mechanical, magnitudes summed: drives do not recuperate [W]."),
-    Reward("torque", -8e-6, lambda s: _squares(s.torque), "Squared, summed [N²·m²]."),
+    Reward("torque", -8e-6, _torque, "Squared, as if rated at 40 N·m, summed [N²·m²]."),
     Reward("effort_budget", -4.0, _effort, "Squared torque above the gate's limit, relative."),
     Reward("base_contact", -1.0, lambda s: bodies_touching(s.base_force_w), "Base in contact."),
     Reward("leg_contact", -0.1, lambda s: bodies_touching(s.leg_force_w), "Leg links in contact."),

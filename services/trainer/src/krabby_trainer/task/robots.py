@@ -9,7 +9,6 @@ from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
-from krabby_trainer.task.observations import NUM_JOINTS
 from krabby_trainer.task.randomisation import Bodies
 
 __all__ = ["Robots"]
@@ -39,7 +38,7 @@ class Robots:
     """Contact force on every sensed body, (N, B, 3)."""
 
     def __init__(self, scene: Any, desc: RobotDescription, bodies: Bodies, device: str) -> None:
-        self.desc, self.bodies, self.device = desc, bodies, device
+        self.bodies, self.device = bodies, device
         self.articulation = scene["robot"]
         self._contacts = scene["contact_forces"]
         feet = [f"{leg}_foot" for leg in desc.leg_names]
@@ -59,6 +58,10 @@ class Robots:
         self.feet_sensed, self._legs_sensed = indices(feet, sensed), indices(legs, sensed)
         self._base_sensed = sensed.index("base")
         self._sole_offset = torch.tensor([0.0, 0.0, desc.geometry.foot_radius], device=device)
+        self.peak_torque, *self._gains = (
+            torch.tensor(each, dtype=torch.float32, device=device)
+            for each in (desc.peak_torque, desc.kp, desc.kd)
+        )
         self.weight_n = torch.zeros(len(bodies.friction), device=device)
         # As described: what `write_bodies` starts from, however often it is called.
         data = self.articulation.data
@@ -73,7 +76,7 @@ class Robots:
         from isaaclab_newton.physics import NewtonManager
         from newton import ModelFlags
 
-        bodies, robot, desc = self.bodies, self.articulation, self.desc
+        bodies, robot = self.bodies, self.articulation
         model = NewtonManager.get_model()
         friction = warp.to_torch(robot.root_view.get_attribute("shape_material_mu", model)[:, 0])
         friction *= bodies.friction / friction.amax(dim=1, keepdim=True)
@@ -88,11 +91,8 @@ class Robots:
         robot.set_coms_index(coms=com, body_ids=[self._base])
         self.weight_n.copy_(_GRAVITY_M_S2 * mass.sum(-1))
 
-        kp, kd = (
-            torch.tensor(each, dtype=torch.float32, device=self.device)
-            for each in (desc.kp, desc.kd)
-        )
-        torque = desc.peak_torque * bodies.motor_strength.expand(-1, NUM_JOINTS)
+        kp, kd = self._gains
+        torque = self.peak_torque * bodies.motor_strength
         for group, key, values in (
             ("controller", "kp", kp * bodies.kp_factor),
             ("controller", "kd", kd * bodies.kd_factor),

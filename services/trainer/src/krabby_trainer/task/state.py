@@ -49,6 +49,8 @@ class State:
         self.default_joint_pos = constant(self.desc.default_joint_pos)
         self.target_lower = constant(self.gate.target_lower)
         self.target_upper = constant(self.gate.target_upper)
+        self.rated_torque = constant(self.desc.rated_torque)
+        self.no_load_speed = constant(self.desc.no_load_speed)
         self.max_step = constant(self.gate.max_rate) * CONTROL_STEP_S
         soles = foot_positions(self.desc, self.desc.default_joint_pos)
         soles[:, 2] -= self.desc.geometry.foot_radius

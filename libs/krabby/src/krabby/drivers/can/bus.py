@@ -162,8 +162,8 @@ class CanJointBus:
         self._most_torque = np.abs(
             self._mounting.joint_torque(np.array([model.torque_range for model in models]))
         )
-        self._limits = np.minimum(np.full(count, desc.peak_torque), self._most_torque)
-        self._sink = np.full(count, self._cfg.sink_share * desc.rated_torque)
+        self._limits = np.minimum(desc.peak_torque, self._most_torque)
+        self._sink = self._cfg.sink_share * desc.rated_torque
         self._effort_limits = self._limits.copy()
         self._torque_told = np.full(count, np.nan)
         """The limit written into each drive [N·m at the joint]; NaN before."""
@@ -622,7 +622,7 @@ class CanJointBus:
         self._write(joint, Parameter.RUN_MODE, 0.0)
         self._write(joint, Parameter.CAN_TIMEOUT, self._hardware.can_timeout_s)
         if Parameter.TORQUE_LIMIT in codec.parameters:
-            limit = min(self._desc.peak_torque, float(self._most_torque[joint]))
+            limit = float(min(self._desc.peak_torque[joint], self._most_torque[joint]))
             at_drive = limit / abs(float(self._mounting.ratio[joint]))
             self._write(joint, Parameter.TORQUE_LIMIT, at_drive)
             self._torque_told[joint] = limit

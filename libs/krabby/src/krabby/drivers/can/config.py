@@ -5,10 +5,10 @@ The HAL and the emulated robot read the same keys, so that one file serves both 
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from krabby.config import Config
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.errors import HardwareError
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["CanCfg", "load_calibration", "load_hardware"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CanCfg:
+class CanCfg(Config, frozen=True, kw_only=True):
     """The buses to the drives; what is on them is in hardware.toml."""
 
     hardware: str = ""

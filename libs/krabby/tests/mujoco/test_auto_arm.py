@@ -1,6 +1,6 @@
 import pytest
-from krabby.safety.gate import SafetyState
-from krabby_sim_hal.auto_arm import AutoArm
+from krabby.mujoco.auto_arm import AutoArm
+from krabby_proto import SafetyState
 
 MS = 1_000_000
 DISARMED = SafetyState.DISARMED

@@ -1,6 +1,6 @@
 """Arming without a person, for simulations that run unattended."""
 
-from krabby.safety.gate import SafetyState
+from krabby_proto import SafetyState
 
 __all__ = ["AutoArm"]
 
