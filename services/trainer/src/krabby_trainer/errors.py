@@ -33,28 +33,22 @@ class TrainerError(Exception):
     """Base of the tree."""
 
 
-class ConfigError(TrainerError, ValueError):
-    """A key, a value or an override that cannot be used."""
+class ConfigError(TrainerError, ValueError): ...
 
 
-class MissingDependency(TrainerError):  # noqa: N818 - named for what happened
-    """Another Python, or a package that is not installed."""
+class MissingDependency(TrainerError): ...  # noqa: N818 - named for what happened
 
 
-class CheckpointError(TrainerError):
-    """A checkpoint that does not fit, or none where one is needed."""
+class CheckpointError(TrainerError): ...
 
 
-class CheckpointDamaged(CheckpointError):  # noqa: N818 - named for what happened
-    """A file that is not what was written."""
+class CheckpointDamaged(CheckpointError): ...  # noqa: N818 - named for what happened
 
 
-class EvaluationError(TrainerError):
-    """A suite that cannot be run or measured."""
+class EvaluationError(TrainerError): ...
 
 
-class ExportError(TrainerError):
-    """A policy that cannot become a bundle."""
+class ExportError(TrainerError): ...
 
 
 def first_line(error: BaseException) -> str:

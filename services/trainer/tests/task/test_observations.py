@@ -160,6 +160,15 @@ def test_depths_and_heights_are_cut_at_one_and_a_half_metres(ground_m, seen):
     torch.testing.assert_close(scan, torch.full((1, 325), seen))
 
 
+def test_sizes_and_layout_follow_from_the_table_of_terms():
+    assert observations.GROUP_SIZES == {
+        "proprio": 69, "scan": 325, "velocity": 3, "privileged": 42, "history": 690, "critic": 14,
+    }  # fmt: skip
+    assert observations.described()["proprio"] == {
+        term.name: term.width for term in observations.PROPRIO.terms
+    }
+
+
 # What no sensor tells.
 
 

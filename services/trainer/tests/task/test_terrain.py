@@ -233,7 +233,7 @@ def test_every_tile_has_a_layout_of_its_own(terrain):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"types": ["steps", "stairs"], "shares": [1.0, 1.0]}, ["types", "stairs", "hurdle"]),
+        ({"types": ["steps", "lava"], "shares": [1.0, 1.0]}, ["types", "lava", "hurdle"]),
         ({"types": [], "shares": []}, ["types", "nothing"]),
         ({"shares": [1.0, 1.0]}, ["shares", "[1.0, 1.0]", "each of"]),
         ({"shares": [1.0] * 5 + [0.0]}, ["shares", "0.0", "positive"]),

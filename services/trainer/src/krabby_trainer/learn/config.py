@@ -148,7 +148,7 @@ class DistillationCfg:
     num_learning_epochs: Count = 2
     """Passes over the newest rollout."""
     replay_epochs: Annotated[int, Meta(ge=0)] = 0
-    """Passes over older ones besides, minibatch by minibatch from one of them; 0 keeps none."""
+    """Passes over older rollouts, in minibatches of one of them; 0 keeps none."""
     replay_rollouts: Count = 8
     """How many older ones are kept for that; they are not in checkpoints."""
     num_mini_batches: Count = 16

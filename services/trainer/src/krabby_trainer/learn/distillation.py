@@ -1,13 +1,10 @@
-"""Distillation: the student acts, the teacher says what it would have done, the student learns it.
+"""Distillation: the student acts and learns the actions that the teacher would have taken.
 
-A rollout is a stretch of time for many robots. Pictures come when they come, so they are kept by
-robot in the order of arrival, and every control step knows which of them was the newest. The update
-runs the encoder along each robot's pictures, from the memory that the robot had when the stretch
-began, and compares three things at every control step: the action with the teacher's, the code with
-the teacher's code of the terrain scan, and what memory can tell of the scan with the scan. All are
-those of the moment of use, not of the picture: the encoder learns to look ahead by its own latency.
-
-Half of the robots of a minibatch, drawn anew each time, are learned from in the mirror.
+The update runs the encoder along each robot's images (`krabby_trainer.learn.rollout`), from the
+memory at the start of the rollout, and has three losses at every control step: the action against
+the teacher's, the code against the teacher's code of the terrain scan, and the scan decoded from
+memory against the scan. All targets are those of the time of use, not of exposure: the encoder
+learns to predict over its latency. A random half of the robots of each minibatch is mirrored.
 """
 
 from __future__ import annotations
@@ -44,18 +41,7 @@ __all__ = ["Distillation"]
 
 
 class Distillation:
-    """Learns a student from a teacher; has the interface of rsl_rl's algorithms.
-
-    Args:
-        env: Has `unwrapped.vision`.
-        cfg: How to learn.
-        encoder_cfg: The depth encoder.
-        actor_cfg: Arguments of the actor.
-        num_steps: Control steps of a rollout.
-        max_iterations: Of the run, for the learning rate.
-        device: torch's name of it.
-        multi_gpu: rsl_rl's, None for one process.
-    """
+    """Learns a student from a teacher; has the interface of rsl_rl's algorithms."""
 
     kind = "distilled student"
     """What its checkpoints hold."""

@@ -1,8 +1,8 @@
 """Fine-tuning: PPO on the student's actor, with the depth encoder in the loop.
 
-The encoder does not learn any more: what it says is an observation like any other, kept with the
-rollout, so PPO stays rsl_rl's and runs at the speed of a policy without memory. The actor learns
-what imitation cannot teach: to do well with what this encoder sees, as late as it sees it.
+The encoder is frozen: its code is an observation, kept with the rollout, so PPO stays rsl_rl's and
+runs at the speed of a policy without memory. The actor learns to act on this encoder's code with
+its latency.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["StudentPPO"]
 
 
 class StudentPPO(ParkourPPO):
-    """`ParkourPPO` whose actor sees by an encoder; the code always comes from the history."""
+    """`ParkourPPO` of a student; the code of the unsensed always comes from the history."""
 
     kind = "fine-tuned student"
     _encoder: DepthEncoder
@@ -71,7 +71,7 @@ class StudentPPO(ParkourPPO):
             self._raw_critic.load_state_dict(critic)
 
     def act(self, obs: TensorDict) -> Tensor:
-        """Look, then act and remember what was seen with the rest."""
+        """Encode the images that arrived, then act; the code is kept with the rollout."""
         vision = self._env.unwrapped.vision
         if vision is None:
             raise ConfigError("env.camera.enabled=false; a student needs cameras")
@@ -83,7 +83,7 @@ class StudentPPO(ParkourPPO):
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]
     ) -> None:
-        """As PPO's; whose episode ended forgets."""
+        """As PPO's; memories of robots whose episode ended are cleared in the next step."""
         self._begins |= dones.bool()
         super().process_env_step(obs, rewards, dones, extras)
 

@@ -1,4 +1,4 @@
-"""Teacher networks: what the actor and the critic make of the observation groups.
+"""Teacher networks: actor and critic.
 
 The actor's body reads four things: proprioception, a code of the terrain around the robot, an
 estimate of the base's velocity, and a code of what cannot be sensed (friction, masses, gains,
@@ -104,18 +104,7 @@ class HistoryEncoder(nn.Module):
 
 
 class TeacherActor(MLPModel):
-    """Actor with a terrain encoder, a velocity estimator and two encoders of the unsensed.
-
-    Args:
-        obs: Example observations.
-        obs_groups: rsl_rl's groups by set.
-        obs_set: The set that this model reads.
-        output_dim: Actions.
-        hidden_dims: Hidden layers of the body.
-        activation: Between layers.
-        obs_normalization: Whether groups are normalised by their running mean and deviation.
-        distribution_cfg: rsl_rl's, for the exploration noise.
-    """
+    """Actor with a terrain encoder, a velocity estimator and two encoders of the unsensed."""
 
     groups: ClassVar[tuple[str, ...]] = ACTOR_GROUPS
     """What it reads."""
@@ -278,7 +267,7 @@ def bundle_observation(history: Tensor, scan: Tensor) -> Tensor:
 
 
 class TeacherCritic(MLPModel):
-    """Critic: its own terrain encoder, and everything that is true; arguments as the actor's."""
+    """Critic with its own terrain encoder and privileged groups; arguments as the actor's."""
 
     def __init__(
         self,
@@ -332,8 +321,8 @@ def _rest(obs: TensorDict) -> Tensor:
 
 
 _NORMALISER_EPS: Final = 0.1
-"""Added to the standard deviation. Groups are scaled to about one already, and what hardly ever
-moved in training (a sideways command, say) must not be blown up a hundredfold when it does."""
+"""Added to the standard deviation. Groups are scaled to about one, and a number that hardly varied
+in training (a sideways command) must not be amplified a hundredfold."""
 
 
 def _normalizer(size: int, enabled: bool) -> nn.Module:
@@ -346,7 +335,7 @@ def _update(normalizer: nn.Module, values: Tensor) -> None:
 
 
 def _start_small(body: nn.Sequential) -> None:
-    """An untrained robot stands, give or take the exploration noise."""
+    """Small first actions: an untrained robot stands, apart from exploration noise."""
     last: Any = body[-1]
     with torch.no_grad():
         last.weight.mul_(0.1)

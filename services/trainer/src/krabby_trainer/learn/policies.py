@@ -44,7 +44,7 @@ class TeacherPolicy:
 class StudentPolicy:
     """A checkpoint's student for N robots; call it with observation groups.
 
-    Besides the groups of a teacher's policy it wants `image` (N, 58, 87), `eye` (N, 48), `arrived`
+    It reads the groups of a teacher's policy, and `image` (N, 58, 87), `eye` (N, 48), `arrived`
     and `begins` (N, 1) bool, and `age` (N, 1) [s].
     """
 
@@ -54,7 +54,7 @@ class StudentPolicy:
         self, actor: StudentActor, encoder: DepthEncoder, device: str, *, rate_hz: float = math.inf
     ) -> None:
         self.rate_hz = rate_hz
-        """The most pictures a second that it looks at."""
+        """Largest image rate that it uses [Hz]."""
         self.actor = actor.to(device).eval()
         self.encoder = encoder.to(device).eval()
         self._device = device

@@ -1,18 +1,18 @@
-"""PPO with what the teacher needs besides: adaptation, a velocity estimator, symmetry, bounds.
+"""PPO with adaptation, a velocity estimator, symmetry and bounds of the learning rate.
 
 A subclass of rsl_rl's PPO that keeps its `update`. Hooks carry the additions:
 
 - rsl_rl lets a symmetry extension widen each minibatch and add a term to its loss. `_Extension`
-  stands in that place; besides the mirror image it adds the pull of the privileged code towards
-  the history's, which has to be in the policy's loss for its weight to mean anything.
+  takes that place and also adds the privileged code's distance from the history's, which has to be
+  in the policy's loss for its weight to have a meaning.
 - After `update` the storage still holds the rollout, since clearing it only rewinds its cursor.
   The estimator and the history encoder are fitted to it then, with their own optimisers.
-- The learning rate is a property with bounds, whatever the schedule of rsl_rl asks for.
+- The learning rate is a property with bounds, which rsl_rl's schedule cannot leave.
 - Of several processes, each minibatch sends gradients and divergence in one message; every process
   then draws the same conclusion about the learning rate.
 
 Every `adaptation_interval`-th rollout acts on the history's code, and the update after it does too,
-so the body learns to live with what the history encoder says, on its own data.
+so the body learns to act on the history encoder's code, on its own data.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["ParkourPPO"]
 
 
 class _Extension:
-    """What is done to each minibatch; stands where rsl_rl expects its Symmetry."""
+    """Augmentation and additional losses of each minibatch, in place of rsl_rl's Symmetry."""
 
     use_mirror_loss = True
     mirror_loss_coeff = 1.0
@@ -125,18 +125,7 @@ _PPO: Final = (
 
 
 class ParkourPPO(PPO):
-    """PPO for the teacher.
-
-    Args:
-        actor: A `TeacherActor`.
-        critic: A `TeacherCritic`.
-        storage: Where rollouts are kept.
-        symmetry_cfg: A `SymmetryCfg` as a dictionary; None: no symmetry.
-        device: torch's name of it.
-        multi_gpu_cfg: rsl_rl's, None for one process.
-        rnd_cfg: rsl_rl gives it; there is no random network distillation.
-        algorithm: Fields of an `AlgorithmCfg`.
-    """
+    """PPO for the teacher."""
 
     kind = "teacher"
     """What its checkpoints hold."""
@@ -187,7 +176,7 @@ class ParkourPPO(PPO):
     def construct_algorithm(
         obs: TensorDict, env: VecEnv, cfg: dict[str, Any], device: str
     ) -> ParkourPPO:
-        """As rsl_rl's, without what it prints: standard output is for whoever called."""
+        """As rsl_rl's, which prints; standard output is for the summary."""
         with contextlib.redirect_stdout(io.StringIO()):
             return PPO.construct_algorithm(obs, env, cfg, device)  # type: ignore[return-value]
 

@@ -47,7 +47,7 @@ class Rollout:
         self.newest = zeros(steps, n, dtype=torch.long)
         """1 + index of the newest picture at each step; 0 for the one before the rollout."""
         self.blind = zeros(steps, n, dtype=torch.bool)
-        """Nothing seen in this episode yet."""
+        """No image so far in this episode."""
         self.age = zeros(steps, n)
         self.history = zeros(steps, n, GROUP_SIZES["history"])
         self.teacher_action = zeros(steps, n, NUM_JOINTS)

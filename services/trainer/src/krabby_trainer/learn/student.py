@@ -1,12 +1,11 @@
-"""Student networks: what a robot can run. Depth images and proprioception, nothing else.
+"""Student networks, which run on the robot: depth images and proprioception alone.
 
-Two networks work at two rates. `DepthEncoder` makes a code of each picture that arrives and of what
-it remembers; it runs where the camera is. `StudentActor` is the teacher's actor with that code in
-the place of the teacher's code of the terrain scan, so it can begin with the teacher's weights. It
-is told how old the picture is and lives with a late one.
+`DepthEncoder` is recurrent: it computes a code from each image that arrives and its memory; it runs
+in the camera service. `StudentActor` is the teacher's actor with that code in place of the code of
+the terrain scan, so it can start with the teacher's weights; it also reads the image's age.
 
-Left and right are kept alike without asking the encoder to be symmetrical: a second stream of it
-sees every picture mirrored, so what the actor would see in the mirror is known, not guessed.
+A second stream of the encoder sees every image mirrored. So the actor's input in the mirror is
+known, and its symmetry can be trained without a symmetric encoder.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ class DepthEncoder(nn.Module):
         self.register_buffer("eye_std", torch.ones(EYE_SIZE))
 
     def see(self, image: Tensor, eye: Tensor) -> Tensor:
-        """What is left of pictures (M, 58, 87) and poses (M, 48) before memory, (M, k)."""
+        """Codes (M, k) of images (M, 58, 87) and states (M, 48), before the memory."""
         weight: Any = self.picture[0].weight
         picture = self.picture(image.to(weight.dtype).unsqueeze(1))
         return torch.cat((picture, (eye - self.eye_mean) / self.eye_std), dim=-1)
@@ -112,7 +111,7 @@ class DepthEncoder(nn.Module):
 
 
 class ScanDecoder(nn.Module):
-    """The terrain scan as memory has it: trains the memory, is not deployed."""
+    """Decodes the terrain scan from memory: trains the memory, is not deployed."""
 
     def __init__(self, memory: int) -> None:
         super().__init__()
@@ -124,7 +123,7 @@ class ScanDecoder(nn.Module):
 
 
 class StudentActor(TeacherActor):
-    """The teacher's actor that sees by a depth encoder; reads the group `sight`."""
+    """The teacher's actor with a depth encoder's code; reads the group `sight`."""
 
     groups: ClassVar[tuple[str, ...]] = STUDENT_GROUPS
     observation: ClassVar[ObservationLayout] = STUDENT_OBSERVATION
@@ -147,7 +146,7 @@ class StudentActor(TeacherActor):
         """The encoder is a separate network."""
 
     def begin_as(self, teacher: TeacherActor) -> None:
-        """Take the teacher's weights; the age counts for nothing yet."""
+        """Take the teacher's weights; that of the age is 0."""
         own = self.state_dict()
         first = "mlp.0.weight"
         for name, value in teacher.state_dict().items():
@@ -180,7 +179,7 @@ def mirrored_too(image: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Sight:
-    """What N robots have seen: codes and memories of both streams, from picture to picture.
+    """Codes and memories of N robots, of both streams of the encoder.
 
     Args:
         encoder: Runs without gradients here.
@@ -195,10 +194,10 @@ class Sight:
         """Newest code of the pictures, and of the mirrored ones."""
         self.memory = torch.zeros(2, num_envs, memory, device=device)
         self.seen = torch.zeros(num_envs, dtype=torch.bool, device=device)
-        """Who has seen anything in this episode."""
+        """Which robots have had an image in this episode."""
 
     def forget(self, begins: Tensor) -> None:
-        """Robots (N,) bool whose episode begins have seen nothing."""
+        """Clear the memories of robots (N,) bool whose episode begins."""
         keep = ~begins
         self.code *= keep[None, :, None]
         self.memory *= keep[None, :, None]
@@ -206,7 +205,7 @@ class Sight:
 
     @torch.no_grad()
     def look(self, vision: Vision) -> Pictures:
-        """Take in the pictures that came."""
+        """Encode the images that arrived."""
         robots = vision.arrived.nonzero().squeeze(-1)
         pictures = Pictures(robots, vision.image[robots], vision.eye[robots])
         if len(robots):
@@ -235,7 +234,7 @@ class DeployedEncoder(nn.Module):
 
 
 def teach(encoder: DepthEncoder, actor: StudentActor, teacher: TeacherActor) -> None:
-    """Begin as the teacher, as far as that goes."""
+    """Take over the teacher's weights and its statistics of proprioception."""
     actor.begin_as(teacher)
     normalizer: Any = teacher.proprio_normalizer
     if hasattr(normalizer, "mean"):

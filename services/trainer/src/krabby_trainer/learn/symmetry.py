@@ -127,7 +127,7 @@ def _maps() -> Mapping[str, _Map]:
 
 @cache
 def _on(device: str) -> Mapping[str, Reflection]:
-    # Made outside inference mode whoever asks first, so that training can use them.
+    # Made outside inference mode, so that training can use them.
     with torch.inference_mode(False):
         return {name: each.to(device) for name, each in _maps().items()}
 

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had not stopped, in one file that is whole or not there.
+"""Checkpoints: everything that a resumed run needs, in one file that is written atomically.
 
 A checkpoint is written beside its place, synced and renamed, with its SHA-256 in a file next to it
 (`sha256sum --check` reads it). It is read with `weights_only`: tensors and plain values, no code.
@@ -140,7 +140,7 @@ def require_kind(payload: Mapping[str, Any], path: Path, wanted: Sequence[Kind],
 
 
 def load_to_resume(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """As `load`, for a run that goes on.
+    """As `load`, to resume a run.
 
     Raises:
         CheckpointError: As `load`, or it holds weights alone.
@@ -193,7 +193,7 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a file, in a few words; empty when it is intact."""
+    """What is wrong with a file; empty when it is intact."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -201,7 +201,7 @@ def verify(path: Path) -> str:
         if recorded.is_file():
             expected = recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0].strip()
             return "" if digest == expected else f"SHA-256 {digest[:12]}…, not {expected[:12]}…"
-        # Copied away from its sum: the archive has checksums of its own.
+        # Without its sum: the archive has checksums too.
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         return f"record {bad} fails its checksum" if bad else ""
@@ -231,7 +231,7 @@ def prune(folder: Path, *, keep: int, keep_every: int) -> None:
 
 
 def set_aside(folder: Path, *, beyond: int) -> list[Path]:
-    """Move checkpoints of later iterations into `set-aside`: the run goes on from an earlier one.
+    """Move checkpoints of later iterations into `set-aside`: the run resumes an earlier one.
 
     Returns:
         Where they are now.
@@ -287,7 +287,7 @@ def _check_terms(path: Path, theirs: Mapping[str, Mapping[str, int]] | None) -> 
         if list(theirs.get(group, {}).items()) != list(ours[group].items()):
             raise CheckpointError(
                 f"{path} was trained on the {group} observations {dict(theirs.get(group, {}))}, "
-                f"this version has {ours[group]}; use the revision that wrote it or train anew"
+                f"this version has {ours[group]}; use the revision that wrote it"
             )
 
 

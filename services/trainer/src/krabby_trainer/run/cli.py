@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
 from krabby import config
 from krabby.config import check, describe, load
@@ -22,13 +22,6 @@ from krabby.robot.assets import choose_robot
 
 from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
 from krabby_trainer.run.output import aside
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    C = TypeVar("C", bound=DataclassInstance)
-else:
-    C = TypeVar("C")
 
 __all__ = ["main"]
 
@@ -44,10 +37,10 @@ class EvalCfg:
     checkpoint: str = ""
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
     suite: str = "paper"
-    """What is measured: paper, fixed, open, smoke."""
+    """Suite: paper, fixed, open, smoke."""
     conditions: str = "nominal"
-    """What is made harder: nominal (nothing), deployable, or that and one of drop30, latency120,
-    noise2, tilt3, weak20, payload5, heavy, friction04."""
+    """Disturbances: nominal (none), deployable, or that and one of drop30, latency120, noise2,
+    tilt3, weak20, payload5, heavy, friction04."""
     backend: str = "isaac"
     """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
     robots: int = 0
@@ -233,7 +226,7 @@ def _export(overrides: Sequence[str]) -> int:
 
 
 def _figures(path: str) -> dict[str, Any]:
-    """What a manifest keeps of an evaluation's report."""
+    """Figures of an evaluation's report for a manifest."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         kept = ("suite", "backend", "robots", "seconds", "total", "mean")
@@ -359,7 +352,7 @@ def _keys(command: str) -> str:
 
 
 def _need(*packages: str) -> None:
-    """Say in one line what is missing and how to get it, in place of a traceback.
+    """Refuse to go on without these packages, with one line and no traceback.
 
     Raises:
         MissingDependency: Another Python than 3.12, or a package that is not installed.
@@ -393,7 +386,7 @@ def _checkpoint(text: str) -> Path:
 
 
 def _choose_robot(name: str, checkpoint: Path) -> None:
-    """Take the robot that was asked for, or else the one the checkpoint was trained for."""
+    """Choose the robot by name, or else the one the checkpoint was trained for."""
     from krabby_trainer.run import checkpoints
 
     if not name and checkpoint.is_file():

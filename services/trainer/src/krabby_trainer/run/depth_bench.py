@@ -1,4 +1,4 @@
-"""What depth costs and looks like: `python -m krabby_trainer.run.depth_bench [--robots N]`.
+"""Cost and looks of depth images: `python -m krabby_trainer.run.depth_bench [--robots N]`.
 
 Times the stream's step as training replays it, and its parts by themselves; one JSON line at the
 end. `--picture FILE.png` shows courses as robots on them see them: the depth, the policy image, and
@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,6 @@ from krabby_trainer.task.terrain import Terrain
 from krabby_trainer.vision.config import DepthErrorsCfg
 from krabby_trainer.vision.depth import DepthCamera
 from krabby_trainer.vision.stream import DepthErrors, DepthPreprocessor, DepthStream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ["draw", "measure", "random_poses"]
 

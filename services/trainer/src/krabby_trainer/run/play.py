@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -17,9 +18,6 @@ from krabby_trainer.run.telemetry import Progress
 from krabby_trainer.task.config import play_env
 from krabby_trainer.task.state import CONTROL_STEP_S
 from krabby_trainer.vision.cameras import seen
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["play"]
 

@@ -101,7 +101,7 @@ class ParkourRunner:
         log_dir: The run's folder; None writes nothing.
         device: torch's name of it.
         run: How often to save, how many to keep, when to end.
-        sinks: Where iterations are told; only the first process has any.
+        sinks: Receive every iteration; only the first process has any.
         config: The resolved configuration, for checkpoints.
         provenance: What the run stands on, for checkpoints.
         started: `time.monotonic()` when the process began, for `run.max_minutes`.
@@ -158,7 +158,7 @@ class ParkourRunner:
             )
         total = self.current_learning_iteration + num_learning_iterations
         gc.collect()
-        gc.freeze()  # what lives now lives on: looking through it in one process holds up all
+        gc.freeze()  # a collection in one process would delay all
         with self.stop.installed():
             obs = self.env.get_observations().to(self.device)
             self.alg.train_mode()
@@ -228,7 +228,7 @@ class ParkourRunner:
         self.wall_s = float(payload["wall_s"])
         if own["random"] is not None:
             checkpoints.restore_random_state(own["random"])
-        # A simulator starts its robots anew; their ages are then drawn anew as well.
+        # A simulator restarts its robots; their ages are then drawn again.
         self._ages_restored = "episode_length" in (own["environment"] or {})
 
     def begin_with(self, path: Path) -> None:
@@ -361,7 +361,7 @@ class ParkourRunner:
     def _where_to_go_on(self) -> str:
         folder = None if self.folder is None else self.folder / "checkpoints"
         intact = checkpoints.newest_intact(folder) if folder else None
-        return f"go on from {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+        return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
 
     def _synchronise(self) -> None:
         if torch.device(self.device).type == "cuda":

@@ -1,4 +1,4 @@
-"""What a run tells while it goes: measured on the device, told to people, files and Prometheus."""
+"""Telemetry of a run: measured on the device, written to the terminal, files and Prometheus."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 __all__ = ["Iteration", "JsonLines", "Meter", "Progress", "Sink", "TensorBoard", "duration"]
 
@@ -42,7 +40,7 @@ class Iteration:
 
 
 class Sink(Protocol):
-    """Somewhere that iterations are told to."""
+    """Receives every iteration."""
 
     def write(self, iteration: Iteration) -> None: ...
 
@@ -50,10 +48,10 @@ class Sink(Protocol):
 
 
 class Meter:
-    """Adds up what the environment says, on its device; one transfer per iteration.
+    """Sums of what the environment reports, on its device; one transfer per iteration.
 
-    A mean over steps leaves out what is not finite: the environment says NaN for what did not
-    happen in a step. Observations and rewards, though, have to be finite.
+    Means over steps leave out values that are not finite: the environment reports NaN for what has
+    no sample. Observations and rewards have to be finite.
     """
 
     def __init__(self, num_envs: int, device: str | torch.device) -> None:
@@ -127,7 +125,7 @@ class Meter:
 
 
 class Progress:
-    """One line for the person at the keyboard: rewritten on a terminal, else now and then."""
+    """One line of progress: rewritten on a terminal, else repeated at an interval."""
 
     def __init__(
         self,
@@ -157,7 +155,7 @@ class Progress:
             self._put(line + "\n")
 
     def say(self, line: str) -> None:
-        """A line of its own, which stays."""
+        """Show a line that stays."""
         if self._terminal and self._last:
             self._put(f"\r\x1b[K{line}\n{self._last}")
         else:

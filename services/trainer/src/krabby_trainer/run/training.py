@@ -1,4 +1,4 @@
-"""`python -m krabby_trainer train`: from a command line to a run that ended well."""
+"""`python -m krabby_trainer train`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["Plan", "plan_run", "resolve_device", "train"]
 
 _INTERRUPTED: Final = 130
 _LINGER_S: Final = 15.0
-"""How long the metrics of a run that failed stay, so that the alert can see why."""
+"""How long the metrics of a failed run stay, for the alert."""
 
 
 _BEGINS_WITH: Final[dict[str, tuple[checkpoints.Kind, ...]]] = {
@@ -50,7 +50,7 @@ _BEGINS_WITH: Final[dict[str, tuple[checkpoints.Kind, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is going to be trained, where, and from what."""
+    """A resolved run: configuration, folder, checkpoint."""
 
     cfg: TrainCfg
     folder: Path
@@ -61,7 +61,7 @@ class Plan:
 
 
 def train(overrides: Sequence[str], *, started: float | None = None) -> int:
-    """Train until the iterations are done, time is up or somebody says stop.
+    """Train until the iterations are done, the time limit or a signal.
 
     Args:
         overrides: `dotted.key=value` and `preset=name`, as typed.
@@ -97,7 +97,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
             torch.cuda.set_device(device)
         seed = seed_everything(cfg.seed, rank)
         torch.set_float32_matmul_precision("high")
-        # An unhappy solver prints in every step; standard output is the summary's.
+        # The solver may print in every step; standard output is for the summary.
         output = stack.enter_context(aside(plan.folder / "output.log" if first else None))
         with aside(output.path, errors=True):
             env = _make_env(cfg, device=device, seed=seed)
@@ -205,7 +205,7 @@ def resolve_device(device: str) -> str:
 
 
 def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
-    """What is trained in, as rsl-rl wants it; nothing heavy is imported that is not needed."""
+    """The environment; imports only the simulator that is used."""
     if cfg.env.physics.backend == "mujoco":
         from krabby_trainer.evaluation.mujoco_env import MujocoEnv
 
@@ -245,7 +245,7 @@ def _new_folder(cfg: TrainCfg, now: datetime) -> Path:
 
 @contextlib.contextmanager
 def _own(folder: Path) -> Generator[None]:
-    """The folder is this run's until the end; two writers would spoil it."""
+    """Lock the folder for this run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -315,6 +315,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _close(env: Any) -> None:
-    """Close the simulator; what it says on its way out is nobody's business."""
+    """Close the simulator; its output is dropped."""
     with aside(None, errors=True), contextlib.suppress(Exception):
         env.close()

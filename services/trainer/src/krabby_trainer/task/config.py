@@ -129,9 +129,9 @@ class CurriculumCfg:
     demote_goals: int = 3
     """A fall before this many waypoints moves it down."""
     demote_speed: float = 0.4
-    """So does less than this share of the distance asked for, when time runs out."""
+    """So does less than this share of the commanded distance at a time-out."""
     revisit: float = 0.4
-    """Share of the episodes on tiles easier than the robot's level: nothing shall be forgotten."""
+    """Share of the episodes on tiles easier than the robot's level, against forgetting."""
 
 
 @dataclass
@@ -198,14 +198,14 @@ class PhysicsCfg:
     step_s: float = 0.005
     decimation: int = 2
     iterations: int = 5
-    """Most robots need two; all wait for the slowest."""
+    """Most robots need two; the step takes as long as the slowest."""
     ls_iterations: int = 20
     max_constraints: int = 400
     """Per robot."""
     max_contacts: int = 100
     """Per robot."""
     warn: bool = False
-    """Let the solver print when an iteration or a contact was one too many: slow."""
+    """Let the solver print when iterations or contacts exceed their limits: slow."""
 
 
 @dataclass
@@ -263,8 +263,8 @@ def evaluation_env(
 ) -> EnvCfg:
     """The published evaluation: difficulties drawn uniformly, robots spread evenly over types.
 
-    Friction, pushes and the speed asked for vary; masses, gains and sensors are true. Every robot
-    has a tile of its own, up to 64 a type.
+    Friction, pushes and commanded speeds vary; masses, gains and sensors are true. Every robot has
+    its own tile, up to 64 per type.
     """
     cfg = EnvCfg(num_envs=num_envs)
     types = types or ["steps", "gap", "hurdle", "ramps"]

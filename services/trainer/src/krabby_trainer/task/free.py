@@ -23,15 +23,7 @@ _FIELD_MARGIN_M: Final = 1.5
 
 
 class FreeRobots:
-    """Which of N robots are free, their commands and their places.
-
-    Args:
-        cfg: How many, and their commands.
-        terrain: All courses.
-        ground: The same on the device.
-        column: Of each robot, (N,).
-        device: Of everything.
-    """
+    """Which of N robots are free, their commands and their places."""
 
     def __init__(
         self,
@@ -44,7 +36,7 @@ class FreeRobots:
         self._cfg, self._ground, self._device = cfg, ground, device
         self._tile_length_m = terrain.tile_length_m
         self.mask = torch.zeros(len(column), dtype=torch.bool, device=device)
-        """Who is free in this episode, (N,)."""
+        """Which robots are free in this episode, (N,)."""
         self.commands = VelocityCommands(cfg, len(column), device)
         self.tracking = Tracking(len(column), device)
         self.some = cfg.free_flat or cfg.free_share > 0.0
@@ -73,7 +65,7 @@ class FreeRobots:
         return self.mask & torch.where(self._on_field, off_field, off_tile)
 
     def draw(self, env_ids: Tensor, level: Tensor, tile_level: Tensor) -> None:
-        """Draw who is free in the next episode, and its level up to the robot's, in place."""
+        """Draw which robots are free in the next episode, and their levels, in place."""
         draw, device = len(env_ids), self._device
         share = torch.rand(draw, device=device) < self._cfg.free_share
         free = self._on_field[env_ids] | share
@@ -116,7 +108,7 @@ class FreeRobots:
         )
         start = torch.where(self._on_field[env_ids, None], field, start)
         yaw = torch.where(free, uniform((-math.pi, math.pi), (draw,), device), yaw)
-        # Above the highest ground under the body and the feet: in no step, over no edge less.
+        # Above the highest ground under the body and the feet, so that nothing penetrates.
         cos, sin = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]
         x, y = soles_xy.T
         under = torch.stack((cos * x - sin * y, sin * x + cos * y), dim=-1)

@@ -1,4 +1,4 @@
-"""The draws of `RandomisationCfg`: what differs between robots, and what their sensors add."""
+"""Domain randomisation: properties that differ between robots, and errors of their sensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOMINAL_DELAY = 0.8
 
 @dataclass
 class Bodies:
-    """How each robot differs from `robot.toml`, for as long as the environment lives."""
+    """Differences of each robot from `robot.toml`, constant while the environment exists."""
 
     friction: Tensor
     """(N, 1)."""
@@ -41,7 +41,7 @@ class Bodies:
 
     @classmethod
     def draw(cls, cfg: RandomisationCfg, num_envs: int, device: str, *, friction: float) -> Bodies:
-        """One robot a row; `friction` is that of `robot.toml`, for when nothing is randomised."""
+        """One robot per row; without randomisation as described, with the given friction."""
         ranges = {
             "friction": (cfg.friction, friction, 1),
             "added_mass_kg": (cfg.added_mass_kg, 0.0, 1),
@@ -61,14 +61,14 @@ class Bodies:
         return cls(**drawn)
 
     def copy_(self, other: Bodies) -> None:
-        """Become `other`, in the same memory."""
+        """Copy `other` into the same memory."""
         for key, value in vars(other).items():
             getattr(self, key).copy_(value)
 
     def privileged(self, described_mass_kg: float) -> Tensor:
         """As the networks see it, (N, 42).
 
-        They are told by how much a robot's mass differs from the described one, and not where.
+        The mass is the difference of the whole robot from the described one.
         """
         total = self.added_mass_kg + (self.mass_factor - 1.0) * described_mass_kg
         return privileged(**(vars(self) | {"added_mass_kg": total}))

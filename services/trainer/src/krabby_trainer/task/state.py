@@ -91,7 +91,7 @@ class State:
         self.target = self.default_joint_pos.repeat(n, 1)
         self.applied_target = self.target.clone()
         self.fresh = torch.ones(n, dtype=torch.bool, device=device)
-        """Whose episode has just begun, (N,)."""
+        """Which robots begin an episode, (N,)."""
         self.episode_steps = torch.zeros(n, dtype=torch.long, device=device)
 
     @property

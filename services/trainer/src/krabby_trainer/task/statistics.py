@@ -43,8 +43,8 @@ class Statistics:
             terms: Reward terms, each (N,).
             saturated: Which drives are at their limit, (N, 18).
             index: Waypoints reached, (N,).
-            completed: Who has completed the course, (N,).
-            time_out: Whose time is over, (N,).
+            completed: Which robots completed the course, (N,).
+            time_out: Which robots timed out, (N,).
         """
         ended = (step.failed | completed | time_out) & ~step.free
         s = self._sums

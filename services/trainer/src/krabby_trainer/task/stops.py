@@ -15,15 +15,7 @@ Tensor = torch.Tensor
 
 
 class Stops:
-    """Timers of N robots; all state is written in place.
-
-    Args:
-        cfg: How often and how long.
-        default_joint_pos: Where a halt takes the joints, (18,) [rad].
-        num_envs: N.
-        device: Of everything.
-        dt: Control step [s].
-    """
+    """Timers of N robots; all state is written in place."""
 
     def __init__(
         self, cfg: CommandCfg, default_joint_pos: Tensor, num_envs: int, device: str, dt: float
@@ -38,7 +30,7 @@ class Stops:
 
     @property
     def paused(self) -> Tensor:
-        """Who is commanded to stand, (N,)."""
+        """Which robots are commanded to stand, (N,)."""
         return self.pause_s > 0.0
 
     def reset(self, env_ids: Tensor) -> None:
@@ -46,7 +38,7 @@ class Stops:
             timer[env_ids] = 0.0
 
     def rested(self, arrived: Tensor) -> Tensor:
-        """Who has been at the last waypoint for long enough; `arrived` is (N,)."""
+        """Which robots have been at the last waypoint for long enough; `arrived` is (N,)."""
         self.rest_s.copy_(torch.where(arrived, self.rest_s + self._dt, 0.0))
         return arrived & (self.rest_s > self._cfg.rest_s)
 

@@ -18,7 +18,7 @@ TERMINATIONS: Final = {
     "time_out": ("time_out", True),
 }
 """Attribute of the environment's state by termination, and whether the value is bootstrapped as
-after a time-out. The environment judges a step when the first of them is asked for."""
+after a time-out. The environment judges a step at the first of them."""
 
 
 def fallen(gravity_b: Tensor, tilt_limit_rad: float) -> Tensor:

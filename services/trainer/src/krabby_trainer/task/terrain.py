@@ -1,4 +1,4 @@
-"""Many courses side by side: the ground that thousands of robots learn on.
+"""Terrain for training: many courses side by side.
 
 Tiles come from `krabby.course.courses`, the generator that the runtime's simulation uses. Rows are
 difficulties, columns are layouts. The mesh goes to the physics; heights are looked up in a raster
@@ -24,14 +24,13 @@ from krabby.course.courses import (
     make_course,
 )
 from krabby.course.lanes import PIT_DEPTH_M, TILE_HALF_WIDTH_M
+from numpy.typing import NDArray
 
 from krabby_trainer.errors import ConfigError
+from krabby_trainer.task.config import TerrainCfg
 
 if TYPE_CHECKING:
     import trimesh
-    from numpy.typing import NDArray
-
-    from krabby_trainer.task.config import TerrainCfg
 
 __all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors"]
 
@@ -95,7 +94,7 @@ class Terrain:
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:
-        """All boxes, what fills the tiles up to one length, and the border."""
+        """All boxes, the level ground that fills the tiles to one length, and the border."""
         import trimesh
 
         parts = [course.to_trimesh().apply_translation(corner) for course, corner in self.placed]
@@ -117,7 +116,7 @@ class Terrain:
         return raster
 
     def to(self, device: str | torch.device) -> TerrainTensors:
-        """What rewards, observations and metrics look up, on `device`."""
+        """Tensors for rewards, observations and metrics, on `device`."""
         placed = self.placed
         edges = [course.edges + corner for course, corner in placed]
         most = max(1, *(len(e) for e in edges))
@@ -230,7 +229,7 @@ def _check(cfg: TerrainCfg) -> None:
 
 
 def _columns_of(cfg: TerrainCfg) -> NDArray[np.int64]:
-    """Type of every column: each type once, the rest by the largest share not yet served."""
+    """Type of every column: each type once, then by the largest share still missing."""
     shares = np.array(cfg.shares) / sum(cfg.shares)
     counts = np.ones(len(shares), np.int64)
     while counts.sum() < cfg.columns:

@@ -37,7 +37,7 @@ class Vision:
 
 
 def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
-    """`obs` with the groups that a student's policy reads besides; `begins` is (N,) bool."""
+    """`obs` with the groups that only a student's policy reads; `begins` is (N,) bool."""
     groups: dict[str, Any] = dict(obs.items())
     groups |= {
         "image": vision.image,

@@ -26,13 +26,13 @@ class DepthErrorsCfg:
     """
 
     enabled: bool = True
-    """Off: flawless images at the rate and the mean latency of `robot.toml`."""
+    """False: flawless images at the rate and the mean latency of `robot.toml`."""
     noise_rel: list[float] = field(default_factory=lambda: [0.0, 0.02])
     """Standard deviation of a pixel's depth, as a share of it."""
     window_noise_rel: list[float] = field(default_factory=lambda: [0.0, 0.01])
-    """The same of what all pixels of a small window share: matching compares windows."""
+    """The same, common to all pixels of a small window: matching compares windows."""
     scale_rel: list[float] = field(default_factory=lambda: [-0.02, 0.02])
-    """By how much all depths are off, as a share of them."""
+    """Error of scale of all depths, as a share."""
     hole_probability: list[float] = field(default_factory=lambda: [0.0, 0.05])
     """Share of pixels without a reading."""
     bleed_px: list[float] = field(default_factory=lambda: [0.0, 1.0])
@@ -42,13 +42,13 @@ class DepthErrorsCfg:
     range_m: list[float] = field(default_factory=lambda: [5.0, RANGE_M])
     """Farther things give no reading."""
     drop_probability: list[float] = field(default_factory=lambda: [0.0, 0.1])
-    """Of a frame never arriving."""
+    """Probability that a frame is lost."""
     outage_per_s: float = 0.02
-    """How often all frames stop for a while ..."""
+    """Rate of outages, in which all frames are lost ..."""
     outage_s: list[float] = field(default_factory=lambda: [0.2, 2.0])
-    """... which is drawn for each."""
+    """... and their lengths."""
     rate_hz: list[float] = field(default_factory=lambda: [10.0, 30.0])
-    """Exposures."""
+    """Rate of exposures."""
     period_jitter: float = 0.1
     """Each period is this share shorter or longer at most."""
     latency_s: list[float] = field(default_factory=lambda: [0.04, 0.12])
@@ -58,13 +58,13 @@ class DepthErrorsCfg:
     mount_angle_rad: float = math.radians(2.0)
     """Largest roll, pitch and yaw of the camera off its mount."""
     mount_pitch_rad: float = 0.0
-    """Pitch of every camera off its mount besides; positive looks lower."""
+    """Additional pitch of every camera; positive looks lower."""
     mount_xyz_m: float = 0.01
     """Largest offset along each axis."""
 
 
 def described(camera: CameraModel) -> DepthErrorsCfg:
-    """The flaws that `robot.toml` gives the camera, and none other: those sim-hal has."""
+    """The errors that `robot.toml` gives the camera, as in sim-hal, and no others."""
     return DepthErrorsCfg(
         noise_rel=[camera.noise_rel] * 2,
         window_noise_rel=[0.0, 0.0],
@@ -85,7 +85,7 @@ def described(camera: CameraModel) -> DepthErrorsCfg:
 
 
 def flawless(camera: CameraModel) -> DepthErrorsCfg:
-    """True images on time: the rate and the mean latency of `robot.toml` remain."""
+    """True images, at the rate and the mean latency of `robot.toml`."""
     cfg = described(camera)
     cfg.noise_rel = cfg.hole_probability = cfg.drop_probability = [0.0, 0.0]
     cfg.latency_jitter_s = 0.0

@@ -158,7 +158,7 @@ def _window_noise(images: Tensor) -> Tensor:
 class DepthStream:
     """The newest policy image of every robot, as its camera delivers it. All state is in place.
 
-    Call `step` once per control step, with the robots where they are; then read:
+    Call `step` once per control step, with the robots' present poses; then read:
 
     - `arrived` (N,) bool: whose image came with this step.
     - `image` (N, 58, 87): the newest that arrived; 0.5 (far) all over while there is none.
@@ -202,7 +202,7 @@ class DepthStream:
         """Of each robot since it was made: frames taken, and those that never arrived."""
         self._period_s, self._latency_s, self._drop = zeros(), zeros(), zeros()
         self._next_s, self._outage_s, self._newest_s = zeros(), zeros(), zeros()
-        # One row more than there are slots: what nobody waits for is written there.
+        # One row more than there are slots, for frames that are dropped.
         self._frames = torch.zeros(
             num_envs * self.slots + 1, *IMAGE_SHAPE, dtype=dtype, device=device
         )
