@@ -58,10 +58,8 @@ class Distillation:
         device: str,
         multi_gpu: Mapping[str, Any] | None = None,
     ) -> None:
-        self.cfg, self.device = cfg, device
-        self.iteration = 0
-        self._max_iterations = max_iterations
-        self._env = env
+        self.cfg, self.device, self._env = cfg, device, env
+        self.iteration, self._max_iterations = 0, max_iterations
         groups = {"actor": list(STUDENT_GROUPS)}
         self.actor = StudentActor(
             example_observations(), groups, "actor", NUM_JOINTS, **actor_cfg
@@ -124,9 +122,7 @@ class Distillation:
         Raises:
             CheckpointError: There is none in `payload`.
         """
-        self._take_teacher(payload, source)
-        assert self.teacher is not None
-        teach(self.encoder, self.actor, self.teacher)
+        teach(self.encoder, self.actor, self._take_teacher(payload, source))
 
     def act(self, obs: TensorDict) -> Tensor:
         """Take in images, keep what the teacher would do, and act."""
@@ -220,12 +216,7 @@ class Distillation:
             own = values[:, robots]
             return torch.where(flipped[None, :, None], maps[name](own), own)
 
-        codes, memories = r.encoded(self.encoder, robots, stream)
-        newest = r.newest[:, robots]
-        columns = torch.arange(len(robots), device=self.device)
-        blind = r.blind[:, robots, None]
-        code = torch.where(blind, 0.0, codes[newest, columns])
-        memory = torch.where(blind, 0.0, memories[newest, columns])
+        code, memory = r.at_steps(self.encoder, robots, stream)
         history = chosen(r.history, "history").flatten(0, 1)
         code_now = code.flatten(0, 1)
         groups = {
@@ -240,7 +231,7 @@ class Distillation:
         assert self.teacher is not None
         with torch.no_grad():
             true_code = self.teacher.sight({"scan": true_scan})
-        seen = ~blind
+        seen = ~r.blind[:, robots, None]
         scan = self.decoder(memory)
         return {
             "action": nn.functional.mse_loss(action, wanted),
@@ -251,13 +242,12 @@ class Distillation:
             ),
         }
 
-    def train_mode(self) -> None:
+    def train_mode(self, training: bool = True) -> None:
         for model in self._models().values():
-            model.train()
+            model.train(training)
 
     def eval_mode(self) -> None:
-        for model in self._models().values():
-            model.eval()
+        self.train_mode(False)
 
     def get_policy(self) -> StudentActor:
         return self.actor
@@ -295,10 +285,11 @@ class Distillation:
     def _models(self) -> dict[str, nn.Module]:
         return {"actor": self.actor, "encoder": self.encoder, "decoder": self.decoder}
 
-    def _take_teacher(self, payload: Mapping[str, Any], source: str) -> None:
+    def _take_teacher(self, payload: Mapping[str, Any], source: str) -> TeacherActor:
         self.teacher = actor_of(payload, source).to(self.device)
         kept = ("actor_state_dict", "actor_architecture", "critic_state_dict")
         self._teacher_state = {key: payload["algorithm"][key] for key in kept}
+        return self.teacher
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:

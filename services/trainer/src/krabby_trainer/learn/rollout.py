@@ -118,3 +118,15 @@ class Rollout:
                 memories.append(memory)
             codes += [*encoder.head(torch.stack(memories[1:]))]
         return torch.stack(codes), torch.stack(memories)
+
+    def at_steps(
+        self, encoder: DepthEncoder, robots: Tensor, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes (T, B, 32) and memories (T, B, h) at every control step; 0 without an image."""
+        newest, columns = self.newest[:, robots], torch.arange(len(robots), device=robots.device)
+        blind = self.blind[:, robots, None]
+        code, memory = (
+            torch.where(blind, 0.0, values[newest, columns])
+            for values in self.encoded(encoder, robots, stream)
+        )
+        return code, memory

@@ -128,8 +128,7 @@ class ParkourRunner:
         self.stopped_by: StopReason = "max_iterations"
         self.current_learning_iteration = 0
         """Iterations done."""
-        self.env_steps = 0
-        self.wall_s = 0.0
+        self.env_steps, self.wall_s = 0, 0.0
         self.last_checkpoint: Path | None = None
         self.last_scalars: dict[str, float] = {}
         self._config, self._provenance = dict(config or {}), dict(provenance or {})
@@ -169,7 +168,8 @@ class ParkourRunner:
                 obs = self._collect(obs)
                 collected = time.monotonic()
                 losses = self.alg.update()
-                self._synchronise()
+                if torch.device(self.device).type == "cuda":
+                    torch.cuda.synchronize(self.device)
                 learned = time.monotonic()
                 self.current_learning_iteration += 1
                 self._tell(total, collected - began, learned - collected, losses)
@@ -195,7 +195,7 @@ class ParkourRunner:
         path = self.folder / "checkpoints" / name
         if path != self.last_checkpoint:
             others = self.processes.gather(
-                {"environment": self._env_state(), "random": checkpoints.random_state()}
+                {"environment": _env_state(self._unwrapped), "random": checkpoints.random_state()}
             )
             if self.processes.is_first:
                 checkpoints.save(path, self._payload(others))
@@ -252,7 +252,7 @@ class ParkourRunner:
         if bad:
             raise NotFinite(
                 f"iteration {self.current_learning_iteration + 1}: {', '.join(bad)} from the "
-                f"environment is not finite; {self._where_to_go_on()}"
+                f"environment is not finite; {_where_to_resume(self.folder)}"
             )
         return obs
 
@@ -263,7 +263,7 @@ class ParkourRunner:
         self.env_steps += steps
         self.wall_s += collect_s + learn_s
         scalars = self._meter.take()
-        std = self._action_std()
+        std = _action_std(self.alg)
         scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
         scalars |= {
             **({} if std is None else {"Policy/action_std": std}),
@@ -290,14 +290,8 @@ class ParkourRunner:
         if bad:
             raise NotFinite(
                 f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
-                f"{self._where_to_go_on()} with a lower agent.algorithm.learning_rate_max"
+                f"{_where_to_resume(self.folder)} with a lower agent.algorithm.learning_rate_max"
             )
-
-    def _action_std(self) -> float | None:
-        try:
-            return float(self.alg.get_policy().output_std.detach().mean())
-        except AttributeError:  # imitation draws from no distribution
-            return None
 
     def _eta(self, total: int, last_s: float) -> float:
         left = (total - self.current_learning_iteration) * last_s
@@ -320,10 +314,9 @@ class ParkourRunner:
 
     def _is_time_to_save(self) -> bool:
         due = time.monotonic() - self._saved_at >= 60.0 * self.run.checkpoint_minutes
-        milestone = self.run.keep_every and (
-            self.current_learning_iteration % self.run.keep_every == 0
-        )
-        return bool(self.processes.agree(int(bool(due or milestone))))
+        every = self.run.keep_every
+        milestone = every > 0 and self.current_learning_iteration % every == 0
+        return bool(self.processes.agree(int(due or milestone)))
 
     def _payload(self, ranks: list[Any]) -> dict[str, Any]:
         return {
@@ -331,7 +324,7 @@ class ParkourRunner:
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
             "algorithm": self.alg.save(),
-            "environment": self._env_state(),
+            "environment": _env_state(self._unwrapped),
             "random": checkpoints.random_state(),
             "ranks": ranks[1:],
             "config": self._config,
@@ -349,20 +342,25 @@ class ParkourRunner:
             return ranks[self.processes.rank - 1]
         return {"environment": payload["environment"], "random": None}
 
-    def _env_state(self) -> dict[str, Any] | None:
-        state = getattr(self._unwrapped, "checkpoint_state", None)
-        if state is None:
-            return None
-        return {
-            name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
-            for name, value in state().items()
-        }
 
-    def _where_to_go_on(self) -> str:
-        folder = None if self.folder is None else self.folder / "checkpoints"
-        intact = checkpoints.newest_intact(folder) if folder else None
-        return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+def _env_state(env: Any) -> dict[str, Any] | None:
+    """What the environment wants kept, on the host; None if nothing."""
+    state = getattr(env, "checkpoint_state", None)
+    if state is None:
+        return None
+    return {
+        name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in state().items()
+    }
 
-    def _synchronise(self) -> None:
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def _where_to_resume(folder: Path | None) -> str:
+    intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
+    return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+
+
+def _action_std(algorithm: Any) -> float | None:
+    try:
+        return float(algorithm.get_policy().output_std.detach().mean())
+    except AttributeError:  # imitation draws from no distribution
+        return None
