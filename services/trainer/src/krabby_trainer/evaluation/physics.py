@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 import mujoco
 import numpy as np
-from krabby.course.boxes import BoxField
 from krabby.course.courses import make_course
+from krabby.course.ground import Ground
 from krabby.course.lanes import PIT_DEPTH_M
 from krabby.mujoco.model import (
     COLLISION_GROUP,
@@ -30,13 +30,12 @@ from krabby.robot import kinematics, rotations
 from krabby.safety.gate import GateCfg, SafetyGate
 
 if TYPE_CHECKING:
-    from krabby.course.boxes import Box
     from krabby.course.courses import Course
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import DriveCommand
     from numpy.typing import NDArray
 
-__all__ = ["CONTROL_S", "FIELDS", "WIDTH", "Conditions", "Ground", "Robot", "RobotSpec"]
+__all__ = ["CONTROL_S", "FIELDS", "WIDTH", "Conditions", "Robot", "RobotSpec"]
 
 SUBSTEP_S: Final = 0.0025
 CONTROL_S: Final = 0.01
@@ -113,35 +112,6 @@ class RobotSpec:
     course_seed: int
     luck: tuple[int, ...]
     """Seed of everything that is drawn for this robot."""
-
-
-class Ground:
-    """`Course.height_at` for a patch of points, made fast by looking only at the boxes near it."""
-
-    def __init__(self, course: Course) -> None:
-        level = [box for box in course.boxes if box.quat == (0.0, 0.0, 0.0, 1.0)]
-        tilted = [box for box in course.boxes if box.quat != (0.0, 0.0, 0.0, 1.0)]
-        self._level = [(*_rectangle(box), box.center[2] + box.half_extents[2]) for box in level]
-        self._tilted = [
-            (*_rectangle(box), BoxField([box], void_height=-PIT_DEPTH_M)) for box in tilted
-        ]
-
-    def heights(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Height of the ground at the points, (P,) [m]."""
-        x_min, x_max, y_min, y_max = x.min(), x.max(), y.min(), y.max()
-        found = np.full(x.shape, -PIT_DEPTH_M)
-        for x0, x1, y0, y1, top in self._level:
-            if x0 > x_max or x1 < x_min or y0 > y_max or y1 < y_min:
-                continue
-            over = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
-            np.maximum(found, top, out=found, where=over)
-        for x0, x1, y0, y1, field in self._tilted:
-            if x0 > x_max or x1 < x_min or y0 > y_max or y1 < y_min:
-                continue
-            over = np.flatnonzero((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1))
-            if over.size:
-                found[over] = np.maximum(found[over], field.height_at(x[over], y[over]))
-        return found
 
 
 class Robot:
@@ -364,10 +334,3 @@ class Robot:
         x = base[0] + cos * self._scan_x - sin * self._scan_y
         y = base[1] + sin * self._scan_x + cos * self._scan_y
         return self._ground.heights(x, y)
-
-
-def _rectangle(box: Box) -> tuple[float, float, float, float]:
-    """Range of x, then of y, that a box covers, with the tolerance of `BoxField` [m]."""
-    low = box.corners[:, :2].min(axis=0) - 1e-9
-    high = box.corners[:, :2].max(axis=0) + 1e-9
-    return float(low[0]), float(high[0]), float(low[1]), float(high[1])
