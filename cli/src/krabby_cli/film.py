@@ -121,12 +121,11 @@ def read_poses(path: Path) -> list[Pose]:
     """
     joints: list[tuple[int, NDArray[np.float64]]] = []
     bases: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
-    for recorded in Recording(path):
-        message = recorded.message
-        if recorded.stream is STATE:
+    for message in Recording(path):
+        if message.stream is STATE:
             values = unpack(STATE, message.payload)
             joints.append((message.header.capture_ns, values["joint_pos"].astype(np.float64)))
-        elif recorded.stream is TRUTH:
+        elif message.stream is TRUTH:
             values = unpack(TRUTH, message.payload)
             pos = values["base_pos_w"].astype(np.float64)
             quat = values["base_quat_w"].astype(np.float64)
