@@ -36,7 +36,7 @@ class RunView:
     elapsed_s: float | None
     """Since all were ready; None while they start."""
     duration_s: float
-    """0 when there is no end."""
+    """0: no end."""
     progress: str
     states: Mapping[str, str]
     """Process state by service."""

@@ -58,7 +58,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
+                # Ctrl-C then reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
             )
 

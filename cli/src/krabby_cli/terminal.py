@@ -34,9 +34,8 @@ _LEAVE_PASTES: Final = "\x1b[?2004l"
 class KeyDecoder:
     """Key names from what a terminal sends, one byte at a time.
 
-    There is no timer: the same bytes give the same keys, whatever the reads and delays. So the Esc
-    key is not distinguished from the first byte of a sequence and has no meaning; no sequence
-    begins with x, the e-stop key. An x within a sequence, such as the column of a mouse report or
+    There is no timer: the same bytes give the same keys, at any split and delay. So the Esc key is
+    not distinguished from the first byte of a sequence and has no meaning; no sequence begins with x, the e-stop key. An x within a sequence, such as the column of a mouse report or
     keypad 8, is not a key.
 
     In a sequence of unbounded length (a paste, a terminal's answer) an x is the e-stop key all the

@@ -125,7 +125,7 @@ def _tell(line: str) -> bool:
 def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[str, Any]:
     """Start, watch and stop a planned run; returns its summary, which is also in its folder.
 
-    SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
+    SIGINT, SIGTERM and SIGHUP end it in order.
     """
     _make_folder(plan)
     signals = Signals()

@@ -1,4 +1,4 @@
-"""Checks that whatever listens on a HAL's endpoints keeps the contract; it never moves a robot.
+"""Checks a HAL against the wire contract; it never moves a robot.
 
 The command checks run only while the HAL is disarmed, and every joint target they send is the
 position just measured. The e-stop is tried last and cleared again.
@@ -334,7 +334,7 @@ def _second_writer(visit: _Visit) -> str:
 
 
 def _oversize(visit: _Visit) -> str:
-    """A megabyte where 72 bytes belong: dropped or refused, and the server goes on."""
+    """A megabyte where 72 bytes belong: dropped or refused, and the server stays up."""
     topic, header, _ = visit.writer.frames(visit.measured())
     with _Writer(visit.endpoints[COMMAND.name], visit.context) as offender:
         offender.offer([topic, header, bytes(1 << 20)])

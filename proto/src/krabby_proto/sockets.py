@@ -73,7 +73,7 @@ def _stream_hwm(stream: Stream) -> int:
 
 
 class Publisher(Endpoint):
-    """Sends one stream; numbers its messages under an instance id of its own."""
+    """Sends one stream; numbers its messages under its instance id."""
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: who speaks how often about what."""
+    """One stream: name, direction, rate and payload."""
 
     name: str
     """Also the topic, in ASCII."""
@@ -88,7 +88,7 @@ class Stream:
 
     @cached_property
     def min_elements(self) -> int:
-        """Fewest floats a payload may have; above `max_elements` for JSON, so that none fits."""
+        """Fewest floats a payload may have; above `max_elements` for JSON: no count fits."""
         return self.size or 1
 
     @cached_property
@@ -218,7 +218,7 @@ def default_endpoints(base: str = "tcp://127.0.0.1") -> dict[str, str]:
     rest = rest.rstrip("/")
     if not rest or scheme not in ("tcp", "ipc", "inproc"):
         raise EndpointError(
-            f"{base!r} is no base for endpoints; "
+            f"{base!r} is not a base for endpoints; "
             "give tcp://HOST, ipc:///some/folder or inproc://prefix"
         )
     if scheme == "tcp":

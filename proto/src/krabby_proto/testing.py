@@ -45,8 +45,8 @@ def resting_state() -> FloatArray:
 class FakeHal:
     """A `HalServer` with a scripted state; joints follow applied commands at once.
 
-    Used as a context manager it runs in a thread of its own. Without one, `step` drives it from
-    the test, for tests with a fake clock. Attributes may be set from the test at any time.
+    As a context manager it runs in a thread. Otherwise the test drives it by `step`, with a fake
+    clock. Attributes may be set from the test at any time.
 
     Args:
         endpoints: free TCP ports of this host when None; see `endpoints` for what was bound.
