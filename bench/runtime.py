@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import mujoco
 import numpy as np
@@ -38,9 +39,6 @@ from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.testing import FakeHal
 from onnx import TensorProto, helper
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 Samples = list[float]
 Quantiles = dict[str, float]

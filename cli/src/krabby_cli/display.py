@@ -6,20 +6,18 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 
 from krabby_cli import scrape
+from krabby_cli.logs import LogLine
+from krabby_cli.scrape import LiveFigures, Scrape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from rich.table import Table
-
-    from krabby_cli.logs import LogLine
-    from krabby_cli.scrape import LiveFigures, Scrape
 
 __all__ = ["Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 

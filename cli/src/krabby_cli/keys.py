@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "AXIS_MAX",
@@ -174,9 +172,9 @@ class Drive:
     """The walking command of a keyboard and, possibly, a gamepad.
 
     Each has a deadman, since the link of one may be dead while the other's is alive. A keyboard
-    command ends with its deadman, the next key begins from zero. A gamepad's sticks count again from
-    its next event. Neither the kernel's initial events nor a held button feed a deadman: over a dead
-    radio link it stays held.
+    command ends with its deadman, the next key begins from zero; a gamepad's sticks count again
+    from its next event. Neither the kernel's initial events nor a held button feed a deadman: over
+    a dead radio link it stays held.
 
     Times are on a clock that counts while the computer sleeps [s].
     """

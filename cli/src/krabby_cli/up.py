@@ -6,6 +6,7 @@ one JSON object, however the run ended.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -13,9 +14,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
@@ -36,10 +38,6 @@ from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
 from krabby_cli.supervise import Supervisor
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Mapping
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 

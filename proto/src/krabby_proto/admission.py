@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -12,9 +13,6 @@ from krabby_proto.errors import CorruptPayload, FrameError, SchemaVersionMismatc
 from krabby_proto.header import HEADER_SIZE, MAGIC
 from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["MAX_AHEAD_NS", "Admission", "CommandAdmission", "untimely"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.codec import encode
@@ -23,8 +24,6 @@ from krabby_proto.sockets import (
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import ArrayLike
 
 __all__ = ["ControlClient", "ControlServer", "HalClient"]

@@ -11,15 +11,13 @@ import socket as unix
 import stat
 import struct
 import time
-from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, Self, TypeAlias, cast
 
 import zmq
 
 from krabby_proto.errors import EndpointError, EndpointInUse
 from krabby_proto.names import HostName
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "MAX_FRAMES",

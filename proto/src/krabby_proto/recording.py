@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 from krabby_proto.codec import Message, decode
 from krabby_proto.endpoint import Closing
 from krabby_proto.errors import FrameError, RecordingError
 from krabby_proto.header import HEADER_FORMAT, HEADER_SIZE, SCHEMA_VERSION, Header
 from krabby_proto.streams import Stream, schema_hash
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 __all__ = ["Recorder", "Recording"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from krabby_proto.admission import CommandAdmission, untimely
@@ -20,8 +21,6 @@ from krabby_proto.states import SAFETY_OPS, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from numpy.typing import ArrayLike
 
 __all__ = ["HalHandler", "HalServer", "ServerStats"]

@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from krabby_proto.errors import EndpointError
 from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
 from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
 from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = [
     "CAMERA",
