@@ -19,17 +19,14 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from krabby.control.policy_manager import load_runner
 from krabby.policy.bundle import POLICY_FILE
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, RobotError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.robot.description import RobotDescription
 
 __all__ = ["LIMIT_S", "rehearse"]
 
