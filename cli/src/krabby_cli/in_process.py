@@ -81,12 +81,11 @@ def run_services(
             time.sleep(_POLL_S)
         first = [name for name, thread in threads.items() if thread.failure is not None]
     finally:
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].runtime.stop("the run is over")
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].join(_STOP_S)
+        ordered = [threads[name] for name in _STOP_ORDER if name in threads]
+        for thread in ordered:
+            thread.runtime.stop("the run is over")
+        for thread in ordered:
+            thread.join(_STOP_S)
     for name in (*first, *threads):
         failure = threads[name].failure
         if failure is not None:

@@ -11,6 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from krabby.control.config import DEFAULT_POLICY
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ __all__ = [
     "print_line",
 ]
 
-DEFAULT_POLICY: Final = "parkour"
-"""Policy of `krabby up`; `make sim` follows, the containers have theirs in `.env`."""
 POLICY_HELP: Final = "policy: name under assets/policies, or a folder"
 DEFAULT_COURSE: Final = "mixed"
 """Course of `krabby up` and `krabby film`."""

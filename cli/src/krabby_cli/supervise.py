@@ -11,7 +11,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from krabby_cli.errors import ServiceDied
 from krabby_cli.logs import LogFollower, LogLine
@@ -109,7 +109,7 @@ class Child:
 
 
 @dataclass(kw_only=True)
-class Supervisor:
+class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
     """Runs a set of processes; as a context manager it leaves none behind."""
 
     specs: Sequence[ChildSpec]
@@ -172,9 +172,6 @@ class Supervisor:
         for line in child.follow():
             if line.is_loud:
                 self.echo(child.name, line)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

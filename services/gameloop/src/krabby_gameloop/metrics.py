@@ -119,7 +119,7 @@ class ControlMetrics:
         """Bring the totals and the walking command up to date."""
         controller, policies = self._controller, self._controller.policies
         self._totals.show(HOLDS, controller.holds)
-        self._totals.show(LEASE_LOSSES, controller.lease_losses)
+        self._totals.show(LEASE_LOSSES, controller.permission.lease_losses)
         self._totals.show(BLIND_SWITCHES, policies.blind_switches)
         self._totals.show(BAD_OUTPUTS, policies.bad_outputs)
         for gauge, value in zip(NAV_COMMAND.values(), controller.nav.command, strict=True):
