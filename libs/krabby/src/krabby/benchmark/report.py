@@ -291,7 +291,7 @@ def _title(name: str) -> str:
 
 def _held_out(row: Row) -> str:
     if len({cell.family for cell in row.cells}) > 1:
-        return ""  # a group says so by its name
+        return ""  # the name of a group tells
     some = any(cell.held_out for cell in row.cells)
     return " (held out)" if row.held_out else " (partly held out)" if some else ""
 

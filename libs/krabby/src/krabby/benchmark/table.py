@@ -67,7 +67,7 @@ def read_trials(paths: Iterable[Path]) -> list[TrialResult]:
     """The trials of several files of JSON lines.
 
     Raises:
-        TrialsError: a line is no trial, for example the last one of a run that was cut off.
+        TrialsError: a line is not a trial, for example the last one of an interrupted run.
     """
     trials: list[TrialResult] = []
     for path in paths:
