@@ -81,8 +81,8 @@ class CommandCfg:
     rest_s: NonNegative = 0.0
     """How long robots are commanded to stand at the last waypoint before the episode ends [s]."""
     halt_every_s: NonNegative = 0.0
-    """Mean time between halts [s], 0 for none: instead of the policy's targets, the joints go to the
-    default pose within `krabby.safety.trajectories.HALT_S`, as when the runtime stops the robot.
+    """Mean time between halts [s], 0 for none: the joints go to the default pose within
+    `krabby.safety.trajectories.HALT_S` and ignore the policy, as when the runtime stops the robot.
     Half of the robots that reach the last waypoint are halted too."""
     halt_s: Pair = field(default_factory=lambda: [0.5, 1.0])
     """How long the pose is held."""
