@@ -48,7 +48,9 @@ def add_parsers(commands: Any) -> None:
 def _add(
     commands: Any, name: str, run: Any, text: str, *, timeout_s: float = _TIMEOUT_S
 ) -> argparse.ArgumentParser:
-    parser = add_command(commands, name, run, text)
+    words = f"{name} gait" if name == "policy" else name
+    examples = f"examples:\n  krabby {words}\n  krabby {words} --host 192.168.55.1 --timeout 5"
+    parser = add_command(commands, name, run, text, epilog=examples)
     option(parser, "--by", "NAME", operator_name(), "operator, for the log")
     option(parser, "--timeout", "S", timeout_s, "longest wait for the answer")
     add_endpoint_options(parser)
