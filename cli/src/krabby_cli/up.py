@@ -61,12 +61,7 @@ Exit status: 0 after the duration or a signal, 1 when a process failed, 2 when n
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
-        commands,
-        "up",
-        run,
-        "run simulator, camera and game loop",
-        __doc__,
-        _EPILOG,
+        commands, "up", run, "run simulator, camera and game loop", __doc__, _EPILOG
     )
     text = "length of the run from when all are ready, simulated time in lock-step; 0: until Ctrl-C"
     option(parser, "--duration", "S", 0.0, text)
