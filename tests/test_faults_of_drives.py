@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from krabby.course.courses import make_course
-from krabby.drivers.can import bus as can_buses
+from krabby.drivers.can import wire as can_buses
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import open_bus

@@ -8,18 +8,16 @@ import contextlib
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from krabby.drivers.clock import ClockMap
 from krabby.robot.description import CameraModel
 
+from krabby_camera.config import RealSenseCfg
 from krabby_camera.devices import Shot
 from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
 from krabby_camera.resample import Intrinsics, Resampler
-
-if TYPE_CHECKING:
-    from krabby_camera.config import RealSenseCfg
 
 __all__ = ["RealSenseCamera"]
 

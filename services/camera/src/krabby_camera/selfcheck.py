@@ -12,7 +12,7 @@ ground that is flat and level: put the robot on a floor, facing away from walls.
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -23,9 +23,7 @@ from krabby_proto import STATE, LatestSubscriber, unpack
 from numpy.typing import NDArray
 
 from krabby_camera import metrics
-
-if TYPE_CHECKING:
-    from krabby_camera.config import SelfCheckCfg
+from krabby_camera.config import SelfCheckCfg
 
 __all__ = ["Expected", "Ground", "Report", "SelfCheck", "compare", "expect", "fit_ground"]
 

@@ -18,7 +18,7 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
@@ -29,12 +29,10 @@ from krabby.drivers.imu.vectornav import QUAT_WN
 from krabby.robot import rotations
 from krabby.robot.description import CameraModel
 
+from krabby_camera.config import ZedCfg
 from krabby_camera.devices import Shot
 from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
-
-if TYPE_CHECKING:
-    from krabby_camera.config import ZedCfg
 
 __all__ = ["ZedCamera", "camera_mount", "imu_sample"]
 

@@ -4,8 +4,6 @@ Frames and their meaning are those of `krabby.drivers.can`, which jetson-hal use
 batch of commands asks goes to the `DriveBank` in one pass, and so do the feedbacks that answer it.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import heapq
@@ -13,7 +11,8 @@ import itertools
 import math
 import select
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import can
 import numpy as np
@@ -21,17 +20,13 @@ import structlog
 from krabby.drivers.can.calibration import Calibration, Mounting
 from krabby.drivers.can.can_io import frame_of, hold, is_ahead, message_of, open_bus, release
 from krabby.drivers.can.codec import Feedback, Frame, Kind, Parameter, Reply, Request, Scale
+from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.plan import codec_of
 from krabby.drivers.can.testing import FakeDrive
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.drivers.can.hardware import HardwareDescription
-    from numpy.typing import NDArray
-
-    from krabby_emulator.faults import FaultBoard
-    from krabby_emulator.motor import DriveBank
+from krabby_emulator.faults import FaultBoard
+from krabby_emulator.motor import DriveBank
 
 __all__ = ["CanSide"]
 

@@ -1,21 +1,17 @@
 """Breaking and mending a running emulator from the command line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
 from krabby_proto import ControlClient
 
 from krabby_emulator.config import EndpointsCfg
 from krabby_emulator.errors import EmulatorSilent
 from krabby_emulator.faults import FAULTS, FaultFacts, FaultKind
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["COMMANDS", "run_console"]
 

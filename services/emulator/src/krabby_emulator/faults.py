@@ -1,18 +1,14 @@
 """What can be broken on purpose while the emulator runs, and what is broken now."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from krabby_emulator.errors import FaultRefused
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["FAULTS", "Fault", "FaultBoard", "FaultKind"]
 

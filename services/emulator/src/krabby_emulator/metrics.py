@@ -1,17 +1,11 @@
 """What the emulated robot measures beyond what every service does; see `krabby.runtime.metrics`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from krabby.runtime.metrics import Totals, children
 from prometheus_client import Counter, Gauge
 
+from krabby_emulator.can import CanSide
 from krabby_emulator.faults import FaultKind
-
-if TYPE_CHECKING:
-    from krabby_emulator.can import CanSide
-    from krabby_emulator.robot import EmulatedRobot
+from krabby_emulator.robot import EmulatedRobot
 
 __all__ = ["Exposition"]
 

@@ -5,20 +5,16 @@ MuJoCo: `law` and `torque_range` say what the physics must do for the next subst
 what came of it.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from krabby.drivers.can import DriveFault, DriveMode
+from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import torque_speed_limit
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
-    from numpy.typing import NDArray
-
-    from krabby_emulator.config import DriveCfg, SupplyCfg
+from krabby_emulator.config import DriveCfg, SupplyCfg
 
 __all__ = ["DriveBank", "Law"]
 

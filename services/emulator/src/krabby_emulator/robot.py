@@ -1,28 +1,22 @@
 """The emulated robot without its wires: physics moved by the drives, and what its sensors say."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import structlog
+from krabby.course.courses import Course
 from krabby.drivers.imu import ImuSample
+from krabby.hal.measurement import Measurement
 from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from numpy.typing import NDArray
 
+from krabby_emulator.config import EmulatorCfg, ImuCfg
 from krabby_emulator.faults import Fault, FaultBoard, FaultKind
 from krabby_emulator.motor import DriveBank, Law
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from krabby.course.courses import Course
-    from krabby.hal.measurement import Measurement
-    from krabby.robot.description import RobotDescription
-    from numpy.typing import NDArray
-
-    from krabby_emulator.config import EmulatorCfg, ImuCfg
 
 __all__ = ["EmulatedRobot"]
 

@@ -6,11 +6,10 @@ whose exchange begins where the slot does: after the first, when it has its repl
 there is time for an image; after the second, right before the next exchange, the IMU speaks.
 """
 
-from __future__ import annotations
-
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from krabby.course.courses import make_course
@@ -20,6 +19,7 @@ from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
 from krabby.runtime.metrics import (
     DEADLINE_MISSES,
     LOOP_LATENESS,
@@ -32,16 +32,10 @@ from krabby.runtime.realtime import IdleCollector
 from krabby_proto import CAMERA, NAV, TRUTH, ControlServer, JsonObject, Publisher, make_hello
 
 from krabby_emulator.can import CanSide
+from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.errors import FaultRefused
 from krabby_emulator.metrics import Exposition
 from krabby_emulator.robot import EmulatedRobot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from krabby.runtime.app import Runtime
-
-    from krabby_emulator.config import EmulatorCfg
 
 __all__ = ["RobotEmulator"]
 

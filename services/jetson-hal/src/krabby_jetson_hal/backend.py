@@ -7,44 +7,33 @@
 So a command that comes between two cycles goes out with the next exchange.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import structlog
-from krabby.drivers.can import DriveMode, DriveTargets
+from krabby.drivers.can import DriveMode, DriveReadings, DriveTargets
 from krabby.drivers.errors import DriveError
+from krabby.drivers.imu import ImuSample
 from krabby.drivers.imu.check import ImuCheck, ImuLimits
-from krabby.hal.backend import HalBackend, Image, Reading, limp
+from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
 from krabby.hal.measurement import Measurement
 from krabby.robot.contact import ContactCfg, FootContacts
-from krabby.robot.description import JOINTS_PER_LEG
+from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 from krabby.runtime.metrics import Quantiles
-from krabby.safety.gate import Fault, GateCfg, SafetyState
+from krabby.safety.gate import DriveCommand, Fault, GateCfg, SafetyGate, SafetyState
 from krabby_proto import SAFETY_STATES, fault_names
+from numpy.typing import NDArray
 from prometheus_client import Histogram
 
 from krabby_jetson_hal.camera_relay import CameraRelay
+from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.devices import Devices
 from krabby_jetson_hal.errors import ImuNotSane
-from krabby_jetson_hal.estop import open_estop
+from krabby_jetson_hal.estop import EstopInput, open_estop
 from krabby_jetson_hal.fault_monitor import Watch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.drivers.can import DriveReadings
-    from krabby.drivers.imu import ImuSample
-    from krabby.hal.backend import Slot
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand, SafetyGate
-    from numpy.typing import NDArray
-
-    from krabby_jetson_hal.config import JetsonHalCfg
-    from krabby_jetson_hal.devices import Devices
-    from krabby_jetson_hal.estop import EstopInput
 
 __all__ = ["Robot"]
 

@@ -4,8 +4,6 @@ So that consumers see one contract in simulation and on the robot. Newest only: 
 newer one overtook is dropped. Capture times stay; the image itself is not looked at.
 """
 
-from __future__ import annotations
-
 from krabby.hal.backend import Image
 from krabby_proto import CAMERA, LatestSubscriber
 

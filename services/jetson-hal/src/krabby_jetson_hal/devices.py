@@ -1,22 +1,18 @@
 """What the configuration names, opened nowhere yet: drives, their buses, the IMU, the e-stop."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from krabby.drivers.can import JointBus
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.config import load_calibration, load_hardware
 from krabby.drivers.can.health import HealthCfg
 from krabby.drivers.errors import HardwareError
+from krabby.drivers.imu import Imu
 from krabby.drivers.imu.serial_imu import SerialImu
+from krabby.robot.description import RobotDescription
 
-if TYPE_CHECKING:
-    from krabby.drivers.can import JointBus
-    from krabby.drivers.imu import Imu
-    from krabby.robot.description import RobotDescription
-
-    from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.config import JetsonHalCfg
 
 __all__ = ["HEALTH", "Devices", "load_devices"]
 

@@ -6,17 +6,13 @@ button, a broken wire and a pulled plug all read high. What cannot be read count
 This input tells the gate; it is not the emergency stop itself, which cuts the drives' supply.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import structlog
 
+from krabby_jetson_hal.config import EstopCfg
 from krabby_jetson_hal.errors import EstopUnavailable
-
-if TYPE_CHECKING:
-    from krabby_jetson_hal.config import EstopCfg
 
 __all__ = ["EstopInput", "GpioEstop", "NoEstop", "open_estop"]
 

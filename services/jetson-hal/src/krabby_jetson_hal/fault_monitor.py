@@ -4,21 +4,15 @@ Detection itself is below (`krabby.drivers`): drives report, the bus side notice
 Here each finding gets the gate's name and is logged once, when it begins, with place and remedy.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import structlog
-from krabby.drivers.can import DriveFault
+from krabby.drivers.can import DriveFault, DriveReadings, IdConflict
 from krabby.drivers.can.faults import FAULTS
+from krabby.drivers.imu.check import ImuFault
 from krabby.safety.gate import Fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from krabby.drivers.can import DriveReadings, IdConflict
-    from krabby.drivers.imu.check import ImuFault
 
 __all__ = ["Finding", "Watch"]
 

@@ -3,10 +3,6 @@
 See `krabby.hal.metrics` and `krabby.runtime.metrics`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from krabby.drivers.can import DriveFault
 from krabby.drivers.imu.check import ImuFault
 from krabby.runtime.metrics import (
@@ -18,8 +14,7 @@ from krabby.runtime.metrics import (
 )
 from prometheus_client import Counter, Gauge
 
-if TYPE_CHECKING:
-    from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.backend import Robot
 
 __all__ = ["Exposition"]
 

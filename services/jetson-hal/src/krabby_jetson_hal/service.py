@@ -1,20 +1,15 @@
 """jetson-hal: the HAL loop around the real robot."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
 
 from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.config import JetsonHalCfg
 from krabby_jetson_hal.devices import Devices, load_devices
 from krabby_jetson_hal.metrics import Exposition
-
-if TYPE_CHECKING:
-    from krabby_jetson_hal.config import JetsonHalCfg
 
 __all__ = ["JetsonHal"]
 

@@ -1,7 +1,5 @@
 """A device's own clock on ours."""
 
-from __future__ import annotations
-
 from typing import Final
 
 __all__ = ["ClockMap"]

@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from krabby.drivers.can import bus as can_buses
+from krabby.drivers.can import wire as can_buses
 from krabby.drivers.can.bus import BusCfg, CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Frame, Kind, Parameter, Reply, Request
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.can.plan import codec_of
 from krabby.drivers.can.robstride import RobStrideCodec
 from krabby.drivers.can.testing import FakeDrive, FakeDrives, free_multicast_channels
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveTargets, JointBus
@@ -63,7 +62,7 @@ class Rig:
         names = {bus.name: next(channels) for bus in hardware.buses}
         self.hardware = hardware.with_interface("virtual", names)
         self.drives = [
-            FakeDrive(spec, codec_of(self.hardware, spec.bus)) for spec in self.hardware.drives
+            FakeDrive(spec, self.hardware.codec_of(spec.bus)) for spec in self.hardware.drives
         ]
         self.peers = [open_bus(spec) for spec in self.hardware.buses]
         self.now_ns = 1_000 * MS
@@ -130,7 +129,7 @@ class Rig:
     def plug_twin(self, joint=2, first=False, position=-0.4):
         """Plug in a second drive with the id of `joint`'s: lf_knee, id 13 on bus front."""
         spec = self.hardware.drives[joint]
-        twin = FakeDrive(spec, codec_of(self.hardware, spec.bus), position=position)
+        twin = FakeDrive(spec, self.hardware.codec_of(spec.bus), position=position)
         (self.before if first else self.after).append((joint, twin))
         return twin
 
@@ -224,7 +223,7 @@ def test_a_drive_with_a_fault_is_named_with_the_remedy_and_all_are_off_again(rig
 
 def test_a_drive_that_stays_off_is_refused(rig):
     rig.drives[0].ignores_enable = True
-    with pytest.raises(DriveRefused, match=r"lf_hip_yaw .* was switched on and says off"):
+    with pytest.raises(DriveRefused, match=r"lf_hip_yaw .* was switched on and reports off"):
         rig.start()
 
 
@@ -255,7 +254,7 @@ def test_joints_go_where_they_are_told_and_say_so(rig):
         readings = rig.cycle(rig.hold(pose))
     np.testing.assert_allclose(readings.joint_pos, pose, atol=4e-4)
     assert readings.missed.sum() == 0
-    assert rig.bus.late.sum() == 0
+    assert rig.bus.wire.late.sum() == 0
     assert (readings.faults == 0).all()
 
 
@@ -428,7 +427,7 @@ def test_a_repeated_frame_is_no_second_drive(rig):
     for _ in range(500):
         readings = rig.cycle()
         assert (readings.faults == 0).all()
-    assert rig.bus.states["front"].unexpected == 5 * 11  # of 500 feedbacks and 41 voltages
+    assert rig.bus.wire.buses["front"].unexpected == 5 * 11  # of 500 feedbacks and 41 voltages
 
 
 def test_a_frame_repeated_to_every_drive_in_one_exchange_is_no_second_drive(rig):
@@ -447,7 +446,7 @@ def test_answers_to_requests_that_were_given_up_are_no_second_drive(rig):
     for number in range(400):
         rig.drives[2].delay_s = 0.03 * (number % 40 == 0)
         readings = rig.cycle()
-    assert rig.bus.states["front"].unexpected == 10
+    assert rig.bus.wire.buses["front"].unexpected == 10
     assert readings.conflicts == ()
 
 
@@ -455,7 +454,7 @@ def test_answers_to_requests_that_were_given_up_are_no_second_drive(rig):
 def test_an_id_that_the_bus_does_not_have_is_named_and_marks_the_bus(rig, can_id):
     readings = rig.start()
     spec = dataclasses.replace(rig.hardware.drives[2], can_id=can_id)
-    stranger = FakeDrive(spec, codec_of(rig.hardware, "front"))
+    stranger = FakeDrive(spec, rig.hardware.codec_of("front"))
     for number in range(4):
         assert (readings.conflicts == ()) == (number < 3)
         rig.peers[0].send(message_of(stranger.feedback()))
@@ -562,7 +561,7 @@ def test_a_lost_reply_costs_its_drive_three_cycles_and_no_other_drive_anything(r
     assert fresh == [False, False, False, False, True, True]
     assert rig.drives[0].commands - heard == 3
     assert readings.missed.tolist() == [1] + 17 * [0]
-    assert rig.bus.late.sum() == 0
+    assert rig.bus.wire.late.sum() == 0
 
 
 def test_a_late_reply_is_counted_and_its_drive_asked_again_at_once(rig):
@@ -574,7 +573,7 @@ def test_a_late_reply_is_counted_and_its_drive_asked_again_at_once(rig):
     rig.drives[0].delay_s = 0.0
     rig.cycle()  # its answer comes after this one
     readings = rig.cycle()
-    assert rig.bus.late.tolist() == [1] + 17 * [0]
+    assert rig.bus.wire.late.tolist() == [1] + 17 * [0]
     assert readings.missed[0] == 1
     # Settled before sending, so the drive was asked again in the same cycle.
     assert readings.stamp_ns[0] >= sent_ns + 10 * MS
@@ -687,14 +686,14 @@ def test_bus_off_is_named_on_its_joints_until_they_answer(rig):
     readings = rig.cycle()
     assert all(faults(readings, joint) & DriveFault.BUS_OFF for joint in middle)
     assert not any(faults(readings, joint) for joint in front)
-    assert rig.bus.states["middle"].state == "off"
-    assert rig.bus.states["middle"].error_frames == 1
+    assert rig.bus.wire.buses["middle"].state == "off"
+    assert rig.bus.wire.buses["middle"].error_frames == 1
     for joint in middle:
         rig.drives[joint].muted = False
     for _ in range(8):
         readings = rig.cycle()
     assert (readings.faults == 0).all()
-    assert rig.bus.states["middle"].state == "ok"
+    assert rig.bus.wire.buses["middle"].state == "ok"
 
 
 def test_an_interface_that_goes_down_is_a_fault_and_no_exception(rig, monkeypatch):
@@ -703,18 +702,18 @@ def test_an_interface_that_goes_down_is_a_fault_and_no_exception(rig, monkeypatc
     def down(*_, **__):
         raise can.CanOperationError("Network is down")
 
-    for bus in rig.bus._buses[:1]:
+    for bus in (rig.bus.wire.buses["front"],):
         monkeypatch.setattr(bus.can, "send", down)
         monkeypatch.setattr(bus.can, "recv", down)
     readings = rig.cycle()
     for joint in rig.hardware.drives_of("front"):
         assert faults(readings, joint) & DriveFault.BUS_OFF
-    assert rig.bus.states["front"].send_errors > 0
+    assert rig.bus.wire.buses["front"].send_errors > 0
 
 
 def test_frames_that_were_held_and_do_not_go_out_owe_no_answer(rig, monkeypatch):
     rig.start()
-    front = rig.bus._buses[0]
+    front = rig.bus.wire.buses["front"]
 
     def down(bus):
         if bus is front.can:
@@ -728,12 +727,12 @@ def test_frames_that_were_held_and_do_not_go_out_owe_no_answer(rig, monkeypatch)
         patched.setattr(can_buses, "release", down)
         readings = rig.cycle()
     assert all(faults(readings, joint) & DriveFault.BUS_OFF for joint in front.joints)
-    assert (rig.bus.states["front"].send_errors, readings.missed.sum()) == (1, missed)
+    assert (rig.bus.wire.buses["front"].send_errors, readings.missed.sum()) == (1, missed)
     for drive in drives:
         drive.muted = False
     rig.cycle()  # asked at once: nothing was owed
     assert (rig.bus.readings.faults == 0).all()
-    assert rig.bus.states["front"].state == "ok"
+    assert rig.bus.wire.buses["front"].state == "ok"
 
 
 def test_frames_of_strangers_change_nothing(rig):
@@ -759,7 +758,7 @@ def test_a_feedback_that_nobody_asked_for_is_counted_and_dropped(rig):
     rig.cycle()
     rig.peers[0].send(can.Message(arbitration_id=0x02800BFD, data=b"\xff" * 8))
     readings = rig.cycle()
-    assert rig.bus.states["front"].unexpected == 1
+    assert rig.bus.wire.buses["front"].unexpected == 1
     assert (readings.faults == 0).all()
     np.testing.assert_allclose(readings.joint_pos, DESC.default_joint_pos, atol=4e-4)
 

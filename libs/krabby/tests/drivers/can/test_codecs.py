@@ -23,7 +23,7 @@ from krabby.drivers.can.codec import (
     to_word,
 )
 from krabby.drivers.can.damiao import DamiaoCodec
-from krabby.drivers.can.models import MODELS, drive_model
+from krabby.drivers.can.makes import MODELS, drive_model
 from krabby.drivers.can.robstride import RobStrideCodec
 from krabby.drivers.can.types import DriveFault, DriveMode
 from krabby.drivers.errors import HardwareError, NotRepresentable
@@ -271,7 +271,7 @@ def test_a_command_that_is_no_number_is_refused(codec, bad):
 
 
 def test_values_beyond_the_range_are_cut_to_it():
-    assert to_word(np.array([9.0, -9.0]), -1.0, np.array([1.0, 1.0]), 12).tolist() == [4095, 0]
+    assert to_word(np.array([9.0, -9.0]), -1.0, np.array([1.0, 1.0]), 4095).tolist() == [4095, 0]
 
 
 def test_parameters_that_do_not_fit_are_refused_with_the_value():

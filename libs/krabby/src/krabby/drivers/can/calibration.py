@@ -6,24 +6,21 @@ The file is written by measuring once, with the robot in a pose that is known (`
 replaced in one step, so a power cut leaves the old one or the new one, never half.
 """
 
-from __future__ import annotations
-
+import copy
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from pathlib import Path
+from typing import Any, Final, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from krabby.drivers.can.codec import Command
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.types import DriveTargets
 from krabby.drivers.errors import CalibrationError
+from krabby.robot.description import RobotDescription
 from krabby.robot.toml_reader import Table, read_toml
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from krabby.drivers.can.hardware import HardwareDescription
-    from krabby.robot.description import RobotDescription
 
 __all__ = ["Calibration", "Mounting", "calibrate"]
 
@@ -184,13 +181,21 @@ class Mounting:
 
     def __init__(self, hardware: HardwareDescription, calibration: Calibration) -> None:
         """Takes direction and offset from the calibration, the gear from the hardware."""
-        gear = np.array([drive.gear for drive in hardware.drives])
         self.offset = calibration.offset.copy()
         """Joint angle at which the drive says 0 [rad]; whole turns may be added to it."""
-        self.ratio = calibration.direction * gear
+        self.ratio = calibration.direction * np.array([drive.gear for drive in hardware.drives])
         """Drive angle per joint angle, signed."""
-        self.stiffness_ratio = self.ratio**2
+
+    @property
+    def stiffness_ratio(self) -> NDArray[np.float64]:
         """Gain at the joint per gain at the drive."""
+        return self.ratio**2
+
+    def part(self, joints: list[int]) -> Self:
+        """The same for some of the joints."""
+        part = copy.copy(self)
+        part.offset, part.ratio = self.offset[joints], self.ratio[joints]
+        return part
 
     def drive_pos(self, joint_pos: NDArray[np.float64]) -> NDArray[np.float64]:
         """Angle of the shaft [rad]."""
@@ -200,18 +205,26 @@ class Mounting:
         """Angle of the joint [rad]."""
         return drive_pos / self.ratio + self.offset
 
-    def drive_vel(self, joint_vel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Speed of the shaft [rad/s]."""
-        return joint_vel * self.ratio
+    def command(self, targets: DriveTargets) -> Command:
+        """Targets of joints as commands to their shafts."""
+        pos, vel, kp, kd, torque = targets
+        gain, ratio = self.stiffness_ratio, self.ratio
+        return Command(self.drive_pos(pos), vel * ratio, kp / gain, kd / gain, torque / ratio)
 
-    def joint_vel(self, drive_vel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Speed of the joint [rad/s]."""
-        return drive_vel / self.ratio
+    def targets(self, command: Command) -> DriveTargets:
+        """The inverse of `command`."""
+        pos, vel, kp, kd, torque = command
+        gain, ratio = self.stiffness_ratio, self.ratio
+        return DriveTargets(self.joint_pos(pos), vel / ratio, kp * gain, kd * gain, torque * ratio)
 
-    def drive_torque(self, joint_torque: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Torque at the shaft [N·m]."""
-        return joint_torque / self.ratio
+    def joint_side(
+        self, pos: NDArray[np.float64], vel: NDArray[np.float64], torque: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Angle, speed and torque of joints from those of their shafts."""
+        return self.joint_pos(pos), vel / self.ratio, torque * self.ratio
 
-    def joint_torque(self, drive_torque: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Torque at the joint [N·m]."""
-        return drive_torque * self.ratio
+    def drive_side(
+        self, pos: NDArray[np.float64], vel: NDArray[np.float64], torque: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The inverse of `joint_side`."""
+        return self.drive_pos(pos), vel * self.ratio, torque / self.ratio

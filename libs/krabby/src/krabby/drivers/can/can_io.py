@@ -1,13 +1,12 @@
 """Opening a CAN bus as `hardware.toml` names it, for the robot and for what emulates it alike."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import can
 from can.interfaces.udp_multicast import UdpMulticastBus
@@ -15,12 +14,8 @@ from can.interfaces.udp_multicast.utils import pack_message, unpack_message
 from can.interfaces.virtual import VirtualBus
 
 from krabby.drivers.can.codec import Frame
+from krabby.drivers.can.hardware import BusSpec
 from krabby.drivers.errors import BusError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from krabby.drivers.can.hardware import BusSpec
 
 __all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
 

@@ -6,18 +6,10 @@ the next frame is what it can be exceeded by. Where a make has a torque limit of
 holds in between.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from krabby.drivers.can.codec import FloatArray
 from krabby.drivers.can.types import DriveTargets
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["commanded_torque", "fold"]
 

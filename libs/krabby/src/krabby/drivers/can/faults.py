@@ -3,8 +3,6 @@
 Data, so that documents are made from it: `python -m krabby.drivers.can.faults` prints the table.
 """
 
-from __future__ import annotations
-
 import sys
 from typing import Final, NamedTuple
 

@@ -4,25 +4,21 @@ The same description serves the robot and the emulated one: `with_interface` exc
 ones that need no hardware, and the emulated robot opens the very same.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, get_args
+from typing import Any, Final, Literal, Self, cast, get_args
 
 import numpy as np
 
-from krabby.drivers.can.models import DriveModel, drive_model
+from krabby.drivers.can.codec import Codec, DriveModel
+from krabby.drivers.can.makes import MAKES, drive_model
 from krabby.drivers.errors import HardwareError
 from krabby.robot.assets import robot_dir
+from krabby.robot.description import RobotDescription
 from krabby.robot.toml_reader import Table, read_toml
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from krabby.robot.description import RobotDescription
 
 __all__ = [
     "BusSpec",
@@ -161,9 +157,13 @@ class HardwareDescription:
         """Positions in joint order of the drives on `bus`."""
         return tuple(i for i, drive in enumerate(self.drives) if drive.bus == bus)
 
+    def codec_of(self, bus: str) -> Codec:
+        """The codec of a bus; all of its drives are of one make."""
+        return MAKES[self.drives[self.drives_of(bus)[0]].model.make]
+
     def with_interface(
         self, interface: str, channels: Mapping[str, str] | None = None, *, hops: int = 0
-    ) -> HardwareDescription:
+    ) -> Self:
         """The same drives on other buses.
 
         Args:

@@ -3,22 +3,16 @@
 One pass of array arithmetic a cycle; nothing here does input or output, and time comes in.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from krabby.drivers.can.types import DriveFault, DriveMode
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.drivers.can.calibration import Mounting
-    from krabby.drivers.can.hardware import HardwareDescription
-    from krabby.drivers.can.types import DriveReadings
-    from krabby.robot.description import RobotDescription
+from krabby.drivers.can.calibration import Mounting
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings
+from krabby.robot.description import RobotDescription
 
 __all__ = ["DriveHealth", "HealthCfg"]
 

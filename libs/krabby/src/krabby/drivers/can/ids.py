@@ -13,19 +13,14 @@ millisecond, so they count once. A repeat needs an error in the last of some 150
 where every hundredth frame is damaged, one of a drive's 400 frames a second is repeated every 40 s.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.types import DriveFault, IdConflict
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.drivers.can.hardware import HardwareDescription
 
 __all__ = ["APART_NS", "TIMES", "WINDOW_NS", "IdWatch"]
 

@@ -6,30 +6,23 @@ stuffed in: at worst one for every four of the bits that are stuffed, from the s
 the checksum (34 or 54, and the data).
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from krabby.drivers.can.codec import Codec, Parameter
-from krabby.drivers.can.damiao import DamiaoCodec
+from krabby.drivers.can.calibration import Mounting
+from krabby.drivers.can.codec import Parameter
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.can.robstride import RobStrideCodec
 from krabby.drivers.errors import HardwareError, NotRepresentable
 from krabby.robot.description import RobotDescription
-
-if TYPE_CHECKING:
-    from krabby.drivers.can.calibration import Mounting
 
 __all__ = [
     "AUX_EVERY",
     "MAX_LOAD",
     "BusPlan",
     "check_representable",
-    "codec_of",
     "frame_bits",
     "markdown",
     "plan",
@@ -41,19 +34,11 @@ MAX_LOAD: Final = 0.7
 AUX_EVERY: Final = 2
 """On every so manieth cycle a bus also reads a voltage or writes a torque limit, of one drive."""
 
-_CODECS: Final[dict[str, Codec]] = {"robstride": RobStrideCodec(), "damiao": DamiaoCodec()}
 
-
-def codec_of(hardware: HardwareDescription, bus: str) -> Codec:
-    """The codec of a bus; all of its drives are of one make."""
-    return _CODECS[hardware.drives[hardware.drives_of(bus)[0]].model.make]
-
-
-def frame_bits(*, is_extended: bool, data_bytes: int = 8, stuffed: bool) -> int:
-    """Bits of one data frame and the gap behind it; `stuffed`: with every stuff bit possible."""
-    header, fixed = (54, 13) if is_extended else (34, 13)
-    bits = header + 8 * data_bytes
-    return bits + fixed + ((bits - 1) // 4 if stuffed else 0)
+def frame_bits(*, is_extended: bool, stuffed: bool) -> int:
+    """Bits of one data frame and the gap behind it; `stuffed`: with every possible stuff bit."""
+    bits = 64 + (54 if is_extended else 34)
+    return bits + 13 + ((bits - 1) // 4 if stuffed else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +61,7 @@ def plan(hardware: HardwareDescription, rate_hz: float | None = None) -> tuple[B
     rate = hardware.rate_hz if rate_hz is None else rate_hz
     rows = []
     for spec in hardware.buses:
-        codec = codec_of(hardware, spec.name)
+        codec = hardware.codec_of(spec.name)
         drives = len(hardware.drives_of(spec.name))
         aux = 2.0 / AUX_EVERY if Parameter.VOLTAGE in codec.parameters else 0.0
         frames = rate * (2.0 * drives + aux)

@@ -5,8 +5,6 @@ a `HardwareDescription` on its buses, a thread each. They answer as the real one
 their targets without physics; the emulated robot of sim-hal has those.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import socket
@@ -14,20 +12,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from types import TracebackType
+from typing import Self
 
 import can
 import numpy as np
 
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Codec, Feedback, Frame, Kind, Parameter, Reply, Scale
-from krabby.drivers.can.plan import codec_of
+from krabby.drivers.can.hardware import HardwareDescription, JointDrive
 from krabby.drivers.can.types import DriveFault, DriveMode
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from krabby.drivers.can.hardware import HardwareDescription, JointDrive
 
 __all__ = ["FakeDrive", "FakeDrives", "free_multicast_channels"]
 
@@ -121,7 +115,7 @@ class FakeDrive:
         if self.mode == DriveMode.RUN and 0.0 < timeout_s < now_s - self._heard_s:
             self.mode = DriveMode.OFF
             self.torque = self.kp = 0.0
-            if self.codec.name == "damiao":
+            if self.codec.timeout_is_fault:
                 self.faults |= DriveFault.CAN_TIMEOUT
 
     def feedback(self) -> Frame:
@@ -164,7 +158,7 @@ class FakeDrives:
 
     def __init__(self, hardware: HardwareDescription) -> None:
         """Every drive stands at its zero, switched off."""
-        self.drives = [FakeDrive(spec, codec_of(hardware, spec.bus)) for spec in hardware.drives]
+        self.drives = [FakeDrive(spec, hardware.codec_of(spec.bus)) for spec in hardware.drives]
         """In joint order."""
         self.twins: list[FakeDrive] = []
         """Second drives under ids of those; each answers after the first."""

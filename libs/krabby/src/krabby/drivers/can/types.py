@@ -4,17 +4,12 @@ Joint side means after calibration: zero and sense of rotation are those of `rob
 drives' own zero, sense and scaling stay inside the bus.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 __all__ = [
     "DriveFault",
@@ -40,50 +35,30 @@ class DriveMode(IntEnum):
 
 
 class DriveFault(IntFlag):
-    """Why a joint cannot be trusted, as bits common to all makes; `faults.FAULTS` says what to do.
+    """Why a joint cannot be trusted, as bits common to all makes; `faults.FAULTS` explains them."""
 
-    The first half is what drives report, the second what this side of the bus notices.
-    """
-
+    # Reported by drives.
     UNDERVOLTAGE = 1 << 0
-    """The drive sees too little supply voltage."""
     OVERVOLTAGE = 1 << 1
-    """The drive sees too much supply voltage."""
     OVERCURRENT = 1 << 2
-    """A phase current passed the drive's limit."""
     OVER_TEMPERATURE = 1 << 3
-    """Power stage or winding too hot."""
     OVERLOAD = 1 << 4
-    """The rotor is blocked, or was loaded for too long."""
     ENCODER = 1 << 5
-    """The drive cannot read its encoder."""
     UNCALIBRATED = 1 << 6
-    """The drive's encoder was never calibrated to its motor."""
     DRIVER = 1 << 7
-    """The power stage's driver chip reports a failure."""
     CAN_TIMEOUT = 1 << 8
-    """The drive heard no command for its time-out and let go."""
 
+    # Noticed on this side of the bus.
     NO_REPLY = 1 << 16
-    """Several command frames in a row were not answered in time."""
     BUS_OFF = 1 << 17
-    """The controller of the joint's bus left the bus, or the interface went down."""
     DROPPED_OUT = 1 << 18
-    """A drive that was enabled is not any more: it was reset, or disabled itself."""
     STUCK_ENCODER = 1 << 19
-    """The reported position does not move although the joint must."""
     POSITION_JUMP = 1 << 20
-    """The reported position moved farther than the joint can."""
     TOO_HOT = 1 << 21
-    """Temperature beyond the end of the derating range."""
     VOLTAGE_LOW = 1 << 22
-    """Supply voltage below the end of the derating range."""
     VOLTAGE_HIGH = 1 << 23
-    """Supply voltage above what the plan allows."""
     SHARED_ID = 1 << 24
-    """More answers come under the drive's CAN id than were asked for: a second drive has it."""
     UNKNOWN_ID = 1 << 25
-    """Answers come on the joint's bus under an id that hardware.toml does not have there."""
 
 
 class IdConflict(NamedTuple):
@@ -131,7 +106,7 @@ class DriveTargets(NamedTuple):
     """Feed-forward [N·m]."""
 
     @classmethod
-    def limp(cls, count: int, damp_kd: float = 0.0) -> DriveTargets:
+    def limp(cls, count: int, damp_kd: float = 0.0) -> Self:
         """No stiffness, only damping `damp_kd` [N·m·s/rad], for `count` joints."""
         nothing = np.zeros(count)
         return cls(nothing, nothing, nothing, np.full(count, damp_kd), nothing)

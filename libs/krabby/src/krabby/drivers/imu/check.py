@@ -1,17 +1,13 @@
 """Whether an inertial sensor can be believed."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from krabby.drivers.imu.types import ImuSample
+from krabby.drivers.imu.types import ImuSample
 
 __all__ = ["ImuCheck", "ImuFault", "ImuLimits"]
 

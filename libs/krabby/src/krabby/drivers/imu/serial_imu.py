@@ -6,16 +6,16 @@ all that matters and each setting is read back: it may come from another robot, 
 Nothing is written to its flash, so what it holds for others stays.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import serial
+from numpy.typing import ArrayLike
 
 from krabby.drivers.clock import ClockMap
 from krabby.drivers.errors import ImuError, ImuPortError, ImuRefused, ImuSilent
@@ -33,11 +33,6 @@ from krabby.drivers.imu.vectornav import (
     binary_output,
     encode_ascii,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from numpy.typing import ArrayLike
 
 __all__ = ["Heading", "SerialImu"]
 
@@ -57,6 +52,89 @@ _SILENT_S: Final = 0.5
 _BACKOFF_S: Final = (0.1, 2.0)
 _CLOSE_S: Final = 1.0
 _IDENTITY: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+class _Line:
+    """An open port with the sensor's messages on it."""
+
+    def __init__(
+        self, port: str, baud: int, parser: StreamParser, clock: Callable[[], int]
+    ) -> None:
+        self._port, self._parser, self._clock = port, parser, clock
+        self.has_speed = _has_speed(port)
+        try:
+            # two readers of one port would each get half of every message
+            self._serial = serial.serial_for_url(port, baudrate=baud, timeout=0, exclusive=True)
+        except (OSError, ValueError) as error:  # SerialException is an OSError
+            raise ImuPortError(
+                f"the IMU's port {port!r} cannot be opened: {error}; check the cable, the device's "
+                "name and its permissions"
+            ) from error
+        with suppress(OSError, AttributeError, NotImplementedError, ValueError):
+            # FTDI adapters hold bytes back for 16 ms otherwise
+            self._serial.set_low_latency_mode(True)
+        self._fd = self._serial.fileno()
+        self.set_baud(baud)
+
+    def set_baud(self, baud: int) -> None:
+        if self.has_speed:
+            self._serial.baudrate = baud
+        with suppress(OSError, serial.SerialException):
+            self._serial.reset_input_buffer()
+        self._parser.reset()
+        self._byte_ns = round(1e9 * _BITS_PER_BYTE / baud) if self.has_speed else 0
+
+    def read(self, timeout_s: float) -> Iterator[tuple[Measurement | Reply, int]]:
+        """Messages that have come, each with when its first byte did."""
+        # pyserial's read waits for a number of bytes: the last message would come late
+        if not select.select([self._fd], [], [], timeout_s)[0]:
+            return
+        data = os.read(self._fd, 4096)
+        now_ns = self._clock()
+        if not data:
+            raise ImuSilent(f"the IMU's port {self._port} was closed at the other end")
+        for received in self._parser.feed(data):
+            yield received.message, now_ns - received.from_end * self._byte_ns
+
+    def ask(self, command: tuple[str, ...], *, tries: int = _TRIES) -> Reply | None:
+        """The reply to a command; None when there is none, however often it is asked."""
+        for _ in range(tries):
+            self._write(encode_ascii(*command))
+            deadline_ns = self._clock() + round(_REPLY_S * 1e9)
+            while (left_ns := deadline_ns - self._clock()) > 0:
+                for message, _ in self.read(left_ns * 1e-9):
+                    if isinstance(message, Reply) and _answers(message, command):
+                        return message
+        return None
+
+    def require(self, *command: str) -> Reply:
+        """The reply to a command.
+
+        Raises:
+            ImuSilent: There is none.
+            ImuRefused: It is an error.
+        """
+        reply = self.ask(command)
+        if reply is None:
+            raise ImuSilent(
+                f"the IMU on {self._port} does not answer ${','.join(command)}; check the wiring"
+            )
+        if reply.error is not None:
+            raise ImuRefused(
+                f"the IMU on {self._port} refuses ${','.join(command)}: {reply.error}; compare "
+                "with its interface control document"
+            )
+        return reply
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._serial.close()
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._serial.write(data)
+        except serial.SerialException as error:
+            raise ImuSilent(f"the IMU's port {self._port} takes no commands: {error}") from error
 
 
 class SerialImu:
@@ -261,89 +339,6 @@ class SerialImu:
         counters.received += 1
         counters.bad_checksums = self._parser.bad_checksums
         counters.skipped_bytes = self._parser.skipped_bytes
-
-
-class _Line:
-    """An open port with the sensor's messages on it."""
-
-    def __init__(
-        self, port: str, baud: int, parser: StreamParser, clock: Callable[[], int]
-    ) -> None:
-        self._port, self._parser, self._clock = port, parser, clock
-        self.has_speed = _has_speed(port)
-        try:
-            # two readers of one port would each get half of every message
-            self._serial = serial.serial_for_url(port, baudrate=baud, timeout=0, exclusive=True)
-        except (OSError, ValueError) as error:  # SerialException is an OSError
-            raise ImuPortError(
-                f"the IMU's port {port!r} cannot be opened: {error}; check the cable, the device's "
-                "name and its permissions"
-            ) from error
-        with suppress(OSError, AttributeError, NotImplementedError, ValueError):
-            # FTDI adapters hold bytes back for 16 ms otherwise
-            self._serial.set_low_latency_mode(True)
-        self._fd = self._serial.fileno()
-        self.set_baud(baud)
-
-    def set_baud(self, baud: int) -> None:
-        if self.has_speed:
-            self._serial.baudrate = baud
-        with suppress(OSError, serial.SerialException):
-            self._serial.reset_input_buffer()
-        self._parser.reset()
-        self._byte_ns = round(1e9 * _BITS_PER_BYTE / baud) if self.has_speed else 0
-
-    def read(self, timeout_s: float) -> Iterator[tuple[Measurement | Reply, int]]:
-        """Messages that have come, each with when its first byte did."""
-        # pyserial's read waits for a number of bytes: the last message would come late
-        if not select.select([self._fd], [], [], timeout_s)[0]:
-            return
-        data = os.read(self._fd, 4096)
-        now_ns = self._clock()
-        if not data:
-            raise ImuSilent(f"the IMU's port {self._port} was closed at the other end")
-        for received in self._parser.feed(data):
-            yield received.message, now_ns - received.from_end * self._byte_ns
-
-    def ask(self, command: tuple[str, ...], *, tries: int = _TRIES) -> Reply | None:
-        """The reply to a command; None when there is none, however often it is asked."""
-        for _ in range(tries):
-            self._write(encode_ascii(*command))
-            deadline_ns = self._clock() + round(_REPLY_S * 1e9)
-            while (left_ns := deadline_ns - self._clock()) > 0:
-                for message, _ in self.read(left_ns * 1e-9):
-                    if isinstance(message, Reply) and _answers(message, command):
-                        return message
-        return None
-
-    def require(self, *command: str) -> Reply:
-        """The reply to a command.
-
-        Raises:
-            ImuSilent: There is none.
-            ImuRefused: It is an error.
-        """
-        reply = self.ask(command)
-        if reply is None:
-            raise ImuSilent(
-                f"the IMU on {self._port} does not answer ${','.join(command)}; check the wiring"
-            )
-        if reply.error is not None:
-            raise ImuRefused(
-                f"the IMU on {self._port} refuses ${','.join(command)}: {reply.error}; compare "
-                "with its interface control document"
-            )
-        return reply
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._serial.close()
-
-    def _write(self, data: bytes) -> None:
-        try:
-            self._serial.write(data)
-        except serial.SerialException as error:
-            raise ImuSilent(f"the IMU's port {self._port} takes no commands: {error}") from error
 
 
 def _answers(reply: Reply, command: tuple[str, ...]) -> bool:

@@ -6,15 +6,14 @@ way jetson-hal's `SerialImu` is the reader, so there is one protocol, one driver
 checks. `Vn100Device` is the sensor without the wire, `ImuServer` puts it on TCP or a pty.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
 import tty
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from krabby.drivers.errors import ImuPortError
+from krabby.drivers.imu.types import ImuMount, ImuSample
 from krabby.drivers.imu.vectornav import (
     BASE_RATE_HZ,
     BAUDS,
@@ -28,9 +27,6 @@ from krabby.drivers.imu.vectornav import (
     encode_ascii,
     encode_measurement,
 )
-
-if TYPE_CHECKING:
-    from krabby.drivers.imu.types import ImuMount, ImuSample
 
 __all__ = ["ImuServer", "Vn100Device"]
 

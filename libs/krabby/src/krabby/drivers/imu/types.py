@@ -1,16 +1,12 @@
 """What an inertial sensor says, in the robot's frames, whatever make it is."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from krabby.robot import rotations
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Imu", "ImuCounters", "ImuMount", "ImuSample"]
 

@@ -23,21 +23,16 @@ Frames: the sensor's axes are printed on its case, x forward, y right, z down; t
 `krabby.drivers.imu.ImuMount(quat_bs, QUAT_WN)` takes both to ours.
 """
 
-from __future__ import annotations
-
 import binascii
 import re
 import struct
+from collections.abc import Sequence
 from functools import reduce
 from operator import xor
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 __all__ = [
     "BASE_RATE_HZ",
