@@ -6,11 +6,11 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import can
+import msgspec
 from can.interfaces.udp_multicast import UdpMulticastBus
-from can.interfaces.udp_multicast.utils import pack_message, unpack_message
 from can.interfaces.virtual import VirtualBus
 
 from krabby.drivers.can.codec import Frame
@@ -36,24 +36,27 @@ _ATTACH_FILTER: Final = 26
 _NETWORK_HEADER: Final = 0x100000000 - 0x100000
 """Linux's SKF_NET_OFF: from here a filter counts in the header before UDP's."""
 
-# What python-can's `pack_message` makes of a data frame of 8 bytes, in parts; msgpack's shorter
-# forms of small ids are for its own reader.
-_HEAD: Final = b"\x8b\xa9timestamp\xcb" + bytes(8) + b"\xaearbitration_id\xce"
-_EXTENDED: Final = b"\xaeis_extended_id"
-_KIND: Final = (
-    b"\xafis_remote_frame\xc2\xaeis_error_frame\xc2\xa7channel\xc0\xa3dlc\x08\xa4data\xc4\x08"
-)
-_TAIL: Final = b"\xa5is_fd\xc2\xaebitrate_switch\xc2\xb5error_state_indicator\xc2"
-_FALSE: Final = 0xC2
-_TRUE: Final = 0xC3
-_MIDDLE: Final = {flag: _EXTENDED + bytes([_FALSE + flag]) + _KIND for flag in (False, True)}
-_AT_ID: Final = len(_HEAD)
-_AT_EXTENDED: Final = _AT_ID + 4
-_AT_FLAG: Final = _AT_EXTENDED + len(_EXTENDED)
-_AT_KIND: Final = _AT_FLAG + 1
-_AT_DATA: Final = _AT_KIND + len(_KIND)
-_AT_TAIL: Final = _AT_DATA + 8
-_LENGTH: Final = _AT_TAIL + len(_TAIL)
+_STANDARD_IDS: Final = 0x7FF
+
+
+class _Datagram(msgspec.Struct):
+    """What python-can's `pack_message` makes of a frame."""
+
+    timestamp: float
+    arbitration_id: Annotated[int, msgspec.Meta(ge=0, le=0x1FFFFFFF)]
+    is_extended_id: bool
+    is_remote_frame: bool
+    is_error_frame: bool
+    channel: object
+    dlc: Annotated[int, msgspec.Meta(ge=0, le=8)]
+    data: Annotated[bytes, msgspec.Meta(max_length=8)] | None
+    is_fd: Literal[False]
+    bitrate_switch: bool
+    error_state_indicator: bool
+
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+_DECODE: Final = msgspec.msgpack.Decoder(_Datagram).decode
 
 
 class _UdpBus(UdpMulticastBus):
@@ -78,6 +81,7 @@ class _UdpBus(UdpMulticastBus):
         self._sends_several = _takes_several(self._sender, self._receiver)
         self._held: list[bytes] | None = None
         self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         self._at = self._end = self._stride = 0
         """What is left of the buffer, and how long each datagram in it is."""
         self._stamp_s = 0.0
@@ -144,7 +148,7 @@ class _UdpBus(UdpMulticastBus):
         if self._at >= self._end and not self._fill():
             return None
         start, self._at = self._at, self._at + self._stride
-        return _unpacked(self._buffer, start, min(self._at, self._end), self._stamp_s)
+        return _unpacked(self._view[start : min(self._at, self._end)], self._stamp_s)
 
     def _fill(self) -> bool:
         """Take what the kernel hands over at once; says whether there was something."""
@@ -194,37 +198,22 @@ def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
 
 
 def _packed(message: can.Message) -> bytes:
-    if message.dlc != 8 or message.is_remote_frame or message.is_error_frame or message.is_fd:
-        return pack_message(message)
-    return b"".join(
-        (
-            _HEAD,
-            message.arbitration_id.to_bytes(4, "big"),
-            _MIDDLE[message.is_extended_id],
-            message.data,
-            _TAIL,
-        )
-    )
+    m = message
+    kind = m.is_extended_id, m.is_remote_frame, m.is_error_frame
+    data = _Datagram(0.0, m.arbitration_id, *kind, None, m.dlc, m.data, m.is_fd, False, False)
+    return _ENCODE(data)
 
 
-def _unpacked(buffer: bytearray, start: int, end: int, stamp_s: float) -> can.Message:
-    """The frame in a part of the buffer; raises `can.CanError` if it is none."""
-    if (
-        end - start == _LENGTH
-        and buffer.startswith(_HEAD, start)
-        and buffer.startswith(_EXTENDED, start + _AT_EXTENDED)
-        and buffer.startswith(_KIND, start + _AT_KIND)
-        and buffer.startswith(_TAIL, start + _AT_TAIL)
-    ):
-        arbitration_id = int.from_bytes(buffer[start + _AT_ID : start + _AT_EXTENDED], "big")
-        is_extended = buffer[start + _AT_FLAG] == _TRUE
-        if arbitration_id <= (0x1FFFFFFF if is_extended else 0x7FF):
-            data = buffer[start + _AT_DATA : start + _AT_TAIL]
-            return can.Message(stamp_s, arbitration_id, is_extended, dlc=8, data=data)
+def _unpacked(datagram: bytes | memoryview, stamp_s: float) -> can.Message:
+    """The frame in a datagram; raises `can.CanError` if there is none."""
     try:
-        return unpack_message(buffer[start:end], replace={"timestamp": stamp_s}, check=True)
-    except Exception as error:  # whatever msgpack makes of bytes that are not ours
+        d = _DECODE(datagram)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise can.CanOperationError("not a frame of python-can") from error
+    if d.arbitration_id > _STANDARD_IDS and not d.is_extended_id:
+        raise can.CanOperationError(f"not a frame: id {d.arbitration_id:#x} of 11 bits")
+    kind = d.is_extended_id, d.is_remote_frame, d.is_error_frame
+    return can.Message(stamp_s, d.arbitration_id, *kind, dlc=d.dlc, data=d.data)
 
 
 class _FilterProgram(ctypes.Structure):

@@ -201,6 +201,11 @@ class Layout:
         self._quantities = quantities
         self._id, self._data = _places(id_fields), _places(data_fields)
         places = self._id | self._data
+        told = {"can_id", *constants}
+        self._id_words, self._data_words = (
+            [(name, *place) for name, place in places.items() if name not in told]
+            for places in (self._id, self._data)
+        )
         self._steps = np.array([[places[name][1]] for name in quantities])
         self._sign = np.array([[name not in _UNSIGNED] for name in quantities], np.float64)
         self._constants = constants
@@ -217,9 +222,12 @@ class Layout:
     def decode(
         self, scale: Scale, ids: Words, data: NDArray[np.uint8]
     ) -> tuple[FloatArray, dict[str, Words]]:
-        """The scaled values, a row for each quantity, and all words by name."""
+        """The scaled values, a row for each quantity, and the words by name."""
         packed = np.ascontiguousarray(data, np.uint8).view(">u8")[:, 0].astype(np.uint64)
-        words = _unpack(self._id, ids.astype(np.uint64)) | _unpack(self._data, packed)
+        words: dict[str, Words] = {
+            name: packed >> shift & mask for name, shift, mask in self._data_words
+        }
+        words |= {name: ids >> shift & mask for name, shift, mask in self._id_words}
         scaled = np.array([words[name] for name in self._quantities])
         return to_value(scaled, *self._range(scale), self._steps), words
 
@@ -265,8 +273,8 @@ class Codec(ABC):
         self, can_ids: NDArray[np.uint32], scale: Scale, feedback: Feedback
     ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
         """Arbitration ids (n,) and data (n, 8) of feedbacks."""
-        states = zip(feedback.mode, feedback.faults, strict=True)
-        status = np.array([self.status(int(mode), int(faults)) for mode, faults in states])
+        states = zip(feedback.mode.tolist(), feedback.faults.tolist(), strict=True)
+        status = np.array([self.status(mode, faults) for mode, faults in states])
         heat = self.temperature_words(feedback.temperature_c)
         return self.feedback.encode(scale, feedback[:3], can_id=can_ids, status=status, **heat)
 
@@ -281,8 +289,9 @@ class Codec(ABC):
     def feedback_key(self, can_id: int) -> int:
         """What a feedback of this drive is recognised by."""
 
+    @staticmethod
     @abstractmethod
-    def status(self, mode: int, faults: int) -> int:
+    def status(mode: int, faults: int) -> int:
         """The status word; a fault that the make cannot report becomes the nearest that it can."""
 
     @abstractmethod
@@ -386,7 +395,3 @@ def _pack(places: Mapping[str, tuple[int, int]], words: Mapping[str, Any]) -> Wo
     for name, (shift, mask) in places.items():
         packed = packed | (np.asarray(words[name], np.uint64) & mask) << shift
     return packed
-
-
-def _unpack(places: Mapping[str, tuple[int, int]], packed: Words) -> dict[str, Words]:
-    return {name: packed >> shift & mask for name, (shift, mask) in places.items()}

@@ -20,6 +20,7 @@ there is no register for a torque limit in MIT mode and none for the supply volt
 A drive that hears nothing for TIMEOUT switches off and reports state D, communication lost.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -125,7 +126,9 @@ class DamiaoCodec(Codec):
         """See `Codec`."""
         return _MASTER | can_id
 
-    def status(self, mode: int, faults: int) -> int:
+    @staticmethod
+    @functools.cache
+    def status(mode: int, faults: int) -> int:
         """See `Codec`."""
         states = (state for fault, state in _REPORTED_AS.items() if faults & fault)
         return next(states, _RUN if mode == DriveMode.RUN else _OFF)

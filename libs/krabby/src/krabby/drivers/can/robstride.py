@@ -23,6 +23,7 @@ A drive whose `canTimeout` ran out goes back to mode reset: the motor has no cur
 own damping against being turned remains.
 """
 
+import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -155,7 +156,9 @@ class RobStrideCodec(Codec):
         """Type 2 from this drive to this host."""
         return _FEEDBACK << 24 | can_id << 8 | self.host_id
 
-    def status(self, mode: int, faults: int) -> int:
+    @staticmethod
+    @functools.cache
+    def status(mode: int, faults: int) -> int:
         """See `Codec`."""
         if faults & DriveFault.DRIVER:
             faults |= DriveFault.OVERCURRENT
@@ -170,7 +173,7 @@ class RobStrideCodec(Codec):
 
     def temperature_c(self, words: Mapping[str, Words]) -> FloatArray:
         """See `Codec`."""
-        return words["tenths_c"].astype(np.int16) * 0.1
+        return words["tenths_c"].astype(np.int16) * np.float64(0.1)
 
     def request(self, request: Request) -> Frame:
         """See `Codec`."""
