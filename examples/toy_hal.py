@@ -3,10 +3,10 @@
 python examples/toy_hal.py        # in another terminal: krabby check-hal
 """
 
-import dataclasses
 import math
 import sys
 
+import msgspec
 from krabby.hal.backend import HalBackend, Reading, Slot, limp
 from krabby.hal.config import HalCfg
 from krabby.hal.errors import HalError
@@ -52,7 +52,7 @@ class Toy(HalBackend):
 
 def build(cfg: HalCfg) -> HalLoop:
     """The service that `main` runs."""
-    return HalLoop(Toy(), dataclasses.asdict(cfg.endpoints))
+    return HalLoop(Toy(), msgspec.structs.asdict(cfg.endpoints))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from krabby.runtime.config import load_config
+from krabby.config import load, to_dict
 from krabby_camera.config import CameraCfg
 from krabby_emulator.config import EmulatorCfg
 from krabby_gameloop.config import GameloopCfg
@@ -49,29 +49,30 @@ def dashboards():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configuration_of_a_container_is_accepted_by_its_service(name):
-    cfg = load_config(CONFIGS[name], ROOT / "services" / name / "compose.toml")
+    cfg = load(CONFIGS[name], ROOT / "services" / name / "compose.toml")
     assert cfg.metrics_address == "0.0.0.0"
     assert cfg.health_file == "/run/krabby/alive"
 
 
 @pytest.mark.parametrize("name", ROBOT)
 def test_configuration_of_a_container_of_the_robot_is_accepted_by_its_service(name):
-    emulated = load_config(ROBOT[name], ROOT / "services" / name / "emulated.toml")
+    emulated = load(ROBOT[name], ROOT / "services" / name / "emulated.toml")
     assert (emulated.metrics_address, emulated.health_file) == ("0.0.0.0", "/run/krabby/alive")
-    robot = load_config(ROBOT[name], ROOT / "services" / name / "jetson.toml")
+    robot = load(ROBOT[name], ROOT / "services" / name / "jetson.toml")
     assert (robot.metrics_address, robot.health_file) == ("127.0.0.1", "/run/krabby/alive")
 
 
 def test_configuration_of_the_emulator_is_accepted_by_it():
-    cfg = load_config(EmulatorCfg, ROOT / "services/emulator/emulated.toml")
+    cfg = load(EmulatorCfg, ROOT / "services/emulator/emulated.toml")
     assert (cfg.metrics_address, cfg.can.interface) == ("0.0.0.0", "udp_multicast")
 
 
 @pytest.mark.parametrize("name", ROBOT)
 def test_on_the_robot_everything_is_on_the_loopback_interface(name):
     """There the containers share the host's network, so what is bound elsewhere is published."""
-    cfg = load_config(ROBOT[name], ROOT / "services" / name / "jetson.toml")
-    assert all(endpoint.startswith("tcp://127.0.0.1:") for endpoint in vars(cfg.endpoints).values())
+    cfg = load(ROBOT[name], ROOT / "services" / name / "jetson.toml")
+    endpoints = to_dict(cfg.endpoints).values()
+    assert all(endpoint.startswith("tcp://127.0.0.1:") for endpoint in endpoints)
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from krabby.config import ConfigError
 from krabby.robot.errors import RobotError
-from krabby.runtime.errors import ServiceError
 from krabby_proto import ProtoError
 
 from krabby_cli import (
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.handler(args)
-    except (UsageError, RobotError, ServiceError) as error:
+    except (UsageError, RobotError, ConfigError) as error:
         return _complain(args.command, error, 2)
     except (CliError, ProtoError) as error:
         return _complain(args.command, error, 1)

@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
-from krabby.runtime.config import load_config
+from krabby.config import load
 from krabby.runtime.thread import ServiceThread
 from krabby_camera.config import CameraCfg
 from krabby_camera.service import CameraService
@@ -26,7 +26,8 @@ from krabby_cli.errors import ServiceDied
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from krabby.runtime.app import Service, ServiceCfg
+    from krabby.runtime.app import Service
+    from krabby.runtime.config import ServiceCfg
 
 __all__ = ["run_services"]
 
@@ -71,7 +72,7 @@ def run_services(
     for name, kind in _SERVICES.items():
         if name in configuration:
             texts = (*_SETTINGS.get(name, ()), *configuration[name])
-            service = kind.factory(load_config(kind.cfg, None, texts))
+            service = kind.factory(load(kind.cfg, None, texts))
             threads[name] = ServiceThread(service, name, run_id)
     for thread in threads.values():
         thread.start()

@@ -1,8 +1,8 @@
 """The ground where the mount says it must be, and what is said when it is not."""
 
-import dataclasses
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from krabby.robot import rotations
@@ -162,5 +162,5 @@ def test_the_state_tells_how_the_robot_stands(scene, tmp_path):
 
 
 def test_the_limits_are_the_operator_s():
-    strict = dataclasses.replace(SelfCheckCfg(frames=3), max_pitch_deg=0.1)
+    strict = msgspec.structs.replace(SelfCheckCfg(frames=3), max_pitch_deg=0.1)
     assert run(ground(30.5), strict).problems != ()

@@ -7,9 +7,9 @@ import time
 
 import numpy as np
 import pytest
+from krabby.config import ConfigError, parse
 from krabby.policy.depth_image import DepthPreprocessor
 from krabby.robot.description import RobotDescription
-from krabby.runtime.errors import ConfigError
 from krabby.runtime.testing import FakeClock, captured_logs, running, until
 from krabby_camera import metrics
 from krabby_camera.config import CameraCfg, EndpointsCfg
@@ -310,4 +310,4 @@ def test_a_camera_that_is_not_the_one_of_the_robot_is_refused_at_the_start():
 )
 def test_values_out_of_range_name_their_key(options, key):
     with pytest.raises(ConfigError, match=key):
-        CameraCfg(**options)
+        parse(CameraCfg, options, source="test")

@@ -1,6 +1,5 @@
 """Policies on another backend: moved before the loop begins, swapped without building."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 
+import msgspec
 import numpy as np
 import pytest
 from krabby.policy.tensorrt import backend as inference
@@ -28,7 +28,7 @@ def on_fake_gpu(tmp_path, monkeypatch, cfg):
 
     def make(**keys):
         table = {"backend": "tensorrt", "cache_dir": str(tmp_path / "engines"), "budget_s": 1.0}
-        return dataclasses.replace(cfg, metrics_port=0, inference=InferenceCfg(**table | keys))
+        return msgspec.structs.replace(cfg, metrics_port=0, inference=InferenceCfg(**table | keys))
 
     with orders(tmp_path / "orders.json"):
         yield make
@@ -61,7 +61,7 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
 ):
     hello = make_hello(service="fake-hal", clock="monotonic", robot=desc.identity)
     with FakeHal(hello=hello) as hal:
-        endpoints = dataclasses.replace(
+        endpoints = msgspec.structs.replace(
             on_fake_gpu().endpoints,
             state=hal.endpoints["state"],
             command=hal.endpoints["command"],
@@ -69,7 +69,9 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
             nav=f"tcp://127.0.0.1:{free_port()}",
             features=f"tcp://127.0.0.1:{free_port()}",
         )
-        loop = Gameloop(dataclasses.replace(on_fake_gpu(allow_fallback=False), endpoints=endpoints))
+        loop = Gameloop(
+            msgspec.structs.replace(on_fake_gpu(allow_fallback=False), endpoints=endpoints)
+        )
         with running(loop), ControlClient(endpoints.control) as client:
             asked = client.request("policy", timeout_s=10.0, policy=str(policies / "other"))
             assert not asked["ok"]

@@ -1,12 +1,12 @@
 """The loop with real sockets, in front of a HAL without a robot."""
 
 import contextlib
-import dataclasses
 import subprocess
 import sys
 import threading
 import time
 
+import msgspec
 import numpy as np
 import pytest
 from krabby.runtime.testing import captured_logs, free_ports, running
@@ -70,7 +70,7 @@ def connected(cfg):
             control=control,
             features=features,
         )
-        return dataclasses.replace(cfg, endpoints=endpoints, metrics_port=0, **keys)
+        return msgspec.structs.replace(cfg, endpoints=endpoints, metrics_port=0, **keys)
 
     return make
 

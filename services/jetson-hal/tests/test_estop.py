@@ -7,7 +7,7 @@ import sys
 import types
 
 import pytest
-from krabby.runtime.errors import ConfigError
+from krabby.config import ConfigError
 from krabby.runtime.testing import captured_logs
 from krabby_jetson_hal.config import EstopCfg
 from krabby_jetson_hal.errors import EstopUnavailable

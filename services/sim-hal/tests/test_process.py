@@ -110,8 +110,8 @@ def test_it_ends_by_itself_after_its_duration(start):
     [
         (["course.name=stepps"], "no course is called 'stepps'; did you mean 'steps'?"),
         (["course.difficulty=7"], "difficulty 7"),
-        (["cours.name=flat"], "did you mean 'course.name'?"),
-        (["mission.sped=1"], "did you mean 'mission.speed'?"),
+        (["cours.name=flat"], "command line: unknown key cours; did you mean course?"),
+        (["mission.sped=1"], "did you mean mission.speed?"),
         (["speed=2"], "expected 1 for real time or 0 for lock-step"),
         (["spawn=flying"], "'lying', 'standing'"),
         (["robot=absent.toml"], "cannot read absent.toml"),

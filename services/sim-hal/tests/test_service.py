@@ -1,10 +1,10 @@
 """The loop with real sockets: the stream contract, lock-step, and what bad peers can do to it."""
 
-import dataclasses
 import functools
 import re
 import threading
 
+import msgspec
 import numpy as np
 import pytest
 from krabby.hal.config import LockstepCfg
@@ -104,7 +104,7 @@ class Walker:
 
 
 def test_it_passes_the_conformance_check_and_stays_disarmed(cfg, endpoints):
-    service = SimHal(cfg(mission=dataclasses.replace(SimHalCfg().mission, enabled=False)))
+    service = SimHal(cfg(mission=msgspec.structs.replace(SimHalCfg().mission, enabled=False)))
     with running(service):
         results = check_hal(endpoints)
     # How regular the state is depends on what else this machine does.

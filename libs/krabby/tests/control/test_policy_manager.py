@@ -1,7 +1,6 @@
 """Who walks, and how one hands over to another."""
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 from krabby.control.policy_manager import PolicyManager, load_runner
@@ -55,7 +54,7 @@ class Walk:
 
 @pytest.fixture
 def seeing(cfg, policies, desc, inputs):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"))
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "seeing"))
     return Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
 
 
@@ -125,7 +124,7 @@ def test_features_that_the_policy_does_not_read_count_as_none(seeing, features, 
 
 
 def test_without_a_blind_policy_it_stands_still(cfg, policies, desc, inputs, features):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     walk.until(0, 500, features)
     before = walk.target
@@ -136,7 +135,7 @@ def test_without_a_blind_policy_it_stands_still(cfg, policies, desc, inputs, fea
 def test_standing_still_for_want_of_sight_is_told_and_ends_after_half_a_second(
     cfg, policies, desc, inputs, features
 ):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     with captured_logs() as logs:
         walk.until(0, 500, features)
@@ -154,7 +153,7 @@ def test_standing_still_for_want_of_sight_is_told_and_ends_after_half_a_second(
 
 
 def test_it_takes_over_again_from_where_it_stood_still(cfg, policies, desc, inputs, features):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "seeing"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     walk.until(0, 50)  # stood still at once, in the default pose
     assert walk.offset == 0.0
@@ -186,7 +185,7 @@ def test_outputs_that_are_not_finite_hold_and_the_third_hands_over(
     cfg, policies, desc, inputs, monkeypatch
 ):
     monkeypatch.setattr("krabby.control.policy_manager._WARM_UP_STEPS", 0)
-    cfg = dataclasses.replace(cfg, policy=str(policies / "broken"))
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "broken"))
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 30) == 0.0
     assert not walk.policies.blind
@@ -195,7 +194,7 @@ def test_outputs_that_are_not_finite_hold_and_the_third_hands_over(
 
 
 def test_a_blind_policy_that_needs_to_see_is_refused(cfg, policies, desc):
-    cfg = dataclasses.replace(cfg, blind_policy=str(policies / "seeing"))
+    cfg = msgspec.structs.replace(cfg, blind_policy=str(policies / "seeing"))
     with pytest.raises(BundleError, match="name a policy that walks without seeing"):
         PolicyManager(cfg, desc)
 
@@ -209,7 +208,7 @@ def test_a_teacher_is_refused_in_one_line(cfg, policies, desc):
         "the robot measures"
     )
     with pytest.raises(BundleError, match="is a teacher"):
-        PolicyManager(dataclasses.replace(cfg, blind_policy=str(policies / "teacher")), desc)
+        PolicyManager(msgspec.structs.replace(cfg, blind_policy=str(policies / "teacher")), desc)
 
 
 def test_a_policy_is_told_how_old_what_it_sees_is(seeing, inputs, features):
@@ -222,7 +221,7 @@ def test_a_policy_is_told_how_old_what_it_sees_is(seeing, inputs, features):
 
 @pytest.fixture
 def restless(cfg, policies, desc, inputs):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "restless"))
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "restless"))
     return Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
 
 
@@ -247,13 +246,13 @@ def test_a_command_at_the_border_does_not_make_it_hand_over_to_and_fro(restless)
 
 
 def test_who_stands_by_itself_is_left_alone(cfg, policies, desc, inputs):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "other"))
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "other"))
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(-0.1)
 
 
 def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
-    cfg = dataclasses.replace(cfg, policy=str(policies / "restless"), blind_policy="")
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "restless"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(0.2)
 

@@ -1,7 +1,6 @@
 """Requests to stand and walk end with the gate's permission; a fake clock and the real gate."""
 
-import dataclasses
-
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -209,7 +208,7 @@ class Robot:
 @pytest.fixture
 def patient(cfg):
     """Configured as on the robot: it stands up on request only."""
-    return dataclasses.replace(cfg, auto_stand=False)
+    return msgspec.structs.replace(cfg, auto_stand=False)
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from krabby.config import ConfigError, parse
 from krabby.course.progress import Pose2
 from krabby.mujoco.config import DegradeCfg, StageCfg
 from krabby.mujoco.degrade import degraded, differences
 from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import World
-from krabby.runtime.errors import ConfigError
 
 ORIGIN = Pose2(1.0, 0.0, 0.0)
 
@@ -151,4 +151,4 @@ def test_the_summary_says_what_was_changed(stage_of):
 )
 def test_what_cannot_be_is_refused_with_its_key(key, value):
     with pytest.raises(ConfigError, match=key):
-        DegradeCfg(**{key: value})
+        parse(DegradeCfg, {key: value}, source="test")

@@ -8,8 +8,8 @@ import urllib.request
 import numpy as np
 import pytest
 from krabby.runtime import metrics
-from krabby.runtime.errors import MetricsPortInUse
 from krabby.runtime.metrics import (
+    MetricsPortInUse,
     MetricsServer,
     Quantiles,
     Totals,

@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from krabby.config import ConfigError, parse
 from krabby.runtime import realtime
-from krabby.runtime.errors import ConfigError
+from krabby.runtime.config import RealtimeCfg
 from krabby.runtime.metrics import REALTIME_ENABLED, REALTIME_REQUESTED
 from krabby.runtime.realtime import (
     FEATURES,
     IdleCollector,
-    RealtimeCfg,
     apply_realtime,
     freeze_garbage,
     set_slices,
@@ -223,11 +223,11 @@ def test_start_up_garbage_is_frozen():
 
 
 @pytest.mark.parametrize(
-    ("options", "key"), [({"fifo_priority": 100}, "fifo_priority"), ({"cpus": (-1,)}, "cpus")]
+    ("options", "key"), [({"fifo_priority": 100}, "fifo_priority"), ({"cpus": [-1]}, "cpus")]
 )
 def test_values_the_kernel_cannot_know_are_refused(options, key):
     with pytest.raises(ConfigError, match=key):
-        RealtimeCfg(**options)
+        parse(RealtimeCfg, options, source="test")
 
 
 def test_what_was_asked_for_can_be_told_from_what_is_in_effect(monkeypatch):

@@ -1,12 +1,12 @@
 """Configuration of the camera service."""
 
-import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.policy.tensorrt.config import InferenceCfg
-from krabby.runtime.app import ServiceCfg
-from krabby.runtime.config import check, check_range
+from krabby.runtime.config import ServiceCfg
 from krabby_proto import default_endpoints
+from msgspec import Meta
 
 __all__ = [
     "CameraCfg",
@@ -21,8 +21,7 @@ __all__ = [
 _ENDPOINTS = default_endpoints()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointsCfg:
+class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Where the streams are: tcp://, ipc:// or inproc://."""
 
     camera: str = _ENDPOINTS["camera"]
@@ -35,8 +34,7 @@ class EndpointsCfg:
     """Bound, with a camera of this machine only: its depth, for the HAL to pass on."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayCfg:
+class ReplayCfg(Config, frozen=True, kw_only=True):
     """Only with source=replay."""
 
     path: str = ""
@@ -45,8 +43,7 @@ class ReplayCfg:
     """Start again at the end; otherwise the service ends there."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ZedCfg:
+class ZedCfg(Config, frozen=True, kw_only=True):
     """Only with source=zed."""
 
     serial: int = 0
@@ -57,13 +54,13 @@ class ZedCfg:
     """Exposures per second, 15, 30, 60 or 100 (vga); depth is computed at robot.toml's rate."""
     depth_mode: Literal["neural_light", "neural", "neural_plus"] = "neural_light"
     """The SDK's depth network."""
-    measure_width: int = 336
+    measure_width: Annotated[int, Meta(ge=106, le=1280)] = 336
     """Columns of the depth that the SDK scales on the GPU and copies [px]."""
-    confidence: int = 95
+    confidence: Annotated[int, Meta(ge=1, le=100)] = 95
     """Readings less certain than this are holes: 1 drops nearly all, 100 none."""
-    texture_confidence: int = 100
+    texture_confidence: Annotated[int, Meta(ge=1, le=100)] = 100
     """The same for untextured areas."""
-    frames_before_stamp: float = 2.0
+    frames_before_stamp: Annotated[float, Meta(ge=0, le=10)] = 2.0
     """Exposure to the SDK's time stamp, in frames; its documentation says two to three."""
     imu_listen: str = ""
     """Hand on the camera's IMU, tcp://address:port or pty, as jetson-hal's imu.port reads it;
@@ -82,14 +79,9 @@ class ZedCfg:
             self.fps,
             "at most 60, since resolution is hd720",
         )
-        check_range(self, "measure_width", minimum=106, maximum=1280)
-        check_range(self, "confidence", minimum=1, maximum=100)
-        check_range(self, "texture_confidence", minimum=1, maximum=100)
-        check_range(self, "frames_before_stamp", minimum=0.0, maximum=10.0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RealSenseCfg:
+class RealSenseCfg(Config, frozen=True, kw_only=True):
     """Only with source=realsense."""
 
     serial: str = ""
@@ -103,49 +95,33 @@ class RealSenseCfg:
     """Project the pattern that gives bare walls a texture."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfCheckCfg:
+class SelfCheckCfg(Config, frozen=True, kw_only=True):
     """Does the camera see flat ground where its mount says it must be?"""
 
     when: Literal["off", "start", "only"] = "start"
     """start: with a camera of this machine, at the first frames, and go on. only: with any source,
     and end, with status 1 if something is wrong: for bring-up."""
-    frames: int = 15
+    frames: Annotated[int, Meta(ge=1, le=1000)] = 15
     """Frames looked at."""
-    state_wait_s: float = 3.0
+    state_wait_s: NonNegative = 3.0
     """How long the first frame waits for the HAL to say how the robot stands [s]; without that it
     is taken to be level."""
-    max_pitch_deg: float = 2.0
-    max_roll_deg: float = 2.0
-    max_height_m: float = 0.05
-    max_hfov_deg: float = 4.0
-
-    def __post_init__(self) -> None:
-        check_range(self, "frames", minimum=1, maximum=1000)
-        for name in (
-            "state_wait_s",
-            "max_pitch_deg",
-            "max_roll_deg",
-            "max_height_m",
-            "max_hfov_deg",
-        ):
-            check_range(self, name, minimum=0.0)
+    max_pitch_deg: NonNegative = 2.0
+    max_roll_deg: NonNegative = 2.0
+    max_height_m: NonNegative = 0.05
+    max_hfov_deg: NonNegative = 4.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderInferenceCfg(InferenceCfg):
+class EncoderInferenceCfg(InferenceCfg, frozen=True, kw_only=True):
     """What runs the depth encoder."""
 
-    budget_s: float = 0.01
-    """An engine whose step takes longer than this at the 99th percentile is refused [s]."""
+    budget_s: Annotated[float, Meta(ge=1e-5, le=1)] = 0.01
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CameraCfg(ServiceCfg):
+class CameraCfg(ServiceCfg, frozen=True, kw_only=True):
     """Depth source to policy depth image or encoder features."""
 
-    metrics_port: int = 9102
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    metrics_port: Port = 9102
     source: Literal["hal", "replay", "zed", "realsense"] = "hal"
     """The HAL's stream, a recording played at its own pace, or a camera of this machine."""
     robot: str = ""
@@ -153,28 +129,23 @@ class CameraCfg(ServiceCfg):
     bundle: str = ""
     """Policy bundle, name or folder: its depth_encoder.onnx is run, if it has one.
     Otherwise, and when empty, images are published."""
-    endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
-    replay: ReplayCfg = dataclasses.field(default_factory=ReplayCfg)
-    zed: ZedCfg = dataclasses.field(default_factory=ZedCfg)
-    realsense: RealSenseCfg = dataclasses.field(default_factory=RealSenseCfg)
-    self_check: SelfCheckCfg = dataclasses.field(default_factory=SelfCheckCfg)
-    inference: EncoderInferenceCfg = dataclasses.field(default_factory=EncoderInferenceCfg)
-    silent_after_s: float = 0.15
+    endpoints: EndpointsCfg = EndpointsCfg()
+    replay: ReplayCfg = ReplayCfg()
+    zed: ZedCfg = ZedCfg()
+    realsense: RealSenseCfg = RealSenseCfg()
+    self_check: SelfCheckCfg = SelfCheckCfg()
+    inference: EncoderInferenceCfg = EncoderInferenceCfg()
+    silent_after_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.15
     """Warn when no frame came for this long [s]; features older than this are not used."""
-    frozen_after_s: float = 0.5
+    frozen_after_s: Annotated[float, Meta(ge=0, le=60)] = 0.5
     """Withhold frames whose content has not changed for this long [s]; 0 lets them through."""
-    min_valid_ratio: float = 0.02
+    min_valid_ratio: Share = 0.02
     """Withhold frames with a smaller share of pixels that see something: neither without a reading
     nor right at the lens."""
-    warn_valid_ratio: float = 0.5
+    warn_valid_ratio: Share = 0.5
     """Warn below this share of valid pixels."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "silent_after_s", minimum=0.01, maximum=60.0)
-        check_range(self, "frozen_after_s", minimum=0.0, maximum=60.0)
-        check_range(self, "min_valid_ratio", minimum=0.0, maximum=1.0)
-        check_range(self, "warn_valid_ratio", minimum=0.0, maximum=1.0)
         check(
             self.source != "replay" or self.replay.path != "",
             "replay.path",

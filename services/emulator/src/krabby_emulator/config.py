@@ -4,65 +4,54 @@ The drives' figures are a model, not a datasheet: they are chosen so that the ra
 is what the model bears for ever, and each says how.
 """
 
-import dataclasses
+from typing import Annotated
 
+from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.drivers.can.config import CanCfg
 from krabby.mujoco.config import StageCfg
-from krabby.runtime.config import check, check_range
 from krabby_proto import default_endpoints
+from msgspec import Meta
 
 __all__ = ["DriveCfg", "EmulatorCfg", "EndpointsCfg", "ImuCfg", "SupplyCfg"]
 
 _ENDPOINTS = default_endpoints()
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DriveCfg:
+class DriveCfg(Config, frozen=True, kw_only=True):
     """What is inside every drive, seen at the joint."""
 
-    coulomb_friction: float = 0.6
+    coulomb_friction: NonNegative = 0.6
     """Dry friction of gear and seals [N·m]: half a percent of the peak torque."""
-    viscous_friction: float = 0.05
+    viscous_friction: NonNegative = 0.05
     """Friction that grows with speed [N·m·s/rad]."""
-    off_damping: float = 10.0
+    off_damping: NonNegative = 10.0
     """Braking by the shorted winding of a drive that is off or timed out [N·m·s/rad]."""
-    motor_constant: float = 4.0
+    motor_constant: Annotated[float, Meta(ge=1e-6)] = 4.0
     """Torque per root of copper loss [N·m/√W]: 40 N·m, the rating, cost 100 W."""
-    winding_capacity: float = 60.0
+    winding_capacity: Annotated[float, Meta(ge=1e-6)] = 60.0
     """Heat that warms the winding by one degree [J/K]."""
-    winding_to_housing: float = 0.3
+    winding_to_housing: Annotated[float, Meta(ge=1e-6)] = 0.3
     """[K/W]; with the capacity a time constant of 18 s."""
-    housing_capacity: float = 600.0
+    housing_capacity: Annotated[float, Meta(ge=1e-6)] = 600.0
     """[J/K]"""
-    housing_to_air: float = 0.5
+    housing_to_air: Annotated[float, Meta(ge=1e-6)] = 0.5
     """[K/W]; 100 W for ever make 25 + 100 · 0.8 = 105 °C in the winding."""
     ambient_c: float = 25.0
     """Air around the robot [°C]."""
     winding_limit_c: float = 130.0
     """The drive switches itself off above this [°C]."""
-    encoder_counts: int = 16384
+    encoder_counts: Annotated[int, Meta(ge=2)] = 16384
     """Per turn of the joint: 14 bits, as dual-encoder joint motors have."""
-    position_noise: float = 1e-4
+    position_noise: NonNegative = 1e-4
     """Standard deviation of the angle before it is quantised [rad]."""
-    velocity_noise: float = 0.02
+    velocity_noise: NonNegative = 0.02
     """Standard deviation of the velocity [rad/s]."""
-    effort_noise: float = 0.2
+    effort_noise: NonNegative = 0.2
     """Standard deviation of the torque, which is measured as a current [N·m]."""
-    boot_s: float = 0.25
+    boot_s: NonNegative = 0.25
     """A drive that was reset is mute for this long [s]."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "motor_constant", "winding_capacity", "winding_to_housing", "housing_capacity",
-            "housing_to_air",
-        ):  # fmt: skip
-            check_range(self, name, minimum=1e-6)
-        for name in (
-            "coulomb_friction", "viscous_friction", "off_damping", "position_noise",
-            "velocity_noise", "effort_noise", "boot_s",
-        ):  # fmt: skip
-            check_range(self, name, minimum=0.0)
-        check_range(self, "encoder_counts", minimum=2)
         check(
             self.winding_limit_c > self.ambient_c,
             "winding_limit_c",
@@ -71,23 +60,19 @@ class DriveCfg:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SupplyCfg:
+class SupplyCfg(Config, frozen=True, kw_only=True):
     """The battery that all drives share."""
 
-    voltage: float = 48.0
+    voltage: Annotated[float, Meta(ge=1)] = 48.0
     """Without load [V]; the no-load speed of robot.toml holds here."""
-    resistance: float = 0.06
+    resistance: Share = 0.06
     """Of battery and cables [Ω]: 50 A take 3 V."""
-    idle_power: float = 40.0
+    idle_power: NonNegative = 40.0
     """What the electronics of all drives take [W]."""
     undervoltage: float = 24.0
     """Drives switch off below this [V]."""
 
     def __post_init__(self) -> None:
-        check_range(self, "voltage", minimum=1.0)
-        check_range(self, "resistance", minimum=0.0, maximum=1.0)
-        check_range(self, "idle_power", minimum=0.0)
         check(
             0.0 <= self.undervoltage < self.voltage,
             "undervoltage",
@@ -96,30 +81,24 @@ class SupplyCfg:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImuCfg:
+class ImuCfg(Config, frozen=True, kw_only=True):
     """The IMU: a VN-100 as far as its bytes go."""
 
     listen: str = "tcp://127.0.0.1:6022"
     """tcp://address:port, read as socket://address:port; or pty, whose path is logged."""
-    gyro_noise: float = 0.005
+    gyro_noise: NonNegative = 0.005
     """Standard deviation [rad/s]."""
-    gyro_bias: float = 0.001
+    gyro_bias: NonNegative = 0.001
     """Standard deviation of the bias, drawn once for each axis [rad/s]."""
-    accelerometer_noise: float = 0.05
+    accelerometer_noise: NonNegative = 0.05
     """Standard deviation [m/s²]."""
-    attitude_noise: float = 0.001
+    attitude_noise: NonNegative = 0.001
     """Standard deviation about every axis [rad]."""
     temperature_c: float = 35.0
     """Reported [°C]."""
 
-    def __post_init__(self) -> None:
-        for name in ("gyro_noise", "gyro_bias", "accelerometer_noise", "attitude_noise"):
-            check_range(self, name, minimum=0.0)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointsCfg:
+class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
 
     raw: str = "tcp://127.0.0.1:6020"
@@ -132,16 +111,14 @@ class EndpointsCfg:
     """Connected: where the game loop listens for walking commands."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EmulatorCfg(StageCfg):
+class EmulatorCfg(StageCfg, frozen=True, kw_only=True):
     """The robot's hardware, emulated at the wire."""
 
-    metrics_port: int = 9105
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    metrics_port: Port = 9105
     auto_reset: bool = False
     """Put a robot that fell back 2 s later, as sim-hal does; else it lies there."""
-    can: CanCfg = dataclasses.field(default_factory=CanCfg)
-    drive: DriveCfg = dataclasses.field(default_factory=DriveCfg)
-    supply: SupplyCfg = dataclasses.field(default_factory=SupplyCfg)
-    imu: ImuCfg = dataclasses.field(default_factory=ImuCfg)
-    endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
+    can: CanCfg = CanCfg()
+    drive: DriveCfg = DriveCfg()
+    supply: SupplyCfg = SupplyCfg()
+    imu: ImuCfg = ImuCfg()
+    endpoints: EndpointsCfg = EndpointsCfg()

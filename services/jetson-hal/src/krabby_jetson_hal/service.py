@@ -1,8 +1,8 @@
 """jetson-hal: the HAL loop around the real robot."""
 
-import dataclasses
 from pathlib import Path
 
+import msgspec
 from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
 
@@ -28,7 +28,7 @@ class JetsonHal(HalLoop):
         self.robot = Robot(cfg, desc, load_devices(cfg, desc) if devices is None else devices)
         super().__init__(
             self.robot,
-            dataclasses.asdict(cfg.endpoints),
+            msgspec.structs.asdict(cfg.endpoints),
             collect_when_idle=cfg.realtime.collect_when_idle,
             update_metrics=Exposition(self.robot).update,
         )

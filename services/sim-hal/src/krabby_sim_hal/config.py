@@ -1,16 +1,13 @@
 """Configuration of sim-hal: defaults in code, overridden by one TOML file and the command line."""
 
-import dataclasses
-
+from krabby.config import Port, check
 from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
 from krabby.mujoco.config import StageCfg
-from krabby.runtime.config import check
 
 __all__ = ["EndpointsCfg", "SimHalCfg"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EndpointsCfg(HalEndpointsCfg):
+class EndpointsCfg(HalEndpointsCfg, frozen=True, kw_only=True):
     """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
 
     truth: str = DEFAULT_ENDPOINTS["truth"]
@@ -21,22 +18,19 @@ class EndpointsCfg(HalEndpointsCfg):
     """Bound if not empty: requests that break the camera while it runs, for tests."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SimHalCfg(StageCfg):
+class SimHalCfg(StageCfg, frozen=True, kw_only=True):
     """HAL server over MuJoCo."""
 
-    metrics_port: int = 9101
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
+    metrics_port: Port = 9101
     speed: float = 1.0
     """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
     auto_arm: bool = True
     """Arm by itself while commands arrive. An operator's disarm or e-stop outlasts it until an
     operator arms again."""
-    endpoints: EndpointsCfg = dataclasses.field(default_factory=EndpointsCfg)
-    lockstep: LockstepCfg = dataclasses.field(default_factory=LockstepCfg)
+    endpoints: EndpointsCfg = EndpointsCfg()
+    lockstep: LockstepCfg = LockstepCfg()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check(
             self.speed in (0.0, 1.0),
             "speed",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from krabby.course.courses import make_course
 from krabby.hal.backend import SimulatedClock
 from krabby.hal.loop import HalLoop
@@ -29,7 +29,7 @@ class SimHal(HalLoop):
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         clock_ns = SimulatedClock() if cfg.speed == 0.0 else time.monotonic_ns
         self.sim = Simulator(cfg, desc, course, clock_ns=clock_ns)
-        endpoints = dataclasses.asdict(cfg.endpoints)
+        endpoints = msgspec.structs.asdict(cfg.endpoints)
         if not cfg.mission.enabled:
             del endpoints["nav"]
         super().__init__(

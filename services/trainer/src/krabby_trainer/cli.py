@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from krabby.runtime.config import check, describe, load_config
-from krabby.runtime.errors import ServiceError
+from krabby import config
+from krabby.config import check, describe, load
 
 from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
 from krabby_trainer.output import aside
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return args.handler(args.overrides)
-    except (ConfigError, MissingDependency, ServiceError) as error:
+    except (ConfigError, MissingDependency, config.ConfigError) as error:
         return _complain(args.command, error, _EXIT_USAGE)
     except TrainerError as error:
         return _complain(args.command, error, _EXIT_FAILED)
@@ -167,7 +167,7 @@ def _config(overrides: Sequence[str]) -> int:
 
 
 def _eval(overrides: Sequence[str]) -> int:
-    cfg = load_config(EvalCfg, None, overrides)
+    cfg = load(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from krabby_trainer.evaluation import evaluate
@@ -199,7 +199,7 @@ def _eval(overrides: Sequence[str]) -> int:
 
 
 def _export(overrides: Sequence[str]) -> int:
-    cfg = load_config(ExportCfg, None, overrides)
+    cfg = load(ExportCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", "onnx", "onnxruntime")
     from krabby_trainer.export import export_bundle
@@ -231,7 +231,7 @@ def _figures(path: str) -> dict[str, Any]:
 
 
 def _play(overrides: Sequence[str]) -> int:
-    cfg = load_config(PlayCfg, None, overrides)
+    cfg = load(PlayCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     _need("torch", "isaaclab")
     from krabby_trainer.play import play
@@ -250,7 +250,7 @@ def _play(overrides: Sequence[str]) -> int:
 
 
 def _info(overrides: Sequence[str]) -> int:
-    cfg = load_config(InfoCfg, None, overrides)
+    cfg = load(InfoCfg, None, overrides)
     if not cfg.checkpoint:
         return _print(_machine())
     checkpoint = _checkpoint(cfg.checkpoint)
@@ -269,7 +269,7 @@ def _info(overrides: Sequence[str]) -> int:
 
 
 def _weights(overrides: Sequence[str]) -> int:
-    cfg = load_config(WeightsCfg, None, overrides)
+    cfg = load(WeightsCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
     if not cfg.out:
         raise ConfigError("out: give the file to write, out=PATH")

@@ -1,32 +1,35 @@
 """Configuration of locomotion control."""
 
-import dataclasses
+from typing import Annotated
 
-from krabby.runtime.config import check, check_range
+from msgspec import Meta
+
+from krabby.config import Config, check
+from krabby.runtime.config import ServiceCfg
 
 __all__ = ["ControlCfg", "FreshnessCfg", "NavCfg"]
 
+Age = Annotated[float, Meta(ge=0.001, le=10)]
+Limit = Annotated[float, Meta(ge=0, le=20)]
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FreshnessCfg:
-    """How old inputs may be; ages count from the sensor's capture."""
 
-    state_hold_s: float = 0.03
+class FreshnessCfg(Config, frozen=True, kw_only=True):
+    """Largest age of each input, counted from the sensor's capture."""
+
+    state_hold_s: Age = 0.03
     """State older than this: the last target is held [s]."""
-    state_stop_s: float = 0.1
+    state_stop_s: Age = 0.1
     """State older than this: no more commands, the HAL's deadman damps the robot [s]."""
-    features_s: float = 0.15
+    features_s: Age = 0.15
     """Features older than this: the blind policy walks [s]."""
-    features_recover_s: float = 0.5
+    features_recover_s: Age = 0.5
     """Features must have been fresh for this long before they are trusted again [s]."""
-    nav_s: float = 0.3
-    """Walking commands older than this are left out, and end in standing still [s]."""
-    operator_s: float = 1.0
-    """For this long after an operator's message was read a mission's is ignored [s]."""
+    nav_s: Age = 0.3
+    """Walking commands older than this are ignored; the robot then stands still [s]."""
+    operator_s: Age = 1.0
+    """For this long after an operator's message was read, a mission's is ignored [s]."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_range(self, field.name, minimum=0.001, maximum=10.0)
         check(
             self.state_hold_s <= self.state_stop_s,
             "state_hold_s",
@@ -35,47 +38,36 @@ class FreshnessCfg:
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NavCfg:
+class NavCfg(Config, frozen=True, kw_only=True):
     """Limits on walking commands of operators and missions alike."""
 
-    max_vx: float = 1.0
+    max_vx: Limit = 1.0
     """[m/s]"""
-    max_vy: float = 0.4
+    max_vy: Limit = 0.4
     """[m/s]"""
-    max_yaw_rate: float = 0.8
+    max_yaw_rate: Limit = 0.8
     """[rad/s]"""
-    max_acc: float = 1.0
+    max_acc: Limit = 1.0
     """Fastest change of vx and vy [m/s²]."""
-    max_yaw_acc: float = 2.0
+    max_yaw_acc: Limit = 2.0
     """Fastest change of yaw_rate [rad/s²]."""
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_range(self, field.name, minimum=0.0, maximum=20.0)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ControlCfg:
-    """What `LocomotionController` and `PolicyManager` are configured with."""
+class ControlCfg(ServiceCfg, frozen=True, kw_only=True):
+    """Keys of a process that controls locomotion."""
 
     policy: str = "gait"
     """Policy bundle to walk with: a name under assets/policies, or a folder."""
     blind_policy: str = "gait"
     """Bundle that walks while features are stale; it must need none. Empty: stand still instead."""
-    rate_hz: float = 100.0
-    """Control rate; bundles are made for one rate and refuse another."""
-    blend_s: float = 0.3
+    rate_hz: Annotated[float, Meta(ge=1, le=1000)] = 100.0
+    """Control rate; a bundle is made for one rate and refuses any other."""
+    blend_s: Annotated[float, Meta(ge=0, le=5)] = 0.3
     """Over this long a newly chosen policy takes over from the last target [s]."""
-    max_bad_outputs: int = 3
+    max_bad_outputs: Annotated[int, Meta(ge=1, le=1000)] = 3
     """Outputs in a row that are not finite before the blind policy takes over for good."""
     auto_stand: bool = True
-    """Stand up by itself after every arm, unless the last request was `sit`; otherwise each
-    arm needs a new request `stand`."""
-    freshness: FreshnessCfg = dataclasses.field(default_factory=FreshnessCfg)
-    nav: NavCfg = dataclasses.field(default_factory=NavCfg)
-
-    def __post_init__(self) -> None:
-        check_range(self, "rate_hz", minimum=1.0, maximum=1000.0)
-        check_range(self, "blend_s", minimum=0.0, maximum=5.0)
-        check_range(self, "max_bad_outputs", minimum=1, maximum=1000)
+    """Stand up after every arm, unless the last request was `sit`; otherwise each arm needs a
+    new request `stand`."""
+    freshness: FreshnessCfg = FreshnessCfg()
+    nav: NavCfg = NavCfg()

@@ -1,11 +1,12 @@
 """Configuration that every HAL has."""
 
-import dataclasses
+from typing import Annotated
 
 from krabby_proto import default_endpoints
+from msgspec import Meta
 
-from krabby.runtime.app import ServiceCfg
-from krabby.runtime.config import check_range
+from krabby.config import Config, Port
+from krabby.runtime.config import ServiceCfg
 
 __all__ = ["DEFAULT_ENDPOINTS", "HalCfg", "HalEndpointsCfg", "LockstepCfg"]
 
@@ -13,42 +14,33 @@ DEFAULT_ENDPOINTS = default_endpoints()
 """Stream name to endpoint on this host."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HalEndpointsCfg:
-    """Where a HAL's streams are: tcp://, ipc:// or inproc://."""
+class HalEndpointsCfg(Config, frozen=True, kw_only=True):
+    """Endpoints of a HAL's streams: tcp://, ipc:// or inproc://."""
 
     state: str = DEFAULT_ENDPOINTS["state"]
-    """Bound: what the robot measures."""
+    """Bound: measurements of the robot."""
     camera: str = DEFAULT_ENDPOINTS["camera"]
     """Bound: depth images."""
     command: str = DEFAULT_ENDPOINTS["command"]
-    """Bound: joint position targets, answered."""
+    """Bound: joint position targets, each with a reply."""
     safety: str = DEFAULT_ENDPOINTS["safety"]
     """Bound: arm, disarm, estop, reset, status."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LockstepCfg:
+class LockstepCfg(Config, frozen=True, kw_only=True):
     """Only with speed=0."""
 
-    start_timeout_s: float = 30.0
-    """How long to wait for the game loop's first command [s, wall clock]."""
-    answer_timeout_s: float = 10.0
-    """How long to wait for each further one [s, wall clock]."""
-    answer_delay_s: float = 0.0025
-    """Simulated time between a state and the command that answers it [s]: what the loop takes in
-    real time, so that the robot walks alike in both."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "start_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_timeout_s", minimum=0.1, maximum=3600.0)
-        check_range(self, "answer_delay_s", minimum=0.0, maximum=0.01)
+    start_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
+    """Longest wait for the game loop's first command [s, wall clock]."""
+    answer_timeout_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0
+    """Longest wait for each later command [s, wall clock]."""
+    answer_delay_s: Annotated[float, Meta(ge=0, le=0.01)] = 0.0025
+    """Simulated time between a state and the command that answers it [s]: the delay of the game
+    loop in real time, so that the robot walks alike in both."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HalCfg(ServiceCfg):
+class HalCfg(ServiceCfg, frozen=True, kw_only=True):
     """HAL server over a back end that needs no configuration."""
 
-    metrics_port: int = 9101
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
-    endpoints: HalEndpointsCfg = dataclasses.field(default_factory=HalEndpointsCfg)
+    metrics_port: Port = 9101
+    endpoints: HalEndpointsCfg = HalEndpointsCfg()

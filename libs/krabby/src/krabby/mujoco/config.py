@@ -1,23 +1,17 @@
-"""Configuration of every robot simulated in MuJoCo, whatever carries its commands."""
+"""Configuration of every robot simulated in MuJoCo: sim-hal, the emulator and evaluation."""
 
-import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from krabby.runtime.app import ServiceCfg
-from krabby.runtime.config import check, check_range
+from msgspec import Meta
 
-__all__ = [
-    "CameraCfg",
-    "CourseCfg",
-    "DegradeCfg",
-    "MissionCfg",
-    "StageCfg",
-]
+from krabby.config import Config, NonNegative, Share
+from krabby.runtime.config import ServiceCfg
+
+__all__ = ["CameraCfg", "CourseCfg", "DegradeCfg", "MissionCfg", "StageCfg"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CourseCfg:
-    """Which course the robot stands on."""
+class CourseCfg(Config, frozen=True, kw_only=True):
+    """The course the robot stands on."""
 
     name: str = "flat"
     """One of flat, steps, gap, hurdle, ramps, mixed, demo."""
@@ -27,8 +21,7 @@ class CourseCfg:
     """Layout of the course."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CameraCfg:
+class CameraCfg(Config, frozen=True, kw_only=True):
     """The virtual depth camera; its optics and flaws are in robot.toml."""
 
     enabled: bool = True
@@ -38,71 +31,50 @@ class CameraCfg:
     an image takes 0.2 ms more, 2 ms more with both front legs in view."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DegradeCfg:
-    """In what the robot is worse than robot.toml says, without anybody having been told."""
+class DegradeCfg(Config, frozen=True, kw_only=True):
+    """Deviations of the simulated robot from robot.toml that the controller is not told of."""
 
-    frame_drop: float | None = None
+    frame_drop: Share | None = None
     """Share of depth frames that never arrive, in place of robot.toml's."""
-    camera_latency_s: float | None = None
+    camera_latency_s: Annotated[float, Meta(ge=0, le=1)] | None = None
     """Mean time from exposure to publication [s], in place of robot.toml's; the jitter stays."""
-    depth_noise: float = 1.0
+    depth_noise: Annotated[float, Meta(ge=0, le=100)] = 1.0
     """Factor on the standard deviation of depth."""
-    camera_tilt_deg: float = 0.0
-    """How far the mount is off, nose down [deg]."""
-    motor_strength: float = 1.0
-    """Factor on the torque that is there at every speed; gains stay."""
-    payload_kg: float = 0.0
+    camera_tilt_deg: Annotated[float, Meta(ge=-45, le=45)] = 0.0
+    """Error of the mount's pitch, positive nose down [deg]."""
+    motor_strength: Annotated[float, Meta(ge=0.01, le=2)] = 1.0
+    """Factor on the available torque at every speed; gains stay."""
+    payload_kg: Annotated[float, Meta(ge=0, le=100)] = 0.0
     """Carried by the body, spread like its own mass [kg]."""
-    friction: float | None = None
+    friction: Annotated[float, Meta(ge=0, le=3)] | None = None
     """Coulomb friction of the feet, in place of robot.toml's; of the body at most this."""
 
-    def __post_init__(self) -> None:
-        for key, maximum in (("frame_drop", 1.0), ("camera_latency_s", 1.0), ("friction", 3.0)):
-            if getattr(self, key) is not None:
-                check_range(self, key, minimum=0.0, maximum=maximum)
-        check_range(self, "depth_noise", minimum=0.0, maximum=100.0)
-        check_range(self, "camera_tilt_deg", minimum=-45.0, maximum=45.0)
-        check_range(self, "motor_strength", minimum=0.01, maximum=2.0)
-        check_range(self, "payload_kg", minimum=0.0, maximum=100.0)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MissionCfg:
-    """The operator's stand-in, which drives the robot along the waypoints."""
+class MissionCfg(Config, frozen=True, kw_only=True):
+    """The mission, which drives the robot along the waypoints in place of an operator."""
 
     enabled: bool = True
     """Publish walking commands towards the next waypoint."""
-    speed: float = 0.35
-    """Walking speed asked for [m/s]."""
+    speed: Annotated[float, Meta(ge=0, le=2)] = 0.35
+    """Commanded walking speed [m/s]."""
     repeat: bool = False
-    """Put the robot back to the start when the course is completed, and go on."""
-    reach_m: float = 0.25
+    """Respawn the robot at the start when the course is completed, and continue."""
+    reach_m: Annotated[float, Meta(ge=0.05, le=1)] = 0.25
     """A waypoint is reached within this distance [m]."""
 
-    def __post_init__(self) -> None:
-        check_range(self, "speed", minimum=0.0, maximum=2.0)
-        check_range(self, "reach_m", minimum=0.05, maximum=1.0)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageCfg(ServiceCfg):
-    """What every simulated robot on a course is told, whatever carries its commands."""
+class StageCfg(ServiceCfg, frozen=True, kw_only=True):
+    """Keys of every process that simulates the robot on a course."""
 
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
-    course: CourseCfg = dataclasses.field(default_factory=CourseCfg)
-    seed: int = 0
+    course: CourseCfg = CourseCfg()
+    seed: Annotated[int, Meta(ge=0)] = 0
     """Seed of the camera's noise, holes, drops and latency."""
-    duration_s: float = 0.0
-    """Simulated time to run [s]; 0 for ever."""
+    duration_s: NonNegative = 0.0
+    """Simulated time to run [s]; 0 for no end."""
     spawn: Literal["lying", "standing"] = "lying"
-    """Start and restart with folded legs on the belly, or in the default pose on the feet."""
-    camera: CameraCfg = dataclasses.field(default_factory=CameraCfg)
-    degrade: DegradeCfg = dataclasses.field(default_factory=DegradeCfg)
-    mission: MissionCfg = dataclasses.field(default_factory=MissionCfg)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, "duration_s", minimum=0.0)
-        check(self.seed >= 0, "seed", self.seed, "a whole number from 0")
+    """Start and respawn with folded legs on the belly, or in the default pose on the feet."""
+    camera: CameraCfg = CameraCfg()
+    degrade: DegradeCfg = DegradeCfg()
+    mission: MissionCfg = MissionCfg()

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
-from krabby.runtime.config import to_dict
+from krabby.config import to_dict
 
 if TYPE_CHECKING:
     from krabby.mujoco.config import DegradeCfg

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -24,13 +23,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import structlog
 
-from krabby.runtime.config import check_range, describe, load_config, to_dict
+from krabby.config import ConfigError, describe, load, to_dict
+from krabby.runtime.config import ServiceCfg
 from krabby.runtime.ending import EXIT_FAILED, Ending
-from krabby.runtime.errors import ConfigError, ServiceError
 from krabby.runtime.health import Heartbeat
 from krabby.runtime.logging import (
     FLUSH_S,
@@ -40,13 +39,10 @@ from krabby.runtime.logging import (
     flush_logs,
     prints_queued,
 )
-from krabby.runtime.metrics import SERVICE_INFO, serve_metrics
-from krabby.runtime.realtime import RealtimeCfg, apply_realtime, freeze_garbage
+from krabby.runtime.metrics import SERVICE_INFO, MetricsPortInUse, serve_metrics
+from krabby.runtime.realtime import apply_realtime, freeze_garbage
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-__all__ = ["Preparing", "Runtime", "Service", "ServiceCfg", "main"]
+__all__ = ["Preparing", "Runtime", "Service", "main"]
 
 log = structlog.get_logger(__name__)
 
@@ -57,22 +53,6 @@ _SWITCH_INTERVAL_S = 0.0005
 
 Python's default is 5 ms, half a period, and a scrape being rendered makes a tick that late: p90 of
 the wake-up lateness 4.9 ms at the default, 0.8 ms at this, with a scraper asking all the time."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServiceCfg:
-    """Keys every service has; a service's own configuration derives from this."""
-
-    metrics_port: int = 0
-    """TCP port of the Prometheus exposition and of /healthz; 0 for none."""
-    metrics_address: str = "127.0.0.1"
-    """Interface the exposition binds; 0.0.0.0 only inside a container network."""
-    health_file: str = ""
-    """File touched twice a second while the loop turns, on a tmpfs; empty for none."""
-    realtime: RealtimeCfg = dataclasses.field(default_factory=RealtimeCfg)
-
-    def __post_init__(self) -> None:
-        check_range(self, "metrics_port", minimum=0, maximum=65535)
 
 
 class Runtime:
@@ -161,19 +141,19 @@ def main(
         cfg_cls: Its configuration.
         factory: Builds it. Whatever `errors` it raises here counts as a bad configuration.
         errors: Exceptions whose message is meant for the person at the keyboard: one line, no
-            traceback. `ServiceError` always is.
+            traceback. `ConfigError` always is.
         argv: Command line without the program's name; the process's own by default.
     """
-    expected = (ServiceError, *errors)
+    expected = (ConfigError, MetricsPortInUse, *errors)
     options = _parser(service, cfg_cls).parse_args(argv)
     # argparse checks choices of what was typed, not of a default
     if options.log_level not in LEVELS:
-        problem = f"{options.log_level!r} is no log level, expected one of {', '.join(LEVELS)}"
+        problem = f"{options.log_level!r} is not a log level; expected one of {', '.join(LEVELS)}"
         return _complain(service, ConfigError(problem, source="KRABBY_LOG_LEVEL"), EXIT_CONFIG)
     run_id = os.environ.get("KRABBY_RUN_ID") or secrets.token_hex(6)
     with contextlib.ExitStack() as stack:
         try:
-            cfg = load_config(cfg_cls, options.config, options.overrides)
+            cfg = load(cfg_cls, options.config, options.overrides)
             configure_logging(service, run_id, level=options.log_level, fmt=options.log_format)
             stack.enter_context(prints_queued())
             if options.check:
@@ -273,7 +253,7 @@ def _program(service: str) -> str:
     return f"python -m {spec.parent}" if spec is not None and spec.parent else service
 
 
-def _parser(service: str, cfg_cls: type[DataclassInstance]) -> argparse.ArgumentParser:
+def _parser(service: str, cfg_cls: type[ServiceCfg]) -> argparse.ArgumentParser:
     program = _program(service)
     parser = argparse.ArgumentParser(
         prog=program,

@@ -33,8 +33,6 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from krabby.runtime.errors import MetricsPortInUse
-
 __all__ = [
     "AGE_BUCKETS",
     "CAMERA_FRAMES_DROPPED",
@@ -61,6 +59,7 @@ __all__ = [
     "STREAM_OVERSIZED",
     "STREAM_RECEIVED",
     "WORK_BUCKETS",
+    "MetricsPortInUse",
     "MetricsServer",
     "Quantiles",
     "Totals",
@@ -261,6 +260,10 @@ class Quantiles:
         return {head + name: round(value * 1e3, 3) for name, value in named.items()}
 
 
+class MetricsPortInUse(Exception):  # noqa: N818 - named for what happened
+    """Another process has the port of the exposition."""
+
+
 class MetricsServer:
     """One thread that answers `/metrics`, and `/healthz` when there is something to ask."""
 
@@ -283,7 +286,7 @@ class MetricsServer:
             registry: What to expose.
 
         Raises:
-            MetricsPortInUse: Somebody else has the port.
+            MetricsPortInUse: Another process has the port.
         """
         try:
             self._server = _Server((address, port), _handler(registry, healthy, doing))
@@ -331,7 +334,7 @@ def serve_metrics(
     """Expose the shared registry; port 0 means no exposition.
 
     Raises:
-        MetricsPortInUse: Somebody else has the port.
+        MetricsPortInUse: Another process has the port.
     """
     return MetricsServer(port, address, healthy=healthy, doing=doing) if port else None
 

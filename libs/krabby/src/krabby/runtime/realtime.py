@@ -25,14 +25,13 @@ from typing import Literal
 
 import structlog
 
-from krabby.runtime.config import check, check_range
+from krabby.runtime.config import RealtimeCfg
 from krabby.runtime.metrics import REALTIME_ENABLED, REALTIME_REQUESTED, children
 
 __all__ = [
     "FEATURES",
     "FeatureResult",
     "IdleCollector",
-    "RealtimeCfg",
     "RealtimeReport",
     "apply_realtime",
     "freeze_garbage",
@@ -53,25 +52,6 @@ _SLICE_NS = 100_000
 """The shortest that Linux takes; 6.12 is the first that listens."""
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 """Number of the system call; that of sched_getattr is one more. libc knows neither."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RealtimeCfg:
-    """Real-time features of a process; all off, which suits a simulation on a shared machine."""
-
-    fifo_priority: int = 0
-    """SCHED_FIFO priority of the loop, 50 to 80 on the robot; 0 leaves the normal scheduler.
-    Where it is refused, a short time slice is what the loop gets instead."""
-    cpus: tuple[int, ...] = ()
-    """CPU numbers the process may run on; empty for all."""
-    lock_memory: bool = False
-    """Lock all memory with mlockall, so that a page fault never stops the loop."""
-    collect_when_idle: bool = False
-    """Switch automatic garbage collection off; the loop collects in the idle part of a slot."""
-
-    def __post_init__(self) -> None:
-        check_range(self, "fifo_priority", minimum=0, maximum=99)
-        check(all(cpu >= 0 for cpu in self.cpus), "cpus", list(self.cpus), "CPU numbers from 0")
 
 
 @dataclasses.dataclass(frozen=True)

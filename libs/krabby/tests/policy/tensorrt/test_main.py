@@ -65,4 +65,4 @@ def test_what_cannot_be_done_is_said_in_one_line(run):
     assert said.err.startswith("python -m krabby.policy.tensorrt: no policy 'trot' in ")
     status, said = run("workspace_mb=1", "list")
     assert status == 2
-    assert "did you mean 'workspace_mib'?" in said.err
+    assert "did you mean workspace_mib?" in said.err

@@ -3,9 +3,9 @@
 The HAL and the emulated robot read the same keys, so that one file serves both ends of a bus.
 """
 
-import dataclasses
 from pathlib import Path
 
+from krabby.config import Config
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.errors import HardwareError
@@ -14,8 +14,7 @@ from krabby.robot.description import RobotDescription
 __all__ = ["CanCfg", "load_calibration", "load_hardware"]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CanCfg:
+class CanCfg(Config, frozen=True, kw_only=True):
     """The buses to the drives; what is on them is in hardware.toml."""
 
     hardware: str = ""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 
+from krabby.config import ConfigError, describe, load
 from krabby.policy.bundle import PolicyBundle, bundle_dir, encoder_network, policy_network
 from krabby.policy.network import NetworkSpec
 from krabby.policy.tensorrt.backend import EngineBackend, engine_platform, name_of
@@ -30,8 +31,6 @@ from krabby.policy.tensorrt.errors import InferenceError, Interrupted
 from krabby.policy.tensorrt.subprocesses import Platform, probe
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
-from krabby.runtime.config import describe, load_config
-from krabby.runtime.errors import ServiceError
 from krabby.runtime.logging import configure_logging
 
 __all__ = ["main"]
@@ -45,10 +44,10 @@ def main(argv: Sequence[str] | None = None, *, platform: Platform | None = None)
     args = _parser().parse_args(options)
     configure_logging("engines", "", level="warning", fmt="console")
     try:
-        cfg = load_config(InferenceCfg, None, overrides)
+        cfg = load(InferenceCfg, None, overrides)
         with _interruptible() as watch:
             return args.handler(args, cfg, platform or engine_platform(cfg), watch)
-    except (ServiceError, RobotError) as error:
+    except (ConfigError, RobotError) as error:
         sys.stderr.write(f"{_PROGRAM}: {error}\n")
         return 1 if isinstance(error, InferenceError) else 2
 
