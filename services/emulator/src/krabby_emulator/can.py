@@ -123,7 +123,7 @@ class CanSide:
 
     def describe(self) -> list[dict[str, Any]]:
         """Where the buses are, for the log and the hello."""
-        return [dataclasses.asdict(bus.spec) for bus in self._buses]
+        return [msgspec.structs.asdict(bus.spec) for bus in self._buses]
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Frames by bus and direction: taken in, answered, lost on purpose."""

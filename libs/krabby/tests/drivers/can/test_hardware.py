@@ -55,18 +55,18 @@ def change(path, value):
         (change(["can_timeout"], 0.009), "can_timeout is 0.009; expected a number from 0.01"),
         (change(["buses", "front", "interface"], "slcan"), "buses.front.interface is 'slcan'"),
         (change(["joints", "lf_knee", "bus"], "left"), "joints.lf_knee.bus is 'left'; the buses"),
-        (change(["joints", "lf_knee", "id"], 128), "joints.lf_knee.id is 128; drives have ids"),
+        (change(["joints", "lf_knee", "id"], 128), "joints.lf_knee.id is 128; expected a whole number from 1 to 127"),
         (change(["joints", "lf_knee", "id"], 11), "id is 11, which lf_hip_yaw has on bus front"),
-        (change(["joints", "lf_knee", "model"], "rs9"), "model is wrong: no drive model 'rs9'"),
+        (change(["joints", "lf_knee", "model"], "rs9"), "model is 'rs9'; expected a known model: no"),
         (
             change(["joints", "lf_knee", "model"], "damiao-j8009p"),
             "lf_knee.model is damiao-j8009p on bus front, where lf_hip_yaw has robstride-rs04",
         ),
-        (change(["joints", "lf_knee", "direction"], 0), "direction is 0; expected 1 or -1"),
+        (change(["joints", "lf_knee", "direction"], 0), "direction is 0; expected one of -1, 1"),
         (change(["joints", "lf_knee", "gear"], 0.0), "gear is 0.0; expected a number above 0"),
         (change(["joints", "tail"], {}), "unknown key joints.tail"),
         (change(["supply", "derate_from"], 30.0), "supply.derate_from is 30.0; expected"),
-        (change(["imu", "mount_quat"], [1.0, 1.0, 0.0, 0.0]), "mount_quat has norm 1.41421"),
+        (change(["imu", "mount_quat"], [1.0, 1.0, 0.0, 0.0]), "expected a unit quaternion xyzw, it has norm 1.41421"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(apply, message):
@@ -210,7 +210,7 @@ def test_a_calibration_is_read_strictly(tmp_path):
     )
     found.save(path)
     path.write_text(path.read_text().replace("rr_knee", "rr_toe"))
-    with pytest.raises(CalibrationError, match=r"joints\.rr_knee is missing"):
+    with pytest.raises(CalibrationError, match=r"unknown key joints\.rr_toe; did you mean joints\.rr_knee"):
         Calibration.load(path, HARDWARE)
     path.write_text("robot = ")
     with pytest.raises(CalibrationError, match="is not TOML"):

@@ -10,22 +10,33 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from krabby.config import Config, Text, parse, read_toml
 from krabby.drivers.can.codec import Command
-from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.hardware import HardwareDescription, tables_of
 from krabby.drivers.can.types import DriveTargets
 from krabby.drivers.errors import CalibrationError
 from krabby.robot.description import RobotDescription
-from krabby.robot.toml_reader import Table, read_toml
 
 __all__ = ["Calibration", "Mounting", "calibrate"]
 
 _STILL_RAD: Final = 0.01
 """How far a joint may move while it is measured."""
+
+
+class _Joint(Config, frozen=True, kw_only=True):
+    offset: float
+    direction: Literal[1, -1]
+
+
+class _File(Config, frozen=True, kw_only=True):
+    robot: Text
+    measured: Text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,47 +66,24 @@ class Calibration:
     @classmethod
     def load(cls, path: Path, hardware: HardwareDescription) -> Self:
         """Read and check a calibration file."""
-        values = read_toml(
-            path,
-            unreadable=CalibrationError,
-            malformed=CalibrationError,
-            check="calibrate this robot first",
-            mend="calibrate again",
+        names = tuple(drive.joint for drive in hardware.drives)
+        advice = "calibrate this robot first"
+        values, lines = read_toml(path, error=CalibrationError, advice=advice)
+        joints = tables_of(names, _Joint)
+        cfg = msgspec.defstruct(
+            "CalibrationFile", [("joints", joints)], bases=(_File,), frozen=True, kw_only=True
         )
-        return cls.parse(values, hardware, source=str(path))
-
-    @classmethod
-    def parse(
-        cls,
-        values: dict[str, Any],
-        hardware: HardwareDescription,
-        *,
-        source: str = "calibration.toml",
-    ) -> Self:
-        """Check the parsed tables; `source` is how errors name them."""
-        top = Table(values, "", source, CalibrationError)
-        robot = top.text("robot")
-        if robot != hardware.robot:
-            raise top.error("robot", f"is {robot!r}; expected {hardware.robot!r}: calibrate again")
-        measured = top.text("measured")
-        joints = top.table("joints")
-        offsets, directions = [], []
-        for drive in hardware.drives:
-            joint = joints.table(drive.joint)
-            offsets.append(joint.number("offset"))
-            direction = joint.integer("direction", low=-1)
-            if direction not in (-1, 1):
-                raise joint.error("direction", f"is {direction}; expected 1 or -1")
-            directions.append(float(direction))
-            joint.finish()
-        joints.finish()
-        top.finish()
+        file: Any = parse(cfg, values, source=str(path), lines=lines, error=CalibrationError)
+        if file.robot != hardware.robot:
+            raise CalibrationError(
+                f"{path}: robot is {file.robot!r}; expected {hardware.robot!r}: calibrate again"
+            )
         return cls(
-            robot=robot,
-            measured=measured,
-            joint_names=tuple(drive.joint for drive in hardware.drives),
-            offset=np.array(offsets),
-            direction=np.array(directions),
+            robot=file.robot,
+            measured=file.measured,
+            joint_names=names,
+            offset=np.array([getattr(file.joints, name).offset for name in names]),
+            direction=np.array([float(getattr(file.joints, name).direction) for name in names]),
         )
 
     def save(self, path: Path) -> None:

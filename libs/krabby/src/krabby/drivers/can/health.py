@@ -176,10 +176,10 @@ class DriveHealth:
         supply, faults = self._supply, readings.faults
         hot, volts = readings.temperature_c, readings.voltage_v
         heat = (self._derate_to_c - hot) / (self._derate_to_c - self._derate_from_c)
-        sag = (volts - supply.derate_to_v) / (supply.derate_from_v - supply.derate_to_v)
+        sag = (volts - supply.derate_to) / (supply.derate_from - supply.derate_to)
         # fmin leaves out what is not known.
         share = np.fmin(np.fmin(heat, sag), 1.0)
         np.maximum(share, 0.0, out=self.effort_share)
         faults[hot >= self._derate_to_c] |= _TOO_HOT
-        faults[volts <= supply.derate_to_v] |= _VOLTAGE_LOW
-        faults[volts > supply.high_v] |= _VOLTAGE_HIGH
+        faults[volts <= supply.derate_to] |= _VOLTAGE_LOW
+        faults[volts > supply.high] |= _VOLTAGE_HIGH
