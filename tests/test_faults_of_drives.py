@@ -22,7 +22,7 @@ from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import open_bus
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.errors import DriveRefused
+from krabby.drivers.errors import DriveError
 from krabby.drivers.imu import ImuCounters
 from krabby.hal.backend import Slot
 from krabby.hal.handler import GateHandler
@@ -356,7 +356,7 @@ TWIN = "two drives answer to id 13 on bus front, joint lf_knee: unplug one, give
 def test_it_does_not_start_beside_a_second_drive_with_a_joints_id(monkeypatch):
     rig = Rig(monkeypatch, "twin-at-start")
     rig.world.robot.inject("twin", rig.clock(), joint="lf_knee")
-    with pytest.raises(DriveRefused, match=TWIN):
+    with pytest.raises(DriveError, match=TWIN):
         rig.bring_up()
     assert rig.world.robot.bank.running == 0
 

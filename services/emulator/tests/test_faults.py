@@ -1,8 +1,7 @@
 import math
 
 import pytest
-from krabby_emulator.errors import FaultRefused
-from krabby_emulator.faults import FAULTS, FaultBoard, FaultKind
+from krabby_emulator.faults import FAULTS, FaultBoard, FaultKind, FaultRefused
 
 S = 1_000_000_000
 
@@ -67,7 +66,7 @@ def test_faults_pile_up_and_lift_one_by_one(board):
         (("brain-drain",), "no fault is called 'brain-drain'; use one of lost-replies"),
         (("lost-replies", {"joint": "lf_toe"}), "no joint is called 'lf_toe'; use one of lf_"),
         (("bus-off", {"bus": "can9"}), "no bus is called 'can9'; use one of front"),
-        (("bus-off", {"joint": "lf_knee"}), "strikes the bus, not a joint; leave joint="),
+        (("bus-off", {"joint": "lf_knee"}), "strikes the bus, not a joint; omit joint="),
         (("imu-jump", {"bus": "rear"}), "strikes the robot, not a bus"),
         (("stuck-encoder", {"value": 1.0}), "takes no value"),
         (("twin", {"value": 4.0}), "value 4.0 of twin must be above 0 and at most 3 rad"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from krabby.drivers.can import DriveFault, DriveMode, IdConflict
-from krabby.drivers.errors import NoReply
+from krabby.drivers.errors import DriveError
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
 from krabby.safety.gate import Fault, SafetyState
@@ -34,7 +34,7 @@ def test_it_never_arms_by_itself(rig, desc):
 def test_a_missing_drive_ends_the_start_before_any_is_switched_on(build_rig):
     rig = build_rig()
     rig.bus.present[2] = False
-    with pytest.raises(NoReply, match=r"lf_knee \(bus front, id 13\)"):
+    with pytest.raises(DriveError, match=r"lf_knee \(bus front, id 13\)"):
         rig.robot.start()
     assert "enable" not in rig.bus.calls
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
-from krabby.drivers.errors import ImuPortError
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu import ImuMount, ImuSample
 from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
@@ -304,7 +304,7 @@ def _open_imu(
         return None
     try:
         server = ImuServer(cfg.imu_listen, ImuMount(AS_PRINTED, QUAT_WN))
-    except ImuPortError as error:
+    except ImuError as error:
         raise DeviceUnusable(f"zed.imu_listen: {error}") from error
     return _ImuRelay(sl, server, camera_mount(camera), clock)
 

@@ -10,8 +10,7 @@ from typing import Final
 from krabby_proto import ControlClient
 
 from krabby_emulator.config import EndpointsCfg
-from krabby_emulator.errors import EmulatorSilent
-from krabby_emulator.faults import FAULTS, FaultFacts, FaultKind
+from krabby_emulator.faults import FAULTS, FaultFacts, FaultKind, FaultRefused
 
 __all__ = ["COMMANDS", "run_console"]
 
@@ -23,7 +22,7 @@ def run_console(argv: Sequence[str]) -> int:
     """Ask the running emulator; prints its answer as one line of JSON.
 
     Raises:
-        EmulatorSilent: it said no.
+        FaultRefused: it said no.
     """
     args = _parser().parse_args(argv)
     request = {
@@ -34,7 +33,7 @@ def run_console(argv: Sequence[str]) -> int:
     with ControlClient(args.endpoint) as client:
         answer = client.request(args.op, timeout_s=args.timeout, **request)
     if not answer.get("ok"):
-        raise EmulatorSilent(f"{args.op}: {answer.get('reason') or 'refused without a reason'}")
+        raise FaultRefused(f"{args.op}: {answer.get('reason') or 'refused without a reason'}")
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""What can be broken on purpose while the emulator runs, and what is broken now."""
+"""Faults that can be injected while the emulator runs, and those in force."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,13 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from krabby.mujoco.errors import SimulationError
 
-from krabby_emulator.errors import FaultRefused
+__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultKind", "FaultRefused"]
 
-__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultKind"]
+
+class FaultRefused(SimulationError):  # noqa: N818 - the name says what happened
+    """A fault, or another request, that the emulator cannot grant."""
 
 
 class FaultKind(StrEnum):
@@ -105,50 +108,36 @@ class FaultBoard:
 
     def _apply(self) -> None:
         """Work out what every part needs to know."""
-        count = len(self._joints)
-        self.lost_share = [0.0] * count
-        self.delay_ns = [0] * count
-        self.bus_off = [False] * len(self._buses)
-        self.twins: dict[int, float] = {}
+        self.lost_share = self._by_joint(FaultKind.LOST_REPLIES, 0.0)
+        self.delay_ns = [round(s * 1e9) for s in self._by_joint(FaultKind.LATE_REPLIES, 0.0)]
+        self.heat_c = np.array(self._by_joint(FaultKind.OVER_TEMPERATURE, math.nan))
+        self.heated = not np.isnan(self.heat_c).all()
+        self.stuck = np.array(self._by_joint(FaultKind.STUCK_ENCODER, 0.0), bool)
+        twins = enumerate(self._by_joint(FaultKind.TWIN, 0.0))
+        self.twins = {joint: turned for joint, turned in twins if turned}
         """By joint: how far a second drive with its id is turned when it is plugged in [rad]."""
-        self.stuck = np.zeros(count, bool)
-        self.heat_c = np.full(count, math.nan)
-        self.heated = False
-        self.sag_v = 0.0
-        self.imu_silent = False
-        self.imu_roll = 0.0
-        for fault in self.active:
-            self._add(fault)
+        off = {bus for fault in self._of(FaultKind.BUS_OFF) for bus in fault.buses}
+        self.bus_off = [bus in off for bus in range(len(self._buses))]
+        self.sag_v = self._value(FaultKind.VOLTAGE_SAG)
+        self.imu_roll = self._value(FaultKind.IMU_JUMP)
+        self.imu_silent = bool(self._of(FaultKind.IMU_SILENCE))
         ends = [fault.until_ns for fault in self.active if fault.until_ns is not None]
         self._lift_ns = min(ends, default=None)
 
-    def _add(self, fault: Fault) -> None:
-        joints = list(fault.joints)
-        match fault.kind:
-            case FaultKind.LOST_REPLIES:
-                for joint in joints:
-                    self.lost_share[joint] = fault.value
-            case FaultKind.LATE_REPLIES:
-                for joint in joints:
-                    self.delay_ns[joint] = round(fault.value * 1e9)
-            case FaultKind.BUS_OFF:
-                for bus in fault.buses:
-                    self.bus_off[bus] = True
-            case FaultKind.TWIN:
-                self.twins |= dict.fromkeys(joints, fault.value)
-            case FaultKind.OVER_TEMPERATURE:
-                self.heat_c[joints] = fault.value
-                self.heated = True
-            case FaultKind.STUCK_ENCODER:
-                self.stuck[joints] = True
-            case FaultKind.VOLTAGE_SAG:
-                self.sag_v = fault.value
-            case FaultKind.IMU_SILENCE:
-                self.imu_silent = True
-            case FaultKind.IMU_JUMP:
-                self.imu_roll = fault.value
-            case FaultKind.RESET:
-                pass  # over when it has begun
+    def _of(self, kind: FaultKind) -> list[Fault]:
+        return [fault for fault in self.active if fault.kind is kind]
+
+    def _value(self, kind: FaultKind) -> float:
+        """The value of the newest fault of a kind, 0 without any."""
+        return next((fault.value for fault in reversed(self._of(kind))), 0.0)
+
+    def _by_joint(self, kind: FaultKind, nothing: float) -> list[float]:
+        """The value of the newest fault of a kind, by joint."""
+        values = [nothing] * len(self._joints)
+        for fault in self._of(kind):
+            for joint in fault.joints:
+                values[joint] = fault.value
+        return values
 
     def refresh(self, now_ns: int) -> None:
         """Lift what has lasted long enough; a comparison when there is nothing to lift."""
@@ -218,12 +207,11 @@ class FaultBoard:
     def _place(
         self, kind: str, facts: FaultFacts, joint: str, bus: str
     ) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+        """Joints and buses that a fault strikes, and their name."""
         if joint and facts.at != "joint":
-            raise FaultRefused(
-                f"{kind} strikes the {facts.at}, not a joint; leave joint={joint} out"
-            )
+            raise FaultRefused(f"{kind} strikes the {facts.at}, not a joint; omit joint={joint}")
         if bus and facts.at == "robot":
-            raise FaultRefused(f"{kind} strikes the robot, not a bus; leave bus={bus} out")
+            raise FaultRefused(f"{kind} strikes the robot, not a bus; omit bus={bus}")
         if joint and bus:
             raise FaultRefused(f"give joint={joint} or bus={bus}, not both")
         if joint:
@@ -231,8 +219,8 @@ class FaultBoard:
         if bus:
             at = _index("bus", bus, self._buses)
             return tuple(j for j, b in enumerate(self._bus_of) if b == at), (at,), bus
-        everything = tuple(range(len(self._joints))), tuple(range(len(self._buses)))
-        return (*everything, "robot" if facts.at == "robot" else "all")
+        where = "robot" if facts.at == "robot" else "all"
+        return tuple(range(len(self._joints))), tuple(range(len(self._buses))), where
 
 
 def _value(kind: str, facts: FaultFacts, value: float | None) -> float:

@@ -33,7 +33,7 @@ from krabby_proto import CAMERA, NAV, TRUTH, ControlServer, JsonObject, Publishe
 
 from krabby_emulator.can import CanSide
 from krabby_emulator.config import EmulatorCfg
-from krabby_emulator.errors import FaultRefused
+from krabby_emulator.faults import FaultRefused
 from krabby_emulator.metrics import Exposition
 from krabby_emulator.robot import EmulatedRobot
 

@@ -8,7 +8,6 @@ from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.config import load_calibration, load_hardware
 from krabby.drivers.can.health import HealthCfg
 from krabby.drivers.errors import HardwareError
-from krabby.drivers.imu import Imu
 from krabby.drivers.imu.serial_imu import SerialImu
 from krabby.robot.description import RobotDescription
 
@@ -28,7 +27,7 @@ class Devices(NamedTuple):
     """The robot's hardware, as `Robot` and `JetsonHal` use it; a test brings fakes."""
 
     bus: JointBus
-    imu: Imu
+    imu: SerialImu
     imu_rate_hz: float
     """Rate at which the IMU's samples are to come."""
     bus_of_joint: tuple[str, ...]

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from krabby.drivers.errors import ImuPortError, ImuRefused, ImuSilent
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu import ImuMount, ImuSample
 from krabby.drivers.imu import serial_imu as driver
 from krabby.drivers.imu.serial_imu import SerialImu
@@ -136,7 +136,7 @@ class OldDevice(Vn100Device):
 def test_a_sensor_that_does_not_do_as_told_is_refused(device, complaint, started):
     sensor = started(Sensor(device=device()))
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT, heading="absolute"))
-    with pytest.raises(ImuRefused, match=complaint):
+    with pytest.raises(ImuError, match=complaint):
         imu.open()
 
 
@@ -211,7 +211,7 @@ def test_a_dead_line_is_named_with_what_to_check(started, monkeypatch):
     sensor = started(Sensor())
     sensor.muted.set()
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT))
-    with pytest.raises(ImuSilent, match="answers as a VN-100 at 921600 bit/s; check power"):
+    with pytest.raises(ImuError, match="answers as a VN-100 at 921600 bit/s; check power"):
         imu.open()
 
 
@@ -228,12 +228,12 @@ def test_a_dead_line_is_named_with_what_to_check(started, monkeypatch):
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(options, complaint):
     options = {"port": "/dev/ttyUSB99", **options}
-    with pytest.raises(ImuPortError, match=complaint):
+    with pytest.raises(ImuError, match=complaint):
         SerialImu(mount_quat=MOUNT, **options).open()
 
 
 def test_two_processes_cannot_share_one_port(started):
     sensor = started(Sensor())
     started(SerialImu(sensor.address, mount_quat=MOUNT)).open()
-    with pytest.raises(ImuPortError, match="cannot be opened"):
+    with pytest.raises(ImuError, match="cannot be opened"):
         SerialImu(sensor.address, mount_quat=MOUNT).open()

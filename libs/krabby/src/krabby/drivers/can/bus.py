@@ -23,7 +23,7 @@ from krabby.drivers.can.plan import AUX_EVERY, check_representable
 from krabby.drivers.can.setup import DriveSetup, find_turns
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings, DriveTargets
 from krabby.drivers.can.wire import Bus, BusCfg, Wire
-from krabby.drivers.errors import NoReply
+from krabby.drivers.errors import DriveError
 from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 
 __all__ = ["BusCfg", "CanJointBus"]
@@ -120,7 +120,7 @@ class CanJointBus:
         self.readings.conflicts = self.wire.ids.conflicts
         self._setup.refuse_conflicts(problem)
         if problem:
-            raise NoReply(problem)
+            raise DriveError(problem)
         self.mounting.offset += find_turns(self.readings.joint_pos, self.mounting, self._desc)
         self._decode()
         return self.readings

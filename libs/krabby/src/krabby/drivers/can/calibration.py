@@ -20,7 +20,7 @@ from krabby.config import Config, Text, parse, read_toml
 from krabby.drivers.can.codec import Command
 from krabby.drivers.can.hardware import HardwareDescription, tables_of
 from krabby.drivers.can.types import DriveTargets
-from krabby.drivers.errors import CalibrationError
+from krabby.drivers.errors import HardwareError
 from krabby.robot.description import RobotDescription
 
 __all__ = ["Calibration", "Mounting", "calibrate"]
@@ -68,14 +68,14 @@ class Calibration:
         """Read and check a calibration file."""
         names = tuple(drive.joint for drive in hardware.drives)
         advice = "calibrate this robot first"
-        values, lines = read_toml(path, error=CalibrationError, advice=advice)
+        values, lines = read_toml(path, error=HardwareError, advice=advice)
         joints = tables_of(names, _Joint)
         cfg = msgspec.defstruct(
             "CalibrationFile", [("joints", joints)], bases=(_File,), frozen=True, kw_only=True
         )
-        file: Any = parse(cfg, values, source=str(path), lines=lines, error=CalibrationError)
+        file: Any = parse(cfg, values, source=str(path), lines=lines, error=HardwareError)
         if file.robot != hardware.robot:
-            raise CalibrationError(
+            raise HardwareError(
                 f"{path}: robot is {file.robot!r}; expected {hardware.robot!r}: calibrate again"
             )
         return cls(
@@ -111,7 +111,7 @@ class Calibration:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise CalibrationError(
+            raise HardwareError(
                 f"cannot write {path}: {error.strerror}; nothing was changed"
             ) from error
 
@@ -137,21 +137,21 @@ def calibrate(
     pose = np.asarray(reference, dtype=np.float64)
     count = len(current.joint_names)
     if readings.shape[1] != count or pose.shape != (count,):
-        raise CalibrationError(
+        raise HardwareError(
             f"readings of shape {readings.shape} and a pose of shape {pose.shape}; "
             f"give (k, {count}) and ({count},)"
         )
     for i, name in enumerate(current.joint_names):
         values = readings[:, i]
         if not np.isfinite(values).all():
-            raise CalibrationError(f"{name} was not measured; check its drive with a probe")
+            raise HardwareError(f"{name} was not measured; check its drive with a probe")
         if np.ptp(values) > _STILL_RAD:
-            raise CalibrationError(
+            raise HardwareError(
                 f"{name} moved by {np.ptp(values):.3f} rad while it was measured; "
                 f"keep it still to {_STILL_RAD} rad"
             )
         if not desc.joint_lower[i] <= pose[i] <= desc.joint_upper[i]:
-            raise CalibrationError(
+            raise HardwareError(
                 f"the reference pose has {name} at {pose[i]:g} rad; "
                 f"its range is {desc.joint_lower[i]:g} to {desc.joint_upper[i]:g}"
             )

@@ -15,7 +15,7 @@ from can.interfaces.virtual import VirtualBus
 
 from krabby.drivers.can.codec import Frame
 from krabby.drivers.can.hardware import BusSpec
-from krabby.drivers.errors import BusError
+from krabby.drivers.errors import DriveError
 
 __all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
 
@@ -244,7 +244,7 @@ def _drop_frames_of(sender: socket.socket, receiver: socket.socket) -> None:
 
 
 def open_bus(spec: BusSpec) -> can.BusABC:
-    """The bus, or a `BusError` with what to do."""
+    """The bus, or a `DriveError` with what to do."""
     try:
         if spec.interface == "socketcan":
             # Imported here: it opens kernel interfaces that only Linux has.
@@ -255,7 +255,7 @@ def open_bus(spec: BusSpec) -> can.BusABC:
             return _UdpBus(spec.channel, port=spec.port, hops=spec.hops)
         return VirtualBus(spec.channel)
     except (OSError, can.CanError) as error:
-        raise BusError(
+        raise DriveError(
             f"cannot open bus {spec.name} ({spec.interface} {spec.channel}): {error}; "
             f"{_remedy(spec)}"
         ) from error

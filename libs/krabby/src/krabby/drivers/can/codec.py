@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from krabby.drivers.errors import NotRepresentable
+from krabby.drivers.errors import DriveError
 
 FloatArray = NDArray[np.float64]
 Words = NDArray[np.integer[Any]]
@@ -331,7 +331,7 @@ class Codec(ABC):
         if about.parameter == Parameter.OTHER:
             return about.index
         if about.parameter not in self.parameters:
-            raise NotRepresentable(
+            raise DriveError(
                 f"a {self.name} drive has no register for {about.parameter.name}; leave it out"
             )
         return self.parameters[about.parameter].index
@@ -343,7 +343,7 @@ class Codec(ABC):
             stored = value * scale + offset
             packed = struct.pack(f"<{code}", stored if code == "f" else round(stored))
         except (struct.error, OverflowError, ValueError) as error:
-            raise NotRepresentable(
+            raise DriveError(
                 f"{parameter.name} = {value!r} does not fit the drive's parameter: {error}; "
                 "give another value"
             ) from error
@@ -369,7 +369,7 @@ def to_word(
     would become some number, and that would become torque.
     """
     if not np.isfinite(values).all():
-        raise NotRepresentable(f"a command holds {values}; give finite numbers")
+        raise DriveError(f"a command holds {values}; give finite numbers")
     share = (np.clip(values, low, high) - low) / (high - low)
     return np.rint(share * steps).astype(np.uint64)
 

@@ -15,7 +15,7 @@ import numpy as np
 from krabby.drivers.can.calibration import Mounting
 from krabby.drivers.can.codec import Parameter
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.errors import HardwareError, NotRepresentable
+from krabby.drivers.errors import DriveError, HardwareError
 from krabby.robot.description import RobotDescription
 
 __all__ = [
@@ -109,12 +109,12 @@ def check_representable(
             ("safety.damp_kd", damp_kd[i] / mounting.stiffness_ratio[i], model.kd_range),
         ):
             if value > most:
-                raise NotRepresentable(
+                raise DriveError(
                     f"{where} takes {name} up to {most:g}, robot.toml asks {value:g}; lower it "
                     "there or use another drive"
                 )
         if ends[0, i] < -model.position_range or ends[1, i] > model.position_range:
-            raise NotRepresentable(
+            raise DriveError(
                 f"{where} counts from -{model.position_range:.2f} to {model.position_range:.2f} "
                 f"rad, its joint needs {ends[0, i]:.2f} to {ends[1, i]:.2f}; set the drive's zero "
                 "near the middle of the joint's range and calibrate again"

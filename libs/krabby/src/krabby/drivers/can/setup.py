@@ -13,7 +13,7 @@ from krabby.drivers.can.faults import fault_names, remedy
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings
 from krabby.drivers.can.wire import BusCfg, Wire
-from krabby.drivers.errors import DriveRefused, NoReply
+from krabby.drivers.errors import DriveError
 from krabby.robot.description import RobotDescription
 
 __all__ = ["DriveSetup", "find_turns"]
@@ -54,7 +54,7 @@ class DriveSetup:
                 continue
             found = self.ask(joint, Kind.READ, parameter)
             if not math.isclose(found, wanted, rel_tol=1e-3):
-                raise DriveRefused(
+                raise DriveError(
                     f"{hardware.drives[joint]} has {parameter.name.lower()} {found:g}, "
                     f"expected {wanted:g}; set it with the maker's tool or update its firmware"
                 )
@@ -65,7 +65,7 @@ class DriveSetup:
         """Send until it is answered; the value of a reply, NaN where the answer is a feedback.
 
         Raises:
-            NoReply: The drive does not answer.
+            DriveError: The drive does not answer.
         """
         wire = self._wire
         wants_reply = kind == Kind.READ or (
@@ -84,7 +84,7 @@ class DriveSetup:
             if not waits():
                 return wire.answers.get((joint, parameter), math.nan)
         what = "" if parameter == Parameter.OTHER else f" of {parameter.name.lower()}"
-        raise NoReply(
+        raise DriveError(
             f"{self._hardware.drives[joint]} does not answer {kind.name.lower()}{what}; "
             f"{remedy(DriveFault.NO_REPLY)}"
         )
@@ -124,7 +124,7 @@ class DriveSetup:
         conflicts = self._wire.ids.conflicts
         if conflicts:
             texts = [f"{conflict}: {conflict.remedy}" for conflict in conflicts]
-            raise DriveRefused("; ".join([*texts, besides] if besides else texts))
+            raise DriveError("; ".join([*texts, besides] if besides else texts))
 
     def check_running(
         self, joints: Iterable[int], readings: DriveReadings, faults: NDArray[np.uint32]
@@ -133,10 +133,10 @@ class DriveSetup:
         for joint in joints:
             drive, bits = self._hardware.drives[joint], int(faults[joint])
             if bits:
-                raise DriveRefused(f"{drive} reports {fault_names(bits)}; {remedy(bits)}")
+                raise DriveError(f"{drive} reports {fault_names(bits)}; {remedy(bits)}")
             if readings.mode[joint] != DriveMode.RUN:
                 mode = DriveMode(int(readings.mode[joint])).name.lower()
-                raise DriveRefused(
+                raise DriveError(
                     f"{drive} was switched on and reports {mode}; switch its power off and on"
                 )
 

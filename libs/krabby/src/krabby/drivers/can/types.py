@@ -158,15 +158,15 @@ class JointBus(Protocol):
     """
 
     def open(self) -> None:
-        """Open every bus; raises `BusError` naming the one that cannot be."""
+        """Open every bus; raises `DriveError` naming the one that cannot be."""
         ...
 
     def probe(self) -> DriveReadings:
         """Ask every drive and leave all of them limp.
 
         Raises:
-            NoReply: drives do not answer; it names them.
-            DriveRefused: an id is not one drive's; it names bus, id, joint and remedy.
+            DriveError: drives do not answer; it names them.
+            DriveError: an id is not one drive's; it names bus, id, joint and remedy.
         """
         ...
 

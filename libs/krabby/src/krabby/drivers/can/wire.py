@@ -30,7 +30,7 @@ from krabby.drivers.can.hardware import BusSpec, HardwareDescription
 from krabby.drivers.can.ids import WINDOW_NS, IdWatch
 from krabby.drivers.can.plan import frame_bits, plan
 from krabby.drivers.can.types import DriveReadings
-from krabby.drivers.errors import BusError
+from krabby.drivers.errors import DriveError
 
 __all__ = ["Bus", "BusCfg", "Wire"]
 
@@ -138,11 +138,11 @@ class Wire:
         self.cycle_ns = self._wall_ns = self._window_ns = 0
 
     def open(self) -> None:
-        """Open every bus; raises `BusError` naming the one that cannot be."""
+        """Open every bus; raises `DriveError` naming the one that cannot be."""
         try:
             for bus in self.buses.values():
                 bus.can = open_bus(bus.spec)
-        except BusError:
+        except DriveError:
             self.close()
             raise
 

@@ -1,9 +1,9 @@
-"""The VN-100 on a serial line, or on anything that pyserial opens by name.
+"""Driver of a VN-100 on a serial line, or on anything that pyserial opens by name.
 
-`/dev/ttyUSB0` is the robot's sensor; a pty's path and `socket://host:port` are how an emulated one
-or the ZED Mini's readings (`krabby.drivers.imu.server`) come in. At every start the sensor is told
-all that matters and each setting is read back: it may come from another robot, or from the factory.
-Nothing is written to its flash, so what it holds for others stays.
+`/dev/ttyUSB0` is the robot's sensor; an emulated one and the ZED Mini's readings
+(`krabby.drivers.imu.server`) come on a pty or `socket://host:port`. At every start all settings are
+written and read back: the sensor may come from another robot or from the factory. Nothing is
+written to its flash.
 """
 
 import os
@@ -18,7 +18,7 @@ import serial
 from numpy.typing import ArrayLike
 
 from krabby.drivers.clock import ClockMap
-from krabby.drivers.errors import ImuError, ImuPortError, ImuRefused, ImuSilent
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu.types import ImuCounters, ImuMount, ImuSample
 from krabby.drivers.imu.vectornav import (
     BASE_RATE_HZ,
@@ -66,7 +66,7 @@ class _Line:
             # two readers of one port would each get half of every message
             self._serial = serial.serial_for_url(port, baudrate=baud, timeout=0, exclusive=True)
         except (OSError, ValueError) as error:  # SerialException is an OSError
-            raise ImuPortError(
+            raise ImuError(
                 f"the IMU's port {port!r} cannot be opened: {error}; check the cable, the device's "
                 "name and its permissions"
             ) from error
@@ -92,7 +92,7 @@ class _Line:
         data = os.read(self._fd, 4096)
         now_ns = self._clock()
         if not data:
-            raise ImuSilent(f"the IMU's port {self._port} was closed at the other end")
+            raise ImuError(f"the IMU's port {self._port} was closed at the other end")
         for received in self._parser.feed(data):
             yield received.message, now_ns - received.from_end * self._byte_ns
 
@@ -111,16 +111,16 @@ class _Line:
         """The reply to a command.
 
         Raises:
-            ImuSilent: There is none.
-            ImuRefused: It is an error.
+            ImuError: There is none.
+            ImuError: It is an error.
         """
         reply = self.ask(command)
         if reply is None:
-            raise ImuSilent(
+            raise ImuError(
                 f"the IMU on {self._port} does not answer ${','.join(command)}; check the wiring"
             )
         if reply.error is not None:
-            raise ImuRefused(
+            raise ImuError(
                 f"the IMU on {self._port} refuses ${','.join(command)}: {reply.error}; compare "
                 "with its interface control document"
             )
@@ -134,7 +134,7 @@ class _Line:
         try:
             self._serial.write(data)
         except serial.SerialException as error:
-            raise ImuSilent(f"the IMU's port {self._port} takes no commands: {error}") from error
+            raise ImuError(f"the IMU's port {self._port} takes no commands: {error}") from error
 
 
 class SerialImu:
@@ -170,7 +170,8 @@ class SerialImu:
         self._clock = clock
         self._clock_map = ClockMap()
         self._parser = StreamParser()
-        self._counters = ImuCounters()
+        self.counters = ImuCounters()
+        """Running totals."""
         self._latest: ImuSample | None = None
         self._line: _Line | None = None
         self._stop = threading.Event()
@@ -180,18 +181,13 @@ class SerialImu:
         self.last_error: str | None = None
         """Why there is no connection; None while there is one."""
 
-    @property
-    def counters(self) -> ImuCounters:
-        """Running totals."""
-        return self._counters
-
     def open(self) -> None:
         """Find the sensor, configure it, and wait for its first sample.
 
         Raises:
-            ImuPortError: The port cannot be opened.
-            ImuSilent: Nothing answers, or nothing is sent.
-            ImuRefused: A setting is refused or not kept.
+            ImuError: The port cannot be opened.
+            ImuError: Nothing answers, or nothing is sent.
+            ImuError: A setting is refused or not kept.
         """
         self.close()
         self._line = self._connect()
@@ -235,7 +231,7 @@ class SerialImu:
                     self._take(message, first_byte_ns)
                     heard_ns = self._clock()
             if self._clock() - heard_ns > _SILENT_S * 1e9:
-                raise ImuSilent(f"the IMU on {self._port} stopped sending; it is set up again")
+                raise ImuError(f"the IMU on {self._port} stopped sending; it is set up again")
 
     def _connect_again(self) -> _Line | None:
         wait_s = _BACKOFF_S[0]
@@ -246,7 +242,7 @@ class SerialImu:
                 self.last_error = str(error)
                 wait_s = min(2 * wait_s, _BACKOFF_S[1])
             else:
-                self._counters.reconnects += 1
+                self.counters.reconnects += 1
                 return line
         return None
 
@@ -278,7 +274,7 @@ class SerialImu:
                 line.set_baud(self._baud)
                 line.require("VNRRG", f"{Register.MODEL:02d}")
             return
-        raise ImuSilent(
+        raise ImuError(
             f"nothing on {self._port} answers as a VN-100 at {self._baud} bit/s"
             f"{' or any other speed' if line.has_speed else ''}; check power, wiring and the port"
         )
@@ -287,7 +283,7 @@ class SerialImu:
         line.require("VNASY", "0")
         rotation = line.require("VNRRG", f"{Register.REFERENCE_ROTATION}").fields[1:]
         if _numbers(rotation) != _IDENTITY:
-            raise ImuRefused(
+            raise ImuError(
                 f"the IMU on {self._port} turns its axes by itself (register 26 is "
                 f"{','.join(rotation)}); the mount belongs in hardware.toml. Write "
                 "1,0,0,0,1,0,0,0,1 to register 26 and save with $VNWNV"
@@ -303,7 +299,7 @@ class SerialImu:
             line.require("VNASY", "1")
             if self._await_first(line):
                 return
-        raise ImuSilent(
+        raise ImuError(
             f"the IMU on {self._port} answers but sends no measurements on either of its serial "
             "ports; restore its factory settings with $VNRFS"
         )
@@ -316,7 +312,7 @@ class SerialImu:
         # an output that is off may keep its other fields
         count = 1 if value == BINARY_OFF else len(value)
         if _numbers(kept[:count], base) != _numbers(value[:count], base):
-            raise ImuRefused(
+            raise ImuError(
                 f"the IMU on {self._port} did not keep register {register}: told "
                 f"{','.join(value)}, it has {','.join(kept)}; update its firmware"
             )
@@ -335,7 +331,7 @@ class SerialImu:
         self._latest = ImuSample(
             *self._mount.to_base(*measurement[1:4]), stamp_ns, measurement.temperature_c
         )
-        counters = self._counters
+        counters = self.counters
         counters.received += 1
         counters.bad_checksums = self._parser.bad_checksums
         counters.skipped_bytes = self._parser.skipped_bytes
@@ -369,19 +365,19 @@ def _has_speed(port: str) -> bool:
 
 def _check_line(port: str, baud: int, rate_hz: float) -> None:
     if baud not in BAUDS:
-        raise ImuPortError(
+        raise ImuError(
             f"the IMU's baud = {baud} is none that the VN-100 has; "
             f"use one of {', '.join(map(str, sorted(BAUDS)))}"
         )
     divisor = BASE_RATE_HZ / rate_hz if rate_hz > 0 else 0.0
     if divisor < 1 or abs(divisor - round(divisor)) > 1e-9:
-        raise ImuPortError(
+        raise ImuError(
             f"the IMU's rate_hz = {rate_hz} is not {BASE_RATE_HZ} over a whole number; "
             "use 200, 400 or 800"
         )
     load = FRAME_SIZE * _BITS_PER_BYTE * rate_hz / baud
     if _has_speed(port) and load > _MAX_LINE_LOAD:
-        raise ImuPortError(
+        raise ImuError(
             f"{rate_hz:g} Hz of {FRAME_SIZE} bytes fill {load:.0%} of a line of {baud} bit/s; "
             "use baud = 921600 or a lower rate_hz"
         )

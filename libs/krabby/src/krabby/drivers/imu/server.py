@@ -1,18 +1,17 @@
-"""The other end of the wire: something that talks like a VN-100.
+"""An emulated VN-100: the robot emulator's sensor, and the source of the ZED Mini's readings.
 
-The emulated robot has one in place of the sensor, and the camera process hands out the ZED Mini's
-inertial readings through one, since only the process that opened the camera can read them. Either
-way jetson-hal's `SerialImu` is the reader, so there is one protocol, one driver and one set of
-checks. `Vn100Device` is the sensor without the wire, `ImuServer` puts it on TCP or a pty.
+Only the process that opened a ZED Mini can read its inertial sensor, so the camera process serves
+the readings here. jetson-hal's `SerialImu` reads both. `Vn100Device` is the sensor without the
+wire, `ImuServer` puts it on TCP or a pty.
 """
 
 import contextlib
 import os
 import socket
 import tty
-from typing import Protocol
+from typing import Any
 
-from krabby.drivers.errors import ImuPortError
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu.types import ImuMount, ImuSample
 from krabby.drivers.imu.vectornav import (
     BASE_RATE_HZ,
@@ -93,15 +92,16 @@ class Vn100Device:
         if kind == "VNASY":
             self._paused = fields[:1] == ("0",)
             return encode_ascii(kind, *fields)
-        if kind not in ("VNRRG", "VNWRG"):
-            return _error(0x04)
         number = int(fields[0]) if fields and fields[0].isdigit() else -1
-        if number not in self.registers:
-            return _error(0x08)
-        if kind == "VNWRG":
+        code = 0
+        if kind not in ("VNRRG", "VNWRG"):
+            code = 0x04
+        elif number not in self.registers:
+            code = 0x08
+        elif kind == "VNWRG":
             code = self._write(number, fields[1:])
-            if code:
-                return _error(code)
+        if code:
+            return _error(code)
         return encode_ascii(kind, f"{number:02d}", *self.registers[number])
 
     def _write(self, number: int, value: tuple[str, ...]) -> int:
@@ -112,12 +112,11 @@ class Vn100Device:
             return 0x07
         if number in Register.BINARY_OUTPUTS:
             code = _check_output(value)
-            if code:
-                return code
-        elif len(value) < len(self.registers[number]):
-            return 0x05
-        self.registers[number] = value
-        return 0
+        else:
+            code = 0x05 if len(value) < len(self.registers[number]) else 0
+        if not code:
+            self.registers[number] = value
+        return code
 
 
 def _check_output(value: tuple[str, ...]) -> int:
@@ -138,16 +137,6 @@ def _error(code: int) -> bytes:
     return encode_ascii("VNERR", f"{code:02X}")
 
 
-class _Wire(Protocol):
-    address: str
-
-    def receive(self) -> bytes: ...
-
-    def send(self, data: bytes) -> int: ...
-
-    def close(self) -> None: ...
-
-
 class ImuServer:
     """A `Vn100Device` on a wire. One thread uses it; nothing in it blocks.
 
@@ -163,22 +152,19 @@ class ImuServer:
             device: Its registers; fresh ones by default.
 
         Raises:
-            ImuPortError: The wire cannot be opened.
+            ImuError: The wire cannot be opened.
         """
         self.device = device or Vn100Device()
         self._mount = mount
-        self._wire: _Wire = _open_wire(listen)
+        self._wire = _open_wire(listen)
+        self.address = self._wire.address
+        """What `SerialImu` takes as port on this machine: `socket://...` or the pty's path."""
         self._pending = b""
         self._started_ns: int | None = None
         self.sent = 0
         """Measurements sent."""
         self.dropped = 0
         """Measurements that a slow reader, or none, left no room for."""
-
-    @property
-    def address(self) -> str:
-        """What `SerialImu` takes as port on this machine: `socket://...` or the pty's path."""
-        return self._wire.address
 
     def poll(self) -> None:
         """Answer commands and send what waits."""
@@ -190,18 +176,9 @@ class ImuServer:
         if self._started_ns is None:
             self._started_ns = sample.stamp_ns
         self.poll()
-        quat_ns, ang_vel_s, lin_acc_s = (
-            tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)
-        )
-        frame = self.device.output(
-            Measurement(
-                max(0, sample.stamp_ns - self._started_ns),
-                quat_ns,  # pyright: ignore[reportArgumentType] - lengths are the mount's
-                ang_vel_s,  # pyright: ignore[reportArgumentType]
-                lin_acc_s,  # pyright: ignore[reportArgumentType]
-                sample.temperature_c,
-            )
-        )
+        time_ns = max(0, sample.stamp_ns - self._started_ns)
+        vectors: Any = (tuple(vector.tolist()) for vector in self._mount.to_sensor(sample))
+        frame = self.device.output(Measurement(time_ns, *vectors, sample.temperature_c))
         if frame and len(self._pending) + len(frame) > _MAX_PENDING:
             self.dropped += 1
         elif frame:
@@ -218,24 +195,59 @@ class ImuServer:
             self._pending = self._pending[self._wire.send(self._pending) :]
 
 
-def _open_wire(listen: str) -> _Wire:
+def _open_wire(listen: str) -> "_Wire":
     try:
         if listen == "pty":
-            return _PtyWire()
+            return _Wire()
         scheme, _, rest = listen.partition("://")
         host, _, port = rest.rpartition(":")
         if scheme != "tcp" or not port.isdigit():
-            raise ImuPortError(
-                f"an IMU cannot be served on {listen!r}; use tcp://address:port or pty"
-            )
+            raise ImuError(f"an IMU cannot be served on {listen!r}; use tcp://address:port or pty")
         return _TcpWire(host, int(port))
     except OSError as error:
-        raise ImuPortError(
+        raise ImuError(
             f"an IMU cannot be served on {listen!r}: {error.strerror}; choose another address"
         ) from error
 
 
-class _TcpWire:
+class _Wire:
+    """A pty. Our own handle of the far end stays open, so that readers may come and go."""
+
+    def __init__(self) -> None:
+        self._fd, self._far = os.openpty()
+        tty.setraw(self._far)
+        os.set_blocking(self._fd, False)
+        self.address = os.ttyname(self._far)
+
+    def receive(self) -> bytes:
+        try:
+            data = os.read(self._fd, 4096)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self._drop()
+        return data
+
+    def send(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._drop()
+            return len(data)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        os.close(self._far)
+
+    def _drop(self) -> None:
+        """The reader is gone."""
+
+
+class _TcpWire(_Wire):
     """One reader at a time: a new connection takes the place of the old one."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -251,29 +263,11 @@ class _TcpWire:
             self._drop()
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._client = client
-        if self._client is None:
-            return b""
-        try:
-            data = self._client.recv(4096)
-        except BlockingIOError:
-            return b""
-        except OSError:
-            data = b""
-        if not data:
-            self._drop()
-        return data
+            self._client, self._fd = client, client.fileno()
+        return b"" if self._client is None else super().receive()
 
     def send(self, data: bytes) -> int:
-        if self._client is None:
-            return len(data)  # nobody listens to a sensor: it does not care
-        try:
-            return self._client.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._drop()
-            return len(data)
+        return len(data) if self._client is None else super().send(data)
 
     def close(self) -> None:
         self._drop()
@@ -283,28 +277,3 @@ class _TcpWire:
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-class _PtyWire:
-    def __init__(self) -> None:
-        # Our own handle of the far end stays open, so that readers may come and go.
-        self._near, self._far = os.openpty()
-        tty.setraw(self._far)
-        os.set_blocking(self._near, False)
-        self.address = os.ttyname(self._far)
-
-    def receive(self) -> bytes:
-        try:
-            return os.read(self._near, 4096)
-        except BlockingIOError:
-            return b""
-
-    def send(self, data: bytes) -> int:
-        try:
-            return os.write(self._near, data)
-        except BlockingIOError:
-            return 0
-
-    def close(self) -> None:
-        os.close(self._near)
-        os.close(self._far)

@@ -1,14 +1,14 @@
-"""What an inertial sensor says, in the robot's frames, whatever make it is."""
+"""Samples of an inertial sensor in the robot's frames."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from krabby.robot import rotations
 
-__all__ = ["Imu", "ImuCounters", "ImuMount", "ImuSample"]
+__all__ = ["ImuCounters", "ImuMount", "ImuSample"]
 
 
 class ImuSample(NamedTuple):
@@ -38,27 +38,6 @@ class ImuCounters:
     """Bytes that belonged to no message."""
     reconnects: int = 0
     """Times that the connection was lost and made again."""
-
-
-class Imu(Protocol):
-    """A source of samples. One thread uses it; it may have threads of its own."""
-
-    @property
-    def counters(self) -> ImuCounters:
-        """Running totals."""
-        ...
-
-    def open(self) -> None:
-        """Connect, configure, and wait for the first sample; raises the `ImuError` family."""
-        ...
-
-    def latest(self) -> ImuSample | None:
-        """The newest sample, however old; None before the first. Never blocks."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the sensor; safe in any state."""
-        ...
 
 
 class ImuMount:
