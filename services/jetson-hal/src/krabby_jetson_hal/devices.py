@@ -1,9 +1,8 @@
-"""What the configuration names, opened nowhere yet: drives, their buses, the IMU, the e-stop."""
+"""The devices that the configuration names, not opened yet."""
 
 import dataclasses
 from typing import NamedTuple
 
-from krabby.drivers.can import JointBus
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.config import load_calibration, load_hardware
 from krabby.drivers.can.health import HealthCfg
@@ -26,7 +25,7 @@ passes that too, still to the last bit: while the robot stands up, 14.3 N·m in 
 class Devices(NamedTuple):
     """The robot's hardware, as `Robot` and `JetsonHal` use it; a test brings fakes."""
 
-    bus: JointBus
+    bus: CanJointBus
     imu: SerialImu
     imu_rate_hz: float
     """Rate at which the IMU's samples are to come."""
@@ -39,10 +38,10 @@ class Devices(NamedTuple):
 
 
 def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
-    """Read what the configuration names and check it; nothing is opened.
+    """Read and check what the configuration names; nothing is opened.
 
     Raises:
-        DeviceError: a file says what cannot be, or the buses cannot carry the rate.
+        DeviceError: A file is wrong, or the buses cannot carry the rate.
     """
     hardware = load_hardware(cfg.can, desc)
     rate_hz = cfg.rate_hz or hardware.rate_hz
