@@ -1,8 +1,8 @@
-"""A camera that hangs on this machine, as a source of frames.
+"""A camera of this machine as a source of frames.
 
 Opening one takes seconds, minutes when the SDK prepares its network for this GPU the first time,
 and grabbing blocks. So a thread owns the camera, and the service takes the newest frame. A camera
-that is unplugged is opened again for as long as it takes.
+that is unplugged is opened again until it is back.
 """
 
 import threading
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from krabby_camera import metrics
 from krabby_camera.errors import CameraError, DeviceUnavailable
+from krabby_camera.sources import FrameSource
 
 __all__ = ["DepthDevice", "DeviceSource", "Shot"]
 
@@ -51,7 +52,7 @@ class DepthDevice(Protocol):
 
         Raises:
             DeviceUnavailable: Not now.
-            DeviceUnusable: Never like this.
+            CameraError: Never like this.
         """
         ...
 
@@ -64,15 +65,14 @@ class DepthDevice(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the camera; it may be opened again."""
+        """Close the camera; it may be opened again."""
         ...
 
     def release(self) -> None:
-        """Let go of everything else too."""
-        ...
+        """Close everything else too."""
 
 
-class DeviceSource:
+class DeviceSource(FrameSource):
     """Frames of a device, the newest first, at the rate of the robot's camera.
 
     Args:
@@ -81,8 +81,6 @@ class DeviceSource:
         clock: Monotonic nanoseconds.
         backoff_s: Pause before the second try to open it, and the longest.
     """
-
-    exhausted = False
 
     def __init__(
         self,
@@ -103,18 +101,13 @@ class DeviceSource:
         self._failure: BaseException | None = None
         self._news = threading.Condition()
         self._stop = threading.Event()
-        self._counts = {"received": 0, "discarded": 0}
+        self.received = self.discarded = self.gaps = self.invalid = 0
         self.doing = f"opening the {device.name}; the first time it can take minutes"
         """What keeps frames from coming; empty while they do."""
         self.reconnects = 0
         metrics.DEVICE_CONNECTED.set(0)
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
-
-    @property
-    def counts(self) -> dict[str, int]:
-        device = self._device
-        return {**self._counts, "gaps": device.gaps, "invalid": device.invalid}
 
     def wait(self, timeout_s: float) -> Message | None:
         """The newest frame not yet given out; None when there was none in time.
@@ -170,26 +163,20 @@ class DeviceSource:
             wait_s = min(2.0 * wait_s, self._backoff_s[1])
 
     def _take(self, shot: Shot | None) -> None:
+        self.gaps, self.invalid = self._device.gaps, self._device.invalid
         if shot is None:
             return
-        self._counts["received"] += 1
+        self.received += 1
         # a quarter of a period for jitter: 30 Hz out of 60 takes every second one
         last = self._last_ns
         if last is not None and 0 <= shot.capture_ns - last < 0.75 * self._period_ns:
             return
         self._last_ns = shot.capture_ns
         self._sequence += 1
-        message = decode(
-            encode(
-                CAMERA,
-                shot.depth.reshape(-1),
-                instance_id=self._instance_id,
-                sequence=self._sequence,
-                capture_ns=shot.capture_ns,
-                publish_ns=self._clock(),
-            )
-        )
+        words = {"instance_id": self._instance_id, "sequence": self._sequence}
+        stamps = {"capture_ns": shot.capture_ns, "publish_ns": self._clock()}
+        message = decode(encode(CAMERA, shot.depth.reshape(-1), **words, **stamps))
         with self._news:
-            self._counts["discarded"] += self._newest is not None
+            self.discarded += self._newest is not None
             self._newest = message
             self._news.notify_all()

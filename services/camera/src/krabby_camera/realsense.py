@@ -1,7 +1,7 @@
-"""Intel RealSense stereo cameras (D435, D455 and their kin), over pyrealsense2.
+"""Intel RealSense stereo cameras (D435, D455 and similar), over pyrealsense2.
 
-The second make behind the same seam: stereo runs on the camera, so it needs no GPU. Written against
-pyrealsense2 2.59 (librealsense's own wheel), whose names a test compares with the fake's.
+Stereo runs on the camera, so it needs no GPU. Written against pyrealsense2 2.59 (librealsense's own
+wheel), whose names a test compares with the fake's.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from krabby.drivers.clock import ClockMap
 from krabby.robot.description import CameraModel
 
 from krabby_camera.config import RealSenseCfg
-from krabby_camera.devices import Shot
-from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
+from krabby_camera.devices import DepthDevice, Shot
+from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.resample import Intrinsics, Resampler
 
 __all__ = ["RealSenseCamera"]
@@ -26,7 +26,7 @@ _SILENT_S: Final = 2.0
 """Without a frame for this long the camera is opened again."""
 
 
-class RealSenseCamera:
+class RealSenseCamera(DepthDevice):
     """A RealSense as a `DepthDevice`.
 
     Args:
@@ -36,7 +36,7 @@ class RealSenseCamera:
         wall_clock: Nanoseconds of the system clock, which the library may stamp with.
 
     Raises:
-        DeviceUnusable: The library is not installed.
+        CameraError: The library is not installed.
     """
 
     name = "RealSense camera"
@@ -121,9 +121,6 @@ class RealSenseCamera:
             with contextlib.suppress(RuntimeError):  # it stopped when it was unplugged
                 pipeline.stop()
 
-    def release(self) -> None:
-        pass
-
     def _count(self, number: int) -> None:
         if self._number is not None:
             self.gaps += max(0, number - self._number - 1)
@@ -142,7 +139,7 @@ def _load_library() -> Any:
     try:
         return importlib.import_module("pyrealsense2")
     except ImportError as error:
-        raise DeviceUnusable(
+        raise CameraError(
             f"pyrealsense2 cannot be imported ({error}); install the extra "
             "krabby-camera[realsense] and the system package libusb-1.0-0"
         ) from error

@@ -13,7 +13,7 @@ from krabby.policy.depth_image import CROP
 from krabby.robot.description import CameraModel
 from numpy.typing import NDArray
 
-from krabby_camera.errors import DeviceUnusable
+from krabby_camera.errors import CameraError
 
 __all__ = ["FAR_READING_M", "Intrinsics", "Resampler"]
 
@@ -48,7 +48,7 @@ class Resampler:
         camera: The robot's.
 
     Raises:
-        DeviceUnusable: The real camera does not see all that a policy reads.
+        CameraError: The real camera does not see all that a policy reads.
     """
 
     def __init__(self, source: Intrinsics, camera: CameraModel) -> None:
@@ -68,7 +68,7 @@ class Resampler:
                 source.fov_deg,
                 (np.degrees(camera.hfov_rad), np.degrees(camera.vfov_rad)),
             )
-            raise DeviceUnusable(
+            raise CameraError(
                 f"the camera sees {seen[0]:.1f} x {seen[1]:.1f} deg, robot.toml's camera "
                 f"{wanted[0]:.1f} x {wanted[1]:.1f}: {uncovered:.0%} of the pixels that a policy "
                 "reads lie outside. Choose a resolution with a wider view (ZED Mini: vga), or "
@@ -82,7 +82,7 @@ class Resampler:
         what lies outside. +inf (too far) is `FAR_READING_M`, so that "far" stays a reading.
         """
         if depth.shape != self._shape:
-            raise DeviceUnusable(
+            raise CameraError(
                 f"the camera gave a depth image of {depth.shape}, its calibration is for "
                 f"{self._shape}; update the SDK"
             )

@@ -31,7 +31,7 @@ from krabby.robot.description import CameraModel
 
 from krabby_camera.config import ZedCfg
 from krabby_camera.devices import Shot
-from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
+from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
 
 __all__ = ["ZedCamera", "camera_mount", "imu_sample"]
@@ -82,7 +82,7 @@ class ZedCamera:
         clock: Monotonic nanoseconds.
 
     Raises:
-        DeviceUnusable: There is no SDK, or an old one.
+        CameraError: There is no SDK, or an old one.
     """
 
     name = "ZED camera"
@@ -284,14 +284,14 @@ def _load_sdk() -> Any:
     try:
         sl = importlib.import_module("pyzed.sl")
     except ImportError as error:
-        raise DeviceUnusable(
+        raise CameraError(
             f"pyzed.sl cannot be imported ({error}); install the ZED SDK {_MAJOR}, then run "
             "/usr/local/zed/get_python_api.py with this Python. The package pyzed of PyPI is "
             "another project: uninstall it if it is there"
         ) from error
     version = str(sl.Camera.get_sdk_version())
     if version.split(".")[0] != str(_MAJOR):
-        raise DeviceUnusable(
+        raise CameraError(
             f"ZED SDK {version} is not supported; install version {_MAJOR} and its Python API"
         )
     return sl
@@ -305,7 +305,7 @@ def _open_imu(
     try:
         server = ImuServer(cfg.imu_listen, ImuMount(AS_PRINTED, QUAT_WN))
     except ImuError as error:
-        raise DeviceUnusable(f"zed.imu_listen: {error}") from error
+        raise CameraError(f"zed.imu_listen: {error}") from error
     return _ImuRelay(sl, server, camera_mount(camera), clock)
 
 
@@ -313,9 +313,9 @@ def _name(code: Any) -> str:
     return str(code.name)
 
 
-def _complaint(code: Any) -> DeviceUnavailable | DeviceUnusable:
+def _complaint(code: Any) -> DeviceUnavailable | CameraError:
     name = _name(code)
     if name in _FATAL:
-        return DeviceUnusable(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
+        return CameraError(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
     hint = _HINTS.get(name, "run ZED_Diagnostic")
     return DeviceUnavailable(f"the ZED camera cannot be opened: {name}; {hint}")

@@ -58,9 +58,9 @@ class Exposition:
                 ("temperature_c", _TEMPERATURE),
                 ("voltage_v", _VOLTAGE),
                 ("mode", _MODE),
-                ("missed", _MISSED),
             )
         }
+        self._missed = [_MISSED.labels(joint) for joint in names]
         self._faults = [
             {fault: _DRIVE_FAULT.labels(name, str(fault.name).lower()) for fault in DriveFault}
             for name in names
@@ -91,12 +91,11 @@ class Exposition:
             totals.show(_INVALID, robot.relay.invalid)
 
     def _show_readings(self, readings: DriveReadings) -> None:
-        for name, metrics in self._by_joint.items():
-            for metric, value in zip(metrics, getattr(readings, name).tolist(), strict=True):
-                if name == "missed":
-                    self._totals.show(metric, value)
-                else:
-                    metric.set(value)
+        for name, gauges in self._by_joint.items():
+            for gauge, value in zip(gauges, getattr(readings, name).tolist(), strict=True):
+                gauge.set(value)
+        for counter, count in zip(self._missed, readings.missed.tolist(), strict=True):
+            self._totals.show(counter, count)
         for joint, bits in enumerate(readings.faults.tolist()):
             if bits != self._shown_faults[joint]:
                 self._shown_faults[joint] = bits

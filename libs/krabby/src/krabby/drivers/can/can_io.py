@@ -6,7 +6,7 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import can
 import msgspec
@@ -50,7 +50,7 @@ class _Datagram(msgspec.Struct):
     channel: object
     dlc: Annotated[int, msgspec.Meta(ge=0, le=8)]
     data: Annotated[bytes, msgspec.Meta(max_length=8)] | None
-    is_fd: Literal[False]
+    is_fd: bool
     bitrate_switch: bool
     error_state_indicator: bool
 
@@ -198,7 +198,7 @@ def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
 
 
 def _packed(message: can.Message) -> bytes:
-    m = message
+    m: Any = message
     kind = m.is_extended_id, m.is_remote_frame, m.is_error_frame
     data = _Datagram(0.0, m.arbitration_id, *kind, None, m.dlc, m.data, m.is_fd, False, False)
     return _ENCODE(data)
@@ -210,8 +210,8 @@ def _unpacked(datagram: bytes | memoryview, stamp_s: float) -> can.Message:
         d = _DECODE(datagram)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise can.CanOperationError("not a frame of python-can") from error
-    if d.arbitration_id > _STANDARD_IDS and not d.is_extended_id:
-        raise can.CanOperationError(f"not a frame: id {d.arbitration_id:#x} of 11 bits")
+    if d.is_fd or (d.arbitration_id > _STANDARD_IDS and not d.is_extended_id):
+        raise can.CanOperationError("not a frame of classic CAN")
     kind = d.is_extended_id, d.is_remote_frame, d.is_error_frame
     return can.Message(stamp_s, d.arbitration_id, *kind, dlc=d.dlc, data=d.data)
 

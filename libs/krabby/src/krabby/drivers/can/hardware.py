@@ -147,7 +147,7 @@ class _File(Config, frozen=True, kw_only=True):
         check(bool(self.buses), "buses", self.buses, "at least one table in it")
 
 
-def tables_of(names: tuple[str, ...], table: type[Config]) -> type[Config]:
+def tables_of(names: tuple[str, ...], table: type[Config]) -> type[Any]:
     """A table that has exactly one `table` under each name."""
     fields = [(name, table) for name in names]
     return msgspec.defstruct("Tables", fields, bases=(Config,), frozen=True, kw_only=True)
@@ -194,8 +194,11 @@ class HardwareDescription:
                 f"{source}: robot is {file.robot!r}; expected {desc.name!r}, as in robot.toml"
             )
         drives = tuple(
-            JointDrive(**{"joint": name} | asdict(table) | {"model": drive_model(table.model)})
-            for name, table in asdict(file.joints).items()
+            JointDrive(joint=name, model=drive_model(model), **drive)
+            for name, drive, model in (
+                (name, table := asdict(each), table.pop("model"))
+                for name, each in asdict(file.joints).items()
+            )
         )
         problem = _misplaced(drives, file.buses)
         if problem:

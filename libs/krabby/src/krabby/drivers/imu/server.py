@@ -177,7 +177,7 @@ class ImuServer:
             self._started_ns = sample.stamp_ns
         self.poll()
         time_ns = max(0, sample.stamp_ns - self._started_ns)
-        vectors: Any = (tuple(vector.tolist()) for vector in self._mount.to_sensor(sample))
+        vectors: Any = [tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)]
         frame = self.device.output(Measurement(time_ns, *vectors, sample.temperature_c))
         if frame and len(self._pending) + len(frame) > _MAX_PENDING:
             self.dropped += 1
