@@ -26,7 +26,8 @@ from krabby.robot.description import RobotDescription
 from krabby_cli.errors import CliError
 
 if TYPE_CHECKING:
-    from krabby.drivers.can import DriveReadings, JointBus
+    from krabby.drivers.can import DriveReadings
+    from krabby.drivers.can.bus import CanJointBus
     from krabby.drivers.can.calibration import Calibration
     from krabby.drivers.can.hardware import HardwareDescription
     from numpy.typing import NDArray
@@ -102,7 +103,7 @@ def _refuse_beside_a_hal() -> None:
 @contextlib.contextmanager
 def _opened(
     args: argparse.Namespace, calibration: Calibration | None = None
-) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, JointBus]]:
+) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, CanJointBus]]:
     """The buses of hardware.toml, open; every drive stays off."""
     # Loaded here: the drivers take 0.1 s, which `krabby estop` must not wait for.
     from krabby.drivers.can.bus import CanJointBus
@@ -149,7 +150,7 @@ def _probe(args: argparse.Namespace) -> int:
     return 1 if readings.faults.any() else 0
 
 
-def _listen(bus: JointBus, count: int) -> DriveReadings:
+def _listen(bus: CanJointBus, count: int) -> DriveReadings:
     """Cycles with nothing switched on, until what the drives say of themselves has settled."""
     from krabby.drivers.can import DriveTargets
 
@@ -194,7 +195,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _readings(bus: JointBus, count: int) -> NDArray[np.float64]:
+def _readings(bus: CanJointBus, count: int) -> NDArray[np.float64]:
     taken = np.empty((_READINGS, count))
     for row in taken:
         readings: DriveReadings = bus.probe()

@@ -4,7 +4,6 @@ Most tests run in one thread: the clock that the bus asks for the time lets the 
 first, so every test goes the same way however slow the machine is.
 """
 
-import dataclasses
 import heapq
 import itertools
 import math
@@ -12,6 +11,7 @@ import time
 import tomllib
 
 import can
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +24,7 @@ from krabby.drivers.can.codec import Frame, Kind, Parameter, Reply, Request
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.robstride import RobStrideCodec
 from krabby.drivers.can.testing import FakeDrive, FakeDrives, free_multicast_channels
-from krabby.drivers.can.types import DriveFault, DriveMode, DriveTargets, JointBus
+from krabby.drivers.can.types import DriveFault, DriveMode, DriveTargets
 from krabby.drivers.errors import DriveError, HardwareError
 from krabby.robot.assets import robot_dir
 from krabby.robot.description import RobotDescription
@@ -162,7 +162,7 @@ def faults(readings, joint):
 
 
 def test_a_probe_reads_every_drive_and_leaves_it_off(rig):
-    bus: JointBus = rig.bus
+    bus = rig.bus
     rig.drives[3].position, rig.drives[3].temperature_c = 0.5, 41.0
     readings = bus.probe()
     # One step of position is 8 pi / 65535 = 0.38 mrad.
@@ -453,7 +453,7 @@ def test_answers_to_requests_that_were_given_up_are_no_second_drive(rig):
 @pytest.mark.parametrize("can_id", [10, 21])
 def test_an_id_that_the_bus_does_not_have_is_named_and_marks_the_bus(rig, can_id):
     readings = rig.start()
-    spec = dataclasses.replace(rig.hardware.drives[2], can_id=can_id)
+    spec = msgspec.structs.replace(rig.hardware.drives[2], can_id=can_id)
     stranger = FakeDrive(spec, rig.hardware.codec_of("front"))
     for number in range(4):
         assert (readings.conflicts == ()) == (number < 3)
@@ -939,7 +939,7 @@ def test_an_interface_that_is_not_there_is_named_with_the_command_that_brings_it
 
 
 def test_a_wrong_interface_is_refused():
-    with pytest.raises(HardwareError, match="'slcan' is none of socketcan, udp_multicast, virtual"):
+    with pytest.raises(HardwareError, match="'slcan'; choose one of socketcan, udp_multicast, virtual"):
         WIRED.with_interface("slcan")
 
 

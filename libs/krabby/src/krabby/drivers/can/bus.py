@@ -1,4 +1,4 @@
-"""All drives of the robot as one object: `JointBus` over python-can.
+"""All drives of the robot as one object, over python-can.
 
 Every cycle sends all commands back to back and then gathers the replies. `wire` has the frames and
 what drives owe, `setup` what happens before drives are switched on, `effort` and `health` what a
@@ -43,7 +43,12 @@ class _Group(NamedTuple):
 
 
 class CanJointBus:
-    """`JointBus` over SocketCAN, UDP multicast or python-can's virtual buses."""
+    """All drives over SocketCAN, UDP multicast or python-can's virtual buses; one thread uses it.
+
+    Order of calls: `open`, `probe`, `enable`, then `exchange` every cycle; `disable` and `close`
+    are safe in any state. Failures raise `DriveError`, except in `exchange`, which does not raise
+    for what drives or buses do: `DriveReadings.faults` has it.
+    """
 
     def __init__(
         self,
@@ -94,25 +99,25 @@ class CanJointBus:
         return {name: bus.load for name, bus in self.wire.buses.items()}
 
     def set_effort_limits(self, limits: NDArray[np.float64]) -> None:
-        """See `JointBus`; no more than the drives can give."""
+        """Largest torque magnitude of each joint [N·m], shape (n,); cut to what the drive gives."""
         np.minimum(limits, self._most_torque, out=self._limits)
 
     def set_carrying(self, joints: NDArray[np.bool_]) -> None:
-        """See `JointBus`."""
+        """Which joints are of legs that carry load, shape (n,): the ground may hold them still."""
         self._health.carrying[:] = joints
 
     def open(self) -> None:
-        """See `JointBus`."""
+        """Open every bus."""
         self.wire.open()
 
     def close(self) -> None:
-        """See `JointBus`."""
+        """Close every bus."""
         self.wire.close()
 
     # --- setting up ------------------------------------------------------------------------
 
     def probe(self) -> DriveReadings:
-        """See `JointBus`. Drives that count from another turn are corrected here."""
+        """Ask every drive and leave all limp; those that count from another turn are corrected."""
         self.wire.forget()
         self.wire.ids.reset()
         problem = self._setup.find_drives(self._clock_ns)
@@ -126,7 +131,10 @@ class CanJointBus:
         return self.readings
 
     def enable(self, readings: DriveReadings) -> None:
-        """See `JointBus`. Leg by leg; after a failure all drives are switched off again."""
+        """Clear faults, arm the drives' own time-out, switch on at the measured pose, leg by leg.
+
+        After a failure all drives are switched off again.
+        """
         self._health.reset()
         self.wire.ids.reset()
         self.wire.reported[:] = 0
@@ -162,7 +170,7 @@ class CanJointBus:
         self._setup.check_running(leg, readings, self._drive_faults | self.wire.reported)
 
     def disable(self) -> None:
-        """See `JointBus`."""
+        """Switch every drive off; tries all of them."""
         self._enabled[:] = False
         self._any_enabled = False
         waiting = list(range(len(self._messages)))
@@ -178,7 +186,10 @@ class CanJointBus:
     # --- the cycle -------------------------------------------------------------------------
 
     def exchange(self, targets: DriveTargets, deadline_ns: int) -> DriveReadings:
-        """See `JointBus`. Drives that are not enabled are only asked for their state."""
+        """Send all targets, gather replies until all are in or until `deadline_ns`.
+
+        Drives that are not enabled are only asked for their state.
+        """
         readings, wire = self.readings, self.wire
         share = self._health.effort_share
         limits = np.maximum(self._limits * share, np.minimum(self._limits, self._sink))

@@ -36,23 +36,19 @@ class Frame(NamedTuple):
 class DriveModel:
     """One model of drive; SI units at its output shaft.
 
-    The ranges are those of the protocol, not ratings: a word of all ones means this much. A drive
-    whose own configuration differs answers in other units, so they are read back where possible.
+    The ranges are those of the protocol, not ratings: a word of all ones means this much. Position,
+    velocity and torque run from minus to plus it, gains from 0. A drive whose own configuration
+    differs answers in other units, so ranges are read back where possible.
     """
 
     name: str
     """As in `hardware.toml`."""
     make: str
     position_range: float
-    """[rad]; words run from minus to plus this."""
     velocity_range: float
-    """[rad/s]; faster is reported as this."""
     torque_range: float
-    """[N·m]; no command asks for more."""
     kp_range: float
-    """[N·m/rad]; words run from 0."""
     kd_range: float
-    """[N·m·s/rad]; words run from 0."""
     derate_from_c: float
     """Temperature at which the effort limit starts to fall."""
     derate_to_c: float
@@ -80,29 +76,24 @@ class Scale(NamedTuple):
 
 
 class Command(NamedTuple):
-    """MIT commands, shape (n,) each: torque = kp (pos* - pos) + kd (vel* - vel) + torque*."""
+    """MIT commands, shape (n,) each: torque = kp (pos* - pos) + kd (vel* - vel) + torque*.
+
+    In rad, rad/s, N·m/rad, N·m·s/rad and N·m.
+    """
 
     position: FloatArray
-    """[rad]"""
     velocity: FloatArray
-    """[rad/s]"""
     kp: FloatArray
-    """[N·m/rad]"""
     kd: FloatArray
-    """[N·m·s/rad]"""
     torque: FloatArray
-    """[N·m]"""
 
 
 class Feedback(NamedTuple):
-    """What drives report, shape (n,) each."""
+    """What drives report, shape (n,) each, in rad, rad/s and N·m."""
 
     position: FloatArray
-    """[rad]"""
     velocity: FloatArray
-    """[rad/s]"""
     torque: FloatArray
-    """[N·m]"""
     temperature_c: FloatArray
     """The hottest sensor."""
     mode: Words
@@ -266,7 +257,7 @@ class Codec(ABC):
         return self.command.encode(scale, command, can_id=can_ids)
 
     def decode_commands(self, scale: Scale, ids: Words, data: NDArray[np.uint8]) -> Command:
-        """What `encode_commands` wrote, to the nearest step of each word."""
+        """The inverse of `encode_commands`, to the nearest step of each word."""
         return Command(*self.command.decode(scale, ids, data)[0])
 
     def encode_feedbacks(

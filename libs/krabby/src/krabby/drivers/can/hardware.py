@@ -61,7 +61,7 @@ class DriveTable(Config, frozen=True, kw_only=True):
 
     bus: str
     can_id: Annotated[int, Meta(ge=1, le=127)] = msgspec.field(name="id")
-    model: str
+    model_name: str = msgspec.field(name="model")
     direction: Literal[1, -1]
     """1: the joint turns with the drive, -1: against it."""
     gear: Positive
@@ -72,22 +72,20 @@ class DriveTable(Config, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """The model is known."""
         try:
-            drive_model(self.model)
+            drive_model(self.model_name)
         except HardwareError as error:
-            check(False, "model", self.model, f"a known model: {error}")
+            check(False, "model", self.model_name, f"a known model: {error}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class JointDrive:
-    """The drive of one joint; see `DriveTable`."""
+class JointDrive(DriveTable, frozen=True, kw_only=True):
+    """The drive of one joint."""
 
     joint: str
-    bus: str
-    can_id: int
-    model: DriveModel
-    direction: int
-    gear: float
-    offset: float
+
+    @property
+    def model(self) -> DriveModel:
+        """Its model."""
+        return drive_model(self.model_name)
 
     def __str__(self) -> str:
         """As errors name it."""
@@ -193,13 +191,8 @@ class HardwareDescription:
             raise HardwareError(
                 f"{source}: robot is {file.robot!r}; expected {desc.name!r}, as in robot.toml"
             )
-        drives = tuple(
-            JointDrive(joint=name, model=drive_model(model), **drive)
-            for name, drive, model in (
-                (name, table := asdict(each), table.pop("model"))
-                for name, each in asdict(file.joints).items()
-            )
-        )
+        joint_drives = asdict(file.joints).items()
+        drives = tuple(JointDrive(joint=name, **asdict(drive)) for name, drive in joint_drives)
         problem = _misplaced(drives, file.buses)
         if problem:
             raise HardwareError(f"{source}: joints{problem}")

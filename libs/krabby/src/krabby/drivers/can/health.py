@@ -1,6 +1,6 @@
-"""What the readings of all drives say about them, beyond what the drives report themselves.
+"""Faults that the readings show and drives do not report: silent, stuck, jumping, hot, sagging.
 
-One pass of array arithmetic a cycle; nothing here does input or output, and time comes in.
+One pass of array arithmetic a cycle, without input and output; time is passed in.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,8 @@ from krabby.robot.description import RobotDescription
 
 __all__ = ["DriveHealth", "HealthCfg"]
 
-# As what they are or-ed into: NumPy takes an IntFlag for a 64-bit number.
-_DROPPED_OUT: Final = np.uint32(DriveFault.DROPPED_OUT)
-_STUCK_ENCODER: Final = np.uint32(DriveFault.STUCK_ENCODER)
-_POSITION_JUMP: Final = np.uint32(DriveFault.POSITION_JUMP)
-_NO_REPLY: Final = np.uint32(DriveFault.NO_REPLY)
-_TOO_HOT: Final = np.uint32(DriveFault.TOO_HOT)
-_VOLTAGE_LOW: Final = np.uint32(DriveFault.VOLTAGE_LOW)
-_VOLTAGE_HIGH: Final = np.uint32(DriveFault.VOLTAGE_HIGH)
+_BITS: Final = {fault: np.uint32(fault) for fault in DriveFault}
+"""NumPy takes an IntFlag for a 64-bit number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +64,7 @@ class DriveHealth:
         self._stuck_torque = self.cfg.stuck_torque_share * desc.rated_torque
         self._stuck_carrying = self.cfg.stuck_carrying_share * desc.rated_torque
         self.carrying = np.zeros(count, np.bool_)
-        """Joints of legs that carry load, shape (n,); whoever knows sets it."""
+        """Joints of legs that carry load, shape (n,); to be set from outside."""
         self.effort_share: NDArray[np.float64] = np.ones(count)
         """Share of the effort limit that temperature and voltage leave, shape (n,)."""
         self._latched = np.zeros(count, np.uint32)
@@ -109,11 +103,11 @@ class DriveHealth:
         """
         self._watch_position(readings, torque, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)
-        self._latched[dropped] |= _DROPPED_OUT
+        self._latched[dropped] |= _BITS[DriveFault.DROPPED_OUT]
         faults = readings.faults
         faults |= self._latched
         silent = now_ns - readings.stamp_ns > self.cfg.no_reply_s * 1e9
-        faults[silent] |= _NO_REPLY
+        faults[silent] |= _BITS[DriveFault.NO_REPLY]
         self._derate(readings)
 
     def _watch_position(
@@ -128,7 +122,7 @@ class DriveHealth:
         first = news & np.isnan(self._pos)
         step = np.abs(pos - self._pos)
         jumped = news & (step > self._jump_per_ns * elapsed + self.cfg.jump_margin_rad)
-        self._latched[jumped] |= _POSITION_JUMP
+        self._latched[jumped] |= _BITS[DriveFault.POSITION_JUMP]
         moved = first | (news & (step > 0.0))
         self._moved_ns[moved] = stamp[moved]
         self._free_ns[moved] = stamp[moved]
@@ -170,7 +164,7 @@ class DriveHealth:
         stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
             pushed & (stamp - self._free_ns > after_ns)
         )
-        self._latched[still & stuck] |= _STUCK_ENCODER
+        self._latched[still & stuck] |= _BITS[DriveFault.STUCK_ENCODER]
 
     def _derate(self, readings: DriveReadings) -> None:
         supply, faults = self._supply, readings.faults
@@ -180,6 +174,6 @@ class DriveHealth:
         # fmin leaves out what is not known.
         share = np.fmin(np.fmin(heat, sag), 1.0)
         np.maximum(share, 0.0, out=self.effort_share)
-        faults[hot >= self._derate_to_c] |= _TOO_HOT
-        faults[volts <= supply.derate_to] |= _VOLTAGE_LOW
-        faults[volts > supply.high] |= _VOLTAGE_HIGH
+        faults[hot >= self._derate_to_c] |= _BITS[DriveFault.TOO_HOT]
+        faults[volts <= supply.derate_to] |= _BITS[DriveFault.VOLTAGE_LOW]
+        faults[volts > supply.high] |= _BITS[DriveFault.VOLTAGE_HIGH]

@@ -1,12 +1,10 @@
-"""What goes to the drives and what comes back, in joint order and on the joint's side.
+"""Targets and readings of all drives, in joint order and on the joint's side.
 
-Joint side means after calibration: zero and sense of rotation are those of `robot.toml`. The
-drives' own zero, sense and scaling stay inside the bus.
+Joint side means after calibration: zero and sense of rotation are those of `robot.toml`.
 """
 
-from collections.abc import Mapping
 from enum import IntEnum, IntFlag
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,6 @@ __all__ = [
     "DriveReadings",
     "DriveTargets",
     "IdConflict",
-    "JointBus",
 ]
 
 
@@ -62,7 +59,7 @@ class DriveFault(IntFlag):
 
 
 class IdConflict(NamedTuple):
-    """A CAN id that is not one drive's; `ids` has the rule. As text it names both and the joint."""
+    """A CAN id that is not one drive's; `ids` has the rule."""
 
     bus: str
     can_id: int
@@ -89,21 +86,17 @@ class IdConflict(NamedTuple):
 
 
 class DriveTargets(NamedTuple):
-    """What every drive must do from now on: torque = kp (pos* - pos) + kd (vel* - vel) + torque*.
+    """Targets of all drives: torque = kp (pos* - pos) + kd (vel* - vel) + torque*.
 
-    Arrays of shape (n,), float64, joint order, joint side. Limp: kp 0, joint_vel 0, kd damping.
+    Arrays of shape (n,), joint order, joint side, in rad, rad/s, N·m/rad, N·m·s/rad and N·m. Limp:
+    kp 0, joint_vel 0, kd damping.
     """
 
     joint_pos: NDArray[np.float64]
-    """[rad]"""
     joint_vel: NDArray[np.float64]
-    """[rad/s]"""
     kp: NDArray[np.float64]
-    """[N·m/rad]"""
     kd: NDArray[np.float64]
-    """[N·m·s/rad]"""
     torque: NDArray[np.float64]
-    """Feed-forward [N·m]."""
 
     @classmethod
     def limp(cls, count: int, damp_kd: float = 0.0) -> Self:
@@ -121,24 +114,24 @@ class DriveReadings:
 
     def __init__(self, count: int) -> None:
         """Room for `count` joints that never answered."""
-        self.joint_pos: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_pos = np.full(count, np.nan)
         """[rad]"""
-        self.joint_vel: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_vel = np.full(count, np.nan)
         """[rad/s]"""
-        self.joint_effort: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_effort = np.full(count, np.nan)
         """[N·m]"""
-        self.temperature_c: NDArray[np.float64] = np.full(count, np.nan)
+        self.temperature_c = np.full(count, np.nan)
         """The hottest sensor of the drive; NaN while unknown."""
-        self.voltage_v: NDArray[np.float64] = np.full(count, np.nan)
+        self.voltage_v = np.full(count, np.nan)
         """Supply at the drive; NaN while unknown."""
-        self.mode: NDArray[np.uint8] = np.zeros(count, np.uint8)
+        self.mode = np.zeros(count, np.uint8)
         """`DriveMode`."""
-        self.faults: NDArray[np.uint32] = np.zeros(count, np.uint32)
+        self.faults = np.zeros(count, np.uint32)
         """`DriveFault` bits."""
-        self.stamp_ns: NDArray[np.int64] = np.zeros(count, np.int64)
+        self.stamp_ns = np.zeros(count, np.int64)
         """When the reply arrived, CLOCK_MONOTONIC; 0 for never. Of a reply that came too late,
         when the command was sent that it answers: it was measured at that time or later."""
-        self.missed: NDArray[np.int64] = np.zeros(count, np.int64)
+        self.missed = np.zeros(count, np.int64)
         """Commands that were not answered in time, running total."""
         self.conflicts: tuple[IdConflict, ...] = ()
         """Ids that are not one drive's; kept until drives are probed or enabled again."""
@@ -147,57 +140,3 @@ class DriveReadings:
     def count(self) -> int:
         """Number of joints."""
         return self.joint_pos.size
-
-
-class JointBus(Protocol):
-    """All drives of the robot as one object, whatever number of buses carries them.
-
-    Order of calls: `open`, `probe`, `enable`, then `exchange` every cycle; `disable` and `close`
-    are safe in any state. One thread uses it. Failures raise the `DriveError` family, except in
-    `exchange`, which never raises for what drives or buses do: `DriveReadings.faults` tells.
-    """
-
-    def open(self) -> None:
-        """Open every bus; raises `DriveError` naming the one that cannot be."""
-        ...
-
-    def probe(self) -> DriveReadings:
-        """Ask every drive and leave all of them limp.
-
-        Raises:
-            DriveError: drives do not answer; it names them.
-            DriveError: an id is not one drive's; it names bus, id, joint and remedy.
-        """
-        ...
-
-    def enable(self, readings: DriveReadings) -> None:
-        """Clear faults, arm the drives' own time-out, switch on at the measured pose."""
-        ...
-
-    def exchange(self, targets: DriveTargets, deadline_ns: int) -> DriveReadings:
-        """Send all targets, gather replies until all are in or until `deadline_ns`."""
-        ...
-
-    def set_effort_limits(self, limits: NDArray[np.float64]) -> None:
-        """Largest torque magnitude of each joint from now on [N·m], shape (n,)."""
-        ...
-
-    def set_carrying(self, joints: NDArray[np.bool_]) -> None:
-        """Which joints are of legs that carry load, shape (n,).
-
-        What stands on the ground may be held still by it and by the other legs.
-        """
-        ...
-
-    def disable(self) -> None:
-        """Switch every drive off; tries all of them whatever fails."""
-        ...
-
-    def close(self) -> None:
-        """Close every bus."""
-        ...
-
-    @property
-    def bus_load(self) -> Mapping[str, float]:
-        """Share of each bus's bit rate in use at the current cycle rate, by bus name."""
-        ...

@@ -178,7 +178,9 @@ class ImuServer:
         self.poll()
         time_ns = max(0, sample.stamp_ns - self._started_ns)
         vectors: Any = [tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)]
-        frame = self.device.output(Measurement(time_ns, *vectors, sample.temperature_c))
+        frame = self.device.output(
+            Measurement(time_ns, vectors[0], vectors[1], vectors[2], sample.temperature_c)
+        )
         if frame and len(self._pending) + len(frame) > _MAX_PENDING:
             self.dropped += 1
         elif frame:
