@@ -1,4 +1,4 @@
-"""What the emulated robot measures beyond what every service does; see `krabby.runtime.metrics`."""
+"""Metrics of the emulated robot beyond those of every service; see `krabby.runtime.metrics`."""
 
 from krabby.runtime.metrics import Totals, children
 from prometheus_client import Counter, Gauge

@@ -1,4 +1,4 @@
-"""The emulated robot without its wires: physics moved by the drives, and what its sensors say."""
+"""The emulated robot without its wires: physics moved by the drives, and its sensors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ _STOPS_GIVE_RAD = 0.02
 
 
 class EmulatedRobot(Stage):
-    """A robot on a course whose drives are told things by frames, not by a gate."""
+    """A robot on a course whose drives are commanded by frames, not by a gate."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class EmulatedRobot(Stage):
         """Put it down, switched on and limp.
 
         Args:
-            cfg: everything but can and endpoints is used.
-            desc: the robot.
-            course: what it stands on.
-            buses: names of the CAN buses.
-            bus_of: index into `buses` of every joint.
+            cfg: Everything but can and endpoints is used.
+            desc: The robot.
+            course: What it stands on.
+            buses: Names of the CAN buses.
+            bus_of: Index into `buses` of every joint.
         """
         super().__init__(
             cfg, desc, course, tilt_limit_rad=desc.safety.tilt_limit_rad, auto_reset=cfg.auto_reset

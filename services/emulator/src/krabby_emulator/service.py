@@ -1,9 +1,9 @@
-"""The loop: a substep of physics every 2.5 ms, and in between whatever comes over the buses.
+"""The loop: a substep of physics every 2.5 ms, and frames from the buses in between.
 
-Substeps lie on the grid of CLOCK_MONOTONIC and are made up for when one was missed; answering
-frames fills the time that is left. A slot is two substeps, and they keep out of the way of the HAL,
-whose exchange begins where the slot does: after the first, when it has its replies and computes,
-there is time for an image; after the second, right before the next exchange, the IMU speaks.
+Substeps lie on the grid of CLOCK_MONOTONIC; missed ones are made up for. A slot is two substeps.
+They avoid the HAL's exchange, which begins where the slot does: after the first, when the HAL has
+its replies and computes, an image may be rendered; after the second, right before the next
+exchange, the IMU sends.
 """
 
 import time
@@ -61,13 +61,8 @@ class RobotEmulator:
         hardware = load_hardware(cfg.can, desc)
         calibration = load_calibration(cfg.can, hardware)
         names = [bus.name for bus in hardware.buses]
-        self.robot = EmulatedRobot(
-            cfg,
-            desc,
-            course,
-            buses=names,
-            bus_of=[names.index(drive.bus) for drive in hardware.drives],
-        )
+        bus_of = [names.index(drive.bus) for drive in hardware.drives]
+        self.robot = EmulatedRobot(cfg, desc, course, buses=names, bus_of=bus_of)
         self.can = CanSide(hardware, calibration, self.robot.bank, self.robot.board, seed=cfg.seed)
         self.imu: ImuServer | None = None
         self._mount = ImuMount(hardware.imu.mount_quat, QUAT_WN)
@@ -91,7 +86,14 @@ class RobotEmulator:
         if cfg.mission.enabled:
             self._nav = self._publisher(cfg.endpoints.nav, NAV, bind=False)
         if cfg.endpoints.fault:
-            self._control = ControlServer(cfg.endpoints.fault, hello=self._hello())
+            hello = make_hello(
+                service="robot-emulator",
+                clock="monotonic",
+                robot=self.robot.desc.identity,
+                camera={},
+                extra={"buses": self.can.describe()},
+            )
+            self._control = ControlServer(cfg.endpoints.fault, hello=hello)
         log.info(
             "emulating",
             robot=self.robot.desc.name,
@@ -112,8 +114,7 @@ class RobotEmulator:
                 self.can.serve(next_ns)
                 continue
             missed = (now_ns - next_ns) // SUBSTEP_NS
-            if missed > _CATCH_UP:
-                lost = missed - _CATCH_UP
+            if (lost := missed - _CATCH_UP) > 0:
                 SKIPPED_CYCLES.inc(lost)
                 self._skipped += lost
                 next_ns += lost * SUBSTEP_NS
@@ -132,14 +133,17 @@ class RobotEmulator:
             runtime.beat()
 
     def shutdown(self) -> Mapping[str, object]:
-        summary = self.robot.summary() | self._loop_summary()
-        for publisher in self._publishers:
-            publisher.close()
-        if self._control is not None:
-            self._control.close()
-        if self.imu is not None:
-            self.imu.close()
-        self.can.close()
+        camera = self.robot.camera
+        summary = self.robot.summary() | {
+            "real_time_factor": round(self._real_time_factor, 4),
+            "substeps_lost": self._skipped,
+            "frames": 0 if camera is None else camera.captured,
+            "can_frames": self.can.totals(),
+            **self._lateness.summary_ms("lateness"),
+        }
+        for each in (*self._publishers, self._control, self.imu, self.can):
+            if each is not None:
+                each.close()
         return summary
 
     # --- parts of a slot -----------------------------------------------------------------------
@@ -227,8 +231,6 @@ class RobotEmulator:
             "imu": self.imu.address if self.imu is not None else "",
         }
 
-    # --- what is said about it -----------------------------------------------------------------
-
     def _publisher(self, endpoint: str, stream: Any, *, bind: bool = True) -> Publisher:
         publisher = Publisher(endpoint, stream, bind=bind)
         self._publishers.append(publisher)
@@ -250,13 +252,3 @@ class RobotEmulator:
             camera={},
             extra={"buses": self.can.describe()},
         )
-
-    def _loop_summary(self) -> dict[str, Any]:
-        camera = self.robot.camera
-        return {
-            "real_time_factor": round(self._real_time_factor, 4),
-            "substeps_lost": self._skipped,
-            "frames": 0 if camera is None else camera.captured,
-            "can_frames": self.can.totals(),
-            **self._lateness.summary_ms("lateness"),
-        }
