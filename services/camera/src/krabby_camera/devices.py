@@ -48,19 +48,16 @@ class DepthDevice(Protocol):
     """Exposures that arrived damaged, running total."""
 
     def open(self) -> Mapping[str, object]:
-        """Open and configure it; returns facts worth logging.
+        """Open and configure it; returns facts for the log.
 
-        Raises:
-            DeviceUnavailable: Not now.
-            CameraError: Never like this.
+        Raises `DeviceUnavailable` where a later try may succeed, else `CameraError`.
         """
         ...
 
     def grab(self) -> Shot | None:
         """Wait for the next exposure, a second at most; None when there was none to use.
 
-        Raises:
-            DeviceUnavailable: The camera is gone.
+        Raises `DeviceUnavailable` when the camera is gone.
         """
         ...
 
@@ -73,13 +70,9 @@ class DepthDevice(Protocol):
 
 
 class DeviceSource(FrameSource):
-    """Frames of a device, the newest first, at the rate of the robot's camera.
+    """Frames of a device, the newest first, at most at `rate_hz`.
 
-    Args:
-        device: The camera.
-        rate_hz: Rate of the frames; what the camera does beyond it is not used.
-        clock: Monotonic nanoseconds.
-        backoff_s: Pause before the second try to open it, and the longest.
+    `backoff_s`: pause before the second try to open it, and the longest.
     """
 
     def __init__(
@@ -110,11 +103,7 @@ class DeviceSource(FrameSource):
         self._thread.start()
 
     def wait(self, timeout_s: float) -> Message | None:
-        """The newest frame not yet given out; None when there was none in time.
-
-        Raises:
-            CameraError: The camera will not do.
-        """
+        """The newest frame not yet given out; None when there was none in time."""
         with self._news:
             self._news.wait_for(lambda: self._newest or self._failure, timeout_s)
             if self._failure is not None:

@@ -64,13 +64,7 @@ class LatentMaker(FeatureMaker):
     def __init__(
         self, encoder: OnnxEncoder, desc: RobotDescription, states: StateTrack | None
     ) -> None:
-        """Prepare to encode.
-
-        Args:
-            encoder: The bundle's network.
-            desc: The robot, for its default pose.
-            states: The robot's state; None only for an encoder without memory and proprioception.
-        """
+        """`states` may be None only for an encoder without memory and proprioception."""
         spec = encoder.spec
         self._encoder, self._states = encoder, states
         self._builder = ObservationBuilder(spec.proprio, desc) if spec.proprio else None

@@ -27,17 +27,7 @@ _SILENT_S: Final = 2.0
 
 
 class RealSenseCamera(DepthDevice):
-    """A RealSense as a `DepthDevice`.
-
-    Args:
-        cfg: How to run it.
-        camera: The robot's camera, whose images come out.
-        clock: Monotonic nanoseconds.
-        wall_clock: Nanoseconds of the system clock, which the library may stamp with.
-
-    Raises:
-        CameraError: The library is not installed.
-    """
+    """A RealSense as a `DepthDevice`; gives images of the robot's `camera`."""
 
     name = "RealSense camera"
 

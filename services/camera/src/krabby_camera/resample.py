@@ -41,15 +41,7 @@ class Intrinsics(NamedTuple):
 
 
 class Resampler:
-    """Makes the robot camera's images.
-
-    Args:
-        source: The real camera.
-        camera: The robot's.
-
-    Raises:
-        CameraError: The real camera does not see all that a policy reads.
-    """
+    """Makes images of the robot's `camera` from those of the real one, `source`."""
 
     def __init__(self, source: Intrinsics, camera: CameraModel) -> None:
         self._shape = (source.height, source.width)

@@ -157,14 +157,7 @@ def _explained_hfov(ground: Ground, height_m: float, camera: CameraModel) -> flo
 
 
 class SelfCheck:
-    """Compares some frames with the prediction and says what is wrong.
-
-    Args:
-        cfg: Number of frames and limits.
-        desc: The robot.
-        state_endpoint: Where the robot says how it stands; nobody there means level.
-        clock: Monotonic nanoseconds.
-    """
+    """Compares some frames with the prediction; without `state` the robot is taken to be level."""
 
     def __init__(
         self,

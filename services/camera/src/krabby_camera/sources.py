@@ -63,18 +63,7 @@ class ReplaySource(FrameSource):
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Open a recording.
-
-        Args:
-            path: The .mcap file.
-            loop: Start again at the end.
-            clock: Monotonic nanoseconds.
-            sleep: Blocks for some seconds.
-
-        Raises:
-            RecordingError: It is not there or is no recording.
-            CameraError: It holds no camera frames.
-        """
+        """Open an .mcap file; raises `RecordingError`, or `CameraError` without camera frames."""
         self._recording, self._loop = Recording(path), loop
         self._clock, self._sleep = clock, sleep
         self.received = self.discarded = self.gaps = self.invalid = 0

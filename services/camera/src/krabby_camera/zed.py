@@ -4,14 +4,13 @@ Written from the published binding, `src/pyzed/sl.pyx` of stereolabs/zed-python-
 the SDK's documentation pages on depth settings, sensors and calibration. The wheel comes with the
 SDK; the package called pyzed on PyPI is somebody else's and has no `pyzed.sl`.
 
-What matters for a policy: metres, no temporal smoothing (a policy trained on single exposures must
-not get trails), the measure taken small from the GPU, and time stamps of the exposure.
+Depth is in metres, without temporal smoothing (a policy trained on single exposures must not get
+trails), scaled down on the GPU, and stamped with the time of the exposure.
 
-The inertial sensor inside is our second source. Only the process that opened the camera can read
-it, so this process hands the readings on with the bytes of a VN-100 (`krabby.drivers.imu.server`):
-jetson-hal reads them with the driver and the checks that it has anyway, `imu.port =
-socket://<this host>:<port>`. They are those of a sensor at the camera: a turning robot adds
-centripetal acceleration there that its base does not feel.
+Only the process that opened the camera can read its inertial sensor, so this process serves the
+readings as a VN-100 (`krabby.drivers.imu.server`); jetson-hal reads them with `imu.port =
+socket://<this host>:<port>`. They include the centripetal acceleration of the camera on a turning
+robot.
 """
 
 import importlib
@@ -74,16 +73,7 @@ _HINTS: Final = {
 
 
 class ZedCamera:
-    """A ZED Mini as a `DepthDevice`.
-
-    Args:
-        cfg: How to run it.
-        camera: The robot's camera, whose images come out.
-        clock: Monotonic nanoseconds.
-
-    Raises:
-        CameraError: There is no SDK, or an old one.
-    """
+    """A ZED Mini as a `DepthDevice`; gives images of the robot's `camera`."""
 
     name = "ZED camera"
 

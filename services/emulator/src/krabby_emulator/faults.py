@@ -90,13 +90,7 @@ class FaultBoard:
     """What is broken now, in the form in which bus, drives and IMU ask for it."""
 
     def __init__(self, joints: Sequence[str], buses: Sequence[str], bus_of: Sequence[int]) -> None:
-        """Nothing is broken.
-
-        Args:
-            joints: names in joint order.
-            buses: names of the CAN buses.
-            bus_of: index into `buses` of every joint.
-        """
+        """No fault; `bus_of` is the index into `buses` of every joint."""
         self._joints = tuple(joints)
         self._buses = tuple(buses)
         self._bus_of = tuple(bus_of)
@@ -156,18 +150,15 @@ class FaultBoard:
         for_s: float = 0.0,
         value: float | None = None,
     ) -> Fault:
-        """Break something from now on.
+        """Inject a fault from now on; raises `FaultRefused`.
 
         Args:
-            kind: a `FaultKind`.
-            now_ns: the clock.
-            joint: name; empty for every joint, or for every joint of `bus`.
-            bus: name; empty for all.
-            for_s: how long; 0 until cleared.
-            value: see `FAULTS`; its default when None.
-
-        Raises:
-            FaultRefused: there is no such fault, joint, bus or value.
+            kind: A `FaultKind`.
+            now_ns: The clock.
+            joint: Name; empty for every joint, or for every joint of `bus`.
+            bus: Name; empty for all.
+            for_s: How long; 0 until cleared.
+            value: See `FAULTS`; its default when None.
         """
         if kind not in set(FaultKind):
             raise FaultRefused(f"no fault is called {kind!r}; use one of {', '.join(FaultKind)}")

@@ -211,13 +211,8 @@ class DriveBank:
     ) -> None:
         """Take in a substep of `dt_s`: heat, supply and what will be reported.
 
-        Args:
-            effort: Torque that the joints got [N·m].
-            joint_pos: True angles [rad].
-            joint_vel: True velocities [rad/s].
-            dt_s: Length of the substep.
-            heat_c: Windings are at least this hot, NaN where nothing is forced.
-            sag_v: Taken off the supply by an injected fault [V].
+        `effort` is what the joints got [N·m]. Injected: windings are at least `heat_c` hot, NaN for
+        no fault, and the supply loses `sag_v`.
         """
         cfg = self._cfg
         mechanical = effort * joint_vel

@@ -39,15 +39,7 @@ class EmulatedRobot(Stage):
         buses: Sequence[str],
         bus_of: Sequence[int],
     ) -> None:
-        """Put it down, switched on and limp.
-
-        Args:
-            cfg: Everything but can and endpoints is used.
-            desc: The robot.
-            course: What it stands on.
-            buses: Names of the CAN buses.
-            bus_of: Index into `buses` of every joint.
-        """
+        """Put it down, switched on and limp; `bus_of` is the index into `buses` of every joint."""
         super().__init__(
             cfg, desc, course, tilt_limit_rad=desc.safety.tilt_limit_rad, auto_reset=cfg.auto_reset
         )

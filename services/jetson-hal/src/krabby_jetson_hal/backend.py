@@ -73,13 +73,7 @@ class Robot(HalBackend):
     ) -> None:
         """Nothing is opened yet; `start` does that.
 
-        Args:
-            cfg: Of it cycle, imu, contacts, estop and endpoints.raw are used.
-            desc: The robot.
-            devices: Its hardware.
-            estop: Input of the emergency stop, open, in place of the one that `cfg` names.
-            clock_ns: CLOCK_MONOTONIC.
-            wait: Lets so many seconds pass.
+        `estop` is an open input in place of the one that `cfg` names; `wait` sleeps [s].
         """
         self.desc, self.rate_hz, self.clock_ns = desc, devices.rate_hz, clock_ns
         self.camera_model = dataclasses.asdict(desc.camera) if cfg.endpoints.raw else None

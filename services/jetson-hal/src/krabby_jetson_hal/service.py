@@ -18,12 +18,7 @@ class JetsonHal(HalLoop):
     """`krabby.runtime.Service` around a `Robot`."""
 
     def __init__(self, cfg: JetsonHalCfg, devices: Devices | None = None) -> None:
-        """Check what the configuration names; nothing is opened.
-
-        Args:
-            cfg: the configuration.
-            devices: hardware in place of what the configuration names.
-        """
+        """Nothing is opened; `devices` is hardware in place of what the configuration names."""
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         self.robot = Robot(cfg, desc, load_devices(cfg, desc) if devices is None else devices)
         super().__init__(

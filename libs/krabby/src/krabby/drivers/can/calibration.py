@@ -127,7 +127,7 @@ def calibrate(
     """The calibration under which the robot, as it was measured, stands in the reference pose.
 
     Args:
-        current: What the measurements were read with.
+        current: The calibration of the measurements.
         measured: Joint angles of several readings, robot at rest, shape (k, n) [rad].
         reference: The pose it was put into by hand or by jig, shape (n,) [rad].
         desc: The robot.

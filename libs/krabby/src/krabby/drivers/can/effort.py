@@ -30,13 +30,7 @@ def fold(
     Stiffness and feed-forward give way first, so that the joint stays damped; damping only where it
     alone would pass the limit. The position target stays where it is: moving it would keep the
     stiffness, and with it a torque that grows faster between two frames, and could leave the
-    joint's range. A joint that was never read gets no stiffness.
-
-    Args:
-        targets: Arrays of shape (n,), as all others.
-        joint_pos: Newest reading [rad]; NaN where there is none.
-        joint_vel: Newest reading [rad/s].
-        limit: Largest torque magnitude [N·m], not negative.
+    joint's range. A joint that was never read (NaN) gets no stiffness. Arrays have shape (n,).
     """
     spring = targets.kp * (targets.joint_pos - joint_pos) + targets.torque
     damping = targets.kd * (targets.joint_vel - joint_vel)

@@ -94,12 +94,8 @@ class DriveHealth:
     ) -> None:
         """Add to `readings.faults` what this reading shows.
 
-        Args:
-            readings: As just received.
-            torque: What the drives were told to give [N·m], shape (n,).
-            enabled: Which drives were switched on, shape (n,).
-            holding: Which drives were told to hold a position, shape (n,).
-            now_ns: The clock of the stamps.
+        `torque` is the commanded one [N·m]; `enabled` drives were switched on, `holding` ones were
+        told to hold a position; all of shape (n,).
         """
         self._watch_position(readings, torque, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)

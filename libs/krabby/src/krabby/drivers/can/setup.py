@@ -33,9 +33,7 @@ class DriveSetup:
     def configure(self, joint: int, torque_limit: float) -> None:
         """Write what a drive must know before it is switched on, and read back what is critical.
 
-        Args:
-            joint: Whose drive.
-            torque_limit: At the drive's shaft [N·m]; not written where the make has none.
+        `torque_limit` is at the shaft [N·m]; it is not written where the make has none.
         """
         hardware, model = self._hardware, self._hardware.drives[joint].model
         known = self._wire.bus_of[joint].codec.parameters

@@ -51,10 +51,7 @@ class ImuLimits:
 class ImuCheck:
     """Looks at every sample; the clock is passed in.
 
-    Args:
-        rate_hz: Nominal rate of the samples that are shown to it, that is the smaller of the
-            sensor's rate and the rate of `observe`.
-        limits: What is still believed.
+    `rate_hz` is the smaller of the sensor's rate and the rate of `observe`.
     """
 
     def __init__(self, rate_hz: float, limits: ImuLimits | None = None) -> None:
@@ -72,10 +69,9 @@ class ImuCheck:
         """Those of the last call."""
 
     def observe(self, sample: ImuSample | None, now_ns: int) -> tuple[ImuFault, ...]:
-        """Faults of the source whose newest sample this is; empty when it can be believed.
+        """Faults of the source whose newest sample this is; each lasts as long as its cause.
 
-        A fault lasts as long as its cause: whoever must not miss one keeps it. Seeing the same
-        sample again is no fault until it is too old.
+        Seeing the same sample again is no fault until it is too old.
         """
         if self._started_ns is None:
             self._started_ns = now_ns

@@ -108,12 +108,7 @@ class _Line:
         return None
 
     def require(self, *command: str) -> Reply:
-        """The reply to a command.
-
-        Raises:
-            ImuError: There is none.
-            ImuError: It is an error.
-        """
+        """The reply to a command; raises `ImuError` when there is none or it is an error."""
         reply = self.ask(command)
         if reply is None:
             raise ImuError(
@@ -150,7 +145,7 @@ class SerialImu:
         rate_hz: Rate of the samples; 800 Hz over a whole number.
         heading: `relative` keeps the heading of the gyroscopes between disturbances of the
             magnetic field: eighteen motors are near. `absolute` trusts the field.
-        clock: Monotonic nanoseconds.
+        clock: CLOCK_MONOTONIC [ns].
     """
 
     def __init__(
@@ -182,13 +177,7 @@ class SerialImu:
         """Why there is no connection; None while there is one."""
 
     def open(self) -> None:
-        """Find the sensor, configure it, and wait for its first sample.
-
-        Raises:
-            ImuError: The port cannot be opened.
-            ImuError: Nothing answers, or nothing is sent.
-            ImuError: A setting is refused or not kept.
-        """
+        """Find the sensor, configure it, and wait for its first sample; raises `ImuError`."""
         self.close()
         self._line = self._connect()
         self._stop.clear()

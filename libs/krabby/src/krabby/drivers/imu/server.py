@@ -144,15 +144,12 @@ class ImuServer:
     """
 
     def __init__(self, listen: str, mount: ImuMount, device: Vn100Device | None = None) -> None:
-        """Open the wire.
+        """Open the wire; raises `ImuError`.
 
         Args:
             listen: `tcp://address:port` (port 0 for a free one, address * for all), or `pty`.
-            mount: How the imitated sensor sits on the robot; its reader must use the same.
+            mount: How the emulated sensor sits on the robot; its reader must use the same.
             device: Its registers; fresh ones by default.
-
-        Raises:
-            ImuError: The wire cannot be opened.
         """
         self.device = device or Vn100Device()
         self._mount = mount

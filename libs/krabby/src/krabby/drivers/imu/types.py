@@ -41,12 +41,7 @@ class ImuCounters:
 
 
 class ImuMount:
-    """How a sensor sits on the robot, and what it calls the world.
-
-    Args:
-        quat_bs: Sensor to base (x, y, z, w).
-        quat_wn: The sensor's own reference frame to our world; identity for one with z up.
-    """
+    """How a sensor sits on the robot (`quat_bs`), and its world frame in ours (`quat_wn`)."""
 
     def __init__(self, quat_bs: ArrayLike, quat_wn: ArrayLike = rotations.IDENTITY) -> None:
         quat_bs, quat_wn = rotations.normalize(quat_bs), rotations.normalize(quat_wn)
