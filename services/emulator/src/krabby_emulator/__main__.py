@@ -58,8 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"  {kind:<17} {_line(facts)}" for kind, facts in FAULTS.items()),
     )
-    kinds = [kind.value for kind in FAULTS]
-    fault.add_argument("kind", choices=kinds, metavar="KIND")
+    fault.add_argument("kind", choices=FAULTS, metavar="KIND")
     fault.add_argument("--joint", help="one drive; without it all, or those of --bus")
     fault.add_argument("--bus", help="one bus; without it all")
     fault.add_argument(
@@ -67,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     fault.add_argument("--value", type=float, help="see below")
     clear = commands.add_parser("clear", help="lift all faults, or those of one kind")
-    clear.add_argument("kind", nargs="?", choices=kinds)
+    clear.add_argument("kind", nargs="?", choices=FAULTS)
     commands.add_parser("put-back", help="put the robot back to its last waypoint")
     commands.add_parser("status", help="faults in force and the state of the robot")
     for each in commands.choices.values():

@@ -3,32 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from krabby.mujoco.errors import SimulationError
 
-__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultKind", "FaultRefused"]
+__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultRefused"]
 
 
 class FaultRefused(SimulationError):  # noqa: N818 - the name says what happened
     """A fault, or another request, that the emulator cannot grant."""
-
-
-class FaultKind(StrEnum):
-    """Names as an operator types them."""
-
-    LOST_REPLIES = "lost-replies"
-    LATE_REPLIES = "late-replies"
-    BUS_OFF = "bus-off"
-    OVER_TEMPERATURE = "over-temperature"
-    STUCK_ENCODER = "stuck-encoder"
-    VOLTAGE_SAG = "voltage-sag"
-    RESET = "reset"
-    TWIN = "twin"
-    IMU_SILENCE = "imu-silence"
-    IMU_JUMP = "imu-jump"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +29,34 @@ class FaultFacts:
     """Where it strikes: joint (one, those of a bus, or all), bus, or robot."""
 
 
-FAULTS: Mapping[FaultKind, FaultFacts] = {
-    FaultKind.LOST_REPLIES: FaultFacts(
+FAULTS: Mapping[str, FaultFacts] = {
+    "lost-replies": FaultFacts(
         "the drive acts on frames, but this share of its replies is lost", 1.0, "share", 1.0
     ),
-    FaultKind.LATE_REPLIES: FaultFacts("replies leave this much later", 0.02, "s", 10.0),
-    FaultKind.BUS_OFF: FaultFacts("nothing passes the bus, in either direction", at="bus"),
-    FaultKind.OVER_TEMPERATURE: FaultFacts("the winding is at least this hot", 150.0, "°C", 500.0),
-    FaultKind.STUCK_ENCODER: FaultFacts(
-        "the encoder repeats its last angle, the drive believes it"
-    ),
-    FaultKind.VOLTAGE_SAG: FaultFacts("the supply loses this much", 30.0, "V", 100.0, "robot"),
-    FaultKind.RESET: FaultFacts("the drive reboots: off, mute for a moment, parameters forgotten"),
-    FaultKind.TWIN: FaultFacts(
+    "late-replies": FaultFacts("replies leave this much later", 0.02, "s", 10.0),
+    "bus-off": FaultFacts("nothing passes the bus, in either direction", at="bus"),
+    "over-temperature": FaultFacts("the winding is at least this hot", 150.0, "°C", 500.0),
+    "stuck-encoder": FaultFacts("the encoder repeats its last angle, the drive believes it"),
+    "voltage-sag": FaultFacts("the supply loses this much", 30.0, "V", 100.0, "robot"),
+    "reset": FaultFacts("the drive reboots: off, mute for a moment, parameters forgotten"),
+    "twin": FaultFacts(
         "a second drive with the same CAN id is plugged in, off and turned by this; it answers "
         "after the first and follows commands too, without a load",
         0.5,
         "rad",
         3.0,
     ),
-    FaultKind.IMU_SILENCE: FaultFacts("the IMU sends nothing", at="robot"),
-    FaultKind.IMU_JUMP: FaultFacts(
-        "the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"
-    ),
+    "imu-silence": FaultFacts("the IMU sends nothing", at="robot"),
+    "imu-jump": FaultFacts("the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"),
 }
-"""Every fault there is."""
+"""By the name that an operator types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One that is in force."""
 
-    kind: FaultKind
+    kind: str
     where: str
     """Joint, bus, "all", or "robot"."""
     joints: tuple[int, ...]
@@ -95,37 +75,37 @@ class FaultBoard:
         self._buses = tuple(buses)
         self._bus_of = tuple(bus_of)
         self.active: list[Fault] = []
-        self.injected: dict[str, int] = {kind.value: 0 for kind in FaultKind}
+        self.injected: dict[str, int] = dict.fromkeys(FAULTS, 0)
         """How often each was asked for."""
         self._lift_ns: int | None = None
         self._apply()
 
     def _apply(self) -> None:
         """Work out what every part needs to know."""
-        self.lost_share = self._by_joint(FaultKind.LOST_REPLIES, 0.0)
-        self.delay_ns = [round(s * 1e9) for s in self._by_joint(FaultKind.LATE_REPLIES, 0.0)]
-        self.heat_c = np.array(self._by_joint(FaultKind.OVER_TEMPERATURE, math.nan))
+        self.lost_share = self._by_joint("lost-replies", 0.0)
+        self.delay_ns = [round(s * 1e9) for s in self._by_joint("late-replies", 0.0)]
+        self.heat_c = np.array(self._by_joint("over-temperature", math.nan))
         self.heated = not np.isnan(self.heat_c).all()
-        self.stuck = np.array(self._by_joint(FaultKind.STUCK_ENCODER, 0.0), bool)
-        twins = enumerate(self._by_joint(FaultKind.TWIN, 0.0))
+        self.stuck = np.array(self._by_joint("stuck-encoder", 0.0), bool)
+        twins = enumerate(self._by_joint("twin", 0.0))
         self.twins = {joint: turned for joint, turned in twins if turned}
         """By joint: how far a second drive with its id is turned when it is plugged in [rad]."""
-        off = {bus for fault in self._of(FaultKind.BUS_OFF) for bus in fault.buses}
+        off = {bus for fault in self._of("bus-off") for bus in fault.buses}
         self.bus_off = [bus in off for bus in range(len(self._buses))]
-        self.sag_v = self._value(FaultKind.VOLTAGE_SAG)
-        self.imu_roll = self._value(FaultKind.IMU_JUMP)
-        self.imu_silent = bool(self._of(FaultKind.IMU_SILENCE))
+        self.sag_v = self._value("voltage-sag")
+        self.imu_roll = self._value("imu-jump")
+        self.imu_silent = bool(self._of("imu-silence"))
         ends = [fault.until_ns for fault in self.active if fault.until_ns is not None]
         self._lift_ns = min(ends, default=None)
 
-    def _of(self, kind: FaultKind) -> list[Fault]:
-        return [fault for fault in self.active if fault.kind is kind]
+    def _of(self, kind: str) -> list[Fault]:
+        return [fault for fault in self.active if fault.kind == kind]
 
-    def _value(self, kind: FaultKind) -> float:
+    def _value(self, kind: str) -> float:
         """The value of the newest fault of a kind, 0 without any."""
         return next((fault.value for fault in reversed(self._of(kind))), 0.0)
 
-    def _by_joint(self, kind: FaultKind, nothing: float) -> list[float]:
+    def _by_joint(self, kind: str, nothing: float) -> list[float]:
         """The value of the newest fault of a kind, by joint."""
         values = [nothing] * len(self._joints)
         for fault in self._of(kind):
@@ -153,30 +133,30 @@ class FaultBoard:
         """Inject a fault from now on; raises `FaultRefused`.
 
         Args:
-            kind: A `FaultKind`.
+            kind: One of `FAULTS`.
             now_ns: The clock.
             joint: Name; empty for every joint, or for every joint of `bus`.
             bus: Name; empty for all.
             for_s: How long; 0 until cleared.
             value: See `FAULTS`; its default when None.
         """
-        if kind not in set(FaultKind):
-            raise FaultRefused(f"no fault is called {kind!r}; use one of {', '.join(FaultKind)}")
-        facts = FAULTS[FaultKind(kind)]
+        if kind not in FAULTS:
+            raise FaultRefused(f"no fault is called {kind!r}; use one of {', '.join(FAULTS)}")
+        facts = FAULTS[kind]
         value = _value(kind, facts, value)
         if not (math.isfinite(for_s) and for_s >= 0.0):
             raise FaultRefused(f"for_s {for_s} must be 0 (until cleared) or a positive time [s]")
         joints, buses, where = self._place(kind, facts, joint, bus)
         until_ns = now_ns + round(for_s * 1e9) if for_s else None
-        fault = Fault(FaultKind(kind), where, joints, buses, value, until_ns)
+        fault = Fault(kind, where, joints, buses, value, until_ns)
         self.injected[kind] += 1
-        if fault.kind is not FaultKind.RESET:
+        if kind != "reset":
             self.active.append(fault)
             self._apply()
         return fault
 
     def clear(self, kind: str = "") -> int:
-        """Mend everything, or everything of one kind; returns how many were lifted."""
+        """Lift all faults, or those of one kind; returns how many."""
         kept = [fault for fault in self.active if kind and fault.kind != kind]
         lifted = len(self.active) - len(kept)
         self.active = kept
@@ -187,7 +167,7 @@ class FaultBoard:
         """What is in force, for people."""
         return [
             {
-                "kind": fault.kind.value,
+                "kind": fault.kind,
                 "where": fault.where,
                 "value": None if math.isnan(fault.value) else fault.value,
                 "left_s": None if fault.until_ns is None else (fault.until_ns - now_ns) * 1e-9,

@@ -15,7 +15,7 @@ from krabby.robot.description import RobotDescription
 from numpy.typing import NDArray
 
 from krabby_emulator.config import EmulatorCfg, ImuCfg
-from krabby_emulator.faults import Fault, FaultBoard, FaultKind
+from krabby_emulator.faults import Fault, FaultBoard
 from krabby_emulator.motor import DriveBank, Law
 
 __all__ = ["EmulatedRobot"]
@@ -89,10 +89,10 @@ class EmulatedRobot(Stage):
     def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
         """Break something; see `FaultBoard.inject`."""
         fault = self.board.inject(kind, now_ns, **where)
-        if fault.kind is FaultKind.RESET:
+        if kind == "reset":
             for joint in fault.joints:
                 self.bank.reboot(joint, now_ns)
-        log.warning("fault injected", kind=fault.kind.value, where=fault.where, value=fault.value)
+        log.warning("fault injected", kind=kind, where=fault.where, value=fault.value)
         return fault
 
     def summary(self) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Where each drive's zero lies on this very robot: `calibration.toml`.
+"""Where each drive's zero lies on one robot: `calibration.toml`, written by `calibrate`.
 
 joint angle = direction * drive angle / gear + offset
 
-The file is written by measuring once, with the robot in a pose that is known (`calibrate`). It is
-replaced in one step, so a power cut leaves the old one or the new one, never half.
+The file is replaced in one step, so a power cut leaves the old one or the new one.
 """
 
 import copy
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,19 +88,15 @@ class Calibration:
 
     def save(self, path: Path) -> None:
         """Replace `path` in one step."""
+        columns = self.joint_names, self.offset.tolist(), self.direction.tolist()
         lines = [
             "# Written by calibrating: joint angle = direction * drive angle / gear + offset.",
-            f'robot = "{self.robot}"',
-            f'measured = "{self.measured}"',
-            "",
-            "[joints]",
-        ]
-        lines += [
+            f'robot = "{self.robot}"\nmeasured = "{self.measured}"\n\n[joints]',
             # repr of a float is the shortest text that reads back as the same number.
-            f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
-            for name, offset, direction in zip(
-                self.joint_names, self.offset.tolist(), self.direction.tolist(), strict=True
-            )
+            *(
+                f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
+                for name, offset, direction in zip(*columns, strict=True)
+            ),
         ]
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -155,13 +151,8 @@ def calibrate(
                 f"the reference pose has {name} at {pose[i]:g} rad; "
                 f"its range is {desc.joint_lower[i]:g} to {desc.joint_upper[i]:g}"
             )
-    return Calibration(
-        robot=current.robot,
-        measured=date,
-        joint_names=current.joint_names,
-        offset=current.offset + (pose - readings.mean(axis=0)),
-        direction=current.direction,
-    )
+    offset = current.offset + (pose - readings.mean(axis=0))
+    return dataclasses.replace(current, measured=date, offset=offset)
 
 
 class Mounting:

@@ -1,4 +1,4 @@
-"""Opening a CAN bus as `hardware.toml` names it, for the robot and for what emulates it alike."""
+"""Opens the CAN buses of `hardware.toml`, for the robot and for the emulated one."""
 
 import ctypes
 import errno
@@ -60,11 +60,9 @@ _DECODE: Final = msgspec.msgpack.Decoder(_Datagram).decode
 
 
 class _UdpBus(UdpMulticastBus):
-    """python-can's, for less.
+    """python-can's, with fewer system calls: several frames go out and come in with one.
 
-    The kernel drops what this end sends, what is there is read without asking for it first, frames
-    of 8 bytes are translated here, and several of them go out and come in with one system call.
-    Filters are not applied.
+    The kernel drops what this end sends. Filters are not applied.
     """
 
     def __init__(self, channel: str, *, port: int, hops: int) -> None:
@@ -113,10 +111,12 @@ class _UdpBus(UdpMulticastBus):
 
     def recv(self, timeout: float | None = None) -> can.Message | None:
         message = self._take()
-        if message is None and timeout != 0.0:
-            ready, _, _ = select.select([self._receiver], (), (), timeout)
-            if ready:
-                message = self._take()
+        if (
+            message is None
+            and timeout != 0.0
+            and select.select([self._receiver], (), (), timeout)[0]
+        ):
+            message = self._take()
         return message
 
     def _send(self, datagrams: Sequence[bytes]) -> None:
@@ -188,7 +188,7 @@ def is_ahead(bus: can.BusABC) -> bool:
 
 
 def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
-    """Whether this kernel takes several datagrams in one call; it gives them so from now on."""
+    """Whether this kernel takes and gives several datagrams in one call; switches that on."""
     try:
         receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         sender.getsockopt(_SOL_UDP, _UDP_SEGMENT)
@@ -255,10 +255,14 @@ def open_bus(spec: BusSpec) -> can.BusABC:
             return _UdpBus(spec.channel, port=spec.port, hops=spec.hops)
         return VirtualBus(spec.channel)
     except (OSError, can.CanError) as error:
-        raise DriveError(
-            f"cannot open bus {spec.name} ({spec.interface} {spec.channel}): {error}; "
-            f"{_remedy(spec)}"
-        ) from error
+        up = f"ip link set {spec.channel} up type can bitrate {spec.bitrate} restart-ms 100"
+        remedy = (
+            f"bring it up with: {up}"
+            if spec.interface == "socketcan"
+            else "check that the group is a multicast address and that the host has a route for it"
+        )
+        where = f"{spec.name} ({spec.interface} {spec.channel})"
+        raise DriveError(f"cannot open bus {where}: {error}; {remedy}") from error
 
 
 def message_of(frame: Frame) -> can.Message:
@@ -271,12 +275,3 @@ def message_of(frame: Frame) -> can.Message:
 def frame_of(message: Any) -> Frame:
     """A received data frame."""
     return Frame(message.arbitration_id, bytes(message.data), message.is_extended_id)
-
-
-def _remedy(spec: BusSpec) -> str:
-    if spec.interface == "socketcan":
-        return (
-            f"bring it up with: ip link set {spec.channel} up type can bitrate {spec.bitrate} "
-            "restart-ms 100"
-        )
-    return "check that the group is a multicast address and that the host has a route for it"

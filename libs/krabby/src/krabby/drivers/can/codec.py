@@ -5,6 +5,7 @@ one. Values are those of the drive's shaft; `calibration.Mounting` translates to
 Commands and feedbacks of several drives are translated in one pass; requests frame by frame.
 """
 
+import functools
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Final, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from krabby.drivers.can.types import DriveFault
 from krabby.drivers.errors import DriveError
 
 FloatArray = NDArray[np.float64]
@@ -249,6 +251,8 @@ class Codec(ABC):
     modes: NDArray[np.uint8]
     faults: NDArray[np.uint32]
     """`DriveMode` and `DriveFault` bits by `status`."""
+    reported_as: Mapping[DriveFault, DriveFault]
+    """The nearest that it can report to what it cannot."""
 
     def encode_commands(
         self, can_ids: NDArray[np.uint32], scale: Scale, command: Command
@@ -280,10 +284,15 @@ class Codec(ABC):
     def feedback_key(self, can_id: int) -> int:
         """What a feedback of this drive is recognised by."""
 
-    @staticmethod
-    @abstractmethod
-    def status(mode: int, faults: int) -> int:
+    @functools.cache  # noqa: B019 - codecs live as long as the process
+    def status(self, mode: int, faults: int) -> int:
         """The status word; a fault that the make cannot report becomes the nearest that it can."""
+        for fault, reported in self.reported_as.items():
+            faults |= int(reported) if faults & fault else 0
+        can_report = faults & int(np.bitwise_or.reduce(self.faults))
+        exact = np.flatnonzero((self.modes == mode) & (self.faults == can_report))
+        partly = np.flatnonzero(self.faults & np.uint32(can_report))
+        return int(next(iter((*exact, *partly)), 0))
 
     @abstractmethod
     def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:

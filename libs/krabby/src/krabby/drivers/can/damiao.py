@@ -20,7 +20,6 @@ there is no register for a torque limit in MIT mode and none for the supply volt
 A drive that hears nothing for TIMEOUT switches off and reports state D, communication lost.
 """
 
-import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -66,11 +65,6 @@ _FAULTS: Final = {
     0xD: DriveFault.CAN_TIMEOUT,
     0xE: DriveFault.OVERLOAD,
 }
-_REPORTED_AS: Final = {fault: state for state, fault in _FAULTS.items() if state != 0xC} | {
-    DriveFault.ENCODER: 0xE,
-    DriveFault.DRIVER: 0xA,
-    DriveFault.UNCALIBRATED: 0xE,
-}
 _OFF, _RUN = 0, 1
 _MODES: Final = dict.fromkeys((_OFF, *_FAULTS), DriveMode.OFF) | {_RUN: DriveMode.RUN}
 
@@ -95,6 +89,11 @@ class DamiaoCodec(Codec):
         master=_MASTER >> 8,
     )
     modes = np.array([_MODES.get(state, DriveMode.UNKNOWN) for state in range(16)], np.uint8)
+    reported_as = {
+        DriveFault.ENCODER: DriveFault.OVERLOAD,
+        DriveFault.DRIVER: DriveFault.OVERCURRENT,
+        DriveFault.UNCALIBRATED: DriveFault.OVERLOAD,
+    }
     faults = np.array([_FAULTS.get(state, 0) for state in range(16)], np.uint32)
     # The register list of the manual.
     parameters: Mapping[Parameter, ParameterField] = {
@@ -125,13 +124,6 @@ class DamiaoCodec(Codec):
     def feedback_key(self, can_id: int) -> int:
         """See `Codec`."""
         return _MASTER | can_id
-
-    @staticmethod
-    @functools.cache
-    def status(mode: int, faults: int) -> int:
-        """See `Codec`."""
-        states = (state for fault, state in _REPORTED_AS.items() if faults & fault)
-        return next(states, _RUN if mode == DriveMode.RUN else _OFF)
 
     def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:
         """See `Codec`. Both temperatures are the hottest."""

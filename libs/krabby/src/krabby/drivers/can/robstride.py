@@ -23,7 +23,6 @@ A drive whose `canTimeout` ran out goes back to mode reset: the motor has no cur
 own damping against being turned remains.
 """
 
-import functools
 import struct
 from collections.abc import Mapping
 from typing import Final
@@ -111,6 +110,7 @@ class RobStrideCodec(Codec):
         [sum(f for bit, f in enumerate(_FAULT_BITS) if status >> bit & 1) for status in _STATUS],
         np.uint32,
     )
+    reported_as = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
     # Section 4.2 of the manual.
     parameters: Mapping[Parameter, ParameterField] = {
         Parameter.RUN_MODE: ParameterField(0x7005, "B"),
@@ -155,16 +155,6 @@ class RobStrideCodec(Codec):
     def feedback_key(self, can_id: int) -> int:
         """Type 2 from this drive to this host."""
         return _FEEDBACK << 24 | can_id << 8 | self.host_id
-
-    @staticmethod
-    @functools.cache
-    def status(mode: int, faults: int) -> int:
-        """See `Codec`."""
-        if faults & DriveFault.DRIVER:
-            faults |= DriveFault.OVERCURRENT
-        bits = sum(1 << bit for bit, fault in enumerate(_FAULT_BITS) if faults & fault)
-        known = mode in (DriveMode.CALIBRATING, DriveMode.RUN)
-        return (_MODES.index(DriveMode(mode)) << 6 if known else 0) | bits
 
     def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:
         """See `Codec`."""

@@ -58,7 +58,7 @@ class BusCfg:
     tries: int = 3
     """Requests before a drive counts as missing."""
     id_rounds: int = 4
-    """How often a probe asks those that answer once more, to hear whether one id answers twice."""
+    """How often a probe asks again those that answer, to notice an id that answers twice."""
     id_rounds_more: int = 40
     """The same once an id did."""
     surplus_s: float = 0.002
@@ -85,7 +85,7 @@ class Bus:
     state: Literal["ok", "passive", "off"] = "ok"
     """As the controller or the kernel reported last; `off` until a drive answers again."""
     unexpected: int = 0
-    """Answers to no request, the late ones to requests that were given up included."""
+    """Answers to no request, among them late ones to requests that were given up."""
     error_frames: int = 0
     send_errors: int = 0
     receive_errors: int = 0
@@ -138,7 +138,7 @@ class Wire:
         self.cycle_ns = self._wall_ns = self._window_ns = 0
 
     def open(self) -> None:
-        """Open every bus; raises `DriveError` naming the one that cannot be."""
+        """Open every bus, or none and raise a `DriveError` with the one that failed."""
         try:
             for bus in self.buses.values():
                 bus.can = open_bus(bus.spec)

@@ -19,20 +19,8 @@ from numpy.typing import ArrayLike
 
 from krabby.drivers.clock import ClockMap
 from krabby.drivers.errors import ImuError
+from krabby.drivers.imu import vectornav as vn
 from krabby.drivers.imu.types import ImuCounters, ImuMount, ImuSample
-from krabby.drivers.imu.vectornav import (
-    BASE_RATE_HZ,
-    BAUDS,
-    BINARY_OFF,
-    FRAME_SIZE,
-    QUAT_WN,
-    Measurement,
-    Register,
-    Reply,
-    StreamParser,
-    binary_output,
-    encode_ascii,
-)
 
 __all__ = ["Heading", "SerialImu"]
 
@@ -58,7 +46,7 @@ class _Line:
     """An open port with the sensor's messages on it."""
 
     def __init__(
-        self, port: str, baud: int, parser: StreamParser, clock: Callable[[], int]
+        self, port: str, baud: int, parser: vn.StreamParser, clock: Callable[[], int]
     ) -> None:
         self._port, self._parser, self._clock = port, parser, clock
         self.has_speed = _has_speed(port)
@@ -84,7 +72,7 @@ class _Line:
         self._parser.reset()
         self._byte_ns = round(1e9 * _BITS_PER_BYTE / baud) if self.has_speed else 0
 
-    def read(self, timeout_s: float) -> Iterator[tuple[Measurement | Reply, int]]:
+    def read(self, timeout_s: float) -> Iterator[tuple[vn.Measurement | vn.Reply, int]]:
         """Messages that have come, each with when its first byte did."""
         # pyserial's read waits for a number of bytes: the last message would come late
         if not select.select([self._fd], [], [], timeout_s)[0]:
@@ -96,18 +84,18 @@ class _Line:
         for received in self._parser.feed(data):
             yield received.message, now_ns - received.from_end * self._byte_ns
 
-    def ask(self, command: tuple[str, ...], *, tries: int = _TRIES) -> Reply | None:
+    def ask(self, command: tuple[str, ...], *, tries: int = _TRIES) -> vn.Reply | None:
         """The reply to a command; None when there is none, however often it is asked."""
         for _ in range(tries):
-            self._write(encode_ascii(*command))
+            self._write(vn.encode_ascii(*command))
             deadline_ns = self._clock() + round(_REPLY_S * 1e9)
             while (left_ns := deadline_ns - self._clock()) > 0:
                 for message, _ in self.read(left_ns * 1e-9):
-                    if isinstance(message, Reply) and _answers(message, command):
+                    if isinstance(message, vn.Reply) and _answers(message, command):
                         return message
         return None
 
-    def require(self, *command: str) -> Reply:
+    def require(self, *command: str) -> vn.Reply:
         """The reply to a command; raises `ImuError` when there is none or it is an error."""
         reply = self.ask(command)
         if reply is None:
@@ -160,18 +148,18 @@ class SerialImu:
     ) -> None:
         _check_line(port, baud, rate_hz)
         self._port, self._baud, self._heading = port, baud, heading
-        self._divisor = round(BASE_RATE_HZ / rate_hz)
-        self._mount = ImuMount(mount_quat, QUAT_WN)
+        self._divisor = round(vn.BASE_RATE_HZ / rate_hz)
+        self._mount = ImuMount(mount_quat, vn.QUAT_WN)
         self._clock = clock
         self._clock_map = ClockMap()
-        self._parser = StreamParser()
+        self._parser = vn.StreamParser()
         self.counters = ImuCounters()
         """Running totals."""
         self._latest: ImuSample | None = None
         self._line: _Line | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self.rate_hz = BASE_RATE_HZ / self._divisor
+        self.rate_hz = vn.BASE_RATE_HZ / self._divisor
         """Rate of the samples."""
         self.last_error: str | None = None
         """Why there is no connection; None while there is one."""
@@ -216,7 +204,7 @@ class SerialImu:
         heard_ns = self._clock()
         while not self._stop.is_set():
             for message, first_byte_ns in line.read(0.1):
-                if isinstance(message, Measurement):
+                if isinstance(message, vn.Measurement):
                     self._take(message, first_byte_ns)
                     heard_ns = self._clock()
             if self._clock() - heard_ns > _SILENT_S * 1e9:
@@ -252,16 +240,16 @@ class SerialImu:
         """Find out at which speed it talks, and have it talk at ours."""
         bauds = [self._baud]
         if line.has_speed:
-            bauds += [baud for baud in BAUDS if baud != self._baud]
+            bauds += [baud for baud in vn.BAUDS if baud != self._baud]
         for baud in bauds:
             line.set_baud(baud)
-            if line.ask(("VNRRG", f"{Register.MODEL:02d}"), tries=2) is None:
+            if line.ask(("VNRRG", f"{vn.Register.MODEL:02d}"), tries=2) is None:
                 continue
             if baud != self._baud:
                 # it answers at the old speed and then changes
-                line.ask(("VNWRG", f"{Register.BAUD:02d}", str(self._baud)), tries=1)
+                line.ask(("VNWRG", f"{vn.Register.BAUD:02d}", str(self._baud)), tries=1)
                 line.set_baud(self._baud)
-                line.require("VNRRG", f"{Register.MODEL:02d}")
+                line.require("VNRRG", f"{vn.Register.MODEL:02d}")
             return
         raise ImuError(
             f"nothing on {self._port} answers as a VN-100 at {self._baud} bit/s"
@@ -270,21 +258,21 @@ class SerialImu:
 
     def _configure(self, line: _Line) -> None:
         line.require("VNASY", "0")
-        rotation = line.require("VNRRG", f"{Register.REFERENCE_ROTATION}").fields[1:]
+        rotation = line.require("VNRRG", f"{vn.Register.REFERENCE_ROTATION}").fields[1:]
         if _numbers(rotation) != _IDENTITY:
             raise ImuError(
                 f"the IMU on {self._port} turns its axes by itself (register 26 is "
                 f"{','.join(rotation)}); the mount belongs in hardware.toml. Write "
                 "1,0,0,0,1,0,0,0,1 to register 26 and save with $VNWNV"
             )
-        first, *others = Register.BINARY_OUTPUTS
-        self._set(line, Register.ASYNC_TYPE, "0")
-        self._set(line, Register.VPE_CONTROL, "1", _HEADINGS[self._heading], "1", "1")
+        first, *others = vn.Register.BINARY_OUTPUTS
+        self._set(line, vn.Register.ASYNC_TYPE, "0")
+        self._set(line, vn.Register.VPE_CONTROL, "1", _HEADINGS[self._heading], "1", "1")
         for register in others:
-            self._set(line, register, *BINARY_OFF)
+            self._set(line, register, *vn.BINARY_OFF)
         # Which of its two connectors leads here it cannot say: whichever carries measurements.
         for connector in (1, 2):
-            self._set(line, first, *binary_output(connector, self._divisor))
+            self._set(line, first, *vn.binary_output(connector, self._divisor))
             line.require("VNASY", "1")
             if self._await_first(line):
                 return
@@ -297,9 +285,9 @@ class SerialImu:
         """Write a register and read it back."""
         line.require("VNWRG", f"{register:02d}", *value)
         kept = line.require("VNRRG", f"{register:02d}").fields[1:]
-        base = 16 if register in Register.BINARY_OUTPUTS else 10
+        base = 16 if register in vn.Register.BINARY_OUTPUTS else 10
         # an output that is off may keep its other fields
-        count = 1 if value == BINARY_OFF else len(value)
+        count = 1 if value == vn.BINARY_OFF else len(value)
         if _numbers(kept[:count], base) != _numbers(value[:count], base):
             raise ImuError(
                 f"the IMU on {self._port} did not keep register {register}: told "
@@ -310,12 +298,12 @@ class SerialImu:
         deadline_ns = self._clock() + round(_FIRST_SAMPLE_S * 1e9)
         while (left_ns := deadline_ns - self._clock()) > 0:
             for message, first_byte_ns in line.read(left_ns * 1e-9):
-                if isinstance(message, Measurement):
+                if isinstance(message, vn.Measurement):
                     self._take(message, first_byte_ns)
                     return True
         return False
 
-    def _take(self, measurement: Measurement, first_byte_ns: int) -> None:
+    def _take(self, measurement: vn.Measurement, first_byte_ns: int) -> None:
         stamp_ns = self._clock_map(measurement.time_startup_ns, first_byte_ns)
         self._latest = ImuSample(
             *self._mount.to_base(*measurement[1:4]), stamp_ns, measurement.temperature_c
@@ -326,25 +314,24 @@ class SerialImu:
         counters.skipped_bytes = self._parser.skipped_bytes
 
 
-def _answers(reply: Reply, command: tuple[str, ...]) -> bool:
+def _answers(reply: vn.Reply, command: tuple[str, ...]) -> bool:
     """Whether it is the echo of this command, or an error, which does not say of which."""
     if reply.kind == "VNERR":
         return True
-    if reply.kind != command[0] or command[0] == "VNASY":
-        return reply.kind == command[0]
-    return (
-        bool(reply.fields) and reply.fields[0].isdigit() and int(reply.fields[0]) == int(command[1])
+    is_register = command[0] != "VNASY"
+    number = reply.fields[0] if reply.fields else ""
+    return reply.kind == command[0] and not (
+        is_register and not (number.isdigit() and int(number) == int(command[1]))
     )
 
 
 def _numbers(fields: tuple[str, ...], base: int = 10) -> tuple[float, ...] | None:
     """Values of a register; in those of binary outputs all but mode and divisor are hexadecimal."""
-    try:
+    with suppress(ValueError):
         if base == 16:
             return tuple(int(field, 10 if i < 2 else 16) for i, field in enumerate(fields))
         return tuple(float(field) for field in fields)
-    except ValueError:
-        return None
+    return None
 
 
 def _has_speed(port: str) -> bool:
@@ -353,20 +340,19 @@ def _has_speed(port: str) -> bool:
 
 
 def _check_line(port: str, baud: int, rate_hz: float) -> None:
-    if baud not in BAUDS:
+    if baud not in vn.BAUDS:
         raise ImuError(
-            f"the IMU's baud = {baud} is none that the VN-100 has; "
-            f"use one of {', '.join(map(str, sorted(BAUDS)))}"
+            f"the IMU's baud is {baud}; use one of {', '.join(map(str, sorted(vn.BAUDS)))}"
         )
-    divisor = BASE_RATE_HZ / rate_hz if rate_hz > 0 else 0.0
+    divisor = vn.BASE_RATE_HZ / rate_hz if rate_hz > 0 else 0.0
     if divisor < 1 or abs(divisor - round(divisor)) > 1e-9:
         raise ImuError(
-            f"the IMU's rate_hz = {rate_hz} is not {BASE_RATE_HZ} over a whole number; "
+            f"the IMU's rate_hz = {rate_hz} is not {vn.BASE_RATE_HZ} over a whole number; "
             "use 200, 400 or 800"
         )
-    load = FRAME_SIZE * _BITS_PER_BYTE * rate_hz / baud
+    load = vn.FRAME_SIZE * _BITS_PER_BYTE * rate_hz / baud
     if _has_speed(port) and load > _MAX_LINE_LOAD:
         raise ImuError(
-            f"{rate_hz:g} Hz of {FRAME_SIZE} bytes fill {load:.0%} of a line of {baud} bit/s; "
+            f"{rate_hz:g} Hz of {vn.FRAME_SIZE} bytes fill {load:.0%} of a line of {baud} bit/s; "
             "use baud = 921600 or a lower rate_hz"
         )

@@ -12,20 +12,8 @@ import tty
 from typing import Any
 
 from krabby.drivers.errors import ImuError
+from krabby.drivers.imu import vectornav as vn
 from krabby.drivers.imu.types import ImuMount, ImuSample
-from krabby.drivers.imu.vectornav import (
-    BASE_RATE_HZ,
-    BAUDS,
-    BINARY_OFF,
-    FACTORY_BAUD,
-    OUTPUT_FIELDS,
-    Measurement,
-    Register,
-    Reply,
-    StreamParser,
-    encode_ascii,
-    encode_measurement,
-)
 
 __all__ = ["ImuServer", "Vn100Device"]
 
@@ -42,24 +30,24 @@ class Vn100Device:
 
     def __init__(self, *, model: str = "VN-100 emulated") -> None:
         self.registers: dict[int, tuple[str, ...]] = {
-            Register.MODEL: (model,),
-            Register.FIRMWARE: ("3.1.0.0",),
-            Register.BAUD: (str(FACTORY_BAUD),),
-            Register.ASYNC_TYPE: ("0",),
-            Register.REFERENCE_ROTATION: ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
-            Register.VPE_CONTROL: ("1", "1", "1", "1"),
-            **dict.fromkeys(Register.BINARY_OUTPUTS, BINARY_OFF),
+            vn.Register.MODEL: (model,),
+            vn.Register.FIRMWARE: ("3.1.0.0",),
+            vn.Register.BAUD: (str(vn.FACTORY_BAUD),),
+            vn.Register.ASYNC_TYPE: ("0",),
+            vn.Register.REFERENCE_ROTATION: ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
+            vn.Register.VPE_CONTROL: ("1", "1", "1", "1"),
+            **dict.fromkeys(vn.Register.BINARY_OUTPUTS, vn.BINARY_OFF),
         }
         """Value of every register, as text."""
         self._paused = False
-        self._parser = StreamParser()
+        self._parser = vn.StreamParser()
         self._due_ns = 0
 
     @property
     def rate_hz(self) -> float:
         """Rate of the measurements that it was told to send; 0 for none."""
-        mode, divisor, *_ = self.registers[Register.BINARY_OUTPUTS[0]]
-        return 0.0 if self._paused or mode == "0" else BASE_RATE_HZ / int(divisor)
+        mode, divisor, *_ = self.registers[vn.Register.BINARY_OUTPUTS[0]]
+        return 0.0 if self._paused or mode == "0" else vn.BASE_RATE_HZ / int(divisor)
 
     def receive(self, data: bytes) -> bytes:
         """Take in commands; returns the replies."""
@@ -67,12 +55,12 @@ class Vn100Device:
         replies = [
             self._answer(received.message)
             for received in self._parser.feed(data)
-            if isinstance(received.message, Reply)
+            if isinstance(received.message, vn.Reply)
         ]
         replies += [_error(0x03)] * (self._parser.bad_checksums - damaged)
         return b"".join(replies)
 
-    def output(self, measurement: Measurement) -> bytes:
+    def output(self, measurement: vn.Measurement) -> bytes:
         """The message of a measurement; empty when none is due at the rate it was told."""
         rate_hz = self.rate_hz
         now_ns = measurement.time_startup_ns
@@ -85,13 +73,13 @@ class Vn100Device:
             return b""
         on_grid = abs(late_ns) <= period_ns
         self._due_ns = (self._due_ns if on_grid else now_ns) + period_ns
-        return encode_measurement(measurement)
+        return vn.encode_measurement(measurement)
 
-    def _answer(self, command: Reply) -> bytes:
+    def _answer(self, command: vn.Reply) -> bytes:
         kind, fields = command
         if kind == "VNASY":
             self._paused = fields[:1] == ("0",)
-            return encode_ascii(kind, *fields)
+            return vn.encode_ascii(kind, *fields)
         number = int(fields[0]) if fields and fields[0].isdigit() else -1
         code = 0
         if kind not in ("VNRRG", "VNWRG"):
@@ -102,15 +90,15 @@ class Vn100Device:
             code = self._write(number, fields[1:])
         if code:
             return _error(code)
-        return encode_ascii(kind, f"{number:02d}", *self.registers[number])
+        return vn.encode_ascii(kind, f"{number:02d}", *self.registers[number])
 
     def _write(self, number: int, value: tuple[str, ...]) -> int:
         """Set a register; returns the code of the error, 0 for none."""
-        if number in (Register.MODEL, Register.FIRMWARE):
+        if number in (vn.Register.MODEL, vn.Register.FIRMWARE):
             return 0x09
-        if number == Register.BAUD and value[:1] and value[0] not in map(str, BAUDS):
+        if number == vn.Register.BAUD and value[:1] and value[0] not in map(str, vn.BAUDS):
             return 0x07
-        if number in Register.BINARY_OUTPUTS:
+        if number in vn.Register.BINARY_OUTPUTS:
             code = _check_output(value)
         else:
             code = 0x05 if len(value) < len(self.registers[number]) else 0
@@ -125,7 +113,7 @@ def _check_output(value: tuple[str, ...]) -> int:
     mode, divisor, *fields = value
     if mode not in ("0", "1", "2", "3") or not divisor.isdigit() or int(divisor) < 1:
         return 0x07
-    ours = [int(field, 16) for field in OUTPUT_FIELDS]
+    ours = [int(field, 16) for field in vn.OUTPUT_FIELDS]
     try:
         wanted = [int(field, 16) for field in fields]
     except ValueError:
@@ -134,7 +122,7 @@ def _check_output(value: tuple[str, ...]) -> int:
 
 
 def _error(code: int) -> bytes:
-    return encode_ascii("VNERR", f"{code:02X}")
+    return vn.encode_ascii("VNERR", f"{code:02X}")
 
 
 class ImuServer:
@@ -176,7 +164,7 @@ class ImuServer:
         time_ns = max(0, sample.stamp_ns - self._started_ns)
         vectors: Any = [tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)]
         frame = self.device.output(
-            Measurement(time_ns, vectors[0], vectors[1], vectors[2], sample.temperature_c)
+            vn.Measurement(time_ns, vectors[0], vectors[1], vectors[2], sample.temperature_c)
         )
         if frame and len(self._pending) + len(frame) > _MAX_PENDING:
             self.dropped += 1
