@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import mujoco
 import numpy as np
@@ -39,14 +40,10 @@ from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.testing import FakeHal
 from onnx import TensorProto, helper
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
 Samples = list[float]
 Quantiles = dict[str, float]
 
-US: Final = 1e6
-MS: Final = 1e3
+SCALES: Final = {"us": 1e6, "ms": 1e3}
 _STAND_IN: Final = "stand-in"
 _REPO: Final = Path(__file__).resolve().parents[1]
 
@@ -63,7 +60,6 @@ class Table:
     def add(
         self, what: str, unit: str, ours: Quantiles, floor: Quantiles | None, floor_is: str
     ) -> None:
-        """Print a row and keep it."""
         self.rows.append(
             {"what": what, "unit": unit, "ours": ours, "floor": floor, "floor_is": floor_is}
         )
@@ -71,14 +67,21 @@ class Table:
         floor_cells = " ".join(f"{_cell(floor, key):>9}" for key in ("p50", "p99"))
         print(f"{what:<46} {unit:>4} {cells}  | {floor_cells}  {floor_is}", flush=True)
 
+    def compare(
+        self, what: str, unit: str, ours: Samples, floor: Samples | None, floor_is: str
+    ) -> None:
+        """A row of times [s]."""
+        bare = None if floor is None else quantiles(floor, unit)
+        self.add(what, unit, quantiles(ours, unit), bare, floor_is)
+
 
 def _cell(values: Quantiles | None, key: str) -> str:
     return f"{values[key]:.3f}" if values and key in values else ""
 
 
-def quantiles(samples_s: Samples, scale: float) -> Quantiles:
-    """p50, p99 and maximum of times in seconds, in the unit of `scale`."""
-    values = np.asarray(samples_s) * scale
+def quantiles(samples_s: Samples, unit: str) -> Quantiles:
+    """p50, p99 and maximum of times [s], in `unit`."""
+    values = np.asarray(samples_s) * SCALES[unit]
     p50, p99 = np.quantile(values, (0.5, 0.99))
     return {"p50": float(p50), "p99": float(p99), "max": float(values.max())}
 
@@ -112,13 +115,7 @@ def bench_codec(table: Table) -> None:
 
         ours, floor = in_turn(there_and_back, payload.copy, 3000)
         note = f"a copy of its {payload.nbytes} bytes"
-        table.add(
-            f"codec: encode and decode {stream.name}",
-            "us",
-            quantiles(ours, US),
-            quantiles(floor, US),
-            note,
-        )
+        table.compare(f"codec: encode and decode {stream.name}", "us", ours, floor, note)
 
 
 class Echo:
@@ -138,7 +135,6 @@ class Echo:
         self._client.recv_multipart()
 
     def close(self) -> None:
-        """End the thread and close the sockets."""
         self([b"stop", b""])
         self._thread.join()
         self._server.close(0)
@@ -179,13 +175,8 @@ def bench_command(table: Table, transport: str, n: int) -> None:
                 elif client.send_command(target, capture_ns=now_ns, deadline_s=0.1):
                     ours.append(time.perf_counter() - start)
             echo.close()
-    table.add(
-        f"command round trip, {transport}, paced at 100 Hz",
-        "ms",
-        quantiles(ours, MS),
-        quantiles(floor, MS),
-        "REQ/REP echo of two frames",
-    )
+    what = f"command round trip, {transport}, paced at 100 Hz"
+    table.compare(what, "ms", ours, floor, "REQ/REP echo of two frames")
 
 
 def bench_gate(table: Table, desc: RobotDescription) -> None:
@@ -204,12 +195,8 @@ def bench_gate(table: Table, desc: RobotDescription) -> None:
         gate.step(now_ns)
 
     ours, floor = in_turn(cycle, lambda: np.clip(pos, desc.joint_lower, desc.joint_upper), 3000)
-    table.add(
-        "safety gate: observe, command, step",
-        "us",
-        quantiles(ours, US),
-        quantiles(floor, US),
-        "one np.clip of 18 numbers",
+    table.compare(
+        "safety gate: observe, command, step", "us", ours, floor, "one np.clip of 18 numbers"
     )
 
 
@@ -233,13 +220,8 @@ def bench_policy(table: Table, desc: RobotDescription, name: str) -> None:
         features_age=np.zeros(1),
     )
     ours, floor = in_turn(lambda: policy.step(builder.build(inputs)), inputs.joint_pos.copy, 2000)
-    table.add(
-        f"policy {bundle.name}: observation and inference",
-        "us",
-        quantiles(ours, US),
-        quantiles(floor, US),
-        "a copy of 18 numbers",
-    )
+    what = f"policy {bundle.name}: observation and inference"
+    table.compare(what, "us", ours, floor, "a copy of 18 numbers")
 
 
 def bench_networks(table: Table, desc: RobotDescription, bundle: PolicyBundle) -> None:
@@ -250,18 +232,13 @@ def bench_networks(table: Table, desc: RobotDescription, bundle: PolicyBundle) -
     image = rng.uniform(-0.5, 0.5, IMAGE_SHAPE).astype(np.float32)
     layout = encoder.spec.proprio
     eye = None if layout is None else np.zeros((1, layout.size), np.float32)
-    for what, step, seen in (
+    for part, step, seen in (
         ("actor", lambda: actor.step(obs), obs),
         ("depth encoder", lambda: encoder.step(image, eye), image[None, None]),
     ):
         ours, floor = in_turn(step, _copying_network(seen), 2000)
-        table.add(
-            f"policy {bundle.name}: {what}, one thread",
-            "ms",
-            quantiles(ours, MS),
-            quantiles(floor, MS),
-            "a network that copies its input",
-        )
+        what = f"policy {bundle.name}: {part}, one thread"
+        table.compare(what, "ms", ours, floor, "a network that copies its input")
 
 
 def _copying_network(value: Any) -> Callable[[], object]:
@@ -294,7 +271,7 @@ def bench_depth(table: Table, desc: RobotDescription) -> None:
     preprocess = DepthPreprocessor(camera)
     ours, floor = in_turn(lambda: preprocess(image), image.copy, 1000)
     what = "depth frame to policy image"
-    table.add(what, "us", quantiles(ours, US), quantiles(floor, US), "a copy of the frame")
+    table.compare(what, "us", ours, floor, "a copy of the frame")
 
     course = make_course("mixed", difficulty=0.5, seed=0)
     renderer = DepthRenderer(camera, course.boxes)
@@ -303,8 +280,8 @@ def bench_depth(table: Table, desc: RobotDescription) -> None:
     ours, floor = in_turn(lambda: renderer.render(pos_w, optical_wc), image.copy, 300)
     peer, _ = in_turn(caster, image.copy, 100)
     what = f"depth image {camera.height} x {camera.width}, course mixed"
-    table.add(what, "ms", quantiles(ours, MS), quantiles(floor, MS), "a copy of the frame")
-    table.add(f"{what}, mj_multiRay", "ms", quantiles(peer, MS), None, "(the peer)")
+    table.compare(what, "ms", ours, floor, "a copy of the frame")
+    table.compare(f"{what}, mj_multiRay", "ms", peer, None, "(the peer)")
 
 
 def _ray_caster(
@@ -342,7 +319,7 @@ def bare_loop(duration_s: float) -> Samples:
 
 def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> dict[str, Any]:
     """The three processes as users run them, their own summaries beside a bare loop."""
-    idle = quantiles(bare_loop(min(duration_s, 10.0)), MS)
+    idle = quantiles(bare_loop(min(duration_s, 10.0)), "ms")
     command = [
         *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0"),
         *("--duration", str(duration_s), "--policy", policy, "--course", course),
@@ -350,7 +327,7 @@ def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> di
     process = subprocess.Popen(
         command, cwd=_REPO, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    beside = quantiles(bare_loop(duration_s), MS)
+    beside = quantiles(bare_loop(duration_s), "ms")
     output, _ = process.communicate(timeout=60.0 + duration_s)
     if process.returncode:
         sys.exit(f"krabby up ended with status {process.returncode}; run it alone to see why")
@@ -362,17 +339,18 @@ def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> di
         if lateness:
             table.add(f"{name}: wake-up lateness", "ms", lateness, idle, "bare loop, idle machine")
             table.add("", "ms", {}, beside, "bare loop beside the three")
-    for stage in ("receive", "observe", "infer", "command_rtt"):
-        name = stage.replace("command_rtt", "command round trip")
-        table.add(f"gameloop: {name}", "ms", _from_summary(loop, stage), None, "")
-    what = "gameloop: all stages of a tick, of 10 ms"
-    table.add(what, "ms", _from_summary(loop, "work"), None, "")
-    what = "state: capture to actuator write"
-    table.add(what, "ms", _from_summary(loop, "obs_age"), None, "")
-    table.add("features: age when used", "ms", _from_summary(loop, "features_age"), None, "")
-    table.add("sim-hal: depth image in the stack", "ms", _from_summary(hal, "render"), None, "")
-    what = "camera: frame received to features published"
-    table.add(what, "ms", _from_summary(camera, "processing"), None, "")
+    for what, values, name in (
+        ("gameloop: receive", loop, "receive"),
+        ("gameloop: observe", loop, "observe"),
+        ("gameloop: infer", loop, "infer"),
+        ("gameloop: command round trip", loop, "command_rtt"),
+        ("gameloop: all stages of a tick, of 10 ms", loop, "work"),
+        ("state: capture to actuator write", loop, "obs_age"),
+        ("features: age when used", loop, "features_age"),
+        ("sim-hal: depth image in the stack", hal, "render"),
+        ("camera: frame received to features published", camera, "processing"),
+    ):
+        table.add(what, "ms", _from_summary(values, name), None, "")
     print(
         f"loop_hz {summary['loop_hz']}, deadline misses {summary['deadline_misses']}, "
         f"cores {summary['cpu_cores']}, distance {summary['distance_m']} m"
@@ -396,14 +374,19 @@ def _from_summary(summary: Mapping[str, Any], name: str) -> Quantiles:
 def main() -> None:
     """Run all of it; the last line of stdout is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--duration", type=float, default=30.0, help="of the stack's run [s]")
+    parser.add_argument(
+        "--duration",
+        type=float,
+        default=30.0,
+        help="length of the run [s]",
+    )
     parser.add_argument(
         "--policy",
         default=DEFAULT_POLICY,
         help=f"a name under assets/policies, a folder, or {_STAND_IN!r}: the gait with the eyes of "
-        "a student that nobody trained (%(default)s)",
+        "an untrained student (default %(default)s)",
     )
-    parser.add_argument("--course", default="flat", help="the course it walks (%(default)s)")
+    parser.add_argument("--course", default="flat", help="course of that run (default %(default)s)")
     options = parser.parse_args()
     desc = RobotDescription.load()
     table = Table()

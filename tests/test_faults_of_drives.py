@@ -33,7 +33,6 @@ from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock, captured_logs
-from krabby.safety.gate import Fault, SafetyState
 from krabby.safety.trajectories import stand_up
 from krabby_emulator.can import CanSide
 from krabby_emulator.config import EmulatorCfg
@@ -42,7 +41,7 @@ from krabby_emulator.robot import EmulatedRobot
 from krabby_jetson_hal.backend import Robot
 from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
 from krabby_jetson_hal.devices import HEALTH, Devices
-from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
+from krabby_proto import COMMAND, STATE, CommandStatus, Fault, SafetyState, decode, encode, unpack
 
 slow = pytest.mark.slow
 patient = pytest.mark.timeout(900)

@@ -13,8 +13,9 @@ from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import standing_height, torque_speed_limit
-from krabby.safety.gate import GateCfg, SafetyGate, SafetyState
+from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_assets.gait_bundle import EVALUATION
+from krabby_proto import CommandStatus, SafetyState
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +66,7 @@ class Walk:
         for _ in range(round(seconds * 100)):
             target = self.policy.step(self.builder.build(self._inputs(command)))
             result = self.gate.command(target, self.now_ns)
-            assert result.status == "applied", (self.gate.state, self.gate.faults)
+            assert result.status is CommandStatus.APPLIED, (self.gate.state, self.gate.faults)
             self.clamped += result.position_clamp_mask.bit_count()
             self.clamped += result.rate_clamp_mask.bit_count()
             self._physics()

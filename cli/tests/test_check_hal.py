@@ -26,7 +26,7 @@ def test_a_hal_that_keeps_the_contract_passes(capsys):
 
 def test_a_hal_that_is_not_there_fails_and_says_so(capsys):
     state, command, safety = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
-    argv = ["check-hal", "--json", "--state", state, "--command", command, "--safety", safety]
+    argv = ["check-hal", "--json", f"state={state}", f"command={command}", f"safety={safety}"]
     assert main(argv) == 1
     results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert not results[0]["passed"]

@@ -87,19 +87,19 @@ def test_the_live_table_asks_gate_and_loop(monkeypatch):
 
 def test_progress_is_what_the_truth_stream_said_last():
     with Publisher("tcp://127.0.0.1:*", TRUTH) as truth, Progress(truth.endpoint) as progress:
-        assert progress.latest == {}
+        assert progress.figures == {}
         assert not progress.has_walked
         fields = {field.name: [0.0] * field.size for field in TRUTH.fields}
         fields |= {"distance": [2.5], "falls": [1.0], "waypoint_index": [3.0]}
         fields |= {"waypoint_count": [8.0], "sim_time": [9.25]}
         for _ in range(200):
             truth.publish(pack(TRUTH, **fields), capture_ns=1)
-            wait_any([progress._subscriber], 0.02)
+            wait_any([progress], 0.02)
             progress.poll()
             if progress.is_known:
                 break
 
-        assert progress.latest == {
+        assert progress.figures == {
             "distance_m": 2.5, "falls": 1, "waypoints_reached": 3, "sim_time_s": 9.25
         }  # fmt: skip
         assert progress.has_walked

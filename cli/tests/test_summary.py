@@ -1,20 +1,19 @@
 import os
+from pathlib import Path
+from types import SimpleNamespace
 
 from krabby.runtime.testing import FakeClock
-from krabby_cli.summary import CpuMeter, RunFacts, build_summary
+from krabby_cli.summary import CpuMeter, RunEnd, build_summary
 
-FACTS = RunFacts(
-    run_id="feed",
-    policy="gait",
-    course="flat",
-    difficulty=0.5,
-    seed=3,
-    duration_s=30.01234,
-    machine_cores=1.23456,
-    cpu_cores={"sim-hal": 0.45678, "camera": 0.1, "gameloop": 0.3, "recorder": 0.2},
+PLAN = SimpleNamespace(
+    run_id="feed", policy="gait", course="flat", difficulty=0.5, seed=3, folder=Path("runs/x")
+)
+END = RunEnd(
     exit="finished",
     reason="the time is up",
-    folder="runs/x",
+    duration_s=30.01234,
+    cpu_cores={"sim-hal": 0.45678, "camera": 0.1, "gameloop": 0.3, "recorder": 0.2},
+    machine_cores=1.23456,
 )
 LOOP = {
     "loop_hz": 100.0,
@@ -54,7 +53,7 @@ KEYS = {
 
 def test_every_figure_comes_from_the_service_that_measures_it():
     camera = {"frames": 900, "dropped": {"dark": 3}, "processing_p99_ms": 1.2}
-    summary = build_summary(FACTS, {"gameloop": LOOP, "sim-hal": SIM, "camera": camera}, {})
+    summary = build_summary(PLAN, END, {"gameloop": LOOP, "sim-hal": SIM, "camera": camera}, {})
 
     assert set(summary) == KEYS
     assert summary["obs_age_p50_ms"] == 3.1, "the loop's own figure, not the simulator's"
@@ -67,12 +66,12 @@ def test_every_figure_comes_from_the_service_that_measures_it():
 
 
 def test_cores_are_those_of_the_three_services():
-    cores = build_summary(FACTS, {}, {})["cpu_cores"]
+    cores = build_summary(PLAN, END, {}, {})["cpu_cores"]
     assert cores == {"sim-hal": 0.457, "camera": 0.1, "gameloop": 0.3, "total": 0.857}
 
 
 def test_what_nobody_reported_is_null_and_the_truth_stream_helps_out():
-    summary = build_summary(FACTS, {}, {"distance_m": 2.5, "falls": 1})
+    summary = build_summary(PLAN, END, {}, {"distance_m": 2.5, "falls": 1})
 
     assert set(summary) == KEYS
     assert summary["loop_hz"] is None

@@ -57,8 +57,8 @@ def supervise(tmp_path):
     def make(*specs, **options):
         heard = []
         supervisor = Supervisor(
-            specs,
-            tmp_path,
+            specs=specs,
+            folder=tmp_path,
             env={**os.environ, "KRABBY_RUN_ID": "feed"},
             echo=lambda name, line: heard.append((name, line.readable())),
             **options,
@@ -212,7 +212,7 @@ def test_processes_end_when_their_supervisor_is_killed(scripts, tmp_path):
         from pathlib import Path
         from krabby_cli.supervise import ChildSpec, Supervisor
         spec = ChildSpec(name="a", argv=tuple(sys.argv[1:]))
-        s = Supervisor([spec], Path({str(tmp_path)!r}),
+        s = Supervisor(specs=[spec], folder=Path({str(tmp_path)!r}),
                        env={{**os.environ, "KRABBY_RUN_ID": "x"}}, echo=print)
         s.start()
         while not s.all_ready:

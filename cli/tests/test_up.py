@@ -108,9 +108,9 @@ def test_a_service_that_never_gets_ready_is_named(fakes, capsys):
 def test_a_run_until_over_ends_when_the_truth_says_so():
     for truth in ({"waypoint_index": 8.0}, {"falls": 1.0}):
         progress = Progress("tcp://127.0.0.1:1")
-        progress._fields = {"waypoint_count": [8.0], **{key: [v] for key, v in truth.items()}}
+        progress._values |= {"waypoint_count": 8.0, **truth}
         assert progress.is_over
-        progress._fields = {"waypoint_count": [8.0], "waypoint_index": [7.0], "falls": [0.0]}
+        progress._values |= {"waypoint_count": 8.0, "waypoint_index": 7.0, "falls": 0.0}
         assert not progress.is_over
         progress.close()
 
@@ -143,15 +143,15 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--course", "stpes"], "did you mean 'steps'?"),
         (["--difficulty", "7"], "outside 0 to 2.5"),
         (["--policy", "gate"], "no policy 'gate'"),
-        (["--duration", "-1"], "--duration -1.0 is no time"),
-        (["--duration", "nan"], "--duration nan is no time"),
+        (["--duration", "-1"], "--duration -1.0 is out of range"),
+        (["--duration", "nan"], "--duration nan is out of range"),
         (["--set", "simhal.speed=1"], "services are sim-hal, camera, gameloop"),
         (["--set", "camera.source=hal", "--no-camera"], "there is no camera to set"),
         (["--base-port", "99999"], "base port 99999 is out of range"),
         (["--record", "missing/run.mcap"], "cannot be written"),
         (["--in-process"], "add --speed 0 for lock-step"),
-        (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs processes"),
-        (["--in-process", "--speed", "0", "--until-over"], "--until-over needs processes"),
+        (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs separate"),
+        (["--in-process", "--speed", "0", "--until-over"], "--until-over needs separate"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys, argv, said):

@@ -185,7 +185,7 @@ def test_a_command_of_17_joints_is_refused():
 def test_a_payload_of_the_wrong_size_is_not_sent():
     with pytest.raises(EncodeError, match="command payload has 17 floats, the stream has 18"):
         encode(COMMAND, np.zeros(17), **STAMPS)
-    with pytest.raises(EncodeError, match="camera payload has 0 floats, the stream takes 1 to"):
+    with pytest.raises(EncodeError, match="camera payload has 0 floats, the stream has 1 to"):
         encode(CAMERA, np.zeros((0, 3)), **STAMPS)
 
 

@@ -27,6 +27,14 @@ from krabby_proto import (
 INVALID = json.loads((Path(__file__).parents[1] / "golden" / "invalid.json").read_text())
 
 
+def rejected(server):
+    return {
+        name: count
+        for name, count in server.stats.commands.items()
+        if count and name.startswith("rejected_")
+    }
+
+
 class Handler:
     """Remembers what it was told; applies every command 40 us after the clock's reading."""
 
@@ -138,7 +146,7 @@ def test_an_applied_command_is_answered_with_all_the_client_needs(server, call, 
     assert (reply.position_clamp_mask, reply.rate_clamp_mask) == (0b101, 0b010)
     assert (reply.request_sequence, reply.applied_sequence) == (5, 5)
     assert (reply.applied_ns, reply.server_ns) == (clock() + 40_000, clock())
-    assert server.stats.applied == 1
+    assert server.stats.commands["applied"] == 1
 
 
 def test_a_request_id_frame_is_echoed(call, frames):
@@ -160,7 +168,7 @@ def test_of_a_batch_only_the_newest_is_applied(server, call, frames, handler):
         (3, "superseded", 4),
     ]
     assert [message.sequence for message in handler.commands] == [4]
-    assert (server.stats.applied, server.stats.superseded) == (1, 3)
+    assert (server.stats.commands["applied"], server.stats.commands["superseded"]) == (1, 3)
 
 
 @pytest.mark.parametrize("transport", ["inproc"], indirect=True)
@@ -174,8 +182,8 @@ def test_after_a_stall_nothing_old_is_applied(server, call, frames, handler, clo
         server.poll(0.0)
     # stamped 0.99 s after the first, 10 ms before now; 3 of 100 are at most 25 ms old
     assert [message.sequence for message in handler.commands] == [100]
-    assert server.stats.rejected == {"rejected_stale": 98}
-    assert server.stats.superseded == 1
+    assert rejected(server) == {"rejected_stale": 98}
+    assert server.stats.commands["superseded"] == 1
 
 
 @pytest.mark.parametrize("case", INVALID, ids=[case["name"] for case in INVALID])
@@ -187,7 +195,7 @@ def test_bad_frames_are_answered_by_name_and_the_next_command_works(
     assert reply.status == case["status"]
     assert handler.commands == []
     assert caller.command(frames(1)).applied
-    assert server.stats.rejected == {reply.status_name: 1}
+    assert rejected(server) == {reply.status_name: 1}
 
 
 def test_rejections_tell_the_safety_state_too(server, call, frames):

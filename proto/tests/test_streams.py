@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from krabby_proto import (
     COMMAND,
@@ -87,3 +90,13 @@ def test_default_endpoints_follow_their_base(base, state):
 def test_a_base_without_a_known_transport_is_refused(base):
     with pytest.raises(EndpointError, match="give tcp://HOST, ipc:///some/folder"):
         default_endpoints(base)
+
+
+def test_tables_codec_and_states_work_without_libzmq():
+    program = (
+        "import sys; sys.modules['zmq'] = None\n"
+        "from krabby_proto import NAV, Fault, SafetyState, encode, fault_names\n"
+        "assert SafetyState.HOLD.live and fault_names(Fault.TILT | Fault.IMU) == ['tilt', 'imu']\n"
+        "encode(NAV, [0.3, 0.0, 0.0], instance_id=1, sequence=1, capture_ns=1, publish_ns=1)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

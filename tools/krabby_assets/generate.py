@@ -1,6 +1,7 @@
-"""Write everything under `assets/crab_hex/` that has a source: `python -m krabby_assets.generate`.
+"""Write what follows from each robot's sources: `python -m krabby_assets.generate`.
 
 robot.toml and crab_hex.urdf.xacro are the sources; URDF, MJCF, USD and pictures follow from them.
+A robot without a xacro file of its own has the default robot's shape.
 `--check` writes nothing and fails on the first difference. The text formats are the same byte for
 byte on every machine; pictures are only checked to be there, because their last bits depend on the
 versions of MuJoCo and NumPy.
@@ -11,30 +12,41 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from krabby.robot.assets import ROBOT_NAME, robot_dir
+from krabby.robot.assets import DEFAULT_ROBOT, assets_dir
 from krabby.robot.description import RobotDescription
-from krabby.robot.errors import RobotError
+from krabby.robot.errors import AssetError, RobotError
 
 from krabby_assets import mjcf, urdf, usd
 
-__all__ = ["PICTURES", "first_difference", "main", "texts"]
+__all__ = ["PICTURES", "first_difference", "main", "robots", "texts"]
 
 PICTURES = ("crab_hex.png", "views.png")
-"""Files in `pictures/`: the robot on a course, and its views from front, side and top."""
+"""Files in `pictures/` of the default robot: on a course, and from front, side and top."""
 
 _MAX_PICTURE_BYTES = 400_000
 
 
 def texts(folder: Path) -> dict[str, str]:
     """The text files that follow from the sources in `folder`, by name."""
-    description = RobotDescription.load(folder / "robot.toml")
-    urdf_text = urdf.expand(description, folder / f"{ROBOT_NAME}.urdf.xacro")
+    name, description = folder.name, RobotDescription.load(folder / "robot.toml")
+    if description.name != name:
+        raise AssetError(f"{folder}: robot.toml has name = {description.name!r}; call both alike")
+    shape = folder / f"{name}.urdf.xacro"
+    if not shape.is_file():
+        shape = folder.parent / DEFAULT_ROBOT / f"{DEFAULT_ROBOT}.urdf.xacro"
+    urdf_text = urdf.expand(description, shape)
     tree = urdf.parse(urdf_text)
     return {
-        f"{ROBOT_NAME}.urdf": urdf_text,
-        f"{ROBOT_NAME}.xml": mjcf.to_mjcf(tree, description),
-        f"{ROBOT_NAME}.usda": usd.to_usda(tree, description),
+        f"{name}.urdf": urdf_text,
+        f"{name}.xml": mjcf.to_mjcf(tree, description),
+        f"{name}.usda": usd.to_usda(tree, description),
     }
+
+
+def robots() -> list[Path]:
+    """Folders of all robots, the default one first."""
+    folders = (path.parent for path in assets_dir().glob("*/robot.toml"))
+    return sorted(folders, key=lambda folder: (folder.name != DEFAULT_ROBOT, folder.name))
 
 
 def first_difference(folder: Path) -> str | None:
@@ -46,7 +58,7 @@ def first_difference(folder: Path) -> str | None:
         found = path.read_text(encoding="utf-8")
         if found != expected:
             return f"{path}:{_differing_line(found, expected)}"
-    for name in PICTURES:
+    for name in PICTURES if folder.name == DEFAULT_ROBOT else ():
         path = folder / "pictures" / name
         if not path.is_file():
             return f"{path} is missing"
@@ -62,10 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pictures", action="store_true", help="leave the pictures alone")
     arguments = parser.parse_args(argv)
     try:
-        folder = robot_dir()
-        if arguments.check:
-            return _check(folder)
-        _write(folder, pictures=not arguments.no_pictures)
+        for folder in robots():
+            if not arguments.check:
+                _write(folder, pictures=not arguments.no_pictures)
+            elif _check(folder):
+                return 1
     except RobotError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -84,7 +97,7 @@ def _write(folder: Path, *, pictures: bool) -> None:
     for name, text in texts(folder).items():
         (folder / name).write_text(text, encoding="utf-8")
         sys.stdout.write(f"wrote {folder / name}\n")
-    if pictures:
+    if pictures and folder.name == DEFAULT_ROBOT:
         # Loads the simulator; the text formats do not need it.
         from krabby_assets.pictures import write_pictures
 

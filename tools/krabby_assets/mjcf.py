@@ -40,8 +40,8 @@ def to_mjcf(tree: Tree, description: RobotDescription) -> str:
     _keyframe(root, description)
     ET.indent(root, space="  ")
     return (
-        "<!-- Generated from crab_hex.urdf and robot.toml: edit crab_hex.urdf.xacro or robot.toml "
-        "and run `make assets`. -->\n"
+        f"<!-- Generated from {tree.name}.urdf and robot.toml: edit crab_hex.urdf.xacro or "
+        "robot.toml and run `make assets`. -->\n"
         f"{ET.tostring(root, encoding='unicode')}\n"
     )
 
@@ -62,7 +62,6 @@ def _option(root: ET.Element) -> None:
 
 def _defaults(root: ET.Element, description: RobotDescription) -> None:
     top = ET.SubElement(root, "default")
-    ET.SubElement(top, "joint", armature=numbers([description.armature]))
     visual = ET.SubElement(top, "default", {"class": "visual"})
     ET.SubElement(visual, "geom", group=str(VISUAL_GROUP), contype="0", conaffinity="0", mass="0")
     collision = ET.SubElement(top, "default", {"class": "collision"})
@@ -92,15 +91,17 @@ def _body(parent: ET.Element, link: Link, tree: Tree, description: RobotDescript
                 name=link.joint.name,
                 axis=numbers(link.joint.axis),
                 range=numbers([link.joint.lower, link.joint.upper]),
+                armature=numbers([description.armature[description.joint_index(link.joint.name)]]),
             )
     if link.inertial is not None:
-        ET.SubElement(
+        inertial = ET.SubElement(
             body,
             "inertial",
-            pos=numbers(link.inertial.com),
+            pos=numbers(link.inertial.pose.pos),
             mass=numbers([link.inertial.mass]),
             diaginertia=numbers(link.inertial.moments),
         )
+        _set_pose(inertial, link.inertial.pose)
     is_foot = link.name in description.foot_names
     for i, shape in enumerate(link.collisions):
         suffix = "" if len(link.collisions) == 1 else f"_{i}"
@@ -177,7 +178,6 @@ def _contact(root: ET.Element, description: RobotDescription) -> None:
 
 def _actuators(root: ET.Element, description: RobotDescription) -> None:
     actuators = ET.SubElement(root, "actuator")
-    peak = description.peak_torque
     for i, name in enumerate(description.joint_names):
         ET.SubElement(
             actuators,
@@ -187,7 +187,7 @@ def _actuators(root: ET.Element, description: RobotDescription) -> None:
             kp=numbers([description.kp[i]]),
             kv=numbers([description.kd[i]]),
             ctrlrange=numbers([description.joint_lower[i], description.joint_upper[i]]),
-            forcerange=numbers([-peak, peak]),
+            forcerange=numbers([-description.peak_torque[i], description.peak_torque[i]]),
         )
 
 

@@ -78,10 +78,10 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Inertial:
-    """Mass, centre of mass [m] and moments about it [kg·m²]; this robot's axes are principal."""
+    """Mass [kg], pose of the principal axes in the centre of mass, moments [kg·m²]."""
 
     mass: float
-    com: FloatArray
+    pose: Pose
     moments: FloatArray
 
 
@@ -165,7 +165,7 @@ def parse(text: str) -> Tree:
 
 def _arguments(description: RobotDescription) -> dict[str, str]:
     """The xacro arguments: every number the source file leaves open, at full precision."""
-    geometry, masses, camera = description.geometry, description.masses, description.camera
+    geometry, camera = description.geometry, description.camera
     values: dict[str, float] = {
         **dict(zip(("body_x", "body_y", "body_z"), geometry.body_size, strict=True)),
         "hip_length": geometry.hip_length,
@@ -175,19 +175,18 @@ def _arguments(description: RobotDescription) -> dict[str, str]:
         "femur_radius": geometry.femur_radius,
         "tibia_radius": geometry.tibia_radius,
         "foot_radius": geometry.foot_radius,
-        "body_mass": masses.body,
-        "hip_mass": masses.hip,
-        "femur_mass": masses.femur,
-        "tibia_mass": masses.tibia,
-        "foot_mass": masses.foot,
-        "peak_torque": description.peak_torque,
-        "no_load_speed": description.no_load_speed,
         **dict(zip(("camera_x", "camera_y", "camera_z"), camera.mount_xyz, strict=True)),
         "camera_pitch": camera.mount_pitch_rad,
     }
     for i, kind in enumerate(JOINT_KINDS):
         values[f"{kind}_lower"] = description.joint_lower[i]
         values[f"{kind}_upper"] = description.joint_upper[i]
+        values[f"{kind}_peak_torque"] = description.peak_torque[i]
+        values[f"{kind}_no_load_speed"] = description.no_load_speed[i]
+    for link, inertial in description.inertials.items():
+        values |= {f"{link}_mass": inertial.mass, f"{link}_tilt": inertial.tilt}
+        values |= {f"{link}_com_{axis}": inertial.com[i] for i, axis in enumerate("xyz")}
+        values |= {f"{link}_i{axis}{axis}": inertial.moments[i] for i, axis in enumerate("xyz")}
     for i, leg in enumerate(description.leg_names):
         hip = zip("xyz", geometry.hip_pos_b[i], strict=True)
         values |= {f"{leg}_hip_{axis}": value for axis, value in hip}
@@ -207,6 +206,7 @@ def _tidy(root: ET.Element) -> None:
     for element in root.iter():
         for key in _NUMBERS & element.attrib.keys():
             element.set(key, numbers(float(word) for word in element.attrib[key].split()))
+    for element in root.iter():
         for origin in element.findall("origin"):
             for key in ("xyz", "rpy"):
                 if origin.get(key) == "0 0 0":
@@ -233,18 +233,13 @@ def _link(element: ET.Element, joint: ET.Element | None) -> Link:
 
 def _inertial(element: ET.Element) -> Inertial:
     inertia = _required(element, "inertia")
-    pose = _pose(element)
-    off_diagonal = [float(inertia.attrib[key]) for key in ("ixy", "ixz", "iyz")]
-    if any(off_diagonal) or not np.array_equal(pose.quat, rotations.IDENTITY):
+    mass = float(_required(element, "mass").attrib["value"])
+    if any(float(inertia.attrib[key]) for key in ("ixy", "ixz", "iyz")):
         raise AssetError(
-            f"inertia of mass {_required(element, 'mass').get('value')} is not along the link's "
-            "axes; write it as principal moments"
+            f"inertia of mass {mass:g} has products; write principal moments and turn the origin"
         )
-    return Inertial(
-        mass=float(_required(element, "mass").attrib["value"]),
-        com=pose.pos,
-        moments=np.array([float(inertia.attrib[key]) for key in ("ixx", "iyy", "izz")]),
-    )
+    moments = np.array([float(inertia.attrib[key]) for key in ("ixx", "iyy", "izz")])
+    return Inertial(mass=mass, pose=_pose(element), moments=moments)
 
 
 def _joint(element: ET.Element) -> Joint:

@@ -1,7 +1,7 @@
 """USD: the robot for Isaac Lab and other USD tools, translated from the URDF tree and `robot.toml`.
 
-Layout: `/crab_hex` is the default prim and the articulation root; its links are siblings below it,
-each a rigid body; joints are in `/crab_hex/joints`. Metres, kilograms, Z up.
+Layout: `/NAME` is the default prim and the articulation root; its links are siblings below it,
+each a rigid body; joints are in `/NAME/joints`. Metres, kilograms, Z up.
 
 Two habits of USD that bite: angles are degrees, so drive stiffness and damping are per degree (the
 SI gain times pi/180) and limits and targets are degrees; and a joint turns about a positive axis of
@@ -41,8 +41,8 @@ def to_usda(tree: Tree, description: RobotDescription) -> str:
     writer = _Writer(stage, tree, description)
     writer.write()
     comment = (
-        "Generated from crab_hex.urdf and robot.toml: edit crab_hex.urdf.xacro or robot.toml and "
-        "run `make assets`."
+        f"Generated from {tree.name}.urdf and robot.toml: edit crab_hex.urdf.xacro or robot.toml "
+        "and run `make assets`."
     )
     layer = stage.GetRootLayer()
     layer.documentation = comment
@@ -106,9 +106,9 @@ class _Writer:
             UsdPhysics.RigidBodyAPI.Apply(prim.GetPrim())
             mass = UsdPhysics.MassAPI.Apply(prim.GetPrim())
             mass.CreateMassAttr(link.inertial.mass)
-            mass.CreateCenterOfMassAttr(_vec3f(link.inertial.com))
+            mass.CreateCenterOfMassAttr(_vec3f(link.inertial.pose.pos))
             mass.CreateDiagonalInertiaAttr(_vec3f(link.inertial.moments))
-            mass.CreatePrincipalAxesAttr(Gf.Quatf(1.0))
+            mass.CreatePrincipalAxesAttr(_quatf(link.inertial.pose.quat))
         self._write_shapes(link, path)
         for child in self._tree.children(link.name):
             assert child.joint is not None
@@ -231,9 +231,9 @@ class _Writer:
         drive.CreateTargetPositionAttr(default_deg)
         # What USD has no schema for: written as PhysX and Newton read it.
         for name, value in (
-            ("newton:armature", description.armature),
+            ("newton:armature", description.armature[i]),
             ("newton:velocityLimit", math.degrees(joint.velocity)),
-            ("physxJoint:armature", description.armature),
+            ("physxJoint:armature", description.armature[i]),
             ("physxJoint:maxJointVelocity", math.degrees(joint.velocity)),
             ("state:angular:physics:position", default_deg),
         ):

@@ -1,26 +1,22 @@
-"""`krabby course`: look at a course, or write it to a file."""
+"""`krabby course`: describe a course, draw it or write it to a mesh file."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from krabby.course.courses import COURSES, EXPORT_SUFFIXES, MAX_DIFFICULTY, make_course
+import numpy as np
+from krabby.course.courses import COURSES, EXPORT_SUFFIXES, Course, make_course
 
-from krabby_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from krabby.course.courses import Course
+from krabby_cli.errors import UsageError, writing
+from krabby_cli.options import add_command, add_difficulty_options, option, print_line
 
 __all__ = ["add_parser"]
 
-_FOV_RAD: Final = 0.5
-
 _EPILOG: Final = f"""\
-courses
-{chr(10).join(f"  {name:8} {recipe.summary}" for name, recipe in COURSES.items())}
+courses:
+{chr(10).join(f"  {name:15} {recipe.summary}" for name, recipe in COURSES.items())}
 
 examples:
   krabby course mixed --difficulty 0.7 --seed 3
@@ -30,30 +26,16 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "course",
-        help="describe, render or export a course",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        commands, "course", run, "describe, draw or export a course", __doc__, _EPILOG
     )
-    parser.add_argument("name", help=f"one of {', '.join(COURSES)}")
-    parser.add_argument(
-        "--difficulty", type=float, default=0.5, metavar="D", help=f"0 to {MAX_DIFFICULTY} (0.5)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="layout (0)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=f"a mesh ({', '.join(EXPORT_SUFFIXES)}) or a picture (.png)",
-    )
-    parser.set_defaults(handler=run)
+    parser.add_argument("name", metavar="NAME", help=f"course: {', '.join(COURSES)}")
+    add_difficulty_options(parser)
+    text = f"mesh ({', '.join(EXPORT_SUFFIXES)}) or picture (.png) to write"
+    option(parser, "--out", "FILE", None, text, type=Path)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Describe the course, write the file if one is asked for."""
     course = make_course(args.name, args.difficulty, args.seed)
     if args.out is not None:
         if args.out.suffix.lower() == ".png":
@@ -64,43 +46,32 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(
                 f"--out {args.out}: choose a name ending in .png, {', '.join(EXPORT_SUFFIXES)}"
             )
-    sys.stdout.write(f"{course.describe()}\n")
+    print_line(course.describe())
     if args.out is not None:
-        sys.stdout.write(f"wrote {args.out}\n")
+        print_line(f"wrote {args.out}")
     return 0
 
 
 def _render(course: Course, path: Path) -> None:
     """The whole course from the side, the robot standing at its start."""
-    # Rendering brings the simulator with it; a description does without.
-    import mujoco
-    from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
-    from krabby.mujoco.render import View, render_rays, save_picture
+    # Drawing loads the simulator; a description does without.
+    from krabby.mujoco.render import View, save_picture
     from krabby.robot import kinematics, rotations
     from krabby.robot.description import RobotDescription
 
+    from krabby_cli.film import Pose, draw
+
     desc = RobotDescription.load()
-    model = build_model(desc, course)
-    data = mujoco.MjData(model)  # pyright: ignore[reportAttributeAccessIssue]
     x, y, yaw = course.spawn
-    set_robot_state(
-        model,
-        data,
-        ModelIndex.of(model, desc),
-        base_pos_w=(x, y, float(course.height_at(x, y)) + kinematics.standing_height(desc)),
-        base_quat_w=rotations.from_euler(0.0, 0.0, yaw),
-        joint_pos=desc.default_joint_pos,
-    )
-    used_m = float(course.waypoints[-1, 0]) + 1.0
+    z = float(course.height_at(x, y)) + kinematics.standing_height(desc)
+    quat = rotations.from_euler(0.0, 0.0, yaw)
+    pose = Pose(0.0, np.array((x, y, z)), quat, desc.default_joint_pos)
+    used_m = float(course.waypoints[:, 0].max()) + 1.0
     view = View(
         eye=(0.72 * used_m, -0.62 * used_m, 0.45 * used_m),
         target=(0.47 * used_m, 0.0, -0.4),
-        fov_rad=_FOV_RAD,
+        fov_rad=0.5,
     )
-    picture = render_rays(model, data, view, width=1200, height=480, sky_samples=8)
-    try:
+    (picture,) = draw(course, [pose], lambda _: view, width=1200, height=480)
+    with writing(path):
         save_picture(picture, path)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; choose a writable place"
-        ) from error

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, else a line now and then."""
+"""Display of a run: a live table on a terminal, else a progress line now and then."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 
 from krabby_cli import scrape
+from krabby_cli.logs import LogLine
+from krabby_cli.scrape import LiveFigures, Scrape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from rich.table import Table
 
-    from krabby_cli.logs import LogLine
-    from krabby_cli.scrape import LiveFigures, Scrape
-
-__all__ = ["Display", "Echo", "LiveDisplay", "PlainDisplay", "RunView"]
+__all__ = ["Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 
 _RENDER_PERIOD_S: Final = 0.25
 _ASK_PERIOD_S: Final = 1.0
@@ -30,13 +28,13 @@ _ANSWER_S: Final = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """What the supervisor knows at one moment."""
+    """State of a run at one moment."""
 
     title: str
     elapsed_s: float | None
     """Since all were ready; None while they start."""
     duration_s: float
-    """0 when there is no end."""
+    """0: no end."""
     progress: str
     states: Mapping[str, str]
     """Process state by service."""
@@ -44,30 +42,13 @@ class RunView:
 
     @property
     def clock(self) -> str:
-        """How far the run is."""
         if self.elapsed_s is None:
             return "starting"
         return f"{self.elapsed_s:.0f} s" + (f" of {self.duration_s:g} s" if self.duration_s else "")
 
 
-class Display(Protocol):
-    """Shows a run."""
-
-    def update(self, view: RunView) -> None:
-        """Called ten times a second; shows what is due."""
-        ...
-
-    def say(self, text: str) -> None:
-        """Show a line that stays."""
-        ...
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        ...
-
-
 class Echo:
-    """Passes on what the services' logs say aloud; the same event of a service once in a while."""
+    """Shows warnings of the services' logs, each event of a service once per period."""
 
     def __init__(
         self,
@@ -82,7 +63,6 @@ class Echo:
         self._said: dict[tuple[str, str], tuple[float, int]] = {}
 
     def __call__(self, name: str, line: LogLine) -> None:
-        """Take one line of a service's log."""
         more = 0
         if line.event:
             key, now = (name, line.event), self._clock()
@@ -95,7 +75,7 @@ class Echo:
 
 
 class PlainDisplay:
-    """A progress line on stderr now and then."""
+    """Writes a progress line to stderr once per period; base of other displays."""
 
     def __init__(self, *, period_s: float = 5.0) -> None:
         self._period_s = period_s
@@ -104,7 +84,6 @@ class PlainDisplay:
         """Put before every line."""
 
     def update(self, view: RunView) -> None:
-        """Write a line when one is due."""
         now = time.monotonic()
         if now < self._due_s:
             return
@@ -113,7 +92,6 @@ class PlainDisplay:
         self.say(f"{view.clock}: {view.progress}" + (f", {load:.2f} cores" if load else ""))
 
     def say(self, text: str) -> None:
-        """Write a line."""
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{self.prefix}{text}\n")
             sys.stderr.flush()
@@ -122,14 +100,15 @@ class PlainDisplay:
         """Nothing to undo."""
 
 
-class LiveDisplay:
-    """A table on the terminal, fed by the services' metrics and by asking HAL and gameloop."""
+class LiveDisplay(PlainDisplay):
+    """A table on the terminal: the services' metrics, and the states of HAL and game loop."""
 
     def __init__(self, endpoints: Mapping[str, str], metrics_ports: Mapping[str, int]) -> None:
-        # Only a run on a terminal pays for it.
+        # Loaded only for a run on a terminal.
         from rich.console import Console
         from rich.live import Live
 
+        super().__init__()
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
@@ -139,7 +118,6 @@ class LiveDisplay:
         self._scrapes: dict[str, Scrape] = {}
         self._figures: dict[str, LiveFigures] = {}
         self._answers: dict[str, str] = {}
-        self._render_due_s = 0.0
         self._ask_due_s = 0.0
 
     def update(self, view: RunView) -> None:
@@ -148,29 +126,27 @@ class LiveDisplay:
         if now >= self._ask_due_s and view.elapsed_s is not None:
             self._ask_due_s = now + _ASK_PERIOD_S
             self._ask(now)
-        if now >= self._render_due_s:
-            self._render_due_s = now + _RENDER_PERIOD_S
+        if now >= self._due_s:
+            self._due_s = now + _RENDER_PERIOD_S
             self._live.update(self._table(view), refresh=True)
 
     def say(self, text: str) -> None:
-        """Print above the table."""
         self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Take the table away."""
         self._live.stop()
         self._hal.close()
         self._loop.close()
 
     def _ask(self, now_s: float) -> None:
+        self._figures = {}
         for name, port in self._metrics_ports.items():
             found = scrape.fetch(port, now_s)
             if found is None:
-                self._figures.pop(name, None)
-            elif name in self._scrapes:
+                continue
+            if name in self._scrapes:
                 self._figures[name] = scrape.compare(self._scrapes[name], found)
-            if found is not None:
-                self._scrapes[name] = found
+            self._scrapes[name] = found
         self._answers = {"sim-hal": self._safety_state(), "gameloop": self._loop_state()}
 
     def _safety_state(self) -> str:
@@ -193,9 +169,8 @@ class LiveDisplay:
         from rich.table import Table
 
         table = Table(title=f"{view.title}\n{view.clock}: {view.progress}", title_justify="left")
-        table.add_column("service")
-        table.add_column("process")
-        table.add_column("state")
+        for heading in ("service", "process", "state"):
+            table.add_column(heading)
         for heading in ("loop Hz", "misses", "age p99 at most", "cores"):
             table.add_column(heading, justify="right")
         for name, state in view.states.items():
@@ -206,11 +181,9 @@ class LiveDisplay:
                 self._answers.get(name, ""),
                 f"{figures.loop_hz:.1f}" if figures and figures.loop_hz > 0 else "",
                 str(figures.deadline_misses) if figures else "",
-                _ages(figures.age_p99_ms) if figures else "",
+                "\n".join(f"{s} {age:g} ms" for s, age in figures.age_p99_ms.items())
+                if figures
+                else "",
                 f"{view.cores[name]:.2f}" if name in view.cores else "",
             )
         return table
-
-
-def _ages(ages_ms: Mapping[str, float]) -> str:
-    return "\n".join(f"{stream} {age:g} ms" for stream, age in ages_ms.items())

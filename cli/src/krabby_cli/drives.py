@@ -1,10 +1,10 @@
-"""What a person does with the drives before the robot walks. None is switched on.
+"""`krabby drives`: commission the drives before the robot walks; no drive is enabled.
 
-    krabby drives probe        who answers, how warm, which faults
-    krabby drives watch        the angle of every joint, while somebody moves them by hand
-    krabby drives calibrate    where the zeros are, written to the robot's calibration file
+    krabby drives probe        list the drives that answer, their temperatures and faults
+    krabby drives watch        show the angle of every joint while they are moved by hand
+    krabby drives calibrate    measure the zeros and write the calibration file
 
-It speaks with the drives itself, so it refuses to while a HAL does.
+It uses the CAN buses itself and refuses to run beside a HAL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import datetime
 import socket
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,15 +21,16 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from krabby.drivers.errors import DeviceError
 from krabby.robot.description import RobotDescription
+from numpy.typing import NDArray
 
 from krabby_cli.errors import CliError
+from krabby_cli.options import add_command, flag, option, print_line
 
 if TYPE_CHECKING:
     from krabby.drivers.can import DriveReadings
     from krabby.drivers.can.bus import CanJointBus
     from krabby.drivers.can.calibration import Calibration
     from krabby.drivers.can.hardware import HardwareDescription
-    from numpy.typing import NDArray
 
 __all__ = ["add_parser"]
 
@@ -39,7 +39,7 @@ _READINGS: Final = 50
 _READING_S: Final = 0.02
 _WATCH_S: Final = 0.2
 _CYCLES: Final = 100
-"""Half a second: a second drive under one id that answers every tenth time is found too."""
+"""Half a second: it also finds a second drive on one id that answers every tenth time."""
 _CYCLE_NS: Final = 5_000_000
 _POSES: Final = {
     "zero": "every leg straight out from the body and level, feet on trestles",
@@ -48,35 +48,26 @@ _POSES: Final = {
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand, which has some of its own."""
-    parser = commands.add_parser(
-        "drives",
-        help="on the robot, its HAL stopped: probe, watch or calibrate the drives",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        commands, "drives", run, "probe, watch or calibrate the drives (HAL stopped)", __doc__
     )
-    parser.add_argument("--hardware", default="", metavar="FILE", help="hardware.toml")
-    parser.add_argument("--interface", default="", help="python-can interface in place of its own")
-    parser.add_argument(
-        "--channel", action="append", default=[], metavar="NAME", help="once for each bus"
-    )
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        default=Path("/var/lib/krabby/calibration.toml"),
-        metavar="FILE",
-        help="%(default)s",
-    )
-    parser.set_defaults(handler=run)
+    option(parser, "--hardware", "FILE", "", "hardware.toml (default in the assets folder)")
+    option(parser, "--interface", "NAME", "", "python-can interface (default of hardware.toml)")
+    text = "python-can channel (default of hardware.toml); once per bus"
+    parser.add_argument("--channel", action="append", default=[], metavar="NAME", help=text)
+    path = Path("/var/lib/krabby/calibration.toml")
+    option(parser, "--calibration", "FILE", path, "calibration.toml", type=Path)
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("probe", help="who answers").set_defaults(act=_probe)
-    actions.add_parser("watch", help="angles, while joints are moved").set_defaults(act=_watch)
-    command = actions.add_parser("calibrate", help="measure the zeros, write the file")
-    command.add_argument(
-        "--pose", choices=_POSES, default="zero", help="what the legs are put into (%(default)s)"
-    )
-    command.add_argument("--yes", action="store_true", help="measure at once, do not ask")
-    command.set_defaults(act=_calibrate)
+    for name, act, text in (
+        ("probe", _probe, "list the drives that answer, their temperatures and faults"),
+        ("watch", _watch, "show the angle of every joint"),
+        ("calibrate", _calibrate, "measure the zeros and write the calibration file"),
+    ):
+        action = actions.add_parser(name, help=text, description=text)
+        action.set_defaults(act=act)
+        if act is _calibrate:
+            option(action, "--pose", None, "zero", "pose of the legs", choices=_POSES)
+            flag(action, "--yes", "measure at once, without asking")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,7 +93,7 @@ def _refuse_beside_a_hal() -> None:
 
 @contextlib.contextmanager
 def _opened(
-    args: argparse.Namespace, calibration: Calibration | None = None
+    args: argparse.Namespace,
 ) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, CanJointBus]]:
     """The buses of hardware.toml, open; every drive stays off."""
     # Loaded here: the drivers take 0.1 s, which `krabby estop` must not wait for.
@@ -113,12 +104,10 @@ def _opened(
     desc = RobotDescription.load()
     cfg = CanCfg(hardware=args.hardware, interface=args.interface, channels=tuple(args.channel))
     hardware = load_hardware(cfg, desc)
-    if calibration is None:
-        calibration = (
-            Calibration.load(args.calibration, hardware)
-            if args.calibration.exists()
-            else Calibration.nominal(hardware)
-        )
+    if args.calibration.exists():
+        calibration = Calibration.load(args.calibration, hardware)
+    else:
+        calibration = Calibration.nominal(hardware)
     bus = CanJointBus(hardware, calibration, desc)
     bus.open()
     try:
@@ -133,25 +122,24 @@ def _probe(args: argparse.Namespace) -> int:
 
     with _opened(args) as (_, hardware, calibration, bus):
         readings = _listen(bus, len(hardware.drives))
-        sys.stdout.write(f"{'joint':14} {'bus':8} {'id':>3} {'angle rad':>10} {'°C':>6}  faults\n")
+        print_line(f"{'joint':14} {'bus':8} {'id':>3} {'angle rad':>10} {'°C':>6}  faults")
         for i, drive in enumerate(hardware.drives):
-            sys.stdout.write(
+            faults = int(readings.faults[i])
+            print_line(
                 f"{drive.joint:14} {drive.bus:8} {drive.can_id:3d} {readings.joint_pos[i]:10.3f} "
-                f"{readings.temperature_c[i]:6.1f}  "
-                f"{fault_names(int(readings.faults[i])) or 'none'}\n"
+                f"{readings.temperature_c[i]:6.1f}  {fault_names(faults) or 'none'}"
             )
-            if readings.faults[i]:
-                sys.stdout.write(f"{'':14} do: {remedy(int(readings.faults[i]))}\n")
+            if faults:
+                print_line(f"{'':14} do: {remedy(faults)}")
         for conflict in readings.conflicts:
-            sys.stdout.write(f"{conflict}: {conflict.remedy}\n")
-    sys.stdout.write(
-        f"{len(hardware.drives)} drives answer; calibrated: {calibration.measured or 'never'}\n"
-    )
+            print_line(f"{conflict}: {conflict.remedy}")
+    count, measured = len(hardware.drives), calibration.measured or "never"
+    print_line(f"{count} drives answer; calibrated: {measured}")
     return 1 if readings.faults.any() else 0
 
 
 def _listen(bus: CanJointBus, count: int) -> DriveReadings:
-    """Cycles with nothing switched on, until what the drives say of themselves has settled."""
+    """Exchange with all drives off until their reports have settled."""
     from krabby.drivers.can import DriveTargets
 
     readings = bus.probe()
@@ -164,12 +152,11 @@ def _listen(bus: CanJointBus, count: int) -> DriveReadings:
 
 def _watch(args: argparse.Namespace) -> int:
     with _opened(args) as (desc, _, _, bus):
-        sys.stdout.write(f"{desc.name}, angles in rad; Ctrl-C ends it\n")
-        sys.stdout.write(" ".join(name[-12:].rjust(12) for name in desc.joint_names) + "\n")
+        print_line(f"{desc.name}, angles in rad; Ctrl-C ends it")
+        print_line(" ".join(name[-12:].rjust(12) for name in desc.joint_names))
         while True:
             angles = bus.probe().joint_pos.tolist()
-            sys.stdout.write(" ".join(f"{angle:12.3f}" for angle in angles) + "\n")
-            sys.stdout.flush()
+            print_line(" ".join(f"{angle:12.3f}" for angle in angles))
             time.sleep(_WATCH_S)
 
 
@@ -178,28 +165,23 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     desc = RobotDescription.load()
     pose = np.zeros(len(desc.joint_names)) if args.pose == "zero" else desc.default_joint_pos
-    sys.stdout.write(f"The pose {args.pose!r}: {_POSES[args.pose]}.\n")
+    print_line(f"The pose {args.pose!r}: {_POSES[args.pose]}.")
     if not args.yes:
         input("The drives are off. Put every leg into it, keep it still, press Enter. ")
     with _opened(args) as (desc, hardware, current, bus):
-        measured = calibrate(
-            current,
-            _readings(bus, len(hardware.drives)),
-            pose,
-            desc,
-            date=datetime.date.today().isoformat(),
-        )
+        readings = _readings(bus, len(hardware.drives))
+        today = datetime.date.today().isoformat()
+        measured = calibrate(current, readings, pose, desc, date=today)
         _warn_of_turns(current.offset, measured.offset, desc.joint_names)
         measured.save(args.calibration)
-    sys.stdout.write(f"{args.calibration} written: {len(measured.joint_names)} joints\n")
+    print_line(f"{args.calibration} written: {len(measured.joint_names)} joints")
     return 0
 
 
 def _readings(bus: CanJointBus, count: int) -> NDArray[np.float64]:
     taken = np.empty((_READINGS, count))
     for row in taken:
-        readings: DriveReadings = bus.probe()
-        row[:] = readings.joint_pos
+        row[:] = bus.probe().joint_pos
         time.sleep(_READING_S)
     return taken
 
@@ -207,9 +189,9 @@ def _readings(bus: CanJointBus, count: int) -> NDArray[np.float64]:
 def _warn_of_turns(
     old: NDArray[np.float64], new: NDArray[np.float64], names: Sequence[str]
 ) -> None:
-    """A zero that moved by half a turn is a leg that was mounted anew, or in the wrong pose."""
+    """A zero that moved by over a quarter turn: the leg was mounted anew or is in a wrong pose."""
     for name, before, after in zip(names, old.tolist(), new.tolist(), strict=True):
         if abs(after - before) > np.pi / 2.0:
-            sys.stdout.write(
-                f"note: {name} moved by {after - before:+.2f} rad against the last calibration\n"
+            print_line(
+                f"note: {name} moved by {after - before:+.2f} rad against the last calibration"
             )

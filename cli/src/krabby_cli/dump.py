@@ -1,62 +1,56 @@
-"""`krabby dump`: which streams speak, how often, how old, and what is wrong with them."""
+"""`krabby dump`: show rate, age, size and losses of the streams."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
-from krabby_proto import FLAG_LOCKSTEP, HEADER_SIZE, STREAMS, Message, unpack
+from krabby_proto import (
+    FLAG_LOCKSTEP,
+    HEADER_SIZE,
+    STREAMS,
+    LatestSubscriber,
+    Message,
+    Stream,
+    unpack,
+)
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
-from krabby_cli.listen import AUDIBLE, Listener, audible
-
-if TYPE_CHECKING:
-    from krabby_proto import LatestSubscriber, Stream
+from krabby_cli.listen import Listener, add_streams_argument, audible
+from krabby_cli.options import add_command, flag, option, print_json, print_line
 
 __all__ = ["StreamMeter", "StreamReport", "add_parser", "describe_message", "format_reports"]
 
 _EPILOG: Final = """\
 examples:
   krabby dump                    all streams, a table every second
-  krabby dump state --once       one look, exit status 1 when it is silent
+  krabby dump state --once       one table; exit status 1 when the stream is silent
   krabby dump --json             one JSON object a second
   krabby dump --watch state      the fields of the newest message by name
 
-Ages count from capture and need the clock of the host that publishes; none is given in lock-step,
-where that clock is simulated.
+Ages count from capture, on the clock of the publishing host. There are none in lock-step, where
+that clock is simulated.
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "dump",
-        help="streams, rates, ages",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        commands, "dump", run, "show rates, ages and gaps of the streams", __doc__, _EPILOG
     )
-    parser.add_argument(
-        "streams", nargs="*", metavar="STREAM", help=f"of {', '.join(AUDIBLE)}; all by default"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable, one object a look")
-    parser.add_argument("--once", action="store_true", help="one look, then end")
-    parser.add_argument("--watch", metavar="STREAM", help="print the newest message's fields")
-    parser.add_argument(
-        "--period", type=float, default=1.0, metavar="S", help="length of a look (%(default)s s)"
-    )
+    add_streams_argument(parser)
+    flag(parser, "--json", "print one JSON object per period")
+    flag(parser, "--once", "end after one period")
+    option(parser, "--watch", "STREAM", None, "show the fields of this stream's newest message")
+    option(parser, "--period", "S", 1.0, "time between two outputs")
     add_endpoint_options(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look until Ctrl-C, or once."""
     if not 0.05 <= args.period <= 3600:
         raise UsageError(f"--period {args.period} is out of range; give 0.05 to 3600 s")
     if args.watch is not None and args.streams:
@@ -68,9 +62,25 @@ def run(args: argparse.Namespace) -> int:
         return _dump(listener, args)
 
 
+class _Screen:
+    """Puts each text in the place of the one before, where stdout is a terminal."""
+
+    def __init__(self) -> None:
+        self._lines = 0
+
+    def show(self, text: str) -> None:
+        up = f"\x1b[{self._lines}A\x1b[J" if self._lines and sys.stdout.isatty() else ""
+        print_line(f"{up}{text}")
+        self._lines = text.count("\n") + 1
+
+    def keep(self) -> None:
+        """Leave what is shown; the next text goes below it."""
+        self._lines = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamReport:
-    """One stream over one look."""
+    """One stream over one period."""
 
     stream: str
     messages: int
@@ -91,13 +101,13 @@ class StreamReport:
 
 
 class StreamMeter:
-    """Counts one stream's messages over a look."""
+    """Counts one stream's messages over a period."""
 
     def __init__(self, subscriber: LatestSubscriber) -> None:
         self._subscriber = subscriber
         self._ages_ms: list[float] = []
         self._newest: Message | None = None
-        self._counts = (0, 0, 0)
+        self._counts = np.zeros(3, np.int64)
 
     def add(self, message: Message, now_ns: int) -> None:
         """Take a message in that arrived at `now_ns`."""
@@ -105,15 +115,12 @@ class StreamMeter:
         self._ages_ms.append(message.age_s(now_ns) * 1e3)
 
     def report(self, elapsed_s: float) -> StreamReport:
-        """What came since the last report."""
         ages, newest, source = np.array(self._ages_ms), self._newest, self._subscriber
         lockstep = newest is not None and bool(newest.flags & FLAG_LOCKSTEP)
         # Another host's clock would show as ages that cannot be.
         usable = len(ages) > 0 and not lockstep and ages.min() >= 0 and ages.max() < 60_000
-        counts = (source.gaps, source.invalid, source.restarts)
-        gaps, invalid, restarts = (
-            now - before for now, before in zip(counts, self._counts, strict=True)
-        )
+        counts = np.array((source.gaps, source.invalid, source.restarts))
+        gaps, invalid, restarts = (counts - self._counts).tolist()
         self._counts = counts
         self._ages_ms, self._newest = [], None
         return StreamReport(
@@ -133,23 +140,19 @@ class StreamMeter:
 
 def _dump(listener: Listener, args: argparse.Namespace) -> int:
     meters = {name: StreamMeter(sub) for name, sub in listener.subscribers.items()}
-    # Subscribing takes a moment; what it costs is not the streams' fault.
+    # What is missed while the subscriptions take effect is not a loss of the streams.
     listener.listen(0.3, lambda name, message, now_ns: meters[name].add(message, now_ns))
     for meter in meters.values():
         meter.report(1.0)
-    redraw = 0
+    screen = _Screen()
     while True:
         elapsed = listener.listen(args.period, lambda n, m, now_ns: meters[n].add(m, now_ns))
         reports = [meter.report(elapsed) for meter in meters.values()]
         if args.json:
-            looks = {"time_ns": time.monotonic_ns(), "streams": [asdict(r) for r in reports]}
-            sys.stdout.write(json.dumps(looks) + "\n")
+            streams = [asdict(report) for report in reports]
+            print_json({"time_ns": time.monotonic_ns(), "streams": streams})
         else:
-            text = format_reports(reports)
-            up = f"\x1b[{redraw}A\x1b[J" if redraw and sys.stdout.isatty() else ""
-            sys.stdout.write(f"{up}{text}\n")
-            redraw = text.count("\n") + 1
-        sys.stdout.flush()
+            screen.show(format_reports(reports))
         silent = [report.stream for report in reports if not report.messages]
         if args.once:
             if silent and (args.streams or len(silent) == len(reports)):
@@ -160,7 +163,6 @@ def _dump(listener: Listener, args: argparse.Namespace) -> int:
 
 
 def format_reports(reports: list[StreamReport]) -> str:
-    """A table for people."""
     rows: list[tuple[str, ...]] = [
         ("stream", "rate Hz", "age p50", "p99 ms", "bytes", "gaps", "invalid", "")
     ]
@@ -182,28 +184,24 @@ def format_reports(reports: list[StreamReport]) -> str:
 
 
 def _watch(listener: Listener, args: argparse.Namespace) -> int:
+    screen = _Screen()
     newest: list[Message] = []
-    redraw = 0
     while True:
         newest.clear()
         listener.listen(args.period, lambda _, message, __: newest.append(message))
         if newest:
-            stream = STREAMS[args.watch]
-            facts = describe_message(stream, newest[-1])
+            facts = describe_message(STREAMS[args.watch], newest[-1])
+            width = max(map(len, facts))
             if args.json:
-                text = json.dumps(facts)
+                print_json(facts)
             else:
-                width = max(map(len, facts))
-                text = "\n".join(f"{k.ljust(width)}  {_readable(v)}" for k, v in facts.items())
-            up = f"\x1b[{redraw}A\x1b[J" if redraw and sys.stdout.isatty() else ""
-            sys.stdout.write(f"{up}{text}\n")
-            sys.stdout.flush()
-            redraw = text.count("\n") + 1
+                rows = (f"{name.ljust(width)}  {_readable(v)}" for name, v in facts.items())
+                screen.show("\n".join(rows))
         elif args.once:
             raise NoAnswer(listener.silence())
         else:
             sys.stderr.write(f"{args.watch} silent for {args.period:g} s\n")
-            redraw = 0
+            screen.keep()
         if args.once:
             return 0
 

@@ -1,4 +1,4 @@
-"""Where the streams of a run are: the options every subcommand shares, and free ports."""
+"""Endpoints of a run: the options that name them, and the layout of a new one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import psutil
 from krabby_proto import STREAMS, default_endpoints
 
 from krabby_cli.errors import UsageError
+from krabby_cli.options import option
 
 __all__ = [
     "BASE_PORT",
@@ -64,18 +65,16 @@ def wire(transport: str, base_port: int) -> Wiring:
             f"base port {base_port} is out of range; give 0 for free ports or "
             f"1024 to {65535 - _MAX_OFFSET}"
         )
-    offsets = {name: stream.port - BASE_PORT for name, stream in STREAMS.items()}
     if base_port == 0:
         ports = iter(_free_ports(len(STREAMS) + len(_STANDARD_METRICS)))
         streams = {name: next(ports) for name in STREAMS}
         metrics = {name: next(ports) for name in _STANDARD_METRICS}
     else:
-        streams = {name: base_port + offset for name, offset in offsets.items()}
-        metrics = (
-            dict(_STANDARD_METRICS)
-            if base_port == BASE_PORT
-            else {n: base_port + _METRICS_OFFSET + i for i, n in enumerate(_STANDARD_METRICS)}
-        )
+        streams = _stream_ports(base_port)
+        metrics = dict(_STANDARD_METRICS)
+        if base_port != BASE_PORT:
+            first = base_port + _METRICS_OFFSET
+            metrics = {name: first + index for index, name in enumerate(metrics)}
     if transport == "ipc":
         own = tempfile.mkdtemp(prefix="krabby-") if base_port == 0 else None
         endpoints = default_endpoints(f"ipc://{own or _ipc_folder()}")
@@ -93,16 +92,14 @@ def wire_in_process(run_id: str) -> Wiring:
 
 
 def check_free(wiring: Wiring) -> None:
-    """Make sure that nobody is at the endpoints or has the metrics ports yet.
+    """Check that the endpoints and the metrics ports are free.
 
     Raises:
-        UsageError: names the endpoint, what it is for, and whose it is if that can be seen.
+        UsageError: names the endpoint, its purpose, and the process that has it if that is visible.
     """
-    places = dict(wiring.endpoints)
-    places |= {
-        f"metrics of {name}": f"tcp://127.0.0.1:{port}"
-        for name, port in wiring.metrics_ports.items()
-    }
+    ports = wiring.metrics_ports.items()
+    metrics = {f"metrics of {name}": f"tcp://127.0.0.1:{port}" for name, port in ports}
+    places = {**wiring.endpoints, **metrics}
     for name, endpoint in places.items():
         if not _is_free(endpoint):
             raise UsageError(
@@ -114,26 +111,18 @@ def check_free(wiring: Wiring) -> None:
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where a running robot or simulation is."""
     group = parser.add_argument_group("where the robot is")
-    group.add_argument("--host", default="127.0.0.1", help="host of the streams (%(default)s)")
-    group.add_argument(
-        "--base-port", type=int, default=BASE_PORT, metavar="N", help="first port (%(default)s)"
-    )
-    group.add_argument(
-        "--transport", choices=("tcp", "ipc"), default="tcp", help="default %(default)s"
-    )
-    group.add_argument(
-        "--run",
-        type=Path,
-        metavar="DIR",
-        help="folder of a run of `krabby up`; its endpoints are used instead of the above",
-    )
+    option(group, "--host", "HOST", "127.0.0.1", "host of the streams")
+    option(group, "--base-port", "N", BASE_PORT, "first port")
+    option(group, "--transport", None, "tcp", "TCP or Unix sockets", choices=("tcp", "ipc"))
+    text = "folder of a run of `krabby up`, whose endpoints replace the options above"
+    option(group, "--run", "DIR", None, text, type=Path)
     group.add_argument(
         "--endpoint",
         type=parse_endpoint,
         action="append",
         default=[],
         metavar="STREAM=ENDPOINT",
-        help="one stream's endpoint, for example state=tcp://10.0.0.5:6001; repeatable",
+        help="endpoint of one stream, for example state=tcp://10.0.0.5:6001; repeatable",
     )
 
 
@@ -144,15 +133,12 @@ def endpoints_of(args: argparse.Namespace) -> dict[str, str]:
     elif args.transport == "ipc":
         endpoints = default_endpoints(f"ipc://{_ipc_folder()}")
     else:
-        endpoints = {
-            name: f"tcp://{args.host}:{args.base_port + stream.port - BASE_PORT}"
-            for name, stream in STREAMS.items()
-        }
+        ports = _stream_ports(args.base_port)
+        endpoints = {name: f"tcp://{args.host}:{port}" for name, port in ports.items()}
     return endpoints | dict(args.endpoint)
 
 
 def parse_endpoint(text: str) -> tuple[str, str]:
-    """Read ``STREAM=ENDPOINT``."""
     name, equals, endpoint = text.partition("=")
     if not equals or name not in STREAMS or "://" not in endpoint:
         raise argparse.ArgumentTypeError(
@@ -160,6 +146,10 @@ def parse_endpoint(text: str) -> tuple[str, str]:
             "endpoints look like tcp://HOST:PORT or ipc:///path"
         )
     return name, endpoint
+
+
+def _stream_ports(base_port: int) -> dict[str, int]:
+    return {name: base_port + stream.port - BASE_PORT for name, stream in STREAMS.items()}
 
 
 def _endpoints_of_run(folder: Path) -> dict[str, str]:
@@ -170,12 +160,12 @@ def _endpoints_of_run(folder: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path} is not the record of a run ({error!r}); "
-            "give a folder that `krabby up` made, it names it when it starts"
+            "give the folder that `krabby up` printed at its start"
         ) from error
 
 
 def _ipc_folder() -> str:
-    """One well-known folder per user, so that the other subcommands find it without being told."""
+    """One folder per user, so that the other commands find it."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return f"{runtime}/krabby" if runtime else f"{tempfile.gettempdir()}/krabby-{os.getuid()}"
 
@@ -195,7 +185,7 @@ def _is_free(endpoint: str) -> bool:
             return probe.connect_ex(rest) != 0
     host, _, port = rest.rpartition(":")
     with socket.socket() as probe:
-        # As the services do: a connection of the last run that still lingers is no obstacle.
+        # As the services do: a lingering connection of the last run does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))
@@ -220,6 +210,6 @@ def _owner(endpoint: str) -> str:
 
 
 def _program(process: psutil.Process) -> str:
-    """What runs in it: the module of `python -m MODULE`, else the program's name."""
+    """The module of `python -m MODULE`, else the program's name."""
     words = process.cmdline()
     return words[words.index("-m") + 1] if "-m" in words[:-1] else process.name()

@@ -1,17 +1,12 @@
-"""What the command says in one line instead of a traceback.
-
-::
-
-    CliError                    exit status 1
-    ├── UsageError              exit status 2: what was asked cannot be done, nothing was started
-    ├── ServiceDied             a process ended although nobody had asked it to
-    ├── StartTimeout            a process did not come up
-    └── NoAnswer                nobody is at an endpoint
-"""
+"""Errors that the command reports in one line; exit status 1, or 2 for a `UsageError`."""
 
 from __future__ import annotations
 
-__all__ = ["CliError", "NoAnswer", "ServiceDied", "StartTimeout", "UsageError"]
+import contextlib
+from collections.abc import Generator
+from pathlib import Path
+
+__all__ = ["CliError", "NoAnswer", "ServiceDied", "StartTimeout", "UsageError", "writing"]
 
 
 class CliError(Exception):
@@ -19,16 +14,27 @@ class CliError(Exception):
 
 
 class UsageError(CliError):
-    """What was asked cannot be done; nothing was started."""
+    """The request cannot be carried out; nothing was started."""
 
 
 class ServiceDied(CliError):  # noqa: N818 - named for what happened
-    """A process ended although nobody had asked it to."""
+    """A process ended that was not asked to."""
 
 
 class StartTimeout(CliError):  # noqa: N818
-    """A process did not come up."""
+    """A process was not ready in time."""
 
 
 class NoAnswer(CliError):  # noqa: N818
-    """Nobody is at an endpoint."""
+    """No process answers at an endpoint."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Generator[None, None, None]:
+    """Turn a failure to write `path` in the block into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror}; choose a writable place"
+        ) from error

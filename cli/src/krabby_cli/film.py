@@ -1,29 +1,26 @@
-"""`krabby film`: a recorded run as people see it, an animation or a strip of pictures."""
+"""`krabby film`: draw a recorded run in simulation as an animation or a strip of pictures."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-from krabby.course.courses import COURSES, MAX_DIFFICULTY, make_course
+from krabby.course.courses import Course, make_course
 from krabby_proto import STATE, TRUTH, unpack
 from krabby_proto.recording import Recording
+from numpy.typing import NDArray
 
-from krabby_cli.errors import CliError, UsageError
-from krabby_cli.plan import DEFAULT_COURSE
+from krabby_cli.errors import CliError, UsageError, writing
+from krabby_cli.options import add_command, add_course_options, option, print_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from krabby.mujoco.render import Picture, View
 
-    from krabby.course.courses import Course
-    from krabby.mujoco.render import Picture
-    from numpy.typing import NDArray
-
-__all__ = ["Pose", "add_parser", "along", "read_poses"]
+__all__ = ["Pose", "add_parser", "along", "draw", "read_poses"]
 
 _ANIMATIONS: Final = (".webp", ".gif")
 _STRIPS: Final = (".png",)
@@ -36,14 +33,11 @@ examples:
   krabby film run.mcap run.webp --course steps --seed 3
   krabby film run.mcap run.png --course steps --seed 3 --pictures 8
 
-Course, difficulty and seed are those of the run: a recording holds what was on the wire, and the
-ground was not.
+Give the course, difficulty and seed of the run: a recording has the streams and not the course.
 """
 
 
 class Pose(NamedTuple):
-    """Where the robot was."""
-
     time_s: float
     """Since the first pose of the recording."""
     base_pos_w: NDArray[np.float64]
@@ -52,39 +46,35 @@ class Pose(NamedTuple):
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "film",
-        help="a recorded run as an animation or a strip of pictures",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        "draw a recorded run as animation or strip",
+        __doc__,
+        _EPILOG,
     )
-    parser.add_argument("recording", type=Path, help="MCAP file of a run in simulation")
+    parser.add_argument(
+        "recording", type=Path, metavar="RECORDING", help="MCAP file of a run in simulation"
+    )
     parser.add_argument(
         "out",
         type=Path,
-        help=f"{', '.join(_ANIMATIONS)}: an animation; {', '.join(_STRIPS)}: a strip of pictures",
+        metavar="OUT",
+        help=f"animation ({', '.join(_ANIMATIONS)}) or strip of pictures ({', '.join(_STRIPS)})",
     )
-    parser.add_argument(
-        "--course", default=DEFAULT_COURSE, help=f"one of {', '.join(COURSES)} (%(default)s)"
-    )
-    parser.add_argument(
-        "--difficulty", type=float, default=0.5, metavar="D", help=f"0 to {MAX_DIFFICULTY} (0.5)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="layout (0)")
-    parser.add_argument("--begin", type=float, default=0.0, metavar="S", help="from there (0)")
-    parser.add_argument(
-        "--end", type=float, default=float("inf"), metavar="S", help="to there (the end)"
-    )
-    parser.add_argument("--fps", type=float, default=10.0, metavar="N", help="pictures a second")
-    parser.add_argument("--pictures", type=int, default=4, metavar="N", help="of a strip (4)")
-    parser.add_argument("--width", type=int, default=400, metavar="PX", help="of a picture (400)")
-    parser.set_defaults(handler=run)
+    add_course_options(parser)
+    option(parser, "--begin", "S", 0.0, "begin of the part to draw")
+    option(parser, "--end", "S", float("inf"), "end of the part to draw")
+    option(parser, "--fps", "N", 10.0, "pictures per second of an animation")
+    option(parser, "--pictures", "N", 4, "pictures of a strip")
+    option(parser, "--width", "PX", 400, "width of a picture")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read the recording, draw, write."""
+    # Drawing loads the simulator; the help does without.
+    from krabby.mujoco.render import View, contact_sheet, save_animation, save_picture
+
     suffix = args.out.suffix.lower()
     if suffix not in (*_ANIMATIONS, *_STRIPS):
         raise UsageError(
@@ -100,11 +90,23 @@ def run(args: argparse.Namespace) -> int:
             f"nothing between {args.begin:g} and {args.end:g} s in {args.recording}; give other "
             "--begin and --end"
         )
+
+    def view(pose: Pose) -> View:
+        # From the side and a little ahead; it follows the robot and does not turn with it.
+        x, _, z = pose.base_pos_w
+        return View(eye=(x + 2.4, -3.8, z + 1.7), target=(x + 0.15, 0.0, z - 0.25), fov_rad=0.62)
+
     moving = suffix in _ANIMATIONS
     chosen = _every(poses, 1.0 / args.fps) if moving else along(poses, args.pictures)
-    pictures = _draw(course, chosen, args.width)
-    _write(pictures, args.out, fps=args.fps if moving else None)
-    sys.stdout.write(f"wrote {args.out}: {len(pictures)} pictures\n")
+    height = round(0.625 * args.width)
+    pictures = draw(course, chosen, view, width=args.width, height=height)
+    with writing(args.out):
+        if moving:
+            save_animation(pictures, args.out, fps=args.fps)
+        else:
+            columns = min(_STRIP_COLUMNS, len(pictures))
+            save_picture(contact_sheet(pictures, columns=columns), args.out)
+    print_line(f"wrote {args.out}: {len(pictures)} pictures")
     return 0
 
 
@@ -117,12 +119,11 @@ def read_poses(path: Path) -> list[Pose]:
     """
     joints: list[tuple[int, NDArray[np.float64]]] = []
     bases: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
-    for recorded in Recording(path):
-        message = recorded.message
-        if recorded.stream is STATE:
+    for message in Recording(path):
+        if message.stream is STATE:
             values = unpack(STATE, message.payload)
             joints.append((message.header.capture_ns, values["joint_pos"].astype(np.float64)))
-        elif recorded.stream is TRUTH:
+        elif message.stream is TRUTH:
             values = unpack(TRUTH, message.payload)
             pos = values["base_pos_w"].astype(np.float64)
             quat = values["base_quat_w"].astype(np.float64)
@@ -161,11 +162,13 @@ def _newest(times: Sequence[float], time: float) -> int:
     return max(bisect_right(times, time) - 1, 0)
 
 
-def _draw(course: Course, poses: Iterable[Pose], width: int) -> list[Picture]:
-    # Rendering brings the simulator with it; the help does without.
+def draw(
+    course: Course, poses: Iterable[Pose], view: Callable[[Pose], View], *, width: int, height: int
+) -> list[Picture]:
+    """One picture per pose, `width` x `height` pixels."""
     import mujoco
     from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
-    from krabby.mujoco.render import View, render_rays
+    from krabby.mujoco.render import render_rays
     from krabby.robot.description import RobotDescription
 
     desc = RobotDescription.load()
@@ -178,33 +181,9 @@ def _draw(course: Course, poses: Iterable[Pose], width: int) -> list[Picture]:
             model, data, index,
             base_pos_w=pose.base_pos_w, base_quat_w=pose.base_quat_w, joint_pos=pose.joint_pos,
         )  # fmt: skip
-        x, _, z = pose.base_pos_w
-        # From the side and a little ahead, turned with nothing: the course stands still.
-        view = View(eye=(x + 2.4, -3.8, z + 1.7), target=(x + 0.15, 0.0, z - 0.25), fov_rad=0.62)
         pictures.append(
             render_rays(
-                model,
-                data,
-                view,
-                width=width,
-                height=round(0.625 * width),
-                supersample=2,
-                sky_samples=_SKY_SAMPLES,
+                model, data, view(pose), width=width, height=height, sky_samples=_SKY_SAMPLES
             )
         )
     return pictures
-
-
-def _write(pictures: Sequence[Picture], path: Path, *, fps: float | None) -> None:
-    from krabby.mujoco.render import contact_sheet, save_animation, save_picture
-
-    try:
-        if fps is None:
-            columns = min(_STRIP_COLUMNS, len(pictures))
-            save_picture(contact_sheet(pictures, columns=columns), path)
-        else:
-            save_animation(pictures, path, fps=fps)
-    except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror}; choose a writable place"
-        ) from error

@@ -1,19 +1,16 @@
-"""What keys, sticks and their absence mean: no terminal, no device, no clock."""
+"""Keys and sticks to walking commands, with the deadman; without terminal, device or clock."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "AXIS_MAX",
     "DEADMAN_S",
     "JS_EVENT",
-    "Deadman",
     "Drive",
     "Gamepad",
     "JoystickEvent",
@@ -30,18 +27,15 @@ DEADMAN_S: Final = 2.0
 """Without an input event for this long the robot is told to stand still [s]."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Nav:
-    """A walking command, base frame [m/s, m/s, rad/s]."""
+class Nav(NamedTuple):
+    """A walking command in the base frame, in the order of the `nav` stream."""
 
     vx: float = 0.0
+    """[m/s]"""
     vy: float = 0.0
+    """[m/s]"""
     yaw_rate: float = 0.0
-
-    @property
-    def values(self) -> tuple[float, float, float]:
-        """In the order of the `nav` stream."""
-        return self.vx, self.vy, self.yaw_rate
+    """[rad/s]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,34 +51,26 @@ class NavLimits:
 
 
 _MOVES: Final[dict[str, tuple[str, float]]] = {
-    "w": ("vx", 1.0),
-    "up": ("vx", 1.0),
-    "s": ("vx", -1.0),
-    "down": ("vx", -1.0),
+    **dict.fromkeys(("w", "up"), ("vx", 1.0)),
+    **dict.fromkeys(("s", "down"), ("vx", -1.0)),
     "a": ("vy", 1.0),
     "d": ("vy", -1.0),
-    "q": ("yaw_rate", 2.0),
-    "left": ("yaw_rate", 2.0),
-    "e": ("yaw_rate", -2.0),
-    "right": ("yaw_rate", -2.0),
+    **dict.fromkeys(("q", "left"), ("yaw_rate", 2.0)),
+    **dict.fromkeys(("e", "right"), ("yaw_rate", -2.0)),
 }
 _REQUESTS: Final[dict[str, Request]] = {
-    "x": "estop",
-    "1": "stand",
-    "2": "sit",
-    "3": "arm",
-    "ctrl-c": "quit",
-    "ctrl-d": "quit",
+    **{"x": "estop", "1": "stand", "2": "sit", "3": "arm"},
+    **dict.fromkeys(("ctrl-c", "ctrl-d"), "quit"),
 }
 _KEEPS: Final = "h"
 _SAFE_WHEN_LATE: Final = frozenset({"estop", "sit", "quit"})
 _AT_ONCE: Final = 15
-"""Most keys that one turn takes as pressed just now: half a second of a held key, 30 a second. More
+"""Most keys of one turn that count as pressed just now: half a second of a held key at 30 Hz. More
 are the backlog of a link that was down, or a paste."""
 
 
 def apply_key(key: str, nav: Nav, limits: NavLimits) -> tuple[Nav, Request | None]:
-    """The command after a key, and what the key asks for besides.
+    """The command after a key, and the request of the key.
 
     Space stops, and so does each request but arm; a key without a meaning changes nothing.
     """
@@ -99,14 +85,13 @@ def apply_key(key: str, nav: Nav, limits: NavLimits) -> tuple[Nav, Request | Non
     name, direction = move
     limit = limits.yaw_rate if name == "yaw_rate" else limits.speed
     value = round(getattr(nav, name) + direction * limits.step, 6)
-    return replace(nav, **{name: min(max(value, -limit), limit)}), None
+    return nav._replace(**{name: min(max(value, -limit), limit)}), None
 
 
 JS_EVENT: Final = struct.Struct("<IhBB")
 """struct js_event of linux/joystick.h: time [ms], value, type, number."""
 AXIS_MAX: Final = 32767
-_JS_BUTTON: Final = 0x01
-_JS_AXIS: Final = 0x02
+_JS_KINDS: Final[dict[int, Literal["button", "axis"]]] = {0x01: "button", 0x02: "axis"}
 _JS_INIT: Final = 0x80
 
 
@@ -122,15 +107,13 @@ class JoystickEvent(NamedTuple):
 
 
 def parse_js_events(data: bytes) -> tuple[list[JoystickEvent], bytes]:
-    """Events in what was read, and the rest that is no whole event yet; unknown types dropped."""
+    """Events in `data` and the bytes of an incomplete one; unknown types are dropped."""
     whole = len(data) - len(data) % JS_EVENT.size
     events: list[JoystickEvent] = []
     for _, value, kind, number in JS_EVENT.iter_unpack(data[:whole]):
-        initial, plain = bool(kind & _JS_INIT), kind & ~_JS_INIT
-        if plain == _JS_AXIS:
-            events.append(JoystickEvent("axis", number, value, initial))
-        elif plain == _JS_BUTTON:
-            events.append(JoystickEvent("button", number, value, initial))
+        name = _JS_KINDS.get(kind & ~_JS_INIT)
+        if name is not None:
+            events.append(JoystickEvent(name, number, value, bool(kind & _JS_INIT)))
     return events, data[whole:]
 
 
@@ -157,7 +140,7 @@ class Gamepad:
         self._held = False
 
     def apply(self, event: JoystickEvent) -> Request | None:
-        """Take an event in; what it asks for besides moving."""
+        """Take an event in; returns its request, if it has one."""
         if event.kind == "axis":
             self._axes[event.number] = max(-1.0, event.value / AXIS_MAX)
         elif event.number == self.HOLD_BUTTON:
@@ -185,30 +168,13 @@ class Gamepad:
         return beyond if value > 0 else -beyond
 
 
-class Deadman:
-    """Whether a person is there: an input event proves it for `DEADMAN_S`, nothing else does."""
-
-    def __init__(self) -> None:
-        self._event_s: float | None = None
-
-    def event(self, now_s: float) -> None:
-        """An input event came."""
-        self._event_s = now_s
-
-    def left_s(self, now_s: float) -> float:
-        """Time until motion ends; 0 when it has, and before the first event [s]."""
-        if self._event_s is None:
-            return 0.0
-        return max(0.0, self._event_s + DEADMAN_S - now_s)
-
-
 class Drive:
-    """The walking command of a person with a keyboard and, possibly, a gamepad.
+    """The walking command of a keyboard and, possibly, a gamepad.
 
-    Each of the two has its own deadman: neither proves that the other's link is alive. A
-    keyboard command ends with its deadman, the next key begins from zero. A gamepad's sticks count
-    again from its next event. What the kernel repeats when it opens the device is no event, and a
-    button that is held is none: over a dead radio link it stays held for ever.
+    Each has a deadman, since the link of one may be dead while the other's is alive. A keyboard
+    command ends with its deadman, the next key begins from zero; a gamepad's sticks count again
+    from its next event. Neither the kernel's initial events nor a held button feed a deadman: over
+    a dead radio link it stays held.
 
     Times are on a clock that counts while the computer sleeps [s].
     """
@@ -217,10 +183,10 @@ class Drive:
         self._limits = limits
         self._nav = Nav()
         self._pad = Gamepad(limits)
-        self._key_deadman = Deadman()
-        self._pad_deadman = Deadman()
+        self._keys_until_s = self._pad_until_s = 0.0
+        """When the deadman of the keyboard and that of the gamepad end motion [s]."""
         self._ended = False
-        """Whether a deadman ended motion and nothing came since."""
+        """Whether a deadman ended motion and no input came since."""
         self._keys_late = False
         """Whether keys are part of a backlog."""
         self._turn_s: float | None = None
@@ -228,11 +194,11 @@ class Drive:
     def turn(
         self, keys: Iterable[str], events: Iterable[JoystickEvent], now_s: float
     ) -> tuple[Nav, list[Request]]:
-        """The command now, given what came since the last turn, and what is asked for besides.
+        """The command now, given the input since the last turn, and the requests in that input.
 
-        Input that may have waited longer than the deadman moves and arms nothing, and proves no
-        person: what is there after this process stood still, and keys too many to have been
-        pressed just now. A backlog of keys ends with the first turn without any.
+        Input that may have waited longer than the deadman neither moves, arms nor resets the
+        deadman: what is there after this process was stopped, and more keys than can have been
+        pressed just now. A backlog of keys ends with the first turn without a key.
         """
         late = self._turn_s is not None and now_s - self._turn_s > DEADMAN_S
         self._turn_s = now_s
@@ -251,14 +217,14 @@ class Drive:
         """How long motion lasts without another event; empty when nothing moves."""
         if self._command(now_s) == Nav():
             return f"STOPPED: no input for {DEADMAN_S:g} s" if self._ended else ""
-        deadman = self._pad_deadman if self._nav == Nav() else self._key_deadman
-        return f"stops in {deadman.left_s(now_s):.1f} s"
+        until_s = self._pad_until_s if self._nav == Nav() else self._keys_until_s
+        return f"stops in {until_s - now_s:.1f} s"
 
     def _expire(self, now_s: float) -> None:
-        if self._nav != Nav() and not self._key_deadman.left_s(now_s):
+        if self._nav != Nav() and now_s >= self._keys_until_s:
             self._nav = Nav()
             self._ended = True
-        if self._pad.nav != Nav() and not self._pad_deadman.left_s(now_s):
+        if self._pad.nav != Nav() and now_s >= self._pad_until_s:
             self._ended = True
 
     def _press(self, key: str, now_s: float, late: bool) -> list[Request]:
@@ -269,7 +235,7 @@ class Drive:
             if nav == Nav():
                 self._nav = nav
             return [request] if request in _SAFE_WHEN_LATE else []
-        self._key_deadman.event(now_s)
+        self._keys_until_s = now_s + DEADMAN_S
         self._ended = False
         self._nav = nav
         return [request] if request else []
@@ -279,11 +245,11 @@ class Drive:
         if event.is_initial:
             return []
         if not late:
-            self._pad_deadman.event(now_s)
+            self._pad_until_s = now_s + DEADMAN_S
             self._ended = False
         return [request] if request and (request in _SAFE_WHEN_LATE or not late) else []
 
     def _command(self, now_s: float) -> Nav:
         if self._nav != Nav():
             return self._nav
-        return self._pad.nav if self._pad_deadman.left_s(now_s) else Nav()
+        return self._pad.nav if now_s < self._pad_until_s else Nav()

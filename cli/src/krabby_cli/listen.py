@@ -1,36 +1,38 @@
-"""Listening to several streams at once, as `dump` and `record` do."""
+"""Subscribing to several streams at once, for `krabby dump` and `krabby record`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, Self
+from typing import Any, Final
 
 from krabby_proto import STREAMS, LatestSubscriber, Message, wait_any
 
 from krabby_cli.errors import UsageError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-__all__ = ["AUDIBLE", "Listener", "audible"]
+__all__ = ["AUDIBLE", "Listener", "add_streams_argument", "audible"]
 
 AUDIBLE: Final = ("state", "camera", "features", "truth")
-"""Streams that anybody may subscribe to."""
+"""Streams that any process may subscribe to."""
 
 _WHY_NOT: Final = {
     "nav": "only the game loop hears it, publishers connect to it",
-    "command": "it is a request to the HAL; see `krabby status`",
-    "safety": "it is a request to the HAL; see `krabby status`",
+    **dict.fromkeys(("command", "safety"), "it is a request to the HAL; see `krabby status`"),
     "control": "it is a request to the game loop; see `krabby status`",
 }
+
+
+def add_streams_argument(parser: Any) -> None:
+    text = f"streams: {', '.join(AUDIBLE)} (default all)"
+    parser.add_argument("streams", nargs="*", metavar="STREAM", help=text)
 
 
 def audible(names: Sequence[str]) -> tuple[str, ...]:
     """The streams to listen to; all when none are named.
 
     Raises:
-        UsageError: a stream that does not exist or that nobody can listen to.
+        UsageError: a stream does not exist or has no subscribers.
     """
     for name in names:
         if name not in STREAMS:
@@ -42,15 +44,15 @@ def audible(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or AUDIBLE
 
 
-class Listener:
-    """Subscribes to streams and hands out every message as it comes."""
+class Listener(ExitStack):
+    """Subscribes to streams and hands out every message as it comes; a context manager."""
 
     def __init__(self, endpoints: Mapping[str, str], names: Sequence[str]) -> None:
-        self._stack = ExitStack()
-        self.subscribers: dict[str, LatestSubscriber] = {}
-        for name in names:
-            subscriber = LatestSubscriber(endpoints[name], STREAMS[name])
-            self.subscribers[name] = self._stack.enter_context(subscriber)
+        super().__init__()
+        self.subscribers = {
+            name: self.enter_context(LatestSubscriber(endpoints[name], STREAMS[name]))
+            for name in names
+        }
 
     def listen(
         self, seconds: float, handle: Callable[[str, Message, int], None], *, poll_s: float = 0.2
@@ -75,15 +77,9 @@ class Listener:
         return time.monotonic() - started
 
     def silence(self) -> str:
-        """What to tell a person who hears nothing."""
+        """The message for a user when no stream has spoken."""
         places = ", ".join(f"{name} at {s.endpoint}" for name, s in self.subscribers.items())
         return (
             f"nothing heard from {places}; start it (`krabby up`), or say where it is with "
             "--host, --base-port, --transport, --run or --endpoint"
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()

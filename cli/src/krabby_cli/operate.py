@@ -1,10 +1,9 @@
-"""What an operator asks for: arm, stop, stand, sit, another policy."""
+"""Requests of an operator: arm, disarm, e-stop, reset, stand, sit, policy, status."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
-import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,62 +11,51 @@ from krabby_proto import ControlClient, HalClient, JsonObject
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError
+from krabby_cli.options import POLICY_HELP, add_command, option, print_line
 
 __all__ = ["Refused", "add_parsers", "operator_name"]
 
 _SAFETY: Final = {
-    "arm": "stiffen the drives in half a second; what moves is `krabby stand`, or auto_stand",
-    "disarm": "let all legs sink damped; `krabby sit` first",
-    "estop": "let all legs sink damped at once; latched until `krabby reset`",
+    "arm": "stiffen the drives in half a second; then `krabby stand`, or auto_stand, moves them",
+    "disarm": "damp the drives, the robot sinks; `krabby sit` first",
+    "estop": "damp the drives at once, the robot sinks; latched until `krabby reset`",
     "reset": "clear a latched e-stop; the robot stays disarmed",
 }
 _CONTROL: Final = {
-    "stand": "stand up and walk when told to; every arm needs it anew",
+    "stand": "stand up and follow walking commands; needed again after every arm",
     "sit": "sit down and rest",
 }
 _TIMEOUT_S: Final = 2.0
 _POLICY_TIMEOUT_S: Final = 20.0
-"""The game loop tries a policy out in another process first, for 10 s at most."""
+"""The game loop first loads a policy in another process, for at most 10 s."""
 
 
 class Refused(CliError):  # noqa: N818 - named for what happened
-    """The robot understood and said no."""
+    """The robot refused the request."""
 
 
 def add_parsers(commands: Any) -> None:
-    """Add the subcommands."""
     for op, text in _SAFETY.items():
-        parser = _parser(commands, op, text)
-        parser.set_defaults(handler=_run_safety, op=op)
+        _add(commands, op, _run_safety, text).set_defaults(op=op)
     for op, text in _CONTROL.items():
-        parser = _parser(commands, op, text)
-        parser.set_defaults(handler=_run_control, op=op)
-    parser = _parser(
-        commands,
-        "policy",
-        "swap the policy of the running game loop, without a jump",
-        timeout_s=_POLICY_TIMEOUT_S,
-    )
-    parser.add_argument("name", help="name under assets/policies, or a folder")
-    parser.set_defaults(handler=_run_policy)
-    parser = _parser(commands, "status", "what the safety gate and the game loop are doing")
-    parser.set_defaults(handler=_run_status)
+        _add(commands, op, _run_control, text).set_defaults(op=op)
+    text = "swap the policy of the running game loop, without a jump"
+    parser = _add(commands, "policy", _run_policy, text, timeout_s=_POLICY_TIMEOUT_S)
+    parser.add_argument("name", metavar="NAME", help=POLICY_HELP)
+    _add(commands, "status", _run_status, "show the state of safety gate and game loop")
 
 
-def _parser(
-    commands: Any, name: str, text: str, *, timeout_s: float = _TIMEOUT_S
+def _add(
+    commands: Any, name: str, run: Any, text: str, *, timeout_s: float = _TIMEOUT_S
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("--by", default=operator_name(), help="who asks, for the log (%(default)s)")
-    parser.add_argument(
-        "--timeout", type=float, default=timeout_s, metavar="S", help="default %(default)s s"
-    )
+    parser = add_command(commands, name, run, text)
+    option(parser, "--by", "NAME", operator_name(), "operator, for the log")
+    option(parser, "--timeout", "S", timeout_s, "longest wait for the answer")
     add_endpoint_options(parser)
     return parser
 
 
 def operator_name() -> str:
-    """Who sits here."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -87,7 +75,7 @@ def _run_control(args: argparse.Namespace) -> int:
 
 
 def _run_policy(args: argparse.Namespace) -> int:
-    # A name is the loop's business, it may have another assets folder; a path is resolved here.
+    # The loop resolves a name, it may have another assets folder; a path is resolved here.
     name = str(Path(args.name).resolve()) if "/" in args.name else args.name
     with ControlClient(endpoints_of(args)["control"]) as loop:
         answer = loop.request("policy", timeout_s=args.timeout, policy=name, by=args.by)
@@ -104,14 +92,14 @@ def _run_status(args: argparse.Namespace) -> int:
 
 def _report(who: str, op: str, answer: JsonObject) -> int:
     if not answer.get("ok"):
-        raise Refused(f"the {who} refused {op}: {answer.get('reason') or 'it gave no reason'}")
+        raise Refused(f"the {who} refused {op}: {answer.get('reason') or 'no reason given'}")
     state = answer.get("state") or answer.get("mode") or "done"
     shown = ("ok", "state", "mode", "reason")
     facts = {key: value for key, value in answer.items() if key not in shown}
     extra = "".join(
         f", {key} {_plain(value)}" for key, value in facts.items() if value or value == 0
     )
-    sys.stdout.write(f"{who}: {state}{extra}\n")
+    print_line(f"{who}: {state}{extra}")
     return 0
 
 

@@ -1,15 +1,17 @@
-"""What `krabby up` is going to do: checked completely before anything starts."""
+"""The plan of a run of `krabby up`, checked completely before anything starts."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import secrets
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
@@ -17,18 +19,10 @@ from krabby.robot.description import RobotDescription
 
 from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
+from krabby_cli.options import DEFAULT_COURSE, DEFAULT_POLICY
 from krabby_cli.supervise import ChildSpec
 
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
-
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
-
-DEFAULT_POLICY: Final = "parkour"
-"""What walks when nobody says; `make sim` follows, the containers have theirs in `.env`."""
-DEFAULT_COURSE: Final = "mixed"
-"""Where, likewise."""
 
 _MODULES: Final = {
     "sim-hal": "krabby_sim_hal",
@@ -47,7 +41,7 @@ class Plan:
     children: tuple[ChildSpec, ...]
     """The processes to start; none when the services are threads of this one."""
     configuration: Mapping[str, tuple[str, ...]]
-    """Of each service, as `key=value`."""
+    """Settings of each service, as `key=value`."""
     policy: str
     course: str
     difficulty: float
@@ -61,7 +55,6 @@ class Plan:
 
     @property
     def title(self) -> str:
-        """One line for people."""
         return (
             f"{self.policy} on {self.course}, difficulty {self.difficulty:g}, seed {self.seed}"
             + (", lock-step" if self.lockstep else "")
@@ -76,7 +69,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         UsageError: or the error of the course or of the policy; nothing was started.
     """
     if not 0.0 <= args.duration < 1e7:
-        raise UsageError(f"--duration {args.duration} is no time; give seconds, 0 for no end")
+        raise UsageError(f"--duration {args.duration} is out of range; give seconds, 0 for no end")
     make_course(args.course, args.difficulty, args.seed)
     bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
     settings = _settings(args.settings)
@@ -124,7 +117,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
 
 def service_command(name: str) -> tuple[str, ...]:
-    """How to start a service: its module, by this interpreter; nothing of this folder is loaded."""
+    """Command that starts a service in this interpreter, without the working folder on its path."""
     return (sys.executable, "-P", "-m", _MODULES[name])
 
 
@@ -157,15 +150,11 @@ def _overrides(
     for name, table in keys.items():
         table["metrics_port"] = wiring.metrics_ports[name]
         table |= {f"endpoints.{stream}": endpoints[stream] for stream in streams[name]}
+    # JSON's strings, numbers and booleans are TOML's.
     return {
-        name: [f"{key}={_toml(value)}" for key, value in table.items()]
+        name: [f"{key}={json.dumps(value)}" for key, value in table.items()]
         for name, table in keys.items()
     }
-
-
-def _toml(value: object) -> str:
-    # JSON's strings, numbers and booleans are TOML's.
-    return json.dumps(value)
 
 
 def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
@@ -183,11 +172,6 @@ def _settings(texts: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _check_in_process(args: argparse.Namespace) -> None:
-    """Refuse what needs processes.
-
-    Raises:
-        UsageError: names the first such option.
-    """
     if args.speed != 0:
         raise UsageError(
             "--in-process with --speed 1: threads of one interpreter cannot keep 100 Hz; "
@@ -195,7 +179,7 @@ def _check_in_process(args: argparse.Namespace) -> None:
         )
     for option, given in (("--record", args.record is not None), ("--until-over", args.until_over)):
         if given:
-            raise UsageError(f"{option} needs processes that can be listened to; drop --in-process")
+            raise UsageError(f"{option} needs separate processes; drop --in-process")
 
 
 def _check_record(path: Path) -> None:

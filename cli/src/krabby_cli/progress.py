@@ -1,84 +1,61 @@
-"""How a simulated run is getting on: the truth stream, for people and for the last figures."""
+"""Progress of a simulated run, from the truth stream."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final
 
 from krabby_proto import TRUTH, LatestSubscriber, unpack
-
-if TYPE_CHECKING:
-    from krabby_proto import FloatArray
 
 __all__ = ["Progress"]
 
 _WALKING_M: Final = 0.05
 
 
-class Progress:
-    """Follows `truth`; one socket, read without waiting."""
+class Progress(LatestSubscriber):
+    """Follows `truth` without waiting; every figure is 0 before the first message."""
 
     def __init__(self, endpoint: str) -> None:
-        self._subscriber = LatestSubscriber(endpoint, TRUTH)
-        self._fields: dict[str, FloatArray] = {}
+        super().__init__(endpoint, TRUTH)
+        self._values = dict.fromkeys(TRUTH.slices, 0.0)
+        self.is_known = False
+        """Whether a message has come."""
 
     def poll(self) -> None:
         """Take the newest message. Ten times a second keeps the queue of a 100 Hz stream short."""
-        messages = self._subscriber.drain()
+        messages = self.drain()
         if messages:
-            self._fields = unpack(TRUTH, messages[-1].payload)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether anything was heard yet."""
-        return bool(self._fields)
+            fields = unpack(TRUTH, messages[-1].payload)
+            self._values = {name: float(field[0]) for name, field in fields.items()}
+            self.is_known = True
 
     @property
     def has_walked(self) -> bool:
         """Whether the robot has left its place."""
-        return self._value("distance") > _WALKING_M
+        return self._values["distance"] > _WALKING_M
 
     @property
-    def latest(self) -> dict[str, float]:
-        """The newest figures, under the names of the summary; empty before the first message."""
-        if not self._fields:
+    def figures(self) -> dict[str, float]:
+        """The newest figures under the summary's names; empty before the first message."""
+        if not self.is_known:
             return {}
         return {
-            "distance_m": round(self._value("distance"), 3),
-            "falls": int(self._value("falls")),
-            "waypoints_reached": int(self._value("waypoint_index")),
-            "sim_time_s": round(self._value("sim_time"), 3),
+            "distance_m": round(self._values["distance"], 3),
+            "falls": int(self._values["falls"]),
+            "waypoints_reached": int(self._values["waypoint_index"]),
+            "sim_time_s": round(self._values["sim_time"], 3),
         }
-
-    @property
-    def waypoint_count(self) -> int:
-        """Waypoints of the course; 0 before the first message."""
-        return int(self._value("waypoint_count"))
 
     @property
     def is_over(self) -> bool:
         """Whether the course is completed or the robot has fallen."""
-        reached, count = self._value("waypoint_index"), self.waypoint_count
-        return self._value("falls") > 0 or 0 < count <= reached
+        reached, count = self._values["waypoint_index"], self._values["waypoint_count"]
+        return self._values["falls"] > 0 or 0 < count <= reached
 
     def describe(self) -> str:
-        """One line for people."""
-        if not self._fields:
+        if not self.is_known:
             return "no truth yet"
+        figures, count = self.figures, int(self._values["waypoint_count"])
         return (
-            f"{self._value('distance'):.2f} m, {int(self._value('falls'))} falls, waypoint "
-            f"{int(self._value('waypoint_index'))}/{self.waypoint_count}"
+            f"{self._values['distance']:.2f} m, {figures['falls']} falls, waypoint "
+            f"{figures['waypoints_reached']}/{count}"
         )
-
-    def _value(self, name: str) -> float:
-        field = self._fields.get(name)
-        return float(field[0]) if field is not None else 0.0
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._subscriber.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

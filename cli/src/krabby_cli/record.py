@@ -1,14 +1,12 @@
-"""`krabby record`: every stream that can be heard, as it came over the wire, in one MCAP file."""
+"""`krabby record`: write streams, as they come over the wire, to one MCAP file."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
-import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby.runtime.metrics import children, serve_metrics
 from krabby_proto.recording import Recorder
@@ -16,24 +14,21 @@ from prometheus_client import Counter
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
-from krabby_cli.listen import AUDIBLE, Listener, audible
-
-if TYPE_CHECKING:
-    from types import FrameType
+from krabby_cli.listen import AUDIBLE, Listener, add_streams_argument, audible
+from krabby_cli.options import add_command, option, print_line
+from krabby_cli.signals import Signals
 
 __all__ = ["add_parser"]
 
 _SLICE_S: Final = 0.2
 
-_WRITTEN: Final = children(
-    Counter("krabby_recorder_messages_total", "Messages written to the file", ["stream"]), AUDIBLE
-)
-_MISSED: Final = children(
-    Counter(
-        "krabby_recorder_missed_messages_total", "Messages that never came, by sequence", ["stream"]
-    ),
-    AUDIBLE,
-)
+
+def _counter(name: str, text: str) -> dict[str, Counter]:
+    return children(Counter(f"krabby_recorder_{name}_total", text, ["stream"]), AUDIBLE)
+
+
+_WRITTEN: Final = _counter("messages", "Messages written to the file")
+_MISSED: Final = _counter("missed_messages", "Messages that never came, by sequence")
 
 _EPILOG: Final = """\
 examples:
@@ -44,46 +39,23 @@ examples:
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "record",
-        help="record streams to a file",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "record", run, "record streams to a file", __doc__, _EPILOG)
     parser.add_argument("file", type=Path, metavar="FILE", help="new MCAP file")
-    parser.add_argument(
-        "streams", nargs="*", metavar="STREAM", help=f"of {', '.join(AUDIBLE)}; all by default"
-    )
-    parser.add_argument(
-        "--duration", type=float, default=0.0, metavar="S", help="0 until Ctrl-C (default)"
-    )
-    parser.add_argument(
-        "--metrics-port", type=int, default=0, metavar="N", help="0 for no metrics (default)"
-    )
-    parser.add_argument(
-        "--metrics-address", default="127.0.0.1", metavar="HOST", help="default %(default)s"
-    )
+    add_streams_argument(parser)
+    option(parser, "--duration", "S", 0.0, "length of the recording; 0: until Ctrl-C")
+    option(parser, "--metrics-port", "N", 0, "port of the metrics; 0: none")
+    option(parser, "--metrics-address", "HOST", "127.0.0.1", "address that serves the metrics")
     add_endpoint_options(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record until the time is over or a signal comes."""
     names = audible(args.streams)
     if args.file.exists():
         raise UsageError(f"{args.file} exists already; remove it or give another name")
-    stop: list[int] = []
-
-    def on_signal(number: int, _: FrameType | None) -> None:
-        stop.append(number)
-
     counts, missed = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, on_signal))
+        signals = stack.enter_context(Signals().caught())
         server = serve_metrics(args.metrics_port, args.metrics_address)
         if server is not None:
             stack.enter_context(server)
@@ -95,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             counts[name] += 1
             _WRITTEN[name].inc()
 
-        while not stop:
+        while not signals.count:
             left = started + args.duration - time.monotonic() if args.duration else _SLICE_S
             if left <= 0:
                 break
@@ -106,6 +78,6 @@ def run(args: argparse.Namespace) -> int:
         said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         if not said:
             raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
-        gaps = sum(missed.values())
-    sys.stdout.write(f"{args.file}: {said}" + (f"; {gaps} missed" if gaps else "") + "\n")
+    gaps = sum(missed.values())
+    print_line(f"{args.file}: {said}" + (f"; {gaps} missed" if gaps else ""))
     return 0

@@ -1,20 +1,17 @@
-"""Signals that end a run in order."""
+"""SIGINT, SIGTERM and SIGHUP end a run in order."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from types import FrameType
+from collections.abc import Generator
+from types import FrameType
 
 __all__ = ["Signals"]
 
 
 class Signals:
-    """Counts signals that end a run: the first stops in order, a second one without patience."""
+    """Counts the signals that end a run: the first stops it in order, a second one at once."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -25,12 +22,12 @@ class Signals:
         self.name = self.name or signal.Signals(number).name
 
     @contextlib.contextmanager
-    def caught(self) -> Generator[None, None, None]:
+    def caught(self) -> Generator[Signals, None, None]:
         """Count SIGINT, SIGTERM and SIGHUP inside the block."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
-            yield
+            yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -1,118 +1,87 @@
-"""The one line of JSON at the end of a run, put together from what each service reports."""
+"""The summary of a run: one JSON object made of what each service reports."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import psutil
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from krabby_cli.plan import Plan
 
-__all__ = ["CpuMeter", "ExitState", "RunFacts", "build_summary"]
+__all__ = ["CpuMeter", "ExitState", "RunEnd", "build_summary"]
 
 ExitState = Literal["finished", "interrupted", "failed"]
 
 _FROM_GAMELOOP: Final = (
-    "loop_hz",
-    "deadline_misses",
-    "skipped",
-    "work_p50_ms",
-    "work_p99_ms",
-    "observe_p99_ms",
-    "infer_p99_ms",
-    "obs_age_p50_ms",
-    "obs_age_p99_ms",
-    "features_age_p99_ms",
-    "command_rtt_p50_ms",
-    "command_rtt_p99_ms",
-    "command_timeouts",
-    "holds",
-    "policy_s",
-    "blind_s",
-    "blind_switches",
-    "bad_outputs",
-)
+    "loop_hz", "deadline_misses", "skipped", "work_p50_ms", "work_p99_ms", "observe_p99_ms",
+    "infer_p99_ms", "obs_age_p50_ms", "obs_age_p99_ms", "features_age_p99_ms",
+    "command_rtt_p50_ms", "command_rtt_p99_ms", "command_timeouts", "holds", "policy_s", "blind_s",
+    "blind_switches", "bad_outputs",
+)  # fmt: skip
 _FROM_CAMERA: Final = {
     "frames_used": "frames",
     "frames_withheld": "dropped",
     "camera_work_p99_ms": "processing_p99_ms",
 }
-"""Our name and the camera's."""
+"""Name in the summary: name in the camera's report."""
 _FROM_SIM_HAL: Final = (
-    "distance_m",
-    "furthest_m",
-    "course_m",
-    "falls",
-    "course_completed",
-    "waypoints_reached",
-    "waypoints",
-    "edge_feet",
-    "gate_clamps",
-    "gate_faults",
-    "effort_rms_nm",
-    "effort_rms_max_nm",
-    "saturation_share",
-    "frames_dropped",
-    "degrade",
-    "trajectory_hash",
-    "sim_time_s",
+    "distance_m", "furthest_m", "course_m", "falls", "course_completed", "waypoints_reached",
+    "waypoints", "edge_feet", "gate_clamps", "gate_faults", "effort_rms_nm", "effort_rms_max_nm",
+    "saturation_share", "frames_dropped", "degrade", "trajectory_hash", "sim_time_s",
     "real_time_factor",
-)
+)  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What the supervisor itself knows about a run."""
+class RunEnd(NamedTuple):
+    """How a run ended."""
 
-    run_id: str
-    policy: str
-    course: str
-    difficulty: float
-    seed: int
+    exit: ExitState
+    reason: str
     duration_s: float
     """From the moment all were ready to the moment the first was stopped [s]."""
-    cpu_cores: Mapping[str, float]
+    cpu_cores: Mapping[str, float] = {}
     """Mean processor use while the robot walked, in cores, by service."""
     machine_cores: float | None = None
     """The same of everything on the machine; None when it was not measured."""
-    exit: ExitState
-    reason: str
-    folder: str
 
 
 def build_summary(
-    run: RunFacts, reports: Mapping[str, Mapping[str, Any]], latest: Mapping[str, float]
+    plan: Plan,
+    end: RunEnd,
+    reports: Mapping[str, Mapping[str, Any]],
+    latest: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The summary; a figure nobody reported is null rather than absent.
+    """The summary; a figure that no service reported is null.
 
     Args:
-        run: the supervisor's facts.
+        plan: what was run.
+        end: how it ended.
         reports: `summary` events by service; empty for a service that died before it.
-        latest: the last that the truth stream said, for a simulator that could not report.
+        latest: the last figures of the truth stream, for a simulator that could not report.
     """
     loop, camera, sim = (reports.get(name, {}) for name in ("gameloop", "camera", "sim-hal"))
     figures = {name: loop.get(name) for name in _FROM_GAMELOOP}
     figures |= {name: camera.get(theirs) for name, theirs in _FROM_CAMERA.items()}
     figures |= {name: sim.get(name, latest.get(name)) for name in _FROM_SIM_HAL}
     services = ("sim-hal", "camera", "gameloop")
-    cores = {name: round(run.cpu_cores[name], 3) for name in services if name in run.cpu_cores}
-    total = round(sum(run.cpu_cores[name] for name in cores), 3) if cores else None
+    cores = {name: end.cpu_cores[name] for name in services if name in end.cpu_cores}
+    rounded = {name: round(value, 3) for name, value in cores.items()}
     return {
-        "policy": run.policy,
-        "course": run.course,
-        "difficulty": run.difficulty,
-        "seed": run.seed,
-        "duration_s": round(run.duration_s, 3),
+        "policy": plan.policy,
+        "course": plan.course,
+        "difficulty": plan.difficulty,
+        "seed": plan.seed,
+        "duration_s": round(end.duration_s, 3),
         **figures,
-        "cpu_cores": {**cores, "total": total},
-        "machine_cores": None if run.machine_cores is None else round(run.machine_cores, 3),
-        "exit": run.exit,
-        "reason": run.reason,
-        "run_id": run.run_id,
-        "logs": run.folder,
+        "cpu_cores": {**rounded, "total": round(sum(cores.values()), 3) if cores else None},
+        "machine_cores": None if end.machine_cores is None else round(end.machine_cores, 3),
+        "exit": end.exit,
+        "reason": end.reason,
+        "run_id": plan.run_id,
+        "logs": str(plan.folder),
     }
 
 
@@ -125,10 +94,8 @@ class CpuMeter:
         self._clock = clock
         self._processes: dict[str, psutil.Process] = {}
         for name, pid in pids.items():
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 self._processes[name] = psutil.Process(pid)
-            except psutil.NoSuchProcess:
-                continue
         self._last: dict[str, tuple[float, float]] = {}
         self._before: dict[str, tuple[float, float]] = {}
         self._marked: dict[str, tuple[float, float]] = {}
@@ -143,11 +110,9 @@ class CpuMeter:
         machine = psutil.cpu_times()
         self._machine = (now, sum(machine) - machine.idle - getattr(machine, "iowait", 0.0))
         for name, process in self._processes.items():
-            try:
+            with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-            except psutil.Error:
-                continue
-            self._last[name] = (now, times.user + times.system)
+                self._last[name] = (now, times.user + times.system)
 
     def mark(self) -> None:
         """Start of the span that `cores` is about: the last sample."""
@@ -157,8 +122,8 @@ class CpuMeter:
     @property
     def machine(self) -> float | None:
         """Processor use of the whole machine, mark to last sample [cores]; None without a span."""
-        key = "machine"
-        return _rates({key: self._machine_marked}, {key: self._machine}).get(key)
+        rates = _rates({"machine": self._machine_marked}, {"machine": self._machine})
+        return rates.get("machine")
 
     def cores(self) -> dict[str, float]:
         """Processor use from the mark to the last sample [cores], by name."""

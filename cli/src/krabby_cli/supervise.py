@@ -1,4 +1,4 @@
-"""Starting services as processes of their own, watching them, stopping them in order."""
+"""Starts services as processes, watches them and stops them in order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
 from krabby_cli.errors import ServiceDied
 from krabby_cli.logs import LogFollower, LogLine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Child", "ChildSpec", "Supervisor"]
 
@@ -31,18 +29,16 @@ _TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSpec:
-    """A process to start."""
-
     name: str
     argv: tuple[str, ...]
     has_ready_event: bool = True
-    """Whether it says so when its startup is over."""
+    """Whether it logs the end of its startup."""
     may_end: bool = False
-    """Whether ending by itself with status 0 is its right."""
+    """Whether it may end by itself, with status 0."""
 
 
 class Child:
-    """A running process and what its log said so far."""
+    """A running process and its log so far."""
 
     def __init__(self, spec: ChildSpec, folder: Path, env: Mapping[str, str]) -> None:
         self.spec = spec
@@ -60,13 +56,12 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
+                # Ctrl-C then reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
             )
 
     @property
     def pid(self) -> int:
-        """Process id."""
         return self.process.pid
 
     @property
@@ -75,7 +70,7 @@ class Child:
         return self.process.poll()
 
     def follow(self) -> list[LogLine]:
-        """Read what it logged since the last call, and take note of what it says about itself."""
+        """Read the new lines of its log; notes the end of its startup and its summary."""
         lines = self._log.read() if self.status is None else self._log.rest()
         for line in lines:
             self.last_lines.append(line)
@@ -111,43 +106,29 @@ class Child:
                 return
 
 
-class Supervisor:
-    """Runs a set of processes; as a context manager it leaves none behind.
+@dataclass(kw_only=True)
+class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
+    """Runs a set of processes; as a context manager it leaves none behind."""
 
-    Args:
-        specs: what to start, in this order.
-        folder: where the logs go, one file per process.
-        env: environment of the processes.
-        stop_order: names in the order to stop; those left out are stopped last.
-        echo: called with a name and a line for every warning, error and unstructured line.
-        grace_s: how long a process may take to end after SIGINT [s].
-        is_impatient: asked while waiting for an end; True skips the grace.
-    """
-
-    def __init__(
-        self,
-        specs: Sequence[ChildSpec],
-        folder: Path,
-        *,
-        env: Mapping[str, str],
-        stop_order: Sequence[str] = (),
-        echo: Callable[[str, LogLine], None],
-        grace_s: float = 10.0,
-        is_impatient: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.children: dict[str, Child] = {}
-        self._specs = specs
-        self._folder = folder
-        self._env = dict(env)
-        self._stop_order = stop_order
-        self._echo = echo
-        self._grace_s = grace_s
-        self._is_impatient = is_impatient
+    specs: Sequence[ChildSpec]
+    """The processes, in the order of their start."""
+    folder: Path
+    """Gets one log file per process."""
+    env: Mapping[str, str]
+    """Environment of the processes."""
+    echo: Callable[[str, LogLine], None]
+    """Called with a name and a line for every warning, error and unstructured line."""
+    stop_order: Sequence[str] = ()
+    """Names in the order to stop; the others are stopped last."""
+    grace_s: float = 10.0
+    """Longest wait for a process to end after SIGINT [s]."""
+    is_impatient: Callable[[], bool] = lambda: False
+    """Asked while waiting for an end; True skips the grace."""
+    children: dict[str, Child] = field(default_factory=dict)
 
     def start(self) -> None:
-        """Start all at once."""
-        for spec in self._specs:
-            self.children[spec.name] = Child(spec, self._folder, self._env)
+        for spec in self.specs:
+            self.children[spec.name] = Child(spec, self.folder, self.env)
 
     @property
     def all_ready(self) -> bool:
@@ -156,14 +137,13 @@ class Supervisor:
 
     @property
     def not_ready(self) -> list[str]:
-        """Names of those that have not."""
         return [child.name for child in self.children.values() if not child.is_ready]
 
     def poll(self) -> str | None:
         """Follow the logs; returns the name of a process that ended as it may, else None.
 
         Raises:
-            ServiceDied: one ended that must not have; the message has its last words.
+            ServiceDied: one ended that must not; the message has the last lines of its log.
         """
         ended = None
         for child in self.children.values():
@@ -178,22 +158,18 @@ class Supervisor:
         return ended
 
     def stop(self) -> dict[str, int]:
-        """Stop all, in order; exit status by name."""
-        rank = {name: index for index, name in enumerate(self._stop_order)}
+        rank = {name: index for index, name in enumerate(self.stop_order)}
         order = sorted(self.children.values(), key=lambda child: rank.get(child.name, len(rank)))
         statuses: dict[str, int] = {}
         for child in order:
-            statuses[child.name] = child.stop(self._grace_s, self._is_impatient)
+            statuses[child.name] = child.stop(self.grace_s, self.is_impatient)
             self._follow(child)
         return statuses
 
     def _follow(self, child: Child) -> None:
         for line in child.follow():
             if line.is_loud:
-                self._echo(child.name, line)
-
-    def __enter__(self) -> Self:
-        return self
+                self.echo(child.name, line)
 
     def __exit__(self, *_: object) -> None:
         self.stop()

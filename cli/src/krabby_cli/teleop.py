@@ -1,9 +1,9 @@
 """`krabby teleop`: drive the robot with a keyboard or a gamepad.
 
-The person is the deadman: without an input event for 2 s the robot is told to stand still until the
-next one. Commands carry the operator flag and go out at 20 Hz, zeros too, so a mission stays
-outranked for as long as this process runs. When it ends or is cut off, the game loop stops the
-robot within half a second and lets a mission walk again after one.
+Deadman: without an input event for 2 s the robot is commanded to stand until the next one. Commands
+carry the operator flag and go out at 20 Hz, zeros too, so they outrank a mission for as long as
+this process runs. When it ends or is cut off, the game loop stops the robot after 0.3 s and follows
+a mission again after 1 s.
 """
 
 from __future__ import annotations
@@ -14,29 +14,20 @@ import os
 import select
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
 from krabby_proto import FLAG_OPERATOR, NAV, ControlClient, HalClient, ProtoError, Publisher
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.keys import (
-    JS_EVENT,
-    Drive,
-    JoystickEvent,
-    Nav,
-    NavLimits,
-    Request,
-    parse_js_events,
-)
+from krabby_cli.keys import JS_EVENT, Drive, JoystickEvent, Nav, NavLimits, Request, parse_js_events
 from krabby_cli.operate import operator_name
+from krabby_cli.options import add_command, option
 from krabby_cli.signals import Signals
 from krabby_cli.terminal import Keyboard, StatusLine
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = ["GamepadDevice", "Operator", "add_parser"]
 
@@ -44,70 +35,60 @@ _PERIOD_S: Final = 0.05
 _ANSWER_S: Final = 1.0
 _HINT: Final = "1 stand, 2 sit, x e-stop"
 _FAREWELLS: Final = 3
-"""Zeros sent when leaving: a socket that is closed drops what it has not sent yet."""
-_PERSONS_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Counts while the computer sleeps, unlike CLOCK_MONOTONIC: opening the lid is no key press."""
+"""Zero commands at the end: a closed socket drops what it has not sent yet."""
+_DEADMAN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""Counts while the computer sleeps, unlike CLOCK_MONOTONIC: the deadman expires meanwhile."""
 
 _EPILOG: Final = """\
 keys
   w s, up down      faster forward, backward     a d      to the left, to the right
   q e, left right   turn left, turn right        space    stop
   1 stand up        2 sit down                   3 arm
-  h                 go on at this speed
-  x                 e-stop, latched until `krabby reset`; no other key is one
+  h                 continue at this speed
+  x                 e-stop, latched until `krabby reset`; the only e-stop key
   Ctrl-C            leave; the robot stops
-Without a key for 2 s the robot stops: keep one pressed (a held key repeats) or press h.
-Of keys that waited (a link that was down, a process that was stopped, more than 15 at once) only
-x, 2, space and leaving count, of pasted text only x.
+Without a key for 2 s the robot stops: hold one (it repeats) or press h.
+Of delayed keys (a link was down, the process was stopped, more than 15 at once) only x, 2, space
+and leaving count, of pasted text only x.
 
 gamepad (--gamepad, /dev/input/js0 in the numbering of an Xbox-style pad)
   hold button 4 (left shoulder) to move
   axis 1 forward and backward, axis 0 to the sides, axis 3 turns
   button 0 (A) stand, 2 (X) sit, 3 (Y) arm, 1 (B) e-stop
-Without an event for 2 s the robot stops until the next one: a button that is held proves nothing
-over a dead radio link. A stick in a hand trembles and so sends events; move one at its stop a bit.
+Without an event for 2 s the robot stops until the next one: over a dead radio link a held button
+still reads as held. A stick in a hand sends events all the time; one at its stop has to be moved.
 """
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
-        "teleop",
-        help="drive with keyboard or gamepad",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = add_command(commands, "teleop", run, "drive by keyboard or gamepad", __doc__, _EPILOG)
     parser.add_argument(
         "--gamepad",
         nargs="?",
         type=Path,
         const=Path("/dev/input/js0"),
         metavar="DEVICE",
-        help="use a gamepad (default device /dev/input/js0); the keyboard stays in use",
+        help="use a gamepad besides the keyboard (DEVICE default /dev/input/js0)",
     )
-    defaults = NavLimits()
-    parser.add_argument("--max-speed", type=float, default=defaults.speed, metavar="M/S")
-    parser.add_argument("--max-yaw-rate", type=float, default=defaults.yaw_rate, metavar="RAD/S")
-    parser.add_argument("--step", type=float, default=defaults.step, metavar="M/S")
+    limits = NavLimits()
+    option(parser, "--max-speed", "M/S", limits.speed, "largest speed along x and y")
+    option(parser, "--max-yaw-rate", "RAD/S", limits.yaw_rate, "largest yaw rate")
+    option(parser, "--step", "M/S", limits.step, "change of speed per key press; yaw rate twice")
     add_endpoint_options(parser)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Drive until Ctrl-C."""
     limits = NavLimits(speed=args.max_speed, yaw_rate=args.max_yaw_rate, step=args.step)
     if min(limits.speed, limits.yaw_rate, limits.step) <= 0:
         raise UsageError("--max-speed, --max-yaw-rate and --step have to be greater than 0")
     with contextlib.ExitStack() as stack:
-        signals = Signals()
-        stack.enter_context(signals.caught())
+        signals = stack.enter_context(Signals().caught())
         pad = None
         if args.gamepad is not None:
             pad = stack.enter_context(GamepadDevice(args.gamepad))
         keyboard = stack.enter_context(Keyboard(sys.stdin.fileno())) if sys.stdin.isatty() else None
         if pad is None and keyboard is None:
-            raise UsageError("standard input is no terminal; run it in one, or give --gamepad")
+            raise UsageError("standard input is not a terminal; run it in one, or give --gamepad")
         line = None
         if sys.stdout.isatty():
             line = stack.enter_context(StatusLine(sys.stdout.fileno()))
@@ -129,7 +110,7 @@ def _drive(
     signals: Signals,
     line: StatusLine | None,
 ) -> None:
-    """Act on input as it comes, publish on the grid of 20 Hz; nothing here waits for anything."""
+    """Act on input as it comes, publish at 20 Hz; nothing in here blocks."""
     sources = [source for source in (keyboard, pad) if source is not None]
     drive = Drive(limits)
     due_s = time.monotonic()
@@ -137,8 +118,8 @@ def _drive(
         select.select(sources, (), (), max(0.0, due_s - time.monotonic()))
         keys = keyboard.read() if keyboard is not None else []
         events = pad.read() if pad is not None else []
-        person_s = time.clock_gettime(_PERSONS_CLOCK)
-        command, requests = drive.turn(keys, events, person_s)
+        input_s = time.clock_gettime(_DEADMAN_CLOCK)
+        command, requests = drive.turn(keys, events, input_s)
         for request in requests:
             if request == "quit":
                 return
@@ -148,7 +129,7 @@ def _drive(
             due_s = max(due_s + _PERIOD_S, now_s)
             operator.publish(command)
             if line is not None:
-                line.show(_text(command, drive.countdown(person_s), operator.said or _HINT))
+                line.show(_text(command, drive.countdown(input_s), operator.said or _HINT))
 
 
 def _text(nav: Nav, *said: str) -> str:
@@ -159,8 +140,8 @@ def _text(nav: Nav, *said: str) -> str:
 _UNCONFIRMED: Final = "E-STOP NOT CONFIRMED, use the switch on the robot: "
 
 
-class Operator:
-    """A person's sockets: nav to the game loop, requests to it, and safety to the HAL.
+class Operator(contextlib.AbstractContextManager["Operator"]):
+    """The operator's sockets: walking commands and requests to the game loop, safety to the HAL.
 
     A request waits for its answer up to a second, walking commands do not wait for it. An e-stop
     has its own thread and socket, so that it is never behind another request.
@@ -169,7 +150,7 @@ class Operator:
     def __init__(self, endpoints: Mapping[str, str]) -> None:
         self.name = f"{operator_name()} (teleop)"
         self.said = ""
-        """What came of the last request; empty before the first answer."""
+        """Result of the last request; empty before the first answer."""
         self._nav = Publisher(endpoints["nav"], NAV, bind=False)
         self._stop = HalClient({"safety": endpoints["safety"]})
         self._hal = HalClient({"safety": endpoints["safety"]})
@@ -181,19 +162,19 @@ class Operator:
 
     def publish(self, nav: Nav) -> None:
         """Send a walking command that outranks any mission."""
-        self._nav.publish(nav.values, capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+        self._nav.publish(nav, capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
 
     def leave(self) -> None:
-        """Tell the robot to stand still, give that time to go out, and end an e-stop's wait."""
+        """Command zero, give it time to go out, and wait for a pending e-stop."""
         for _ in range(_FAREWELLS):
             self.publish(Nav())
             time.sleep(_PERIOD_S / 2)
         self._stopper.shutdown()
 
     def request(self, request: Request) -> None:
-        """Carry a request out beside the caller; `said` tells what came of it.
+        """Carry a request out in another thread; the result appears in `said`.
 
-        One that is still under way is not sent twice, a held key repeats.
+        A request that is pending is not sent twice: a held key repeats.
         """
         under_way = self._asked.get(request)
         if under_way is None or under_way.done():
@@ -214,7 +195,7 @@ class Operator:
             self.said = said
 
     def ask(self, request: Request) -> str:
-        """Carry a request out; what came of it, in a few words. Takes a second at the most."""
+        """Carry a request out within a second; returns the result in a few words."""
         try:
             if request in ("estop", "arm"):
                 client = self._stop if request == "estop" else self._hal
@@ -228,20 +209,17 @@ class Operator:
         return f"{request}: {answer.get('state', 'done')}"
 
     def close(self) -> None:
-        """Close the sockets; what is under way is waited for, a second at the most."""
+        """Close the sockets; waits for pending requests, a second at most."""
         self._stopper.shutdown()
         self._asker.shutdown(cancel_futures=True)
         for each in (self._nav, self._stop, self._hal, self._loop):
             each.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class GamepadDevice:
+class GamepadDevice(contextlib.AbstractContextManager["GamepadDevice"]):
     """A /dev/input/js device, read without waiting."""
 
     def __init__(self, path: Path) -> None:
@@ -256,7 +234,6 @@ class GamepadDevice:
         self._rest = b""
 
     def fileno(self) -> int:
-        """For select."""
         return self._fd
 
     def read(self) -> list[JoystickEvent]:
@@ -277,9 +254,6 @@ class GamepadDevice:
             raise CliError(f"gamepad {self._path} is gone; the robot was told to stop")
         events, self._rest = parse_js_events(self._rest + data)
         return events
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)

@@ -1,38 +1,43 @@
-"""`krabby up`: simulator, camera and game loop as three processes, from one command.
+"""`krabby up`: run simulator, camera and game loop as three supervised processes.
 
-Everything that can be checked is checked before anything starts. The processes are supervised, and
-the last line on stdout is one JSON object, however the run ended.
+Course, policy, ports and recording are checked before anything starts. The last line on stdout is
+one JSON object, however the run ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
+import itertools
 import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from krabby.course.courses import COURSES, MAX_DIFFICULTY
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
 
-from krabby_cli.display import Display, Echo, LiveDisplay, PlainDisplay, RunView
+from krabby_cli.display import Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
 from krabby_cli.errors import CliError, ServiceDied, StartTimeout, UsageError
-from krabby_cli.plan import DEFAULT_COURSE, DEFAULT_POLICY, Plan, make_plan
+from krabby_cli.options import (
+    DEFAULT_POLICY,
+    POLICY_HELP,
+    add_command,
+    add_course_options,
+    flag,
+    option,
+)  # fmt: skip
+from krabby_cli.plan import Plan, make_plan
 from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
-from krabby_cli.summary import CpuMeter, ExitState, RunFacts, build_summary
+from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
 from krabby_cli.supervise import Supervisor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
-
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 
@@ -55,79 +60,44 @@ Exit status: 0 after the duration or a signal, 1 when a process failed, 2 when n
 
 
 def add_parser(commands: Any) -> None:
-    """Add the subcommand."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "up",
-        help="start simulator, camera and game loop, watch them, sum up",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        run,
+        "run simulator, camera and game loop",
+        __doc__,
+        _EPILOG,
     )
-    parser.add_argument(
-        "--duration",
-        type=float,
-        default=0.0,
-        metavar="S",
-        help="seconds from the moment all are ready (simulated seconds in lock-step); "
-        "0 until Ctrl-C (default)",
-    )
-    parser.add_argument(
-        "--until-over",
-        action="store_true",
-        help="end as soon as the course is completed or the robot has fallen",
-    )
-    parser.add_argument(
-        "--course", default=DEFAULT_COURSE, help=f"one of {', '.join(COURSES)} (%(default)s)"
-    )
-    parser.add_argument(
-        "--difficulty", type=float, default=0.5, metavar="D", help=f"0 to {MAX_DIFFICULTY} (0.5)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="layout and noise (0)")
-    parser.add_argument(
-        "--policy",
-        default=DEFAULT_POLICY,
-        help="name under assets/policies, or a folder (%(default)s)",
-    )
-    parser.add_argument(
-        "--speed", type=int, choices=(0, 1), default=1, help="1 real time (default), 0 lock-step"
-    )
-    parser.add_argument(
+    text = "length of the run from when all are ready, simulated time in lock-step; 0: until Ctrl-C"
+    option(parser, "--duration", "S", 0.0, text)
+    flag(parser, "--until-over", "end when the course is completed or the robot has fallen")
+    add_course_options(parser, "seed of the course's layout and of the noise")
+    option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
+    option(parser, "--speed", None, 1, "1: real time, 0: lock-step", choices=(0, 1))
+    flag(
+        parser,
         "--in-process",
-        action="store_true",
-        help="the services are threads of this process, for a debugger or a profiler; "
+        "run the services as threads of this process, for a debugger or a profiler; "
         "needs --speed 0, same trajectory",
     )
-    parser.add_argument("--no-camera", action="store_true", help="run without depth camera")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="record all streams as MCAP")
-    parser.add_argument(
-        "--transport", choices=("tcp", "ipc"), default="tcp", help="loopback TCP or Unix sockets"
-    )
-    parser.add_argument(
-        "--base-port",
-        type=int,
-        default=BASE_PORT,
-        metavar="N",
-        help=f"first port; 0 finds free ones (default {BASE_PORT})",
-    )
+    flag(parser, "--no-camera", "run without a depth camera")
+    option(parser, "--record", "FILE", None, "record all streams to this MCAP file", type=Path)
+    text = "loopback TCP or Unix sockets"
+    option(parser, "--transport", None, "tcp", text, choices=("tcp", "ipc"))
+    option(parser, "--base-port", "N", BASE_PORT, "first port; 0: find free ones")
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="settings",
         metavar="SERVICE.KEY=VALUE",
-        help="any key of a service's configuration; repeatable",
+        help="set one key of a service's configuration; repeatable",
     )
-    parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR", help="for logs (runs)"
-    )
-    parser.add_argument(
-        "--start-timeout", type=float, default=60.0, metavar="S", help="default %(default)s s"
-    )
-    parser.set_defaults(handler=run)
+    option(parser, "--runs-dir", "DIR", Path("runs"), "folder that gets the run's folder")
+    option(parser, "--start-timeout", "S", 60.0, "longest wait until all are ready")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the subcommand; returns the exit status."""
     return run_plan(make_plan(args), in_process=args.in_process)
 
 
@@ -150,10 +120,10 @@ def _tell(line: str) -> bool:
     return out.flush(_TELL_S)
 
 
-def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, Any]:
+def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[str, Any]:
     """Start, watch and stop a planned run; returns its summary, which is also in its folder.
 
-    SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
+    SIGINT, SIGTERM and SIGHUP end it in order.
     """
     _make_folder(plan)
     signals = Signals()
@@ -165,17 +135,17 @@ def carry_out(plan: Plan, make_display: Callable[[Plan], Display]) -> dict[str, 
         stack.callback(display.close)
         progress = stack.enter_context(Progress(plan.wiring.endpoints["truth"]))
         supervisor = Supervisor(
-            plan.children,
-            plan.folder,
+            specs=plan.children,
+            folder=plan.folder,
             env=_environment(plan.run_id),
             stop_order=_STOP_ORDER,
             echo=Echo(display.say),
             is_impatient=lambda: signals.count > 1,
         )
-        watch = _Watch(plan, supervisor, progress, display, signals)
         with supervisor:
-            watch.run()
-    return _summary(plan, watch)
+            end = _Watch(plan, supervisor, progress, display, signals).run()
+        reports = {name: child.summary for name, child in supervisor.children.items()}
+        return _written(plan, build_summary(plan, end, reports, progress.figures))
 
 
 def _carry_out_in_process(plan: Plan) -> dict[str, Any]:
@@ -199,148 +169,116 @@ def _carry_out_in_process(plan: Plan) -> dict[str, Any]:
         except CliError as error:
             end, reason = "failed", str(error)
             display.say(f"krabby up: {error}")
-    facts = _facts(plan, time.monotonic() - began_s, end, reason)
-    return _written(plan, build_summary(facts, reports, {}))
+    outcome = RunEnd(end, reason, time.monotonic() - began_s)
+    return _written(plan, build_summary(plan, outcome, reports, {}))
 
 
+@dataclass
 class _Watch:
     """The time between start and stop of one run."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        supervisor: Supervisor,
-        progress: Progress,
-        display: Display,
-        signals: Signals,
-    ) -> None:
-        self._plan = plan
-        self._supervisor = supervisor
-        self._display = display
-        self._signals = signals
-        self._ready_s: float | None = None
-        self._walking = False
-        self._meter: CpuMeter | None = None
-        self.progress = progress
-        self.exit: ExitState = "failed"
-        self.reason = ""
-        self.duration_s = 0.0
+    plan: Plan
+    supervisor: Supervisor
+    progress: Progress
+    display: PlainDisplay
+    signals: Signals
+    _ready_s: float | None = None
+    _walking: bool = False
+    _meter: CpuMeter | None = None
 
-    @property
-    def reports(self) -> dict[str, dict[str, Any]]:
-        """What each service said at its end."""
-        return {name: child.summary for name, child in self._supervisor.children.items()}
-
-    @property
-    def cores(self) -> dict[str, float]:
-        """Processor use while the robot walked, by service."""
-        return self._meter.cores() if self._meter else {}
-
-    @property
-    def machine_cores(self) -> float | None:
-        """Processor use of the whole machine in the same time."""
-        return self._meter.machine if self._meter else None
-
-    def run(self) -> None:
-        """Until the end, for whatever reason; the processes are stopped then."""
+    def run(self) -> RunEnd:
+        """Start, watch until the end and stop the processes."""
+        end: ExitState = "failed"
         try:
-            self._supervisor.start()
-            self.exit, self.reason = self._watch()
+            self.supervisor.start()
+            end, reason = self._watch()
         except CliError as error:
-            self.reason = str(error).partition("\n")[0]
-            self._display.say(f"krabby up: {error}")
+            reason = str(error).partition("\n")[0]
+            self.display.say(f"krabby up: {error}")
         else:
-            self._display.say(f"{self.reason}: stopping, a robot that stands sits down first")
-        if self._ready_s is not None:
-            self.duration_s = time.monotonic() - self._ready_s
-            self._sample()
-        statuses = self._supervisor.stop()
-        bad = {name: status for name, status in statuses.items() if status != 0}
-        if bad and self.exit != "failed":
-            self.exit = "failed"
-            self.reason = "; ".join(
-                f"{name} ended with status {status} when it was stopped, log "
-                f"{self._supervisor.children[name].log_path}"
-                for name, status in bad.items()
-            )
-            self._display.say(f"krabby up: {self.reason}")
+            self.display.say(f"{reason}: stopping; a standing robot sits down first")
+        duration_s, cores, machine = 0.0, {}, None
+        if self._ready_s is not None and self._meter is not None:
+            duration_s = time.monotonic() - self._ready_s
+            self._sample(self._meter)
+            cores, machine = self._meter.cores(), self._meter.machine
+        bad = [
+            f"{name} ended with status {status} when it was stopped, log "
+            f"{self.supervisor.children[name].log_path}"
+            for name, status in self.supervisor.stop().items()
+            if status != 0
+        ]
+        if bad and end != "failed":
+            end, reason = "failed", "; ".join(bad)
+            self.display.say(f"krabby up: {reason}")
+        return RunEnd(end, reason, duration_s, cores, machine)
 
     def _watch(self) -> tuple[ExitState, str]:
         started = time.monotonic()
-        for tick in _ticks():
-            ended = self._supervisor.poll()
+        for tick in itertools.count():
+            ended = self.supervisor.poll()
             self.progress.poll()
             now = time.monotonic()
-            if self._signals.count:
-                return "interrupted", self._signals.name
+            if self.signals.count:
+                return "interrupted", self.signals.name
             if ended is not None:
                 return self._after_end_of(ended)
             if self._ready_s is None:
                 self._while_starting(now - started)
             elif self._time_is_up(now):
                 return "finished", "the time is up"
-            elif self._plan.until_over and self.progress.is_over:
+            elif self.plan.until_over and self.progress.is_over:
                 return "finished", "the robot has fallen or completed the course"
-            elif tick % _SAMPLE_TICKS == 0:
-                self._sample()
+            elif tick % _SAMPLE_TICKS == 0 and self._meter is not None:
+                self._sample(self._meter)
             self._show(now)
+            time.sleep(_TICK_S)
         raise AssertionError("ticks never end")
 
     def _time_is_up(self, now: float) -> bool:
         """In lock-step the simulator counts its own time and ends by itself."""
         assert self._ready_s is not None
-        duration_s = 0.0 if self._plan.lockstep else self._plan.duration_s
+        duration_s = 0.0 if self.plan.lockstep else self.plan.duration_s
         return 0 < duration_s <= now - self._ready_s
 
     def _after_end_of(self, name: str) -> tuple[ExitState, str]:
-        if self._ready_s is None and not self._supervisor.children[name].summary:
+        if self._ready_s is None and not self.supervisor.children[name].summary:
             raise ServiceDied(
                 f"{name} ended before the others were ready, log "
-                f"{self._supervisor.children[name].log_path}"
+                f"{self.supervisor.children[name].log_path}"
             )
         return "finished", f"{name} ended by itself"
 
     def _while_starting(self, elapsed_s: float) -> None:
-        if self._supervisor.all_ready:
+        if self.supervisor.all_ready:
             self._ready_s = time.monotonic()
-            pids = {name: child.pid for name, child in self._supervisor.children.items()}
+            pids = {name: child.pid for name, child in self.supervisor.children.items()}
             self._meter = CpuMeter(pids)
-        elif elapsed_s > self._plan.start_timeout_s:
-            waiting = self._supervisor.not_ready
+        elif elapsed_s > self.plan.start_timeout_s:
+            waiting = self.supervisor.not_ready
             raise StartTimeout(
-                f"{', '.join(waiting)} not ready after {self._plan.start_timeout_s:g} s; see the "
-                f"logs in {self._plan.folder}, or give --start-timeout more"
+                f"{', '.join(waiting)} not ready after {self.plan.start_timeout_s:g} s; see the "
+                f"logs in {self.plan.folder}, or give --start-timeout more"
             )
 
-    def _sample(self) -> None:
-        assert self._meter is not None
-        self._meter.sample()
+    def _sample(self, meter: CpuMeter) -> None:
+        meter.sample()
         if not self._walking and self.progress.has_walked:
             self._walking = True
-            self._meter.mark()
+            meter.mark()
 
     def _show(self, now: float) -> None:
-        states = {
-            name: "ready" if child.is_ready else "starting"
-            for name, child in self._supervisor.children.items()
-        }
+        children = self.supervisor.children.items()
+        states = {name: "ready" if child.is_ready else "starting" for name, child in children}
         view = RunView(
-            title=self._plan.title,
+            title=self.plan.title,
             elapsed_s=None if self._ready_s is None else now - self._ready_s,
-            duration_s=0.0 if self._plan.lockstep else self._plan.duration_s,
+            duration_s=0.0 if self.plan.lockstep else self.plan.duration_s,
             progress=self.progress.describe(),
             states=states,
             cores=self._meter.recent() if self._meter else {},
         )
-        self._display.update(view)
-
-
-def _ticks() -> Generator[int, None, None]:
-    tick = 0
-    while True:
-        yield tick
-        tick += 1
-        time.sleep(_TICK_S)
+        self.display.update(view)
 
 
 def _environment(run_id: str) -> dict[str, str]:
@@ -360,9 +298,9 @@ def _make_folder(plan: Plan) -> None:
         "metrics_ports": dict(plan.wiring.metrics_ports),
         "commands": {child.name: child.argv for child in plan.children},
     }
+    text = json.dumps(record, indent=2)
     try:
         plan.folder.mkdir(parents=True)
-        text = json.dumps(record, indent=2)
         (plan.folder / RUN_FILE).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
@@ -370,41 +308,14 @@ def _make_folder(plan: Plan) -> None:
         ) from error
 
 
-def _display(plan: Plan) -> Display:
+def _display(plan: Plan) -> PlainDisplay:
     if sys.stdout.isatty():
-        ports = {
-            child.name: plan.wiring.metrics_ports[child.name]
-            for child in plan.children
-            if child.name in plan.wiring.metrics_ports
-        }
+        names = {child.name for child in plan.children}
+        ports = {n: port for n, port in plan.wiring.metrics_ports.items() if n in names}
         return LiveDisplay(plan.wiring.endpoints, ports)
     display = PlainDisplay()
     display.say(plan.title)
     return display
-
-
-def _summary(plan: Plan, watch: _Watch) -> dict[str, Any]:
-    facts = dataclasses.replace(
-        _facts(plan, watch.duration_s, watch.exit, watch.reason),
-        cpu_cores=watch.cores,
-        machine_cores=watch.machine_cores,
-    )
-    return _written(plan, build_summary(facts, watch.reports, watch.progress.latest))
-
-
-def _facts(plan: Plan, duration_s: float, end: ExitState, reason: str) -> RunFacts:
-    return RunFacts(
-        run_id=plan.run_id,
-        policy=plan.policy,
-        course=plan.course,
-        difficulty=plan.difficulty,
-        seed=plan.seed,
-        duration_s=duration_s,
-        cpu_cores={},
-        exit=end,
-        reason=reason,
-        folder=str(plan.folder),
-    )
 
 
 def _written(plan: Plan, summary: dict[str, Any]) -> dict[str, Any]:

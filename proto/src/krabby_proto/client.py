@@ -1,16 +1,17 @@
-"""The other side of a HAL, and the small request socket of the gameloop."""
+"""Clients of a HAL and of the game loop, and the game loop's request server."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.codec import encode
-from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
+from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import SCHEMA_VERSION
-from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
+from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json, parse_request
 from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import (
     LatestSubscriber,
@@ -18,12 +19,11 @@ from krabby_proto.sockets import (
     Requester,
     Router,
     new_instance_id,
+    serve_within,
 )
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import ArrayLike
 
 __all__ = ["ControlClient", "ControlServer", "HalClient"]
@@ -33,7 +33,7 @@ _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
 
 
-class HalClient:
+class HalClient(Closing):
     """Reads a HAL's state and sends it commands, as one writer with one instance id.
 
     Args:
@@ -57,7 +57,7 @@ class HalClient:
         self.sequence = 0
         """Sequence of the last command."""
         self.timeouts = 0
-        """Commands without an answer in time, those not sent for want of a server included."""
+        """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
         self._clock_ns = clock_ns
@@ -83,14 +83,10 @@ class HalClient:
         return self._state
 
     def hello(self, timeout_s: float = 2.0, via: str | None = None) -> JsonObject:
-        """Ask the HAL who it is; waits for it to appear.
-
-        Args:
-            timeout_s: how long to wait in total [s].
-            via: ``command`` or ``safety``; whichever is connected when None.
+        """The HAL's hello, through ``command`` or ``safety``; waits for the HAL to appear.
 
         Raises:
-            RequestTimeout: nobody answered.
+            RequestTimeout: no answer within `timeout_s`.
         """
         requester = self._requester(via or next(iter(self._requesters), COMMAND.name))
         return _ask_hello(requester, timeout_s)
@@ -106,15 +102,11 @@ class HalClient:
     ) -> CommandReply | None:
         """Send joint targets [rad], shape (18,), and wait for the answer, at most `deadline_s`.
 
-        Args:
-            joint_pos: targets, in the robot's joint order.
-            capture_ns: capture time of the state they were computed from [ns].
-            publish_ns: now, by the client's clock when None [ns].
-            deadline_s: longest time to wait; without a server it returns at once [s].
-            flags: bits ``FLAG_*``.
+        `capture_ns` is that of the state they answer [ns], `publish_ns` the client's clock when
+        None [ns].
 
         Returns:
-            The reply, or None when there was none in time; the command may have been applied.
+            The reply; None without one in time: the command may have been applied.
         """
         self.sequence += 1
         start = time.perf_counter()
@@ -165,12 +157,6 @@ class HalClient:
         if self._state is not None:
             self._state.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _command_reply(answer: list[bytes]) -> CommandReply | None:
     if len(answer) != 2 or answer[0] != COMMAND.topic:
@@ -182,7 +168,7 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 
 
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
-    """Ask again and again, since a server that is just starting may lose the first."""
+    """Ask repeatedly: a server that is just starting may lose the first request."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
     return _ask_again(requester, HELLO_TOPIC, lambda: ours, timeout_s, _HELLO_TRY_S)
 
@@ -214,8 +200,8 @@ def _ask_json(
 ) -> JsonObject:
     """Ask once. `request` makes the request when a server is there.
 
-    An operator's request is stamped in it, always by CLOCK_MONOTONIC: it is about people, not about
-    simulated time. One that waited here for a link is not old, the person still waits for it.
+    So an operator's request is stamped (by CLOCK_MONOTONIC, in lock-step too) when the link is up:
+    one that waited for the link is not stale.
     """
     answer = requester.request_patiently(lambda: [topic, json.dumps(request()).encode()], timeout_s)
     reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
@@ -231,7 +217,7 @@ def _no_answer(requester: Requester, topic: bytes, timeout_s: float) -> RequestT
     )
 
 
-class ControlServer:
+class ControlServer(Closing):
     """Answers JSON requests on the gameloop's control endpoint.
 
     Args:
@@ -262,28 +248,17 @@ class ControlServer:
     ) -> int:
         """Wait for requests, serve at most 16, return how many; 0 when the time is over.
 
-        A handler that raises costs its request, not the server: the answer has `ok` false and the
-        error as its `reason`.
-
-        Args:
-            timeout_s: how long to wait; 0 to look only [s].
-            handler: takes a request's JSON object and returns the answer's; None if it has called
-                `defer`.
+        `handler` takes a request's JSON object and returns the answer's, or None if it has called
+        `defer`. When it raises, the answer has `ok` false and the error as its `reason`.
         """
-        served = self._serve(handler)
-        if served or timeout_s <= 0.0:
-            return served
-        if not wait_readable((self._router.socket,), timeout_s):
-            return 0
-        return self._serve(handler)
 
-    def _serve(self, handler: Callable[[JsonObject], Mapping[str, Any] | None]) -> int:
-        # Tried also when nothing is there to be read: a router made anew binds itself in here.
-        taken = 0
-        while taken < _CONTROL_BATCH and (request := self._router.receive()) is not None:
-            taken += 1
-            self._answer(request, handler)
-        return taken
+        def serve() -> int:
+            requests = self._router.take(_CONTROL_BATCH)
+            for request in requests:
+                self._answer(request, handler)
+            return len(requests)
+
+        return serve_within(timeout_s, (self._router,), serve)
 
     def defer(self) -> Callable[[Mapping[str, Any]], None]:
         """For handlers: answer later, by calling what this returns from the thread that polls."""
@@ -299,9 +274,7 @@ class ControlServer:
             self._router.reply(request, HELLO_TOPIC, self._hello)
             return
         self.requests += 1
-        asked = None
-        if len(body) == 2 and body[0] == CONTROL.topic and len(body[1]) <= MAX_JSON_BYTES:
-            asked = parse_json(body[1])
+        asked = parse_request(body, CONTROL.topic)
         if asked is None:
             self._refuse(request, 'request is not [b"control", {"op": ...}]')
             return
@@ -326,25 +299,19 @@ class ControlServer:
         """Close the socket."""
         self._router.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class ControlClient:
+class ControlClient(Closing):
     """Asks the gameloop."""
 
     def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:
-        """Ask the gameloop who it is; waits for it to appear, raises `RequestTimeout`."""
+        """The game loop's hello; waits for it to appear, raises `RequestTimeout`."""
         return _ask_hello(self._requester, timeout_s)
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
-        """Ask for `op`; raises `RequestTimeout` when there is no answer."""
+        """Send a request and return its answer; raises `RequestTimeout`."""
         return _ask_json(
             self._requester,
             CONTROL.topic,
@@ -355,9 +322,3 @@ class ControlClient:
     def close(self) -> None:
         """Close the socket."""
         self._requester.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -1,4 +1,4 @@
-"""Checks that whatever listens on a HAL's endpoints keeps the contract; it never moves a robot.
+"""Checks a HAL against the wire contract; it never moves a robot.
 
 The command checks run only while the HAL is disarmed, and every joint target they send is the
 position just measured. The e-stop is tried last and cleared again.
@@ -7,28 +7,22 @@ position just measured. The e-stop is tried last and cleared again.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from krabby_proto.client import HalClient
 from krabby_proto.codec import FloatArray, Message, encode
-from krabby_proto.endpoint import Context, wait_readable
+from krabby_proto.endpoint import Closing, Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
-from krabby_proto.hello import parse_json
-from krabby_proto.replies import CommandReply, CommandStatus
-from krabby_proto.sockets import (
-    LatestSubscriber,
-    Requester,
-    new_instance_id,
-)
+from krabby_proto.hello import JsonObject, parse_json
+from krabby_proto.replies import CommandReply
+from krabby_proto.sockets import LatestSubscriber, Requester, new_instance_id
+from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby_proto.hello import JsonObject
 
 __all__ = ["CheckResult", "check_hal"]
 
@@ -59,7 +53,7 @@ class _Blocked(_Failed):
     """A check failed in a way that makes the rest pointless or unsafe."""
 
 
-class _Visit:
+class _Visit(Closing):
     """Sockets and findings the checks share."""
 
     def __init__(self, endpoints: Mapping[str, str], context: Context | None) -> None:
@@ -83,15 +77,12 @@ class _Visit:
         except RequestTimeout as error:
             raise _Failed(str(error)) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.writer.close()
         self.client.close()
 
 
-class _Writer:
+class _Writer(Closing):
     """One writing instance that can also send what no client would."""
 
     def __init__(self, endpoint: str, context: Context | None) -> None:
@@ -140,25 +131,25 @@ class _Writer:
         self._requester.close()
 
 
-def _hello_on(stream_name: str) -> Callable[[_Visit], str]:
-    def check(visit: _Visit) -> str:
-        try:
-            hello = visit.client.hello(_PATIENCE_S, via=stream_name)
-        except RequestTimeout as error:
-            raise _Blocked(str(error)) from error
-        missing = [
-            key
-            for key in ("schema_version", "schema_hash", "instance_id", "service", "clock", "robot")
-            if key not in hello
-        ]
-        if missing:
-            raise _Failed(f"hello lacks {', '.join(missing)}")
-        if visit.hello and visit.hello != hello:
-            raise _Failed("hello differs from the one on the command endpoint")
-        visit.hello = hello
-        return f"{hello['service']}, instance {hello['instance_id']}"
+_Check: TypeAlias = "Callable[[_Visit], str]"
+"""What was found; raises `_Failed`."""
+_Spoil: TypeAlias = "Callable[[_Writer, FloatArray], list[bytes]]"
+"""The frames of a command to the measured joint positions, with one fault."""
 
-    return check
+
+def _hello(stream_name: str, visit: _Visit) -> str:
+    try:
+        hello = visit.client.hello(_PATIENCE_S, via=stream_name)
+    except RequestTimeout as error:
+        raise _Blocked(str(error)) from error
+    keys = ("schema_version", "schema_hash", "instance_id", "service", "clock", "robot")
+    missing = [key for key in keys if key not in hello]
+    if missing:
+        raise _Failed(f"hello lacks {', '.join(missing)}")
+    if visit.hello and visit.hello != hello:
+        raise _Failed("hello differs from the one on the command endpoint")
+    visit.hello = hello
+    return f"{hello['service']}, instance {hello['instance_id']}"
 
 
 def _schema(visit: _Visit) -> str:
@@ -217,7 +208,7 @@ def _order(visit: _Visit) -> str:
 
 
 def _age(visit: _Visit) -> str:
-    limit = STATE.max_age_s or 0.0
+    limit = STATE.max_age_s
     ages = np.array([m.header.publish_ns - m.capture_ns for m in visit.messages]) * 1e-9
     visit.client.state.latest()
     newest = visit.client.state.wait(_ANSWER_S)
@@ -271,19 +262,13 @@ def _sole_writer(visit: _Visit) -> str:
     return f"answer {reply.status_name}, safety state {reply.safety_name}"
 
 
-def _refused(
-    expected: CommandStatus, spoil: Callable[[_Writer, FloatArray], list[bytes]]
-) -> Callable[[_Visit], str]:
-    """A check that a spoiled command is refused for the right reason."""
-
-    def check(visit: _Visit) -> str:
-        reply = visit.writer.send(spoil(visit.writer, visit.measured()))
-        wanted = expected.name.lower()
-        if reply.status != expected:
-            raise _Failed(f"answer is {reply.status_name}, expected {wanted}")
-        return f"answer {wanted}"
-
-    return check
+def _refused(expected: CommandStatus, spoil: _Spoil, visit: _Visit) -> str:
+    """A spoiled command is refused for the right reason."""
+    reply = visit.writer.send(spoil(visit.writer, visit.measured()))
+    wanted = expected.name.lower()
+    if reply.status != expected:
+        raise _Failed(f"answer is {reply.status_name}, expected {wanted}")
+    return f"answer {wanted}"
 
 
 def _with_header(frames: list[bytes], start: int, patch: bytes) -> list[bytes]:
@@ -295,14 +280,6 @@ def _wrong_length(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
     frames = writer.frames(joint_pos)
     shorter = (COMMAND.size - 1).to_bytes(4, "little")
     return _with_header([*frames[:2], frames[2][:-4]], 40, shorter)
-
-
-def _nan(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
-    return writer.frames(np.append(joint_pos[:-1], np.float32(np.nan)))
-
-
-def _infinite(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
-    return writer.frames(np.append(np.float32(-np.inf), joint_pos[1:]))
 
 
 def _corrupt(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
@@ -353,11 +330,10 @@ def _second_writer(visit: _Visit) -> str:
 
 
 def _oversize(visit: _Visit) -> str:
-    """A megabyte where 72 bytes belong: dropped or refused, and the server goes on."""
+    """A megabyte where 72 bytes belong: dropped or refused, and the server stays up."""
     topic, header, _ = visit.writer.frames(visit.measured())
-    offender = _Writer(visit.endpoints[COMMAND.name], visit.context)
-    offender.offer([topic, header, bytes(1 << 20)])
-    offender.close()
+    with _Writer(visit.endpoints[COMMAND.name], visit.context) as offender:
+        offender.offer([topic, header, bytes(1 << 20)])
     reply = visit.writer.send_valid(visit.measured())
     return f"then answered {reply.status_name} to the writer"
 
@@ -370,11 +346,9 @@ def _unknown_op(visit: _Visit) -> str:
 
 
 def _not_json(visit: _Visit) -> str:
-    requester = Requester(visit.endpoints[SAFETY.name], name=SAFETY.name, context=visit.context)
-    try:
+    endpoint = visit.endpoints[SAFETY.name]
+    with Requester(endpoint, name=SAFETY.name, context=visit.context) as requester:
         answer = requester.request_patiently(lambda: [SAFETY.topic, b"\xff{"], _ANSWER_S)
-    finally:
-        requester.close()
     reply = parse_json(answer[-1]) if answer else None
     if reply is None or reply.get("ok") is not False:
         raise _Failed(f"answer is {answer}, expected ok false and a reason")
@@ -416,83 +390,80 @@ def _unharmed(visit: _Visit) -> str:
     return "commands are answered and states flow"
 
 
-class _Check(NamedTuple):
-    name: str
-    tried: str
-    run: Callable[[_Visit], str]
-
-
-_STATUS = CommandStatus
-_CHECKS: Final = (
-    _Check("hello", "hello on the command endpoint", _hello_on(COMMAND.name)),
-    _Check("hello on safety", "hello on the safety endpoint", _hello_on(SAFETY.name)),
-    _Check("schema", "schema version and hash of the hello", _schema),
-    _Check("real time", "clock of the hello", _real_time),
-    _Check("state stream", f"watched states for {_WATCH_S} s", _watch),
-    _Check("state rate", "publish times", _rate),
-    _Check("state order", "sequences, instance id, capture times", _order),
-    _Check("state age", "capture times against CLOCK_MONOTONIC", _age),
-    _Check("state values", "finite, quaternion norm, foot contacts", _values),
-    _Check("disarmed", "safety status", _disarmed),
-    _Check(
-        "disarmed does not apply", "a valid command: the measured joint positions", _sole_writer
+_SPOILED: Final[dict[str, tuple[str, CommandStatus, _Spoil]]] = {
+    "wrong length": ("17 joint targets", CommandStatus.REJECTED_LENGTH, _wrong_length),
+    "NaN": (
+        "a target that is NaN",
+        CommandStatus.REJECTED_NONFINITE,
+        lambda w, q: w.frames(np.append(q[:-1], np.float32(np.nan))),
     ),
-    _Check("wrong length", "17 joint targets", _refused(_STATUS.REJECTED_LENGTH, _wrong_length)),
-    _Check("NaN", "a target that is NaN", _refused(_STATUS.REJECTED_NONFINITE, _nan)),
-    _Check("infinity", "a target that is -inf", _refused(_STATUS.REJECTED_NONFINITE, _infinite)),
-    _Check(
-        "stale",
+    "infinity": (
+        "a target that is -inf",
+        CommandStatus.REJECTED_NONFINITE,
+        lambda w, q: w.frames(np.append(np.float32(-np.inf), q[1:])),
+    ),
+    "stale": (
         "a command stamped 1 s ago",
-        _refused(_STATUS.REJECTED_STALE, lambda w, q: w.frames(q, age_s=1.0)),
+        CommandStatus.REJECTED_STALE,
+        lambda w, q: w.frames(q, age_s=1.0),
     ),
-    _Check(
-        "future",
+    "future": (
         "a command stamped 1 s ahead",
-        _refused(_STATUS.REJECTED_FUTURE, lambda w, q: w.frames(q, age_s=-1.0)),
+        CommandStatus.REJECTED_FUTURE,
+        lambda w, q: w.frames(q, age_s=-1.0),
     ),
-    _Check("repeated sequence", "the same command twice", _repeated),
-    _Check("corrupt payload", "one bit flipped", _refused(_STATUS.REJECTED_CORRUPT, _corrupt)),
-    _Check(
-        "other schema",
+    "corrupt payload": ("one bit flipped", CommandStatus.REJECTED_CORRUPT, _corrupt),
+    "other schema": (
         f"schema version {SCHEMA_VERSION + 1}",
-        _refused(
-            _STATUS.REJECTED_SCHEMA,
-            lambda w, q: _with_header(w.frames(q), 4, bytes([SCHEMA_VERSION + 1, 0])),
-        ),
+        CommandStatus.REJECTED_SCHEMA,
+        lambda w, q: _with_header(w.frames(q), 4, bytes([SCHEMA_VERSION + 1, 0])),
     ),
-    _Check(
-        "wrong magic",
+    "wrong magic": (
         "magic XXXX",
-        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: _with_header(w.frames(q), 0, b"XXXX")),
+        CommandStatus.REJECTED_MALFORMED,
+        lambda w, q: _with_header(w.frames(q), 0, b"XXXX"),
     ),
-    _Check(
-        "short header",
+    "short header": (
         f"a header of {HEADER_SIZE - 1} bytes",
-        _refused(
-            _STATUS.REJECTED_MALFORMED,
-            lambda w, q: [(f := w.frames(q))[0], f[1][: HEADER_SIZE - 1], f[2]],
-        ),
+        CommandStatus.REJECTED_MALFORMED,
+        lambda w, q: [(f := w.frames(q))[0], f[1][: HEADER_SIZE - 1], f[2]],
     ),
-    _Check(
-        "extra frame",
+    "extra frame": (
         "a fourth frame",
-        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: [*w.frames(q), b"more"]),
+        CommandStatus.REJECTED_MALFORMED,
+        lambda w, q: [*w.frames(q), b"more"],
     ),
-    _Check(
-        "missing frame",
+    "missing frame": (
         "topic and header only",
-        _refused(_STATUS.REJECTED_MALFORMED, lambda w, q: w.frames(q)[:2]),
+        CommandStatus.REJECTED_MALFORMED,
+        lambda w, q: w.frames(q)[:2],
     ),
-    _Check("second writer", "two writers by turns, then one falls silent", _second_writer),
-    _Check("unknown op", 'safety op "dance"', _unknown_op),
-    _Check("broken request", "a safety request that is not JSON", _not_json),
-    _Check("e-stop latches", "estop, then arm, disarm and a command", _estop_latches),
-    _Check("reset clears", "reset after the e-stop", _reset_clears),
+}
+"""Commands that have to be refused: what is tried, the status to expect, the frames."""
+
+_CHECKS: Final[tuple[tuple[str, str, _Check], ...]] = (
+    ("hello", "hello on the command endpoint", partial(_hello, COMMAND.name)),
+    ("hello on safety", "hello on the safety endpoint", partial(_hello, SAFETY.name)),
+    ("schema", "schema version and hash of the hello", _schema),
+    ("real time", "clock of the hello", _real_time),
+    ("state stream", f"watched states for {_WATCH_S} s", _watch),
+    ("state rate", "publish times", _rate),
+    ("state order", "sequences, instance id, capture times", _order),
+    ("state age", "capture times against CLOCK_MONOTONIC", _age),
+    ("state values", "finite, quaternion norm, foot contacts", _values),
+    ("disarmed", "safety status", _disarmed),
+    ("disarmed does not apply", "a valid command: the measured joint positions", _sole_writer),
+    *((name, tried, partial(_refused, *case)) for name, (tried, *case) in _SPOILED.items()),
+    ("repeated sequence", "the same command twice", _repeated),
+    ("second writer", "two writers by turns, then one falls silent", _second_writer),
+    ("unknown op", 'safety op "dance"', _unknown_op),
+    ("broken request", "a safety request that is not JSON", _not_json),
+    ("e-stop latches", "estop, then arm, disarm and a command", _estop_latches),
+    ("reset clears", "reset after the e-stop", _reset_clears),
+    ("oversize", "a payload of 1 MiB", _oversize),
+    ("unharmed", "a valid command, a new subscriber", _unharmed),
 )
-_LAST_CHECKS: Final = (
-    _Check("oversize", "a payload of 1 MiB", _oversize),
-    _Check("unharmed", "a valid command, a new subscriber", _unharmed),
-)
+"""Name, what is tried, and the check; the megabyte comes last."""
 
 
 def check_hal(
@@ -518,19 +489,18 @@ def check_hal(
     results: list[CheckResult] = []
     blocked: str | None = None
     with _Visit(endpoints, context) as visit:
-        for check in (*_CHECKS, *_LAST_CHECKS):
+        for name, tried, check in _CHECKS:
             passed = False
             if blocked:
                 detail = f"not run, because of {blocked!r}"
             else:
                 try:
-                    passed, detail = True, check.run(visit)
+                    passed, detail = True, check(visit)
                 except _Blocked as error:
-                    blocked, detail = check.name, str(error)
+                    blocked, detail = name, str(error)
                 except _Failed as error:
                     detail = str(error)
-            result = CheckResult(check.name, passed, detail, check.tried)
-            results.append(result)
+            results.append(CheckResult(name, passed, detail, tried))
             if report is not None:
-                report(result)
+                report(results[-1])
     return results

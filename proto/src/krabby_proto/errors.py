@@ -1,25 +1,6 @@
-"""What can go wrong on the wire, as one small tree.
+"""Errors of the wire contract; each message has the values and a remedy."""
 
-::
-
-    ProtoError
-    ├── FrameError                   a received message is not what the contract says
-    │   ├── WrongFrameCount          not [topic, header, payload]
-    │   ├── ShortFrame               a header or a reply of the wrong size
-    │   ├── BadMagic                 not one of ours
-    │   ├── SchemaVersionMismatch    ours, from another version of the contract
-    │   ├── WrongStream              topic or stream id of another stream
-    │   ├── WrongLength              element count, payload bytes and stream disagree
-    │   └── CorruptPayload           the CRC-32 does not match
-    ├── EncodeError                  a value that does not fit the contract was to be sent
-    ├── EndpointError                an endpoint that cannot be used
-    │   └── EndpointInUse            somebody else has it
-    ├── RequestTimeout               a peer did not answer in time
-    ├── HelloMismatch                the peer speaks of another robot or another contract
-    └── RecordingError               a recording that cannot be written or read
-"""
-
-# An error is named for what happened, as in the streams contract; the suffix would add nothing.
+# Named for the fault, without the suffix "Error".
 # ruff: noqa: N818
 
 from __future__ import annotations
@@ -88,7 +69,7 @@ class EndpointError(ProtoError):
 
 
 class EndpointInUse(EndpointError):
-    """An endpoint is bound by somebody else."""
+    """Another process has bound the endpoint."""
 
 
 class RequestTimeout(ProtoError):

@@ -22,7 +22,6 @@ __all__ = [
     "MAGIC",
     "SCHEMA_VERSION",
     "Header",
-    "pack_header",
     "unpack_header",
 ]
 
@@ -69,40 +68,15 @@ class Header(NamedTuple):
     """CRC-32 (zlib, polynomial 0x04C11DB7 reflected) of the payload bytes."""
 
     def pack(self) -> bytes:
-        """The 48 bytes this was read from."""
-        return _HEADER.pack(*self)
-
-
-def pack_header(
-    stream_id: int,
-    flags: int,
-    instance_id: int,
-    sequence: int,
-    capture_ns: int,
-    publish_ns: int,
-    num_elements: int,
-    crc32: int,
-) -> bytes:
-    """The header's 48 bytes; raises `EncodeError` when a number does not fit its field."""
-    try:
-        return _HEADER.pack(
-            MAGIC,
-            SCHEMA_VERSION,
-            stream_id,
-            flags,
-            instance_id,
-            sequence,
-            capture_ns,
-            publish_ns,
-            num_elements,
-            crc32,
-        )
-    except struct.error as error:
-        raise EncodeError(
-            f"header of stream {stream_id} does not fit: flags {flags}, instance {instance_id}, "
-            f"sequence {sequence}, capture_ns {capture_ns}, publish_ns {publish_ns} ({error}); "
-            "times and counters are unsigned 64-bit integers"
-        ) from error
+        """The 48 bytes; raises `EncodeError` when a number does not fit its field."""
+        try:
+            return _HEADER.pack(*self)
+        except struct.error as error:
+            fields = ", ".join(f"{name} {value}" for name, value in self._asdict().items())
+            raise EncodeError(
+                f"header does not fit ({error}): {fields}; "
+                "times and counters are unsigned 64-bit integers"
+            ) from error
 
 
 def unpack_header(frame: bytes | memoryview) -> Header:

@@ -1,22 +1,32 @@
-"""The exchange at start: who is there, which contract, which robot; a mismatch refuses to start."""
+"""The exchange at start: service, contract and robot; a process refuses to start on a mismatch."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
 from krabby_proto.errors import HelloMismatch
 from krabby_proto.header import SCHEMA_VERSION
 from krabby_proto.streams import schema_hash
 
-__all__ = ["CLOCKS", "HELLO_TOPIC", "JsonObject", "check_hello", "make_hello", "parse_json"]
+__all__ = [
+    "CLOCKS",
+    "HELLO_TOPIC",
+    "MAX_JSON_BYTES",
+    "JsonObject",
+    "check_hello",
+    "make_hello",
+    "parse_json",
+    "parse_request",
+]
 
 JsonObject = dict[str, Any]
 """A JSON object as Python reads it."""
 
 HELLO_TOPIC: Final = b"hello"
+MAX_JSON_BYTES: Final = 1 << 16
 MAX_JSON_DEPTH: Final = 32
 """Objects and arrays within each other in a request or an answer."""
 CLOCKS: Final = ("monotonic", "simulated")
@@ -31,15 +41,7 @@ def make_hello(
     camera: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> JsonObject:
-    """What a process says about itself.
-
-    Args:
-        service: its name, for example ``sim-hal``.
-        clock: one of `CLOCKS`.
-        robot: name, hash, joint_names, units.
-        camera: width, height and the camera model.
-        extra: anything else, for example the course.
-    """
+    """The hello of a process: its service, one of `CLOCKS`, robot, camera and other facts."""
     if clock not in CLOCKS:
         raise ValueError(f"clock is {clock!r}; use one of {', '.join(CLOCKS)}")
     return {
@@ -54,7 +56,7 @@ def make_hello(
 
 
 def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compare a peer's hello with what this process expects; keys we do not name are not compared.
+    """Compare a peer's hello with what this process expects, key by key of `ours`.
 
     Raises:
         HelloMismatch: names the first difference by its path, for example
@@ -78,8 +80,7 @@ def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 def parse_json(raw: bytes | memoryview) -> JsonObject | None:
     """The JSON object in a frame, or None when there is none that can be used.
 
-    NaN, infinity and what is nested deeper than `MAX_JSON_DEPTH` are none: what handles a request
-    need not think of them.
+    NaN, infinity and nesting deeper than `MAX_JSON_DEPTH` are refused.
     """
     try:
         value: object = json.loads(bytes(raw), parse_constant=_finite, parse_float=_finite)
@@ -91,10 +92,17 @@ def parse_json(raw: bytes | memoryview) -> JsonObject | None:
     return None if _is_deep(found) else found
 
 
+def parse_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
+    """The JSON object of a request ``[topic, json]``, or None when it is not one."""
+    if len(body) != 2 or body[0] != topic or len(body[1]) > MAX_JSON_BYTES:
+        return None
+    return parse_json(body[1])
+
+
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not finite")
     return number
 
 
@@ -114,7 +122,7 @@ def _is_deep(value: object) -> bool:
 
 
 def _plain(value: Mapping[str, Any]) -> JsonObject:
-    """The value as it looks after a trip through JSON: tuples are lists, keys are text."""
+    """The value after a round trip through JSON: tuples are lists, keys are text."""
     return cast("JsonObject", json.loads(json.dumps(value)))
 
 

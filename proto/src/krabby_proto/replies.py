@@ -1,94 +1,27 @@
-"""What a HAL answers to a command: a fixed 56-byte struct, acknowledgement and clock probe at once.
-
-The meaning of safety states and fault bits is the safety gate's; their numbers are here because
-they are on the wire.
-"""
+"""What a HAL answers to a command: a fixed 56-byte struct, acknowledgement and clock probe."""
 
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
 from typing import Final, NamedTuple
 
 from krabby_proto.errors import BadMagic, SchemaVersionMismatch, ShortFrame
 from krabby_proto.header import SCHEMA_VERSION
+from krabby_proto.states import SAFETY_STATES, CommandStatus
 
 __all__ = [
-    "FAULT_BITS",
     "REPLY_FORMAT",
     "REPLY_MAGIC",
     "REPLY_SIZE",
-    "SAFETY_OPS",
-    "SAFETY_STATES",
     "CommandOutcome",
     "CommandReply",
-    "CommandStatus",
     "SafetyOutcome",
-    "fault_names",
 ]
 
 REPLY_MAGIC: Final = b"KRPL"
 REPLY_FORMAT: Final = "<4sHBBIIIIQQQQ"
 _REPLY = struct.Struct(REPLY_FORMAT)
 REPLY_SIZE: Final = _REPLY.size
-
-SAFETY_OPS: Final = ("arm", "disarm", "estop", "reset", "status")
-SAFETY_STATES: Final = ("disarmed", "arming", "active", "hold", "damp", "estop")
-"""Names of `CommandReply.safety_state`, by number."""
-FAULT_BITS: Final = (
-    "command_timeout",
-    "state_stale",
-    "state_nonfinite",
-    "tilt",
-    "effort_budget",
-    "joint_range",
-    "estop",
-    "hal",
-    "drive",
-    "over_temperature",
-    "bus",
-    "imu",
-    "clock",
-    "state_gap",
-)
-"""Names of the bits of `CommandReply.fault_bits`, from bit 0."""
-
-
-def fault_names(fault_bits: int) -> list[str]:
-    """Names of the bits set, lowest first; bits without a name appear as ``bit_<n>``."""
-    return [
-        FAULT_BITS[bit] if bit < len(FAULT_BITS) else f"bit_{bit}"
-        for bit in range(fault_bits.bit_length())
-        if fault_bits >> bit & 1
-    ]
-
-
-class CommandStatus(IntEnum):
-    """What became of one command. Below 16 it was valid, from 16 on it was refused unread."""
-
-    APPLIED = 0
-    SUPERSEDED = 1
-    """Valid, but a newer one of the same writer was already waiting."""
-    NOT_ARMED = 2
-    """Valid, but the gate is disarmed or still arming: nothing moves."""
-    HELD = 3
-    """Valid, but the gate holds the last target."""
-    REJECTED_SAFETY = 4
-    """Valid, but the robot is damped or e-stopped: an operator has to act."""
-    REJECTED_MALFORMED = 16
-    """Wrong number of frames, header of the wrong size, wrong magic or wrong stream."""
-    REJECTED_SCHEMA = 17
-    REJECTED_LENGTH = 18
-    REJECTED_CORRUPT = 19
-    REJECTED_NONFINITE = 20
-    REJECTED_STALE = 21
-    """Published longer ago than the TTL, or computed from a state that is too old."""
-    REJECTED_FUTURE = 22
-    """Stamped ahead of the server's clock: the two processes do not share one clock."""
-    REJECTED_LEASE = 23
-    """Another writer holds the lease."""
-    REJECTED_ORDER = 24
-    """The sequence did not rise within the sending instance."""
 
 
 class CommandReply(NamedTuple):
@@ -135,34 +68,14 @@ class CommandReply(NamedTuple):
             return SAFETY_STATES[self.safety_state]
         return f"state_{self.safety_state}"
 
-    @staticmethod
-    def pack(
-        status: int,
-        *,
-        safety_state: int,
-        fault_bits: int,
-        position_clamp_mask: int,
-        rate_clamp_mask: int,
-        request_sequence: int,
-        applied_sequence: int,
-        applied_ns: int,
-        server_ns: int,
-    ) -> bytes:
-        """The reply's 56 bytes."""
-        return _REPLY.pack(
-            REPLY_MAGIC,
-            SCHEMA_VERSION,
-            status,
-            safety_state,
-            fault_bits,
-            position_clamp_mask,
-            rate_clamp_mask,
-            0,
-            request_sequence,
-            applied_sequence,
-            applied_ns,
-            server_ns,
-        )
+    @classmethod
+    def pack(cls, status: int, **fields: int) -> bytes:
+        """The 56 bytes of a reply with this status; `fields` are the others, all but the constant.
+
+        Raises:
+            TypeError: a field is missing or unknown.
+        """
+        return _REPLY.pack(*cls(REPLY_MAGIC, SCHEMA_VERSION, status, reserved=0, **fields))
 
     @classmethod
     def unpack(cls, frame: bytes | memoryview) -> CommandReply:

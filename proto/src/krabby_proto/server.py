@@ -7,30 +7,20 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from krabby_proto.admission import CommandAdmission, untimely
 from krabby_proto.codec import Message
-from krabby_proto.endpoint import MAX_JSON_BYTES, Context, wait_readable
+from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError
-from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json
-from krabby_proto.replies import (
-    SAFETY_OPS,
-    CommandOutcome,
-    CommandReply,
-    CommandStatus,
-    SafetyOutcome,
-)
-from krabby_proto.sockets import (
-    Publisher,
-    Request,
-    Router,
-)
+from krabby_proto.hello import HELLO_TOPIC, parse_request
+from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
+from krabby_proto.sockets import Publisher, Request, Router, serve_within
+from krabby_proto.states import SAFETY_OPS, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from numpy.typing import ArrayLike
 
 __all__ = ["HalHandler", "HalServer", "ServerStats"]
@@ -40,7 +30,7 @@ _SAFETY_BATCH: Final = 16
 
 
 class HalHandler(Protocol):
-    """What a HAL does with what it is told; called from `HalServer.poll`."""
+    """Handles commands and requests; called from `HalServer.poll`."""
 
     def on_command(self, message: Message) -> CommandOutcome:
         """Pass a valid command (joint targets [rad], shape (18,)) to the gate and the drives."""
@@ -52,35 +42,15 @@ class HalHandler(Protocol):
 
 
 class ServerStats:
-    """What a server has done since it started."""
+    """Counters since the start."""
 
     def __init__(self) -> None:
         self.commands: dict[str, int] = {status.name.lower(): 0 for status in CommandStatus}
-        """Commands by what became of them, every status present."""
+        """Commands by status name, every status present."""
         self.hellos = 0
-        self.safety_requests = 0
-
-    @property
-    def applied(self) -> int:
-        """Commands that reached the actuators."""
-        return self.commands["applied"]
-
-    @property
-    def superseded(self) -> int:
-        """Valid commands overtaken by a newer one in the same batch."""
-        return self.commands["superseded"]
-
-    @property
-    def rejected(self) -> dict[str, int]:
-        """Refused commands by reason; only reasons that occurred."""
-        return {
-            name: count
-            for name, count in self.commands.items()
-            if count and name.startswith("rejected_")
-        }
 
 
-class HalServer:
+class HalServer(Closing):
     """Binds a HAL's endpoints; single-threaded, driven by the owner's loop.
 
     Args:
@@ -135,9 +105,9 @@ class HalServer:
                         endpoints[stream.name], stream, clock=clock_ns, context=context
                     )
             self._command = self._router(endpoints, COMMAND.name, context)
-            self._safety = (
-                self._router(endpoints, SAFETY.name, context) if SAFETY.name in endpoints else None
-            )
+            self._safety: Router | None = None
+            if SAFETY.name in endpoints:
+                self._safety = self._router(endpoints, SAFETY.name, context)
         except BaseException:
             self.close()
             raise
@@ -182,30 +152,18 @@ class HalServer:
         Operators come first. One batch is at most 16 operators' requests and 128 commands, of
         which one at most reaches the handler: a flood costs a millisecond or two, not the slot.
         """
-        served = self._serve()
-        if served or timeout_s <= 0.0:
-            return served
-        if not wait_readable([router.socket for router in self._routers], timeout_s):
-            return 0
-        return self._serve()
+        return serve_within(
+            timeout_s, self._routers, lambda: self._serve_safety() + self._serve_commands()
+        )
 
     def close(self) -> None:
         """Close all sockets."""
         for endpoint in (*self._publishers.values(), *self._routers):
             endpoint.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _serve(self) -> int:
-        return self._serve_safety() + self._serve_commands()
-
     def _serve_commands(self) -> int:
         """Judge what is waiting at one moment, apply the newest admitted, answer the rest."""
-        requests = self._take_commands()
+        requests = self._command.take(_COMMAND_BATCH)
         now_ns, process_ns = self._clock_ns(), self._process_clock_ns()
         newest: tuple[Request, Message] | None = None
         others: list[tuple[Request, CommandStatus, int]] = []
@@ -220,20 +178,10 @@ class HalServer:
                 others.append((newest[0], CommandStatus.SUPERSEDED, newest[1].sequence))
             newest = (request, message)
         if newest is not None:
-            self._apply(*newest)  # answered first: nobody waits for the others any more
+            self._apply(*newest)  # answered first: no client waits for the others any more
         for request, status, sequence in others:
             self._answer(request, status, sequence)
         return len(requests)
-
-    def _take_commands(self) -> list[Request]:
-        """What is waiting, at most one batch."""
-        requests: list[Request] = []
-        for _ in range(_COMMAND_BATCH):
-            request = self._command.receive()
-            if request is None:
-                break
-            requests.append(request)
-        return requests
 
     def _answered_hello(self, router: Router, request: Request) -> bool:
         if not request.body or request.body[0] != HELLO_TOPIC:
@@ -286,18 +234,16 @@ class HalServer:
         router = self._safety
         if router is None:
             return 0
-        taken = 0
-        while taken < _SAFETY_BATCH and (request := router.receive()) is not None:
-            taken += 1
+        requests = router.take(_SAFETY_BATCH)
+        for request in requests:
             if not self._answered_hello(router, request):
-                self.stats.safety_requests += 1
                 answer = self._operator(request.body)._asdict()
                 router.reply(request, SAFETY.topic, json.dumps(answer).encode())
-        return taken
+        return len(requests)
 
     def _operator(self, body: Sequence[bytes]) -> SafetyOutcome:
         """Carry out one operator's request, or say why not."""
-        request = _json_request(body, SAFETY.topic)
+        request = parse_request(body, SAFETY.topic)
         if request is None:
             return self._refuse('request is not [b"safety", {"op": ..., "by": ...}]')
         op = request.get("op")
@@ -312,9 +258,3 @@ class HalServer:
     def _refuse(self, reason: str) -> SafetyOutcome:
         now = self._handler.on_safety("status", "")
         return SafetyOutcome(ok=False, state=now.state, faults=now.faults, reason=reason)
-
-
-def _json_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
-    if len(body) != 2 or body[0] != topic or len(body[1]) > MAX_JSON_BYTES:
-        return None
-    return parse_json(body[1])

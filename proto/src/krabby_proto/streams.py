@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from krabby_proto.errors import EndpointError
 from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
-from krabby_proto.replies import (
-    FAULT_BITS,
-    REPLY_FORMAT,
-    REPLY_MAGIC,
-    SAFETY_OPS,
-    SAFETY_STATES,
-    CommandStatus,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
+from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
 
 __all__ = [
     "CAMERA",
@@ -56,7 +49,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: who speaks how often about what."""
+    """One stream: name, direction, rate and payload."""
 
     name: str
     """Also the topic, in ASCII."""
@@ -69,9 +62,9 @@ class Stream:
     fields: tuple[Field, ...]
     """In payload order; empty when the payload is an image, a latent or JSON."""
     description: str
-    max_elements: int = 0
-    """Most float32 a payload may have; 0 for JSON streams."""
-    max_age_s: float | None = None
+    largest: int = 0
+    """Most float32 of a payload without fields; 0 for JSON."""
+    max_age_s: float = math.inf
     """Age at which a consumer must stop relying on a message [s]."""
     many_writers: bool = False
     """Whether several publishers may speak at once, told apart by instance id."""
@@ -87,8 +80,13 @@ class Stream:
         return sum(field.size for field in self.fields)
 
     @cached_property
+    def max_elements(self) -> int:
+        """Most floats a payload may have; 0 for JSON streams."""
+        return self.size or self.largest
+
+    @cached_property
     def min_elements(self) -> int:
-        """Fewest floats a payload may have; above `max_elements` for JSON, so that none fits."""
+        """Fewest floats a payload may have; above `max_elements` for JSON: no count fits."""
         return self.size or 1
 
     @cached_property
@@ -102,49 +100,15 @@ class Stream:
         return MappingProxyType(slices)
 
 
-def _fixed(
-    name: str,
-    stream_id: int,
-    pattern: Literal["pub", "req"],
-    port: int,
-    rate_hz: float,
-    fields: tuple[Field, ...],
-    description: str,
-    *,
-    max_age_s: float | None = None,
-    many_writers: bool = False,
-) -> Stream:
-    return Stream(
-        name,
-        stream_id,
-        pattern,
-        port,
-        rate_hz,
-        fields,
-        description,
-        max_elements=sum(field.size for field in fields),
-        max_age_s=max_age_s,
-        many_writers=many_writers,
-    )
-
-
 CAMERA: Final = Stream(
-    "camera",
-    1,
-    "pub",
-    6000,
-    30.0,
+    *("camera", 1, "pub", 6000, 30.0),
     (),
     "metric depth along the optical axis [m], H x W, row 0 on top, invalid pixels 0",
-    max_elements=1 << 21,  # 8 MiB: a stereo camera's full 1280 x 720 fits
+    largest=1 << 21,  # 8 MiB: a stereo camera's full 1280 x 720 fits
     max_age_s=0.15,
 )
-STATE: Final = _fixed(
-    "state",
-    2,
-    "pub",
-    6001,
-    100.0,
+STATE: Final = Stream(
+    *("state", 2, "pub", 6001, 100.0),
     (
         Field("base_quat_w", 4, "1"),
         Field("base_ang_vel_b", 3, "rad/s"),
@@ -158,36 +122,24 @@ STATE: Final = _fixed(
     "+9.81 on z at rest), joints, foot contacts in [0, 1]",
     max_age_s=0.03,
 )
-COMMAND: Final = _fixed(
-    "command",
-    3,
-    "req",
-    6002,
-    100.0,
+COMMAND: Final = Stream(
+    *("command", 3, "req", 6002, 100.0),
     (Field("joint_pos", NUM_JOINTS, "rad"),),
     "joint position targets",
     max_age_s=0.025,
 )
 FEATURES: Final = Stream(
-    "features",
-    4,
-    "pub",
-    6003,
-    30.0,
+    *("features", 4, "pub", 6003, 30.0),
     (),
     "policy depth image (58 x 87, normalised to [-0.5, 0.5]) or a depth encoder's latent (32)",
-    max_elements=1 << 18,
+    largest=1 << 18,
     max_age_s=0.15,
 )
-NAV: Final = _fixed(
-    "nav",
-    5,
-    "pub",
-    6004,
-    20.0,
+NAV: Final = Stream(
+    *("nav", 5, "pub", 6004, 20.0),
     (Field("vx", 1, "m/s"), Field("vy", 1, "m/s"), Field("yaw_rate", 1, "rad/s")),
     "where to walk, in the base frame",
-    max_age_s=0.5,
+    max_age_s=0.3,
     many_writers=True,
 )
 SAFETY: Final = Stream(
@@ -196,12 +148,8 @@ SAFETY: Final = Stream(
 CONTROL: Final = Stream(
     "control", 7, "req", 6006, 0.0, (), "operator to gameloop: stand, sit, policy, status; JSON"
 )
-TRUTH: Final = _fixed(
-    "truth",
-    10,
-    "pub",
-    6010,
-    100.0,
+TRUTH: Final = Stream(
+    *("truth", 10, "pub", 6010, 100.0),
     (
         Field("base_pos_w", 3, "m"),
         Field("base_quat_w", 4, "1"),
@@ -218,12 +166,8 @@ TRUTH: Final = _fixed(
     "simulation only, for evaluation; nothing that acts may read it",
 )
 
-STREAMS: Final[Mapping[str, Stream]] = MappingProxyType(
-    {
-        stream.name: stream
-        for stream in (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRUTH)
-    }
-)
+_ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRUTH)
+STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({each.name: each for each in _ALL})
 
 
 _HASHED_FAULT_BITS: Final = 13
@@ -272,7 +216,7 @@ def default_endpoints(base: str = "tcp://127.0.0.1") -> dict[str, str]:
     rest = rest.rstrip("/")
     if not rest or scheme not in ("tcp", "ipc", "inproc"):
         raise EndpointError(
-            f"{base!r} is no base for endpoints; "
+            f"{base!r} is not a base for endpoints; "
             "give tcp://HOST, ipc:///some/folder or inproc://prefix"
         )
     if scheme == "tcp":

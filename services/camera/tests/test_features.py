@@ -360,7 +360,7 @@ def test_in_lock_step_a_slow_encoder_still_answers_every_frame(folder):
         LatestSubscriber(endpoints.features, FEATURES) as features,
         running(CameraService(cfg)),
     ):
-        latents = {}
+        latents, shown_ms = {}, {}
         for k, metres in enumerate([1.0, 2.0, 3.0, 3.5]):
             capture_ns = (100 + 33 * k) * MS
             depth = np.full((60, 106), metres, np.float32)
@@ -369,9 +369,12 @@ def test_in_lock_step_a_slow_encoder_still_answers_every_frame(folder):
                 camera.publish(depth, capture_ns=capture_ns, flags=FLAG_LOCKSTEP)
                 message = features.wait(0.1)
                 if message is not None:
-                    latents[message.capture_ns] = float(message.payload[0])
+                    latents[message.header.publish_ns] = float(message.payload[0])
+                    shown_ms[message.header.publish_ns] = message.capture_ns // MS
                 return capture_ns in latents
 
             until(answered)
+    # the age of what they show is not hidden by saying it again
+    assert list(shown_ms.values()) == [100, 100, 100, 199]
     # one metre is 0.25 of the range, less 0.5; the fourth frame is the next that is looked at
     assert list(latents.values()) == pytest.approx([-0.25, -0.25, -0.25, 0.375])

@@ -128,7 +128,7 @@ def test_carried_while_it_is_limp_it_is_laid_down(driver, desc):
 def test_a_joint_beyond_its_limits_is_remembered_with_its_name(standing, desc):
     knee = desc.joint_index("rf_knee")
     world = standing.robot.world
-    world.data.qpos[world._index.joint_qpos[knee]] = desc.joint_upper[knee] + 0.1
+    world.data.qpos[world.index.joint_qpos[knee]] = desc.joint_upper[knee] + 0.1
     standing.robot.substep(standing.now_ns)
     summary = standing.robot.summary()
     assert not summary["joint_limits_kept"]

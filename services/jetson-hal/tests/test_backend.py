@@ -6,9 +6,8 @@ from krabby.drivers.can import DriveFault, DriveMode, IdConflict
 from krabby.drivers.errors import DriveError, ImuError
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
-from krabby.safety.gate import Fault, SafetyState
 from krabby_jetson_hal.config import ImuCfg
-from krabby_proto import STATE, unpack
+from krabby_proto import STATE, CommandStatus, Fault, SafetyState, unpack
 
 MS = 1_000_000
 
@@ -26,7 +25,7 @@ def test_it_is_brought_up_limp_and_disarmed(rig):
 
 def test_it_never_arms_by_itself(rig, desc):
     statuses = rig.follow(desc.default_joint_pos, 5.0)
-    assert set(statuses) == {"not_armed"}
+    assert set(statuses) == {CommandStatus.NOT_ARMED}
     assert rig.gate.state is SafetyState.DISARMED
 
 
@@ -76,7 +75,7 @@ def test_a_command_reaches_the_drives_with_the_next_exchange(rig, desc):
     rig.armed()
     target = rig.bus.pos + 0.02
     rig.slot()
-    assert rig.command(target) == "applied"
+    assert rig.command(target) is CommandStatus.APPLIED
     rig.bus.targets.clear()
     rig.slot()
     assert rig.bus.targets[0].joint_pos == pytest.approx(target)
@@ -135,7 +134,7 @@ def test_a_stall_of_100_ms_damps_with_the_next_exchange(rig, armed_s, where):
     rig.slot()
     if where == "after it":
         rig.clock.now_ns += 100 * MS
-    assert rig.command(rig.bus.pos) == "refused"
+    assert rig.command(rig.bus.pos) is CommandStatus.REJECTED_SAFETY
     rig.slot()
     assert rig.gate.state is SafetyState.DAMP
     ended_by_measurement = where == "in the exchange"
@@ -175,9 +174,9 @@ def test_a_short_stall_in_the_exchange_holds_the_pose(rig):
     rig.bus.stall_ns = 40 * MS
     rig.slot()
     assert rig.gate.state is SafetyState.HOLD  # what came is 40 ms old itself
-    assert rig.command(rig.bus.pos + 0.1) == "held"
+    assert rig.command(rig.bus.pos + 0.1) is CommandStatus.HELD
     rig.slots(2)
-    assert rig.command(rig.bus.pos) == "applied"
+    assert rig.command(rig.bus.pos) is CommandStatus.APPLIED
     assert rig.gate.faults == Fault(0)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from krabby.runtime.rate import Rate
 from krabby.runtime.testing import running, until
-from krabby.safety.gate import SafetyState
 from krabby_jetson_hal.service import JetsonHal
 from krabby_proto import (
     CAMERA,
@@ -16,6 +15,7 @@ from krabby_proto import (
     HalClient,
     LatestSubscriber,
     Publisher,
+    SafetyState,
     unpack,
 )
 from krabby_proto.conformance import check_hal

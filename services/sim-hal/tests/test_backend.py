@@ -5,12 +5,22 @@ from krabby.course.mission import pursue
 from krabby.hal.backend import Slot
 from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import StatePayload
+from krabby.mujoco import own_legs
 from krabby.mujoco.config import MissionCfg
 from krabby.robot import rotations
 from krabby.runtime.testing import captured_logs
-from krabby.safety.gate import Fault, SafetyState
 from krabby.safety.trajectories import rest_joint_pos, stand_up
-from krabby_proto import COMMAND, STATE, TRUTH, CommandStatus, decode, encode, unpack
+from krabby_proto import (
+    COMMAND,
+    STATE,
+    TRUTH,
+    CommandStatus,
+    Fault,
+    SafetyState,
+    decode,
+    encode,
+    unpack,
+)
 
 SLOT_NS = 5_000_000
 
@@ -250,7 +260,7 @@ def test_a_command_reaches_the_joints_5_ms_after_it_was_applied(standing, desc):
     target = desc.default_joint_pos.copy()
     target[joint] += 0.1
     standing.run(0.01)
-    ctrl = sim.world._index.actuator[joint]
+    ctrl = sim.world.index.actuator[joint]
     before = sim.world.data.ctrl[ctrl]
     standing.command(target)
     standing.slot()
@@ -405,7 +415,7 @@ def test_every_pixel_with_a_leg_is_looked_at(simulator, desc, monkeypatch):
         sim.world.place(sim.progress.restart_pose(), pose)
         thrifty = sim.depth()
         with monkeypatch.context() as patch:
-            patch.setattr(sim.world, "_may_show_legs", lambda *_: np.ones((60, 106), bool))
+            patch.setattr(own_legs, "_may_show", lambda *_: np.ones((60, 106), bool))
             assert np.array_equal(sim.depth(), thrifty)
 
 

@@ -12,7 +12,6 @@ from krabby.hal.errors import LoopSilent
 from krabby.mujoco.config import CourseCfg
 from krabby.runtime.app import Runtime
 from krabby.runtime.testing import running
-from krabby.safety.gate import SafetyState
 from krabby.safety.trajectories import rest_joint_pos, stand_up
 from krabby_proto import (
     CAMERA,
@@ -27,6 +26,7 @@ from krabby_proto import (
     HalClient,
     HalServer,
     LatestSubscriber,
+    SafetyState,
     unpack,
 )
 from krabby_proto.conformance import check_hal
@@ -198,7 +198,7 @@ BAD = ((np.nan, 0), (0.0, 26))
 def lasting_leases(monkeypatch):
     """A writer keeps its lease however long a busy machine puts it aside: that is wall time."""
     server = functools.partial(HalServer, process_clock_ns=lambda: 0)
-    monkeypatch.setattr("krabby.hal.loop.HalServer", server)
+    monkeypatch.setattr("krabby.hal.publisher.HalServer", server)
 
 
 @pytest.mark.usefixtures("lasting_leases")

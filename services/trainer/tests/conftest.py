@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from krabby_trainer.observations import (
+from krabby_trainer.task.observations import (
     CRITIC_EXTRA_SIZE,
     EYE_INDEX,
     HISTORY,

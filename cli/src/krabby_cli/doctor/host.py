@@ -1,4 +1,4 @@
-"""What any machine needs that runs the stack: kernel, limits, disk, time, Docker, ports, files."""
+"""Checks of any machine: kernel, limits, disk, time, Docker, ports, calibration."""
 
 from __future__ import annotations
 
@@ -25,28 +25,23 @@ _LISTEN: Final = "0A"
 
 
 def check_realtime(machine: Machine) -> Iterator[Finding]:
-    """Whether a loop that asks for the processor gets it."""
     version = machine.read("/proc/version") or "unknown kernel"
     kernel = " ".join(version.split()[2:3]) or version
     if machine.read("/sys/kernel/realtime") == "1" or "PREEMPT_RT" in version:
         yield ok("kernel", f"{kernel}, PREEMPT_RT")
     elif machine.is_robot:
-        yield warn(
-            "kernel",
-            f"{kernel}, not PREEMPT_RT",
+        remedy = (
             "the loops run with SCHED_FIFO on it, with rare late wake-ups of some milliseconds; "
-            "NVIDIA's real-time kernel: packages nvidia-l4t-rt-kernel*",
+            "NVIDIA's real-time kernel: packages nvidia-l4t-rt-kernel*"
         )
+        yield warn("kernel", f"{kernel}, not PREEMPT_RT", remedy)
     else:
         yield ok("kernel", f"{kernel}, not PREEMPT_RT")
     grouped = machine.glob("/sys/fs/cgroup/cpu/cpu.rt_runtime_us")
     if grouped and machine.read("/proc/sys/kernel/sched_rt_runtime_us") != "-1":
-        yield warn(
-            "real-time groups",
-            "this kernel gives real-time tasks of a control group a share of their own, and a "
-            "container's is none: SCHED_FIFO is refused there",
-            "sudo sysctl -w kernel.sched_rt_runtime_us=-1, and a line in /etc/sysctl.d",
-        )
+        value = "control groups have separate real-time budgets: containers cannot use SCHED_FIFO"
+        remedy = "sudo sysctl -w kernel.sched_rt_runtime_us=-1, and a line in /etc/sysctl.d"
+        yield warn("real-time groups", value, remedy)
     yield _limit(machine, "Max realtime priority", "real-time priority", 1)
     yield _limit(machine, "Max locked memory", "locked memory", 256 * 2**20)
     isolated = machine.read("/sys/devices/system/cpu/isolated") or ""
@@ -54,12 +49,11 @@ def check_realtime(machine: Machine) -> Iterator[Finding]:
     if isolated:
         yield ok("cores", f"{online}, of which {isolated} are isolated")
     elif machine.is_robot:
-        yield warn(
-            "cores",
-            f"{online}, none isolated",
+        remedy = (
             "isolcpus=4,5 nohz_full=4,5 rcu_nocbs=4,5 on the APPEND line of "
-            "/boot/extlinux/extlinux.conf, then KRABBY_HAL_CPUS=4 KRABBY_LOOP_CPUS=5 in .env",
+            "/boot/extlinux/extlinux.conf, then KRABBY_HAL_CPUS=4 KRABBY_LOOP_CPUS=5 in .env"
         )
+        yield warn("cores", f"{online}, none isolated", remedy)
     else:
         yield ok("cores", online)
 
@@ -67,14 +61,13 @@ def check_realtime(machine: Machine) -> Iterator[Finding]:
 def _limit(machine: Machine, row: str, name: str, minimum: int) -> Finding:
     found = re.search(rf"^{row}\s+(\S+)", machine.read("/proc/self/limits") or "", re.MULTILINE)
     if found is None:
-        return skip(name, "/proc/self/limits does not say")
+        return skip(name, "not in /proc/self/limits")
     if found[1] == "unlimited" or int(found[1]) >= minimum:
         return ok(name, found[1])
     return ok(name, f"{found[1]} in this shell; containers get theirs from KRABBY_RTPRIO, _MEMLOCK")
 
 
 def check_host(machine: Machine) -> Iterator[Finding]:
-    """Disk, clock, Docker, ports, calibration."""
     yield _disk(machine)
     yield _time(machine)
     yield from _docker(machine)
@@ -83,14 +76,11 @@ def check_host(machine: Machine) -> Iterator[Finding]:
 
 
 def _disk(machine: Machine) -> Finding:
-    folder = next(
-        (path for path in ("var/lib/docker", "var/lib") if (machine.root / path).is_dir()), "."
-    )
+    places = ("var/lib/docker", "var/lib")
+    folder = next((path for path in places if (machine.root / path).is_dir()), ".")
     free_gib = machine.free_bytes(machine.root / folder) / _GIB
     value = f"{free_gib:.1f} GiB free"
-    remedy = (
-        "docker system prune; recordings: docker volume ls; the robot's images need about 15 GiB"
-    )
+    remedy = "docker system prune; recordings: docker volume ls; the robot's images need 15 GiB"
     if free_gib < _NEEDED_GIB:
         return fail("disk", value, remedy)
     if free_gib < _COMFORTABLE_GIB:
@@ -99,10 +89,10 @@ def _disk(machine: Machine) -> Finding:
 
 
 def _time(machine: Machine) -> Finding:
-    """Loops use the monotonic clock; people and recordings the other one."""
+    """The wall clock, which dates logs and recordings; loops use the monotonic clock."""
     said = machine.run(["timedatectl", "show", "--property=NTPSynchronized", "--value"])
     if said is None:
-        return skip("time", "timedatectl does not say")
+        return skip("time", "no output of timedatectl")
     if said.strip() == "yes":
         return ok("time", "synchronised")
     return warn("time", "not synchronised", "sudo timedatectl set-ntp true; dates in logs are off")
@@ -112,31 +102,24 @@ def _docker(machine: Machine) -> Iterator[Finding]:
     info = _json(machine.run(["docker", "info", "--format", "{{json .}}"]))
     version = info.get("ServerVersion")
     if not version:
-        yield fail(
-            "Docker",
-            "no engine answers",
-            "sudo systemctl start docker; sudo usermod -aG docker $USER and log in again",
-        )
+        remedy = "sudo systemctl start docker; sudo usermod -aG docker $USER and log in again"
+        yield fail("Docker", "no engine answers", remedy)
         return
     yield ok("Docker", str(version))
     compose = (machine.run(["docker", "compose", "version", "--short"]) or "").strip().lstrip("v")
     if tuple(int(part) for part in re.findall(r"\d+", compose)[:2]) < _COMPOSE:
-        yield fail(
-            "Compose", compose or "missing", "install the plug-in docker-compose-plugin, 2.20+"
-        )
+        remedy = "install the plug-in docker-compose-plugin, 2.20 or later"
+        yield fail("Compose", compose or "missing", remedy)
     else:
         yield ok("Compose", compose)
     if "nvidia" in info.get("Runtimes", {}):
         yield ok("NVIDIA runtime", "registered")
-    elif machine.is_robot:
-        yield fail(
-            "NVIDIA runtime",
-            "not registered",
-            "sudo apt-get install nvidia-container-toolkit; "
-            "sudo nvidia-ctk runtime configure --runtime=docker; sudo systemctl restart docker",
-        )
     else:
-        yield skip("NVIDIA runtime", "none; only the robot and the trainer want it")
+        remedy = (
+            "sudo apt-get install nvidia-container-toolkit; "
+            "sudo nvidia-ctk runtime configure --runtime=docker; sudo systemctl restart docker"
+        )
+        yield machine.absent("NVIDIA runtime", "not registered", remedy)
 
 
 def _json(text: str | None) -> dict[str, Any]:
@@ -147,7 +130,7 @@ def _json(text: str | None) -> dict[str, Any]:
 
 
 def _ports(machine: Machine) -> Iterator[Finding]:
-    """Who listens, out of /proc/net: local address in hexadecimal, port behind the colon."""
+    """Listening ports from /proc/net: local address in hexadecimal, port behind the colon."""
     taken = set()
     for table in ("tcp", "tcp6"):
         for line in (machine.read(f"/proc/net/{table}") or "").splitlines()[1:]:
@@ -163,16 +146,12 @@ def _ports(machine: Machine) -> Iterator[Finding]:
     if any(name.startswith("krabby") for name in ours):
         yield ok("ports", f"in use while the stack runs: {value}")
     else:
-        yield warn("ports", f"taken: {value}", "sudo ss -ltnp shows by whom; stop it")
+        yield warn("ports", f"taken: {value}", "sudo ss -ltnp names the process; stop it")
 
 
 def _calibration(machine: Machine) -> Finding:
-    candidates = (
-        [machine.calibration]
-        if machine.calibration
-        else [machine.root / name for name in _CALIBRATION]
-    )
-    for path in candidates:
+    usual = [machine.root / name for name in _CALIBRATION]
+    for path in [machine.calibration] if machine.calibration else usual:
         try:
             content = tomllib.loads(path.read_text())
         except PermissionError:
@@ -183,8 +162,5 @@ def _calibration(machine: Machine) -> Finding:
             return fail("calibration", f"{path}: {error}", "calibrate again: docs/bring-up.md")
         measured = content.get("measured") or content.get("date") or "no date"
         return ok("calibration", f"{path.name}, measured {measured}")
-    return (
-        fail("calibration", "no file", "docs/bring-up.md: calibration; or --calibration FILE")
-        if machine.is_robot
-        else skip("calibration", "no file")
-    )
+    remedy = "docs/bring-up.md: calibration; or --calibration FILE"
+    return machine.absent("calibration", "no file", remedy)

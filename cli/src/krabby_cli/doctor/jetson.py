@@ -1,4 +1,4 @@
-"""What is particular to the robot's computer: JetPack, driver, SDKs, power mode, clocks."""
+"""Checks of a Jetson: JetPack, driver, SDKs, power mode, clocks."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from krabby_cli.doctor.machine import Finding, Machine, fail, ok, skip, warn
+from krabby_cli.doctor.machine import Finding, Machine, fail, ok, warn
 
 __all__ = ["check_jetson"]
 
-_JETPACKS: Final = {
-    (36, 4): "6.2",
-    (36, 5): "6.2.2",
-    (39, 2): "7.2",
-}
-"""Releases of Jetson Linux that run on Orin and that the images are made for; NVIDIA's archive
-lists which JetPack brought which."""
+_JETPACKS: Final = {(36, 4): "6.2", (36, 5): "6.2.2", (39, 2): "7.2"}
+"""JetPack of each release of Jetson Linux that the images support on Orin (NVIDIA's archive)."""
 _THOR_ONLY: Final = 38
 _FULL_POWER: Final = ("MAXN", "MAXN_SUPER", "MAXN SUPER")
 
@@ -25,11 +20,8 @@ _FULL_POWER: Final = ("MAXN", "MAXN_SUPER", "MAXN SUPER")
 def check_jetson(machine: Machine) -> Iterator[Finding]:
     """JetPack, versions, power mode, clocks; one line elsewhere than on a Jetson."""
     if not machine.is_jetson:
-        yield (
-            fail("Jetson", "no Jetson", "run this on the robot's computer")
-            if machine.is_robot
-            else skip("Jetson", "no Jetson: its checks are left out; --robot judges all the same")
-        )
+        remedy = "run this on the robot's computer"
+        yield machine.absent("Jetson", "no Jetson, its checks are left out", remedy)
         return
     yield _release(machine)
     yield _driver(machine)
@@ -44,32 +36,28 @@ def _release(machine: Machine) -> Finding:
     text = machine.read("/etc/nv_tegra_release") or ""
     found = re.match(r"# R(\d+) \(release\), REVISION: (\d+)\.(\d+)", text)
     if found is None:
-        return warn(
-            "JetPack",
-            f"{machine.model}, release unknown",
-            "/etc/nv_tegra_release does not say: flash JetPack 7.2 with NVIDIA's SDK Manager",
-        )
+        remedy = "/etc/nv_tegra_release has no release: flash JetPack 7.2 with NVIDIA's SDK Manager"
+        return warn("JetPack", f"{machine.model}, release unknown", remedy)
     major, minor, patch = (int(part) for part in found.groups())
     l4t = f"L4T {major}.{minor}.{patch}"
     package = machine.package("nvidia-jetpack")
     jetpack = package.partition("-")[0] if package else _JETPACKS.get((major, minor))
     if major == _THOR_ONLY:
         return fail("JetPack", l4t, "JetPack 7.0 and 7.1 are for Thor: flash 7.2 on an Orin")
+    value = f"{jetpack or 'unknown'} ({l4t})"
     if (major, minor) not in _JETPACKS:
-        return warn(
-            "JetPack",
-            f"{jetpack or 'unknown'} ({l4t})",
+        remedy = (
             "the images are made for JetPack 7.2 (L4T 39.2) and 6.2 (36.4, 36.5): flash one of "
-            "them, or try, and read what gameloop and camera say of TensorRT and CUDA",
+            "them, or try and read the logs of gameloop and camera about TensorRT and CUDA"
         )
+        return warn("JetPack", value, remedy)
     if major < _THOR_ONLY:
-        return warn(
-            "JetPack",
-            f"{jetpack} ({l4t})",
-            "its Python is 3.10 and so are its TensorRT bindings, which this project cannot use: "
-            "set KRABBY_BASE=jetpack6 and policies run on ONNX Runtime; JetPack 7.2 has TensorRT",
+        remedy = (
+            "its TensorRT bindings are for Python 3.10, which this project does not support: "
+            "set KRABBY_BASE=jetpack6 and policies run on ONNX Runtime; JetPack 7.2 has TensorRT"
         )
-    return ok("JetPack", f"{jetpack} ({l4t})")
+        return warn("JetPack", value, remedy)
+    return ok("JetPack", value)
 
 
 def _driver(machine: Machine) -> Finding:
@@ -80,11 +68,8 @@ def _driver(machine: Machine) -> Finding:
     places = ("/sys/devices/*.gpu", "/sys/devices/platform/*.gpu", "/sys/devices/platform/*/*.gpu")
     if any(machine.glob(place) for place in places):
         return ok("GPU driver", "nvgpu, in the kernel")
-    return fail(
-        "GPU driver",
-        "not loaded",
-        "install NVIDIA's packages of this JetPack: sudo apt-get install nvidia-jetpack; reboot",
-    )
+    remedy = "install the packages of this JetPack: sudo apt-get install nvidia-jetpack; reboot"
+    return fail("GPU driver", "not loaded", remedy)
 
 
 def _cuda(machine: Machine) -> Finding:
@@ -113,15 +98,12 @@ def _power_mode(machine: Machine) -> Finding:
     text = machine.run(["nvpmodel", "-q"]) or ""
     found = re.search(r"NV Power Mode: *(.+?) *$", text, re.MULTILINE)
     if found is None:
-        return warn("power mode", "nvpmodel does not say", "run this with sudo")
-    names = dict(
-        (name, number)
-        for number, name in re.findall(
-            r"POWER_MODEL ID=(\d+) NAME=(\S+)", machine.read("/etc/nvpmodel.conf") or ""
-        )
-    )
+        return warn("power mode", "no mode from nvpmodel", "run this with sudo")
     if found[1] in _FULL_POWER:
         return ok("power mode", found[1])
+    modes = machine.read("/etc/nvpmodel.conf") or ""
+    numbers = re.findall(r"POWER_MODEL ID=(\d+) NAME=(\S+)", modes)
+    names = {name: number for number, name in numbers}
     best = next((names[name] for name in reversed(_FULL_POWER) if name in names), "0")
     return warn("power mode", found[1], f"sudo nvpmodel -m {best}")
 
@@ -131,18 +113,13 @@ def _clocks(machine: Machine) -> Finding:
     free = []
     policies = machine.glob("/sys/devices/system/cpu/cpufreq/policy*")
     for policy in policies:
-        low, high = (
-            machine.read(policy.relative_to(machine.root) / f"scaling_{edge}_freq")
-            for edge in ("min", "max")
-        )
-        if low != high:
+        folder = policy.relative_to(machine.root)
+        if machine.read(folder / "scaling_min_freq") != machine.read(folder / "scaling_max_freq"):
             free.append(policy.name)
     if not policies:
         return warn("clocks", "no cpufreq", "run this on the host, not in a container")
     if free:
-        return warn(
-            "clocks",
-            f"{len(free)} of {len(policies)} CPU clusters may slow down",
-            "sudo jetson_clocks; at each boot: tools/robot/krabby-clocks.service",
-        )
+        value = f"{len(free)} of {len(policies)} CPU clusters may slow down"
+        remedy = "sudo jetson_clocks; at each boot: tools/robot/krabby-clocks.service"
+        return warn("clocks", value, remedy)
     return ok("clocks", "held at their maximum")

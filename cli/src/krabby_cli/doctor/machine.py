@@ -1,7 +1,7 @@
-"""The machine under examination, as a seam: a folder for its files, a function for its programs.
+"""The machine under examination: a folder for its files, a function for its programs.
 
-Everything that `krabby doctor` knows comes through `Machine`, so a test is a folder with a few
-files and a table of what programs print, and a check cannot tell it from a robot.
+`krabby doctor` reads through `Machine` only, so that a test is a folder of files and a table of
+program outputs.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ from typing import Final, Literal, NamedTuple
 __all__ = ["Finding", "Machine", "Status", "fail", "ok", "skip", "warn"]
 
 Status = Literal["ok", "warn", "fail", "skip"]
-"""`warn`: it will run, and not as well as it should; `fail`: it will not run, or not safely."""
+"""`warn`: it runs with reduced performance; `fail`: it does not run, or not safely."""
 
 _PROGRAM_TIMEOUT_S: Final = 10.0
 
 
 class Finding(NamedTuple):
-    """One row of the report."""
-
     name: str
-    """What was looked at."""
+    """What was checked."""
     status: Status
     value: str
     """What was found."""
@@ -66,21 +64,19 @@ def _free_bytes(path: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Files below `root`, programs through `run`."""
-
     root: Path = Path("/")
     run: Callable[[Sequence[str]], str | None] = _run
-    """What a program prints, or None when it is missing, fails or hangs."""
+    """Output of a program; None when it is missing, fails or hangs."""
     free_bytes: Callable[[Path], int] = _free_bytes
     """Space left on the file system of a folder."""
     as_robot: bool | None = None
-    """Whether to judge it as the robot's computer; None: as one when it is a Jetson."""
+    """Whether to check it as the robot's computer; None: if it is a Jetson."""
     calibration: Path | None = None
-    """The robot's calibration file; None: look where it usually is."""
+    """The robot's calibration file; None: one of the usual places."""
     buses: Mapping[str, int] = field(default_factory=dict)
-    """CAN interfaces that hardware.toml names, and what each is to run at [bit/s]."""
+    """CAN interfaces of hardware.toml, and their bit rates [bit/s]."""
     ports: dict[int, str] = field(default_factory=dict)
-    """TCP ports the stack listens on, and what for."""
+    """TCP ports of the stack, and their purpose."""
 
     def read(self, path: str | Path) -> str | None:
         """A file's text without the white space around it; None when it cannot be read."""
@@ -91,12 +87,11 @@ class Machine:
         return text.strip("\0 \t\n")
 
     def glob(self, pattern: str) -> list[Path]:
-        """Files and folders that match, sorted."""
         return sorted(self.root.glob(pattern.lstrip("/")))
 
     @property
     def model(self) -> str:
-        """The board's own name; empty where no device tree names one."""
+        """The board's name in the device tree; empty without one."""
         return self.read("/proc/device-tree/model") or ""
 
     @property
@@ -107,8 +102,11 @@ class Machine:
     def is_robot(self) -> bool:
         return self.is_jetson if self.as_robot is None else self.as_robot
 
+    def absent(self, name: str, value: str, remedy: str) -> Finding:
+        """Something only the robot needs is not there."""
+        return fail(name, value, remedy) if self.is_robot else skip(name, value)
+
     def package(self, name: str) -> str | None:
-        """Version of an installed Debian package."""
         for paragraph in (self.read("/var/lib/dpkg/status") or "").split("\n\n"):
             lines = paragraph.split("\n")
             if f"Package: {name}" in lines and "Status: install ok installed" in lines:

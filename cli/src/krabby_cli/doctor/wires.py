@@ -1,10 +1,9 @@
-"""What the robot's computer is wired to: CAN buses, the camera's USB, the IMU's serial line."""
+"""Connections of the robot's computer: CAN buses, the camera's USB, the IMU's serial line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from krabby_cli.doctor.machine import Finding, Machine, fail, ok, skip, warn
@@ -12,8 +11,8 @@ from krabby_cli.doctor.machine import Finding, Machine, fail, ok, skip, warn
 __all__ = ["check_wires"]
 
 _TX_QUEUE: Final = 64
-"""Frames. A queue of ten, the kernel's default, holds one cycle's six commands and no more: a bus
-that is disturbed for 10 ms refuses the next ones."""
+"""Frames. The kernel's default of ten holds the six commands of one cycle: a bus that is disturbed
+for 10 ms refuses the next ones."""
 _ERROR_PASSIVE: Final = 128
 """CAN's own limit; a healthy bus stands at 0."""
 _CAMERAS: Final = {"2b03": "Stereolabs", "8086": "RealSense"}
@@ -22,7 +21,6 @@ _SUPER_SPEED_MBPS: Final = 5000.0
 
 
 def check_wires(machine: Machine) -> Iterator[Finding]:
-    """Each bus, each camera, each serial adapter."""
     yield from _can(machine)
     yield from _usb(machine)
     yield from _serial(machine)
@@ -33,20 +31,16 @@ def _can(machine: Machine) -> Iterator[Finding]:
     try:
         links = {link["ifname"]: link for link in json.loads(text or "")}
     except (ValueError, KeyError, TypeError):
-        yield warn("CAN", "ip says nothing", "install iproute2; run this on the host")
+        yield warn("CAN", "no output of ip", "install iproute2; run this on the host")
         return
     found = {name for name, link in links.items() if link.get("link_type") == "can"}
     wanted = machine.buses.keys() if machine.is_robot else set()
     for name in sorted(found | wanted):
-        if name not in found:
-            yield fail(
-                f"CAN {name}",
-                "no such interface",
-                "is its adapter plugged in, its driver loaded (sudo modprobe mttcan, gs_usb)? "
-                "docs/bring-up.md: CAN",
-            )
-        else:
+        if name in found:
             yield from _bus(machine, name, links[name])
+        else:
+            remedy = "plug its adapter in, load its driver (sudo modprobe mttcan, gs_usb); "
+            yield fail(f"CAN {name}", "no such interface", f"{remedy}docs/bring-up.md: CAN")
     if not found | wanted:
         yield skip("CAN", "no interface")
 
@@ -70,16 +64,14 @@ def _bus(machine: Machine, name: str, link: dict[str, Any]) -> Iterator[Finding]
     if bitrate != wanted:
         yield fail(title, value, f"the drives run at {wanted} bit/s: {cycle}")
     elif state == "BUS-OFF":
-        yield fail(
-            title, value, f"wires: short, swapped CAN_H and CAN_L, termination; then {cycle}"
-        )
+        remedy = f"wires: short, swapped CAN_H and CAN_L, termination; then {cycle}"
+        yield fail(title, value, remedy)
     elif state != "ERROR-ACTIVE":
-        yield fail(
-            title,
-            value,
-            "nobody acknowledges, or the wire disturbs: drives powered? 60 Ohm between CAN_H and "
-            "CAN_L with the power off? one common ground?",
+        remedy = (
+            "no acknowledgement, or disturbance on the wire: drives powered? 60 Ohm between CAN_H "
+            "and CAN_L with the power off? one common ground?"
         )
+        yield fail(title, value, remedy)
     elif int(link.get("txqlen", 0)) < _TX_QUEUE:
         yield warn(title, value, f"sudo ip link set {name} txqueuelen 128")
     elif not int(data.get("restart_ms", 0)):
@@ -123,45 +115,29 @@ def _usb(machine: Machine) -> Iterator[Finding]:
     # A ZED's sensors are a second device of the same make, always slow: the fastest is the camera.
     for maker, (speed, product) in best.items():
         value = f"{product}, {speed:g} Mbit/s"
-        yield (
-            ok("camera", value)
-            if speed >= _SUPER_SPEED_MBPS
-            else fail(
-                "camera",
-                f"{value}: not USB 3",
-                f"plug the {maker} camera straight into a USB 3 port, with its own cable; turn the "
-                "USB-C plug over",
-            )
+        remedy = (
+            f"plug the {maker} camera straight into a USB 3 port, with its own cable; turn the "
+            "USB-C plug over"
         )
+        usb3 = speed >= _SUPER_SPEED_MBPS
+        yield ok("camera", value) if usb3 else fail("camera", f"{value}: not USB 3", remedy)
     if not best:
-        yield (
-            fail("camera", "none on USB", "plug it in; lsusb must show 2b03 (ZED) or RealSense")
-            if machine.is_robot
-            else skip("camera", "none on USB")
-        )
+        remedy = "plug it in; lsusb must show 2b03 (ZED) or RealSense"
+        yield machine.absent("camera", "none on USB", remedy)
 
 
 def _serial(machine: Machine) -> Iterator[Finding]:
-    ports = sorted(
-        {Path(found.name) for found in machine.glob("/sys/class/tty/tty[UA][SC][BM]*")}, key=str
-    )
+    ports = sorted({found.name for found in machine.glob("/sys/class/tty/tty[UA][SC][BM]*")})
     for port in ports:
-        latency = machine.read(f"/sys/bus/usb-serial/devices/{port}/latency_timer")
-        name = f"serial {port}"
+        file = f"/sys/bus/usb-serial/devices/{port}/latency_timer"
+        latency, name = machine.read(file), f"serial {port}"
         if latency is None:
             yield ok(name, "no latency timer")
         elif int(latency) > 1:
-            yield warn(
-                name,
-                f"latency timer {latency} ms",
-                f"echo 1 | sudo tee /sys/bus/usb-serial/devices/{port}/latency_timer; for good: "
-                "tools/robot/99-krabby.rules",
-            )
+            remedy = f"echo 1 | sudo tee {file}; permanently: tools/robot/99-krabby.rules"
+            yield warn(name, f"latency timer {latency} ms", remedy)
         else:
             yield ok(name, f"latency timer {latency} ms")
     if not ports:
-        yield (
-            fail("serial", "no USB serial line", "plug the IMU in; ls /dev/serial/by-id names it")
-            if machine.is_robot
-            else skip("serial", "no USB serial line")
-        )
+        remedy = "plug the IMU in; ls /dev/serial/by-id names it"
+        yield machine.absent("serial", "no USB serial line", remedy)

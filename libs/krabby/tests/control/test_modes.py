@@ -4,7 +4,7 @@ import math
 
 import pytest
 from krabby.control.modes import Mode, Situation, holds, next_mode
-from krabby.safety.gate import SafetyState
+from krabby_proto import SafetyState
 
 CALM = Situation(
     state_age_s=0.002,

@@ -8,8 +8,8 @@ from krabby.hal.measurement import Measurement, StatePayload
 from krabby.hal.metrics import GateMetrics
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import FakeClock
-from krabby.safety.gate import DriveMode, Fault, SafetyState
-from krabby_proto import COMMAND, STATE, CommandStatus, decode, encode, unpack
+from krabby.safety.gate import DriveMode
+from krabby_proto import COMMAND, STATE, CommandStatus, Fault, SafetyState, decode, encode, unpack
 from prometheus_client import REGISTRY
 
 DESC = RobotDescription.load()

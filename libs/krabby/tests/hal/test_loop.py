@@ -9,15 +9,16 @@ from krabby.hal.measurement import Measurement
 from krabby.robot.description import RobotDescription
 from krabby.runtime.rate import Tick
 from krabby.runtime.testing import free_ports, running, until
-from krabby.safety.gate import Fault, SafetyState
 from krabby_proto import (
     FLAG_LOCKSTEP,
     FLAG_RESET,
     TRUTH,
     EndpointInUse,
+    Fault,
     HalClient,
     LatestSubscriber,
     Publisher,
+    SafetyState,
 )
 
 DESC = RobotDescription.load()

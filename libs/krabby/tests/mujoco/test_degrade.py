@@ -58,22 +58,22 @@ def test_motors_of_80_percent_have_80_percent_of_the_torque_at_every_speed(world
     target[joint] = 0.9
     world.data.qpos[2] += 2.0
     world.substep(hold(target))
-    effort = world.data.actuator_force[world._index.actuator]
+    effort = world.data.actuator_force[world.index.actuator]
     assert effort[joint] == pytest.approx(96.0)
     # At half the no-load speed half of that is left; 250 * 0.8 - 10 * 10 = 100 is asked for.
     world.place(ORIGIN, desc.default_joint_pos)
     world.data.qpos[2] += 2.0
     target[joint] = 0.8
-    world.data.qvel[world._index.joint_dof[joint]] = 10.0
+    world.data.qvel[world.index.joint_dof[joint]] = 10.0
     world.substep(hold(target))
-    effort = world.data.actuator_force[world._index.actuator]
+    effort = world.data.actuator_force[world.index.actuator]
     assert effort[joint] == pytest.approx(48.0)
     # Gains stay: what is asked for within the envelope is given in full, 250 * 0.1 = 25.
     world.place(ORIGIN, desc.default_joint_pos)
     world.data.qpos[2] += 2.0
     target[joint] = 0.1
     world.substep(hold(target))
-    effort = world.data.actuator_force[world._index.actuator]
+    effort = world.data.actuator_force[world.index.actuator]
     assert effort[joint] == pytest.approx(25.0, rel=0.02)
 
 
@@ -83,8 +83,8 @@ def test_a_payload_of_5_kg_is_carried_by_the_feet(world_of, hold, desc):
         world = world_of(payload_kg=payload_kg)
         for _ in range(800):
             world.substep(hold())
-        weights.append(world.data.sensordata[world._index.foot_touch].sum())
-        assert world.model.body_subtreemass[world._index.base_body] == pytest.approx(
+        weights.append(world.data.sensordata[world.index.foot_touch].sum())
+        assert world.model.body_subtreemass[world.index.base_body] == pytest.approx(
             desc.masses.total + payload_kg
         )
     assert weights[0] == pytest.approx(28.6 * 9.81, rel=0.02)
@@ -93,7 +93,7 @@ def test_a_payload_of_5_kg_is_carried_by_the_feet(world_of, hold, desc):
 
 def test_a_payload_is_spread_like_the_body(world_of):
     bare, loaded = world_of(), world_of(payload_kg=5.0)
-    base = bare._index.base_body
+    base = bare.index.base_body
     # 10 kg become 15 kg, and so does what resists turning.
     np.testing.assert_allclose(loaded.model.body_inertia[base], 1.5 * bare.model.body_inertia[base])
     assert loaded.model.body_mass[base] == pytest.approx(15.0)
@@ -112,7 +112,7 @@ def test_on_slippery_ground_a_slope_that_held_the_robot_does_not(world_of, hold,
 
 def test_friction_is_that_of_the_feet_and_at_most_that_of_the_body(world_of, desc):
     low, high = world_of(friction=0.4), world_of(friction=1.2)
-    foot, base = low._index.foot_geom, low.model.geom("base_collision").id
+    foot, base = low.index.foot_geom, low.model.geom("base_collision").id
     assert low.model.geom_friction[foot, 0] == pytest.approx(np.full(6, 0.4))
     assert low.model.geom_friction[base, 0] == pytest.approx(0.4)
     assert high.model.geom_friction[foot, 0] == pytest.approx(np.full(6, 1.2))

@@ -64,14 +64,14 @@ def test_torque_fades_with_speed_in_the_direction_of_motion_only(world, hold, de
     joint = desc.joint_index("lm_hip_yaw")
     target = desc.default_joint_pos.copy()
     world.data.qpos[2] += 2.0
-    dof = world._index.joint_dof[joint]
+    dof = world.index.joint_dof[joint]
 
     # Half the no-load speed of 20 rad/s leaves half the peak of 120 N·m; 250 * 0.8 - 10 * 10 = 100
     # is asked for.
     target[joint] = 0.8
     world.data.qvel[dof] = 10.0
     world.substep(hold(target))
-    assert world.data.actuator_force[world._index.actuator[joint]] == pytest.approx(60.0)
+    assert world.data.actuator_force[world.index.actuator[joint]] == pytest.approx(60.0)
 
     # Braking at the same speed, all of it is there: 250 * -0.8 - 10 * 10 = -300 is asked for.
     world.place(ORIGIN, desc.default_joint_pos)
@@ -79,7 +79,7 @@ def test_torque_fades_with_speed_in_the_direction_of_motion_only(world, hold, de
     target[joint] = -0.8
     world.data.qvel[dof] = 10.0
     world.substep(hold(target))
-    assert world.data.actuator_force[world._index.actuator[joint]] == pytest.approx(-120.0)
+    assert world.data.actuator_force[world.index.actuator[joint]] == pytest.approx(-120.0)
 
     # Beyond the no-load speed nothing is left to accelerate with.
     world.place(ORIGIN, desc.default_joint_pos)
@@ -87,7 +87,7 @@ def test_torque_fades_with_speed_in_the_direction_of_motion_only(world, hold, de
     target[joint] = 0.8
     world.data.qvel[dof] = 25.0
     world.substep(hold(target, kp=2000.0))
-    assert world.data.actuator_force[world._index.actuator[joint]] == pytest.approx(0.0)
+    assert world.data.actuator_force[world.index.actuator[joint]] == pytest.approx(0.0)
 
 
 def test_the_gates_effort_limit_holds_in_every_substep(world, hold):

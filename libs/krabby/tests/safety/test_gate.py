@@ -6,14 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from krabby.robot.description import RobotDescription
-from krabby.safety.gate import (
-    DriveMode,
-    Fault,
-    GateCfg,
-    GateConfigError,
-    SafetyGate,
-    SafetyState,
-)
+from krabby.safety.gate import DriveMode, GateCfg, GateConfigError, SafetyGate
+from krabby_proto import CommandStatus, Fault, SafetyState
 
 MS = 1_000_000
 START = 1_000 * MS
@@ -124,11 +118,11 @@ def test_arming_beside_a_limit_starts_at_the_limit(robot):
 
 
 def test_commands_are_not_followed_while_disarmed_or_arming(robot):
-    assert robot.command(0.0, 0.0).status == "not_armed"
+    assert robot.command(0.0, 0.0).status is CommandStatus.NOT_ARMED
     robot.observe()
     robot.request("arm")
     robot.cycle()
-    assert robot.command(0.0, 0.0).status == "not_armed"
+    assert robot.command(0.0, 0.0).status is CommandStatus.NOT_ARMED
     assert robot.gate.target.tolist() == [0.2, -0.4]
 
 
@@ -244,7 +238,7 @@ def test_a_shorter_gap_holds_and_is_over_with_the_next_measurement(active):
     active.now += 99 * MS
     active.observe()
     assert active.gate.state is SafetyState.HOLD
-    assert active.command(0.2, -0.4).status == "applied"
+    assert active.command(0.2, -0.4).status is CommandStatus.APPLIED
     assert active.gate.state is SafetyState.ACTIVE
     assert active.gate.faults == Fault(0)
 
@@ -333,7 +327,7 @@ def test_gains_rise_by_the_credit_of_one_step_at_most(robot):
     for _ in range(100):  # measured all the while, but nobody asks what the drives must do
         robot.now += 10 * MS
         robot.observe()
-        assert robot.command(0.9, 0.4).status == "not_armed"
+        assert robot.command(0.9, 0.4).status is CommandStatus.NOT_ARMED
     assert robot.gate.state is SafetyState.ARMING
     # 20 of 500 ms are credited: 250 / 25 and 100 / 25 more.
     assert robot.gate.step(robot.now).kp == pytest.approx([14.0, 5.6])
@@ -351,9 +345,9 @@ def test_a_command_after_150_ms_of_silence_finds_the_deadman_done(call):
 def test_a_measurement_is_as_old_as_its_capture(active):
     active.now += 40 * MS
     active.observe(captured=active.now - 31 * MS)
-    assert active.command(0.3, -0.4).status == "held"
+    assert active.command(0.3, -0.4).status is CommandStatus.HELD
     active.observe(captured=active.now - 29 * MS)
-    assert active.command(0.3, -0.4).status == "applied"
+    assert active.command(0.3, -0.4).status is CommandStatus.APPLIED
     active.now += 70 * MS
     active.observe(captured=active.now - 99 * MS)  # the same once more: 99 ms old by now
     active.now += 1 * MS
@@ -365,13 +359,13 @@ def test_a_measurement_from_before_the_newest_makes_it_no_older(active):
     active.cycle(10)
     active.observe(captured=active.now - 90 * MS)
     active.now += 29 * MS
-    assert active.command(0.3, -0.4).status == "applied"
+    assert active.command(0.3, -0.4).status is CommandStatus.APPLIED
 
 
 def test_a_measurement_from_the_future_was_captured_now(active):
     active.observe(captured=active.now + 3_600_000 * MS)
     active.now += 30 * MS
-    assert active.command(0.3, -0.4).status == "held"
+    assert active.command(0.3, -0.4).status is CommandStatus.HELD
 
 
 # Targets
@@ -380,7 +374,7 @@ def test_a_measurement_from_the_future_was_captured_now(active):
 def test_a_command_within_limits_is_applied_as_it_is(active):
     active.cycle(10)
     result = active.command(0.25, -0.45)
-    assert result == ("applied", 0, 0, "")
+    assert result == (CommandStatus.APPLIED, 0, 0, "")
     assert active.gate.step(active.now).joint_pos == pytest.approx([0.25, -0.45])
 
 
@@ -399,7 +393,7 @@ def test_a_command_is_cut_to_the_position_limits_less_their_margin(active):
     for _ in range(20):
         active.cycle(10)
         result = active.command(5.0, -5.0)
-    assert result == ("applied", 0b11, 0b00, "")
+    assert result == (CommandStatus.APPLIED, 0b11, 0b00, "")
     assert active.gate.target.tolist() == [0.9, -1.9]
 
 
@@ -431,7 +425,7 @@ def test_two_commands_at_one_time_move_no_further_than_one(active):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_target_that_is_no_number_is_refused_and_feeds_no_deadman(active, bad):
     active.cycle(40)
-    assert active.command(bad, 0.0) == ("refused", 0, 0, "non-finite angles")
+    assert active.command(bad, 0.0) == (CommandStatus.REJECTED_NONFINITE, 0, 0, "non-finite angles")
     active.cycle(10)
     assert active.gate.state is SafetyState.HOLD
     assert active.gate.target.tolist() == [0.2, -0.4]
@@ -439,7 +433,7 @@ def test_a_target_that_is_no_number_is_refused_and_feeds_no_deadman(active, bad)
 
 def test_a_command_of_another_length_is_refused(active):
     result = active.command(0.1, 0.2, 0.3)
-    assert result.status == "refused"
+    assert result.status is CommandStatus.REJECTED_LENGTH
     assert result.reason == "(3,) angles for 2"
 
 
@@ -473,7 +467,7 @@ def test_the_next_command_ends_a_hold(active):
     for _ in range(6):
         active.cycle(10)
     assert active.gate.state is SafetyState.HOLD
-    assert active.command(0.25, -0.3).status == "applied"
+    assert active.command(0.25, -0.3).status is CommandStatus.APPLIED
     assert active.gate.state is SafetyState.ACTIVE
     assert active.gate.faults == Fault(0)
 
@@ -485,7 +479,7 @@ def test_a_command_after_the_deadman_does_not_revive_the_drives(active):
     active.observe()
     active.now += 60 * MS
     result = active.command(0.25, -0.4)  # nobody called step meanwhile
-    assert (result.status, result.reason) == ("refused", "DAMP: arm again")
+    assert (result.status, result.reason) == (CommandStatus.REJECTED_SAFETY, "DAMP: arm again")
     assert active.gate.faults == Fault.COMMAND_TIMEOUT
 
 
@@ -505,11 +499,11 @@ def test_stale_measurements_hold_at_30_ms_and_damp_at_100_ms(active):
             result = active.command(0.2, -0.4)
         return result.status
 
-    assert command_for(29) == "applied"
-    assert command_for(1) == "held"
+    assert command_for(29) == CommandStatus.APPLIED
+    assert command_for(1) == CommandStatus.HELD
     assert active.gate.state is SafetyState.HOLD
-    assert command_for(69) == "held"
-    assert command_for(1) == "refused"
+    assert command_for(69) == CommandStatus.HELD
+    assert command_for(1) == CommandStatus.REJECTED_SAFETY
     assert active.gate.state is SafetyState.DAMP
     assert active.gate.faults == Fault.STATE_STALE
 
@@ -642,13 +636,13 @@ def test_an_operator_who_comes_late_finds_the_deadman_done(active):
 def test_the_filter_follows_the_mean_square_effort(robot):
     robot.effort = [40.0, -80.0]
     robot.observe()
-    start = robot.gate.effort_rms**2
+    start = robot.gate.effort.rms**2
     for _ in range(3000):
         robot.cycle(10)
     # After one time constant, 30 s, the mean square has covered 1 - 1/e of its way.
     share = 1 - math.exp(-1)
     target = np.array([40.0, 80.0]) ** 2
-    assert robot.gate.effort_rms**2 == pytest.approx(start + (target - start) * share)
+    assert robot.gate.effort.rms**2 == pytest.approx(start + (target - start) * share)
 
 
 def test_the_limit_is_peak_until_the_fold_and_rated_at_the_rated_mean_square():
@@ -666,8 +660,8 @@ def test_a_drive_that_obeys_its_limit_never_passes_its_rating(robot):
     for _ in range(20_000):
         robot.effort = drive.effort_limit
         drive = robot.cycle(10)
-        assert robot.gate.effort_budget_ratio <= 1.0
-    assert robot.gate.effort_budget_ratio > 0.999
+        assert robot.gate.effort.ratio <= 1.0
+    assert robot.gate.effort.ratio > 0.999
     assert drive.effort_limit == pytest.approx([40.0, 40.0], rel=0.02)
 
 
@@ -687,14 +681,14 @@ def test_a_drive_that_ignores_its_limit_is_damped_before_long(active):
 def test_a_gap_in_the_measurements_heats_for_the_drive_timeout_and_cools_no_longer(robot):
     robot.effort = [120.0, 0.0]
     robot.observe()
-    before = robot.gate.effort_rms[0] ** 2
+    before = robot.gate.effort.rms[0] ** 2
     robot.cycle(3_600_000)
     share = 1 - math.exp(-0.1 / 30)
     after = before + (120.0**2 - before) * share
-    assert robot.gate.effort_rms[0] ** 2 == pytest.approx(after)
+    assert robot.gate.effort.rms[0] ** 2 == pytest.approx(after)
     robot.effort = [0.0, 0.0]
     robot.cycle(3_600_000)
-    assert robot.gate.effort_rms[0] ** 2 == pytest.approx(after * (1 - share))
+    assert robot.gate.effort.rms[0] ** 2 == pytest.approx(after * (1 - share))
 
 
 def test_an_absurd_effort_reading_is_cut_and_trips_without_overflow(active):
@@ -702,7 +696,7 @@ def test_an_absurd_effort_reading_is_cut_and_trips_without_overflow(active):
     for _ in range(20):
         active.cycle(10)
     assert Fault.EFFORT_BUDGET in active.gate.faults
-    assert np.isfinite(active.gate.effort_rms).all()
+    assert np.isfinite(active.gate.effort.rms).all()
 
 
 # Time
@@ -719,13 +713,13 @@ def test_standing_time_moves_no_target(active):
 def test_times_read_in_the_wrong_order_within_a_cycle_are_tolerated(active):
     active.cycle(10)
     active.now -= 1 * MS
-    assert active.command(0.25, -0.4).status == "applied"
+    assert active.command(0.25, -0.4).status is CommandStatus.APPLIED
     assert active.gate.state is SafetyState.ACTIVE
 
 
 def test_a_clock_that_steps_back_damps_and_the_robot_can_be_armed_on_the_new_time(active):
     active.now -= 3_600_000 * MS
-    assert active.command(0.25, -0.4).status == "refused"
+    assert active.command(0.25, -0.4).status is CommandStatus.REJECTED_SAFETY
     assert active.gate.faults == Fault.CLOCK
     assert not active.request("arm").ok  # what was measured belongs to the old time
     active.activate()
@@ -780,7 +774,7 @@ def test_eighteen_joints_fill_the_masks_bit_by_bit():
     target = description.default_joint_pos.copy()
     target[17] = -3.0
     result = gate.command(target, now)
-    assert result.status == "applied"
+    assert result.status is CommandStatus.APPLIED
     assert result.position_clamp_mask == 1 << 17
 
 

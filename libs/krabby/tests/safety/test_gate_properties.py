@@ -14,7 +14,8 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from krabby.safety.gate import DriveMode, Fault, GateCfg, SafetyGate, SafetyState
+from krabby.safety.gate import DriveMode, GateCfg, SafetyGate
+from krabby_proto import CommandStatus, Fault, SafetyState
 
 MS = 1_000_000
 N = 3
@@ -268,11 +269,11 @@ class GateMachine(RuleBasedStateMachine):
         before = self.gate.target
         with self.a_call():
             result = self.gate.command(target, self.clock_ns)
-        if result.status in ("applied", "held"):
+        if result.status in (CommandStatus.APPLIED, CommandStatus.HELD):
             assert target.shape == (N,)
             assert np.isfinite(target).all()
             self.alive_ns = self.time_ns
-        if result.status != "applied":
+        if result.status is not CommandStatus.APPLIED:
             assert np.array_equal(self.gate.target, before)
             return
         credit_s = min(self.time_ns - self.moved_ns, 20 * MS) * 1e-9
@@ -320,7 +321,7 @@ class GateMachine(RuleBasedStateMachine):
             assert now - self.alive_ns < 150 * MS
         assert (drive.effort_limit >= CFG.rated_torque).all()
         assert (drive.effort_limit <= CFG.peak_torque).all()
-        assert (self.gate.effort_rms <= CFG.rated_torque * (1.0 + 1e-12)).all()
+        assert (self.gate.effort.rms <= CFG.rated_torque * (1.0 + 1e-12)).all()
 
 
 def start_of(pos):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.policy.tensorrt.config import InferenceCfg
 from krabby.runtime.config import ServiceCfg
-from krabby_proto import default_endpoints
+from krabby_proto import FEATURES, default_endpoints
 from msgspec import Meta
 
 __all__ = [
@@ -135,7 +135,7 @@ class CameraCfg(ServiceCfg, frozen=True, kw_only=True):
     realsense: RealSenseCfg = RealSenseCfg()
     self_check: SelfCheckCfg = SelfCheckCfg()
     inference: EncoderInferenceCfg = EncoderInferenceCfg()
-    silent_after_s: Annotated[float, Meta(ge=0.01, le=60)] = 0.15
+    silent_after_s: Annotated[float, Meta(ge=0.01, le=60)] = FEATURES.max_age_s
     """Warn when no frame came for this long [s]; features older than this are not used."""
     frozen_after_s: Annotated[float, Meta(ge=0, le=60)] = 0.5
     """Withhold frames whose content has not changed for this long [s]; 0 lets them through."""

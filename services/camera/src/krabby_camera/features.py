@@ -1,7 +1,7 @@
 """From a depth image to what the game loop gets: the policy image, or a latent of it."""
 
 import numpy as np
-from krabby.policy.bundle import OnnxEncoder, PolicyOutputError
+from krabby.policy.bundle import LATENT_SIZE, OnnxEncoder, PolicyOutputError
 from krabby.policy.depth_image import CROP, IMAGE_SHAPE, DepthPreprocessor
 from krabby.policy.observation import ObservationBuilder
 from krabby.robot.description import CameraModel, RobotDescription
@@ -33,6 +33,8 @@ class FeatureMaker:
 
     flags = 0
     """Flags of its messages."""
+    size = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
+    """Floats of its payload."""
 
     def wants(self, capture_ns: int) -> bool:
         """Whether a frame captured then is to be used, or comes too soon after the last one."""
@@ -60,6 +62,7 @@ class LatentMaker(FeatureMaker):
     """The latent of a bundle's depth encoder, at the rate it was trained on."""
 
     flags = FLAG_LATENT
+    size = LATENT_SIZE
 
     def __init__(
         self, encoder: OnnxEncoder, desc: RobotDescription, states: StateTrack | None
@@ -161,9 +164,7 @@ class Eye:
         depth = frame.payload.reshape(self._shape)
         image = self._preprocess(depth)
         VALID_RATIO.set(self.valid_ratio)
-        # in lock-step the simulation waits for an answer to every frame
-        if not frame.flags & FLAG_LOCKSTEP:
-            self._refuse_dark(depth)
+        self._refuse_dark(depth)
         return image
 
     def _refuse_dark(self, depth: NDArray[np.float32]) -> None:

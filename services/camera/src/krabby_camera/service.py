@@ -7,7 +7,7 @@ so the age that the game loop sees is that of the image.
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import structlog
@@ -62,7 +62,8 @@ class CameraService:
         self._warn = log_every(log, clock=clock)
         self._watch = _Watch(cfg, clock)
         self._totals = Totals()
-        self._answer: tuple[NDArray[np.float32], int, int] | None = None
+        self._answer: _Answer | None = None
+        """Lock-step: the newest features, said again for frames that give none."""
         self.frames = 0
         """Frames whose features were published."""
         self.dropped: dict[str, int] = dict.fromkeys(metrics.DROP_REASONS, 0)
@@ -167,11 +168,11 @@ class CameraService:
         lockstep = bool(frame.flags & FLAG_LOCKSTEP)
         try:
             self._watch.see(frame, received_ns)
-            again = self._answer is not None and frame.capture_ns == self._answer[1]
+            again = self._answer is not None and frame.capture_ns == self._answer.frame_ns
             if again or not maker.wants(frame.capture_ns):
                 maker.idle()
                 if lockstep:
-                    self._answer_again(publisher, frame.capture_ns)
+                    self._answer_again(publisher, maker, frame)
                 return
             image = self._eye.see(frame)
             features = maker.make(image, frame)
@@ -180,6 +181,8 @@ class CameraService:
             maker.idle()  # states go on while frames are withheld, and one may be a reset
             if drop.reason == "frozen":
                 maker.forget()  # it remembers half a second of a picture that was none
+            if lockstep:
+                self._answer_again(publisher, maker, frame)
             return
         flags = maker.flags | (frame.flags & FLAG_LOCKSTEP)
         publisher.publish(
@@ -189,20 +192,30 @@ class CameraService:
             flags=flags,
         )
         published_ns = self._clock()
-        self._answer = (features, frame.capture_ns, flags) if lockstep else None
+        stamp_ns = frame.capture_ns
+        self._answer = _Answer(features, stamp_ns, stamp_ns, flags) if lockstep else None
         self._count(frame, received_ns, published_ns, lockstep)
         ratio = self._eye.valid_ratio
         self._valid_ratios.add(ratio)
         if ratio < self._cfg.warn_valid_ratio:
             self._warn.warning("few valid depth pixels", valid_ratio=round(ratio, 3))
 
-    def _answer_again(self, publisher: Publisher, capture_ns: int) -> None:
-        """Lock-step waits for an answer to every frame: the last one, for a frame left out too."""
+    def _answer_again(self, publisher: Publisher, maker: FeatureMaker, frame: Message) -> None:
+        """Lock-step waits for an answer to every frame, also to one that gives no features.
+
+        That is the last features, with the capture time of their own picture; NaN without any.
+        """
         if self._answer is None:
-            return
-        features, _, flags = self._answer
-        self._answer = (features, capture_ns, flags)
-        publisher.publish(features, capture_ns=capture_ns, publish_ns=capture_ns, flags=flags)
+            nothing = np.full(maker.size, np.nan, np.float32)
+            flags = maker.flags | FLAG_LOCKSTEP
+            self._answer = _Answer(nothing, frame.capture_ns, frame.capture_ns, flags)
+        self._answer = answer = self._answer._replace(frame_ns=frame.capture_ns)
+        publisher.publish(
+            answer.features,
+            capture_ns=answer.capture_ns,
+            publish_ns=answer.frame_ns,
+            flags=answer.flags,
+        )
 
     def _count(self, frame: Message, received_ns: int, published_ns: int, lockstep: bool) -> None:
         processing_s = (published_ns - received_ns) * 1e-9
@@ -220,6 +233,17 @@ class CameraService:
         self.dropped[drop.reason] += 1
         metrics.DROPPED[drop.reason].inc()
         self._warn.warning(f"frame dropped: {drop.reason}", **drop.facts)
+
+
+class _Answer(NamedTuple):
+    """Lock-step: features that were published."""
+
+    features: NDArray[np.float32]
+    capture_ns: int
+    """Of the picture they show."""
+    frame_ns: int
+    """Capture time of the newest frame that they answer."""
+    flags: int
 
 
 _COUNTERS: dict[str, Any] = {
@@ -267,7 +291,7 @@ class _Watch:
         if content != self._content or self._content_capture_ns is None:
             self._content, self._content_capture_ns = content, frame.capture_ns
         same_for_ns = frame.capture_ns - self._content_capture_ns
-        frozen = 0 < self._frozen_after_ns <= same_for_ns and not self._lockstep
+        frozen = 0 < self._frozen_after_ns <= same_for_ns
         metrics.FROZEN.set(frozen)
         if frozen:
             raise FrameDropped("frozen", same_content_s=round(same_for_ns * 1e-9, 3))

@@ -54,7 +54,7 @@ class DriveBank:
         """Latched `DriveFault` bits, kept until they are cleared."""
         self.timeout_ns = np.zeros(count, np.int64)
         """Silence after which a drive lets go; 0 for never."""
-        self.torque_limit = np.full(count, desc.peak_torque)
+        self.torque_limit = desc.peak_torque.copy()
         """What a parameter write allowed [N·m]."""
         self.command_ns = np.zeros(count, np.int64)
         """When a drive last heard a command."""
@@ -132,7 +132,7 @@ class DriveBank:
         """Lose power for a moment: off, mute while booting, volatile parameters forgotten."""
         self.disable(joint, clear=True)
         self.timeout_ns[joint] = 0
-        self.torque_limit[joint] = self._desc.peak_torque
+        self.torque_limit[joint] = self._desc.peak_torque[joint]
         self._forget_targets(joint)
         self.rebooted.append(joint)
         self.ready_ns[joint] = now_ns + round(self._cfg.boot_s * 1e9)

@@ -22,8 +22,8 @@ from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
 from krabby.robot.contact import ContactCfg
 from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 from krabby.runtime.metrics import Quantiles
-from krabby.safety.gate import DriveCommand, Fault, GateCfg, SafetyGate, SafetyState
-from krabby_proto import SAFETY_STATES, fault_names
+from krabby.safety.gate import DriveCommand, GateCfg, SafetyGate
+from krabby_proto import SAFETY_STATES, Fault, SafetyState, fault_names
 from numpy.typing import NDArray
 from prometheus_client import Histogram
 

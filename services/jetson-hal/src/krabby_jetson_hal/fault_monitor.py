@@ -12,7 +12,7 @@ import structlog
 from krabby.drivers.can import DriveFault, DriveReadings, IdConflict
 from krabby.drivers.can.faults import FAULTS
 from krabby.drivers.imu.check import ImuFault
-from krabby.safety.gate import Fault
+from krabby_proto import Fault
 
 __all__ = ["Finding", "Watch"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from krabby_trainer.cli import main
+from krabby_trainer.run.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

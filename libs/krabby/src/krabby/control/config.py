@@ -2,12 +2,16 @@
 
 from typing import Annotated
 
+from krabby_proto.streams import FEATURES, NAV, STATE
 from msgspec import Meta
 
 from krabby.config import Config, check
 from krabby.runtime.config import ServiceCfg
 
-__all__ = ["ControlCfg", "FreshnessCfg", "NavCfg"]
+__all__ = ["DEFAULT_POLICY", "ControlCfg", "FreshnessCfg", "NavCfg"]
+
+DEFAULT_POLICY = "parkour"
+"""Policy of the game loop and of `krabby up` where none is named; the containers follow `.env`."""
 
 Age = Annotated[float, Meta(ge=0.001, le=10)]
 Limit = Annotated[float, Meta(ge=0, le=20)]
@@ -16,15 +20,15 @@ Limit = Annotated[float, Meta(ge=0, le=20)]
 class FreshnessCfg(Config, frozen=True, kw_only=True):
     """Largest age of each input, counted from the sensor's capture."""
 
-    state_hold_s: Age = 0.03
+    state_hold_s: Age = STATE.max_age_s
     """State older than this: the last target is held [s]."""
     state_stop_s: Age = 0.1
     """State older than this: no more commands, the HAL's deadman damps the robot [s]."""
-    features_s: Age = 0.15
+    features_s: Age = FEATURES.max_age_s
     """Features older than this: the blind policy walks [s]."""
     features_recover_s: Age = 0.5
     """Features must have been fresh for this long before they are trusted again [s]."""
-    nav_s: Age = 0.3
+    nav_s: Age = NAV.max_age_s
     """Walking commands older than this are ignored; the robot then stands still [s]."""
     operator_s: Age = 1.0
     """For this long after an operator's message was read, a mission's is ignored [s]."""
@@ -56,7 +60,7 @@ class NavCfg(Config, frozen=True, kw_only=True):
 class ControlCfg(ServiceCfg, frozen=True, kw_only=True):
     """Keys of a process that controls locomotion."""
 
-    policy: str = "gait"
+    policy: str = DEFAULT_POLICY
     """Policy bundle to walk with: a name under assets/policies, or a folder."""
     blind_policy: str = "gait"
     """Bundle that walks while features are stale; it must need none. Empty: stand still instead."""

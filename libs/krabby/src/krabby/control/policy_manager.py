@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_LATENT
+from krabby_proto import FLAG_LATENT, Message
+from numpy.typing import NDArray
 
+from krabby.control.config import ControlCfg
 from krabby.policy.bundle import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
+from krabby.policy.network import Backend, Network
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.throttle import log_every
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby_proto import Message
-    from numpy.typing import NDArray
-
-    from krabby.control.config import ControlCfg
-    from krabby.policy.network import Backend, Network
-    from krabby.robot.description import RobotDescription
 
 __all__ = ["PolicyManager", "PolicyRunner", "load_runner"]
 
@@ -143,10 +138,12 @@ class PolicyManager:
         desc: RobotDescription,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
+        load: Callable[[str, RobotDescription, float], PolicyRunner] = load_runner,
     ) -> None:
         self._cfg = cfg
         self._desc = desc
-        self.chosen = load_runner(cfg.policy, desc, cfg.rate_hz)
+        self._load = load
+        self.chosen = load(cfg.policy, desc, cfg.rate_hz)
         self._blind = self._load_blind()
         self.active = self.chosen
         """The runner that gave the last target."""
@@ -336,7 +333,7 @@ class PolicyManager:
     def _load_blind(self) -> PolicyRunner | None:
         if not self._cfg.blind_policy:
             return None
-        blind = load_runner(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
+        blind = self._load(self._cfg.blind_policy, self._desc, self._cfg.rate_hz)
         if blind.needs_features:
             raise BundleError(
                 f"blind_policy {blind.bundle.name!r} needs features "

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from krabby.course.boxes import BOX_FACES, Bounds, Box, BoxField, distance_to_segments
+from krabby.course.families import FAMILIES
 from krabby.course.lanes import (
+    MAX_DIFFICULTY,
     PIT_DEPTH_M,
-    RECIPES,
-    TILE_HALF_WIDTH_M,
+    PUBLISHED,
     Kind,
     Lane,
     Recipe,
@@ -48,11 +49,11 @@ __all__ = [
     "Course",
     "Kind",
     "Recipe",
+    "check_training",
+    "find_recipe",
+    "is_held_out",
     "make_course",
 ]
-
-MAX_DIFFICULTY: Final = 2.5
-"""Difficulty 1 is the suite's hardest; at 2.5 gaps are 1.85 m wide and risers 0.975 m high."""
 
 EDGE_DISTANCE_M: Final = 0.05
 """A foot closer than this to an edge counts as standing on it [m]."""
@@ -62,8 +63,6 @@ EDGE_DROP_M: Final = 0.05
 
 EXPORT_SUFFIXES: Final = (".glb", ".stl", ".obj", ".ply")
 
-_TILE_LENGTH_M: Final = 18.0
-_SPAWN_X_M: Final = 1.0
 _RUN_OUT_M: Final = 2.0
 """Ground beyond the last waypoint [m]."""
 _FLOOR_THICKNESS_M: Final = 0.2
@@ -80,6 +79,8 @@ _COLOURS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
         "step": (0.36, 0.57, 0.72),
         "landing": (0.55, 0.66, 0.48),
         "stone": (0.84, 0.68, 0.38),
+        "rock": (0.60, 0.52, 0.45),
+        "wall": (0.67, 0.33, 0.30),
     }
 )
 
@@ -104,10 +105,14 @@ class Course:
     """Half the width of the narrowest obstacle: what a robot must keep its feet within."""
     bounds: Bounds
     """Tile and border: where there is any ground at all."""
+    has_edges: bool = True
+    """False where every step is on an edge: none of them counts."""
 
     @cached_property
     def edges(self) -> NDArray[np.float64]:
         """Where a foot can slip off: exact top-edge segments in x and y, shape (M, 2, 3)."""
+        if not self.has_edges:
+            return _frozen(np.empty((0, 2, 3)))
         return _frozen(self._field.exposed_edges(min_drop_m=EDGE_DROP_M, bounds=self.bounds))
 
     @cached_property
@@ -126,7 +131,8 @@ class Course:
     def height_at(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """Height of the surface at the points [m], shape of x and y broadcast.
 
-        Outside the bounds there is nothing to stand on: the depth of a pit.
+        Outside the bounds there is nothing to stand on: the depth of a pit. Where it is deeper
+        than `PIT_DEPTH_M`, that depth is reported: no leg reaches further.
         """
         return self._field.height_at(x, y)
 
@@ -144,7 +150,16 @@ class Course:
 
     def feet_on_edge(self, points: ArrayLike) -> NDArray[np.bool_]:
         """Which contact points (..., 3) are within `EDGE_DISTANCE_M` of an edge, shape (...)."""
-        return self.distance_to_edge(points) < EDGE_DISTANCE_M
+        points = np.asarray(points, dtype=float)
+        if not points.size:
+            return np.zeros(points.shape[:-1], bool)
+        within = tuple(range(points.ndim - 1))
+        low, high = points.min(axis=within), points.max(axis=within)
+        near = (self._edge_low <= high + EDGE_DISTANCE_M) & (
+            self._edge_high >= low - EDGE_DISTANCE_M
+        )
+        edges = self.edges[near.all(axis=1)]
+        return distance_to_segments(points, edges) < EDGE_DISTANCE_M
 
     def to_trimesh(self) -> trimesh.Trimesh:
         """One mesh of all boxes, each closed in itself; z up, metres, coloured by kind."""
@@ -200,7 +215,8 @@ class Course:
         kinds = [box.kind for box in self.boxes if box.kind not in ("border", "ground", "floor")]
         counts = ", ".join(f"{kinds.count(k)} {k}" for k in dict.fromkeys(kinds)) or "no obstacle"
         edge_m = float(np.linalg.norm(self.edges[:, 1] - self.edges[:, 0], axis=-1).sum())
-        pit = f"pits {PIT_DEPTH_M} m deep" if self._has_pit else "no pit"
+        floors = [box.corners[0, 2] for box in self.boxes if box.kind == "floor"]
+        pit = f"pits {-min(floors):g} m deep" if floors else "no pit"
         return "\n".join(
             [
                 f"{self.name}: {COURSES[self.name].summary}",
@@ -216,20 +232,54 @@ class Course:
         )
 
     @cached_property
+    def _edge_low(self) -> NDArray[np.float64]:
+        return self.edges.min(axis=1)
+
+    @cached_property
+    def _edge_high(self) -> NDArray[np.float64]:
+        return self.edges.max(axis=1)
+
+    @cached_property
     def _field(self) -> BoxField:
         return BoxField(self.boxes, void_height=-PIT_DEPTH_M)
-
-    @property
-    def _has_pit(self) -> bool:
-        return any(box.kind == "floor" for box in self.boxes)
 
     @property
     def _highest(self) -> float:
         return max(float(box.corners[:4, 2].max()) for box in self.boxes)
 
 
-COURSES: Final[Mapping[str, Recipe]] = RECIPES
+COURSES: Final[Mapping[str, Recipe]] = MappingProxyType({**PUBLISHED, **FAMILIES})
 """What `make_course` can build, by name; `.summary` is a line for people."""
+
+
+def is_held_out(name: str, difficulty: float) -> bool:
+    """Whether training may not draw this course at this difficulty."""
+    most = find_recipe(name).trained_to
+    return most is None or difficulty > most
+
+
+def check_training(name: str, difficulty: float) -> None:
+    """Refuse a course that is held out of training, so that it can measure what was not practised.
+
+    Raises:
+        UnknownCourse: no such name.
+        CourseError: training may not draw this course at this difficulty.
+    """
+    if is_held_out(name, difficulty):
+        most = find_recipe(name).trained_to
+        beyond = "" if most is None else f" beyond difficulty {most:g}, not {difficulty:g}"
+        raise CourseError(
+            f"course {name!r} is held out of training{beyond}; it is there for evaluation only"
+        )
+
+
+def find_recipe(name: str) -> Recipe:
+    """The entry of `COURSES`; the error for another name tells the nearest."""
+    if name not in COURSES:
+        near = difflib.get_close_matches(str(name), COURSES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownCourse(f"no course is called {name!r}; {hint}choose from {', '.join(COURSES)}")
+    return COURSES[name]
 
 
 def make_course(
@@ -248,10 +298,7 @@ def make_course(
         UnknownCourse: no such name.
         CourseError: difficulty or seed out of range.
     """
-    if name not in COURSES:
-        near = difflib.get_close_matches(str(name), COURSES, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UnknownCourse(f"no course is called {name!r}; {hint}choose from {', '.join(COURSES)}")
+    find_recipe(name)
     if not 0.0 <= difficulty <= MAX_DIFFICULTY:
         raise CourseError(
             f"difficulty {difficulty!r} is outside 0 to {MAX_DIFFICULTY}; "
@@ -269,14 +316,16 @@ def _make(name: str, difficulty: float, seed: int, border_m: float) -> Course:
     lane = Lane(difficulty, np.random.Generator(np.random.PCG64(seed)))
     COURSES[name].lay(lane)
 
-    length = max(_TILE_LENGTH_M, round(lane.goals[-1][0] + _RUN_OUT_M, 1))
+    end = max(x for x, _ in lane.goals)
+    length, half_width = max(lane.length, round(end + _RUN_OUT_M, 1)), lane.half_width
     bounds = Bounds(
         x_min=-border_m,
         x_max=length + border_m,
-        y_min=-TILE_HALF_WIDTH_M - border_m,
-        y_max=TILE_HALF_WIDTH_M + border_m,
+        y_min=-half_width - border_m,
+        y_max=half_width + border_m,
     )
-    boxes = (*_border(bounds, length), *_ground(lane.pits, length), *lane.boxes)
+    ground = _ground(lane, length)
+    boxes = (*_border(bounds, ground[0]), *ground, *lane.boxes)
     xy = np.array(lane.goals)
     z = BoxField(boxes, void_height=-PIT_DEPTH_M).height_at(xy[:, 0], xy[:, 1])
     return Course(
@@ -285,34 +334,38 @@ def _make(name: str, difficulty: float, seed: int, border_m: float) -> Course:
         seed=seed,
         boxes=boxes,
         waypoints=_frozen(np.column_stack([xy, z]).round(6)),
-        spawn=(_SPAWN_X_M, 0.0, 0.0),
+        spawn=lane.spawn,
         length_m=length,
-        half_width_m=TILE_HALF_WIDTH_M,
+        half_width_m=half_width,
         lane_half_width=lane.lane_half_width,
         bounds=bounds,
+        has_edges=lane.has_edges,
     )
 
 
-def _ground(pits: list[tuple[float, float]], length: float) -> list[Box]:
-    """Ground between the pits and a floor in each, over the width of the tile."""
-    across = (-TILE_HALF_WIDTH_M, TILE_HALF_WIDTH_M)
-    bottom = -PIT_DEPTH_M - _FLOOR_THICKNESS_M
+def _ground(lane: Lane, length: float) -> list[Box]:
+    """Level ground, and what is lower between it, over the width of the tile."""
+    across = (-lane.half_width, lane.half_width)
+    bottom = -max(PIT_DEPTH_M, *(depth for *_, depth in lane.pits), 0.0) - _FLOOR_THICKNESS_M
     boxes: list[Box] = []
     start = 0.0
-    for pit in pits:
-        boxes.append(level_box("ground", (start, pit[0]), across, (bottom, 0.0)))
-        boxes.append(level_box("floor", pit, across, (bottom, -PIT_DEPTH_M)))
-        start = pit[1]
-    boxes.append(level_box("ground", (start, length), across, (bottom, 0.0)))
+    for begin, end, depth in lane.pits:
+        kind = "floor" if depth > PIT_DEPTH_M / 2 else "ground"
+        boxes.append(level_box("ground", (start, begin), across, (bottom, 0.0)))
+        boxes.append(level_box(kind, (begin, end), across, (bottom, -depth)))
+        start = end
+    if start < length:
+        boxes.append(level_box("ground", (start, length), across, (bottom, 0.0)))
     return boxes
 
 
-def _border(bounds: Bounds, length: float) -> list[Box]:
-    """Four slabs round the tile, level with its ground."""
+def _border(bounds: Bounds, ground: Box) -> list[Box]:
+    """Four slabs round the tile, level with its ground and as thick."""
     if bounds.x_min == 0.0:
         return []
-    z = (-PIT_DEPTH_M - _FLOOR_THICKNESS_M, 0.0)
-    whole, side = (bounds.y_min, bounds.y_max), TILE_HALF_WIDTH_M
+    z = (2.0 * ground.center[2], 0.0)
+    whole, side = (bounds.y_min, bounds.y_max), ground.half_extents[1]
+    length = bounds.x_max + bounds.x_min
     return [
         level_box("border", (bounds.x_min, 0.0), whole, z),
         level_box("border", (length, bounds.x_max), whole, z),

@@ -1,4 +1,4 @@
-"""The obstacles of each course, laid along a lane: the formulas of the Extreme Parkour suite.
+"""A lane to lay obstacles along, and the obstacles of the Extreme Parkour suite.
 
 Beyond difficulty 1 every formula simply goes on, except where an obstacle would stop making sense:
 stones never get shorter than 0.4 m, and the clear run-up between hurdles stops shrinking.
@@ -18,14 +18,30 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["PIT_DEPTH_M", "RECIPES", "TILE_HALF_WIDTH_M", "Kind", "Lane", "Recipe", "level_box"]
+__all__ = [
+    "MAX_DIFFICULTY",
+    "PIT_DEPTH_M",
+    "PUBLISHED",
+    "TILE_HALF_WIDTH_M",
+    "Kind",
+    "Lane",
+    "Recipe",
+    "lay_gap",
+    "lay_hurdle",
+    "lay_steps",
+    "level_box",
+]
 
-Kind = Literal["border", "ground", "floor", "hurdle", "step", "landing", "stone"]
+Kind = Literal["border", "ground", "floor", "hurdle", "step", "landing", "stone", "rock", "wall"]
 
+MAX_DIFFICULTY: Final = 2.5
+"""Difficulty 1 is the suite's hardest; at 2.5 gaps are 1.85 m wide and risers 0.975 m high."""
 TILE_HALF_WIDTH_M: Final = 3.0
 PIT_DEPTH_M: Final = 1.8
 
+_TILE_LENGTH_M: Final = 18.0
 _PLATFORM_M: Final = 2.5
+_SPAWN_X_M: Final = 1.0
 _FIRST_GOAL_X_M: Final = 2.0
 _OBSTACLES: Final = 6
 _WIDEN_M: Final = 1.2
@@ -49,8 +65,15 @@ class Lane:
         self.x = _PLATFORM_M
         self.boxes: list[Box] = []
         self.goals: list[tuple[float, float]] = [(_FIRST_GOAL_X_M, 0.0)]
-        self.pits: list[tuple[float, float]] = []
+        self.pits: list[tuple[float, float, float]] = []
+        """Where the ground is lower, over the width of the tile: from x, to x, by how much [m]."""
+        self.length = _TILE_LENGTH_M
+        """Of the tile, at least."""
+        self.half_width = TILE_HALF_WIDTH_M
         self.lane_half_width = TILE_HALF_WIDTH_M
+        self.spawn = (_SPAWN_X_M, 0.0, 0.0)
+        self.has_edges = True
+        """False where every step is on an edge: rough ground."""
 
     def draw(self, low: float, high: float) -> float:
         """Uniform in [low, high), to a millimetre."""
@@ -66,9 +89,23 @@ class Lane:
         self.lane_half_width = min(self.lane_half_width, half_width)
         return half_width
 
+    def side(self) -> float:
+        """Left (1) or right (-1)."""
+        return 1.0 if self.draw(-1.0, 1.0) < 0.0 else -1.0
+
     def goal(self, x: float, y: float) -> None:
         """Append a waypoint."""
         self.goals.append((round(x, 4), round(y, 4)))
+
+    def goals_to(self, x: float, count: int) -> None:
+        """Append waypoints on the middle line, evenly from the last one to `x`."""
+        start = self.goals[-1][0]
+        for i in range(1, count + 1):
+            self.goal(start + (x - start) * i / count, 0.0)
+
+    def pit(self, start: float, stop: float, depth: float = PIT_DEPTH_M) -> None:
+        """Lower the ground from `start` to `stop`."""
+        self.pits.append((start, stop, depth))
 
     def block(
         self, kind: Kind, x: float, length: float, top: float, half_width: float, y: float = 0.0
@@ -79,9 +116,17 @@ class Lane:
             level_box(kind, (x, x + length), (y - half_width, y + half_width), (bottom, top))
         )
 
-    def stone(self, x: float, length: float, y: float, middle: float, rise: float) -> None:
+    def stone(
+        self,
+        x: float,
+        length: float,
+        y: float,
+        middle: float,
+        rise: float,
+        half_width: float = _STONE_HALF_WIDTH_M,
+    ) -> None:
         """A stone tilted about x: its top is `rise` higher at the left edge than in the middle."""
-        angle = math.atan2(rise, _STONE_HALF_WIDTH_M)
+        angle = math.atan2(rise, half_width)
         sin, cos = math.sin(angle), math.cos(angle)
         thickness = _STONE_HALF_THICKNESS_M
         self.boxes.append(
@@ -93,14 +138,14 @@ class Lane:
                 ),
                 half_extents=(
                     round(length / 2, 6),
-                    round(_STONE_HALF_WIDTH_M / cos, 6),
+                    round(half_width / cos, 6),
                     thickness,
                 ),
                 quat=(round(math.sin(angle / 2), 9), 0.0, 0.0, round(math.cos(angle / 2), 9)),
                 kind="stone",
             )
         )
-        self.lane_half_width = min(self.lane_half_width, _STONE_HALF_WIDTH_M)
+        self.lane_half_width = min(self.lane_half_width, half_width)
 
 
 def _flat(lane: Lane) -> None:
@@ -110,7 +155,8 @@ def _flat(lane: Lane) -> None:
     lane.goal(lane.x + lane.draw(1.5, 2.4), 0.0)
 
 
-def _steps(lane: Lane) -> None:
+def lay_steps(lane: Lane) -> None:
+    """Six treads in a corridor; risers 0.1 + 0.35 d, treads U(0.3, 1.5) and a riser long."""
     half_width = lane.corridor(0.5, 1.0)
     riser = _riser(lane.d)
     for level in (1, 2, 3, 3, 2, 1):
@@ -121,7 +167,8 @@ def _steps(lane: Lane) -> None:
     lane.goal(lane.x + 1.5, 0.0)
 
 
-def _gap(lane: Lane) -> None:
+def lay_gap(lane: Lane) -> None:
+    """Six gaps 0.1 + 0.7 d wide, landings U(0.8, 1.5) long between them."""
     half_width = lane.corridor(0.6, 1.2)
     width = _gap_width(lane.d)
     lane.x += lane.draw(0.8, 1.5)
@@ -133,11 +180,12 @@ def _gap(lane: Lane) -> None:
         lane.block("landing", lane.x, length, 0.0, half_width, y)
         lane.goal(lane.x + length / 2, y)
         lane.x += length
-    lane.pits.append((start, lane.x + width))
+    lane.pit(start, lane.x + width)
     lane.goal(lane.x + width + 1.0, 0.0)
 
 
-def _hurdle(lane: Lane) -> None:
+def lay_hurdle(lane: Lane) -> None:
+    """Six bars U(0.1 + 0.1 d, 0.15 + 0.25 d) high and 0.1 + 0.3 d thick."""
     half_width = lane.corridor(0.4, 0.8)
     middle = lane.x
     for _ in range(_OBSTACLES):
@@ -154,7 +202,7 @@ def _ramps(lane: Lane) -> None:
         _add_stone(lane, (-1.0) ** index, length, last=last)
         lane.goal(*_top_middle(lane.boxes[-1]))
     lane.x += _stone_gap(lane)
-    lane.pits.append((start, lane.x))
+    lane.pit(start, lane.x)
     lane.goal(lane.x + 1.0, 0.0)
 
 
@@ -187,7 +235,7 @@ def _mixed_gap(lane: Lane, half_width: float) -> None:
     run_up = lane.draw(1.2, 2.0)
     lane.goal(lane.x + run_up / 2, lane.jitter())
     lane.x += run_up
-    lane.pits.append((lane.x, lane.x + _gap_width(lane.d)))
+    lane.pit(lane.x, lane.x + _gap_width(lane.d))
     lane.x += _gap_width(lane.d)
 
 
@@ -199,7 +247,7 @@ def _mixed_ramps(lane: Lane, half_width: float) -> None:
         _add_stone(lane, side, _stone_length(lane))
     lane.goal(*_top_middle(lane.boxes[-1]))
     lane.x += _stone_gap(lane)
-    lane.pits.append((start, lane.x))
+    lane.pit(start, lane.x)
 
 
 def _demo(lane: Lane) -> None:
@@ -219,7 +267,7 @@ def _demo(lane: Lane) -> None:
         lane.x += length
         if len(lane.goals) == 3:
             width = lane.draw(0.5, 0.8)
-            lane.pits.append((lane.x, lane.x + width))
+            lane.pit(lane.x, lane.x + width)
             lane.x += width
 
     start, width = lane.x, lane.draw(0.1, 0.4)
@@ -231,7 +279,7 @@ def _demo(lane: Lane) -> None:
         lane.goal(*_top_middle(lane.boxes[-1]))
         lane.x += length
     lane.x += width
-    lane.pits.append((start, lane.x))
+    lane.pit(start, lane.x)
     lane.goal(lane.x + 1.0, 0.0)
 
 
@@ -293,18 +341,23 @@ def _top_middle(stone: Box) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a course is laid, and a line about it for people."""
+    """How a course is laid, and what people and the trainer should know of it."""
 
     summary: str
     lay: Callable[[Lane], None]
+    family: str = "published"
+    trained_to: float | None = MAX_DIFFICULTY
+    """Largest difficulty that training may draw; None keeps the course out of training."""
+    passable: bool = True
+    """False: nothing can get to the last waypoint; a robot should stand off or turn away."""
 
 
-RECIPES: Final[Mapping[str, Recipe]] = MappingProxyType(
+PUBLISHED: Final[Mapping[str, Recipe]] = MappingProxyType(
     {
         "flat": Recipe("level ground with waypoints to follow", _flat),
-        "steps": Recipe("three treads up, one level, two down", _steps),
-        "gap": Recipe("six gaps between landings, a pit on either side", _gap),
-        "hurdle": Recipe("six bars to climb over", _hurdle),
+        "steps": Recipe("three treads up, one level, two down", lay_steps),
+        "gap": Recipe("six gaps between landings, a pit on either side", lay_gap),
+        "hurdle": Recipe("six bars to climb over", lay_hurdle),
         "ramps": Recipe("six stones tilted left and right over a pit", _ramps),
         "mixed": Recipe("hurdles, boxes, gaps and tilted stones in one lane, shuffled", _mixed),
         "demo": Recipe(

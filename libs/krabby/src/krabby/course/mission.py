@@ -1,22 +1,34 @@
-"""The operator's stand-in: drives the robot from waypoint to waypoint.
+"""The simulated operator: drives the robot from waypoint to waypoint.
 
-It says where to go, as a person with a gamepad would, and knows what such a person can see: where
-the robot is and where the next waypoint is. The game loop gets no more than `vx, vy, yaw_rate`.
+It gives the command that a person with a gamepad would give, and knows what such a person can see:
+where the robot is and where the next waypoint is. The game loop gets `vx, vy, yaw_rate`, no more.
+
+`steer` and `wrap_angle` take single numbers, NumPy arrays and torch tensors, so simulation,
+benchmark and training obey one rule.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["STOP", "NavCommand", "pursue"]
+__all__ = [
+    "MAX_YAW_RATE",
+    "STOP",
+    "TURN_IN_PLACE_RAD",
+    "NavCommand",
+    "pursue",
+    "steer",
+    "wrap_angle",
+]
 
 _YAW_GAIN = 1.5
 """Yaw rate per heading error [1/s]."""
-_MAX_YAW_RATE = 0.5
+MAX_YAW_RATE = 0.5
 """Gentle enough for a walking gait [rad/s]."""
-_TURN_IN_PLACE = math.radians(60.0)
+TURN_IN_PLACE_RAD = math.radians(60.0)
 """Heading error beyond which it turns before it walks [rad]."""
 
 
@@ -36,6 +48,26 @@ class NavCommand:
 STOP = NavCommand(0.0, 0.0, 0.0)
 
 
+def wrap_angle(angle: Any) -> Any:
+    """The same angle in [-pi, pi) [rad]; a number, an array or a tensor."""
+    return angle - math.tau * ((angle + math.pi) // math.tau)
+
+
+def steer(heading_error: Any, speed: Any, xp: Any) -> tuple[Any, Any]:
+    """Forward speed [m/s] and yaw rate [rad/s] that turn the nose to a waypoint, walking to it.
+
+    Args:
+        heading_error: bearing of the waypoint minus the robot's yaw, wrapped [rad].
+        speed: asked for where the nose points at the waypoint [m/s].
+        xp: the namespace whose `cos` takes the error: `math`, `numpy` or `torch`.
+    """
+    rate = _YAW_GAIN * heading_error
+    inside = abs(rate) < MAX_YAW_RATE
+    limited = MAX_YAW_RATE * (rate >= MAX_YAW_RATE) - MAX_YAW_RATE * (rate <= -MAX_YAW_RATE)
+    ahead = abs(heading_error) <= TURN_IN_PLACE_RAD
+    return ahead * (speed * xp.cos(heading_error)), inside * rate + limited
+
+
 def pursue(
     pos_xy: NDArray[np.float64], yaw: float, target_xy: NDArray[np.float64], speed: float
 ) -> NavCommand:
@@ -44,7 +76,5 @@ def pursue(
     It never walks sideways: what must be seen before it is stepped on is in front of the camera.
     """
     dx, dy = target_xy[0] - pos_xy[0], target_xy[1] - pos_xy[1]
-    error = math.remainder(math.atan2(dy, dx) - yaw, math.tau)
-    yaw_rate = max(-_MAX_YAW_RATE, min(_MAX_YAW_RATE, _YAW_GAIN * error))
-    vx = 0.0 if abs(error) > _TURN_IN_PLACE else speed * math.cos(error)
+    vx, yaw_rate = steer(wrap_angle(math.atan2(dy, dx) - yaw), speed, math)
     return NavCommand(vx, 0.0, yaw_rate)

@@ -2,23 +2,73 @@
 
 Both are pure: positions and times in, facts out. They know the truth of the simulation, so they
 serve the mission, the evaluation and the reset, never the game loop.
+
+The times and distances of the rules are the constants below. `on_leg` and `reached` use operators
+alone, so that single numbers, NumPy arrays and torch tensors go through the same lines.
 """
 
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CourseProgress", "FallCfg", "FallMonitor", "FallReason", "Pose2"]
+__all__ = [
+    "DWELL_S",
+    "GROUNDED_S",
+    "LEANING_S",
+    "PASS_WIDTH_M",
+    "REACH_M",
+    "RESPAWN_S",
+    "STUCK_S",
+    "CourseProgress",
+    "FallCfg",
+    "FallMonitor",
+    "FallReason",
+    "Pose2",
+    "on_leg",
+    "reached",
+]
 
 Vector = NDArray[np.float64]
 
-_DWELL_S = 0.1
-"""A waypoint counts once the robot has been near it for this long [s]; the published rule."""
-_PASS_WIDTH_M = 0.5
-"""A waypoint walked past this close to its side counts too [m]: the robot did get there."""
+REACH_M = 0.2
+"""A waypoint counts once the base has been this near to it [m] ..."""
+DWELL_S = 0.1
+"""... for this long [s]; the published rule."""
+PASS_WIDTH_M = 0.5
+"""A waypoint walked past this close to its side counts at once [m]."""
+GROUNDED_S = 0.5
+"""A body that lies on the ground for this long, while the targets ask it to stand, has fallen."""
+LEANING_S = 0.5
+"""A body that touches the course for this long leans or hangs on it."""
+STUCK_S = 5.0
+"""A robot that makes no progress for this long, while it is asked to move, is stuck."""
+RESPAWN_S = 2.0
+"""A robot that fell lies there for this long before it is put back."""
+
+
+def on_leg(dx: Any, dy: Any, leg_x: Any, leg_y: Any) -> tuple[Any, Any]:
+    """Components of an offset (dx, dy) along a leg of the way and to its left.
+
+    `leg_x`, `leg_y` is the leg's unit vector.
+    """
+    return dx * leg_x + dy * leg_y, leg_x * dy - leg_y * dx
+
+
+def reached(to_go_m: Any, aside_m: Any, near_s: Any, *, pass_width_m: float = PASS_WIDTH_M) -> Any:
+    """Whether a waypoint counts now.
+
+    Args:
+        to_go_m: distance to it along its leg, negative beyond it.
+        aside_m: distance from the leg's line.
+        near_s: time since the base came within reach of it; negative while it is not.
+        pass_width_m: 0 for the published rule, which does not count waypoints that are passed.
+    """
+    dwelt = near_s >= DWELL_S - 1e-6
+    return dwelt | ((to_go_m <= 0.0) & (abs(aside_m) <= pass_width_m) & (pass_width_m > 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +88,7 @@ class CourseProgress:
     in the sum, the reset itself adds nothing.
     """
 
-    def __init__(self, spawn: Pose2, waypoints: Vector, *, reach_m: float) -> None:
+    def __init__(self, spawn: Pose2, waypoints: Vector, *, reach_m: float = REACH_M) -> None:
         self._spawn = spawn
         self._points = np.vstack([[spawn.x, spawn.y], waypoints[:, :2]])
         legs = np.diff(self._points, axis=0)
@@ -87,14 +137,12 @@ class CourseProgress:
         self.furthest_m = max(self.furthest_m, self._best)
         if self.completed:
             return False
-        near = math.hypot(to_go, aside) <= self._reach_m
-        if not near:
+        if math.hypot(to_go, aside) > self._reach_m:
             self._near_since_ns = None
         elif self._near_since_ns is None:
             self._near_since_ns = now_ns
-        dwelt = self._near_since_ns is not None and now_ns - self._near_since_ns >= _DWELL_S * 1e9
-        passed = to_go <= 0.0 and abs(aside) <= _PASS_WIDTH_M
-        if not (dwelt or passed):
+        near_s = -1.0 if self._near_since_ns is None else (now_ns - self._near_since_ns) / 1e9
+        if not reached(to_go, aside, near_s):
             return False
         self.index += 1
         self._near_since_ns = None
@@ -129,12 +177,10 @@ class CourseProgress:
 
     def _on_leg(self, pos_xy: Vector) -> tuple[float, float, float]:
         """Metres along the present leg (clipped to it), to its side, and to go to its end."""
-        direction = self._directions[self._leg]
-        offset = pos_xy - self._points[self._leg]
-        raw = float(offset @ direction)
-        aside = float(direction[0] * offset[1] - direction[1] * offset[0])
+        offset = (pos_xy - self._points[self._leg]).tolist()
+        along, aside = on_leg(*offset, *self._directions[self._leg].tolist())
         length = float(self._lengths[self._leg])
-        return min(max(raw, 0.0), length), aside, length - raw
+        return min(max(along, 0.0), length), aside, length - along
 
 
 class FallReason(StrEnum):
@@ -150,8 +196,7 @@ class FallCfg:
     """What counts as a fall."""
 
     tilt_rad: float
-    grounded_s: float = 0.5
-    """How long the base must lie on the ground."""
+    grounded_s: float = GROUNDED_S
     stance_m: float = 0.2
     """Only while the targets ask for legs longer than this: sitting is not falling."""
 

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import structlog
-from krabby_proto import SAFETY_STATES, CommandOutcome, CommandStatus, SafetyOutcome, fault_names
+from krabby_proto import (
+    SAFETY_STATES,
+    CommandOutcome,
+    CommandStatus,
+    Message,
+    SafetyOutcome,
+    fault_names,
+)
+from numpy.typing import NDArray
 
-from krabby.hal.backend import limp
+from krabby.hal.backend import HalBackend, Reading, Slot, limp
 from krabby.hal.measurement import Measurement
 from krabby.safety.gate import GateCfg, SafetyGate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby_proto import Message
-    from numpy.typing import NDArray
-
-    from krabby.hal.backend import HalBackend, Reading, Slot
 
 __all__ = ["GateHandler"]
 
 log = structlog.get_logger(__name__)
-
-_STATUS = {
-    "applied": CommandStatus.APPLIED,
-    "not_armed": CommandStatus.NOT_ARMED,
-    "held": CommandStatus.HELD,
-    "refused": CommandStatus.REJECTED_SAFETY,
-}
 
 
 class GateHandler:
@@ -97,15 +91,14 @@ class GateHandler:
         now_ns = self._clock_ns()
         self.backend.commanded(now_ns)
         result = self.gate.command(message.payload, now_ns)
-        status = _STATUS[result.status]
-        if status is not CommandStatus.APPLIED:
-            return self.outcome(status)
+        if result.status is not CommandStatus.APPLIED:
+            return self.outcome(result.status)
         applied_ns = self._write(now_ns, self._answer_delay_ns)
         self.on_actuated(message, applied_ns)
         _count_bits(self.position_clamps, result.position_clamp_mask)
         _count_bits(self.rate_clamps, result.rate_clamp_mask)
         return self.outcome(
-            status,
+            result.status,
             position_clamp_mask=result.position_clamp_mask,
             rate_clamp_mask=result.rate_clamp_mask,
             applied_ns=applied_ns,

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import structlog
-from krabby_proto import SAFETY_STATES, CommandStatus
+from krabby_proto import SAFETY_STATES, CommandStatus, Fault, SafetyState
 from prometheus_client import Counter, Gauge
 
+from krabby.hal.handler import GateHandler
 from krabby.runtime.logging import log_every
 from krabby.runtime.metrics import OBSERVATION_AGE, STREAM_OVERSIZED, Totals, children
-from krabby.safety.gate import Fault, SafetyState
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from krabby.hal.handler import GateHandler
 
 __all__ = ["OBSERVATION", "GateMetrics", "OversizedRequests"]
 
@@ -124,9 +119,9 @@ class GateMetrics:
             gauge.set(gate.state is state)
         for fault, gauge in zip(Fault, _FAULTS.values(), strict=True):
             gauge.set(fault in gate.faults)
-        _EFFORT_BUDGET.set(gate.effort_budget_ratio)
+        _EFFORT_BUDGET.set(gate.effort.ratio)
         for metric, values in (
-            (_EFFORT_RMS, gate.effort_rms),
+            (_EFFORT_RMS, gate.effort.rms),
             (_POSITION, measured.joint_pos),
             (_TARGET, drive.joint_pos),
             (_VELOCITY, measured.joint_vel),

@@ -42,6 +42,10 @@ class DegradeCfg(Config, frozen=True, kw_only=True):
     """Factor on the standard deviation of depth."""
     camera_tilt_deg: Annotated[float, Meta(ge=-45, le=45)] = 0.0
     """Error of the mount's pitch, positive nose down [deg]."""
+    camera_rate_hz: Annotated[float, Meta(ge=0.5, le=100)] | None = None
+    """Exposures per second, in place of robot.toml's."""
+    mass_factor: Annotated[float, Meta(ge=0.1, le=5)] = 1.0
+    """Factor on mass and inertia of every body."""
     motor_strength: Annotated[float, Meta(ge=0.01, le=2)] = 1.0
     """Factor on the available torque at every speed; gains stay."""
     payload_kg: Annotated[float, Meta(ge=0, le=100)] = 0.0

@@ -4,32 +4,61 @@ Everybody who acts goes on believing `robot.toml`: the policy, the gate, the hel
 and sensor are made of what `degraded` returns, so a run shows what an unknown difference does.
 """
 
+# mujoco is compiled and comes without type stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
+import mujoco
+import numpy as np
+
 from krabby.config import to_dict
+from krabby.mujoco.model import COLLISION_GROUP
 
 if TYPE_CHECKING:
     from krabby.mujoco.config import DegradeCfg
+    from krabby.mujoco.model import ModelIndex
     from krabby.robot.description import CameraModel, Contact, RobotDescription
 
-__all__ = ["degraded", "differences"]
+__all__ = ["degraded", "differences", "make_real"]
 
 
 def degraded(desc: RobotDescription, cfg: DegradeCfg) -> RobotDescription:
     """The description with the values that are really in force; `desc` itself stays as it is."""
-    masses = dataclasses.replace(desc.masses, body=desc.masses.body + cfg.payload_kg)
+    heavier = {name: cfg.mass_factor * m for name, m in dataclasses.asdict(desc.masses).items()}
+    heavier["body"] += cfg.payload_kg
     return dataclasses.replace(
         desc,
         # The whole envelope: the peak, and with it what is left of it at every speed.
         peak_torque=desc.peak_torque * cfg.motor_strength,
-        masses=masses,
+        masses=dataclasses.replace(desc.masses, **heavier),
         contact=_contact(desc.contact, cfg.friction),
         camera=_camera(desc.camera, cfg),
     )
+
+
+def make_real(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    index: ModelIndex,
+    desc: RobotDescription,
+    actual: RobotDescription,
+) -> None:
+    """Give a model that was built from `desc` the masses and the friction of `actual`."""
+    base = index.base_body
+    ratio = np.ones(model.nbody)
+    ratio[model.body_rootid == base] = actual.masses.hip / desc.masses.hip
+    ratio[base] = actual.masses.body / desc.masses.body
+    model.body_mass *= ratio
+    model.body_inertia *= ratio[:, None]
+    collides = model.geom_group == COLLISION_GROUP
+    model.geom_friction[collides, 0] = actual.contact.body_friction
+    model.geom_friction[index.foot_geom, 0] = actual.contact.foot_friction
+    mujoco.mj_setConst(model, data)  # what the solver derived from the masses
 
 
 def differences(cfg: DegradeCfg) -> dict[str, Any]:
@@ -56,4 +85,6 @@ def _camera(camera: CameraModel, cfg: DegradeCfg) -> CameraModel:
         changed["drop_probability"] = cfg.frame_drop
     if cfg.camera_latency_s is not None:
         changed["latency_s"] = cfg.camera_latency_s
+    if cfg.camera_rate_hz is not None:
+        changed["rate_hz"] = cfg.camera_rate_hz
     return dataclasses.replace(camera, **changed)

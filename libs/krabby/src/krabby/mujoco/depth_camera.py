@@ -43,10 +43,12 @@ Policies see nothing beyond the camera's `far`, but between `far` and here a pix
 which is not the same as "no reading".
 """
 
-CameraFault = Literal["camera-frozen", "camera-black", "camera-nan", "camera-stop"]
+CameraFault = Literal[
+    "camera-frozen", "camera-black", "camera-nan", "camera-stop", "camera-mirrored"
+]
 CAMERA_FAULTS: tuple[CameraFault, ...] = get_args(CameraFault)
 """What can be broken: the last picture again and again with fresh stamps; no pixel with a reading;
-every pixel NaN; no frames at all."""
+every pixel NaN; no frames at all; left and right exchanged."""
 
 _EPS = 1e-6
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], np.float64)
@@ -277,7 +279,7 @@ class DepthCamera:
         if fault == "camera-frozen" and self._last is not None:
             return self._last
         self._last = image
-        return image
+        return np.ascontiguousarray(image[:, ::-1]) if fault == "camera-mirrored" else image
 
     def _disturb(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
         """Relative Gaussian noise, then pixels without a reading. Holes stay holes."""

@@ -16,7 +16,7 @@ import mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from krabby.robot.assets import robot_dir
+from krabby.robot.assets import robot_file
 from krabby.robot.description import NUM_JOINTS, RobotDescription
 from krabby.robot.errors import AssetError, ModelError
 
@@ -66,7 +66,7 @@ def build_model(
     what is only there to be looked at: a step then costs a third less. Refuses a file that was
     generated from another robot description.
     """
-    path = robot_dir() / "crab_hex.xml" if mjcf is None else mjcf
+    path = robot_file("xml") if mjcf is None else mjcf
     try:
         spec = mujoco.MjSpec.from_string(path.read_text(encoding="utf-8"))
     except OSError as error:

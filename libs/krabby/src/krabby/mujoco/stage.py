@@ -17,13 +17,15 @@ from krabby.course.progress import CourseProgress, FallCfg, FallMonitor, Pose2
 from krabby.hal.measurement import Measurement
 from krabby.mujoco.degrade import degraded, differences
 from krabby.mujoco.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
-from krabby.mujoco.world import World
+from krabby.mujoco.own_legs import legs_depth
+from krabby.mujoco.world import SUBSTEP_NS, World
 from krabby.robot import kinematics, rotations
 from krabby.safety.trajectories import rest_joint_pos
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from krabby.course.boxes import Box
     from krabby.course.courses import Course
     from krabby.mujoco.config import StageCfg
     from krabby.robot.description import RobotDescription
@@ -49,6 +51,8 @@ class Stage:
         *,
         tilt_limit_rad: float,
         auto_reset: bool = True,
+        substep_ns: int = SUBSTEP_NS,
+        box_half_extents: tuple[float, float, float] | None = None,
     ) -> None:
         """Put the robot down where the course begins.
 
@@ -58,12 +62,20 @@ class Stage:
             course: what it stands on.
             tilt_limit_rad: tilt from which it has fallen.
             auto_reset: put a robot that fell back 2 s later, or leave it there.
+            substep_ns: step of the integrator [ns].
+            box_half_extents: of the world's movable box [m]; None for no box.
         """
         self.desc = desc
         self.actual = degraded(desc, cfg.degrade)
         """The robot as it really is; who acts goes by `desc`."""
         self.course = course
-        self.world = World(desc, course, actual=self.actual)
+        self.world = World(
+            desc,
+            course,
+            actual=self.actual,
+            substep_ns=substep_ns,
+            box_half_extents=box_half_extents,
+        )
         self.progress = CourseProgress(
             Pose2(*course.spawn), course.waypoints, reach_m=cfg.mission.reach_m
         )
@@ -147,9 +159,9 @@ class Stage:
         reason = self._falls.update(
             now_ns,
             tilt_rad=float(rotations.tilt(self._measured.base_quat_w)),
-            in_pit=bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w)),
+            in_pit=self.in_pit(pos_w),
             base_contact=touches,
-            stance_m=self._stance(target_joint_pos) if touches else 0.0,
+            stance_m=self.stance_m(target_joint_pos) if touches else 0.0,
         )
         if reason is None:
             self._down = self._down and touches
@@ -210,6 +222,16 @@ class Stage:
         heading = float(rotations.yaw(self.world.base_quat_w))
         return pursue(self.world.base_pos_w[:2], heading, target, self._nav_speed)
 
+    def show_box(self, box: Box | None) -> None:
+        """Put the world's movable box somewhere, for physics and camera; None takes it away."""
+        boxes = self.course.boxes
+        if box is None:
+            self.world.move_box(None)
+        else:
+            self.world.move_box(box.center, box.quat)
+            boxes = (*boxes, box)
+        self._renderer = DepthRenderer(self.actual.camera, boxes)
+
     # --- the camera --------------------------------------------------------------------------
 
     def expose(self, now_ns: int) -> Frame | None:
@@ -225,7 +247,10 @@ class Stage:
         depth = self._renderer.render(*pose)
         if not self._see_robot:
             return depth
-        robot = self.world.robot_depth(*pose, *self._renderer.rays, camera.far_m)
+        robot = legs_depth(
+            self.world.model, self.world.data, self.world.index.base_body,
+            *pose, *self._renderer.rays, camera.far_m,
+        )  # fmt: skip
         nearer = (robot > 0.0) & ((depth == 0.0) | (robot < depth))
         return np.where(nearer, robot, depth)
 
@@ -255,7 +280,11 @@ class Stage:
             "saturation_share": round(float(world.saturated.mean()) / max(world.driven, 1), 5),
         }
 
-    def _stance(self, target: NDArray[np.float64] | None) -> float:
+    def in_pit(self, pos_w: NDArray[np.float64]) -> bool:
+        """Whether a point of the robot has fallen into a pit or off the course."""
+        return bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w))
+
+    def stance_m(self, target: NDArray[np.float64] | None) -> float:
         """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
         if target is None:
             return 0.0

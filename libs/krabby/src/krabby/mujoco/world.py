@@ -1,4 +1,4 @@
-"""The simulated world: the robot on a course in MuJoCo, moved in substeps by what the drives get.
+"""The robot on a course in MuJoCo: simulator, emulator, benchmark and trainer move this one.
 
 This is the only module that touches MuJoCo's data. Everything that leaves it is in the project's
 terms: quaternions (x, y, z, w), vectors with their frame, joints in the order of `robot.toml`.
@@ -9,24 +9,29 @@ terms: quaternions (x, y, z, w), vectors with their frame, joints in the order o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
 
 import mujoco
 import numpy as np
 
+from krabby.mujoco.degrade import make_real
 from krabby.mujoco.errors import PhysicsDiverged
 from krabby.mujoco.model import (
     COLLISION_GROUP,
+    TERRAIN_GROUP,
     ModelIndex,
     build_model,
     from_mujoco_quat,
     set_robot_state,
+    to_mujoco_quat,
 )
+from krabby.mujoco.placing import lift_clear
 from krabby.robot import kinematics, rotations
 from krabby.safety.gate import DriveMode
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from krabby.course.courses import Course
     from krabby.course.progress import Pose2
@@ -34,53 +39,82 @@ if TYPE_CHECKING:
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import DriveCommand
 
-__all__ = ["SUBSTEP_NS", "World"]
+__all__ = ["SUBSTEP_NS", "StepLog", "World"]
 
 SUBSTEP_NS = 2_500_000
-"""Step of the integrator [ns]: two per HAL slot."""
+"""Usual step of the integrator [ns]: two per HAL slot."""
 
-_SUBSTEP_S = SUBSTEP_NS * 1e-9
 _CONTACT_N = 1.0
 """Normal force from which a foot counts as standing on something."""
 _SATURATED = 0.99
 """Share of the torque that is available from which a drive counts as saturated."""
-_CLEARANCE_M = 0.002
-"""The robot is put down this far above the ground, so that it does not start inside it."""
+_BOX_BODY = "movable_box"
+_OUT_OF_THE_WAY_M = -1000.0
 
-_GRID = np.stack(np.meshgrid(*[np.linspace(-1, 1, 5)] * 2, [-1.0]), axis=-1).reshape(-1, 3)
-"""Underside of a box of half extents 1."""
-_AXIS = np.linspace(-1, 1, 9)[:, None] * [0.0, 0.0, 1.0]
-"""Axis of a capsule of half length 1."""
+
+@dataclass(kw_only=True, eq=False)
+class StepLog:
+    """Samples of `len(joint_vel)` integration steps, the newest last once all were written."""
+
+    joint_vel: NDArray[np.float64]
+    """After each step [rad/s], shape (S, 18)."""
+    joint_torque: NDArray[np.float64]
+    """In each step [N·m], shape (S, 18)."""
+    foot_force: NDArray[np.float64]
+    """Normal contact force of each foot in each step [N], shape (S, 6)."""
+    count: int = 0
+    """Steps written so far; sample i of S is step i modulo S."""
+
+    @classmethod
+    def of(cls, steps: int, joints: int, feet: int) -> Self:
+        """Room for so many steps."""
+        return cls(
+            joint_vel=np.zeros((steps, joints)),
+            joint_torque=np.zeros((steps, joints)),
+            foot_force=np.zeros((steps, feet)),
+        )
 
 
 class World:
     """Robot, course and physics: `place`, then `substep` and `measure` in turns."""
 
     def __init__(
-        self, desc: RobotDescription, course: Course, *, actual: RobotDescription | None = None
+        self,
+        desc: RobotDescription,
+        course: Course,
+        *,
+        actual: RobotDescription | None = None,
+        substep_ns: int = SUBSTEP_NS,
+        box_half_extents: tuple[float, float, float] | None = None,
     ) -> None:
         """Build the robot on the course.
 
         Args:
             desc: the robot as it is described, and as its model was generated.
             course: what it stands on.
-            actual: the robot as it really is: drives, mass of the body and friction are taken from
-                it; as described when None.
+            actual: the robot as it really is: drives, masses and friction are taken from it; as
+                described when None.
+            substep_ns: step of the integrator [ns].
+            box_half_extents: of a box that `move_box` can put somewhere [m]; None for no box.
         """
         self._desc = actual or desc
         self._course = course
+        self.substep_ns = substep_ns
+        self._substep_s = substep_ns * 1e-9
         joints = len(desc.joint_names)
-        self.model = build_model(desc, course, timestep_s=_SUBSTEP_S, visuals=False)
+        terrain = course if box_half_extents is None else _WithBox(course, box_half_extents)
+        self.model = build_model(desc, terrain, timestep_s=self._substep_s, visuals=False)
         # A state that diverged must be seen and reported, not silently replaced by a fresh one.
         self.model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
         self.data = mujoco.MjData(self.model)
-        self._index = ModelIndex.of(self.model, desc)
+        self.index = ModelIndex.of(self.model, desc)
         if actual is not None:
-            self._degrade(desc, actual)
+            make_real(self.model, self.data, self.index, desc, actual)
         self._gravity_w = np.array(self.model.opt.gravity)
         self.substeps = 0
-        """Substeps since the start: the simulated time, in units of `SUBSTEP_NS`."""
+        """Substeps since the start: the simulated time, in units of `substep_ns`."""
         self._drive: DriveCommand | None = None
+        self._limp: NDArray[np.bool_] | None = None
         self._effort_sum = np.zeros(joints)
         self._averaged = 0
         self._last_velocity_w = np.zeros(3)
@@ -90,56 +124,70 @@ class World:
         """Substeps in which a drive gave all it had, per joint."""
         self.driven = 0
         """Substeps in which the drives held a position."""
-        self._is_base_geom = (self.model.geom_bodyid == self._index.base_body) & (
+        self.log: StepLog | None = None
+        """Where every substep is written to, if anywhere."""
+        self._is_base_geom = (self.model.geom_bodyid == self.index.base_body) & (
             self.model.geom_group == COLLISION_GROUP
         )
+        self._is_box_geom = np.zeros(self.model.ngeom, bool)
+        if box_half_extents is not None:
+            self._is_box_geom[self.model.geom(_BOX_BODY).id] = True
 
     @property
     def sim_time_s(self) -> float:
         """Simulated time since the start [s]."""
-        return self.substeps * _SUBSTEP_S
+        return self.substeps * self._substep_s
 
     @property
     def base_pos_w(self) -> NDArray[np.float64]:
         """Base in the world [m], shape (3,)."""
-        first = self._index.base_qpos
+        first = self.index.base_qpos
         return self.data.qpos[first : first + 3].copy()
 
     @property
     def base_quat_w(self) -> NDArray[np.float64]:
         """Base to world, xyzw, shape (4,)."""
-        first = self._index.base_qpos + 3
+        first = self.index.base_qpos + 3
         return from_mujoco_quat(self.data.qpos[first : first + 4])
 
     @property
     def base_lin_vel_w(self) -> NDArray[np.float64]:
         """Velocity of the base in the world [m/s], shape (3,)."""
-        first = self._index.base_dof
+        first = self.index.base_dof
         return self.data.qvel[first : first + 3].copy()
 
     @property
     def joint_pos(self) -> NDArray[np.float64]:
         """Joint angles [rad], shape (18,), a copy."""
-        return self.data.qpos[self._index.joint_qpos]
+        return self.data.qpos[self.index.joint_qpos]
 
     @property
     def joint_vel(self) -> NDArray[np.float64]:
         """Joint velocities [rad/s], shape (18,), a copy."""
-        return self.data.qvel[self._index.joint_dof]
+        return self.data.qvel[self.index.joint_dof]
 
-    def place(self, pose: Pose2, joint_pos: NDArray[np.float64]) -> None:
-        """Put the robot down at rest: level, facing `pose.yaw`, on whatever is highest below it."""
-        self._put(pose, 0.0, joint_pos)  # to see where its parts are
-        self._put(pose, self._lift_clear(), joint_pos)
+    def place(
+        self, pose: Pose2, joint_pos: NDArray[np.float64], *, height_m: float | None = None
+    ) -> None:
+        """Put the robot down at rest: level, facing `pose.yaw`, its base at this height.
+
+        Without a height it stands on the highest ground that is below any of its parts.
+        """
+        self._put(pose, height_m or 0.0, joint_pos)
+        if height_m is None:  # now its parts are where they can be looked at
+            base_z = self.data.qpos[self.index.base_qpos + 2]
+            self._put(pose, lift_clear(self.model, self.data, self._course, base_z), joint_pos)
         self._drive = None
         self._start_slot()
 
     def substep(self, drive: DriveCommand) -> None:
-        """Integrate one `SUBSTEP_NS` with what the drives are told."""
+        """Integrate one step with what the drives are told."""
         if drive is not self._drive:
             self.set_law(drive.kp, drive.kd, drive.joint_pos)
             self._drive = drive
         low, high = kinematics.torque_speed_limit(self._desc, self.joint_vel)
+        if self._limp is not None:
+            low[self._limp] = high[self._limp] = 0.0
         np.maximum(low, -drive.effort_limit, out=low)
         np.minimum(high, drive.effort_limit, out=high)
         self.step(low, high, driven=drive.mode is DriveMode.POSITION)
@@ -155,29 +203,43 @@ class World:
 
         The integrator takes the velocity's part implicitly, as a drive at some kHz would.
         """
-        model, actuator = self.model, self._index.actuator
+        model, actuator = self.model, self.index.actuator
         model.actuator_gainprm[actuator, 0] = kp
         model.actuator_biasprm[actuator, 0] = offset
         model.actuator_biasprm[actuator, 1] = -kp
         model.actuator_biasprm[actuator, 2] = -kd
         self.data.ctrl[actuator] = target
 
+    def set_limp(self, joints: NDArray[np.bool_]) -> None:
+        """From now on the drives of these joints (18,) give no torque in `substep`."""
+        self._limp = joints.copy() if joints.any() else None
+
+    def push(self, change_w: ArrayLike) -> None:
+        """Change the base's velocity at once, world frame [m/s], shape (3,)."""
+        first = self.index.base_dof
+        self.data.qvel[first : first + 3] += change_w
+
+    def move_box(self, center_w: ArrayLike | None, quat_wb: ArrayLike = (0, 0, 0, 1)) -> None:
+        """Put the movable box somewhere, xyzw; None takes it out of the way."""
+        self.data.mocap_pos[0] = (0, 0, _OUT_OF_THE_WAY_M) if center_w is None else center_w
+        self.data.mocap_quat[0] = to_mujoco_quat(quat_wb)
+
     def set_friction(self, coulomb: float, viscous: float) -> None:
         """Give every joint dry friction [N·m] and viscous friction [N·m·s/rad]."""
-        self.model.dof_frictionloss[self._index.joint_dof] = coulomb
-        self.model.dof_damping[self._index.joint_dof] = viscous
+        self.model.dof_frictionloss[self.index.joint_dof] = coulomb
+        self.model.dof_damping[self.index.joint_dof] = viscous
 
     def step(
         self, low: NDArray[np.float64], high: NDArray[np.float64], *, driven: bool
     ) -> NDArray[np.float64]:
-        """Integrate one `SUBSTEP_NS`; the law's torque, cut to `low`..`high` [N·m], is returned.
+        """Integrate one step; the law's torque, cut to `low`..`high` [N·m], is returned.
 
         Args:
             low: Least torque there is now, shape (18,).
             high: Largest.
             driven: Whether the drives hold a position, for the count of saturations.
         """
-        model, actuator = self.model, self._index.actuator
+        model, actuator = self.model, self.index.actuator
         model.actuator_forcerange[actuator, 0] = low
         model.actuator_forcerange[actuator, 1] = high
         mujoco.mj_step(model, self.data)
@@ -189,6 +251,8 @@ class World:
         if driven:
             self.driven += 1
             self.saturated += (effort >= _SATURATED * high) | (effort <= _SATURATED * low)
+        if self.log is not None:
+            self._note(self.log, effort)
         return effort
 
     def measure(self, into: Measurement) -> None:
@@ -197,7 +261,7 @@ class World:
         Raises:
             PhysicsDiverged: the state is not finite.
         """
-        data, index = self.data, self._index
+        data, index = self.data, self.index
         if not (np.isfinite(data.qpos).all() and np.isfinite(data.qvel).all()):
             raise PhysicsDiverged(
                 f"the simulation diverged {self.sim_time_s:.4f} s after its start; run the same "
@@ -210,7 +274,7 @@ class World:
         into.joint_vel[:] = data.qvel[index.joint_dof]
         velocity_w = self.base_lin_vel_w
         if self._averaged:
-            elapsed_s = self._averaged * _SUBSTEP_S
+            elapsed_s = self._averaged * self._substep_s
             force_w = (velocity_w - self._last_velocity_w) / elapsed_s - self._gravity_w
             into.base_lin_acc_b[:] = rotations.rotate_inverse(into.base_quat_w, force_w)
             np.divide(self._effort_sum, self._averaged, out=into.joint_effort)
@@ -222,11 +286,11 @@ class World:
 
     def foot_contact(self) -> NDArray[np.bool_]:
         """Which feet carry load, shape (6,)."""
-        return self.data.sensordata[self._index.foot_touch] > _CONTACT_N
+        return self.data.sensordata[self.index.foot_touch] > _CONTACT_N
 
     def foot_soles_w(self) -> NDArray[np.float64]:
         """Lowest point of every foot in the world [m], shape (6, 3)."""
-        soles = self.data.site_xpos[self._index.foot_site]
+        soles = self.data.site_xpos[self.index.foot_site]
         soles[:, 2] -= self._desc.geometry.foot_radius
         return soles
 
@@ -236,70 +300,22 @@ class World:
             return False
         return bool(self._is_base_geom[self.data.contact.geom].any())
 
+    def box_contact(self) -> bool:
+        """Whether anything touches the movable box."""
+        if not self.data.ncon:
+            return False
+        return bool(self._is_box_geom[self.data.contact.geom].any())
+
     def state_bytes(self) -> bytes:
         """Positions and velocities bit by bit, for the trajectory hash."""
         return self.data.qpos.tobytes() + self.data.qvel.tobytes()
 
-    def robot_depth(
-        self,
-        pos_w: NDArray[np.float64],
-        optical_wc: NDArray[np.float64],
-        right: NDArray[np.float32],
-        down: NDArray[np.float32],
-        range_m: float,
-    ) -> NDArray[np.float32]:
-        """Optical-axis distance to the robot's own legs (rows, columns) [m], 0 where none is.
-
-        By rays, but only where a part can be: the legs stand mostly beside the view. The body lies
-        behind the camera.
-        """
-        depth = np.zeros((len(down), len(right)), np.float32)
-        mujoco.mj_kinematics(self.model, self.data)
-        rows, columns = np.nonzero(self._may_show_legs(pos_w, optical_wc, right, down))
-        count = len(rows)
-        if not count:
-            return depth
-        rays_w = np.column_stack([right[columns], down[rows], np.ones(count)]) @ optical_wc.T
-        length = np.linalg.norm(rays_w, axis=1)
-        rays_w /= length[:, None]
-        distance = np.empty(count)
-        groups = np.zeros(mujoco.mjNGROUP, np.uint8)
-        groups[COLLISION_GROUP] = 1
-        mujoco.mj_multiRay(
-            self.model, self.data, pos_w, rays_w.ravel(), groups, 1, self._index.base_body,
-            np.empty(count, np.int32), distance, None, count, range_m * float(length.max()),
-        )  # fmt: skip
-        depth[rows, columns] = np.where(distance >= 0.0, distance / length, 0.0)
-        depth[depth > range_m] = 0.0
-        return depth
-
-    def _may_show_legs(
-        self,
-        pos_w: NDArray[np.float64],
-        optical_wc: NDArray[np.float64],
-        right: NDArray[np.float32],
-        down: NDArray[np.float32],
-    ) -> NDArray[np.bool_]:
-        """Pixels within the outlines of the legs' bounding spheres (rows, columns)."""
-        model = self.model
-        legs = (model.geom_group == COLLISION_GROUP) & ~self._is_base_geom
-        centers = (self.data.geom_xpos[legs] - pos_w) @ optical_wc
-        found = np.zeros((len(down), len(right)), bool)
-        for (x, y, z), radius in zip(centers, model.geom_rbound[legs], strict=True):
-            if z > -radius:
-                found |= _cuts(down, y, z, radius)[:, None] & _cuts(right, x, z, radius)
-        return found
-
-    def _degrade(self, desc: RobotDescription, actual: RobotDescription) -> None:
-        """Change the model where the robot is not as described."""
-        model, base = self.model, self._index.base_body
-        heavier = actual.masses.body / desc.masses.body
-        model.body_mass[base] *= heavier
-        model.body_inertia[base] *= heavier
-        collides = model.geom_group == COLLISION_GROUP
-        model.geom_friction[collides, 0] = actual.contact.body_friction
-        model.geom_friction[self._index.foot_geom, 0] = actual.contact.foot_friction
-        mujoco.mj_setConst(model, self.data)  # what the solver derived from the masses
+    def _note(self, log: StepLog, effort: NDArray[np.float64]) -> None:
+        at = log.count % len(log.joint_vel)
+        log.joint_torque[at] = effort
+        log.joint_vel[at] = self.data.qvel[self.index.joint_dof]
+        log.foot_force[at] = self.data.sensordata[self.index.foot_touch]
+        log.count += 1
 
     def _start_slot(self) -> None:
         self._effort_sum[:] = 0.0
@@ -310,43 +326,28 @@ class World:
         set_robot_state(
             self.model,
             self.data,
-            self._index,
+            self.index,
             base_pos_w=(pose.x, pose.y, height),
             base_quat_w=rotations.from_yaw(pose.yaw),
             joint_pos=joint_pos,
         )
 
-    def _lift_clear(self) -> float:
-        """Height of the base at which the robot's parts are above what is below them.
 
-        Beside a wall a rounded part may still reach into it, by less than its own radius.
-        """
-        points_w, radii = self._support_points()
-        ground = self._course.height_at(points_w[:, 0], points_w[:, 1])
-        base_z = self.data.qpos[self._index.base_qpos + 2]
-        return float(base_z + (ground - points_w[:, 2] + radii).max()) + _CLEARANCE_M
+class _WithBox:
+    """A course and, far below it, a box that can be moved: `krabby.mujoco.model.Terrain`."""
 
-    def _support_points(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sample of the robot's collision shapes: points (n, 3) [m] and the radius around each."""
-        model, data = self.model, self.data
-        points: list[NDArray[np.float64]] = []
-        radii: list[float] = []
-        for geom in np.flatnonzero(model.geom_group == COLLISION_GROUP):
-            size = model.geom_size[geom]
-            kind = model.geom_type[geom]
-            if kind == mujoco.mjtGeom.mjGEOM_BOX:
-                local, radius = _GRID * size, 0.0
-            elif kind == mujoco.mjtGeom.mjGEOM_CAPSULE:
-                local, radius = _AXIS * size[1], float(size[0])
-            else:
-                local, radius = np.zeros((1, 3)), float(model.geom_rbound[geom])
-            points.append(data.geom_xpos[geom] + local @ data.geom_xmat[geom].reshape(3, 3).T)
-            radii.extend([radius] * len(local))
-        return np.concatenate(points), np.array(radii)
+    def __init__(self, course: Course, half_extents: tuple[float, float, float]) -> None:
+        self._course = course
+        self._half_extents = half_extents
 
-
-def _cuts(
-    tangents: NDArray[np.float32], aside: float, ahead: float, radius: float
-) -> NDArray[np.bool_]:
-    """Which planes through the eye, by their tangents, cut a sphere."""
-    return np.abs(aside - tangents * ahead) <= radius * np.sqrt(1.0 + tangents * tangents)
+    def add_to_mjspec(self, spec: mujoco.MjSpec) -> None:
+        self._course.add_to_mjspec(spec)
+        body = spec.worldbody.add_body(
+            name=_BOX_BODY, pos=(0.0, 0.0, _OUT_OF_THE_WAY_M), mocap=True
+        )
+        body.add_geom(
+            name=_BOX_BODY,
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=self._half_extents,
+            group=TERRAIN_GROUP,
+        )

@@ -10,15 +10,26 @@ from pathlib import Path
 
 from krabby.robot.errors import AssetError
 
-__all__ = ["ASSETS_ENV", "ROBOT_NAME", "assets_dir", "robot_dir"]
+__all__ = [
+    "ASSETS_ENV",
+    "DEFAULT_ROBOT",
+    "ROBOT_ENV",
+    "assets_dir",
+    "choose_robot",
+    "robot_dir",
+    "robot_file",
+    "robot_name",
+]
 
 ASSETS_ENV = "KRABBY_ASSETS"
 """Environment variable that names the assets folder outright."""
 
-ROBOT_NAME = "crab_hex"
-"""Folder of the one robot this project has."""
+ROBOT_ENV = "KRABBY_ROBOT"
+"""Environment variable that names the robot: a folder of the assets folder."""
 
-_MARKER = Path(ROBOT_NAME) / "robot.toml"
+DEFAULT_ROBOT = "crab_hex"
+
+_MARKER = Path(DEFAULT_ROBOT) / "robot.toml"
 
 
 def assets_dir() -> Path:
@@ -44,9 +55,32 @@ def assets_dir() -> Path:
     )
 
 
+def robot_name() -> str:
+    """The chosen robot: what `KRABBY_ROBOT` says, or else the default one."""
+    return os.environ.get(ROBOT_ENV) or DEFAULT_ROBOT
+
+
+def choose_robot(name: str) -> None:
+    """Make `name` the robot of this process and of those it starts; "" leaves it as it is."""
+    if name:
+        os.environ[ROBOT_ENV] = name
+    robot_dir()
+
+
 def robot_dir() -> Path:
-    """Folder of the robot's own files: `robot.toml`, URDF, MJCF, USD, pictures."""
-    return assets_dir() / ROBOT_NAME
+    """Folder of the chosen robot's own files: `robot.toml`, URDF, MJCF, USD, pictures."""
+    assets = assets_dir()
+    folder = assets / robot_name()
+    if folder.parent != assets or not (folder / "robot.toml").is_file():
+        there = ", ".join(sorted(path.parent.name for path in assets.glob("*/robot.toml")))
+        raise AssetError(f"{ROBOT_ENV}={folder.name}: {assets} has no such robot; it has {there}")
+    return folder
+
+
+def robot_file(suffix: str) -> Path:
+    """The chosen robot's generated model: `suffix` is "urdf", "xml" (MJCF) or "usda"."""
+    folder = robot_dir()
+    return folder / f"{folder.name}.{suffix}"
 
 
 def _candidates() -> Iterator[Path]:

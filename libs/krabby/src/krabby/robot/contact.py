@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from krabby.robot import rotations
+from krabby.robot.bill import LINKS
 from krabby.robot.description import JOINTS_PER_LEG, NUM_LEGS
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class FootContacts:
         self._tibia = _POINTS[:, 2] * geometry.tibia_length
         self._yaw = np.zeros((NUM_LEGS, JOINTS_PER_LEG))
         self._yaw[:, 0] = geometry.leg_yaw
-        self._armature = description.armature
+        self._armature = description.armature.reshape(NUM_LEGS, JOINTS_PER_LEG)
         self._down = np.zeros(NUM_LEGS, dtype=bool)
         self._stamp_ns: int | None = None
         self._level = np.zeros((NUM_LEGS, len(_POINTS)), np.complex128)
@@ -154,13 +155,20 @@ class FootContacts:
 def _point_masses(description: RobotDescription) -> NDArray[np.float64]:
     """Mass at each of `_POINTS` [kg].
 
-    A rod's mass, centre and inertia are those of a sixth at each end and the rest in the middle.
+    Mass, centre and second moment of a link are those of three points at its ends and middle; a
+    rod has a sixth at each end and the rest in the middle.
     """
-    masses = description.masses
-    hip, femur, tibia = masses.hip / 6.0, masses.femur / 6.0, masses.tibia / 6.0
-    return np.array(
-        [4.0 * hip, hip + femur, 4.0 * femur, femur + tibia, 4.0 * tibia, tibia + masses.foot]
-    )
+    geometry, links = description.geometry, description.inertials
+    lengths = (geometry.hip_length, geometry.femur_length, geometry.tibia_length)
+    points = np.zeros(2 * len(lengths) + 1)
+    for i, length in enumerate(lengths):
+        link = links[LINKS[i + 1]]
+        first, second = link.mass * link.com[0] / length, link.spread_x / length**2
+        middle = 4.0 * (first - second)
+        end = first - 0.5 * middle
+        points[2 * i : 2 * i + 3] += (link.mass - middle - end, middle, end)
+    points[-1] += links["foot"].mass
+    return points[1:]
 
 
 def _force_in_plane(

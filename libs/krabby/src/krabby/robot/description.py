@@ -8,6 +8,7 @@ exchange and into policy bundles.
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krabby.robot.assets import robot_dir
+from krabby.robot.bill import Inertial, read_bill
 from krabby.robot.errors import AssetError, DescriptionError
 from krabby.robot.toml_reader import Table, read_toml
 
@@ -201,16 +203,19 @@ class RobotDescription:
     """[N·m·s/rad], shape (18,)."""
     velocity_limit: FloatArray
     """Fastest a position target may move [rad/s], shape (18,)."""
-    rated_torque: float
-    """Torque every drive can hold for ever, RMS [N·m]."""
-    peak_torque: float
-    """Torque every drive can give for a short time [N·m]."""
-    no_load_speed: float
-    """Speed at which the torque in the direction of motion has fallen to zero [rad/s]."""
-    armature: float
-    """Rotor inertia seen at the joint [kg·m²]."""
+    rated_torque: FloatArray
+    """Torque each drive can hold for ever, RMS [N·m], shape (18,)."""
+    peak_torque: FloatArray
+    """Torque each drive can give for a short time [N·m], shape (18,)."""
+    no_load_speed: FloatArray
+    """Speed at which torque in the direction of motion has fallen to zero [rad/s], shape (18,)."""
+    armature: FloatArray
+    """Rotor inertia seen at the joint [kg·m²], shape (18,)."""
     geometry: Geometry
     masses: Masses
+    """Sums of the bill."""
+    inertials: Mapping[str, Inertial]
+    """Mass properties by link: base, hip, femur, tibia, foot; legs are alike."""
     contact: Contact
     camera: CameraModel
     latency: Latency
@@ -220,7 +225,7 @@ class RobotDescription:
 
     @classmethod
     def load(cls, path: Path | None = None) -> Self:
-        """Read and check `path`, by default the `robot.toml` of the assets folder."""
+        """Read and check `path`, by default the `robot.toml` of the chosen robot."""
         source = robot_dir() / "robot.toml" if path is None else path
         values = read_toml(source, unreadable=AssetError, malformed=DescriptionError)
         return cls.parse(values, source=str(source))
@@ -234,9 +239,12 @@ class RobotDescription:
         body_size = body.vector("size", 3, above=0.0)
         body.finish()
         leg_names, geometry = _read_legs(top.table("legs"), body_size)
-        joints = _read_joints(top.table("joints"), leg_names)
-        actuator = _read_actuator(top.table("actuator"))
-        masses = _read_masses(top.table("masses"))
+        drives = top.tables("drives")
+        joints = _read_joints(top.table("joints"), leg_names, drives)
+        inertials = read_bill(top.table("bill"), drives)
+        for drive in drives.values():
+            drive.text("source")
+            drive.finish()
         contact = _read_contact(top.table("contact"))
         camera = _read_camera(top.table("camera"))
         latency = _read_latency(top.table("latency"))
@@ -252,9 +260,13 @@ class RobotDescription:
             kp=joints["kp"],
             kd=joints["kd"],
             velocity_limit=joints["target_rate"],
-            **actuator,
+            rated_torque=joints["rated_torque"],
+            peak_torque=joints["peak_torque"],
+            no_load_speed=joints["no_load_speed"],
+            armature=joints["armature"],
             geometry=geometry,
-            masses=masses,
+            masses=_masses(inertials),
+            inertials=inertials,
             contact=contact,
             camera=camera,
             latency=latency,
@@ -293,10 +305,7 @@ class _Joints(dict[str, FloatArray]):
     names: tuple[str, ...]
 
 
-_JOINT_KEYS = ("lower", "upper", "default", "kp", "kd", "target_rate")
-
-
-def _read_joints(table: Table, leg_names: tuple[str, ...]) -> _Joints:
+def _read_joints(table: Table, leg_names: tuple[str, ...], drives: dict[str, Table]) -> _Joints:
     names = table.texts("order", NUM_JOINTS)
     expected = tuple(f"{leg}_{kind}" for leg in leg_names for kind in JOINT_KINDS)
     for i, (found, wanted) in enumerate(zip(names, expected, strict=True)):
@@ -304,16 +313,16 @@ def _read_joints(table: Table, leg_names: tuple[str, ...]) -> _Joints:
             # Kinematics and the wire's views reshape (18,) to (6, 3); another order would be
             # accepted by every length check and drive the wrong joints.
             raise table.error(f"order[{i}]", f"is {found!r}; expected {wanted!r}")
-    per_kind = {kind: _read_joint_kind(table.table(kind)) for kind in JOINT_KINDS}
+    per_kind = [_read_joint_kind(table.table(kind), drives) for kind in JOINT_KINDS]
     table.finish()
     joints = _Joints()
     joints.names = names
-    for key in _JOINT_KEYS:
-        joints[key] = _array([per_kind[kind][key] for kind in JOINT_KINDS] * NUM_LEGS)
+    for key in per_kind[0]:
+        joints[key] = _array([values[key] for values in per_kind] * NUM_LEGS)
     return joints
 
 
-def _read_joint_kind(table: Table) -> dict[str, float]:
+def _read_joint_kind(table: Table, drives: dict[str, Table]) -> dict[str, float]:
     lower = table.number("lower", low=-math.pi, high=math.pi)
     upper = table.number("upper", low=-math.pi, high=math.pi)
     if lower >= upper:
@@ -326,8 +335,11 @@ def _read_joint_kind(table: Table) -> dict[str, float]:
         "kd": table.number("kd", low=0.0),
         "target_rate": table.positive("target_rate"),
     }
+    drive = table.text("drive")
+    if drive not in drives:
+        raise table.error("drive", f"is {drive!r}; there are {', '.join(drives)}")
     table.finish()
-    return values
+    return values | _read_drive(drives[drive])
 
 
 def _read_legs(table: Table, body_size: tuple[float, ...]) -> tuple[tuple[str, ...], Geometry]:
@@ -359,31 +371,22 @@ def _read_legs(table: Table, body_size: tuple[float, ...]) -> tuple[tuple[str, .
     return names, geometry
 
 
-def _read_actuator(table: Table) -> dict[str, float]:
+def _read_drive(table: Table) -> dict[str, float]:
     rated = table.positive("rated_torque")
     peak = table.positive("peak_torque")
     if rated > peak:
         raise table.error("rated_torque", f"is {rated:g}; expected at most peak_torque, {peak:g}")
-    values = {
+    return {
         "rated_torque": rated,
         "peak_torque": peak,
         "no_load_speed": table.positive("no_load_speed"),
         "armature": table.number("armature", low=0.0),
     }
-    table.finish()
-    return values
 
 
-def _read_masses(table: Table) -> Masses:
-    masses = Masses(
-        body=table.positive("body"),
-        hip=table.positive("hip"),
-        femur=table.positive("femur"),
-        tibia=table.positive("tibia"),
-        foot=table.positive("foot"),
-    )
-    table.finish()
-    return masses
+def _masses(inertials: Mapping[str, Inertial]) -> Masses:
+    body, *leg = (inertial.mass for inertial in inertials.values())
+    return Masses(body=body, **dict(zip(("hip", "femur", "tibia", "foot"), leg, strict=True)))
 
 
 def _read_contact(table: Table) -> Contact:

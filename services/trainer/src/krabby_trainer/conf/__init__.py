@@ -1,1 +1,1 @@
-"""Presets of `krabby_trainer.config`: folders are choices, files their values."""
+"""Presets of `krabby_trainer.run.config`: folders are choices, files their values."""

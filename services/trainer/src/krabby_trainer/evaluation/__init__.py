@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from krabby_trainer.policies import Policy
+    from krabby_trainer.learn.policies import Policy
 
 __all__ = ["Backend", "evaluate"]
 
@@ -25,7 +23,8 @@ Backend = Literal["isaac", "mujoco"]
 
 def evaluate(
     *,
-    checkpoint: Path,
+    policy: Policy,
+    about: Mapping[str, Any],
     suite: str,
     backend: Backend,
     robots: int = 0,
@@ -36,15 +35,15 @@ def evaluate(
     out: Path,
     processes: int = 0,
 ) -> dict[str, Any]:
-    """Let a checkpoint walk the courses of a suite and write what came of it to `out`.
+    """Let a policy walk the courses of a suite and write what came of it to `out`.
 
     Writes report.json, report.md and plots; in MuJoCo pictures too. When the same checkpoint was
     evaluated on the same courses in the other backend, next door in `<suite>-<backend>`, the
     comparison sim2sim.json, .md and .png is written as well.
 
     Args:
-        checkpoint: what `python -m krabby_trainer train` wrote; in MuJoCo also the folder of a
-            policy bundle.
+        policy: what walks; `krabby_trainer.run.policies.load_subject` loads it from a file.
+        about: what the report says of it.
         suite: a name in `krabby_trainer.evaluation.suite.SUITES`.
         backend: isaac for Isaac Lab, mujoco for the physics of the runtime's simulation.
         robots: how many; 0 for the suite's own number.
@@ -59,7 +58,7 @@ def evaluate(
         What report.json says.
 
     Raises:
-        TrainerError: an unknown suite, a damaged checkpoint, a missing package.
+        TrainerError: an unknown suite, a missing package.
     """
     from krabby_trainer.evaluation.conditions import find_condition
     from krabby_trainer.evaluation.suite import find_suite
@@ -76,9 +75,8 @@ def evaluate(
     from krabby_trainer.evaluation.pictures import write_pictures
     from krabby_trainer.evaluation.report import results, write_comparison, write_report
     from krabby_trainer.evaluation.suite import assign
-    from krabby_trainer.terrain import Terrain
+    from krabby_trainer.task.terrain import Terrain
 
-    policy, about = _subject(checkpoint, backend, device)
     cfg.camera.enabled = policy.sees
     harder.change(cfg)
     if policy.sees:  # as the camera service: what comes faster than it looks is skipped
@@ -96,7 +94,7 @@ def evaluate(
         outcome = evaluate_isaac(policy, cfg, seconds=seconds, seed=seed, device=device)
 
     _, courses = assign(Terrain(cfg.terrain), cfg.num_envs)
-    about |= {
+    about = dict(about) | {
         "seed": seed,
         "sees": policy.sees,
         "conditions": harder.name,
@@ -112,42 +110,6 @@ def evaluate(
     if other is not None:
         write_comparison(report, other, out)
     return report
-
-
-def _subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dict[str, Any]]:
-    """What is evaluated, and what the report says about it."""
-    from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE
-
-    about: dict[str, Any] = {
-        "format": 1,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "checkpoint": path.name,
-    }
-    if (path / MANIFEST_FILE).is_file():
-        if backend != "mujoco":
-            raise EvaluationError(
-                f"{path} is a policy bundle, which runs robot by robot as on the robot; evaluate "
-                "it with backend=mujoco, or the checkpoint it came from with backend=isaac"
-            )
-        from krabby_trainer.evaluation.bundle import BundlePolicy
-
-        policy = BundlePolicy(path)
-        bundle = policy.bundle
-        return policy, about | {
-            "checkpoint_sha256": bundle.hashes[POLICY_FILE],
-            "provenance": dict(bundle.provenance),
-        }
-    from krabby_trainer import checkpoints
-    from krabby_trainer.policies import load_policy
-
-    policy = load_policy(path, device)
-    payload = checkpoints.load(path, "cpu")
-    return policy, about | {
-        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "iteration": payload.get("iteration"),
-        "env_steps": payload.get("env_steps"),
-        "provenance": payload.get("provenance"),
-    }
 
 
 def _other_report(out: Path, suite: str, backend: Backend) -> Mapping[str, Any] | None:

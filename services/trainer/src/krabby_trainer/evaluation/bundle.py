@@ -14,7 +14,13 @@ from krabby.policy.bundle import OnnxPolicy, PolicyBundle
 from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import EvaluationError
-from krabby_trainer.observations import ACTION_CLIP, ACTION_SCALE, HISTORY, PROPRIO, PROPRIO_SIZE
+from krabby_trainer.task.observations import (
+    ACTION_CLIP,
+    ACTION_SCALE,
+    HISTORY,
+    PROPRIO,
+    PROPRIO_SIZE,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from krabby.robot.description import RobotDescription
 
-from krabby_trainer.depth import described, flawless
-from krabby_trainer.env_cfg import RandomisationCfg
 from krabby_trainer.errors import EvaluationError
+from krabby_trainer.task.config import RandomisationCfg
+from krabby_trainer.vision.depth import described, flawless
 
 if TYPE_CHECKING:
-    from krabby_trainer.env_cfg import EnvCfg
+    from krabby_trainer.task.config import EnvCfg
 
 __all__ = ["CONDITIONS", "Condition", "find_condition"]
 

@@ -12,8 +12,8 @@ from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation.metrics import EpisodeRecorder, StepFacts
 from krabby_trainer.evaluation.outcome import Outcome, ProgressLine
 from krabby_trainer.evaluation.suite import assign
-from krabby_trainer.terrain import Terrain
-from krabby_trainer.vision import seen
+from krabby_trainer.task.terrain import Terrain
+from krabby_trainer.vision.cameras import seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tensordict import TensorDict
 
-    from krabby_trainer.env_cfg import EnvCfg
     from krabby_trainer.evaluation.metrics import Robots
+    from krabby_trainer.task.config import EnvCfg
 
 __all__ = ["evaluate_isaac", "to_numpy"]
 
@@ -42,7 +42,7 @@ def evaluate_isaac(
             are not finite.
         MissingDependency: Isaac Lab is not installed.
     """
-    from krabby_trainer.task import CONTROL_STEP_S, make_env
+    from krabby_trainer.task.isaac import CONTROL_STEP_S, make_env
 
     begin_s = time.monotonic()
     robots, _ = assign(Terrain(cfg.terrain), cfg.num_envs)
@@ -101,6 +101,6 @@ def _check_courses(facts: Any, robots: Robots) -> None:
     if not np.array_equal(facts.course_seed.cpu().numpy(), robots.course_seed):
         raise EvaluationError(
             "the environment gave its robots other courses than the suite; `assign` in "
-            "krabby_trainer.evaluation.suite and the tiles in krabby_trainer.task must follow one "
-            "rule"
+            "krabby_trainer.evaluation.suite and the tiles in krabby_trainer.task.isaac must "
+            "follow one rule"
         )

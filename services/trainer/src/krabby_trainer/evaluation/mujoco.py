@@ -1,7 +1,7 @@
 """Evaluation in MuJoCo: the physics of the runtime's simulation, the courses of Isaac Lab.
 
-What differs from Isaac Lab is what the comparison is about; `krabby_trainer.mujoco.walkers` lists
-it.
+What differs from Isaac Lab is what the comparison is about;
+`krabby_trainer.evaluation.walkers` lists it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation.metrics import EpisodeRecorder, StepFacts
 from krabby_trainer.evaluation.outcome import Outcome, Poses, ProgressLine
+from krabby_trainer.evaluation.physics import CONTROL_S
 from krabby_trainer.evaluation.suite import assign, tiles
-from krabby_trainer.mujoco.physics import CONTROL_S
-from krabby_trainer.mujoco.walkers import REASONS, Walkers
-from krabby_trainer.terrain import Terrain
+from krabby_trainer.evaluation.walkers import REASONS, Walkers
+from krabby_trainer.task.terrain import Terrain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tensordict import TensorDict
 
-    from krabby_trainer.env_cfg import EnvCfg
     from krabby_trainer.evaluation.metrics import Robots
-    from krabby_trainer.mujoco.walkers import Ended
+    from krabby_trainer.evaluation.walkers import Ended
+    from krabby_trainer.task.config import EnvCfg
 
 __all__ = ["evaluate_mujoco"]
 

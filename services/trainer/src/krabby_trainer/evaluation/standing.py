@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from krabby_trainer.env_cfg import CommandCfg, evaluation_env
-from krabby_trainer.mujoco.physics import CONTROL_S
-from krabby_trainer.mujoco.walkers import Walkers
-from krabby_trainer.terrain import Terrain
+from krabby_trainer.evaluation.physics import CONTROL_S
+from krabby_trainer.evaluation.walkers import Walkers
+from krabby_trainer.task.config import CommandCfg, evaluation_env
+from krabby_trainer.task.terrain import Terrain
 
 if TYPE_CHECKING:
-    from krabby_trainer.policies import Policy
+    from krabby_trainer.learn.policies import Policy
 
 __all__ = ["STILL_M_S", "speed_at_rest"]
 

@@ -78,8 +78,8 @@ class CanJointBus:
         self._most_torque = np.array([model.torque_range for model in models]) * np.abs(
             self.mounting.ratio
         )
-        self._limits = np.minimum(np.full(count, desc.peak_torque), self._most_torque)
-        self._sink = np.full(count, self._cfg.sink_share * desc.rated_torque)
+        self._limits = np.minimum(desc.peak_torque, self._most_torque)
+        self._sink = self._cfg.sink_share * desc.rated_torque
         self.effort_limits = self._limits.copy()
         """What is in force after derating [N·m], shape (n,)."""
         self._torque_told = np.full(count, np.nan)
@@ -152,7 +152,7 @@ class CanJointBus:
 
     def _enable_leg(self, leg: range, readings: DriveReadings) -> None:
         for joint in leg:
-            limit = min(self._desc.peak_torque, float(self._most_torque[joint]))
+            limit = float(min(self._desc.peak_torque[joint], self._most_torque[joint]))
             self._setup.configure(joint, limit / abs(float(self.mounting.ratio[joint])))
             self._torque_told[joint] = limit
         for joint in leg:

@@ -89,7 +89,7 @@ class DamiaoCodec(Codec):
         master=_MASTER >> 8,
     )
     modes = np.array([_MODES.get(state, DriveMode.UNKNOWN) for state in range(16)], np.uint8)
-    reported_as = {
+    reported_as: Mapping[DriveFault, DriveFault] = {
         DriveFault.ENCODER: DriveFault.OVERLOAD,
         DriveFault.DRIVER: DriveFault.OVERCURRENT,
         DriveFault.UNCALIBRATED: DriveFault.OVERLOAD,

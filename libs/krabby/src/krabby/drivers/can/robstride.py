@@ -110,7 +110,7 @@ class RobStrideCodec(Codec):
         [sum(f for bit, f in enumerate(_FAULT_BITS) if status >> bit & 1) for status in _STATUS],
         np.uint32,
     )
-    reported_as = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
+    reported_as: Mapping[DriveFault, DriveFault] = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
     # Section 4.2 of the manual.
     parameters: Mapping[Parameter, ParameterField] = {
         Parameter.RUN_MODE: ParameterField(0x7005, "B"),

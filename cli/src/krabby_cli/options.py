@@ -1,0 +1,96 @@
+"""How commands declare their options, and the options that several commands share.
+
+One dialect for all: the help of an option is a noun phrase with its unit, its default is shown
+behind it, and metavars are S for seconds, N for counts, FILE, DIR, NAME and STREAM=ENDPOINT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from krabby.control.config import DEFAULT_POLICY
+from krabby.course.courses import COURSES, MAX_DIFFICULTY
+
+__all__ = [
+    "DEFAULT_COURSE",
+    "DEFAULT_POLICY",
+    "POLICY_HELP",
+    "add_command",
+    "add_course_options",
+    "flag",
+    "option",
+    "print_json",
+    "print_line",
+]
+
+POLICY_HELP: Final = "policy: name under assets/policies, or a folder"
+DEFAULT_COURSE: Final = "mixed"
+"""Course of `krabby up` and `krabby film`."""
+
+
+_UNITS: Final = {"S": "s", "M/S": "m/s", "RAD/S": "rad/s", "PX": "pixels"}
+
+
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+    description: str | None = None,
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    """Add a subcommand; `run` returns its exit status, `summary` is its line in the list."""
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or summary,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=run)
+    return parser
+
+
+def option(
+    parser: Any, name: str, metavar: str | None, default: Any, text: str, **settings: Any
+) -> None:
+    """Add an option with a value.
+
+    The metavar gives the unit that is shown; a default other than None and "" is shown too and
+    gives the type.
+    """
+    if metavar in _UNITS:
+        text = f"{text} [{_UNITS[metavar]}]"
+    if default not in (None, ""):
+        settings.setdefault("type", type(default))
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        text = f"{text} (default {shown})"
+    parser.add_argument(name, metavar=metavar, default=default, help=text, **settings)
+
+
+def flag(parser: Any, name: str, text: str) -> None:
+    parser.add_argument(name, action="store_true", help=text)
+
+
+def add_course_options(parser: Any, seed: str = "seed of the course's layout") -> None:
+    option(parser, "--course", "NAME", DEFAULT_COURSE, f"course: {', '.join(COURSES)}")
+    add_difficulty_options(parser, seed)
+
+
+def add_difficulty_options(parser: Any, seed: str = "seed of the course's layout") -> None:
+    """The options of a course that is named otherwise."""
+    option(parser, "--difficulty", "D", 0.5, f"difficulty of the course, 0 to {MAX_DIFFICULTY}")
+    option(parser, "--seed", "N", 0, seed)
+
+
+def print_line(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def print_json(facts: Mapping[str, object]) -> None:
+    print_line(json.dumps(facts))

@@ -1,0 +1,1 @@
+"""The benchmark: scenarios, trials through the real loop, outcomes, figures and reports."""

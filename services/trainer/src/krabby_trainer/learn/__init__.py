@@ -1,0 +1,1 @@
+"""Networks, PPO, distillation, fine-tuning."""

@@ -1,0 +1,131 @@
+"""Fine-tuning: PPO on the student's actor, with the depth encoder in the loop.
+
+The encoder does not learn any more: what it says is an observation like any other, kept with the
+rollout, so PPO stays rsl_rl's and runs at the speed of a policy without memory. The actor learns
+what imitation cannot teach: to do well with what this encoder sees, as late as it sees it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from tensordict import TensorDict
+
+from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.learn.ppo import ParkourPPO
+from krabby_trainer.learn.student import DepthEncoder, Sight
+from krabby_trainer.run.config import EncoderCfg
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rsl_rl.env import VecEnv
+    from torch import Tensor
+
+__all__ = ["StudentPPO"]
+
+
+class StudentPPO(ParkourPPO):
+    """`ParkourPPO` whose actor sees by an encoder; the code always comes from the history."""
+
+    _encoder: DepthEncoder
+    sight: Sight
+
+    @staticmethod
+    def construct_algorithm(
+        obs: TensorDict, env: VecEnv, cfg: dict[str, Any], device: str
+    ) -> StudentPPO:
+        """As `ParkourPPO`'s, with the group `sight` that no environment gives."""
+        encoder = DepthEncoder(EncoderCfg(**cfg["algorithm"].pop("encoder"))).to(device)
+        sight = Sight(encoder, env.num_envs, device)
+        seen = sight.group(torch.zeros(env.num_envs, device=device))
+        alg = cast(
+            "StudentPPO",
+            ParkourPPO.construct_algorithm(_with(obs, seen), env, cfg, device),
+        )
+        alg._attach(env, encoder, sight)
+        return alg
+
+    def _attach(self, env: Any, encoder: DepthEncoder, sight: Sight) -> None:
+        self._env, self._encoder, self.sight = env, encoder.eval(), sight
+        self._begins = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
+
+    @property
+    def adapting(self) -> bool:
+        """A student has no privileged code to act on."""
+        return True
+
+    def begin_with(self, payload: Mapping[str, Any], source: str) -> None:
+        """Take a distilled student's networks, and its teacher's critic.
+
+        Raises:
+            CheckpointError: They are not in `payload`.
+        """
+        algorithm = payload["algorithm"]
+        try:
+            self._take_encoder(algorithm)
+            self._raw_actor.load_state_dict(algorithm["actor_state_dict"])
+            critic = algorithm.get("teacher", algorithm)["critic_state_dict"]
+            self._raw_critic.load_state_dict(critic)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{source} holds no student to go on from ({str(error).splitlines()[0]}); take a "
+                "checkpoint of `python -m krabby_trainer train task=distill`"
+            ) from error
+
+    def act(self, obs: TensorDict) -> Tensor:
+        """Look, then act and remember what was seen with the rest."""
+        vision = self._env.unwrapped.vision
+        if vision is None:
+            raise ConfigError("env.camera.enabled=false; a student needs cameras")
+        self.sight.forget(self._begins)
+        self._begins.zero_()
+        self.sight.look(vision)
+        return super().act(_with(obs, self.sight.group(vision.age)))
+
+    def process_env_step(
+        self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]
+    ) -> None:
+        """As PPO's; whose episode ended forgets."""
+        self._begins |= dones.bool()
+        super().process_env_step(obs, rewards, dones, extras)
+
+    def save(self) -> dict[str, Any]:
+        """As PPO's, and the encoder."""
+        return super().save() | {
+            "encoder_state_dict": self._encoder.state_dict(),
+            "encoder_architecture": dataclasses.asdict(self._encoder.cfg),
+        }
+
+    def load(self, loaded_dict: dict, load_cfg: dict | None = None, strict: bool = True) -> bool:
+        """As PPO's, and the encoder.
+
+        Raises:
+            CheckpointError: It does not fit these networks.
+        """
+        try:
+            self._take_encoder(loaded_dict)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint holds no depth encoder that fits ({str(error).splitlines()[0]}); "
+                "resume one of `python -m krabby_trainer train task=student`"
+            ) from error
+        return super().load(loaded_dict, load_cfg, strict)
+
+    def _take_encoder(self, algorithm: Mapping[str, Any]) -> None:
+        built = dataclasses.asdict(self._encoder.cfg)
+        given = algorithm["encoder_architecture"]
+        if given != built:
+            raise CheckpointError(
+                f"the checkpoint's depth encoder is {given}, agent.encoder asks for {built}; give "
+                "the same"
+            )
+        self._encoder.load_state_dict(algorithm["encoder_state_dict"])
+
+
+def _with(obs: TensorDict, seen: Tensor) -> TensorDict:
+    """`obs` with the group `sight`."""
+    groups = dict(obs.items()) | {"sight": seen}
+    return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)  # type: ignore[arg-type]

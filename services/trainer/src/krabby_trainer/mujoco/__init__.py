@@ -1,1 +1,0 @@
-"""Robots in MuJoCo, the physics of the runtime's simulation: for evaluation, and to imitate in."""

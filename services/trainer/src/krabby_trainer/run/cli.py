@@ -1,0 +1,443 @@
+"""The command line: one parser, one place where errors become one line and an exit status.
+
+What is heavy is imported where it is used: help and a missing package are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from krabby import config
+from krabby.config import check, describe, load
+from krabby.robot.assets import choose_robot
+
+from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
+from krabby_trainer.run.output import aside
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    C = TypeVar("C", bound=DataclassInstance)
+else:
+    C = TypeVar("C")
+
+__all__ = ["main"]
+
+_STARTED = time.monotonic()
+_EXIT_FAILED: Final = 1
+_EXIT_USAGE: Final = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalCfg:
+    """`python -m krabby_trainer eval`."""
+
+    checkpoint: str = ""
+    """Checkpoint to evaluate; a run's folder means its newest intact one."""
+    suite: str = "paper"
+    """What is measured: paper, fixed, open, smoke."""
+    conditions: str = "nominal"
+    """What is made harder: nominal (nothing), deployable, or that and one of drop30, latency120,
+    noise2, tilt3, weak20, payload5, heavy, friction04."""
+    backend: str = "isaac"
+    """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
+    robots: int = 0
+    """How many; 0 for the suite's own number."""
+    seconds: float = 0.0
+    """Simulated time for each [s]; 0 for the suite's own."""
+    seed: int = 1
+    """Of courses, speeds and disturbances."""
+    device: str = "auto"
+    """As for training."""
+    out: str = ""
+    """Folder of the report; empty for evaluation/<suite>-<backend> in the run's folder."""
+    processes: int = 0
+    """Processes that share MuJoCo's physics; 0 for all cores."""
+    robot: str = ""
+    """Folder of the assets folder; empty for the one the checkpoint was trained for."""
+
+    def __post_init__(self) -> None:
+        check(self.backend in ("isaac", "mujoco"), "backend", self.backend, "isaac or mujoco")
+        for key in ("robots", "seconds", "seed", "processes"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportCfg:
+    """`python -m krabby_trainer export`."""
+
+    checkpoint: str = ""
+    """Checkpoint to export; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
+    name: str = "teacher"
+    """Of the bundle."""
+    out: str = ""
+    """Its folder; empty for assets/policies/<name>."""
+    observations: str = ""
+    """File with recorded observations to compare on; empty for plausible ones made up."""
+    evaluation: str = ""
+    """A report.json whose figures go into the manifest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayCfg:
+    """`python -m krabby_trainer play`."""
+
+    checkpoint: str = ""
+    """Checkpoint to watch; a run's folder means its newest intact one."""
+    robot: str = ""
+    """As for eval."""
+    robots: int = 16
+    """How many walk."""
+    seconds: float = 0.0
+    """Simulated time [s]; 0 until the window is closed or Ctrl-C."""
+    view: bool = True
+    """Open a window; without one only the figures are shown."""
+    seed: int = 1
+    """Of courses and speeds."""
+    device: str = "auto"
+    """As for training."""
+
+    def __post_init__(self) -> None:
+        check(self.robots >= 1, "robots", self.robots, "at least 1")
+        check(self.seconds >= 0, "seconds", self.seconds, "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoCfg:
+    """`python -m krabby_trainer info`."""
+
+    checkpoint: str = ""
+    """Checkpoint to describe; empty for this machine."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsCfg:
+    """`python -m krabby_trainer weights`."""
+
+    checkpoint: str = ""
+    """Checkpoint, or a run's folder: its newest intact one."""
+    out: str = ""
+    """File to write."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns the exit status."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.keys:
+        sys.stdout.write(_keys(args.command))
+        return 0
+    try:
+        return args.handler(args.overrides)
+    except (ConfigError, MissingDependency, config.ConfigError) as error:
+        return _complain(args.command, error, _EXIT_USAGE)
+    except TrainerError as error:
+        return _complain(args.command, error, _EXIT_FAILED)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            reason = TrainerError(f"GPU memory ran out; lower env.num_envs ({error})")
+            return _complain(args.command, reason, _EXIT_FAILED)
+        if type(error).__module__.partition(".")[0] == "krabby":
+            return _complain(args.command, error, _EXIT_FAILED)
+        raise
+
+
+def _train(overrides: Sequence[str]) -> int:
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.training import train
+
+    return train(overrides, started=_STARTED)
+
+
+def _config(overrides: Sequence[str]) -> int:
+    _need("hydra")
+    from krabby_trainer.run.config import compose, to_yaml
+
+    sys.stdout.write(to_yaml(compose(overrides)))
+    return 0
+
+
+def _eval(overrides: Sequence[str]) -> int:
+    cfg = load(EvalCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
+    from krabby_trainer.evaluation import evaluate
+    from krabby_trainer.evaluation.conditions import find_condition
+    from krabby_trainer.evaluation.suite import find_suite
+    from krabby_trainer.run.policies import load_subject
+    from krabby_trainer.run.training import resolve_device
+
+    find_suite(cfg.suite)
+    find_condition(cfg.conditions)
+    name = f"{cfg.suite}-{cfg.backend}"
+    if cfg.conditions != "nominal":
+        name += f"-{cfg.conditions}"
+    if cfg.robot:
+        name += f"-{cfg.robot}"
+    out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / name
+    backend, device = "mujoco" if cfg.backend == "mujoco" else "isaac", resolve_device(cfg.device)
+    _choose_robot(cfg.robot, checkpoint)
+    policy, about = load_subject(checkpoint, backend, device)
+    with aside(None):
+        report = evaluate(
+            policy=policy,
+            about=about,
+            suite=cfg.suite,
+            backend=backend,
+            robots=cfg.robots,
+            seconds=cfg.seconds,
+            seed=cfg.seed,
+            conditions=cfg.conditions,
+            device=device,
+            out=out,
+            processes=cfg.processes,
+        )
+    shown = ("checkpoint", "iteration", "suite", "backend", "robots", "seconds", "wall_s", "total")
+    return _print({"report": str(out / "report.md"), **{key: report.get(key) for key in shown}})
+
+
+def _export(overrides: Sequence[str]) -> int:
+    cfg = load(ExportCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    _need("torch", "onnx", "onnxruntime")
+    from krabby_trainer.run.export import export_bundle
+
+    out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
+    figures = _figures(cfg.evaluation) if cfg.evaluation else None
+    _choose_robot(cfg.robot, checkpoint)
+    with aside(None):
+        export_bundle(
+            checkpoint,
+            out,
+            name=cfg.name,
+            observations=Path(cfg.observations) if cfg.observations else None,
+            evaluation=figures,
+        )
+    return _print({"bundle": str(out), "checkpoint": str(checkpoint)})
+
+
+def _figures(path: str) -> dict[str, Any]:
+    """What a manifest keeps of an evaluation's report."""
+    try:
+        report = json.loads(Path(path).read_text(encoding="utf-8"))
+        kept = ("suite", "backend", "robots", "seconds", "total", "mean")
+        return {key: report[key] for key in kept}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"evaluation={path} is not a report of `python -m krabby_trainer eval` "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _play(overrides: Sequence[str]) -> int:
+    cfg = load(PlayCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    _need("torch", "isaaclab")
+    from krabby_trainer.run.play import play
+    from krabby_trainer.run.training import resolve_device
+
+    _choose_robot(cfg.robot, checkpoint)
+    with aside(None):
+        report = play(
+            checkpoint,
+            robots=cfg.robots,
+            seconds=cfg.seconds,
+            view=cfg.view,
+            seed=cfg.seed,
+            device=resolve_device(cfg.device),
+        )
+    return _print(report)
+
+
+def _info(overrides: Sequence[str]) -> int:
+    cfg = load(InfoCfg, None, overrides)
+    if not cfg.checkpoint:
+        return _print(_machine())
+    checkpoint = _checkpoint(cfg.checkpoint)
+    _need("torch")
+    from krabby_trainer.run import checkpoints
+
+    payload = checkpoints.load(checkpoint)
+    return _print(
+        {
+            "checkpoint": str(checkpoint),
+            **{key: payload[key] for key in ("iteration", "env_steps", "wall_s")},
+            "provenance": payload["provenance"],
+            "config": payload["config"],
+        }
+    )
+
+
+def _weights(overrides: Sequence[str]) -> int:
+    cfg = load(WeightsCfg, None, overrides)
+    checkpoint = _checkpoint(cfg.checkpoint)
+    if not cfg.out:
+        raise ConfigError("out: give the file to write, out=PATH")
+    _need("torch")
+    from krabby_trainer.run import checkpoints
+
+    checkpoints.save_weights(checkpoint, Path(cfg.out))
+    sizes = {
+        "bytes": Path(cfg.out).stat().st_size,
+        "bytes_of_checkpoint": checkpoint.stat().st_size,
+    }
+    return _print({"weights": cfg.out, "checkpoint": str(checkpoint), **sizes})
+
+
+_COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
+    "train": (
+        _train,
+        "train a policy",
+        "python -m krabby_trainer train env.num_envs=8192 agent.max_iterations=3000 run.name=first",
+    ),
+    "eval": (
+        _eval,
+        "measure a checkpoint",
+        "python -m krabby_trainer eval checkpoint=runs/train/RUN suite=paper",
+    ),
+    "export": (
+        _export,
+        "make a policy bundle of a checkpoint",
+        "python -m krabby_trainer export checkpoint=runs/train/RUN name=teacher",
+    ),
+    "play": (
+        _play,
+        "watch a checkpoint walk",
+        "python -m krabby_trainer play checkpoint=runs/train/RUN robots=8",
+    ),
+    "weights": (
+        _weights,
+        "keep the networks of a checkpoint, without what only a resumed run needs",
+        "python -m krabby_trainer weights checkpoint=runs/train/RUN out=weights.pt",
+    ),
+    "info": (
+        _info,
+        "describe a checkpoint, or this machine",
+        "python -m krabby_trainer info checkpoint=runs/train/RUN",
+    ),
+    "config": (
+        _config,
+        "show the configuration that overrides make, and train nothing",
+        "python -m krabby_trainer config size=small env.num_envs=64",
+    ),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m krabby_trainer",
+        description="Teach the crab to walk courses, measure what it learned, export it.",
+        epilog="python -m krabby_trainer COMMAND --keys lists the keys of each.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (handler, says, example) in _COMMANDS.items():
+        command = commands.add_parser(
+            name, help=says, description=says, epilog=f"for example: {example}"
+        )
+        command.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="what differs from the defaults"
+        )
+        command.add_argument("--keys", action="store_true", help="list the keys and end")
+        command.set_defaults(handler=handler)
+    return parser
+
+
+def _keys(command: str) -> str:
+    own = {
+        "eval": EvalCfg,
+        "export": ExportCfg,
+        "play": PlayCfg,
+        "info": InfoCfg,
+        "weights": WeightsCfg,
+    }
+    if command in own:
+        return describe(own[command]) + "\n"
+    _need("hydra")
+    from krabby_trainer.run.config import TrainCfg, choices
+
+    presets = "\n".join(f"  {name}  (one of {', '.join(of)})" for name, of in choices().items())
+    return f"presets\n{presets}\n\nkeys\n{describe(TrainCfg)}\n"
+
+
+def _need(*packages: str) -> None:
+    """Say in one line what is missing and how to get it, in place of a traceback.
+
+    Raises:
+        MissingDependency: Another Python than 3.12, or a package that is not installed.
+    """
+    remedy = "`make train-setup` makes the trainer's environment (Python 3.12, about 8 GB)"
+    if sys.version_info[:2] != (3, 12):
+        raise MissingDependency(
+            f"the trainer runs on Python 3.12 and this is {sys.version_info[0]}."
+            f"{sys.version_info[1]}; {remedy}, `make train` uses it"
+        )
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependency(f"{', '.join(missing)} not installed here; {remedy}")
+
+
+def _checkpoint(text: str) -> Path:
+    """The checkpoint that a path means; a folder means its newest intact one."""
+    if not text:
+        raise ConfigError("checkpoint: give one, checkpoint=PATH of a file or of a run's folder")
+    path = Path(text)
+    if path.is_dir() and not (path / "manifest.json").is_file():
+        _need("torch")
+        from krabby_trainer.errors import CheckpointError
+        from krabby_trainer.run.checkpoints import newest_intact
+
+        found = newest_intact(path)
+        if found is None:
+            raise CheckpointError(f"no intact checkpoint in {path}")
+        return found
+    return path
+
+
+def _choose_robot(name: str, checkpoint: Path) -> None:
+    """Take the robot that was asked for, or else the one the checkpoint was trained for."""
+    from krabby_trainer.run import checkpoints
+
+    if not name and checkpoint.is_file():
+        name = (checkpoints.load(checkpoint)["config"] or {}).get("robot", "")
+    choose_robot(name)
+
+
+def _run_of(checkpoint: Path) -> Path:
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def _machine() -> dict[str, Any]:
+    _need("torch")
+    import torch
+
+    from krabby_trainer.run.provenance import provenance
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {**provenance("cpu"), "device": "cuda:0" if gpus else "cpu", "gpu": gpus or None}
+
+
+def _print(facts: dict[str, Any]) -> int:
+    sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
+    return 0
+
+
+def _complain(command: str, error: Exception, status: int) -> int:
+    sys.stderr.write(f"trainer {command}: {error}\n")
+    return status

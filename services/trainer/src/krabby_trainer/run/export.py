@@ -1,0 +1,379 @@
+"""From a checkpoint to a bundle that the runtime's loader takes.
+
+The bundle is tried before it is put in place: the file that ONNX Runtime loads must act as the
+networks in torch do, on recorded observations if there are any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import torch
+from krabby.policy.bundle import (
+    ENCODER_FILE,
+    POLICY_FILE,
+    OnnxEncoder,
+    OnnxPolicy,
+    PolicyBundle,
+    write_bundle,
+)
+from krabby.policy.depth_image import IMAGE_SHAPE
+from krabby.robot.description import RobotDescription
+from krabby.robot.errors import RobotError
+from tensordict import TensorDict
+
+from krabby_trainer.errors import ExportError
+from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
+from krabby_trainer.learn.networks import (
+    BUNDLE_OBSERVATION,
+    GROUP_SIZES,
+    DeployedTeacher,
+    TeacherActor,
+    actor_of,
+    bundle_observation,
+)
+from krabby_trainer.learn.student import (
+    STUDENT_OBSERVATION,
+    DeployedEncoder,
+    DeployedStudent,
+    StudentActor,
+    StudentPolicy,
+    asked_to_stand,
+    is_student,
+    picture_rate_hz,
+    student_of,
+)
+from krabby_trainer.run import checkpoints
+from krabby_trainer.task.observations import (
+    ACTION_CLIP,
+    ACTION_SCALE,
+    EYE,
+    EYE_SIZE,
+    HISTORY,
+    PROPRIO_SIZE,
+    SCAN_CLIP_M,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from krabby_trainer.learn.student import DepthEncoder
+
+__all__ = ["PARITY", "export_bundle", "to_onnx"]
+
+log = logging.getLogger(__name__)
+
+PARITY: Final = 1e-5
+"""Largest difference between an action of the bundle and of the networks in torch; where an action
+is above 1, as a share of it, which is what single precision can promise."""
+
+_OPSET: Final = 18
+_ROWS: Final = 64
+_GROUPS: Final = ("history", "scan")
+
+
+def export_bundle(
+    checkpoint: Path,
+    out: Path,
+    *,
+    name: str,
+    observations: Path | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> PolicyBundle:
+    """Make a bundle of a checkpoint's actor, replacing an older one.
+
+    Args:
+        checkpoint: File that a run wrote.
+        out: Folder of the bundle.
+        name: What logs call the policy.
+        observations: Recorded observations to compare on: an npz file with the environment's
+            groups `history` (n, 690) and `scan` (n, 325). None: made up after the statistics that
+            the networks were trained with.
+        evaluation: How well it does, for the manifest.
+
+    Returns:
+        The bundle as it was loaded back.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or holds no teacher.
+        ExportError: The bundle cannot be written or does not act as the networks do.
+    """
+    payload = checkpoints.load(checkpoint)
+    desc = RobotDescription.load()
+    subject: _Subject
+    if is_student(payload):
+        if observations is not None:
+            raise ExportError(
+                f"observations={observations}: a student is compared on observations made up; "
+                "leave it out"
+            )
+        subject = _Student(*student_of(payload, str(checkpoint)))
+    else:
+        subject = _Teacher(actor_of(payload, str(checkpoint)), observations)
+    manifest = {
+        "name": name,
+        "action": {
+            "scale": ACTION_SCALE,
+            "offset": desc.default_joint_pos.tolist(),
+            "clip": ACTION_CLIP,
+        },
+        **subject.manifest(payload, desc),
+        "provenance": _provenance(payload, checkpoint, desc),
+        "evaluation": dict(evaluation or {}),
+    }
+    try:
+        files = subject.files()
+        with tempfile.TemporaryDirectory() as folder:
+            trial = write_bundle(Path(folder) / "trial", manifest, files, desc)
+            manifest["provenance"]["parity"] = subject.compare(trial)
+        return write_bundle(out, manifest, files, desc)
+    except (RobotError, OSError) as error:
+        raise ExportError(f"cannot export {checkpoint} to {out}: {error}") from error
+
+
+class _Subject(Protocol):
+    """What is exported."""
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        """Its own part of the manifest."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Its networks."""
+        ...
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        """How far the bundle is from torch; raises `ExportError` when too far."""
+        ...
+
+
+class _Teacher:
+    def __init__(self, actor: TeacherActor, observations: Path | None) -> None:
+        self._actor = actor
+        self._said = "made up" if observations is None else "recorded"
+        self._groups = _plausible(actor) if observations is None else _recorded(observations)
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        return {"observation": BUNDLE_OBSERVATION.to_manifest()}
+
+    def files(self) -> dict[str, bytes]:
+        return {POLICY_FILE: to_onnx(self._actor)}
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        return {
+            "observations": self._said,
+            "rows": len(self._groups["scan"]),
+            "largest_difference": _compare(self._actor, trial, self._groups),
+        }
+
+
+class _Student:
+    def __init__(self, actor: StudentActor, encoder: DepthEncoder) -> None:
+        self._actor, self._encoder = actor, encoder
+
+    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+        return {
+            "observation": STUDENT_OBSERVATION.to_manifest(),
+            "needs_features": "latent",
+            "stands": self._stands(payload["config"] or {}),
+            "encoder": {
+                # What it was trained at; the camera service skips what comes faster.
+                "rate_hz": picture_rate_hz(payload["config"] or {}, desc.camera),
+                "proprio": EYE.to_manifest(),
+                "state": [
+                    {
+                        "input": "memory",
+                        "output": "next_memory",
+                        "shape": [1, self._encoder.cfg.memory],
+                    }
+                ],
+            },
+        }
+
+    def _stands(self, config: Mapping[str, Any]) -> bool:
+        """Whether it was asked to in training, and does."""
+        if not asked_to_stand(config):
+            return False
+        speed = speed_at_rest(StudentPolicy(self._actor, self._encoder, "cpu"))
+        log.info("asked for no motion it moves at %.2f m/s", speed)
+        return speed < STILL_M_S
+
+    def files(self) -> dict[str, bytes]:
+        encoder = DeployedEncoder(self._encoder)
+        example = (
+            torch.zeros(1, 1, *IMAGE_SHAPE),
+            torch.zeros(1, EYE_SIZE),
+            torch.zeros(1, self._encoder.cfg.memory),
+        )
+        return {
+            POLICY_FILE: to_onnx(self._actor),
+            ENCODER_FILE: _trace(
+                encoder, example, ["image", "proprio", "memory"], ["latent", "next_memory"]
+            ),
+        }
+
+    def compare(self, trial: PolicyBundle) -> dict[str, Any]:
+        """Along a sequence, so that what is remembered is compared too."""
+        generator = torch.Generator().manual_seed(0)
+        deployed, eye = DeployedEncoder(self._encoder), self._encoder
+        images = torch.rand(_ROWS, 1, 1, *IMAGE_SHAPE, generator=generator) - 0.5
+        eyes = eye.eye_mean + eye.eye_std * torch.randn(_ROWS, 1, EYE_SIZE, generator=generator)
+        memory, runs, codes, worst = torch.zeros(1, eye.cfg.memory), OnnxEncoder(trial), [], 0.0
+        with torch.inference_mode():
+            for image, pose in zip(images, eyes, strict=True):
+                code, memory = deployed(image, pose, memory)
+                found = runs.step(image[0, 0].numpy(), pose.numpy())
+                worst = max(worst, _difference(found, code[0].numpy(), "encoder", len(codes)))
+                codes.append(code)
+            normalizer: Any = self._actor.proprio_normalizer
+            noise = torch.randn(_ROWS, HISTORY, PROPRIO_SIZE, generator=generator)
+            frames = normalizer.mean + normalizer.std * noise
+            age = torch.rand(_ROWS, 1, generator=generator)
+            rows = bundle_observation(frames.flatten(1), torch.cat((torch.cat(codes), age), dim=1))
+            wanted = DeployedStudent(self._actor)(rows).numpy()
+        policy = OnnxPolicy(trial)
+        for row, obs in enumerate(rows.numpy()):
+            policy.step(obs[None])
+            worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
+        return {"observations": "made up", "rows": _ROWS, "largest_difference": worst}
+
+
+def to_onnx(actor: TeacherActor) -> bytes:
+    """The deployed actor as one ONNX file: input `obs` (1, N), output `actions` (1, 18)."""
+    if isinstance(actor, StudentActor):
+        model, size = DeployedStudent(actor), STUDENT_OBSERVATION.size
+    else:
+        model, size = DeployedTeacher(actor), BUNDLE_OBSERVATION.size
+    return _trace(model, (torch.zeros(1, size),), ["obs"], ["actions"])
+
+
+def _trace(
+    model: torch.nn.Module, example: tuple[Tensor, ...], inputs: list[str], outputs: list[str]
+) -> bytes:
+    # The exporter prints, warns of what changes inside torch and logs what it rewrites.
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _quiet("onnxscript"):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            example,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _forget_the_machine(proto)
+    return proto.SerializeToString(deterministic=True)
+
+
+def _forget_the_machine(proto: Any) -> None:
+    """Drop stack traces: they tell of this machine's folders, and nobody reads them."""
+    graph = proto.graph
+    parts = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info)
+    for part in (*parts, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Any:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _compare(actor: TeacherActor, bundle: PolicyBundle, groups: Mapping[str, Tensor]) -> float:
+    """Largest difference between the bundle's actions and the actor's, as `PARITY` has it."""
+    history = groups["history"]
+    seen = TensorDict({**groups, "proprio": history[:, -PROPRIO_SIZE:]}, batch_size=[len(history)])
+    with torch.inference_mode():
+        wanted = actor(seen).numpy()
+    policy, worst = OnnxPolicy(bundle), 0.0
+    for row, obs in enumerate(bundle_observation(groups["history"], groups["scan"]).numpy()):
+        policy.step(obs[None])
+        worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
+    return worst
+
+
+def _difference(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], network: str, row: int
+) -> float:
+    """How far two outputs are apart, as `PARITY` has it."""
+    worst = float((np.abs(found - wanted) / np.maximum(np.abs(wanted), 1.0)).max())
+    if not worst <= PARITY:
+        raise ExportError(
+            f"on observation {row} the exported {network} acts {worst:.2g} away from the networks "
+            f"in torch, {PARITY:g} is allowed; nothing was written. Export with the versions "
+            "of services/trainer/uv.lock"
+        )
+    return worst
+
+
+def _plausible(actor: TeacherActor) -> dict[str, Tensor]:
+    """Observations spread as those the networks were trained on."""
+    generator = torch.Generator().manual_seed(0)
+
+    def around(normalizer: Any, shape: Sequence[int]) -> Tensor:
+        noise = torch.randn(*shape, generator=generator)
+        known = hasattr(normalizer, "mean")
+        return normalizer.mean + normalizer.std * noise if known else noise
+
+    frames = around(actor.proprio_normalizer, (_ROWS, HISTORY, PROPRIO_SIZE))
+    scan = around(actor.scan_normalizer, (_ROWS, GROUP_SIZES["scan"]))
+    return {"history": frames.flatten(1), "scan": scan.clamp(-SCAN_CLIP_M, SCAN_CLIP_M)}
+
+
+def _recorded(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            groups = {name: torch.from_numpy(file[name].astype(np.float32)) for name in _GROUPS}
+    except (OSError, KeyError, ValueError) as error:
+        raise ExportError(
+            f"cannot read recorded observations {path} ({error}); give an npz file with arrays "
+            f"{' and '.join(_GROUPS)}"
+        ) from error
+    rows = {len(group) if group.dim() else 0 for group in groups.values()}
+    for name, group in groups.items():
+        if group.shape[1:] != (GROUP_SIZES[name],) or rows == {0} or len(rows) != 1:
+            raise ExportError(
+                f"{path} has {name} of shape {tuple(group.shape)}; give as many rows of each group "
+                f"as there are steps, (n, {GROUP_SIZES[name]})"
+            )
+        if not group.isfinite().all():
+            raise ExportError(f"{path} has values in {name} that are not finite; record it again")
+    return groups
+
+
+def _provenance(
+    payload: Mapping[str, Any], checkpoint: Path, desc: RobotDescription
+) -> dict[str, Any]:
+    # Where a run was kept says nothing about the policy, and much about the machine.
+    config = {key: value for key, value in (payload["config"] or {}).items() if key != "run"}
+    return {
+        "generator": "python -m krabby_trainer export",
+        "checkpoint_sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "robot_hash": desc.content_hash,
+        "iteration": payload["iteration"],
+        "env_steps": payload["env_steps"],
+        "wall_s": payload["wall_s"],
+        "config": config,
+        "training": payload["provenance"] or {},
+    }

@@ -1,0 +1,67 @@
+"""Keeps what libraries print away from what the command prints.
+
+They write to the file descriptors from C and from kernels, so it is these that are turned aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from krabby_trainer.run.telemetry import Iteration
+
+__all__ = ["Aside", "aside"]
+
+_LARGEST: Final = 1_000_000
+"""Bytes of such output that are kept; then it begins anew."""
+
+
+class Aside:
+    """The file that output goes to; a sink, so that it is looked at once an iteration."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def write(self, iteration: Iteration) -> None:
+        """Keep the file small: a solver may complain in every step."""
+        if self.path is not None and self.path.stat().st_size > _LARGEST:
+            os.truncate(self.path, 0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextlib.contextmanager
+def aside(path: Path | None, *, errors: bool = False) -> Generator[Aside]:
+    """Standard output, and standard error if asked, goes to the end of a file, or nowhere.
+
+    Who made the file removes it when nothing came.
+    """
+    new = path is not None and not path.exists()
+    numbers = (1, 2) if errors else (1,)
+    _flush()
+    saved = [os.dup(number) for number in numbers]
+    target = os.open(path or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        for number in numbers:
+            os.dup2(target, number)
+        yield Aside(path)
+    finally:
+        _flush()
+        for number, was in zip(numbers, saved, strict=True):
+            os.dup2(was, number)
+            os.close(was)
+        os.close(target)
+        if path is not None and new and not path.stat().st_size:
+            path.unlink()
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

@@ -1,0 +1,441 @@
+"""The learning loop: rollouts and updates by rsl-rl, everything round them by us.
+
+Kept from `OnPolicyRunner`: the order of calls into algorithm and environment. Its own: stopping on
+a signal, on a clock or at the end, always with a checkpoint; resuming exactly; several processes
+under torchrun, of which the first writes; one line of progress in place of forty.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rsl_rl.runners import OnPolicyRunner
+from rsl_rl.utils import resolve_callable
+
+from krabby_trainer.errors import CheckpointError, ConfigError, TrainerError
+from krabby_trainer.run import checkpoints
+from krabby_trainer.run.config import RunCfg
+from krabby_trainer.run.telemetry import Iteration, Meter, Sink
+
+__all__ = ["NotFinite", "ParkourRunner", "Stop", "StopReason", "seed_everything"]
+
+StopReason = Literal["max_iterations", "max_minutes", "SIGINT", "SIGTERM"]
+
+
+class NotFinite(TrainerError):  # noqa: N818 - named for what happened
+    """The environment or the update produced a number that is none."""
+
+
+class Stop:
+    """Turns the first SIGTERM or Ctrl-C into a flag; the second one acts at once."""
+
+    def __init__(self) -> None:
+        self.received: Literal["SIGINT", "SIGTERM"] | None = None
+
+    @contextlib.contextmanager
+    def installed(self) -> Generator[None]:
+        """While this is open, the signals are ours."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received = "SIGINT" if number == signal.SIGINT else "SIGTERM"
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def seed_everything(seed: int, rank: int = 0) -> int:
+    """Seed the generators of Python, NumPy and torch; every process gets its own seed.
+
+    Returns:
+        The seed of this process.
+    """
+    own = seed + 1000 * rank
+    random.seed(own)
+    np.random.seed(own % 2**32)  # noqa: NPY002 - libraries draw from it
+    torch.manual_seed(own)
+    return own
+
+
+class ParkourRunner(OnPolicyRunner):
+    """Trains one agent in one environment.
+
+    Args:
+        env: rsl-rl's `VecEnv`; `env.unwrapped` may have `checkpoint_state` and
+            `load_checkpoint_state`.
+        train_cfg: What `krabby_trainer.run.config.rsl_rl_config` gives.
+        log_dir: The run's folder; None writes nothing.
+        device: torch's name of it.
+        run: How often to save, how many to keep, when to end.
+        sinks: Where iterations are told; only the first process has any.
+        config: The resolved configuration, for checkpoints.
+        provenance: What the run stands on, for checkpoints.
+        started: `time.monotonic()` when the process began, for `run.max_minutes`.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        train_cfg: dict[str, Any],
+        log_dir: str | Path | None = None,
+        device: str = "cpu",
+        *,
+        run: RunCfg | None = None,
+        sinks: Sequence[Sink] = (),
+        config: Mapping[str, Any] | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        started: float | None = None,
+    ) -> None:
+        # Not the parent's constructor: it builds a logger that prints and writes on its own.
+        self.env = env
+        self.cfg = train_cfg
+        self.device = device
+        self.run = run or RunCfg()
+        self.folder = None if log_dir is None else Path(log_dir)
+        self.sinks = list(sinks)
+        self.stop = Stop()
+        self.stopped_by: StopReason = "max_iterations"
+        self.current_learning_iteration = 0
+        """Iterations done."""
+        self.env_steps = 0
+        self.wall_s = 0.0
+        self.last_checkpoint: Path | None = None
+        self.last_scalars: dict[str, float] = {}
+        self._config = dict(config or {})
+        self._provenance = dict(provenance or {})
+        self._started = time.monotonic() if started is None else started
+        self._saved_at = time.monotonic()
+        self._ages_restored = False
+        self._configure_multi_gpu()
+        obs = env.get_observations()
+        construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
+        self.alg = construct(obs, env, train_cfg, device)
+        self._meter = Meter(env.num_envs, device)
+        self._kl: list[torch.Tensor] = []
+        self._record_kl()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.gpu_global_rank == 0
+
+    def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
+        """Train for so many iterations more, or until something ends the run.
+
+        Afterwards `stopped_by` says what did, and `last_checkpoint` is the state it ended in.
+
+        Raises:
+            NotFinite: An observation, a reward or a loss is not a number; nothing is saved then.
+        """
+        if init_at_random_ep_len and not self._ages_restored:
+            self.env.episode_length_buf = torch.randint_like(
+                self.env.episode_length_buf, high=int(self.env.max_episode_length)
+            )
+        total = self.current_learning_iteration + num_learning_iterations
+        gc.collect()
+        gc.freeze()  # what lives now lives on: looking through it in one process holds up all
+        with self.stop.installed():
+            obs = self.env.get_observations().to(self.device)
+            self.alg.train_mode()
+            if self.is_distributed:
+                self.alg.broadcast_parameters()
+            while self.current_learning_iteration < total:
+                began = time.monotonic()
+                obs = self._collect(obs)
+                collected = time.monotonic()
+                losses = self.alg.update()
+                self._synchronise()
+                learned = time.monotonic()
+                self.current_learning_iteration += 1
+                self._tell(total, collected - began, learned - collected, losses)
+                reason = self._reason_to_stop(time.monotonic() - began)
+                if reason is not None:
+                    self.stopped_by = reason
+                    break
+                if self._is_time_to_save():
+                    self.checkpoint()
+            else:
+                self.stopped_by = "max_iterations"
+            self.checkpoint()
+
+    def checkpoint(self) -> Path | None:
+        """Write a checkpoint now, unless this iteration has one; all processes call this together.
+
+        Returns:
+            Its path; None where nothing is written.
+        """
+        if self.folder is None:
+            return None
+        name = checkpoints.checkpoint_name(self.current_learning_iteration)
+        path = self.folder / "checkpoints" / name
+        if path != self.last_checkpoint:
+            others = self._gather({"environment": self._env_state(), "random": _random()})
+            if self.is_first:
+                checkpoints.save(path, self._payload(others))
+                checkpoints.prune(path.parent, keep=self.run.keep, keep_every=self.run.keep_every)
+            self.last_checkpoint = path
+        self._saved_at = time.monotonic()
+        return path
+
+    def save(self, path: str, infos: dict | None = None) -> None:
+        """Write a checkpoint of this process to `path`."""
+        checkpoints.save(Path(path), self._payload([]))
+
+    def load(
+        self,
+        path: str,
+        load_cfg: dict | None = None,
+        strict: bool = True,
+        map_location: str | None = None,
+    ) -> dict:
+        """Go on from a checkpoint: networks, optimisers, curriculum, counters, random numbers.
+
+        Raises:
+            CheckpointError: It is missing, damaged, without what a resumed run needs, or of another
+                shape than this run.
+        """
+        payload = checkpoints.load_to_resume(Path(path), map_location or self.device)
+        self.alg.load(payload["algorithm"], load_cfg, strict)
+        own = self._own_part(payload)
+        if own["environment"] is not None and hasattr(self._unwrapped, "load_checkpoint_state"):
+            try:
+                self._unwrapped.load_checkpoint_state(own["environment"])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{path}: its environment does not fit this one ({error}); resume with the "
+                    "configuration it was made with"
+                ) from error
+        self.current_learning_iteration = int(payload["iteration"])
+        self.env_steps = int(payload["env_steps"])
+        self.wall_s = float(payload["wall_s"])
+        if own["random"] is not None:
+            checkpoints.restore_random_state(own["random"])
+        # A simulator starts its robots anew; their ages are then drawn anew as well.
+        self._ages_restored = "episode_length" in (own["environment"] or {})
+        return {}
+
+    def begin_with(self, path: Path) -> None:
+        """Begin a new run with the networks of a checkpoint.
+
+        Raises:
+            CheckpointError: It is missing or damaged, or holds no such networks.
+        """
+        self.alg.begin_with(checkpoints.load(path, self.device), str(path))
+
+    def _collect(self, obs: Any) -> Any:
+        with torch.inference_mode():
+            for _ in range(self.cfg["num_steps_per_env"]):
+                actions = self.alg.act(obs)
+                obs, rewards, dones, extras = self.env.step(actions.to(self.env.device))
+                obs, rewards, dones = (each.to(self.device) for each in (obs, rewards, dones))
+                self.alg.process_env_step(obs, rewards, dones, extras)
+                self._meter.step(obs, rewards, dones, extras.get("log") or extras.get("episode"))
+            self.alg.compute_returns(obs)
+        bad = self._meter.not_finite()  # waits for the device
+        if bad:
+            raise NotFinite(
+                f"iteration {self.current_learning_iteration + 1}: {', '.join(bad)} from the "
+                f"environment is not finite; {self._where_to_go_on()}"
+            )
+        return obs
+
+    def _tell(
+        self, total: int, collect_s: float, learn_s: float, losses: Mapping[str, float]
+    ) -> None:
+        steps = self.cfg["num_steps_per_env"] * self.env.num_envs * self.gpu_world_size
+        self.env_steps += steps
+        self.wall_s += collect_s + learn_s
+        scalars = self._meter.take()
+        std = self._action_std()
+        scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
+        scalars |= {
+            **({} if std is None else {"Policy/action_std": std}),
+            "Policy/learning_rate": float(self.alg.learning_rate),
+            "Perf/env_steps_per_s": steps / max(collect_s + learn_s, 1e-9),
+            "Perf/collect_s": collect_s,
+            "Perf/learn_s": learn_s,
+        }
+        if self._kl:
+            scalars["Policy/kl"] = float(torch.stack(self._kl).mean())
+            self._kl.clear()
+        self.last_scalars = scalars
+        iteration = Iteration(
+            number=self.current_learning_iteration,
+            total=total,
+            env_steps=self.env_steps,
+            wall_s=self.wall_s,
+            eta_s=self._eta(total, collect_s + learn_s),
+            scalars=scalars,
+        )
+        for sink in self.sinks:
+            sink.write(iteration)
+        bad = [name for name, value in scalars.items() if not math.isfinite(value)]
+        if bad:
+            raise NotFinite(
+                f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
+                f"{self._where_to_go_on()} with a lower agent.algorithm.learning_rate_max"
+            )
+
+    def _action_std(self) -> float | None:
+        """Exploration of the newest actions; None where there is none."""
+        try:
+            return float(self.alg.get_policy().output_std.detach().mean())
+        except AttributeError:  # imitation draws from no distribution
+            return None
+
+    def _record_kl(self) -> None:
+        """Keep the divergence that the adaptive schedule computes and drops."""
+        actor = self.alg.actor
+        compute = actor.get_kl_divergence
+
+        def recorded(*distributions: Any) -> torch.Tensor:
+            kl = compute(*distributions)
+            self._kl.append(kl.mean())
+            return kl
+
+        actor.get_kl_divergence = recorded  # type: ignore[method-assign]
+
+    def _eta(self, total: int, last_s: float) -> float:
+        left = (total - self.current_learning_iteration) * last_s
+        if self.run.max_minutes:
+            left = min(left, 60.0 * self.run.max_minutes - (time.monotonic() - self._started))
+        return left
+
+    def _reason_to_stop(self, last_s: float) -> StopReason | None:
+        """What ends the run now; all processes come to the same answer."""
+        reasons: tuple[StopReason, ...] = ("max_minutes", "SIGTERM", "SIGINT")
+        own = 0
+        if self.run.max_minutes:
+            elapsed = time.monotonic() - self._started
+            # Not one iteration more than fits.
+            own = int(elapsed + last_s > 60.0 * self.run.max_minutes)
+        if self.stop.received is not None:
+            own = 1 + reasons.index(self.stop.received)
+        agreed = self._agree(own)
+        return reasons[agreed - 1] if agreed else None
+
+    def _is_time_to_save(self) -> bool:
+        due = time.monotonic() - self._saved_at >= 60.0 * self.run.checkpoint_minutes
+        milestone = self.run.keep_every and (
+            self.current_learning_iteration % self.run.keep_every == 0
+        )
+        return bool(self._agree(int(bool(due or milestone))))
+
+    def _agree(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if not self.is_distributed:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
+        return int(shared)
+
+    def _gather(self, value: object) -> list[Any]:
+        """Every process's value, in order of rank."""
+        if not self.is_distributed:
+            return [value]
+        gathered: list[Any] = [None] * self.gpu_world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def _payload(self, ranks: list[Any]) -> dict[str, Any]:
+        return {
+            "iteration": self.current_learning_iteration,
+            "env_steps": self.env_steps,
+            "wall_s": self.wall_s,
+            "algorithm": self.alg.save(),
+            "environment": self._env_state(),
+            "random": _random(),
+            "ranks": ranks[1:],
+            "config": self._config,
+            "provenance": self._provenance,
+        }
+
+    def _own_part(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Environment and random numbers of this process's rank, where the checkpoint has them."""
+        if self.is_first:
+            return payload
+        ranks = payload.get("ranks", [])
+        if self.gpu_global_rank <= len(ranks):
+            return ranks[self.gpu_global_rank - 1]
+        return {"environment": payload["environment"], "random": None}
+
+    def leave(self) -> None:
+        """Part from the other processes when all is done.
+
+        An interpreter that ends with their connections open may abort: their threads still run.
+        """
+        if self.is_distributed:
+            torch.distributed.destroy_process_group()
+
+    @property
+    def _unwrapped(self) -> Any:
+        return getattr(self.env, "unwrapped", self.env)
+
+    def _env_state(self) -> dict[str, Any] | None:
+        state: Callable[[], dict[str, Any]] | None = getattr(
+            self._unwrapped, "checkpoint_state", None
+        )
+        if state is None:
+            return None
+        return {
+            name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in state().items()
+        }
+
+    def _where_to_go_on(self) -> str:
+        folder = None if self.folder is None else self.folder / "checkpoints"
+        intact = checkpoints.newest_intact(folder) if folder else None
+        return f"go on from {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+
+    def _synchronise(self) -> None:
+        if torch.device(self.device).type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _configure_multi_gpu(self) -> None:
+        """Join the processes that torchrun started: NCCL between GPUs, Gloo between CPUs."""
+        self.gpu_world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.gpu_local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.gpu_global_rank = int(os.environ.get("RANK", "0"))
+        self.is_distributed = self.gpu_world_size > 1
+        self.cfg["multi_gpu"] = None
+        if not self.is_distributed:
+            return
+        on_gpu = torch.device(self.device).type == "cuda"
+        if on_gpu and self.device != f"cuda:{self.gpu_local_rank}":
+            raise ConfigError(
+                f"device={self.device}, but this is local process {self.gpu_local_rank}; under "
+                "torchrun leave device at auto"
+            )
+        self.cfg["multi_gpu"] = {
+            "global_rank": self.gpu_global_rank,
+            "local_rank": self.gpu_local_rank,
+            "world_size": self.gpu_world_size,
+        }
+        if on_gpu:
+            torch.cuda.set_device(self.gpu_local_rank)
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend="nccl" if on_gpu else "gloo")
+
+
+def _random() -> dict[str, Any]:
+    return checkpoints.random_state()

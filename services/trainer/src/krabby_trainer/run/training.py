@@ -1,0 +1,310 @@
+"""`python -m krabby_trainer train`: from a command line to a run that ended well."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import torch
+from krabby.robot.assets import choose_robot
+
+from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.run import checkpoints
+from krabby_trainer.run.config import (
+    TrainCfg,
+    compose,
+    continue_from,
+    rsl_rl_config,
+    to_dict,
+    to_yaml,
+)
+from krabby_trainer.run.metrics import Exposition
+from krabby_trainer.run.output import Aside, aside
+from krabby_trainer.run.provenance import provenance
+from krabby_trainer.run.runner import NotFinite, ParkourRunner, seed_everything
+from krabby_trainer.run.telemetry import JsonLines, Progress, Sink, TensorBoard, duration
+
+__all__ = ["Plan", "plan_run", "resolve_device", "train"]
+
+_INTERRUPTED: Final = 130
+_LINGER_S: Final = 15.0
+"""How long the metrics of a run that failed stay, so that the alert can see why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is going to be trained, where, and from what."""
+
+    cfg: TrainCfg
+    folder: Path
+    checkpoint: Path | None
+    """Where to go on from; None for a new run."""
+    done: int = 0
+    """Iterations it has."""
+
+
+def train(overrides: Sequence[str], *, started: float | None = None) -> int:
+    """Train until the iterations are done, time is up or somebody says stop.
+
+    Args:
+        overrides: `dotted.key=value` and `preset=name`, as typed.
+        started: `time.monotonic()` when the process began.
+
+    Returns:
+        The exit status: 0, or 130 after Ctrl-C.
+
+    Raises:
+        TrainerError: What cannot be trained, and what to do about it.
+    """
+    started = time.monotonic() if started is None else started
+    plan = plan_run(overrides)
+    cfg = plan.cfg
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = resolve_device(cfg.device)
+    first = rank == 0
+    progress = Progress(period_s=cfg.run.progress_s)
+    if plan.done >= cfg.agent.max_iterations:  # started again and again until it is done
+        if first:
+            progress.say(f"nothing left to do: {plan.checkpoint} has {plan.done} iterations")
+        return 0
+    with contextlib.ExitStack() as stack:
+        sinks: list[Sink] = []
+        facts: dict[str, Any] = {}
+        if first:
+            stack.enter_context(_own(plan.folder))
+            facts = provenance(device, world)
+            _write(plan.folder / "config.yaml", to_yaml(cfg))
+            _write(plan.folder / "provenance.json", json.dumps(facts, indent=2) + "\n")
+            progress.say(_opening(plan, device, world, facts))
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+        seed = seed_everything(cfg.seed, rank)
+        torch.set_float32_matmul_precision("high")
+        # An unhappy solver prints in every step; standard output is the summary's.
+        output = stack.enter_context(aside(plan.folder / "output.log" if first else None))
+        with aside(output.path, errors=True):
+            env = _make_env(cfg, device=device, seed=seed)
+            stack.callback(_close, env)
+            runner = ParkourRunner(
+                env,
+                rsl_rl_config(cfg),
+                plan.folder,
+                device,
+                run=cfg.run,
+                config=to_dict(cfg),
+                provenance=facts,
+                started=started,
+            )
+        if plan.checkpoint is not None:
+            runner.load(str(plan.checkpoint))
+        elif cfg.run.init:
+            runner.begin_with(Path(cfg.run.init))
+        done = runner.current_learning_iteration
+        if first:
+            later = checkpoints.set_aside(plan.folder, beyond=done) if done else []
+            if later:
+                progress.say(f"{len(later)} later checkpoints are in {later[0].parent} now")
+            sinks += _sinks(plan, done, progress, output)
+            for sink in sinks:
+                stack.callback(sink.close)
+            runner.sinks.extend(sinks)
+            progress.say(f"training after {duration(time.monotonic() - started)} of preparation")
+        try:
+            runner.learn(cfg.agent.max_iterations - done, cfg.agent.init_at_random_ep_len)
+        except NotFinite:
+            for sink in sinks:
+                if isinstance(sink, Exposition):
+                    sink.fail(_LINGER_S)
+            raise
+    runner.leave()
+    if first:
+        _write_summary(sys.stdout, _summary(plan, runner, time.monotonic() - started))
+    return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
+
+
+def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
+    """Resolve configuration, folder and checkpoint.
+
+    Raises:
+        ConfigError: The configuration cannot be used, or the folder holds another run.
+        CheckpointError: `run.resume` names nothing that can be resumed.
+    """
+    cfg = compose(overrides)
+    typed = {text.partition("=")[0] for text in overrides}
+    checkpoint = _to_resume(cfg, by_name="run.name" in typed) if cfg.run.resume else None
+    automatic, done = cfg.run.resume == "auto", 0
+    if checkpoint is not None:
+        payload = checkpoints.load_to_resume(checkpoint)
+        done = int(payload["iteration"])
+        cfg = continue_from(payload["config"], overrides)
+        if "run.dir" not in typed:
+            cfg.run.dir = ""
+            if checkpoint.parent.name == "checkpoints":
+                cfg.run.dir = str(checkpoint.parent.parent)
+    choose_robot(cfg.robot)
+    if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
+        needed = {"distill": "the teacher's checkpoint", "student": "a distilled student's"}
+        raise ConfigError(
+            f"run.init: the task {cfg.task} begins with {needed[cfg.task]}; give run.init=PATH"
+        )
+    if checkpoint is None and cfg.run.init:
+        cfg.run.init = str(_newest(Path(cfg.run.init), "run.init"))
+        checkpoints.load(Path(cfg.run.init))  # before a simulator is started for nothing
+    folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
+    if checkpoint is None and checkpoints.find_checkpoints(folder):
+        raise ConfigError(
+            f"run.dir={folder} already holds a run; add run.resume=auto to go on with it, or name "
+            "another folder"
+        )
+    if done >= cfg.agent.max_iterations and not automatic:
+        raise ConfigError(
+            f"{checkpoint} has {done} iterations, as many as agent.max_iterations="
+            f"{cfg.agent.max_iterations} asks for; raise that to go on"
+        )
+    return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)
+
+
+def resolve_device(device: str) -> str:
+    """Name, as torch has it, of the device this process trains on.
+
+    Raises:
+        ConfigError: It names a GPU that is not there.
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if device == "auto":
+        return f"cuda:{local}" if local < count else "cpu"
+    if not device.startswith("cuda"):
+        return device
+    index = int(device.partition(":")[2] or local)
+    if index >= count:
+        there = f"torch sees {count} GPU{'s' * (count != 1)}"
+        raise ConfigError(f"device={device}, but {there}; use device=cpu or device=auto")
+    return f"cuda:{index}"
+
+
+def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
+    """What is trained in, as rsl-rl wants it; nothing heavy is imported that is not needed."""
+    if cfg.env.physics.backend == "mujoco":
+        from krabby_trainer.evaluation.mujoco_env import MujocoEnv
+
+        return MujocoEnv(cfg.env, seed=seed)
+    from krabby_trainer.task.isaac import make_env
+
+    return make_env(cfg.env, device=device, seed=seed)
+
+
+def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
+    """The checkpoint that `run.resume` means; None when `auto` finds none."""
+    wanted = cfg.run.resume
+    if wanted != "auto":
+        return _newest(Path(wanted), "run.resume")
+    if cfg.run.dir:
+        return checkpoints.newest_intact(Path(cfg.run.dir))
+    pattern = f"*-{cfg.run.name}" if by_name else "*"
+    newest = (checkpoints.newest_intact(folder) for folder in Path(cfg.run.root).glob(pattern))
+    return max(
+        (path for path in newest if path is not None),
+        key=lambda path: path.stat().st_mtime_ns,
+        default=None,
+    )
+
+
+def _newest(path: Path, key: str) -> Path:
+    """A checkpoint, or the newest intact one of a run's folder."""
+    if not path.is_dir():
+        return path
+    found = checkpoints.newest_intact(path)
+    if found is None:
+        raise CheckpointError(f"{key}={path}: no intact checkpoint in it")
+    return found
+
+
+def _new_folder(cfg: TrainCfg, now: datetime) -> Path:
+    return Path(cfg.run.root) / f"{now:%Y%m%d-%H%M%S}-{cfg.run.name}"
+
+
+@contextlib.contextmanager
+def _own(folder: Path) -> Generator[None]:
+    """The folder is this run's until the end; two writers would spoil it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write into {folder} ({error.strerror}); choose another run.dir or run.root"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"another trainer is at work in {folder}; stop it, or choose another run.dir"
+            ) from error
+        yield
+
+
+def _sinks(plan: Plan, done: int, progress: Progress, output: Aside) -> list[Sink]:
+    run = plan.cfg.run
+    sinks: list[Sink] = [
+        output,
+        progress,
+        JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
+        TensorBoard(plan.folder, iteration=done),
+    ]
+    if run.metrics_port:
+        sinks.append(Exposition(run.metrics_port, run.metrics_address))
+    return sinks
+
+
+def _opening(plan: Plan, device: str, world: int, facts: dict[str, Any]) -> str:
+    cfg = plan.cfg
+    where = f"{device} ({facts['gpu']})" if facts.get("gpu") else device
+    processes = f" in each of {world} processes" if world > 1 else ""
+    begin = f"going on from {plan.checkpoint}" if plan.checkpoint else "a new run"
+    robots = f"{cfg.env.num_envs} robots on {where}{processes}"
+    return f"{plan.folder}: {begin}, {robots}; preparing the simulation"
+
+
+def _summary(plan: Plan, runner: ParkourRunner, elapsed_s: float) -> dict[str, Any]:
+    scalars = runner.last_scalars
+    return {
+        "run": str(plan.folder),
+        "checkpoint": None if runner.last_checkpoint is None else str(runner.last_checkpoint),
+        "stopped_by": runner.stopped_by,
+        "iterations": runner.current_learning_iteration,
+        "env_steps": runner.env_steps,
+        "wall_s": round(elapsed_s, 1),
+        "env_steps_per_s": round(scalars.get("Perf/env_steps_per_s", 0.0)),
+        "mean_reward": scalars.get("Train/mean_reward"),
+        "mxd": scalars.get("Episode/mxd"),
+        "level": scalars.get("Level/mean"),
+        "torque_rms_nm": scalars.get("Torque/rms_nm"),
+    }
+
+
+def _write_summary(stream: TextIO, summary: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        stream.write(json.dumps(summary) + "\n")
+        stream.flush()
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _close(env: Any) -> None:
+    """Close the simulator; what it says on its way out is nobody's business."""
+    with aside(None, errors=True), contextlib.suppress(Exception):
+        env.close()

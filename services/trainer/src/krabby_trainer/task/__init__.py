@@ -1,0 +1,1 @@
+"""What robots have to do: commands, rewards, terminations, observations, terrain, curriculum."""

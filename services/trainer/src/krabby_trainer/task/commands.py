@@ -1,0 +1,149 @@
+"""Velocities that free robots are asked for: drawn anew now and then, in every direction.
+
+N robots; a command is vx, vy [m/s] and yaw rate [rad/s] in the base frame.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from krabby_trainer.task.randomisation import uniform
+
+if TYPE_CHECKING:
+    from krabby_trainer.task.config import CommandCfg
+
+__all__ = ["AXES", "Tracking", "VelocityCommands"]
+
+Tensor = torch.Tensor
+
+AXES: Final = ("vx", "vy", "yaw")
+_SINGLE: Final = 0.45
+"""Share of the commands along one axis alone."""
+_SLOW: Final = 0.25
+"""Share of the commands that are scaled down ..."""
+_SLOWER: Final = (0.1, 0.5)
+"""... by a factor of this range."""
+_LONG: Final = 4.0
+_SETTLED_S: Final = 1.5
+_MEAN_S: Final = 0.5
+
+
+class VelocityCommands:
+    """What each robot is asked for now, and for how long yet; written in place."""
+
+    def __init__(self, cfg: CommandCfg, num_envs: int, device: str) -> None:
+        self._cfg, self._device = cfg, device
+        self._axes = torch.arange(3, device=device)
+        self.value = torch.zeros(num_envs, 3, device=device)
+        self.left_s = torch.zeros(num_envs, device=device)
+        self.since_s = torch.zeros(num_envs, device=device)
+        """Since when each command holds [s]."""
+
+    def draw(self, count: int) -> Tensor:
+        """Commands, (count, 3): some along one axis, some slow, some none at all."""
+        cfg, device = self._cfg, self._device
+        ranges = (cfg.free_vx, cfg.free_vy, cfg.free_yaw_rate)
+        command = torch.stack([uniform(bounds, (count,), device) for bounds in ranges], dim=-1)
+        luck = torch.rand(4, count, 1, device=device)
+        other = (3.0 * luck[0]).long() != self._axes
+        command = torch.where((luck[1] < _SINGLE) & other, 0.0, command)
+        slower = uniform(_SLOWER, (count, 1), device)
+        command = torch.where(luck[2] < _SLOW, slower * command, command)
+        return torch.where(luck[3] < cfg.free_still, 0.0, command)
+
+    def draw_hold(self, count: int) -> Tensor:
+        """How long commands hold, (count,) [s]; some four times as long, so that none creeps."""
+        hold = uniform(self._cfg.redraw_s, (count,), self._device)
+        long = torch.rand(count, device=self._device) < self._cfg.long_share
+        return torch.where(long, _LONG * hold, hold)
+
+    def reset(self, env_ids: Tensor) -> None:
+        """A new command for these robots."""
+        self.value[env_ids] = self.draw(len(env_ids))
+        self.left_s[env_ids] = self.draw_hold(len(env_ids))
+        self.since_s[env_ids] = 0.0
+
+    def step(self, dt: float) -> None:
+        """Time passes; those whose command has held long enough get another."""
+        count = len(self.left_s)
+        left = self.left_s - dt
+        due = left <= 0.0
+        self.left_s.copy_(torch.where(due, self.draw_hold(count), left))
+        self.since_s.copy_(torch.where(due, 0.0, self.since_s + dt))
+        self.value.copy_(torch.where(due[:, None], self.draw(count), self.value))
+
+
+class Tracking:
+    """How well free robots did what they were asked for, for the log.
+
+    Velocities are means over about half a second, and count from 1.5 s after a new command on.
+    """
+
+    def __init__(self, num_envs: int, device: str) -> None:
+        self._mean = torch.zeros(num_envs, 3, device=device)
+        self._sums = torch.zeros(14, device=device)
+
+    def reset(self, env_ids: Tensor) -> None:
+        """These robots stand still now."""
+        self._mean[env_ids] = 0.0
+
+    def add(
+        self,
+        velocity: Tensor,
+        asked: Tensor,
+        since_s: Tensor,
+        free: Tensor,
+        fell: Tensor,
+        dt: float,
+    ) -> None:
+        """Take in a step.
+
+        Args:
+            velocity: vx, vy and yaw rate, (N, 3).
+            asked: The same, (N, 3); none where a robot is to stand.
+            since_s: Since when, (N,).
+            free: Which robots follow commands, (N,).
+            fell: Whose episode ended in a failure, (N,).
+            dt: Time since the last step [s].
+        """
+        self._mean.add_((velocity - self._mean) * (dt / _MEAN_S))
+        still = asked.abs().sum(-1) == 0.0
+        settled = free & (since_s > _SETTLED_S)
+        moving, standing = (settled & ~still)[:, None], settled & still
+        mean = self._mean
+        self._sums += torch.cat(
+            (
+                (moving * (mean - asked).abs()).sum(0),
+                (moving * mean * asked).sum(0),
+                (moving * asked.square()).sum(0),
+                torch.stack(
+                    (
+                        moving.sum(),
+                        standing.sum(),
+                        (standing * mean[:, :2].norm(dim=-1)).sum(),
+                        free.sum() * dt,
+                        (free & fell).sum(),
+                    )
+                ),
+            )
+        )
+
+    def log(self) -> dict[str, Tensor]:
+        """Errors and gains by axis, speed where a robot is to stand, falls; begins anew.
+
+        A gain is 1 where a robot does on average what it is asked for, 0 where it does nothing.
+        NaN is what did not happen.
+        """
+        s = self._sums.clone()
+        self._sums.zero_()
+        moving, standing, drift, free_s, falls = s[9:]
+        log = {
+            "Free/still_speed": drift / standing,
+            "Free/falls_per_min": 60.0 * falls / free_s,
+        }
+        for i, axis in enumerate(AXES):
+            log[f"Free/error_{axis}"] = s[i] / moving
+            log[f"Free/gain_{axis}"] = s[3 + i] / s[6 + i]
+        return log

@@ -1,0 +1,352 @@
+"""The crab on its courses in Isaac Lab: the thin layer between the simulator and pure functions.
+
+Isaac Lab's managers call what is here; what is computed lies in `parkour`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import torch
+from krabby.robot.description import RobotDescription
+
+from krabby_trainer.errors import TrainerError
+from krabby_trainer.task import adapter
+from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
+from krabby_trainer.task.observations import GROUP_SIZES, NUM_JOINTS
+from krabby_trainer.task.parkour import (
+    CONTROL_STEP_S,
+    PUSH_EVERY,
+    START_HEIGHT_M,
+    Parkour,
+    StepFacts,
+)
+from krabby_trainer.task.randomisation import Bodies
+from krabby_trainer.task.terrain import Terrain
+
+adapter.require_isaaclab()
+
+import isaaclab.sim as sim_utils  # noqa: E402
+from isaaclab.envs import ManagerBasedRLEnv, ManagerBasedRLEnvCfg  # noqa: E402
+from isaaclab.managers import (  # noqa: E402
+    ActionTerm,
+    ActionTermCfg,
+    CurriculumTermCfg,
+    EventTermCfg,
+    ObservationGroupCfg,
+    ObservationTermCfg,
+    RewardTermCfg,
+    TerminationTermCfg,
+)
+from isaaclab.scene import InteractiveSceneCfg  # noqa: E402
+from isaaclab.sensors import ContactSensorCfg  # noqa: E402
+from isaaclab.terrains import TerrainGeneratorCfg, TerrainImporterCfg  # noqa: E402
+from isaaclab.utils import configclass  # noqa: E402
+
+if TYPE_CHECKING:
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+    from krabby_trainer.vision.cameras import Cameras
+
+__all__ = ["CONTROL_STEP_S", "ENV_IDS", "Parkour", "ParkourEnv", "StepFacts", "make_env"]
+
+Tensor = torch.Tensor
+
+ENV_IDS = {
+    "teacher": "Krabby-Parkour-Teacher-v0",
+    "student": "Krabby-Parkour-Student-v0",
+    "play": "Krabby-Parkour-Play-v0",
+}
+
+_LOG_EVERY = 24
+
+
+class ParkourEnv(ManagerBasedRLEnv):
+    """Isaac Lab's environment with `Parkour` behind its terms."""
+
+    parkour: Parkour
+
+    def load_managers(self) -> None:
+        if not self.cfg.parkour.physics.warn:
+            adapter.silence_solver()
+        adapter.spread_terrain_queries()
+        self.parkour = Parkour(self)
+        super().load_managers()
+        self.parkour.randomise_bodies()
+
+    def step(self, action: Tensor) -> Any:
+        """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
+        if self.common_step_counter % PUSH_EVERY == 0:
+            self.parkour.push()
+        result = super().step(action)
+        due = self.common_step_counter % _LOG_EVERY == 0
+        self.extras["log"] = self.extras.get("log", {}) | self.parkour.log() if due else {}
+        return result
+
+    @property
+    def facts(self) -> StepFacts:
+        """What happened in the last step; set `parkour.collect_facts` first."""
+        assert self.parkour.facts is not None
+        return self.parkour.facts
+
+    @property
+    def vision(self) -> Cameras | None:
+        """The robots' cameras; None where `camera.enabled` is false."""
+        return self.parkour.vision
+
+    def checkpoint_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs of the environment: the curriculum and every robot's body."""
+        state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}
+        state |= {f"body.{key}": value.cpu() for key, value in vars(self.parkour.bodies).items()}
+        return state
+
+    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
+        """Takes the levels over; with another number of robots, by repeating them."""
+        parkour = self.parkour
+        level = state["level"].to(self.device)
+        repeated = level.repeat(self.num_envs // len(level) + 1)[: self.num_envs]
+        parkour.level.copy_(repeated.clamp(max=parkour.terrain.levels - 1))
+        parkour.tile_level.copy_(parkour.level)
+        self.common_step_counter = int(state["steps"])
+        if len(level) == self.num_envs:
+            # An older checkpoint may lack what has been added since.
+            bodies = vars(parkour.bodies) | {
+                key.removeprefix("body."): value.to(self.device)
+                for key, value in state.items()
+                if key.startswith("body.")
+            }
+            parkour.bodies.copy_(Bodies(**bodies))
+            parkour.privileged.copy_(parkour.bodies.privileged(parkour.desc.masses.total))
+            parkour.randomise_bodies()
+        # Nobody has walked yet: what robots did before says nothing about the levels taken over.
+        self.episode_length_buf.zero_()
+        self.reset()
+
+
+# What the managers call. Terminations come first in a step, and the first of them takes it all in.
+
+
+def _fallen(env: ParkourEnv) -> Tensor:
+    env.parkour.after_physics()
+    return env.parkour.fallen
+
+
+def _sunk(env: ParkourEnv) -> Tensor:
+    return env.parkour.sunk
+
+
+def _left_lane(env: ParkourEnv) -> Tensor:
+    return env.parkour.left_lane
+
+
+def _completed(env: ParkourEnv) -> Tensor:
+    return env.parkour.completed
+
+
+def _time_out(env: ParkourEnv) -> Tensor:
+    return env.parkour.time_out
+
+
+def _reward(env: ParkourEnv, name: str) -> Tensor:
+    return env.parkour.reward_terms[name]
+
+
+def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
+    if isinstance(env_ids, Tensor):
+        env.parkour.advance_curriculum(env_ids.long())
+
+
+def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
+    ids = env_ids if isinstance(env_ids, Tensor) else torch.arange(env.num_envs, device=env.device)
+    env.parkour.reset(ids.long())
+
+
+def _observation(env: ParkourEnv, group: str) -> Tensor:
+    """The first group of a step observes for all of them."""
+    if group == "proprio":
+        env.parkour.observe()
+    return env.parkour.groups[group]
+
+
+class _GateAction(ActionTerm):
+    """Joint targets as the safety gate lets them through."""
+
+    @property
+    def action_dim(self) -> int:
+        return NUM_JOINTS
+
+    @property
+    def raw_actions(self) -> Tensor:
+        return self._env.parkour.action
+
+    @property
+    def processed_actions(self) -> Tensor:
+        return self._env.parkour.applied_target
+
+    def process_actions(self, actions: Tensor) -> None:
+        self._env.parkour.act(actions)
+
+    def apply_actions(self) -> None:
+        self._asset.actuators.target_command.set_position_index(
+            value=self._env.parkour.applied_target, full_data=True
+        )
+
+
+class _Generator:
+    """Hands Isaac Lab's importer the mesh and origins of a `Terrain`."""
+
+    def __init__(self, cfg: Any, device: str = "cpu") -> None:
+        self.cfg = cfg
+        self.terrain_mesh = cfg.terrain.mesh
+        self.terrain_origins = cfg.terrain.origins
+        self.flat_patches: dict[str, Tensor] = {}
+
+
+@configclass
+class _GeneratorCfg(TerrainGeneratorCfg):
+    class_type: Any = _Generator
+    terrain: Any = None
+    size: tuple[float, float] = (1.0, 1.0)
+    sub_terrains: dict = {}  # noqa: RUF012 - a configclass copies it
+
+
+@configclass
+class _GateActionCfg(ActionTermCfg):
+    class_type: type = _GateAction
+    asset_name: str = "robot"
+
+
+@configclass
+class _ActionsCfg:
+    joint_pos: Any = _GateActionCfg()
+
+
+@configclass
+class _SceneCfg(InteractiveSceneCfg):
+    terrain: Any = None
+    robot: Any = None
+    contact_forces: Any = ContactSensorCfg(
+        prim_path="{ENV_REGEX_NS}/Robot/.*", history_length=0, track_air_time=False
+    )
+
+
+@configclass
+class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
+    """Everything Isaac Lab wants to know, made from an `EnvCfg`."""
+
+    parkour: Any = None
+    terrain: Any = None
+    scene: Any = None
+    observations: Any = None
+    actions: Any = None
+    rewards: Any = None
+    terminations: Any = None
+    events: Any = None
+    curriculum: Any = None
+
+
+def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
+    """Isaac Lab's configuration for ours."""
+    desc = RobotDescription.load()
+    terrain = Terrain(cfg.terrain)
+    material = sim_utils.RigidBodyMaterialCfg(
+        static_friction=adapter.TERRAIN_FRICTION, dynamic_friction=adapter.TERRAIN_FRICTION
+    )
+    scene = _SceneCfg(num_envs=cfg.num_envs, env_spacing=2.5)
+    scene.robot = adapter.articulation_cfg(desc, base_height_m=START_HEIGHT_M)
+    scene.terrain = TerrainImporterCfg(
+        prim_path="/World/ground",
+        terrain_type="generator",
+        terrain_generator=_GeneratorCfg(terrain=terrain),
+        max_init_terrain_level=0,
+        physics_material=material,
+        visual_material=None,
+        debug_vis=False,
+    )
+    groups = {}
+    for name in GROUP_SIZES:
+        group = ObservationGroupCfg(concatenate_terms=True, enable_corruption=False)
+        group.term = ObservationTermCfg(func=_observation, params={"group": name})
+        groups[name] = group
+    weights = vars(cfg.reward)
+    rewards = {
+        name: RewardTermCfg(func=_reward, weight=float(weight), params={"name": name})
+        for name, weight in weights.items()
+        if weight != 0.0
+    }
+    env = _IsaacEnvCfg()
+    env.parkour, env.terrain = cfg, terrain
+    env.scene = scene
+    env.observations = groups
+    env.actions = _ActionsCfg()
+    env.rewards = rewards
+    env.terminations = {
+        "fell": TerminationTermCfg(func=_fallen),
+        "sunk": TerminationTermCfg(func=_sunk),
+        "left_lane": TerminationTermCfg(func=_left_lane),
+        "completed": TerminationTermCfg(func=_completed, time_out=True),
+        "time_out": TerminationTermCfg(func=_time_out, time_out=True),
+    }
+    env.events = {"put_back": EventTermCfg(func=_put_back, mode="reset")}
+    env.curriculum = {"levels": CurriculumTermCfg(func=_levels)}
+    env.sim.device = device
+    env.sim.dt = cfg.physics.step_s
+    env.sim.physics = adapter.physics_cfg(cfg.physics)
+    env.decimation = cfg.physics.decimation
+    env.sim.render_interval = env.decimation
+    env.episode_length_s = cfg.episode_s
+    env.seed = seed
+    return env
+
+
+def make_env(cfg: EnvCfg, *, device: str, seed: int) -> RslRlVecEnvWrapper:
+    """The environment as rsl-rl wants it.
+
+    Raises:
+        TrainerError: the configuration cannot be simulated.
+    """
+    from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
+
+    step = cfg.physics.step_s * cfg.physics.decimation
+    if abs(step - CONTROL_STEP_S) > 1e-9:
+        raise TrainerError(
+            f"env.physics: {cfg.physics.decimation} steps of {cfg.physics.step_s} s make {step} s; "
+            f"the control step is {CONTROL_STEP_S} s"
+        )
+    with _quiet():
+        env = ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=seed))
+        return RslRlVecEnvWrapper(env)
+
+
+@contextlib.contextmanager
+def _quiet():  # noqa: ANN202
+    """Isaac Lab prints a table of every manager; the resolved config says it all."""
+    logging.getLogger("isaaclab").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+def _register() -> None:
+    for name, make_cfg in (("teacher", teacher_env), ("student", student_env), ("play", play_env)):
+        if ENV_IDS[name] not in gymnasium.registry:
+            gymnasium.register(
+                id=ENV_IDS[name],
+                entry_point="krabby_trainer.task.isaac:_make_registered",
+                disable_env_checker=True,
+                kwargs={"make_cfg": make_cfg},
+            )
+
+
+def _make_registered(make_cfg: Any, env_cfg: EnvCfg | None = None, **options: Any) -> ParkourEnv:
+    """Behind `gymnasium.make`: `env_cfg`, `device` and `seed` may be given."""
+    cfg = env_cfg or make_cfg()
+    device = options.get("device", "cuda:0" if torch.cuda.is_available() else "cpu")
+    with _quiet():
+        return ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=int(options.get("seed", 0))))
+
+
+_register()

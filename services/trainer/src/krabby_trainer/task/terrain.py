@@ -1,0 +1,291 @@
+"""Many courses side by side: the ground that thousands of robots learn on.
+
+Tiles come from `krabby.course.courses`, the generator that the runtime's simulation uses. Rows are
+difficulties, columns are layouts. The mesh goes to the physics; heights are looked up in a raster
+made from the same boxes, edges and waypoints are exact.
+
+World frame: level 0 starts at x = 0, column 0 at y = 0; z up, ground at 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from krabby.course.boxes import BoxField
+from krabby.course.courses import (
+    COURSES,
+    EDGE_DISTANCE_M,
+    MAX_DIFFICULTY,
+    Course,
+    make_course,
+)
+from krabby.course.lanes import PIT_DEPTH_M, TILE_HALF_WIDTH_M
+
+from krabby_trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import trimesh
+    from numpy.typing import NDArray
+
+    from krabby_trainer.task.config import TerrainCfg
+
+__all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors"]
+
+CELL_M: Final = 0.05
+"""Cell of the height raster."""
+BORDER_M: Final = 6.0
+"""Level ground round all tiles."""
+_TILE_WIDTH_M: Final = 2.0 * TILE_HALF_WIDTH_M
+_SLAB_M: Final = 1.0
+
+
+class Terrain:
+    """The courses of a `TerrainCfg`, laid out."""
+
+    def __init__(self, cfg: TerrainCfg) -> None:
+        _check(cfg)
+        self.types = tuple(cfg.types)
+        self.levels, self.columns = cfg.levels, cfg.columns
+        self.type_id = _columns_of(cfg)
+        """Index into `types` of every column, (columns,)."""
+        self.difficulty = _difficulties(cfg)
+        """(levels, columns)."""
+        self.seeds = cfg.seed + np.arange(cfg.columns)[None] + 1000 * _row_seed(cfg)
+        """Seed of every course, (levels, columns)."""
+        self.courses = [
+            [
+                make_course(
+                    self.types[self.type_id[column]],
+                    float(self.difficulty[level, column]),
+                    int(self.seeds[level, column]),
+                    border_m=0.0,
+                )
+                for column in range(cfg.columns)
+            ]
+            for level in range(cfg.levels)
+        ]
+        longest = max(course.length_m for row in self.courses for course in row)
+        self.tile_length_m = CELL_M * float(np.ceil(longest / CELL_M))
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are; tile = level * columns + column."""
+        return self.levels * self.columns
+
+    def corner(self, level: int, column: int) -> NDArray[np.float64]:
+        """Where a course's own origin lies in the world, (3,) [m]."""
+        return np.array([level * self.tile_length_m, (column + 0.5) * _TILE_WIDTH_M, 0.0])
+
+    @cached_property
+    def origins(self) -> NDArray[np.float64]:
+        """Where robots start, on the ground, (levels, columns, 3) [m]."""
+        starts = np.zeros((self.levels, self.columns, 3))
+        for level, row in enumerate(self.courses):
+            for column, course in enumerate(row):
+                starts[level, column] = self.corner(level, column)
+                starts[level, column, :2] += course.spawn[:2]
+        return starts
+
+    @cached_property
+    def mesh(self) -> trimesh.Trimesh:
+        """All boxes, what fills the tiles up to one length, and the border."""
+        import trimesh
+
+        parts = [
+            course.to_trimesh().apply_translation(self.corner(level, column))
+            for level, row in enumerate(self.courses)
+            for column, course in enumerate(row)
+        ]
+        parts += [_slab(*rectangle) for rectangle in self._filling()]
+        mesh: Any = trimesh.util.concatenate(parts)
+        mesh.visual = trimesh.visual.ColorVisuals(mesh)
+        return mesh
+
+    @cached_property
+    def raster(self) -> NDArray[np.float32]:
+        """Height of the ground at cell centres [m], tiles only."""
+        rows = round(self.tile_length_m / CELL_M)
+        across = round(_TILE_WIDTH_M / CELL_M)
+        raster = np.zeros((self.levels * rows, self.columns * across), np.float32)
+        for level, row in enumerate(self.courses):
+            for column, course in enumerate(row):
+                tile = raster[
+                    level * rows : (level + 1) * rows, column * across : (column + 1) * across
+                ]
+                _rasterise(course, tile)
+        return raster
+
+    def to(self, device: str | torch.device) -> TerrainTensors:
+        """What rewards, observations and metrics look up, on `device`."""
+        flat = [
+            (course, self.corner(level, column))
+            for level, row in enumerate(self.courses)
+            for column, course in enumerate(row)
+        ]
+        edges = [course.edges + corner for course, corner in flat]
+        most = max(1, *(len(e) for e in edges))
+        padded = np.full((self.tiles, most, 2, 3), 1e6)
+        for tile, segments in enumerate(edges):
+            padded[tile, : len(segments)] = segments
+
+        def tensor(array: NDArray[np.float64] | list[float]) -> torch.Tensor:
+            return torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
+
+        return TerrainTensors(
+            raster=torch.as_tensor(self.raster, device=device),
+            waypoints=tensor(np.stack([course.waypoints + corner for course, corner in flat])),
+            spawn=tensor(np.stack([corner[:2] + course.spawn[:2] for course, corner in flat])),
+            lane_y=tensor([float(corner[1]) for _, corner in flat]),
+            edges=tensor(padded),
+            pit_entry_z=tensor([course.pit_entry_z for course, _ in flat]),
+            type_id=torch.as_tensor(np.tile(self.type_id, self.levels), device=device),
+            difficulty=tensor(self.difficulty.ravel()),
+            seed=torch.as_tensor(self.seeds.ravel(), device=device),
+        )
+
+    def _filling(self) -> list[tuple[float, float, float, float]]:
+        """Rectangles (x0, x1, y0, y1) of level ground beyond short tiles and round everything."""
+        width, length = self.columns * _TILE_WIDTH_M, self.levels * self.tile_length_m
+        b = BORDER_M
+        rectangles = [
+            (-b, 0.0, -b, width + b),
+            (length, length + b, -b, width + b),
+            (0.0, length, -b, 0.0),
+            (0.0, length, width, width + b),
+        ]
+        for level, row in enumerate(self.courses):
+            for column, course in enumerate(row):
+                if course.length_m < self.tile_length_m - 1e-6:
+                    x, y, _ = self.corner(level, column)
+                    rectangles.append(
+                        (
+                            x + course.length_m,
+                            x + self.tile_length_m,
+                            y - TILE_HALF_WIDTH_M,
+                            y + TILE_HALF_WIDTH_M,
+                        )
+                    )
+        return rectangles
+
+
+@dataclass(frozen=True)
+class TerrainTensors:
+    """The terrain on one device. T tiles; tile = level * columns + column."""
+
+    raster: torch.Tensor
+    """Heights at cell centres [m]."""
+    waypoints: torch.Tensor
+    """(T, 8, 3) [m], world frame."""
+    spawn: torch.Tensor
+    """(T, 2) [m], world frame."""
+    lane_y: torch.Tensor
+    """Middle of the lane, (T,) [m]."""
+    edges: torch.Tensor
+    """(T, M, 2, 3) [m], padded with segments that are far away."""
+    pit_entry_z: torch.Tensor
+    """(T,) [m]."""
+    type_id: torch.Tensor
+    """(T,)."""
+    difficulty: torch.Tensor
+    """(T,)."""
+    seed: torch.Tensor
+    """(T,)."""
+
+    def height_at(self, xy: torch.Tensor) -> torch.Tensor:
+        """Ground height [m] of points (..., 2) [m]; 0 beyond the tiles."""
+        cell = torch.floor(xy / CELL_M).long()
+        rows, columns = self.raster.shape
+        ix, iy = cell[..., 0], cell[..., 1]
+        inside = (ix >= 0) & (ix < rows) & (iy >= 0) & (iy < columns)
+        index = ix.clamp(0, rows - 1) * columns + iy.clamp(0, columns - 1)
+        return torch.where(inside, self.raster.reshape(-1)[index], 0.0)
+
+    def feet_on_edge(self, tile: torch.Tensor, soles_w: torch.Tensor) -> torch.Tensor:
+        """Which soles (N, F, 3) lie within `EDGE_DISTANCE_M` of an edge of their tile, (N, F)."""
+        segments = self.edges[tile]
+        start, along = segments[:, :, 0], segments[:, :, 1] - segments[:, :, 0]
+        offset = soles_w[:, :, None] - start[:, None]
+        length_sq = along.square().sum(-1).clamp(min=1e-12)
+        t = ((offset * along[:, None]).sum(-1) / length_sq[:, None]).clamp(0.0, 1.0)
+        off = offset - t[..., None] * along[:, None]
+        return (off.square().sum(-1) < EDGE_DISTANCE_M**2).any(-1)
+
+    def in_pit(self, tile: torch.Tensor, points_w: torch.Tensor) -> torch.Tensor:
+        """Which points (N, P, 3) have sunk into a pit of their tile, (N, P)."""
+        sunk = points_w[..., 2] < self.pit_entry_z[tile][:, None]
+        return sunk & (self.height_at(points_w[..., :2]) < -0.5 * PIT_DEPTH_M)
+
+
+def _check(cfg: TerrainCfg) -> None:
+    unknown = [name for name in cfg.types if name not in COURSES]
+    if unknown or not cfg.types:
+        raise ConfigError(
+            f"env.terrain.types names {unknown or 'nothing'}; choose from {', '.join(COURSES)}"
+        )
+    if len(cfg.shares) != len(cfg.types) or min(cfg.shares) <= 0.0:
+        raise ConfigError(
+            f"env.terrain.shares = {list(cfg.shares)}; give one positive number for each of "
+            f"{list(cfg.types)}"
+        )
+    if cfg.levels < 1 or cfg.columns < len(cfg.types):
+        raise ConfigError(
+            f"env.terrain has {cfg.levels} levels and {cfg.columns} columns; give at least 1 level "
+            f"and a column for each of the {len(cfg.types)} types"
+        )
+    if not 0.0 <= cfg.difficulty_low <= cfg.difficulty_high <= MAX_DIFFICULTY:
+        raise ConfigError(
+            f"env.terrain difficulty from {cfg.difficulty_low} to {cfg.difficulty_high}; "
+            f"give a range within 0 to {MAX_DIFFICULTY}"
+        )
+
+
+def _columns_of(cfg: TerrainCfg) -> NDArray[np.int64]:
+    """Type of every column: each type once, the rest by the largest share not yet served."""
+    shares = np.array(cfg.shares) / sum(cfg.shares)
+    counts = np.ones(len(shares), np.int64)
+    while counts.sum() < cfg.columns:
+        counts[np.argmax(shares * cfg.columns - counts)] += 1
+    return np.repeat(np.arange(len(shares)), counts)
+
+
+def _row_seed(cfg: TerrainCfg) -> NDArray[np.int64]:
+    return np.arange(cfg.levels)[:, None]
+
+
+def _difficulties(cfg: TerrainCfg) -> NDArray[np.float64]:
+    low, high = cfg.difficulty_low, cfg.difficulty_high
+    if cfg.random_difficulty:
+        rng = np.random.Generator(np.random.PCG64(cfg.seed))
+        return rng.uniform(low, high, (cfg.levels, cfg.columns)).round(3)
+    rows = np.linspace(low, high, cfg.levels) if cfg.levels > 1 else np.array([high])
+    return np.repeat(rows.round(6)[:, None], cfg.columns, axis=1)
+
+
+def _rasterise(course: Course, tile: NDArray[np.float32]) -> None:
+    """Write the course's heights into `tile`, which starts at x = 0, y = -half width."""
+    solid = round(course.length_m / CELL_M)
+    tile[:solid] = -PIT_DEPTH_M
+    tile[solid:] = 0.0
+    for box in course.boxes:
+        low, high = box.corners[:, :2].min(axis=0), box.corners[:, :2].max(axis=0)
+        low[1] += TILE_HALF_WIDTH_M
+        high[1] += TILE_HALF_WIDTH_M
+        first = np.clip(np.ceil(low / CELL_M - 0.5 - 1e-6).astype(int), 0, tile.shape)
+        last = np.clip(np.floor(high / CELL_M - 0.5 + 1e-6).astype(int) + 1, 0, tile.shape)
+        x = (np.arange(first[0], last[0]) + 0.5) * CELL_M
+        y = (np.arange(first[1], last[1]) + 0.5) * CELL_M - TILE_HALF_WIDTH_M
+        top = BoxField([box], void_height=-PIT_DEPTH_M).height_at(x[:, None], y[None])
+        part = tile[first[0] : last[0], first[1] : last[1]]
+        np.maximum(part, top, out=part, casting="same_kind")
+
+
+def _slab(x0: float, x1: float, y0: float, y1: float) -> trimesh.Trimesh:
+    """Level ground over a rectangle."""
+    import trimesh
+
+    slab = trimesh.creation.box(extents=(x1 - x0, y1 - y0, _SLAB_M))
+    return slab.apply_translation(((x0 + x1) / 2, (y0 + y1) / 2, -_SLAB_M / 2))
