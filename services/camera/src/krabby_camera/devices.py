@@ -42,9 +42,9 @@ class DepthDevice(Protocol):
 
     name: str
     """For logs."""
-    gaps: int
+    gaps: int = 0
     """Exposures lost on the way, running total."""
-    invalid: int
+    invalid: int = 0
     """Exposures that arrived damaged, running total."""
 
     def open(self) -> Mapping[str, object]:

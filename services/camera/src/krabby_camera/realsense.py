@@ -33,7 +33,7 @@ class RealSenseCamera(DepthDevice):
 
     def __init__(
         self,
-        cfg: "RealSenseCfg",
+        cfg: RealSenseCfg,
         camera: CameraModel,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -48,8 +48,6 @@ class RealSenseCamera(DepthDevice):
         self._resample: Resampler | None = None
         self._heard_ns = 0
         self._number: int | None = None
-        self.gaps = 0
-        self.invalid = 0
 
     def open(self) -> Mapping[str, object]:
         rs, cfg = self._rs, self._cfg

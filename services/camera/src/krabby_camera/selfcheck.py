@@ -1,13 +1,13 @@
-"""Whether the camera sees the ground where its mount says it must be.
+"""Whether the camera sees the ground where its mount puts it.
 
 On level ground the reciprocal of depth is an affine function of the pixel, 1 / z = (n / h) . t with
 the ray t = (right, down, 1), the normal n from the camera to the ground and the height h. So a
-plane is fitted by linear least squares, and what it says about the camera's pitch, roll and height
-is compared with `robot.toml`'s mount, the orientation that the robot measures and the feet it
-stands on. A pitch error of 2 degrees moves ground that is 2 m away by 7 cm: half a step.
+plane is fitted by linear least squares; pitch, roll and height of the camera are compared with
+`robot.toml`'s mount, the measured orientation and the feet. A pitch error of 2 degrees moves ground
+that is 2 m away by 7 cm: half a step.
 
-`SelfCheck` does so for some frames and takes the medians. It assumes that the camera sees mostly
-ground that is flat and level: put the robot on a floor, facing away from walls.
+`SelfCheck` takes the medians of some frames. The camera must see mostly flat and level ground: put
+the robot on a floor, facing away from walls.
 """
 
 import math
@@ -42,7 +42,7 @@ class Ground(NamedTuple):
     """A plane seen by the camera."""
 
     pitch_rad: float
-    """How far the optical axis points below the plane's horizon."""
+    """Of the optical axis below the plane's horizon."""
     roll_rad: float
     """Positive when the camera leans to its right."""
     height_m: float
@@ -54,14 +54,13 @@ class Ground(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What the robot itself says about its camera and level ground."""
+    """Pose of the camera over level ground by the robot's own measurements."""
 
     pitch_rad: float
     roll_rad: float
     height_m: float | None
-    """None when nobody knows the pose."""
+    """None while the pose is unknown."""
     source: str
-    """Where that comes from."""
 
 
 class Report(NamedTuple):
@@ -160,14 +159,11 @@ class SelfCheck:
     """Compares some frames with the prediction; without `state` the robot is taken to be level."""
 
     def __init__(
-        self,
-        cfg: "SelfCheckCfg",
-        desc: RobotDescription,
-        state_endpoint: str,
-        clock: Callable[[], int],
+        self, cfg: SelfCheckCfg, desc: RobotDescription, states: str, clock: Callable[[], int]
     ) -> None:
+        """`states` is the endpoint of the stream `state`."""
         self._cfg, self._desc, self._clock = cfg, desc, clock
-        self._states: LatestSubscriber | None = LatestSubscriber(state_endpoint, STATE)
+        self._states: LatestSubscriber | None = LatestSubscriber(states, STATE)
         self._first_ns: int | None = None
         self._reports: list[Report] = []
         self._frames = 0
@@ -184,12 +180,8 @@ class SelfCheck:
         if message is None and now_ns - self._first_ns < self._cfg.state_wait_s * 1e9:
             return False
         self._frames += 1
-        state = None if message is None else unpack(STATE, message.payload)
-        expected = expect(
-            self._desc,
-            None if state is None else state["base_quat_w"],
-            None if state is None else state["joint_pos"],
-        )
+        state = {} if message is None else unpack(STATE, message.payload)
+        expected = expect(self._desc, state.get("base_quat_w"), state.get("joint_pos"))
         self._source = expected.source
         ground = fit_ground(depth, self._desc.camera)
         if ground is not None and ground.inliers >= _MIN_INLIERS:
@@ -237,7 +229,7 @@ def _median(reports: list[Report]) -> Report:
     return Report(*(float(np.median(column)) if column else None for column in known))  # pyright: ignore[reportArgumentType]
 
 
-def _problems(report: Report, cfg: "SelfCheckCfg", camera: CameraModel) -> tuple[str, ...]:
+def _problems(report: Report, cfg: SelfCheckCfg, camera: CameraModel) -> tuple[str, ...]:
     problems: list[str] = []
     pitch, roll = math.degrees(report.pitch_error_rad), math.degrees(report.roll_error_rad)
     if abs(pitch) > cfg.max_pitch_deg:

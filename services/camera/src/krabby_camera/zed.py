@@ -29,7 +29,7 @@ from krabby.robot import rotations
 from krabby.robot.description import CameraModel
 
 from krabby_camera.config import ZedCfg
-from krabby_camera.devices import Shot
+from krabby_camera.devices import DepthDevice, Shot
 from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
 
@@ -72,13 +72,13 @@ _HINTS: Final = {
 """The same for what may heal."""
 
 
-class ZedCamera:
+class ZedCamera(DepthDevice):
     """A ZED Mini as a `DepthDevice`; gives images of the robot's `camera`."""
 
     name = "ZED camera"
 
     def __init__(
-        self, cfg: "ZedCfg", camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
+        self, cfg: ZedCfg, camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._sl = _load_sdk()
         self._cfg, self._camera, self._clock = cfg, camera, clock
@@ -91,8 +91,6 @@ class ZedCamera:
         self._lost_before = 0
         self._rebooting_ns: int | None = None
         self._imu: _ImuRelay | None = None
-        self.gaps = 0
-        self.invalid = 0
 
     def open(self) -> Mapping[str, object]:
         sl, cfg = self._sl, self._cfg
@@ -288,7 +286,7 @@ def _load_sdk() -> Any:
 
 
 def _open_imu(
-    cfg: "ZedCfg", sl: Any, camera: CameraModel, clock: Callable[[], int]
+    cfg: ZedCfg, sl: Any, camera: CameraModel, clock: Callable[[], int]
 ) -> _ImuRelay | None:
     if not cfg.imu_listen:
         return None

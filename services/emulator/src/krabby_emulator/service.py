@@ -204,18 +204,11 @@ class RobotEmulator:
         return {"ok": True, **self._status(now_ns)}
 
     def _inject(self, request: JsonObject, now_ns: int) -> None:
-        value = request.get("value")
-        for_s = request.get("for_s", 0.0)
+        value, for_s = request.get("value"), request.get("for_s", 0.0)
         if not isinstance(for_s, int | float) or not isinstance(value, int | float | None):
             raise FaultRefused(f"for_s {for_s!r} and value {value!r} must be numbers")
-        self.robot.inject(
-            str(request.get("kind", "")),
-            now_ns,
-            joint=str(request.get("joint") or ""),
-            bus=str(request.get("bus") or ""),
-            for_s=float(for_s),
-            value=None if value is None else float(value),
-        )
+        kind, joint, bus = (str(request.get(name) or "") for name in ("kind", "joint", "bus"))
+        self.robot.inject(kind, now_ns, joint=joint, bus=bus, for_s=for_s, value=value)
 
     def _status(self, now_ns: int) -> dict[str, Any]:
         robot, bank = self.robot, self.robot.bank

@@ -10,15 +10,14 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
-import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from krabby.config import Config, Text, parse, read_toml
 from krabby.drivers.can.codec import Command
-from krabby.drivers.can.hardware import HardwareDescription, tables_of
+from krabby.drivers.can.hardware import HardwareDescription, with_joints
 from krabby.drivers.can.types import DriveTargets
 from krabby.drivers.errors import HardwareError
 from krabby.robot.description import RobotDescription
@@ -69,11 +68,8 @@ class Calibration:
         names = tuple(drive.joint for drive in hardware.drives)
         advice = "calibrate this robot first"
         values, lines = read_toml(path, error=HardwareError, advice=advice)
-        joints = tables_of(names, _Joint)
-        cfg = msgspec.defstruct(
-            "CalibrationFile", [("joints", joints)], bases=(_File,), frozen=True, kw_only=True
-        )
-        file: Any = parse(cfg, values, source=str(path), lines=lines, error=HardwareError)
+        cfg = with_joints(_File, names, _Joint)
+        file = parse(cfg, values, source=str(path), lines=lines, error=HardwareError)
         if file.robot != hardware.robot:
             raise HardwareError(
                 f"{path}: robot is {file.robot!r}; expected {hardware.robot!r}: calibrate again"

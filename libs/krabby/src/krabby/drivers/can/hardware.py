@@ -23,7 +23,7 @@ from krabby.drivers.errors import HardwareError
 from krabby.robot.assets import robot_dir
 from krabby.robot.description import RobotDescription
 
-__all__ = ["BusSpec", "HardwareDescription", "JointDrive", "tables_of"]
+__all__ = ["BusSpec", "HardwareDescription", "JointDrive", "with_joints"]
 
 _INTERFACES: Final = ("socketcan", "udp_multicast", "virtual")
 _MULTICAST_GROUP: Final = "239.74.163.{number}"
@@ -145,10 +145,12 @@ class _File(Config, frozen=True, kw_only=True):
         check(bool(self.buses), "buses", self.buses, "at least one table in it")
 
 
-def tables_of(names: tuple[str, ...], table: type[Config]) -> type[Any]:
-    """A table that has exactly one `table` under each name."""
+def with_joints(file: type[Config], names: tuple[str, ...], table: type[Config]) -> type[Any]:
+    """The file's tables and `joints`, with exactly one `table` under each joint's name."""
+    kind: dict[str, Any] = {"frozen": True, "kw_only": True}
     fields = [(name, table) for name in names]
-    return msgspec.defstruct("Tables", fields, bases=(Config,), frozen=True, kw_only=True)
+    joints = msgspec.defstruct("Joints", fields, bases=(Config,), **kind)
+    return msgspec.defstruct(file.__name__, [("joints", joints)], bases=(file,), **kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,11 +184,8 @@ class HardwareDescription:
         lines: Mapping[str, int] | None = None,
     ) -> Self:
         """Check the parsed tables; errors name `source` and the line of a key."""
-        joints = tables_of(desc.joint_names, DriveTable)
-        cfg = msgspec.defstruct(
-            "HardwareFile", [("joints", joints)], bases=(_File,), frozen=True, kw_only=True
-        )
-        file: Any = parse(cfg, values, source=source, lines=lines, error=HardwareError)
+        cfg = with_joints(_File, desc.joint_names, DriveTable)
+        file = parse(cfg, values, source=source, lines=lines, error=HardwareError)
         if file.robot != desc.name:
             raise HardwareError(
                 f"{source}: robot is {file.robot!r}; expected {desc.name!r}, as in robot.toml"

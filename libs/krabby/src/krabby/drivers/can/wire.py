@@ -161,8 +161,6 @@ class Wire:
         request = Request(kind, self._drives[joint].can_id, parameter, value)
         return message_of(self.bus_of[joint].codec.request(request))
 
-    # --- sending ---------------------------------------------------------------------------
-
     def begin_cycle(self) -> None:
         """From now on replies to earlier commands are late."""
         self.cycle_ns = self._clock_ns()
@@ -223,8 +221,6 @@ class Wire:
 
     def _excuse(self, joint: int, sent_ns: int) -> None:
         self.ids.excuse(self._drives[joint].bus, self._drives[joint].can_id, sent_ns)
-
-    # --- receiving -------------------------------------------------------------------------
 
     def gather(self, deadline_ns: int) -> None:
         """Read until all commands of this cycle are answered, or until `deadline_ns`."""
