@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 _BACKOFF_S = (0.5, 8.0)
 _CLOSE_S = 1.5
-"""How long a camera has to let go: a grab takes a second at most."""
+"""How long closing a camera may take: a grab takes a second at most."""
 
 
 class Shot(NamedTuple):
@@ -115,7 +115,7 @@ class DeviceSource(FrameSource):
         self._stop.set()
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():  # in the SDK, which may take minutes: it is left behind
-            log.warning("the camera does not let go", device=self._device.name, doing=self.doing)
+            log.warning("camera does not close", device=self._device.name, doing=self.doing)
             return
         self._device.release()
 

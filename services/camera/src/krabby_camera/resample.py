@@ -1,7 +1,7 @@
 """From a real camera's depth to the image that `robot.toml`'s camera would have taken.
 
-Both are pinholes looking along the same axis, so a pixel of one is a pixel of the other, whatever
-the distance: only focal lengths and principal points differ. Depth along the optical axis stays as
+Both are pinholes looking along the same axis, so a pixel of one is a pixel of the other, at any
+distance: only focal lengths and principal points differ. Depth along the optical axis stays as
 it is. Each pixel takes the nearest reading: training renders points too, and a mean across an edge
 would invent a distance at which there is nothing.
 """

@@ -70,7 +70,7 @@ class Report(NamedTuple):
     roll_error_rad: float
     height_error_m: float | None
     hfov_rad: float | None
-    """Horizontal field of view that would explain the picture if pose and mount's height hold."""
+    """Horizontal field of view that would explain the image if pose and mount's height hold."""
     inliers: float
 
 
@@ -134,7 +134,7 @@ def expect(
 
 
 def compare(ground: Ground, expected: Expected, camera: CameraModel) -> Report:
-    """How the picture differs from the prediction."""
+    """How the image differs from the prediction."""
     height = expected.height_m
     return Report(
         pitch_error_rad=ground.pitch_rad - expected.pitch_rad,
@@ -254,7 +254,7 @@ def _problems(report: Report, cfg: SelfCheckCfg, camera: CameraModel) -> tuple[s
         hfov, wanted = math.degrees(report.hfov_rad), math.degrees(camera.hfov_rad)
         if abs(hfov - wanted) > cfg.max_hfov_deg:
             problems.append(
-                f"the picture looks like a field of view of {hfov:.0f} deg, not {wanted:.0f}: "
+                f"the image looks like a field of view of {hfov:.0f} deg, not {wanted:.0f}: "
                 "check resolution and calibration of the camera"
             )
     return tuple(problems)

@@ -178,9 +178,9 @@ class CameraService:
             features = maker.make(image, frame)
         except FrameDropped as drop:
             self._count_drop(drop)
-            maker.idle()  # states go on while frames are withheld, and one may be a reset
+            maker.idle()  # states come while frames are withheld, and one may be a reset
             if drop.reason == "frozen":
-                maker.forget()  # it remembers half a second of a picture that was none
+                maker.forget()  # it remembers half a second of a frozen image
             if lockstep:
                 self._answer_again(publisher, maker, frame)
             return
@@ -203,7 +203,7 @@ class CameraService:
     def _answer_again(self, publisher: Publisher, maker: FeatureMaker, frame: Message) -> None:
         """Lock-step waits for an answer to every frame, also to one that gives no features.
 
-        That is the last features, with the capture time of their own picture; NaN without any.
+        That is the last features, with the capture time of their own image; NaN without any.
         """
         if self._answer is None:
             nothing = np.full(maker.size, np.nan, np.float32)
@@ -240,7 +240,7 @@ class _Answer(NamedTuple):
 
     features: NDArray[np.float32]
     capture_ns: int
-    """Of the picture they show."""
+    """Of their image."""
     frame_ns: int
     """Capture time of the newest frame that they answer."""
     flags: int
@@ -255,7 +255,7 @@ _COUNTERS: dict[str, Any] = {
 
 
 class _Watch:
-    """Notices a camera that falls silent or shows the same picture for ever.
+    """Notices a camera that falls silent or repeats one image.
 
     A frozen camera with fresh stamps looks healthy to everybody behind it. Frames whose content
     has not changed for a while are therefore withheld; the game loop then sees its features age.

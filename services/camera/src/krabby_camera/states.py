@@ -56,7 +56,7 @@ class StateTrack(LatestSubscriber):
             self._states.append(message)
 
     def wait_for(self, capture_ns: int, timeout_s: float) -> None:
-        """In lock-step the state of a picture's moment may be on its way: wait for it."""
+        """In lock-step the state of an image's moment may be on its way: wait for it."""
         deadline = time.monotonic() + timeout_s
         self.update()
         while not self._states or self._states[-1].capture_ns < capture_ns:

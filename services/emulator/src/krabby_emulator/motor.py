@@ -53,7 +53,7 @@ class DriveBank:
         self.faults = np.zeros(count, np.uint32)
         """Latched `DriveFault` bits, kept until they are cleared."""
         self.timeout_ns = np.zeros(count, np.int64)
-        """Silence after which a drive lets go; 0 for never."""
+        """Silence after which a drive switches itself off; 0 for never."""
         self.torque_limit = desc.peak_torque.copy()
         """What a parameter write allowed [N·m]."""
         self.command_ns = np.zeros(count, np.int64)
@@ -61,7 +61,7 @@ class DriveBank:
         self.ready_ns = np.zeros(count, np.int64)
         """A drive that reboots is deaf and mute until then."""
         self.rebooted = list(range(count))
-        """Drives that woke up and have not counted their turns yet; whoever reads it empties it."""
+        """Drives that woke up and have not counted their turns yet; the reader empties it."""
         self.winding_c = np.full(count, drive.ambient_c)
         self.housing_c = np.full(count, drive.ambient_c)
         self.supply_v = supply.voltage

@@ -1,9 +1,8 @@
-"""Keeping a drive's torque within a limit by what the command frame says.
+"""Keeps a drive's torque within a limit by the gains of the command frame.
 
-The drive computes kp (pos* - pos) + kd (vel* - vel) + torque* by itself, some thousand times a
-second, so a limit can be kept from outside only for the newest reading; what the joint moves until
-the next frame is what it can be exceeded by. Where a make has a torque limit of its own, that one
-holds in between.
+The drive computes kp (pos* - pos) + kd (vel* - vel) + torque* some thousand times a second, so a
+limit can be kept from outside only for the newest reading; the motion until the next frame may
+exceed it. Where a make has its own torque limit, that one holds in between.
 """
 
 import numpy as np

@@ -143,7 +143,7 @@ class DriveHealth:
         # While it moves, the torque answers to where it was a reading ago: count from its stop.
         stopped = still & self._was_moving
         self._torque_then[stopped] = torque[stopped]
-        # What carries load is held by the ground, and what has just been let go may lie on it
+        # A loaded leg is held by the ground, and one that was just released may lie on it
         # already: count from when it last did or was.
         held = still & (self.carrying | ~holding)
         self._free_torque[held | stopped] = torque[held | stopped]

@@ -121,10 +121,10 @@ class _Line:
 
 
 class SerialImu:
-    """A VN-100, read by a thread of its own.
+    """A VN-100, read by its own thread.
 
     A lost connection is made again, with all settings, for as long as the object is open; meanwhile
-    `latest` gives the last sample, whose age says so, and `last_error` the reason.
+    `latest` returns the last sample, however old, and `last_error` has the reason.
 
     Args:
         port: Device, pty or pyserial URL.

@@ -22,7 +22,7 @@ _MAX_PENDING = 4096
 
 
 class Vn100Device:
-    """Registers, commands and output of the sensor; bytes in, bytes out, no clock of its own.
+    """Registers, commands and output of the sensor; bytes in, bytes out, without a clock.
 
     Answers every command in the order it came. Knows the registers that `SerialImu` uses, and of
     the binary outputs only our message; anything else is refused as the sensor refuses it.
@@ -68,7 +68,7 @@ class Vn100Device:
             return b""
         period_ns = round(1e9 / rate_hz)
         late_ns = now_ns - self._due_ns
-        # a quarter of a period for jitter: whoever measures at 200 Hz sends at 200 Hz
+        # a quarter of a period for jitter: 200 Hz of samples are sent at 200 Hz
         if -period_ns <= late_ns < -period_ns // 4:
             return b""
         on_grid = abs(late_ns) <= period_ns
