@@ -14,7 +14,7 @@ from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
 from numpy.typing import NDArray
 
-from krabby_emulator.config import EmulatorCfg, ImuCfg
+from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.faults import Fault, FaultBoard
 from krabby_emulator.motor import DriveBank, Law
 
@@ -46,7 +46,9 @@ class EmulatedRobot(Stage):
         self.world.set_friction(cfg.drive.coulomb_friction, cfg.drive.viscous_friction)
         self.bank = DriveBank(desc, cfg.drive, cfg.supply, seed=cfg.seed)
         self.board = FaultBoard(desc.joint_names, buses, bus_of)
-        self._imu = _ImuFlaws(cfg.imu, cfg.seed)
+        self._imu = cfg.imu
+        self._imu_random = np.random.default_rng((cfg.seed, 1))
+        self._gyro_bias = cfg.imu.gyro_bias * self._imu_random.standard_normal(3)
         self._law: Law | None = None
         """What the physics was told last."""
         self.limit_excess = np.full(len(desc.joint_names), -np.inf)
@@ -84,7 +86,7 @@ class EmulatedRobot(Stage):
         self.watch(now_ns, self.bank.target_pos if holding else None)
         if self.board.imu_silent:
             return None
-        return self._imu.disturb(self._measured, now_ns, self.board.imu_roll)
+        return self._disturbed(self._measured, now_ns)
 
     def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
         """Break something; see `FaultBoard.inject`."""
@@ -121,23 +123,15 @@ class EmulatedRobot(Stage):
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
 
-
-class _ImuFlaws:
-    """Noise and bias of the IMU; seeded."""
-
-    def __init__(self, cfg: ImuCfg, seed: int) -> None:
-        self._cfg = cfg
-        self._random = np.random.default_rng((seed, 1))
-        self._bias = cfg.gyro_bias * self._random.standard_normal(3)
-
-    def disturb(self, measured: Measurement, now_ns: int, roll: float) -> ImuSample:
-        cfg = self._cfg
-        noise = self._random.standard_normal((3, 3))
+    def _disturbed(self, measured: Measurement, now_ns: int) -> ImuSample:
+        """What the IMU reports: noise, bias and an injected roll."""
+        cfg = self._imu
+        noise = self._imu_random.standard_normal((3, 3))
         turn = cfg.attitude_noise * noise[0]
-        turn[0] += roll
+        turn[0] += self.board.imu_roll
         return ImuSample(
             rotations.normalize(rotations.mul(measured.base_quat_w, rotations.from_euler(*turn))),
-            measured.base_ang_vel_b + self._bias + cfg.gyro_noise * noise[1],
+            measured.base_ang_vel_b + self._gyro_bias + cfg.gyro_noise * noise[1],
             measured.base_lin_acc_b + cfg.accelerometer_noise * noise[2],
             now_ns,
             cfg.temperature_c,

@@ -203,10 +203,8 @@ class SerialImu:
         """Take samples until told to stop; raises when there is nothing to take any more."""
         heard_ns = self._clock()
         while not self._stop.is_set():
-            for message, first_byte_ns in line.read(0.1):
-                if isinstance(message, vn.Measurement):
-                    self._take(message, first_byte_ns)
-                    heard_ns = self._clock()
+            if self._take(line, 0.1):
+                heard_ns = self._clock()
             if self._clock() - heard_ns > _SILENT_S * 1e9:
                 raise ImuError(f"the IMU on {self._port} stopped sending; it is set up again")
 
@@ -297,21 +295,22 @@ class SerialImu:
     def _await_first(self, line: _Line) -> bool:
         deadline_ns = self._clock() + round(_FIRST_SAMPLE_S * 1e9)
         while (left_ns := deadline_ns - self._clock()) > 0:
-            for message, first_byte_ns in line.read(left_ns * 1e-9):
-                if isinstance(message, vn.Measurement):
-                    self._take(message, first_byte_ns)
-                    return True
+            if self._take(line, left_ns * 1e-9):
+                return True
         return False
 
-    def _take(self, measurement: vn.Measurement, first_byte_ns: int) -> None:
-        stamp_ns = self._clock_map(measurement.time_startup_ns, first_byte_ns)
-        self._latest = ImuSample(
-            *self._mount.to_base(*measurement[1:4]), stamp_ns, measurement.temperature_c
-        )
-        counters = self.counters
-        counters.received += 1
+    def _take(self, line: _Line, timeout_s: float) -> bool:
+        """Take the measurements that come; returns whether there were any."""
+        before, counters = self.counters.received, self.counters
+        for message, first_byte_ns in line.read(timeout_s):
+            if isinstance(message, vn.Measurement):
+                stamp_ns = self._clock_map(message.time_startup_ns, first_byte_ns)
+                base = self._mount.to_base(*message[1:4])
+                self._latest = ImuSample(*base, stamp_ns, message.temperature_c)
+                counters.received += 1
         counters.bad_checksums = self._parser.bad_checksums
         counters.skipped_bytes = self._parser.skipped_bytes
+        return counters.received > before
 
 
 def _answers(reply: vn.Reply, command: tuple[str, ...]) -> bool:
