@@ -9,7 +9,6 @@ import math
 import socket
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -49,7 +48,7 @@ class FakeDrive:
     lose_next: int = 0
     """This many replies are lost from now on."""
     delay_s: float = 0.0
-    """Of its replies, on top of the bus's own."""
+    """Of its replies, for a test's own bus."""
     stuck: bool = False
     """The encoder does not move."""
     ignores_enable: bool = False
@@ -179,20 +178,11 @@ class FakeDrives:
         for bus in self._buses:
             bus.shutdown()
 
-    def send(self, bus: int, message: can.Message) -> None:
-        """Put a frame on a bus."""
-        self._buses[bus].send(message)
-
     def _run(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
         by_id = {drive.spec.can_id: drive for drive in drives}
         codec = drives[0].codec
-        late: deque[tuple[float, Frame]] = deque()
         while not self._stop.is_set():
-            wait_s = 0.01
-            while late and (wait_s := late[0][0] - time.monotonic()) <= 0.0:
-                bus.send(message_of(late.popleft()[1]))
-                wait_s = 0.01
-            message = bus.recv(min(wait_s, 0.01))
+            message = bus.recv(0.01)
             if message is None or message.is_error_frame:
                 continue
             frame = frame_of(message)
@@ -202,14 +192,7 @@ class FakeDrives:
                 continue
             for hearing in (drive, *(twin for twin in self.twins if twin.spec == drive.spec)):
                 answer = hearing.handle(frame, time.monotonic())
-                if answer is None:
-                    continue
-                due_s = time.monotonic() + hearing.delay_s
-                if hearing.delay_s or late:
-                    # A drive answers in the order in which it was asked, and so does its bus.
-                    due_s = max(due_s, late[-1][0] if late else 0.0)
-                    late.append((due_s, answer))
-                else:
+                if answer is not None:
                     bus.send(message_of(answer))
 
 
