@@ -54,6 +54,10 @@ def change(path, value):
         (change(["can_timeout"], 0.2), "can_timeout is 0.2; expected a number from 0.01 to 0.15"),
         (change(["can_timeout"], 0.009), "can_timeout is 0.009; expected a number from 0.01"),
         (change(["buses", "front", "interface"], "slcan"), "buses.front.interface is 'slcan'"),
+        (
+            change(["buses", "front", "port"], 5000),
+            "buses.front.port is 5000; expected a port with",
+        ),
         (change(["joints", "lf_knee", "bus"], "left"), "joints.lf_knee.bus is 'left'; the buses"),
         (
             change(["joints", "lf_knee", "id"], 128),

@@ -47,6 +47,10 @@ class BusTable(Config, frozen=True, kw_only=True):
     port: Port = 0
     """UDP port; `udp_multicast` only."""
 
+    def __post_init__(self) -> None:
+        expected = "a port with interface udp_multicast, and none with others"
+        check((self.interface == "udp_multicast") == (self.port > 0), "port", self.port, expected)
+
 
 class BusSpec(BusTable, frozen=True, kw_only=True):
     """One CAN bus."""
@@ -70,7 +74,6 @@ class DriveTable(Config, frozen=True, kw_only=True):
     """Joint angle at which the drive says 0 [rad], until a calibration says better."""
 
     def __post_init__(self) -> None:
-        """The model is known."""
         try:
             drive_model(self.model_name)
         except HardwareError as error:
@@ -103,7 +106,6 @@ class Supply(Config, frozen=True, kw_only=True):
     high: float
 
     def __post_init__(self) -> None:
-        """The voltages are in order."""
         for low, key in (
             ("derate_to", "derate_from"),
             ("derate_from", "nominal"),
@@ -123,7 +125,6 @@ class ImuSpec(Config, frozen=True, kw_only=True):
     """Sensor to base (x, y, z, w)."""
 
     def __post_init__(self) -> None:
-        """The quaternion has unit length."""
         norm = float(np.linalg.norm(self.mount_quat))
         expected = f"a unit quaternion xyzw, it has norm {norm:g}"
         check(abs(norm - 1.0) <= 1e-6, "mount_quat", self.mount_quat, expected)
