@@ -202,6 +202,7 @@ class Layout:
         self._steps = np.array([[places[name][1]] for name in quantities])
         self._sign = np.array([[name not in _UNSIGNED] for name in quantities], np.float64)
         self._constants = constants
+        self._known: tuple[Scale, FloatArray, FloatArray] | None = None
 
     def encode(
         self, scale: Scale, values: Sequence[FloatArray], **words: Words
@@ -225,8 +226,11 @@ class Layout:
         return to_value(scaled, *self._range(scale), self._steps), words
 
     def _range(self, scale: Scale) -> tuple[FloatArray, FloatArray]:
-        high = np.array([getattr(scale, name) for name in self._quantities])
-        return -high * self._sign, high
+        known = self._known
+        if known is None or known[0] is not scale:  # a bus always asks for the same
+            high = np.array([getattr(scale, name) for name in self._quantities])
+            self._known = known = scale, -high * self._sign, high
+        return known[1:]
 
 
 class Codec(ABC):
@@ -247,7 +251,9 @@ class Codec(ABC):
     """Whether a drive whose CAN_TIMEOUT ran out reports a fault; else it is just off."""
     command: Layout
     feedback: Layout
-    """Has a word `status` besides position, velocity and torque."""
+    """Has a word `status` besides position, velocity, torque and `temperatures`."""
+    temperatures: Mapping[str, tuple[type[np.integer[Any]], float]]
+    """Type and steps per °C of the feedback's words for temperatures; the hottest is taken."""
     modes: NDArray[np.uint8]
     faults: NDArray[np.uint32]
     """`DriveMode` and `DriveFault` bits by `status`."""
@@ -270,15 +276,21 @@ class Codec(ABC):
         """Arbitration ids (n,) and data (n, 8) of feedbacks."""
         states = zip(feedback.mode.tolist(), feedback.faults.tolist(), strict=True)
         status = np.array([self.status(mode, faults) for mode, faults in states])
-        heat = self.temperature_words(feedback.temperature_c)
+        heat = {}
+        for name, (kind, per_c) in self.temperatures.items():
+            limits = np.iinfo(kind)
+            steps = np.clip(feedback.temperature_c * per_c, limits.min, limits.max)
+            heat[name] = np.rint(steps).astype(kind)
         return self.feedback.encode(scale, feedback[:3], can_id=can_ids, status=status, **heat)
 
     def decode_feedbacks(self, scale: Scale, ids: Words, data: NDArray[np.uint8]) -> Feedback:
         """What drives report."""
         (position, velocity, torque), words = self.feedback.decode(scale, ids, data)
-        heat, status = self.temperature_c(words), words["status"]
+        sensors = self.temperatures.items()
+        heat = [words[name].astype(kind) * (1.0 / per_c) for name, (kind, per_c) in sensors]
+        hottest, status = functools.reduce(np.maximum, heat), words["status"]
         mode, faults = self.modes[status], self.faults[status]
-        return Feedback(position, velocity, torque, heat, mode, faults)
+        return Feedback(position, velocity, torque, hottest, mode, faults)
 
     @abstractmethod
     def feedback_key(self, can_id: int) -> int:
@@ -293,14 +305,6 @@ class Codec(ABC):
         exact = np.flatnonzero((self.modes == mode) & (self.faults == can_report))
         partly = np.flatnonzero(self.faults & np.uint32(can_report))
         return int(next(iter((*exact, *partly)), 0))
-
-    @abstractmethod
-    def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:
-        """The words of a feedback for temperatures."""
-
-    @abstractmethod
-    def temperature_c(self, words: Mapping[str, Words]) -> FloatArray:
-        """The hottest temperature in a feedback's words [°C]."""
 
     @abstractmethod
     def request(self, request: Request) -> Frame:

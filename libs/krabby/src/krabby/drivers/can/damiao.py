@@ -22,7 +22,7 @@ A drive that hears nothing for TIMEOUT switches off and reports state D, communi
 
 import struct
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -30,7 +30,6 @@ from krabby.drivers.can.codec import (
     Codec,
     Command,
     DriveModel,
-    FloatArray,
     Frame,
     Kind,
     Layout,
@@ -38,7 +37,6 @@ from krabby.drivers.can.codec import (
     ParameterField,
     Reply,
     Request,
-    Words,
 )
 from krabby.drivers.can.types import DriveFault, DriveMode
 
@@ -89,6 +87,10 @@ class DamiaoCodec(Codec):
         master=_MASTER >> 8,
     )
     modes = np.array([_MODES.get(state, DriveMode.UNKNOWN) for state in range(16)], np.uint8)
+    temperatures: Mapping[str, tuple[type[np.integer[Any]], float]] = {
+        "stage_c": (np.uint8, 1.0),
+        "winding_c": (np.uint8, 1.0),
+    }
     reported_as: Mapping[DriveFault, DriveFault] = {
         DriveFault.ENCODER: DriveFault.OVERLOAD,
         DriveFault.DRIVER: DriveFault.OVERCURRENT,
@@ -124,15 +126,6 @@ class DamiaoCodec(Codec):
     def feedback_key(self, can_id: int) -> int:
         """See `Codec`."""
         return _MASTER | can_id
-
-    def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:
-        """See `Codec`. Both temperatures are the hottest."""
-        word = np.rint(np.clip(celsius, 0.0, 255.0)).astype(np.uint64)
-        return {"stage_c": word, "winding_c": word}
-
-    def temperature_c(self, words: Mapping[str, Words]) -> FloatArray:
-        """See `Codec`."""
-        return np.maximum(words["stage_c"], words["winding_c"]).astype(np.float64)
 
     def request(self, request: Request) -> Frame:
         """See `Codec`."""

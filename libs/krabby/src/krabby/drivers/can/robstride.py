@@ -25,7 +25,7 @@ own damping against being turned remains.
 
 import struct
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -33,7 +33,6 @@ from krabby.drivers.can.codec import (
     Codec,
     Command,
     DriveModel,
-    FloatArray,
     Frame,
     Kind,
     Layout,
@@ -41,7 +40,6 @@ from krabby.drivers.can.codec import (
     ParameterField,
     Reply,
     Request,
-    Words,
 )
 from krabby.drivers.can.types import DriveFault, DriveMode
 
@@ -110,6 +108,7 @@ class RobStrideCodec(Codec):
         [sum(f for bit, f in enumerate(_FAULT_BITS) if status >> bit & 1) for status in _STATUS],
         np.uint32,
     )
+    temperatures: Mapping[str, tuple[type[np.integer[Any]], float]] = {"tenths_c": (np.int16, 10.0)}
     reported_as: Mapping[DriveFault, DriveFault] = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
     # Section 4.2 of the manual.
     parameters: Mapping[Parameter, ParameterField] = {
@@ -155,15 +154,6 @@ class RobStrideCodec(Codec):
     def feedback_key(self, can_id: int) -> int:
         """Type 2 from this drive to this host."""
         return _FEEDBACK << 24 | can_id << 8 | self.host_id
-
-    def temperature_words(self, celsius: FloatArray) -> dict[str, Words]:
-        """See `Codec`."""
-        tenths = np.rint(np.clip(celsius * 10.0, -32768.0, 32767.0))
-        return {"tenths_c": tenths.astype(np.int16).view(np.uint16)}
-
-    def temperature_c(self, words: Mapping[str, Words]) -> FloatArray:
-        """See `Codec`."""
-        return words["tenths_c"].astype(np.int16) * np.float64(0.1)
 
     def request(self, request: Request) -> Frame:
         """See `Codec`."""
