@@ -286,8 +286,10 @@ class Codec(ABC):
     def decode_feedbacks(self, scale: Scale, ids: Words, data: NDArray[np.uint8]) -> Feedback:
         """What drives report."""
         (position, velocity, torque), words = self.feedback.decode(scale, ids, data)
-        sensors = self.temperatures.items()
-        heat = [words[name].astype(kind) * (1.0 / per_c) for name, (kind, per_c) in sensors]
+        heat = [
+            words[name].astype(kind) * np.float64(1.0 / per_c)
+            for name, (kind, per_c) in self.temperatures.items()
+        ]
         hottest, status = functools.reduce(np.maximum, heat), words["status"]
         mode, faults = self.modes[status], self.faults[status]
         return Feedback(position, velocity, torque, hottest, mode, faults)
