@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from krabby.benchmark import table
 from krabby.benchmark.figures import FIGURES
@@ -190,6 +190,7 @@ one_trial = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(one_trial, figures), max_size=24),
     st.integers(1, 4),

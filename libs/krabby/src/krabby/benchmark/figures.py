@@ -464,8 +464,10 @@ FIGURES: Final[tuple[Figure, ...]] = (
     Figure(name="joint_rms", title="torque RMS of the worst joint", unit="N·m",
            kind="worst_joint", amount="torque_square", exposure="joint_samples", digits=1),
     Figure(name="foot_above_base", title="highest foot above the base", unit="m", kind="largest",
-           amount="foot_above_base"),
-    Figure(name="blind", title="time in the blind policy's place", unit="%", kind="ratio",
+           amount="foot_above_base",
+        low=-math.inf,
+    ),
+    Figure(name="blind", title="time walked by the blind policy", unit="%", kind="ratio",
            amount="blind_s", exposure="time_s", digits=1, scale=100.0, high=1.0),
     Figure(name="feature_age", title="oldest picture used", unit="ms", kind="largest",
            amount="feature_age", digits=0, scale=1000.0),
@@ -491,7 +493,8 @@ def estimate(figure: Figure, trials: Sequence[Mapping[str, float]]) -> Estimate 
     if figure.kind == "share":
         return intervals.share(round(sum(amounts)), len(amounts))
     if figure.kind == "largest":
-        return replace(intervals.mean(amounts), largest=max(amounts))
+        mean = intervals.ratio(amounts, [1.0] * len(amounts), low=figure.low)
+        return replace(mean, largest=max(amounts))
     if figure.kind == "quantile":
         return _quantile(figure, have)
     exposures = [trial[figure.exposure] for trial in have]
