@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby.benchmark import table
-from krabby.benchmark.figures import FIGURES
+from krabby.benchmark.aggregate import FIGURES
 from krabby.benchmark.outcome import Outcome
 
 if TYPE_CHECKING:
