@@ -190,7 +190,7 @@ one_trial = st.builds(
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(one_trial, figures), max_size=24),
     st.integers(1, 4),
