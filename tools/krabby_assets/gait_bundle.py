@@ -1,4 +1,6 @@
-"""The gait bundle: `krabby.policy.gait` as `assets/policies/gait`.
+"""The gait bundles: `krabby.policy.gait` for each robot.
+
+`assets/policies/gait` is the default robot's; others have `policies/gait` in their own folder.
 
     python -m krabby_assets.gait_bundle            # write it
     python -m krabby_assets.gait_bundle --check    # exit 1 if it is not what this source gives
@@ -18,13 +20,14 @@ from typing import Final
 
 from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE, PolicyBundle, write_bundle
 from krabby.policy.gait import OBSERVATION, STATE_SHAPES, Gait
-from krabby.robot.assets import assets_dir
+from krabby.robot.assets import DEFAULT_ROBOT
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
 
+from krabby_assets.generate import robots
 from krabby_assets.onnx_graph import trace
 
-__all__ = ["BUNDLE_NAME", "EVALUATION", "first_difference", "main", "write"]
+__all__ = ["BUNDLE_NAME", "EVALUATION", "first_difference", "home", "main", "write"]
 
 BUNDLE_NAME: Final = "gait"
 _CLIP: Final = 3.5
@@ -101,23 +104,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     arguments = parser.parse_args(argv)
     try:
-        folder, desc = assets_dir() / "policies" / BUNDLE_NAME, RobotDescription.load()
-        if arguments.check:
-            return _check(folder, desc)
-        write(folder, desc)
+        for robot in robots():
+            desc = RobotDescription.load(robot / "robot.toml")
+            folder = home(robot)
+            if not arguments.check:
+                write(folder, desc)
+                sys.stdout.write(f"wrote {folder}\n")
+            elif difference := first_difference(folder, desc):
+                sys.stderr.write(f"{difference}; run `make assets`\n")
+                return 1
     except RobotError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"wrote {folder}\n")
     return 0
 
 
-def _check(folder: Path, desc: RobotDescription) -> int:
-    difference = first_difference(folder, desc)
-    if difference is None:
-        return 0
-    sys.stderr.write(f"{difference}; run `make assets`\n")
-    return 1
+def home(robot: Path) -> Path:
+    """Where the bundle of the robot with this folder is: the default robot's is everybody's."""
+    shelf = robot.parent if robot.name == DEFAULT_ROBOT else robot
+    return shelf / "policies" / BUNDLE_NAME
 
 
 if __name__ == "__main__":

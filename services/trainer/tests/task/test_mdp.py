@@ -77,7 +77,6 @@ def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():
         (mdp.vertical_velocity, [5.0, 5.0, -0.3], 0.09),
         (mdp.roll_pitch_rate, [0.3, -0.4, 7.0], 0.25),
         (mdp.orientation, [0.3, -0.4, -0.8], 0.25),
-        (mdp.torque, [3.0, -4.0, 12.0], 169.0),
     ],
 )
 def test_squares_are_summed_over_what_they_are_about(reward, argument, expected):
@@ -96,6 +95,13 @@ def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():
     # Above a base at 0.4 m and 5 cm: 0.3 and 0.07, the third 1 cm below; above one at 0.8 m none.
     high = mdp.feet_high(torch.tensor([0.4, 0.8]), soles, 0.05)
     assert high.tolist() == near([0.37, 0.0])
+
+
+def test_torque_counts_relative_to_what_its_drive_is_rated_for():
+    torque = torch.tensor([[3.0, -4.0, 6.0]])
+    assert mdp.torque(torque, torch.full((3,), 40.0)).tolist() == near([61.0])
+    # A drive rated at 20 N·m counts as if it gave twice the torque: 9 + 16 + 12².
+    assert mdp.torque(torque, torch.tensor([40.0, 40.0, 20.0])).tolist() == near([169.0])
 
 
 def test_power_is_torque_times_speed_whoever_drives_whom():
@@ -178,14 +184,16 @@ def test_feet_in_a_pit_are_counted():
 
 
 def test_a_drive_gives_less_the_faster_it_turns_and_its_peak_against_the_motion():
-    low, high = mdp.torque_speed_limit(torch.tensor([0.0, 5.0, 20.0, 30.0, -15.0]), 120.0, 20.0)
+    joint_vel = torch.tensor([0.0, 5.0, 20.0, 30.0, -15.0])
+    low, high = mdp.torque_speed_limit(joint_vel, torch.tensor(120.0), torch.tensor(20.0))
     assert high.tolist() == near([120.0, 90.0, 0.0, 0.0, 120.0])
     assert low.tolist() == near([-120.0, -120.0, -120.0, -120.0, -30.0])
 
 
 def test_the_torque_envelope_is_that_of_the_robot():
     joint_vel = np.random.default_rng(0).uniform(-30.0, 30.0, (40, 18))
-    ours = mdp.torque_speed_limit(torch.tensor(joint_vel), ROBOT.peak_torque, ROBOT.no_load_speed)
+    envelope = torch.tensor(ROBOT.peak_torque), torch.tensor(ROBOT.no_load_speed)
+    ours = mdp.torque_speed_limit(torch.tensor(joint_vel), *envelope)
     theirs = kinematics.torque_speed_limit(ROBOT, joint_vel)
     np.testing.assert_allclose(np.stack(ours), np.stack(theirs), rtol=0, atol=1e-9)
 
@@ -194,7 +202,7 @@ def test_a_drive_is_saturated_from_99_percent_of_what_it_can_give_at_its_speed()
     torque = torch.tensor([119.0, 118.0, 89.2, 88.0, -119.0, -60.0])
     joint_vel = torch.tensor([0.0, 0.0, 5.0, 5.0, 5.0, -10.0])
     # Limits 120, 120, 90, 90, -120, -60.
-    found = mdp.saturated(torque, joint_vel, 120.0, 20.0)
+    found = mdp.saturated(torque, joint_vel, torch.tensor(120.0), torch.tensor(20.0))
     assert found.tolist() == [True, False, True, False, True, True]
 
 
