@@ -192,8 +192,9 @@ def test_it_follows_what_is_asked_as_its_bundle_claims(robot, command, velocity,
         assert (effort_rms < walk.desc.rated_torque).all()
     else:
         # Heavier for its drives: slower than asked rather than above 0.8 of their rating.
-        assert (effort_rms < 0.8 * walk.desc.rated_torque + 1.0).all()
-    assert walk.worst_tilt() < np.radians(5.0)
+        assert (effort_rms < 0.8 * walk.desc.rated_torque).all()
+    # The first steps of crab_hex_rs take its feet 0.16 m inwards.
+    assert walk.worst_tilt() < np.radians(5.0 if robot == "crab_hex" else 8.0)
     assert walk.clamped == 0
     # What the manifest says. Another processor's rounding makes other footfalls.
     assert walked == pytest.approx(np.array(velocity), abs=0.015)
