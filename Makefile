@@ -27,6 +27,7 @@ COURSE     ?=
 DIFFICULTY ?= 0.5
 SEED       ?= 0
 POLICY     ?=
+ROBOT      ?=
 RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
@@ -59,9 +60,9 @@ $(DEV): $(LOCKED)
 
 setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
 
-sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name RECORD=file SPEED=0|1
+sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
 	@$(BIN)/krabby up --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) --difficulty $(DIFFICULTY) --seed $(SEED) \
-	  $(if $(POLICY),--policy $(POLICY)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
+	  $(if $(POLICY),--policy $(POLICY)) $(if $(ROBOT),--robot $(ROBOT)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
 
 up: ## the simulation in containers, watched: Grafana on http://localhost:3000
 	@tools/preflight

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from krabby.robot.assets import choose_robot, robot_name
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
 
@@ -68,6 +69,7 @@ def add_parser(commands: Any) -> None:
     flag(parser, "--until-over", "end when the course is completed or the robot has fallen")
     add_course_options(parser, "seed of the course's layout and of the noise")
     option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
+    option(parser, "--robot", "NAME", robot_name(), "folder of the assets folder")
     option(parser, "--speed", None, 1, "1: real time, 0: lock-step", choices=(0, 1))
     flag(
         parser,
@@ -93,6 +95,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    choose_robot(args.robot)
     return run_plan(make_plan(args), in_process=args.in_process)
 
 

@@ -121,6 +121,13 @@ def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():
     assert high.tolist() == near([0.37, 0.0])
 
 
+def test_torque_counts_relative_to_what_its_drive_is_rated_for():
+    torque = torch.tensor([[3.0, -4.0, 6.0]])
+    assert mdp.torque(torque, torch.full((3,), 40.0)).tolist() == near([61.0])
+    # A drive rated at 20 N·m counts as if it gave twice the torque: 9 + 16 + 12².
+    assert mdp.torque(torque, torch.tensor([40.0, 40.0, 20.0])).tolist() == near([169.0])
+
+
 def test_power_is_torque_times_speed_whoever_drives_whom():
     torque = torch.tensor([[10.0, -10.0, 30.0, 0.0]])
     joint_vel = torch.tensor([[2.0, 0.5, -1.0, 9.0]])

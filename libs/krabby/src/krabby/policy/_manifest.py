@@ -119,6 +119,8 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     name: Text
     kind: Kind
     robot: Text
+    geometry: str = ""
+    mass_kg: float | None = None
     joint_names: tuple[Text, ...]
     default_joint_pos: tuple[float, ...]
     gains: GainsEntry
@@ -139,6 +141,8 @@ def robot_manifest(desc: RobotDescription, *, control_rate_hz: float = 100.0) ->
     """The manifest keys that tell one robot from another; exporters start from these."""
     return {
         "robot": desc.name,
+        "geometry": desc.geometry_hash,
+        "mass_kg": round(desc.masses.total, 6),
         "joint_names": list(desc.joint_names),
         "default_joint_pos": desc.default_joint_pos.tolist(),
         "gains": {"kp": desc.kp.tolist(), "kd": desc.kd.tolist()},
@@ -209,7 +213,7 @@ def layout_of(terms: Iterable[TermEntry], source: str) -> ObservationLayout:
 def _differences(
     manifest: Manifest, desc: RobotDescription, control_rate_hz: float
 ) -> Iterator[tuple[str, str, str]]:
-    if manifest.robot != desc.name:
+    if manifest.robot != desc.name and manifest.geometry != desc.geometry_hash:
         yield f"robot {manifest.robot!r}", f"this one is {desc.name!r}", _REEXPORT
     if len(manifest.joint_names) != len(desc.joint_names):
         counts = len(manifest.joint_names), len(desc.joint_names)
