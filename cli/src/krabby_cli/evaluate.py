@@ -14,12 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.benchmark.book import Book
+from krabby.benchmark.book import Book, read_head
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
 from krabby.benchmark.scenario import ScenarioError
 from krabby.benchmark.suites import SUITES, find_suite
+from krabby.benchmark.table import TrialsError, read_trials
 from krabby.benchmark.trial import TrialCfg
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
@@ -54,6 +55,7 @@ examples:
   krabby evaluate --suite wild --cells 'stairs*,beam*' --trials 16
   krabby evaluate --suite wild --shard 1/4 --out runs/part1      # on each of four machines
   krabby evaluate --suite wild --merge runs/part1 runs/part2 runs/part3 runs/part4
+  krabby evaluate --suite wild --compare runs/evaluate/wild/parkour runs/evaluate/wild/gait
   krabby evaluate --processes --policy parkour --lockstep --difficulties 0.25,0.5,0.75,1
 
 The output folder has a line per trial in trials.jsonl, report.json and report.md. Ctrl-C keeps the
@@ -97,6 +99,13 @@ def add_parser(commands: Any) -> None:
         "--merge", type=Path, nargs="+", metavar="DIR", help="take in the trials of other folders"
     )
     suite.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="run nothing; one report of the folders of several policies",
+    )
+    suite.add_argument(
         "--step-ms",
         type=float,
         default=2.5,
@@ -121,8 +130,10 @@ def run(args: argparse.Namespace) -> int:
         if args.list:
             _list(cells)
             return 0
+        if args.compare:
+            return _compare(suite, cells, args)
         return _evaluate(suite, cells, args)
-    except (ScenarioError, ValueError) as error:
+    except (ScenarioError, TrialsError, ValueError) as error:
         raise UsageError(str(error)) from error
     except BenchmarkError as error:
         raise CliError(str(error)) from error
@@ -152,10 +163,9 @@ def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Names
         work = Work(cells=tuple(suite), policy=args.policy, trial=trial)
         missing = _run(work, left, book, args.jobs) if left and not args.merge else len(left)
         if shard.count == 1:
-            wanted = {key.cell for key in plan_trials(cells, quick=args.quick)}
             write_report(
                 out,
-                [cell for cell in cells if cell.name in wanted],
+                _planned(cells, quick=args.quick),
                 book.results,
                 head | {"quick": args.quick, "machine": _machine(), **_times(book.results)},
             )
@@ -163,6 +173,30 @@ def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Names
         else:
             _say(f"part {shard} in {out}; put the parts together with --merge")
     return 1 if missing else 0
+
+
+def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
+    """One report of several policies on one suite."""
+    heads = {str(folder): read_head(folder) for folder in args.compare}
+    for folder, head in heads.items():
+        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, _digest(suite)):
+            raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
+    paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
+    facts = {
+        name: "; ".join(sorted({str(head[name]) for head in heads.values()}))
+        for name in ("suite", "policy", "robot", "substep_ns")
+    }
+    out = args.out or Path("runs/evaluate") / args.suite / "compared"
+    planned = _planned(cells, quick=args.quick)
+    report = write_report(out, planned, read_trials(paths), facts | {"quick": args.quick})
+    _say(f"report in {out / 'report.md'}")
+    return 1 if report.missing else 0
+
+
+def _planned(cells: Sequence[Cell], *, quick: bool) -> list[Cell]:
+    """The cells that are run, with the number of trials that are run of each."""
+    counts = Counter(key.cell for key in plan_trials(cells, quick=quick))
+    return [dataclasses.replace(c, trials=counts[c.name]) for c in cells if counts[c.name]]
 
 
 def _run(work: Work, keys: Sequence[TrialKey], book: Book, jobs: int) -> int:

@@ -62,7 +62,7 @@ def test_totals_and_the_walking_command_show_at_the_next_update(controller):
     )  # fmt: skip
     before = [value(name) for name in names]
     watch = ControlMetrics(controller)
-    controller.holds, controller.lease_losses = 7, 1
+    controller.holds, controller.permission = 7, SimpleNamespace(lease_losses=1)
     controller.policies.blind_switches, controller.policies.bad_outputs = 2, 3
     watch.update()
     watch.update()

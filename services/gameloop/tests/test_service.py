@@ -239,8 +239,8 @@ def test_a_hal_that_does_not_answer_does_not_stop_the_loop(make_hal, connected, 
         with running(service) as runtime:
             reaches(ask, service, "policy")
             hal.serving = False
-            before = service._ticks
-            eventually(lambda: service._ticks > before + 30)
+            before = service._io.ticks
+            eventually(lambda: service._io.ticks > before + 30)
             hal.serving = True
             applied = len(hal.applied)
             eventually(lambda: len(hal.applied) > applied)
@@ -381,8 +381,8 @@ def test_a_lease_that_another_writer_took_shows_everywhere_and_nothing_goes_on(
                 hal.publishing = True
                 reaches(ask, service, "no_lease")
                 steps = service.controller.policies.ticks
-                rejected = service._not_applied["rejected_lease"]
-                eventually(lambda: service._not_applied["rejected_lease"] > rejected + 50)
+                rejected = service._io.not_applied["rejected_lease"]
+                eventually(lambda: service._io.not_applied["rejected_lease"] > rejected + 50)
                 assert service.controller.policies.ticks == steps
                 assert hal.applied[-1].payload == pytest.approx(theirs)
                 answer = ask(service, "stand")

@@ -181,7 +181,7 @@ def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
 def test_a_safety_state_from_a_newer_hal_counts_as_not_armed(robot):
     robot.tick(3000)
     robot.answer(17)
-    assert robot.controller.safety is SafetyState.DISARMED
+    assert robot.controller.permission.safety is SafetyState.DISARMED
 
 
 @pytest.mark.parametrize("safety", [SafetyState.DAMP, SafetyState.ESTOP])

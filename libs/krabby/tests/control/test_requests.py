@@ -382,7 +382,7 @@ def test_a_storm_of_reset_and_arm_undoes_an_estop_and_moves_nothing(robot):
         (lambda robot: (robot.stood_up(), robot.fault(), robot.tick(10)), "the gate is in DAMP"),
         (lambda robot: (robot.stood_up(), setattr(robot, "intruding", True), robot.tick(100)),
          "another writer holds the command lease; stop it"),
-        (lambda robot: (robot.stood_up(), robot.controller.sit_for_good()),
+        (lambda robot: (robot.stood_up(), robot.controller.permission.sit_for_good()),
          "the game loop is ending"),
     ],
 )  # fmt: skip
@@ -444,13 +444,15 @@ def test_a_lost_lease_shows_within_one_tick_and_nothing_of_the_loop_moves_on(rob
     steps, command = robot.controller.policies.ticks, robot.controller.nav.command.copy()
     assert robot.tick(10) is Mode.NO_LEASE
     robot.tick(500)
-    assert robot.gate.state is robot.controller.safety is SafetyState.ACTIVE  # of the other one
-    assert robot.controller.lease_losses == 1
+    assert (
+        robot.gate.state is robot.controller.permission.safety is SafetyState.ACTIVE
+    )  # of the other one
+    assert robot.controller.permission.lease_losses == 1
     assert robot.controller.policies.ticks == steps
     np.testing.assert_array_equal(robot.controller.nav.command, command)
     # What it offers is where the robot is, so nothing jumps when the lease comes back.
     np.testing.assert_allclose(robot.sent[-1].joint_pos, robot.pos, atol=1e-6)
-    assert not robot.controller.stand_requested
+    assert not robot.controller.permission.stand_requested
     assert robot.controller.resting
 
 
@@ -464,7 +466,7 @@ def test_standing_up_does_not_go_on_behind_another_writers_back(robot):
     assert robot.controller.mode is Mode.PASSIVE
     robot.operate("arm")
     assert robot.tick(1000) is Mode.PASSIVE
-    assert robot.controller.lease_losses == 1
+    assert robot.controller.permission.lease_losses == 1
 
 
 # --- commands that the gate did not make its own --------------------------------------------
@@ -530,7 +532,7 @@ def test_refused_for_150_ms_while_the_gate_stays_active_it_is_not_this_loop_that
         robot.tick(10)
         robot.gate.command(robot.pos, robot.ms * MS)  # of another writer
     assert robot.tick(10) is Mode.PASSIVE
-    assert not robot.controller.stand_requested
+    assert not robot.controller.permission.stand_requested
 
 
 # --- random sequences ----------------------------------------------------------------------

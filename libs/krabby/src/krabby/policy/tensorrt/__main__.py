@@ -24,9 +24,10 @@ from types import FrameType
 from krabby.config import ConfigError, describe, load
 from krabby.policy.bundle import PolicyBundle, bundle_dir, encoder_network, policy_network
 from krabby.policy.network import NetworkSpec
-from krabby.policy.tensorrt.backend import EngineBackend, engine_platform, name_of
+from krabby.policy.tensorrt.backend import EngineBackend, engine_platform
 from krabby.policy.tensorrt.cache import EngineCache, EngineRecord
 from krabby.policy.tensorrt.config import InferenceCfg
+from krabby.policy.tensorrt.engines import name_of
 from krabby.policy.tensorrt.errors import InferenceError, Interrupted
 from krabby.policy.tensorrt.subprocesses import Platform, probe
 from krabby.robot.description import RobotDescription
