@@ -53,14 +53,14 @@ def walked(trial):
 
 
 def test_a_trial_stands_up_walks_and_measures_from_go(blind, desc):
-    result, trace = walked(trial(blind, desc))
+    result, trace = walked(trial(blind, desc, duration_s=6.0))
     # Limp 0.2 s, arming 0.5 s, 0.3 s to the default pose, a tick to see each of them.
     assert (trace.time_s < 0.0).sum() == 101
-    assert trace.time_s[-1] == pytest.approx(3.0)
-    assert result.time_s == pytest.approx(3.0)
+    assert trace.time_s[-1] == pytest.approx(6.0)
+    assert result.time_s == pytest.approx(6.0)
     assert set(trace.mode[trace.time_s >= 0.0]) == {Mode.POLICY}
-    after = trace.time_s > 1.0
-    assert trace.base_lin_vel_b[after, 0].mean() == pytest.approx(0.3, abs=0.04)
+    after = trace.time_s > 4.0
+    assert trace.base_lin_vel_b[after, 0].mean() == pytest.approx(0.3, abs=0.02)
     assert trace.asked[-1] == pytest.approx([0.3, 0.0, 0.0])
 
 

@@ -34,7 +34,8 @@ __all__ = [
 _PICTURE: Final = "success.png"
 _BY_NAME: Final = {figure.name: figure for figure in FIGURES}
 _MOTION: Final = (
-    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
+    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet",
+    "contact_peak_p99",
     "contact_peak", "foot_above_base",
 )  # fmt: skip
 _LOADS: Final = (

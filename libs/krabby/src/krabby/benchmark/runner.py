@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ import structlog
 
 from krabby.benchmark.figures import Figures
 from krabby.benchmark.outcome import Judge
+from krabby.benchmark.teacher import load_any
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.robot.description import RobotDescription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from krabby.benchmark.scenario import Cell
     from krabby.benchmark.trace import TrialResult
@@ -68,15 +70,14 @@ class Work:
     policy: str
     """Name or folder of the bundle."""
     trial: TrialCfg
+    foreign: bool = False
+    """Take bundles that were made for another robot as if they were for this one."""
     control: ControlCfg | None = None
-    make_policies: Callable[[RobotDescription, Work], Policies] | None = None
-    """Makes the policies where they are no bundles; picklable."""
 
     def policies(self, desc: RobotDescription) -> Policies:
         """The policies that walk, not loaded yet."""
-        if self.make_policies is not None:
-            return self.make_policies(desc, self)
-        return Policies(desc, self.policy, control=self.control)
+        load = functools.partial(load_any, foreign=self.foreign)
+        return Policies(desc, self.policy, control=self.control, load=load)
 
 
 def plan_trials(
