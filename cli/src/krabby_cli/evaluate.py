@@ -134,8 +134,12 @@ def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Names
     shard = args.shard or Shard()
     out = args.out or Path("runs/evaluate") / args.suite / bundle.name
     keys = plan_trials(cells, quick=args.quick, shard=shard)
-    with Book(out, head, shard) as book:
+    try:
+        book = Book(out, head, shard)
         book.take_in(args.merge or ())
+    except BenchmarkError as error:
+        raise UsageError(str(error)) from error
+    with book:
         left = [key for key in keys if key not in book.done]
         if len(left) < len(keys):
             _say(f"{len(keys) - len(left)} of {len(keys)} trials are done already")
