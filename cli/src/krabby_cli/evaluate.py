@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import hashlib
 import os
 import platform
 import sys
@@ -14,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.benchmark.book import Book, read_head
+from krabby.benchmark.book import Book, head_of, read_head, suite_digest
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
@@ -122,15 +121,7 @@ def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Names
     rate_hz = ControlCfg().rate_hz
     bundle = load_bundle(args.policy, desc, rate_hz, foreign=args.foreign)
     trial = TrialCfg(substep_ns=round(args.step_ms * 1e6))
-    head = {
-        "format": 1,
-        "suite": args.suite,
-        "cells_sha256": _digest(suite),
-        "policy": bundle.name,
-        "files": dict(bundle.hashes),
-        "robot": f"{desc.name} {desc.content_hash[:12]}",
-        "substep_ns": trial.substep_ns,
-    }
+    head = head_of(args.suite, suite, bundle, desc, trial)
     shard = args.shard or Shard()
     out = args.out or Path("runs/evaluate") / args.suite / bundle.name
     keys = plan_trials(cells, quick=args.quick, shard=shard)
@@ -162,7 +153,7 @@ def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namesp
     """One report of several policies on one suite."""
     heads = {str(folder): read_head(folder) for folder in args.compare}
     for folder, head in heads.items():
-        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, _digest(suite)):
+        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, suite_digest(suite)):
             raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
     paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
     facts = {
@@ -269,12 +260,6 @@ def _list(cells: Sequence[Cell]) -> None:
     sys.stdout.write(
         f"{len(cells)} cells in {len(trials)} families, {sum(c.trials for c in cells)} trials\n"
     )
-
-
-def _digest(cells: Sequence[Cell]) -> str:
-    """Tells versions of a suite apart."""
-    text = "\n".join(f"{c.name}|{c.family}|{c.goal}|{c.summary}" for c in cells)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _times(results: Sequence[TrialResult]) -> dict[str, float]:
