@@ -5,10 +5,13 @@ import functools
 import hashlib
 
 import pytest
+from krabby.benchmark import sight
 from krabby.benchmark.published import published_scenario
 from krabby.benchmark.scenario import Cell
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.robot.description import RobotDescription
+from krabby_camera import features
+from krabby_camera.config import CameraCfg
 from krabby_cli import up
 from krabby_cli.in_process import run_services
 from krabby_cli.plan import make_plan
@@ -48,3 +51,11 @@ def test_the_trajectory_of_a_trial_is_that_of_the_services(policy):
     services = of_services(policy)
     assert (services["trajectory_hash"], services["furthest_m"]) == of_trial(policy)
     assert services["furthest_m"] > 0.2
+
+
+def test_pictures_are_withheld_by_the_camera_services_own_limits():
+    cfg = CameraCfg()
+    assert cfg.min_valid_ratio == sight._MIN_SEEN
+    assert round(cfg.frozen_after_s * 1e9) == sight._FROZEN_NS
+    assert sight._AT_LENS == features._AT_LENS
+    assert sight._FORGET_AFTER_NS == features._FORGET_AFTER_NS

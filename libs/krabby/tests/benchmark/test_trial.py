@@ -182,6 +182,8 @@ def test_a_swap_walks_with_the_other_policy_and_back(seeing, desc):
         return trace.policy[int(np.searchsorted(trace.time_s, second))]
 
     assert [policy(0.9), policy(1.5), policy(2.8)] == ["parkour", "gait", "parkour"]
+    # Its pictures went on meanwhile: it sees from its first step on.
+    assert not trace.blind.any()
 
 
 def test_variations_reach_the_robot_and_are_not_told_to_the_gate(blind, desc):

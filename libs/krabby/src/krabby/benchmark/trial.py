@@ -255,12 +255,13 @@ class Trial:
         return self.robot.sim_time_s
 
     def swap(self, name: str | None) -> None:
-        """Walk with the policy `name`; None: with the first one again."""
+        """Walk with the policy `name`; None: with the first one again.
+
+        The camera goes on making the features of the first one, as its service does.
+        """
         first = self._policies.runner(self._policies.cfg.policy, "chosen")
         runner = first if name is None else self._policies.runner(name, "swapped")
         self.controller.swap_policy(runner, self._clock.now_ns)
-        self._sight = self._policies.sight(runner)
-        self._features = None
 
     def period(self) -> Tick:
         """Let one control period pass and answer the state at its end."""
