@@ -34,6 +34,7 @@ from krabby.hal.measurement import StatePayload
 from krabby.mujoco.backend import SLOT_NS, MujocoBackend
 from krabby.mujoco.config import CameraCfg, DegradeCfg, MissionCfg, StageCfg
 from krabby.mujoco.errors import PhysicsDiverged
+from krabby.mujoco.stage import stance_m
 from krabby.mujoco.world import SUBSTEP_NS, StepLog
 from krabby.robot import rotations
 
@@ -376,7 +377,7 @@ class Trial:
             body_contact=touches,
             box_contact=world.box_contact(),
             in_pit=robot.in_pit(pos_w),
-            stance_m=robot.stance_m(target) if touches and gate.state.following else 0.0,
+            stance_m=stance_m(robot.desc, target) if touches and gate.state.following else 0.0,
             position_clamps=self._clamps[0].bit_count(),
             rate_clamps=self._clamps[1].bit_count(),
             waypoint=robot.progress.index,
