@@ -106,9 +106,24 @@ def run_trials(work: Work, keys: Iterable[TrialKey], *, jobs: int = 1) -> Iterat
     if jobs < 1:
         raise BenchmarkError(f"{jobs} jobs; give 1 or more")
     if jobs == 1:
-        runner = _Runner(work)
-        return (runner.run(key) for key in keys)
+        return _in_this_process(work, keys)
     return _over_processes(work, list(keys), jobs)
+
+
+def _in_this_process(work: Work, keys: Iterable[TrialKey]) -> Generator[TrialResult, None, None]:
+    before = structlog.get_config()
+    _silence()
+    try:
+        runner = _Runner(work)
+        for key in keys:
+            yield runner.run(key)
+    finally:
+        structlog.configure(**before)
+
+
+def _silence() -> None:
+    """Log nothing: what the loop says of every trial would fill the terminal."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def _over_processes(
@@ -145,7 +160,6 @@ class _Runner:
     """Runs trials in this process, one after the other."""
 
     def __init__(self, work: Work) -> None:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self._desc = RobotDescription.load()
         self._work = work
         self._policies = work.policies(self._desc)
@@ -171,6 +185,7 @@ _runner: _Runner | None = None
 def _begin(work: Work) -> None:
     global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _silence()
     _runner = _Runner(work)
 
 
