@@ -69,6 +69,12 @@ def test_missing_package_is_named(monkeypatch, capsys):
         (["eval", "checkpoint=x.pt", "backend=bullet"], 2, "isaac or mujoco"),
         (["eval", "checkpoint=x.pt", "robots=-1"], 2, "robots"),
         (["eval", "checkpoint=x.pt", "suite=papr"], 1, "paper"),
+        (["eval", "checkpoint=x.pt", "suite=wild"], 2, "mujoco for suite=wild"),
+        (
+            ["eval", "checkpoint=x.pt", "suite=wild", "backend=mujoco", "conditions=heavy"],
+            2,
+            "none of suite=wild",
+        ),
         (["play", "checkpoint=x.pt", "robots=0"], 2, "at least 1"),
         (["info", "checkpoint=x.pt"], 1, "no checkpoint x.pt"),
         (["info", "checkpoint=."], 1, "no intact checkpoint in ."),

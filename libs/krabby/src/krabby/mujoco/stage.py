@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from krabby.mujoco.config import StageCfg
     from krabby.robot.description import RobotDescription
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "stance_m"]
 
 log = structlog.get_logger(__name__)
 
@@ -161,7 +161,7 @@ class Stage:
             tilt_rad=float(rotations.tilt(self._measured.base_quat_w)),
             in_pit=self.in_pit(pos_w),
             base_contact=touches,
-            stance_m=self.stance_m(target_joint_pos) if touches else 0.0,
+            stance_m=stance_m(self.desc, target_joint_pos) if touches else 0.0,
         )
         if reason is None:
             self._down = self._down and touches
@@ -284,15 +284,16 @@ class Stage:
         """Whether a point of the robot has fallen into a pit or off the course."""
         return bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w))
 
-    def stance_m(self, target: NDArray[np.float64] | None) -> float:
-        """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
-        if target is None:
-            return 0.0
-        depths = -kinematics.foot_positions(self.desc, target)[:, 2]
-        return float(np.sort(depths)[-_STANDING_FEET])
-
     def _feet_on_edge(self) -> int:
         down = self._measured.foot_contact > 0.0
         if not down.any():
             return 0
         return int(self.course.feet_on_edge(self.world.foot_soles_w()[down]).sum())
+
+
+def stance_m(desc: RobotDescription, target: NDArray[np.float64] | None) -> float:
+    """How far below the base targets would put the feet that carry it [m]; 0 when limp (None)."""
+    if target is None:
+        return 0.0
+    depths = -kinematics.foot_positions(desc, target)[:, 2]
+    return float(np.sort(depths)[-_STANDING_FEET])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from krabby import config
+from krabby.benchmark.suites import SUITES
 from krabby.config import check, describe, load
 from krabby.robot.assets import choose_robot
 
@@ -37,14 +38,15 @@ class EvalCfg:
     checkpoint: str = ""
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
     suite: str = "paper"
-    """Suite: paper, fixed, open, smoke."""
+    """What is measured: paper, fixed, open, smoke; in MuJoCo also the suites of `krabby evaluate`,
+    published and wild, which run the game loop's controller."""
     conditions: str = "nominal"
     """Disturbances: nominal (none), deployable, or that and one of drop30, latency120, noise2,
     tilt3, weak20, payload5, heavy, friction04."""
     backend: str = "isaac"
     """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
     robots: int = 0
-    """How many; 0 for the suite's own number."""
+    """How many, or trials of each cell at most; 0 for the suite's own number."""
     seconds: float = 0.0
     """Simulated time for each [s]; 0 for the suite's own."""
     seed: int = 1
@@ -169,6 +171,8 @@ def _config(overrides: Sequence[str]) -> int:
 def _eval(overrides: Sequence[str]) -> int:
     cfg = load(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
+    if cfg.suite in SUITES:
+        return _benchmark(cfg, checkpoint)
     _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from krabby_trainer.evaluation import evaluate
     from krabby_trainer.evaluation.conditions import find_condition
@@ -203,6 +207,23 @@ def _eval(overrides: Sequence[str]) -> int:
         )
     shown = ("checkpoint", "iteration", "suite", "backend", "robots", "seconds", "wall_s", "total")
     return _print({"report": str(out / "report.md"), **{key: report.get(key) for key in shown}})
+
+
+def _benchmark(cfg: EvalCfg, checkpoint: Path) -> int:
+    """A suite of the benchmark, which runs the game loop's controller: in MuJoCo alone."""
+    check(cfg.backend == "mujoco", "backend", cfg.backend, f"mujoco for suite={cfg.suite}")
+    check(cfg.conditions == "nominal", "conditions", cfg.conditions, f"none of suite={cfg.suite}")
+    _need("torch", "onnx", "onnxruntime", "mujoco")
+    from krabby_trainer.run.benchmark import run_suite
+
+    _choose_robot(cfg.robot, checkpoint)
+    robot = f"-{cfg.robot}" if cfg.robot else ""
+    out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / f"{cfg.suite}{robot}"
+    with aside(None):
+        facts = run_suite(
+            checkpoint, out, suite=cfg.suite, trials=cfg.robots, processes=cfg.processes
+        )
+    return _print({"report": str(out / "report.md"), "checkpoint": str(checkpoint), **facts})
 
 
 def _export(overrides: Sequence[str]) -> int:
