@@ -42,6 +42,7 @@ def test_keys_are_listed_with_their_meaning(command, capsys):
     assert cli.main([command, "--keys"]) == 0
     out = capsys.readouterr().out
     assert {"train": "env.num_envs", "config": "env.num_envs"}.get(command, "checkpoint") in out
+    assert ("Loaded feet on an edge." in out) == (command in ("train", "config"))
 
 
 def test_other_python_is_told_how_to_get_this_one(monkeypatch, capsys):
@@ -175,5 +176,5 @@ def test_memory_that_ran_out_says_what_to_lower(capsys, monkeypatch):
     def run(_):
         raise OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", (run, "", ""))
+    monkeypatch.setitem(cli._COMMANDS, "info", (run, None, "", ""))
     assert "lower env.num_envs" in complaint(capsys, 1, "info")

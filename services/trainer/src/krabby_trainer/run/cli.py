@@ -300,79 +300,62 @@ def _weights(overrides: Sequence[str]) -> int:
     return _print({"weights": cfg.out, "checkpoint": str(checkpoint), **sizes})
 
 
-_COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
-    "train": (
-        _train,
-        "train a policy",
-        "python -m krabby_trainer train env.num_envs=8192 agent.max_iterations=3000 run.name=first",
-    ),
-    "eval": (
-        _eval,
-        "measure a checkpoint",
-        "python -m krabby_trainer eval checkpoint=runs/train/RUN suite=paper",
-    ),
+_COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]] = {
+    "train": (_train, None, "train a policy", "env.num_envs=8192 run.name=first"),
+    "eval": (_eval, EvalCfg, "measure a checkpoint", "checkpoint=runs/train/RUN suite=paper"),
     "export": (
         _export,
-        "make a policy bundle of a checkpoint",
-        "python -m krabby_trainer export checkpoint=runs/train/RUN name=teacher",
+        ExportCfg,
+        "write a policy bundle",
+        "checkpoint=runs/train/RUN name=teacher",
     ),
-    "play": (
-        _play,
-        "watch a checkpoint walk",
-        "python -m krabby_trainer play checkpoint=runs/train/RUN robots=8",
-    ),
+    "play": (_play, PlayCfg, "watch a checkpoint walk", "checkpoint=runs/train/RUN robots=8"),
     "weights": (
-        _weights,
-        "keep the networks of a checkpoint, without what only a resumed run needs",
-        "python -m krabby_trainer weights checkpoint=runs/train/RUN out=weights.pt",
+        *(_weights, WeightsCfg, "keep a checkpoint's networks, without what only a resume needs"),
+        "checkpoint=runs/train/RUN out=weights.pt",
     ),
-    "info": (
-        _info,
-        "describe a checkpoint, or this machine",
-        "python -m krabby_trainer info checkpoint=runs/train/RUN",
-    ),
-    "config": (
-        _config,
-        "show the configuration that overrides make, and train nothing",
-        "python -m krabby_trainer config size=small env.num_envs=64",
-    ),
+    "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "config": (_config, None, "show the resolved configuration", "size=small env.num_envs=64"),
 }
+"""Handler, class of its keys (None for those of a training run), help, and an example."""
 
 
 def _parser() -> argparse.ArgumentParser:
+    prog = "python -m krabby_trainer"
     parser = argparse.ArgumentParser(
-        prog="python -m krabby_trainer",
-        description="Teach the crab to walk courses, measure what it learned, export it.",
-        epilog="python -m krabby_trainer COMMAND --keys lists the keys of each.",
+        prog=prog,
+        description="Train, evaluate and export parkour policies for the hexapod.",
+        epilog=f"{prog} COMMAND --keys lists the keys of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (handler, says, example) in _COMMANDS.items():
+    for name, (handler, _, says, example) in _COMMANDS.items():
         command = commands.add_parser(
-            name, help=says, description=says, epilog=f"for example: {example}"
+            name, help=says, description=says, epilog=f"for example: {prog} {name} {example}"
         )
         command.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="what differs from the defaults"
+            "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the defaults"
         )
-        command.add_argument("--keys", action="store_true", help="list the keys and end")
+        command.add_argument("--keys", action="store_true", help="list the keys and exit")
         command.set_defaults(handler=handler)
     return parser
 
 
 def _keys(command: str) -> str:
-    own = {
-        "eval": EvalCfg,
-        "export": ExportCfg,
-        "play": PlayCfg,
-        "info": InfoCfg,
-        "weights": WeightsCfg,
-    }
-    if command in own:
-        return describe(own[command]) + "\n"
-    _need("hydra")
+    own = _COMMANDS[command][1]
+    if own is not None:
+        return describe(own) + "\n"
+    _need("hydra", "torch")
     from krabby_trainer.run.config import TrainCfg, choices
+    from krabby_trainer.task.rewards import REWARDS
 
     presets = "\n".join(f"  {name}  (one of {', '.join(of)})" for name, of in choices().items())
-    return f"presets\n{presets}\n\nkeys\n{describe(TrainCfg)}\n"
+    meanings = {f"env.reward.{reward.name}": reward.meaning for reward in REWARDS}
+    keys = []
+    for line in describe(TrainCfg).splitlines():
+        keys.append(line)
+        if meaning := meanings.get(line.strip().partition(" ")[0]):
+            keys.append(f"      {meaning}")
+    return f"presets\n{presets}\n\nkeys\n" + "\n".join(keys) + "\n"
 
 
 def _need(*packages: str) -> None:

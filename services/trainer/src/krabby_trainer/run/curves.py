@@ -64,7 +64,6 @@ def _nothing_ended(row: dict[str, Any]) -> bool:
 
 
 def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Draw what a training came to over its minutes, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,7 +108,6 @@ def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw from the command line: `OUT.png LOG...`; returns the exit status."""
     if len(arguments) < 2 or arguments[0].startswith("-"):
         sys.stderr.write(f"{(__doc__ or '').splitlines()[0]}\n")
         return 2

@@ -22,13 +22,9 @@ from krabby.robot.description import RobotDescription
 from krabby_trainer.graphs import Replayed
 from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.terrain import Terrain
-from krabby_trainer.vision.depth import (
-    DepthCamera,
-    DepthErrors,
-    DepthErrorsCfg,
-    DepthPreprocessor,
-    DepthStream,
-)
+from krabby_trainer.vision.config import DepthErrorsCfg
+from krabby_trainer.vision.depth import DepthCamera
+from krabby_trainer.vision.stream import DepthErrors, DepthPreprocessor, DepthStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -170,7 +166,6 @@ def draw(path: Path, device: str = "cpu") -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and draw if asked to."""
     parser = argparse.ArgumentParser(
         prog="python -m krabby_trainer.run.depth_bench", description=__doc__
     )

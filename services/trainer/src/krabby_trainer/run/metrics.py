@@ -74,7 +74,6 @@ class Exposition:
         self.port = self._server.port
 
     def write(self, iteration: Iteration) -> None:
-        """Show one iteration."""
         self._iteration.set(iteration.number)
         self._iterations.set(iteration.total)
         self._eta.set(iteration.eta_s)
@@ -99,7 +98,6 @@ class Exposition:
         time.sleep(linger_s)
 
     def close(self) -> None:
-        """Stop answering."""
         self._server.close()
 
     def _healthy(self) -> bool:

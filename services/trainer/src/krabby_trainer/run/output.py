@@ -28,7 +28,6 @@ class Aside:
         self.path = path
 
     def write(self, iteration: Iteration) -> None:
-        """Keep the file small: a solver may complain in every step."""
         if self.path is not None and self.path.stat().st_size > _LARGEST:
             os.truncate(self.path, 0)
 

@@ -39,7 +39,6 @@ class _Clock:
         self._inner = [0.0]
 
     def around(self, owner: Any, name: str, part: str) -> None:
-        """Time `owner.name` as `part`."""
         original: Callable[..., Any] = getattr(owner, name)
 
         @functools.wraps(original)
@@ -60,7 +59,6 @@ class _Clock:
 
 
 def profile(overrides: Sequence[str]) -> dict[str, Any]:
-    """Measure an iteration of training with this configuration."""
     from krabby_trainer.run.runner import ParkourRunner
     from krabby_trainer.task.isaac import make_env
 
@@ -81,8 +79,8 @@ def profile(overrides: Sequence[str]) -> dict[str, Any]:
     clock.around(env.unwrapped.scene, "update", "sensors")
     clock.around(parkour, "after_physics", "measure")
     clock.around(parkour, "observe", "observations")
-    if parkour.vision is not None:
-        clock.around(parkour, "_see_replayed", "cameras")
+    if parkour.observer.vision is not None:
+        clock.around(parkour, "see_replayed", "cameras")
         clock.around(algorithm.sight, "look", "encoder")
     clock.around(env.unwrapped.reward_manager, "compute", "rewards")
     clock.around(env.unwrapped, "_reset_idx", "resets")

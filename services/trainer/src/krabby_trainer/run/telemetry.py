@@ -27,8 +27,6 @@ _EPISODES: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One iteration, as every sink gets it."""
-
     number: int
     """Iterations done, this one included."""
     total: int
@@ -46,13 +44,9 @@ class Iteration:
 class Sink(Protocol):
     """Somewhere that iterations are told to."""
 
-    def write(self, iteration: Iteration) -> None:
-        """Tell one iteration."""
-        ...
+    def write(self, iteration: Iteration) -> None: ...
 
-    def close(self) -> None:
-        """Flush, and release what is held."""
-        ...
+    def close(self) -> None: ...
 
 
 class Meter:
@@ -79,7 +73,6 @@ class Meter:
         dones: Tensor,
         log: Mapping[str, Tensor | float] | None,
     ) -> None:
-        """Take in one step of all robots."""
         self._return += rewards
         self._length += 1
         done = dones > 0
@@ -151,7 +144,6 @@ class Progress:
         self._last = ""
 
     def write(self, iteration: Iteration) -> None:
-        """Show one iteration."""
         self.show(progress_line(iteration))
 
     def show(self, line: str) -> None:
@@ -172,7 +164,6 @@ class Progress:
             self._put(line + "\n")
 
     def close(self) -> None:
-        """Leave the last line standing."""
         if self._terminal and self._last:
             self._put("\n")
             self._last = ""
@@ -232,7 +223,6 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, iteration: Iteration) -> None:
-        """Append one iteration when it is its turn."""
         if iteration.number % self._every and iteration.number != iteration.total:
             return
         facts = {
@@ -244,7 +234,6 @@ class JsonLines:
         self._file.write(json.dumps(facts, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -259,13 +248,11 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
 
     def write(self, iteration: Iteration) -> None:
-        """Add every scalar."""
         for name, value in iteration.scalars.items():
             self._writer.add_scalar(name, value, iteration.number)
         self._writer.add_scalar("Progress/env_steps", iteration.env_steps, iteration.number)
 
     def close(self) -> None:
-        """Flush the last events."""
         self._writer.close()
 
 

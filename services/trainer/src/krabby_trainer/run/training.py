@@ -40,6 +40,14 @@ _LINGER_S: Final = 15.0
 """How long the metrics of a run that failed stay, so that the alert can see why."""
 
 
+_BEGINS_WITH: Final[dict[str, tuple[checkpoints.Kind, ...]]] = {
+    "teacher": ("teacher",),
+    "distill": ("teacher",),
+    "student": ("distilled student", "fine-tuned student"),
+}
+"""Kinds of checkpoints that a task may begin with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is going to be trained, where, and from what."""
@@ -105,7 +113,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 started=started,
             )
         if plan.checkpoint is not None:
-            runner.load(str(plan.checkpoint))
+            runner.load(plan.checkpoint)
         elif cfg.run.init:
             runner.begin_with(Path(cfg.run.init))
         done = runner.current_learning_iteration
@@ -125,7 +133,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 if isinstance(sink, Exposition):
                     sink.fail(_LINGER_S)
             raise
-    runner.leave()
+    runner.processes.leave()
     if first:
         _write_summary(sys.stdout, _summary(plan, runner, time.monotonic() - started))
     return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
@@ -152,13 +160,17 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
                 cfg.run.dir = str(checkpoint.parent.parent)
     choose_robot(cfg.robot)
     if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
-        needed = {"distill": "the teacher's checkpoint", "student": "a distilled student's"}
+        kinds = " or a ".join(_BEGINS_WITH[cfg.task])
         raise ConfigError(
-            f"run.init: the task {cfg.task} begins with {needed[cfg.task]}; give run.init=PATH"
+            f"run.init: the task {cfg.task} begins with a {kinds}'s checkpoint; give run.init=PATH"
         )
-    if checkpoint is None and cfg.run.init:
-        cfg.run.init = str(_newest(Path(cfg.run.init), "run.init"))
-        checkpoints.load(Path(cfg.run.init))  # before a simulator is started for nothing
+    if checkpoint is None and cfg.run.init:  # checked before the simulator is started
+        path = _newest(Path(cfg.run.init), "run.init")
+        cfg.run.init = str(path)
+        payload = checkpoints.load(path)
+        checkpoints.require_kind(
+            payload, path, _BEGINS_WITH[cfg.task], f"run.init of task={cfg.task}"
+        )
     folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
     if checkpoint is None and checkpoints.find_checkpoints(folder):
         raise ConfigError(
@@ -204,7 +216,6 @@ def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
 
 
 def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
-    """The checkpoint that `run.resume` means; None when `auto` finds none."""
     wanted = cfg.run.resume
     if wanted != "auto":
         return _newest(Path(wanted), "run.resume")
@@ -220,7 +231,6 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
 
 
 def _newest(path: Path, key: str) -> Path:
-    """A checkpoint, or the newest intact one of a run's folder."""
     if not path.is_dir():
         return path
     found = checkpoints.newest_intact(path)

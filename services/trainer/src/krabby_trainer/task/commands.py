@@ -5,14 +5,12 @@ N robots; a command is vx, vy [m/s] and yaw rate [rad/s] in the base frame.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
-from krabby_trainer.task.randomisation import uniform
-
-if TYPE_CHECKING:
-    from krabby_trainer.task.config import CommandCfg
+from krabby_trainer.sampling import uniform
+from krabby_trainer.task.config import CommandCfg
 
 __all__ = ["AXES", "Tracking", "VelocityCommands"]
 
@@ -60,7 +58,6 @@ class VelocityCommands:
         return torch.where(long, _LONG * hold, hold)
 
     def reset(self, env_ids: Tensor) -> None:
-        """A new command for these robots."""
         self.value[env_ids] = self.draw(len(env_ids))
         self.left_s[env_ids] = self.draw_hold(len(env_ids))
         self.since_s[env_ids] = 0.0
@@ -86,7 +83,6 @@ class Tracking:
         self._sums = torch.zeros(14, device=device)
 
     def reset(self, env_ids: Tensor) -> None:
-        """These robots stand still now."""
         self._mean[env_ids] = 0.0
 
     def add(

@@ -14,12 +14,9 @@ own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from krabby_trainer.task.config import CurriculumCfg
+from krabby_trainer.task.config import CurriculumCfg
 
 __all__ = ["next_level", "tile_level"]
 

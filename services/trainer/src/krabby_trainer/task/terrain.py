@@ -54,9 +54,9 @@ class Terrain:
         """Index into `types` of every column, (columns,)."""
         self.difficulty = _difficulties(cfg)
         """(levels, columns)."""
-        self.seeds = cfg.seed + np.arange(cfg.columns)[None] + 1000 * _row_seed(cfg)
+        self.seeds = cfg.seed + np.arange(cfg.columns)[None] + 1000 * np.arange(cfg.levels)[:, None]
         """Seed of every course, (levels, columns)."""
-        self.courses = [
+        courses = [
             [
                 make_course(
                     self.types[self.type_id[column]],
@@ -68,12 +68,18 @@ class Terrain:
             ]
             for level in range(cfg.levels)
         ]
-        longest = max(course.length_m for row in self.courses for course in row)
+        self.courses = courses
+        longest = max(course.length_m for row in courses for course in row)
         self.tile_length_m = CELL_M * float(np.ceil(longest / CELL_M))
+        self.placed = [
+            (course, self.corner(level, column))
+            for level, row in enumerate(courses)
+            for column, course in enumerate(row)
+        ]
+        """Course and its origin in the world, of every tile: tile = level * columns + column."""
 
     @property
     def tiles(self) -> int:
-        """How many tiles there are; tile = level * columns + column."""
         return self.levels * self.columns
 
     def corner(self, level: int, column: int) -> NDArray[np.float64]:
@@ -83,23 +89,16 @@ class Terrain:
     @cached_property
     def origins(self) -> NDArray[np.float64]:
         """Where robots start, on the ground, (levels, columns, 3) [m]."""
-        starts = np.zeros((self.levels, self.columns, 3))
-        for level, row in enumerate(self.courses):
-            for column, course in enumerate(row):
-                starts[level, column] = self.corner(level, column)
-                starts[level, column, :2] += course.spawn[:2]
-        return starts
+        starts = np.stack([corner for _, corner in self.placed])
+        starts[:, :2] += np.stack([course.spawn[:2] for course, _ in self.placed])
+        return starts.reshape(self.levels, self.columns, 3)
 
     @cached_property
     def mesh(self) -> trimesh.Trimesh:
         """All boxes, what fills the tiles up to one length, and the border."""
         import trimesh
 
-        parts = [
-            course.to_trimesh().apply_translation(self.corner(level, column))
-            for level, row in enumerate(self.courses)
-            for column, course in enumerate(row)
-        ]
+        parts = [course.to_trimesh().apply_translation(corner) for course, corner in self.placed]
         parts += [_slab(*rectangle) for rectangle in self._filling()]
         mesh: Any = trimesh.util.concatenate(parts)
         mesh.visual = trimesh.visual.ColorVisuals(mesh)
@@ -111,22 +110,16 @@ class Terrain:
         rows = round(self.tile_length_m / CELL_M)
         across = round(_TILE_WIDTH_M / CELL_M)
         raster = np.zeros((self.levels * rows, self.columns * across), np.float32)
-        for level, row in enumerate(self.courses):
-            for column, course in enumerate(row):
-                tile = raster[
-                    level * rows : (level + 1) * rows, column * across : (column + 1) * across
-                ]
-                _rasterise(course, tile)
+        for tile, (course, _) in enumerate(self.placed):
+            level, column = divmod(tile, self.columns)
+            x, y = level * rows, column * across
+            _rasterise(course, raster[x : x + rows, y : y + across])
         return raster
 
     def to(self, device: str | torch.device) -> TerrainTensors:
         """What rewards, observations and metrics look up, on `device`."""
-        flat = [
-            (course, self.corner(level, column))
-            for level, row in enumerate(self.courses)
-            for column, course in enumerate(row)
-        ]
-        edges = [course.edges + corner for course, corner in flat]
+        placed = self.placed
+        edges = [course.edges + corner for course, corner in placed]
         most = max(1, *(len(e) for e in edges))
         padded = np.full((self.tiles, most, 2, 3), 1e6)
         for tile, segments in enumerate(edges):
@@ -137,11 +130,11 @@ class Terrain:
 
         return TerrainTensors(
             raster=torch.as_tensor(self.raster, device=device),
-            waypoints=tensor(np.stack([course.waypoints + corner for course, corner in flat])),
-            spawn=tensor(np.stack([corner[:2] + course.spawn[:2] for course, corner in flat])),
-            lane_y=tensor([float(corner[1]) for _, corner in flat]),
+            waypoints=tensor(np.stack([course.waypoints + corner for course, corner in placed])),
+            spawn=tensor(np.stack([corner[:2] + course.spawn[:2] for course, corner in placed])),
+            lane_y=tensor([float(corner[1]) for _, corner in placed]),
             edges=tensor(padded),
-            pit_entry_z=tensor([course.pit_entry_z for course, _ in flat]),
+            pit_entry_z=tensor([course.pit_entry_z for course, _ in placed]),
             type_id=torch.as_tensor(np.tile(self.type_id, self.levels), device=device),
             difficulty=tensor(self.difficulty.ravel()),
             seed=torch.as_tensor(self.seeds.ravel(), device=device),
@@ -157,18 +150,11 @@ class Terrain:
             (0.0, length, -b, 0.0),
             (0.0, length, width, width + b),
         ]
-        for level, row in enumerate(self.courses):
-            for column, course in enumerate(row):
-                if course.length_m < self.tile_length_m - 1e-6:
-                    x, y, _ = self.corner(level, column)
-                    rectangles.append(
-                        (
-                            x + course.length_m,
-                            x + self.tile_length_m,
-                            y - TILE_HALF_WIDTH_M,
-                            y + TILE_HALF_WIDTH_M,
-                        )
-                    )
+        half = TILE_HALF_WIDTH_M
+        for course, (x, y, _) in self.placed:
+            if course.length_m < self.tile_length_m - 1e-6:
+                ends = (x + course.length_m, x + self.tile_length_m)
+                rectangles.append((*ends, y - half, y + half))
         return rectangles
 
 
@@ -252,10 +238,6 @@ def _columns_of(cfg: TerrainCfg) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(shares)), counts)
 
 
-def _row_seed(cfg: TerrainCfg) -> NDArray[np.int64]:
-    return np.arange(cfg.levels)[:, None]
-
-
 def _difficulties(cfg: TerrainCfg) -> NDArray[np.float64]:
     low, high = cfg.difficulty_low, cfg.difficulty_high
     if cfg.random_difficulty:
@@ -284,7 +266,6 @@ def _rasterise(course: Course, tile: NDArray[np.float32]) -> None:
 
 
 def _slab(x0: float, x1: float, y0: float, y1: float) -> trimesh.Trimesh:
-    """Level ground over a rectangle."""
     import trimesh
 
     slab = trimesh.creation.box(extents=(x1 - x0, y1 - y0, _SLAB_M))
