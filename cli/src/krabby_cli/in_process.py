@@ -9,6 +9,7 @@ one interpreter's lock: `krabby up` starts processes for that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
@@ -24,8 +25,6 @@ from krabby_sim_hal.service import SimHal
 from krabby_cli.errors import ServiceDied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from krabby.runtime.app import Service
     from krabby.runtime.config import ServiceCfg
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from krabby.control.config import DEFAULT_POLICY
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 __all__ = [
     "DEFAULT_COURSE",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Final
 
 __all__ = ["LiveFigures", "Scrape", "compare", "fetch", "parse"]
 

@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby_cli.errors import ServiceDied
 from krabby_cli.logs import LogFollower, LogLine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Child", "ChildSpec", "Supervisor"]
 
@@ -58,7 +56,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
+                # Ctrl-C then reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
             )
 

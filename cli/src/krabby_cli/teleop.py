@@ -8,30 +8,26 @@ a mission again after 1 s.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import select
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby_proto import FLAG_OPERATOR, NAV, ControlClient, HalClient, ProtoError, Publisher
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.keys import JS_EVENT, Drive, JoystickEvent, Nav, NavLimits, parse_js_events
+from krabby_cli.keys import JS_EVENT, Drive, JoystickEvent, Nav, NavLimits, Request, parse_js_events
 from krabby_cli.operate import operator_name
 from krabby_cli.options import add_command, option
 from krabby_cli.signals import Signals
 from krabby_cli.terminal import Keyboard, StatusLine
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping
-
-    from krabby_cli.keys import Request
 
 __all__ = ["GamepadDevice", "Operator", "add_parser"]
 

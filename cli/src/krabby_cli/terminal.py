@@ -8,12 +8,10 @@ import select
 import termios
 import threading
 import tty
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from krabby_cli.errors import CliError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["KeyDecoder", "Keyboard", "StatusLine"]
 
@@ -34,10 +32,10 @@ _LEAVE_PASTES: Final = "\x1b[?2004l"
 class KeyDecoder:
     """Key names from what a terminal sends, one byte at a time.
 
-    There is no timer: the same bytes give the same keys, whatever the reads and delays. So the Esc
-    key is not distinguished from the first byte of a sequence and has no meaning; no sequence
-    begins with x, the e-stop key. An x within a sequence, such as the column of a mouse report or
-    keypad 8, is not a key.
+    There is no timer: the same bytes give the same keys, at any split and delay. So the Esc key is
+    not distinguished from the first byte of a sequence and has no meaning; no sequence begins with
+    x, the e-stop key. An x within a sequence, such as the column of a mouse report or keypad 8, is
+    not a key.
 
     In a sequence of unbounded length (a paste, a terminal's answer) an x is the e-stop key all the
     same: a missing end must not swallow it. After any bytes, the fourth x in a row is an e-stop.

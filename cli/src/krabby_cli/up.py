@@ -6,6 +6,7 @@ one JSON object, however the run ended.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -13,9 +14,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
@@ -36,10 +38,6 @@ from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
 from krabby_cli.supervise import Supervisor
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Mapping
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 
@@ -125,7 +123,7 @@ def _tell(line: str) -> bool:
 def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[str, Any]:
     """Start, watch and stop a planned run; returns its summary, which is also in its folder.
 
-    SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
+    SIGINT, SIGTERM and SIGHUP end it in order.
     """
     _make_folder(plan)
     signals = Signals()

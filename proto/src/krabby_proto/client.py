@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.codec import encode
@@ -23,8 +24,6 @@ from krabby_proto.sockets import (
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import ArrayLike
 
 __all__ = ["ControlClient", "ControlServer", "HalClient"]
@@ -58,7 +57,7 @@ class HalClient(Closing):
         self.sequence = 0
         """Sequence of the last command."""
         self.timeouts = 0
-        """Commands without an answer in time, those not sent for want of a server included."""
+        """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
         self._clock_ns = clock_ns
@@ -308,11 +307,11 @@ class ControlClient(Closing):
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:
-        """Ask the gameloop who it is; waits for it to appear, raises `RequestTimeout`."""
+        """The game loop's hello; waits for it to appear, raises `RequestTimeout`."""
         return _ask_hello(self._requester, timeout_s)
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
-        """Ask for `op`; raises `RequestTimeout` when there is no answer."""
+        """Send a request and return its answer; raises `RequestTimeout`."""
         return _ask_json(
             self._requester,
             CONTROL.topic,

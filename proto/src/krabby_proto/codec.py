@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from krabby_proto.errors import (
     CorruptPayload,
@@ -17,11 +18,6 @@ from krabby_proto.errors import (
 )
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header, unpack_header
 from krabby_proto.streams import STREAMS, Stream
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike
 
 __all__ = ["FloatArray", "Message", "decode", "encode", "pack", "unpack"]
 

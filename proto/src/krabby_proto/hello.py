@@ -102,7 +102,7 @@ def parse_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not finite")
     return number
 
 

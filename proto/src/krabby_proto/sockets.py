@@ -9,6 +9,7 @@ import itertools
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
@@ -26,13 +27,10 @@ from krabby_proto.endpoint import (
 from krabby_proto.errors import FrameError
 from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET
 from krabby_proto.hello import MAX_JSON_BYTES
+from krabby_proto.streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from numpy.typing import ArrayLike
-
-    from krabby_proto.streams import Stream
 
 __all__ = [
     "LatestSubscriber",
@@ -73,7 +71,7 @@ def _stream_hwm(stream: Stream) -> int:
 
 
 class Publisher(Endpoint):
-    """Sends one stream; numbers its messages under an instance id of its own."""
+    """Sends one stream; numbers its messages under its instance id."""
 
     def __init__(
         self,

@@ -201,7 +201,7 @@ def test_a_rehearsal_ends_when_the_loop_does(endless, desc):
 
 def test_a_rehearsal_that_crashes_is_a_refusal(policies, desc, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "")
-    monkeypatch.setattr("krabby_gameloop.rehearsal.sys.executable", "/bin/false")
+    monkeypatch.setattr("krabby.runtime.child.sys.executable", "/bin/false")
     with pytest.raises(BundleError, match="ended with status 1"):
         rehearse(str(policies / "blind"), desc, 100.0)
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
-from krabby.control.policy_manager import load_runner
+from krabby.control.controller import Request
+from krabby.control.policy_manager import PolicyRunner, load_runner
 from krabby.policy.bundle import POLICY_FILE
+from krabby.policy.network import Backend
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, RobotError
 from krabby_proto import ControlServer, untimely
 
 from krabby_gameloop.rehearsal import LIMIT_S, rehearse
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby.control.controller import Request
-    from krabby.control.policy_manager import PolicyRunner
-    from krabby.policy.network import Backend
-    from krabby.robot.description import RobotDescription
-
-    Answer = Callable[[Mapping[str, Any]], None]
+Answer = Callable[[Mapping[str, Any]], None]
 
 __all__ = ["ControlSocket"]
 

@@ -7,19 +7,22 @@ announce.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-from krabby_proto import FLAG_FEATURES_DUE, FLAG_NAV_DUE, FLAG_OPERATOR, wait_any
+from krabby.control.controller import JointCommand
+from krabby.control.policy_manager import PolicyRunner
+from krabby.runtime.app import Runtime
+from krabby_proto import (
+    FLAG_FEATURES_DUE,
+    FLAG_NAV_DUE,
+    FLAG_OPERATOR,
+    LatestSubscriber,
+    Message,
+    wait_any,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.control.controller import JointCommand
-    from krabby.control.policy_manager import PolicyRunner
-    from krabby.runtime.app import Runtime
-    from krabby_proto import LatestSubscriber, Message
-
-    from krabby_gameloop.tick import TickIO
+from krabby_gameloop.tick import TickIO
 
 __all__ = ["run_lockstep"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from krabby.control.controller import LocomotionController
 from krabby.control.modes import Mode
 from krabby.control.nav import REFUSAL_REASONS
+from krabby.control.policy_manager import PolicyRunner
 from krabby.runtime.metrics import (
     COMMAND_REJECTED,
     LOOP_WORK,
@@ -22,11 +22,6 @@ from krabby.runtime.metrics import (
 )
 from krabby_proto import CommandStatus
 from prometheus_client import Counter, Gauge, Histogram, Info
-
-if TYPE_CHECKING:
-    from krabby.control.controller import LocomotionController
-    from krabby.control.policy_manager import PolicyRunner
-
 
 _SUBSCRIBED = ("state", "features", "nav")
 _STAGES = ("receive", "observe", "infer", "send")

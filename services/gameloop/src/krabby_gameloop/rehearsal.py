@@ -4,48 +4,40 @@ A network may take for ever to load, take all memory, or crash the runtime; and 
 opens one it holds the interpreter's lock, so the loop stands still for that long. All of this is
 found out in a child process, which has neither the loop's priority nor its core and can be killed.
 
-The child is this module run as a program: its job comes as a pickle on stdin, from its parent; its
-verdict goes to stdout as JSON.
+The child is this module run as a program (`krabby.runtime.child`): its job comes as a pickle, its
+verdict as a line of JSON.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import pickle
 import resource
-import signal
-import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 from krabby.control.policy_manager import load_runner
 from krabby.policy.bundle import POLICY_FILE
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, RobotError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.robot.description import RobotDescription
+from krabby.runtime.child import become_child, run_child
 
 __all__ = ["LIMIT_S", "rehearse"]
 
 LIMIT_S: Final = 10.0
 """Longest time for a policy to be read, checked and run in; a second or two is usual."""
 _OPEN_LIMIT_S: Final = 0.1
-"""Longest processor time of opening it, during which the loop stands still: the HAL's deadman
-damps the robot after 0.15 s. The shipped ones take 0.02 s."""
-_POLL_S: Final = 0.05
+"""Longest CPU time of opening it, during which the loop stands still: the HAL's deadman damps the
+robot after 0.15 s. The shipped ones take 0.02 s."""
 _MEMORY_BYTES: Final = 4 << 30
 """Address space of the child; ONNX Runtime and its libraries take 1 GB of it."""
 _NICE: Final = 5
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the child says."""
+    """The answer of the child."""
 
     reason: str = ""
     """Why the policy is refused; empty if it is not."""
@@ -76,45 +68,26 @@ def rehearse(
         BundleError: It is refused; says why.
     """
     limit_s = LIMIT_S if limit_s is None else limit_s
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the loop to handle
-    )
-    said: bytes | None = b""
-    job: bytes | None = pickle.dumps((name, desc, control_rate_hz))
-    end = time.monotonic() + limit_s
-    try:
-        while True:
-            try:
-                said, _ = child.communicate(job, timeout=_POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                job = None  # it remembers what it has not sent yet
-            if stopping():
-                raise BundleError("the game loop is about to end")
-            if time.monotonic() > end:
-                raise BundleError(
-                    f"not loaded within {limit_s:g} s, given up; its network may never be: run it "
-                    f"with `python -m krabby_gameloop --check policy={name!r}`, or export it again"
-                )
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        child.communicate()
-    return _judged(said or b"", child.returncode)
+    lines: list[bytes] = []
 
+    def watch() -> None:
+        if stopping():
+            raise BundleError("the game loop is about to end")
 
-def _judged(said: bytes, status: int) -> str:
+    job = pickle.dumps((name, desc, control_rate_hz))
     try:
-        verdict = msgspec.json.decode(said, type=Verdict)
-    except msgspec.DecodeError as error:
-        ending = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        ended = run_child(__name__, job=job, limit_s=limit_s, watch=watch, hear=lines.append)
+        verdict = msgspec.json.decode(b"".join(lines), type=Verdict)
+    except TimeoutError:
         raise BundleError(
-            f"the process that tried it ended with {ending}; export the policy again"
-        ) from error
+            f"not loaded within {limit_s:g} s, given up; its network may never be: run it "
+            f"with `python -m krabby_gameloop --check policy={name!r}`, or export it again"
+        ) from None
+    except OSError as error:
+        raise BundleError(f"no process to try it in ({error}); ask again") from error
+    except msgspec.DecodeError as error:
+        problem = f"the process that tried it {ended.how}; export the policy again"
+        raise BundleError(problem) from error
     if verdict.reason:
         raise BundleError(verdict.reason)
     if verdict.open_s > _OPEN_LIMIT_S:
@@ -130,18 +103,10 @@ def _judged(said: bytes, status: int) -> str:
 
 def main() -> int:
     """The child process."""
-    pipe = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no verdict
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-    os.nice(_NICE)
+    say = become_child(nice=_NICE)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(AttributeError, OSError):
-        _end_with_parent()
-    os.write(pipe, msgspec.json.encode(_try(*pickle.load(sys.stdin.buffer))))
+    say(msgspec.json.encode(_try(*pickle.load(sys.stdin.buffer))))
     return 0
 
 
@@ -161,11 +126,6 @@ def _try(name: str, desc: RobotDescription, control_rate_hz: float) -> Verdict:
 def _printable(text: str) -> str:
     """Without what UTF-8 cannot say."""
     return text.encode(errors="backslashreplace").decode()
-
-
-def _end_with_parent() -> None:
-    """PR_SET_PDEATHSIG: it follows the thread that started this process, which waits for it."""
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
 
 
 if __name__ == "__main__":

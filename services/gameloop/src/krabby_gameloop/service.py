@@ -7,33 +7,27 @@ Lock-step: `krabby_gameloop.lockstep`.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
-from krabby.control.controller import LocomotionController
+from krabby.control.controller import LocomotionController, Request
 from krabby.control.policy_manager import PolicyManager
+from krabby.policy.network import Backend
 from krabby.policy.tensorrt.backend import EngineBackend, move
 from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
 from krabby.runtime.loop import LoopStats
 from krabby.runtime.rate import Rate
 from krabby.runtime.realtime import IdleCollector
 from krabby.runtime.throttle import log_every
-from krabby_proto import RequestTimeout, check_hello, make_hello
+from krabby_proto import LatestSubscriber, Message, RequestTimeout, check_hello, make_hello
 
+from krabby_gameloop.config import GameloopCfg
 from krabby_gameloop.control_socket import ControlSocket
 from krabby_gameloop.lockstep import run_lockstep
 from krabby_gameloop.tick import TickIO
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from krabby.control.controller import Request
-    from krabby.policy.network import Backend
-    from krabby.runtime.app import Runtime
-    from krabby_proto import LatestSubscriber, Message
-
-    from krabby_gameloop.config import GameloopCfg
 
 __all__ = ["Gameloop", "state_of_period"]
 

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import structlog
+from krabby.control.controller import JointCommand, LocomotionController
+from krabby.control.policy_manager import PolicyRunner
 from krabby.runtime.metrics import COMMAND_ROUND_TRIP, COMMAND_TIMEOUTS, Quantiles, Totals
 from krabby.runtime.throttle import log_every
-from krabby_proto import FEATURES, FLAG_OPERATOR, NAV, HalClient, LatestSubscriber
+from krabby_proto import (
+    FEATURES,
+    FLAG_OPERATOR,
+    NAV,
+    CommandReply,
+    HalClient,
+    LatestSubscriber,
+    Message,
+)
 
 from krabby_gameloop import metrics
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.control.controller import JointCommand, LocomotionController
-    from krabby.control.policy_manager import PolicyRunner
-    from krabby_proto import CommandReply, Message
-
-    from krabby_gameloop.config import EndpointsCfg
+from krabby_gameloop.config import EndpointsCfg
 
 __all__ = ["TickIO"]
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import mujoco
+import numpy as np
 import structlog
+from krabby.course.courses import Course
+from krabby.hal.backend import Reading, Slot
 from krabby.mujoco.backend import MujocoBackend
 from krabby.mujoco.camera_faults import answer_fault_request
+from krabby.robot.description import RobotDescription
 from krabby_proto import ControlServer
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from krabby.course.courses import Course
-    from krabby.hal.backend import Reading, Slot
-    from krabby.robot.description import RobotDescription
-    from numpy.typing import NDArray
-
-    from krabby_sim_hal.config import SimHalCfg
+from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["Simulator"]
 

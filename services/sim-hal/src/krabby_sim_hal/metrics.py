@@ -5,13 +5,10 @@ See `krabby.hal.metrics` and `krabby.runtime.metrics`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from krabby.runtime.metrics import CAMERA_FRAMES_DROPPED, Totals
 from prometheus_client import Counter, Gauge
 
-if TYPE_CHECKING:
-    from krabby_sim_hal.backend import Simulator
+from krabby_sim_hal.backend import Simulator
 
 __all__ = ["Exposition"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from krabby.course.courses import make_course
@@ -13,10 +12,8 @@ from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
 
 from krabby_sim_hal.backend import Simulator
+from krabby_sim_hal.config import SimHalCfg
 from krabby_sim_hal.metrics import Exposition
-
-if TYPE_CHECKING:
-    from krabby_sim_hal.config import SimHalCfg
 
 __all__ = ["SimHal"]
 

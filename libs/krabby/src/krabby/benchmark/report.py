@@ -34,7 +34,7 @@ __all__ = [
 _PICTURE: Final = "success.png"
 _BY_NAME: Final = {figure.name: figure for figure in FIGURES}
 _MOTION: Final = (
-    "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
+    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
     "contact_peak", "foot_above_base",
 )  # fmt: skip
 _LOADS: Final = (
@@ -285,13 +285,15 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _title(name: str) -> str:
-    figure = _BY_NAME[name]
+    figure = _BY_NAME.get(name)
+    if figure is None:
+        return name.replace("_", " ")
     return f"{figure.title} [{figure.unit}]" if figure.unit else figure.title
 
 
 def _held_out(row: Row) -> str:
     if len({cell.family for cell in row.cells}) > 1:
-        return ""  # a group says so by its name
+        return ""  # the name of a group tells
     some = any(cell.held_out for cell in row.cells)
     return " (held out)" if row.held_out else " (partly held out)" if some else ""
 

@@ -67,7 +67,7 @@ def read_trials(paths: Iterable[Path]) -> list[TrialResult]:
     """The trials of several files of JSON lines.
 
     Raises:
-        TrialsError: a line is no trial, for example the last one of a run that was cut off.
+        TrialsError: a line is not a trial, for example the last one of an interrupted run.
     """
     trials: list[TrialResult] = []
     for path in paths:
@@ -132,13 +132,12 @@ def cell_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]
 
     A cell that names another one in `facts["baseline"]` has the figure `success_change` too.
     """
-    rows = _rows(cells, trials, lambda cell: (cell.name,))
-    by_name = {row.name: row for row in rows}
-    return [
-        _beside(row, by_name[base]) if (base := row.cells[0].facts.get("baseline")) in by_name
-        else row
-        for row in rows
-    ]  # fmt: skip
+    rows = {row.name: row for row in _rows(cells, trials, lambda cell: (cell.name,))}
+    for name, row in rows.items():
+        base = row.cells[0].facts.get("baseline", name)
+        if base != name and base in rows:
+            rows[name] = _beside(row, rows[base])
+    return list(rows.values())
 
 
 def family_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]:

@@ -6,27 +6,21 @@ Which requests count, and when the gate may have been left: `krabby.control.perm
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_RESET, STATE, SafetyState, unpack
+from krabby_proto import FLAG_RESET, STATE, CommandReply, Message, SafetyState, unpack
+from numpy.typing import NDArray
 
+from krabby.control.config import ControlCfg
 from krabby.control.modes import Mode, Situation, holds, next_mode
 from krabby.control.nav import NavFilter
 from krabby.control.permission import Permission, Request
-from krabby.control.policy_manager import PolicyManager
+from krabby.control.policy_manager import PolicyManager, PolicyRunner
 from krabby.policy.observation import ObservationInputs
-from krabby.safety.trajectories import sit_down, stand_up
-
-if TYPE_CHECKING:
-    from krabby_proto import CommandReply, Message
-    from numpy.typing import NDArray
-
-    from krabby.control.config import ControlCfg
-    from krabby.control.policy_manager import PolicyRunner
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.trajectories import JointTrajectory
+from krabby.robot.description import RobotDescription
+from krabby.safety.trajectories import JointTrajectory, sit_down, stand_up
 
 __all__ = ["JointCommand", "LocomotionController", "Request"]
 

@@ -13,12 +13,11 @@ The gate in the HAL decides what is safe; this machine only asks for what makes 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from krabby_proto import SafetyState
 
-if TYPE_CHECKING:
-    from krabby.control.config import FreshnessCfg
+from krabby.control.config import FreshnessCfg
 
 __all__ = ["Mode", "Situation", "holds", "next_mode"]
 

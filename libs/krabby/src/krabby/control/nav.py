@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS
+from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS, Message
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from krabby.control.config import FreshnessCfg, NavCfg
 
-    from krabby_proto import Message
-    from numpy.typing import NDArray
-
-    from krabby.control.config import FreshnessCfg, NavCfg
-
-__all__ = ["REFUSAL_REASONS", "NavFilter", "NavSource", "Refusal", "RefusalReason"]
+__all__ = ["REFUSAL_REASONS", "NavFilter"]
 
 log = structlog.get_logger(__name__)
 

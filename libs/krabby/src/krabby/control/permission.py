@@ -14,19 +14,15 @@ armed again and a new request to stand comes (or `auto_stand` is set).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
 
 import structlog
-from krabby_proto import CommandStatus
+from krabby_proto import CommandReply, CommandStatus
 from krabby_proto.states import SafetyState
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby_proto import CommandReply
-
-    from krabby.control.config import ControlCfg
-    from krabby.robot.description import RobotDescription
+from krabby.control.config import ControlCfg
+from krabby.robot.description import RobotDescription
 
 __all__ = ["Permission", "Request"]
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_LATENT
+from krabby_proto import FLAG_LATENT, Message
+from numpy.typing import NDArray
 
+from krabby.control.config import ControlCfg
 from krabby.policy.bundle import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
+from krabby.policy.network import Backend, Network
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.throttle import log_every
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby_proto import Message
-    from numpy.typing import NDArray
-
-    from krabby.control.config import ControlCfg
-    from krabby.policy.network import Backend, Network
-    from krabby.robot.description import RobotDescription
 
 __all__ = ["PolicyManager", "PolicyRunner", "load_runner"]
 

@@ -15,21 +15,16 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from krabby_proto import Fault, make_hello
+from numpy.typing import NDArray
 
-from krabby.safety.gate import GateCfg, SafetyGate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from krabby.hal.measurement import Measurement
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand
+from krabby.hal.measurement import Measurement
+from krabby.robot.description import RobotDescription
+from krabby.safety.gate import DriveCommand, GateCfg, SafetyGate
 
 __all__ = ["HalBackend", "Image", "Reading", "SimBackend", "SimulatedClock", "Slot", "limp"]
 

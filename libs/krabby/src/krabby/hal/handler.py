@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import structlog
-from krabby_proto import SAFETY_STATES, CommandOutcome, CommandStatus, SafetyOutcome, fault_names
+from krabby_proto import (
+    SAFETY_STATES,
+    CommandOutcome,
+    CommandStatus,
+    Message,
+    SafetyOutcome,
+    fault_names,
+)
+from numpy.typing import NDArray
 
-from krabby.hal.backend import limp
+from krabby.hal.backend import HalBackend, Reading, Slot, limp
 from krabby.hal.measurement import Measurement
 from krabby.safety.gate import GateCfg, SafetyGate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby_proto import Message
-    from numpy.typing import NDArray
-
-    from krabby.hal.backend import HalBackend, Reading, Slot
 
 __all__ = ["GateHandler"]
 

@@ -8,23 +8,18 @@ which peers connect, so a run repeats exactly.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
+import numpy as np
 from krabby_proto import FLAG_FEATURES_DUE, FLAG_LOCKSTEP, FLAG_NAV_DUE, FLAG_RESET
+from numpy.typing import NDArray
 
-from krabby.hal.backend import Image, Slot
+from krabby.hal.backend import Image, Reading, SimBackend, SimulatedClock, Slot
+from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import BackendUnusable, LoopSilent
 from krabby.hal.publisher import CONTROL_HZ, HalPublisher
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from krabby.hal.backend import Reading, SimBackend, SimulatedClock
-    from krabby.hal.config import LockstepCfg
-    from krabby.runtime.app import Runtime
+from krabby.runtime.app import Runtime
 
 __all__ = ["Lockstep"]
 

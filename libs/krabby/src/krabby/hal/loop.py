@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import structlog
+from krabby_proto import Message
 
-from krabby.hal.backend import SimBackend, SimulatedClock, Slot
+from krabby.hal.backend import HalBackend, SimBackend, SimulatedClock, Slot
 from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import BackendUnusable
 from krabby.hal.handler import GateHandler
 from krabby.hal.lockstep import Lockstep
 from krabby.hal.metrics import OBSERVATION
 from krabby.hal.publisher import CONTROL_HZ, HalPublisher
+from krabby.runtime.app import Runtime
 from krabby.runtime.metrics import DEADLINE_MISSES, LOOP_LATENESS, SKIPPED_CYCLES, Quantiles
-from krabby.runtime.rate import Rate
+from krabby.runtime.rate import Rate, Tick
 from krabby.runtime.realtime import IdleCollector
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby_proto import Message
-
-    from krabby.hal.backend import HalBackend
-    from krabby.runtime.app import Runtime
-    from krabby.runtime.rate import Tick
 
 __all__ = ["HalLoop"]
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from krabby_proto import STATE
+from numpy.typing import NDArray
 
 from krabby.robot import rotations
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["Measurement", "StatePayload"]
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import structlog
 from krabby_proto import SAFETY_STATES, CommandStatus, Fault, SafetyState
 from prometheus_client import Counter, Gauge
 
+from krabby.hal.handler import GateHandler
 from krabby.runtime.logging import log_every
 from krabby.runtime.metrics import OBSERVATION_AGE, STREAM_OVERSIZED, Totals, children
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from krabby.hal.handler import GateHandler
 
 __all__ = ["OBSERVATION", "GateMetrics", "OversizedRequests"]
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
+import numpy as np
 from krabby_proto import FLAG_RESET, NAV, HalServer, Publisher
+from numpy.typing import NDArray
 
-from krabby.hal.backend import SimBackend
+from krabby.hal.backend import HalBackend, Reading, SimBackend
+from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import StatePayload
 from krabby.hal.metrics import GateMetrics, OversizedRequests
 from krabby.runtime.metrics import LOOP_PERIOD, LOOP_WORK, Quantiles, children
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from krabby.hal.backend import HalBackend, Reading
-    from krabby.hal.handler import GateHandler
 
 __all__ = ["CONTROL_HZ", "HalPublisher"]
 

@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
 
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.observation import ObservationLayout, ObservationTerm
+from krabby.robot.description import CameraModel, RobotDescription
 from krabby.robot.errors import BundleError, BundleMismatch, ObservationError
-
-if TYPE_CHECKING:
-    from krabby.robot.description import CameraModel, RobotDescription
 
 __all__ = [
     "ENCODER_FILE",
@@ -31,7 +29,6 @@ __all__ = [
     "Kind",
     "Manifest",
     "StateEntry",
-    "TermEntry",
     "check_fit",
     "layout_of",
     "parse_manifest",

@@ -26,9 +26,10 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.policy._manifest import (
     ENCODER_FILE,
@@ -48,20 +49,16 @@ from krabby.policy._manifest import (
 )
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.network import Backend, Network, NetworkSpec, StateTensor
+from krabby.policy.observation import ObservationLayout
 from krabby.policy.onnx_runtime import OnnxRuntime
 from krabby.robot.assets import assets_dir
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import (
     BundleError,
     BundleMismatch,
     MissingRuntime,
     PolicyOutputError,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.policy.observation import ObservationLayout
-    from krabby.robot.description import RobotDescription
 
 MAX_MANIFEST_BYTES = 1 << 20
 """Largest manifest that is read; the shipped ones have 5 kB."""
@@ -75,8 +72,6 @@ __all__ = [
     "MANIFEST_FILE",
     "POLICY_FILE",
     "SAMPLE_FILES",
-    "ActionSpec",
-    "EncoderSpec",
     "MissingRuntime",
     "OnnxEncoder",
     "OnnxPolicy",

@@ -22,16 +22,13 @@ A torch version takes `CROP`, `FILL_PASSES` and `COLUMN_WEIGHTS` from here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from krabby.robot.description import CameraModel
 from krabby.robot.errors import DepthError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.robot.description import CameraModel
 
 __all__ = [
     "COLUMN_WEIGHTS",

@@ -14,17 +14,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
 from krabby.robot.errors import ObservationError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.robot.description import RobotDescription
 
 __all__ = [
     "HEIGHT_SCAN_SHAPE",
@@ -34,7 +31,6 @@ __all__ = [
     "ObservationInputs",
     "ObservationLayout",
     "ObservationTerm",
-    "TermSpec",
     "standard_term",
 ]
 

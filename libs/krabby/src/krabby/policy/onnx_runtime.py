@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.policy.network import NetworkSpec, check_state, copy_input
 from krabby.robot.errors import BundleError, BundleMismatch, MissingRuntime, PolicyOutputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["OnnxNetwork", "OnnxRuntime"]
 

@@ -9,10 +9,12 @@ Needs the extra `assets`.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from krabby.policy.bundle import (
@@ -20,19 +22,13 @@ from krabby.policy.bundle import (
     LATENT_SIZE,
     MANIFEST_FILE,
     POLICY_FILE,
+    PolicyBundle,
     bundle_dir,
     write_bundle,
 )
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.observation import ObservationLayout, standard_term
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from krabby.policy.bundle import PolicyBundle
-    from krabby.robot.description import RobotDescription
+from krabby.robot.description import RobotDescription
 
 __all__ = ["write_constant_policies", "write_seeing_gait"]
 

@@ -21,7 +21,7 @@ from typing import TextIO
 
 from krabby.runtime.metrics import LOG_LINES_DROPPED
 
-__all__ = ["QUEUE_BYTES", "LineStream", "Output", "descriptor"]
+__all__ = ["LineStream", "Output", "descriptor"]
 
 QUEUE_BYTES = 1 << 20
 """Most that waits to be written, some 3000 lines."""

@@ -28,15 +28,7 @@ import structlog
 from krabby.runtime.config import RealtimeCfg
 from krabby.runtime.metrics import REALTIME_ENABLED, REALTIME_REQUESTED, children
 
-__all__ = [
-    "FEATURES",
-    "FeatureResult",
-    "IdleCollector",
-    "RealtimeReport",
-    "apply_realtime",
-    "freeze_garbage",
-    "set_slices",
-]
+__all__ = ["FEATURES", "IdleCollector", "apply_realtime", "freeze_garbage", "set_slices"]
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Throttle", "log_every"]
+__all__ = ["log_every"]
 
 
 class _Log(Protocol):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.safety.limits import GateCfg
+from krabby.safety.limits import GateCfg
 
 __all__ = ["EffortBudget"]
 

@@ -41,28 +41,18 @@ A clock that stands still lets nothing move; one that steps back trips the gate 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from krabby_proto.states import CommandStatus, Fault, SafetyState
+from numpy.typing import ArrayLike, NDArray
 
 from krabby.robot.errors import GateConfigError
 from krabby.safety.limits import GateCfg
 from krabby.safety.measured import MeasuredRobot
 from krabby.safety.target import LimitedTarget
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-__all__ = [
-    "DriveCommand",
-    "DriveMode",
-    "GateCfg",
-    "GateConfigError",
-    "GateReply",
-    "GateResult",
-    "SafetyGate",
-]
+__all__ = ["DriveCommand", "DriveMode", "GateCfg", "GateConfigError", "SafetyGate"]
 
 _CLOCK_SLACK_NS: Final = 1_000_000
 """Times read by several stages of one cycle may cross by this much; more is a broken clock."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from krabby_proto.states import Fault
+from numpy.typing import NDArray
 
 from krabby.safety.effort import EffortBudget
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.safety.limits import GateCfg
+from krabby.safety.limits import GateCfg
 
 __all__ = ["MeasuredRobot"]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.safety.limits import GateCfg
+from krabby.safety.limits import GateCfg
 
 __all__ = ["LimitedTarget"]
 

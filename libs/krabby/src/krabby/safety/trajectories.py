@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
+from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions, leg_ik
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    from krabby.robot.description import RobotDescription
 
 __all__ = ["JointTrajectory", "min_jerk", "rest_joint_pos", "sit_down", "stand_up"]
 

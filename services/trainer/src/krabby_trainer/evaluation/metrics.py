@@ -140,7 +140,7 @@ class EpisodeRecorder:
     """Takes the facts of every step and keeps the books.
 
     Args:
-        robots: who walks where.
+        robots: the course of each robot.
         step_s: length of a control step [s].
     """
 

@@ -317,7 +317,7 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
         [
             *(student if report.get("sees") else ()),
             f"- Paper: {PAPER_SOURCE}. Its robot has four feet and walks a grid of "
-            "25 tiles; here every robot has a course of its own, lanes are wider and pits deeper.",
+            "25 tiles; here every robot has its own course, lanes are wider and pits deeper.",
             "- MXD: goals reached by the end of an episode over 7, at most 1, over finished "
             f"episodes ({total['episodes']}; {total['episodes_cut_off']} were cut off by the end "
             f"and count in `mxd_all`, {_number(report['total']['mxd_all'], 3)}). MEV: feet that "

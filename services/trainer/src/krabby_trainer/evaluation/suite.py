@@ -74,7 +74,7 @@ class Suite:
         return tuple(spread.round(6).tolist())
 
     def env_cfg(self, *, robots: int, seed: int) -> EnvCfg:
-        """The environment of this suite: a course of its own for each robot, as far as they go.
+        """The environment of this suite, with a different course for each robot.
 
         `robots` is rounded down to a whole number for each type and difficulty.
         """
@@ -168,7 +168,7 @@ def tiles(terrain: Terrain, robots: int) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def assign(terrain: Terrain, robots: int) -> tuple[Robots, list[Course]]:
-    """Who walks where."""
+    """Type, difficulty and course of each robot."""
     level, column = tiles(terrain, robots)
     courses = [terrain.courses[i][j] for i, j in zip(level, column, strict=True)]
     who = Robots(
@@ -215,8 +215,8 @@ def obedient_score(
 ) -> tuple[float, float]:
     """MXD and success of a robot that walks from goal to goal exactly as fast as it is told.
 
-    The clock ends an episode, and slow robots are asked for less than a course: whoever scores
-    more than this was faster than asked. Means over speeds drawn from `speed`.
+    The clock ends an episode, so that a slow command reaches less than a whole course; a higher
+    score means walking faster than commanded. Means over speeds drawn from `speed`.
     """
     points = np.vstack([course.spawn[:2], course.waypoints[:, :2]])
     needed = np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)) / episode_s

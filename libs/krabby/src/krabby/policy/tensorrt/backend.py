@@ -7,13 +7,15 @@ the service.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import structlog
 
 from krabby.policy.network import Backend, Network, NetworkSpec
 from krabby.policy.onnx_runtime import OnnxRuntime
 from krabby.policy.tensorrt import metrics
+from krabby.policy.tensorrt.config import InferenceCfg
 from krabby.policy.tensorrt.device import DEVICE_APIS
 from krabby.policy.tensorrt.engines import Engines, name_of
 from krabby.policy.tensorrt.errors import (
@@ -24,16 +26,11 @@ from krabby.policy.tensorrt.errors import (
     Interrupted,
     NoDevice,
 )
+from krabby.policy.tensorrt.selftest import Verdict
 from krabby.policy.tensorrt.subprocesses import Platform, Watch
 from krabby.policy.tensorrt.toolkit import TENSORRT
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from krabby.policy.tensorrt.config import InferenceCfg
-    from krabby.policy.tensorrt.selftest import Verdict
-
-__all__ = ["EngineBackend", "Movable", "engine_platform", "move", "open_backend"]
+__all__ = ["EngineBackend", "engine_platform", "move", "open_backend"]
 
 log = structlog.get_logger(__name__)
 

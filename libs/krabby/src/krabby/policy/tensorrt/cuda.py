@@ -12,15 +12,13 @@ import ctypes
 import importlib
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.policy.tensorrt.device import Buffer, Device
 from krabby.policy.tensorrt.errors import CaptureFailed, DeviceError, NoDevice
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["CudaBindings"]
 

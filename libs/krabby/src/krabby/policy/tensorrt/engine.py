@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
+from krabby.policy.network import NetworkSpec
 from krabby.policy.tensorrt.errors import EngineRefused
-
-if TYPE_CHECKING:
-    from krabby.policy.network import NetworkSpec
 
 __all__ = ["BuildOptions", "Engine", "EngineTensor", "Shapes", "Toolkit", "check_signature"]
 

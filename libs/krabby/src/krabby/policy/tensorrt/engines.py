@@ -14,14 +14,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
+from krabby.policy.network import NetworkSpec
 from krabby.policy.onnx_runtime import OnnxRuntime
 from krabby.policy.tensorrt import metrics
 from krabby.policy.tensorrt.cache import EngineCache, EngineRecord, Recipe
+from krabby.policy.tensorrt.config import InferenceCfg
 from krabby.policy.tensorrt.device import Device, DeviceApi, resolve
 from krabby.policy.tensorrt.engine import BuildOptions, Toolkit
 from krabby.policy.tensorrt.errors import (
@@ -35,12 +37,6 @@ from krabby.policy.tensorrt.errors import (
 from krabby.policy.tensorrt.network import EngineNetwork
 from krabby.policy.tensorrt.selftest import Verdict, run_selftest
 from krabby.policy.tensorrt.subprocesses import Platform, Watch, build_in_child, probe
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
-    from krabby.policy.network import NetworkSpec
-    from krabby.policy.tensorrt.config import InferenceCfg
 
 __all__ = ["Engines", "name_of"]
 

@@ -10,21 +10,17 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
-from krabby.policy.network import check_state, copy_input
+from krabby.policy.network import Network, NetworkSpec, StateTensor, check_state, copy_input
+from krabby.policy.tensorrt.device import Buffer, DeviceBuffers, Graph
 from krabby.policy.tensorrt.engine import Engine, check_signature
 from krabby.policy.tensorrt.errors import CaptureFailed, DeviceError
 from krabby.robot.errors import PolicyOutputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.policy.network import Network, NetworkSpec, StateTensor
-    from krabby.policy.tensorrt.device import Buffer, DeviceBuffers, Graph
 
 __all__ = ["EngineNetwork"]
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.policy.network import Network, NetworkSpec
 from krabby.robot.errors import PolicyOutputError
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 __all__ = ["LAUNCHES", "STEPS", "Verdict", "run_selftest", "samples_of"]
 

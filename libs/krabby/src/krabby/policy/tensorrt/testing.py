@@ -41,16 +41,7 @@ from krabby.policy.tensorrt.errors import (
 )
 from krabby.policy.tensorrt.subprocesses import Platform
 
-__all__ = [
-    "FAKE",
-    "FakeApi",
-    "FakeBuffers",
-    "FakeEngine",
-    "FakeToolkit",
-    "FakeWatch",
-    "memory_at",
-    "orders",
-]
+__all__ = ["FAKE", "FakeApi", "FakeBuffers", "FakeEngine", "FakeWatch", "orders"]
 
 FAKE: Final = Platform(
     toolkit="krabby.policy.tensorrt.testing:FakeToolkit",

@@ -18,7 +18,7 @@ import structlog
 from krabby.policy.tensorrt.engine import BuildOptions, EngineTensor, Report, Shapes
 from krabby.policy.tensorrt.errors import BuildFailed, DeviceError, EngineRefused, NoDevice
 
-__all__ = ["TENSORRT", "TENSORRT_RTX", "TensorRt", "TensorRtEngine", "TensorRtRtx"]
+__all__ = ["TENSORRT", "TensorRt", "TensorRtRtx"]
 
 log = structlog.get_logger(__name__)
 
