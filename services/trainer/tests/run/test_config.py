@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from krabby.course.courses import COURSES
 from krabby_trainer.errors import ConfigError
 from krabby_trainer.learn.config import OBS_GROUPS
 from krabby_trainer.run.config import (
@@ -17,6 +18,7 @@ from krabby_trainer.run.config import (
     to_yaml,
 )
 from krabby_trainer.task.config import EnvCfg
+from krabby_trainer.task.terrain import Terrain
 
 
 def test_defaults_are_those_of_the_dataclasses():
@@ -132,6 +134,17 @@ def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     new = ("feet_high", "power", "joint_acceleration", "joint_limits", "contact_force")
     assert [vars(plain.reward)[key] for key in new] == [0.0] * 5
     assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
+
+
+def test_the_wild_terrain_has_every_family_that_is_not_held_out():
+    cfg = compose(["terrain=wild"]).env.terrain
+    held_out = {"spiral", "gap-45"}
+    left_out = {"demo", "field"}  # fixed; too large for a tile
+    passable = {name for name, recipe in COURSES.items() if recipe.passable}
+    assert set(cfg.types) == passable - held_out - left_out
+    cfg.levels, cfg.columns = 2, len(cfg.types)
+    assert len(Terrain(cfg).courses[0]) == len(cfg.types)
+    assert compose(["terrain=wild", "commands=flat"]).env.terrain.shares == cfg.shares
 
 
 def test_every_preset_composes():

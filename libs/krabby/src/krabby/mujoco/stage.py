@@ -13,7 +13,7 @@ import structlog
 from krabby_proto import TRUTH
 
 from krabby.course.mission import STOP, NavCommand, pursue
-from krabby.course.progress import CourseProgress, FallCfg, FallMonitor, Pose2
+from krabby.course.progress import RESPAWN_S, CourseProgress, FallCfg, FallMonitor, Pose2
 from krabby.hal.measurement import Measurement
 from krabby.mujoco.degrade import degraded, differences
 from krabby.mujoco.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
@@ -34,8 +34,7 @@ __all__ = ["Stage", "stance_m"]
 
 log = structlog.get_logger(__name__)
 
-_RESET_AFTER_NS = 2_000_000_000
-"""A robot that fell lies there for this long before it is put back."""
+_RESET_AFTER_NS = round(RESPAWN_S * 1e9)
 _STANDING_FEET = 3
 """Legs that carry a standing robot at least."""
 

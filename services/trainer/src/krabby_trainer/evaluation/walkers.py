@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
-from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby.safety.gate import GateCfg
 from krabby_proto import Fault
@@ -93,6 +92,7 @@ class Walkers:
         corners = [terrain.corner(*divmod(t, columns)) for t in range(terrain.tiles)]
         self._corners = _tensor(np.stack(corners))
         self._waypoints = _tensor(np.stack([course.waypoints for course in self._courses]))
+        self._half_widths = _tensor(np.array([course.half_width_m for course in self._courses]))
         self._spawns = _tensor(np.stack([course.spawn[:2] for course in self._courses]))
         self.tile = torch.from_numpy(tile.copy())
         """Where each robot is, (N,)."""
@@ -251,7 +251,7 @@ class Walkers:
             faults & Fault.TILT > 0
         )
         away = terminations.left_lane(
-            self.get("base_pos_w"), torch.zeros(self._count), TILE_HALF_WIDTH_M
+            self.get("base_pos_w"), torch.zeros(self._count), self._half_widths[self.tile]
         )
         return np.stack(
             [

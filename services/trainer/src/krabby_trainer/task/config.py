@@ -51,6 +51,8 @@ class TerrainCfg:
     difficulty_low: float = 0.0
     difficulty_high: float = 1.8
     """1 is the hardest of the published suite."""
+    ranges: dict[str, Pair] = field(default_factory=dict)
+    """Difficulties [low, high] of types that have their own."""
     random_difficulty: bool = False
     """Draw every tile's difficulty uniformly instead of raising it from row to row."""
     seed: int = 0

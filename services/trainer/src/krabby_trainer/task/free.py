@@ -6,7 +6,6 @@ import math
 from typing import Final
 
 import torch
-from krabby.course.lanes import TILE_HALF_WIDTH_M
 
 from krabby_trainer.sampling import uniform
 from krabby_trainer.task.commands import Tracking, VelocityCommands
@@ -44,14 +43,15 @@ class FreeRobots:
         flat = list(terrain.types).index("flat") if cfg.free_flat else -1
         self._on_field = ground.type_id[column] == flat
         own = [i for i in range(terrain.columns) if int(terrain.type_id[i]) == flat]
-        width, margin = 2.0 * TILE_HALF_WIDTH_M, _FIELD_MARGIN_M
+        margin = _FIELD_MARGIN_M
         self.field = (0.0, 0.0, 0.0, 0.0)
         """Flat columns, x0, x1, y0, y1 [m]; they lie beside each other."""
         if own:
             length = terrain.levels * terrain.tile_length_m
             self.field = (
                 *(margin, length - margin),
-                *(own[0] * width + margin, (own[-1] + 1) * width - margin),
+                float(terrain.column_y[own[0]] + margin),
+                float(terrain.column_y[own[-1] + 1] - margin),
             )
 
     def away(self, base_pos_w: Tensor, tile: Tensor, tile_level: Tensor) -> Tensor:
@@ -60,7 +60,8 @@ class FreeRobots:
         x0, x1, y0, y1 = self.field
         off_field = (x < x0) | (x > x1) | (y < y0) | (y > y1)
         begin = tile_level * self._tile_length_m
-        off_lane = left_lane(base_pos_w, self._ground.lane_y[tile], TILE_HALF_WIDTH_M)
+        ground = self._ground
+        off_lane = left_lane(base_pos_w, ground.lane_y[tile], ground.half_width[tile])
         off_tile = (x < begin) | (x > begin + self._tile_length_m) | off_lane
         return self.mask & torch.where(self._on_field, off_field, off_tile)
 

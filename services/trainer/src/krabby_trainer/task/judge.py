@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.kinematics import torque_envelope
 
 from krabby_trainer.task import observations, terminations
@@ -115,7 +114,7 @@ class Judge:
         self.base_contact.copy_(robots.base_force_w[:, 0].norm(dim=-1) > CONTACT_N)
         self.fallen.copy_(terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad))
         self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
-        left = terminations.left_lane(base, ground.lane_y[tile], TILE_HALF_WIDTH_M)
+        left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
         self.left_lane.copy_(left & ~free)
         self.failed.copy_(self.fallen | self.sunk | self.left_lane)
         self.completed.copy_(self.state.stops.rested(arrived))

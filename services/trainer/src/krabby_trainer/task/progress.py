@@ -55,7 +55,7 @@ class Progress:
         self.index = torch.zeros(num_envs, dtype=torch.long, device=device)
         """Waypoints reached; also the index of the next one."""
         self.distance_m = torch.zeros(num_envs, device=device)
-        """Furthest x since the start of the episode, relative to it [m]."""
+        """Furthest along the way through the waypoints, since the start of the episode [m]."""
         self._near_s = torch.zeros(num_envs, device=device)
 
     def reset(self, env_ids: Tensor) -> None:
@@ -79,11 +79,15 @@ class Progress:
         near_s = torch.where(near, self._near_s + dt, 0.0)
         leg = goal - before
         leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-        passed = reached(*on_leg(*offset.T, *leg.T), -1.0, pass_width_m=self._pass_width_m)
+        to_go, aside = on_leg(*offset.T, *leg.T)
+        passed = reached(to_go, aside, -1.0, pass_width_m=self._pass_width_m)
         counts = ((near_s > self._dwell_s - 0.5 * dt) | passed) & (self.index < count)
+        ends = torch.cat((start_xy[:, None], waypoints[..., :2]), dim=1)
+        way = (ends[:, 1:] - ends[:, :-1]).norm(dim=-1).cumsum(dim=-1)
+        along = way.gather(1, self.index.clamp(max=count - 1)[:, None])[:, 0] - to_go
+        torch.maximum(self.distance_m, along, out=self.distance_m)
         self.index += counts
         self._near_s.copy_(torch.where(counts, 0.0, near_s))
-        torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0], out=self.distance_m)
 
     def goal(self, pos_xy: Tensor, yaw: Tensor, waypoints: Tensor) -> Goal:
         """The next waypoint; the last one stays the goal once it is reached."""

@@ -26,6 +26,6 @@ def fallen(gravity_b: Tensor, tilt_limit_rad: float) -> Tensor:
     return torch.acos((-gravity_b[:, 2]).clamp(-1.0, 1.0)) > tilt_limit_rad
 
 
-def left_lane(base_pos_w: Tensor, lane_y: Tensor, half_width_m: float) -> Tensor:
+def left_lane(base_pos_w: Tensor, lane_y: Tensor, half_width_m: Tensor | float) -> Tensor:
     """Which robots' bases (N, 3) are outside their lane."""
     return (base_pos_w[:, 1] - lane_y).abs() > half_width_m
