@@ -13,7 +13,9 @@ import contextlib
 import json
 import multiprocessing
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from multiprocessing.synchronize import Event
+from typing import Any
 
 import can
 import numpy as np
@@ -25,10 +27,6 @@ from krabby.drivers.can.plan import markdown, plan
 from krabby.drivers.can.testing import FakeDrives, free_multicast_channels
 from krabby.drivers.can.types import DriveTargets
 from krabby.robot.description import RobotDescription
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.synchronize import Event
 
 PERIOD_S = 0.005
 DEADLINE_NS = 4_000_000

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import mujoco
 import numpy as np
@@ -38,9 +39,6 @@ from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.testing import FakeHal
 from onnx import TensorProto, helper
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 Samples = list[float]
 Quantiles = dict[str, float]
@@ -376,14 +374,19 @@ def _from_summary(summary: Mapping[str, Any], name: str) -> Quantiles:
 def main() -> None:
     """Run all of it; the last line of stdout is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--duration", type=float, default=30.0, help="of the stack's run [s]")
+    parser.add_argument(
+        "--duration",
+        type=float,
+        default=30.0,
+        help="length of the run [s]",
+    )
     parser.add_argument(
         "--policy",
         default=DEFAULT_POLICY,
         help=f"a name under assets/policies, a folder, or {_STAND_IN!r}: the gait with the eyes of "
-        "a student that nobody trained (%(default)s)",
+        "an untrained student (default %(default)s)",
     )
-    parser.add_argument("--course", default="flat", help="the course it walks (%(default)s)")
+    parser.add_argument("--course", default="flat", help="course of that run (default %(default)s)")
     options = parser.parse_args()
     desc = RobotDescription.load()
     table = Table()

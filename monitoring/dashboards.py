@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, statetimeline
@@ -22,7 +23,7 @@ from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
 from grafana_foundation_sdk.models import heatmap as heatmap_models
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
-from krabby_proto import SAFETY_STATES
+from krabby_proto import FEATURES, SAFETY_STATES, STATE
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="prometheus")
@@ -44,346 +45,6 @@ MODE_COLOURS = {
     "silent": "red", "passive": "blue", "stand_up": "purple",
     "policy": "green", "sit_down": "yellow", "no_lease": "orange",
 }  # fmt: skip
-
-
-def flight() -> build.Dashboard:
-    """Is it safe, and does it move?"""
-    return board(
-        "Flight",
-        "Is it safe, and does it move? Timing says why not, Hardware says with what effort.",
-        4,
-        number("Alerts", 'count(ALERTS{alertstate="firing"}) or vector(0)', limits=(1, 1)),
-        number("Loop rate", f"krabby:loop_rate:hz{{{LOOP}}}", "hertz", decimals=1),
-        number("Observation age at actuation, p99", STATE_P99, "s", limits=(0.01, 0.03)),
-        number(
-            "Deadline misses, last minute",
-            f"sum(increase(krabby_loop_deadline_misses_total{{{LOOP}}}[1m]))",
-            limits=(6, 60),
-            decimals=0,
-        ),
-        number("Falls", "sum(krabby_falls_total)", limits=(1, 3)),
-        number("Distance", "max(krabby_course_distance_meters)", "lengthm", decimals=1),
-        5,
-        states("Safety gate", "krabby_safety_state == 1", "state", SAFETY_COLOURS),
-        states("Game loop", "krabby_gameloop_mode == 1", "mode", MODE_COLOURS),
-        8,
-        graph(
-            "Observation age at actuation: sensor to actuator write, 30 s",
-            {"p99": STATE_P99, "p50": STATE_P99.replace("p99", "p50")},
-            "s",
-            budget=0.01,
-        ),
-        graph("Loop rate", {"{{job}}": "krabby:loop_rate:hz"}, "hertz"),
-        graph(
-            "Age of what the game loop used, p99",
-            {"{{stream}}": f"krabby:message_age_seconds:p99{{{LOOP}}}"},
-            "s",
-            budget=0.03,
-        ),
-        8,
-        graph(
-            "Asked to walk",
-            {"{{axis}}": "krabby_nav_command"},
-            description="vx and vy in m/s, yaw_rate in rad/s, after the limits",
-        ),
-        graph(
-            "Speed along the course",
-            {"speed": "max(deriv(krabby_course_distance_meters[5s]))"},
-            "velocityms",
-        ),
-        effort_budget(),
-        6,
-        states("Active faults", "krabby_fault_active == 1", "fault"),
-        states("Firing alerts", 'ALERTS{alertstate="firing"}', "alertname"),
-    )
-
-
-def timing() -> build.Dashboard:
-    """Where does each millisecond go?"""
-    lateness = "krabby_loop_wakeup_lateness_seconds"
-    return board(
-        "Timing",
-        "Where each millisecond goes. Budgets are in the titles and drawn as lines.",
-        8,
-        heat("Game loop: period (10 ms)", "krabby_loop_period_seconds", LOOP),
-        heat("Game loop: wake-up lateness", lateness, LOOP),
-        heat("HAL: wake-up lateness", lateness, HAL),
-        8,
-        heat(
-            "State: sensor to actuator write (budget 10 ms)",
-            "krabby_observation_age_at_actuation_seconds",
-            HAL_STATE,
-        ),
-        heat(
-            "Features: age when the game loop used them (budget 150 ms)",
-            "krabby_message_age_seconds",
-            f'{LOOP}, stream="features"',
-        ),
-        heat("Command round trip (budget 4 ms)", "krabby_command_round_trip_seconds", LOOP),
-        8,
-        graph("Game loop: mean work by stage", stages("gameloop"), "s", stacked=True),
-        graph(
-            "Game loop: p99 of each stage",
-            {"{{stage}}": quantile(0.99, "krabby_loop_work_seconds", "stage", f"{{{LOOP}}}")},
-            "s",
-            budget=0.004,
-        ),
-        graph("HAL: mean work by stage", stages("sim-hal|jetson-hal"), "s", stacked=True),
-        8,
-        graph("Policy inference", p99_p50("krabby_inference_seconds", "policy"), "s"),
-        graph(
-            "Camera: frame received to features published",
-            p99_p50("krabby_camera_processing_seconds"),
-            "s",
-        ),
-        graph(
-            "Camera: age of a frame when its features were published",
-            p99_p50("krabby_camera_publish_age_seconds"),
-            "s",
-        ),
-        8,
-        graph(
-            "Deadline misses and skipped cycles",
-            {
-                "{{job}} misses": per_second("krabby_loop_deadline_misses_total"),
-                "{{job}} skipped": per_second("krabby_loop_skipped_cycles_total"),
-            },
-            "cps",
-        ),
-        graph(
-            "Worst wake-up of the last 5 to 10 s",
-            {"{{job}}": "krabby_loop_wakeup_lateness_max_seconds > 0"},
-            "s",
-        ),
-        graph(
-            "Commands by what became of them",
-            {"{{status}}": per_second("krabby_commands_total")},
-            "cps",
-        ),
-        8,
-        graph(
-            "Messages off the wire",
-            {"{{job}} {{stream}}": per_second("krabby_stream_received_total")},
-            "cps",
-        ),
-        graph(
-            "Messages dropped, missing, invalid",
-            {
-                f"{{{{job}}}} {{{{stream}}}} {word}": per_second(f"krabby_stream_{name}_total")
-                for word, name in (
-                    ("superseded", "discarded"),
-                    ("missing", "gap_messages"),
-                    ("invalid", "invalid"),
-                )
-            },
-            "cps",
-        ),
-        graph(
-            "Processor time of each process, in cores",
-            {"{{job}}": "rate(process_cpu_seconds_total[10s])"},
-        ),
-        5,
-        states(
-            "Real-time features asked for, and whether they are in effect",
-            "krabby_runtime_realtime_enabled and on (job, feature)"
-            " krabby_runtime_realtime_requested == 1",
-            "{{job}} {{feature}}",
-            {"1": "green", "0": "text"},
-            by_value=True,
-        ),
-    )
-
-
-def hardware() -> build.Dashboard:
-    """With what effort, joint by joint?"""
-    angle = "krabby_joint_position_radians"
-    return board(
-        "Hardware",
-        "Joints, torque against the envelope, camera; drives, buses and IMU where there are any.",
-        9,
-        graph(
-            "Torque of each joint: how much of what its drive may give now",
-            {
-                "{{joint}}": "krabby_joint_effort_newton_meters"
-                " / krabby_joint_effort_limit_newton_meters"
-            },
-            "percentunit",
-            budget=1.0,
-        ),
-        graph(
-            "RMS torque of each joint (rated 40 N·m)",
-            {"{{joint}}": "krabby_joint_effort_rms_newton_meters"},
-            "suffix: N·m",
-            budget=40.0,
-        ),
-        9,
-        graph("Joint angles", {"{{joint}}": angle}, "radian"),
-        graph(
-            "Distance between target and angle",
-            {"{{joint}}": f"abs(krabby_joint_target_radians - {angle})"},
-            "radian",
-        ),
-        graph(
-            "Joint speeds",
-            {"{{joint}}": "abs(krabby_joint_velocity_radians_per_second)"},
-            "rotrads",
-        ),
-        8,
-        graph(
-            "Share of commands in which the gate cut the worst joint",
-            {"{{kind}}": "krabby:command_clamps:ratio"},
-            "percentunit",
-            budget=0.1,
-        ),
-        effort_budget(),
-        graph(
-            "Targets the gate cut, by joint",
-            {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
-            "cps",
-        ),
-        8,
-        graph(
-            "Camera: pixels with a reading",
-            {"share": "krabby_camera_depth_valid_ratio"},
-            "percentunit",
-            budget=0.5,
-        ),
-        graph(
-            "Camera: frames",
-            {
-                "published": per_second("krabby_camera_frames_total"),
-                "dropped, {{reason}}": per_second("krabby_camera_frames_dropped_total"),
-            },
-            "cps",
-        ),
-        graph(
-            "Camera: age of the newest frame",
-            {"age": "krabby_camera_frame_age_seconds"},
-            "s",
-            budget=0.15,
-        ),
-        8,
-        graph(
-            "Drives: temperature (effort is cut from 100 °C on)",
-            {"{{joint}}": "krabby_drive_temperature_celsius"},
-            "celsius",
-            budget=90.0,
-        ),
-        graph(
-            "Drives: supply",
-            {"{{joint}}": "krabby_drive_voltage_volts"},
-            "volt",
-            description="Under 42 V effort is cut, at 36 V nothing of it is left.",
-        ),
-        states("Drives: faults", "krabby_drive_fault_active == 1", "{{joint}} {{fault}}"),
-        8,
-        graph(
-            "Buses: load (most that a plan may use is 70 %)",
-            {"{{bus}}": "krabby_bus_load_ratio"},
-            "percentunit",
-            budget=0.7,
-        ),
-        graph(
-            "Buses: replies missed",
-            {"{{joint}}": per_second("krabby_drive_replies_missed_total")},
-            "cps",
-        ),
-        heat("Buses: period (5 ms)", "krabby_bus_period_seconds", 'job="jetson-hal"'),
-        8,
-        graph(
-            "IMU: samples",
-            {
-                "good": per_second("krabby_imu_samples_total"),
-                "damaged": per_second("krabby_imu_bad_checksums_total"),
-            },
-            "cps",
-        ),
-        graph(
-            "IMU: age of the sample that was used (failed at 30 ms)",
-            {"age": "krabby_imu_age_seconds"},
-            "s",
-            budget=0.03,
-        ),
-        graph(
-            "Load of each foot, told from torques",
-            {"{{leg}}": "krabby_foot_load_newtons"},
-            "suffix: N",
-        ),
-        8,
-        graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
-        graph("Memory of each process", {"{{job}}": "process_resident_memory_bytes"}, "bytes"),
-        states("Which runs", "krabby_service_info", "{{service}} {{version}}"),
-        states("Which policy", "krabby_policy_info", "{{name}}"),
-    )
-
-
-def training() -> build.Dashboard:
-    """Does it learn, and how fast?"""
-    of = "krabby_training_"
-    return board(
-        "Training",
-        "Does it learn, and how fast? There is data while the profile train runs.",
-        4,
-        number("Iteration", f"{of}iteration", decimals=0),
-        number("Of", f"{of}iterations", decimals=0),
-        number("Time left", f"{of}eta_seconds", "s", decimals=0),
-        number("Robot-steps per second", f"{of}env_steps_per_second", "short"),
-        number("Waypoints reached (MXD)", f"{of}mxd_ratio", decimals=2),
-        number("Mean level", f'{of}level{{type="mean"}}', decimals=2),
-        number(
-            "Since the last iteration",
-            f"time() - {of}last_iteration_timestamp_seconds",
-            "s",
-            limits=(30, 120),
-            decimals=0,
-        ),
-        8,
-        graph("Mean sum of rewards of an episode", {"reward": f"{of}reward"}),
-        graph(
-            "Episodes",
-            {
-                "waypoints reached (MXD)": f"{of}mxd_ratio",
-                "reached the end": f"{of}completed_ratio",
-                "ended in a fall": f"{of}fall_ratio",
-            },
-            "percentunit",
-        ),
-        graph("Level of the curriculum", {"{{type}}": f"{of}level"}),
-        8,
-        graph(
-            "RMS torque over joints and robots (rated 40 N·m)",
-            {"torque": f"{of}torque_rms_newton_meters"},
-            "suffix: N·m",
-            budget=40.0,
-        ),
-        graph(
-            "Share of joint-steps at the drive's limit",
-            {"saturated": f"{of}torque_saturation_ratio"},
-            "percentunit",
-        ),
-        graph("Mean feet on an edge (MEV)", {"feet": f"{of}mev"}),
-        8,
-        graph("Losses", {"{{term}}": f"{of}loss"}),
-        graph("KL divergence of an update (asked for 0.01)", {"KL": f"{of}kl"}, budget=0.01),
-        graph("Learning rate", {"rate": f"{of}learning_rate"}, "sci"),
-        graph("Standard deviation of the actions", {"std": f"{of}action_std"}),
-        8,
-        graph(
-            "Time of an iteration",
-            {"collect": f"{of}collect_seconds", "learn": f"{of}learn_seconds"},
-            "s",
-            stacked=True,
-        ),
-        graph(
-            "Robot-steps per second, learning included",
-            {"steps": f"rate({of}env_steps_total[1m])"},
-            "short",
-        ),
-        graph("Length of an episode", {"steps": f"{of}episode_steps"}),
-    )
-
-
-# --- panels -------------------------------------------------------------------------------------
 
 
 def per_second(counter: str) -> str:
@@ -482,6 +143,13 @@ def graph(
     for index, (legend, expr) in enumerate(queries.items()):
         panel = panel.with_target(query(expr, legend, chr(ord("A") + index)))
     return panel
+
+
+seconds = partial(graph, unit="s")
+share = partial(graph, unit="percentunit")
+rate = partial(graph, unit="cps")
+torque = partial(graph, unit="suffix: N·m")
+angle = partial(graph, unit="radian")
 
 
 def heat(title: str, metric: str, selector: str) -> heatmap.Panel:
@@ -598,15 +266,301 @@ def board(title: str, description: str, *content: Panel | int) -> build.Dashboar
     return result
 
 
-DASHBOARDS = {"flight": flight, "timing": timing, "hardware": hardware, "training": training}
+FLIGHT = board(
+    "Flight",
+    "Is it safe, and does it move? Timing says why not, Hardware says with what effort.",
+    4,
+    number("Alerts", 'count(ALERTS{alertstate="firing"}) or vector(0)', limits=(1, 1)),
+    number("Loop rate", f"krabby:loop_rate:hz{{{LOOP}}}", "hertz", decimals=1),
+    number("Observation age at actuation, p99", STATE_P99, "s", limits=(0.01, 0.03)),
+    number(
+        "Deadline misses, last minute",
+        f"sum(increase(krabby_loop_deadline_misses_total{{{LOOP}}}[1m]))",
+        limits=(6, 60),
+        decimals=0,
+    ),
+    number("Falls", "sum(krabby_falls_total)", limits=(1, 3)),
+    number("Distance", "max(krabby_course_distance_meters)", "lengthm", decimals=1),
+    5,
+    states("Safety gate", "krabby_safety_state == 1", "state", SAFETY_COLOURS),
+    states("Game loop", "krabby_gameloop_mode == 1", "mode", MODE_COLOURS),
+    8,
+    seconds(
+        "Observation age at actuation: sensor to actuator write, 30 s",
+        {"p99": STATE_P99, "p50": STATE_P99.replace("p99", "p50")},
+        budget=0.01,
+    ),
+    graph("Loop rate", {"{{job}}": "krabby:loop_rate:hz"}, "hertz"),
+    share(
+        "Age of what the game loop used, p99, over its limit",
+        {
+            f"{stream.name} ({1e3 * stream.max_age_s:g} ms)": "krabby:message_age_seconds:p99"
+            f'{{{LOOP}, stream="{stream.name}"}} / {stream.max_age_s:g}'
+            for stream in (STATE, FEATURES)
+        },
+        budget=1.0,
+    ),
+    8,
+    graph(
+        "Asked to walk",
+        {"{{axis}}": "krabby_nav_command"},
+        description="vx and vy in m/s, yaw_rate in rad/s, after the limits",
+    ),
+    graph(
+        "Speed along the course",
+        {"speed": "max(deriv(krabby_course_distance_meters[5s]))"},
+        "velocityms",
+    ),
+    effort_budget(),
+    6,
+    states("Active faults", "krabby_fault_active == 1", "fault"),
+    states("Firing alerts", 'ALERTS{alertstate="firing"}', "alertname"),
+)
+
+LATENESS = "krabby_loop_wakeup_lateness_seconds"
+TIMING = board(
+    "Timing",
+    "Where each millisecond goes. Budgets are in the titles and drawn as lines.",
+    8,
+    heat("Game loop: period (10 ms)", "krabby_loop_period_seconds", LOOP),
+    heat("Game loop: wake-up lateness", LATENESS, LOOP),
+    heat("HAL: wake-up lateness", LATENESS, HAL),
+    8,
+    heat(
+        "State: sensor to actuator write (budget 10 ms)",
+        "krabby_observation_age_at_actuation_seconds",
+        HAL_STATE,
+    ),
+    heat(
+        "Features: age when the game loop used them (budget 150 ms)",
+        "krabby_message_age_seconds",
+        f'{LOOP}, stream="features"',
+    ),
+    heat("Command round trip (budget 4 ms)", "krabby_command_round_trip_seconds", LOOP),
+    8,
+    seconds("Game loop: mean work by stage", stages("gameloop"), stacked=True),
+    seconds(
+        "Game loop: p99 of each stage",
+        {"{{stage}}": quantile(0.99, "krabby_loop_work_seconds", "stage", f"{{{LOOP}}}")},
+        budget=0.004,
+    ),
+    seconds("HAL: mean work by stage", stages("sim-hal|jetson-hal"), stacked=True),
+    8,
+    seconds("Policy inference", p99_p50("krabby_inference_seconds", "policy")),
+    seconds(
+        "Camera: frame received to features published", p99_p50("krabby_camera_processing_seconds")
+    ),
+    seconds(
+        "Camera: age of a frame when its features were published",
+        p99_p50("krabby_camera_publish_age_seconds"),
+    ),
+    8,
+    rate(
+        "Deadline misses and skipped cycles",
+        {
+            "{{job}} misses": per_second("krabby_loop_deadline_misses_total"),
+            "{{job}} skipped": per_second("krabby_loop_skipped_cycles_total"),
+        },
+    ),
+    seconds(
+        "Worst wake-up of the last 5 to 10 s",
+        {"{{job}}": "krabby_loop_wakeup_lateness_max_seconds > 0"},
+    ),
+    rate("Commands by what became of them", {"{{status}}": per_second("krabby_commands_total")}),
+    8,
+    rate(
+        "Messages off the wire", {"{{job}} {{stream}}": per_second("krabby_stream_received_total")}
+    ),
+    rate(
+        "Messages dropped, missing, invalid",
+        {
+            f"{{{{job}}}} {{{{stream}}}} {word}": per_second(f"krabby_stream_{name}_total")
+            for word, name in (
+                ("superseded", "discarded"),
+                ("missing", "gap_messages"),
+                ("invalid", "invalid"),
+            )
+        },
+    ),
+    graph(
+        "Processor time of each process, in cores",
+        {"{{job}}": "rate(process_cpu_seconds_total[10s])"},
+    ),
+    5,
+    states(
+        "Real-time features asked for, and whether they are in effect",
+        "krabby_runtime_realtime_enabled and on (job, feature)"
+        " krabby_runtime_realtime_requested == 1",
+        "{{job}} {{feature}}",
+        {"1": "green", "0": "text"},
+        by_value=True,
+    ),
+)
+
+ANGLE = "krabby_joint_position_radians"
+HARDWARE = board(
+    "Hardware",
+    "Joints, torque against the envelope, camera; drives, buses and IMU where there are any.",
+    9,
+    share(
+        "Torque of each joint: how much of what its drive may give now",
+        {
+            "{{joint}}": "krabby_joint_effort_newton_meters"
+            " / krabby_joint_effort_limit_newton_meters"
+        },
+        budget=1.0,
+    ),
+    torque(
+        "RMS torque of each joint (rated 40 N·m)",
+        {"{{joint}}": "krabby_joint_effort_rms_newton_meters"},
+        budget=40.0,
+    ),
+    9,
+    angle("Joint angles", {"{{joint}}": ANGLE}),
+    angle(
+        "Distance between target and angle",
+        {"{{joint}}": f"abs(krabby_joint_target_radians - {ANGLE})"},
+    ),
+    graph(
+        "Joint speeds", {"{{joint}}": "abs(krabby_joint_velocity_radians_per_second)"}, "rotrads"
+    ),
+    8,
+    share(
+        "Share of commands in which the gate cut the worst joint",
+        {"{{kind}}": "krabby:command_clamps:ratio"},
+        budget=0.1,
+    ),
+    effort_budget(),
+    rate(
+        "Targets the gate cut, by joint",
+        {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
+    ),
+    8,
+    share(
+        "Camera: pixels with a reading", {"share": "krabby_camera_depth_valid_ratio"}, budget=0.5
+    ),
+    rate(
+        "Camera: frames",
+        {
+            "published": per_second("krabby_camera_frames_total"),
+            "dropped, {{reason}}": per_second("krabby_camera_frames_dropped_total"),
+        },
+    ),
+    seconds(
+        "Camera: age of the newest frame", {"age": "krabby_camera_frame_age_seconds"}, budget=0.15
+    ),
+    8,
+    graph(
+        "Drives: temperature (effort is cut from 100 °C on)",
+        {"{{joint}}": "krabby_drive_temperature_celsius"},
+        "celsius",
+        budget=90.0,
+    ),
+    graph(
+        "Drives: supply",
+        {"{{joint}}": "krabby_drive_voltage_volts"},
+        "volt",
+        description="Under 42 V effort is cut, at 36 V nothing of it is left.",
+    ),
+    states("Drives: faults", "krabby_drive_fault_active == 1", "{{joint}} {{fault}}"),
+    8,
+    share(
+        "Buses: load (most that a plan may use is 70 %)",
+        {"{{bus}}": "krabby_bus_load_ratio"},
+        budget=0.7,
+    ),
+    rate("Buses: replies missed", {"{{joint}}": per_second("krabby_drive_replies_missed_total")}),
+    heat("Buses: period (5 ms)", "krabby_bus_period_seconds", 'job="jetson-hal"'),
+    8,
+    rate(
+        "IMU: samples",
+        {
+            "good": per_second("krabby_imu_samples_total"),
+            "damaged": per_second("krabby_imu_bad_checksums_total"),
+        },
+    ),
+    seconds(
+        "IMU: age of the sample that was used (failed at 30 ms)",
+        {"age": "krabby_imu_age_seconds"},
+        budget=0.03,
+    ),
+    graph(
+        "Load of each foot, told from torques", {"{{leg}}": "krabby_foot_load_newtons"}, "suffix: N"
+    ),
+    8,
+    graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
+    graph("Memory of each process", {"{{job}}": "process_resident_memory_bytes"}, "bytes"),
+    states("Which runs", "krabby_service_info", "{{service}} {{version}}"),
+    states("Which policy", "krabby_policy_info", "{{name}}"),
+)
+
+OF = "krabby_training_"
+TRAINING = board(
+    "Training",
+    "Does it learn, and how fast? There is data while the profile train runs.",
+    4,
+    number("Iteration", f"{OF}iteration", decimals=0),
+    number("Of", f"{OF}iterations", decimals=0),
+    number("Time left", f"{OF}eta_seconds", "s", decimals=0),
+    number("Robot-steps per second", f"{OF}env_steps_per_second", "short"),
+    number("Waypoints reached (MXD)", f"{OF}mxd_ratio", decimals=2),
+    number("Mean level", f'{OF}level{{type="mean"}}', decimals=2),
+    number(
+        "Since the last iteration",
+        f"time() - {OF}last_iteration_timestamp_seconds",
+        "s",
+        limits=(30, 120),
+        decimals=0,
+    ),
+    8,
+    graph("Mean sum of rewards of an episode", {"reward": f"{OF}reward"}),
+    share(
+        "Episodes",
+        {
+            "waypoints reached (MXD)": f"{OF}mxd_ratio",
+            "reached the end": f"{OF}completed_ratio",
+            "ended in a fall": f"{OF}fall_ratio",
+        },
+    ),
+    graph("Level of the curriculum", {"{{type}}": f"{OF}level"}),
+    8,
+    torque(
+        "RMS torque over joints and robots (rated 40 N·m)",
+        {"torque": f"{OF}torque_rms_newton_meters"},
+        budget=40.0,
+    ),
+    share(
+        "Share of joint-steps at the drive's limit", {"saturated": f"{OF}torque_saturation_ratio"}
+    ),
+    graph("Mean feet on an edge (MEV)", {"feet": f"{OF}mev"}),
+    8,
+    graph("Losses", {"{{term}}": f"{OF}loss"}),
+    graph("KL divergence of an update (asked for 0.01)", {"KL": f"{OF}kl"}, budget=0.01),
+    graph("Learning rate", {"rate": f"{OF}learning_rate"}, "sci"),
+    graph("Standard deviation of the actions", {"std": f"{OF}action_std"}),
+    8,
+    seconds(
+        "Time of an iteration",
+        {"collect": f"{OF}collect_seconds", "learn": f"{OF}learn_seconds"},
+        stacked=True,
+    ),
+    graph(
+        "Robot-steps per second, learning included",
+        {"steps": f"rate({OF}env_steps_total[1m])"},
+        "short",
+    ),
+    graph("Length of an episode", {"steps": f"{OF}episode_steps"}),
+)
+
+DASHBOARDS = {"flight": FLIGHT, "timing": TIMING, "hardware": HARDWARE, "training": TRAINING}
 
 
 def rendered() -> dict[Path, str]:
     """Every file and what is to be in it."""
     encoder = JSONEncoder(sort_keys=True, indent=1)
     return {
-        FOLDER / f"{name}.json": encoder.encode(make().build()) + "\n"
-        for name, make in DASHBOARDS.items()
+        FOLDER / f"{name}.json": encoder.encode(each.build()) + "\n"
+        for name, each in DASHBOARDS.items()
     }
 
 

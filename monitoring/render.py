@@ -3,7 +3,7 @@
     python monitoring/render.py --prometheus http://127.0.0.1:9090 --minutes 2
 
 Reads the same JSON that Grafana is provisioned with, asks the same queries and lays the panels out
-alike, so that a page about the dashboards shows what they say and not somebody's sketch of it.
+alike: for pages about the dashboards.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
+from PIL import Image
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 CELL_IN = (0.62, 0.34)
 """Size of a cell of Grafana's grid, 24 cells wide [inch]."""
 GAP = 0.12
+DPI = 90
 INK, FAINT, PAPER, CARD = "#d8d9da", "#6e7179", "#111217", "#181b1f"
 COLOURS = {
     "green": "#73bf69", "yellow": "#fade2a", "orange": "#ff9830", "red": "#f2495c",
@@ -56,22 +58,17 @@ class Series:
 class Prometheus:
     """The HTTP API, over one window of time."""
 
-    def __init__(self, url: str, minutes: float, *, step_s: float = 1.0) -> None:
+    def __init__(self, url: str, minutes: float) -> None:
         self._url = url.rstrip("/")
         self.end = time.time()
         self.start = self.end - 60 * minutes
-        self._step_s = step_s
+        self._step_s = 1.0
 
     def series(self, target: dict[str, Any]) -> list[Series]:
         """Everything one target of a panel gives."""
-        query = urllib.parse.urlencode(
-            {
-                "query": target["expr"].replace("$__rate_interval", "5s"),
-                "start": self.start,
-                "end": self.end,
-                "step": self._step_s,
-            }
-        )
+        expr = target["expr"].replace("$__rate_interval", "5s")
+        window = {"start": self.start, "end": self.end, "step": self._step_s}
+        query = urllib.parse.urlencode({"query": expr, **window})
         with urllib.request.urlopen(f"{self._url}/api/v1/query_range?{query}", timeout=30) as page:
             answer = json.load(page)["data"]["result"]
         return [
@@ -113,6 +110,11 @@ def human(value: float, unit: str, decimals: int | None = None) -> str:
 def clock(at: float, _: object) -> str:
     """Time of day."""
     return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def nothing(axes: Axes, text: str) -> None:
+    """A panel without a series."""
+    axes.text(0.5, 0.5, text, color=FAINT, ha="center", va="center", transform=axes.transAxes)
 
 
 def draw_stat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
@@ -161,9 +163,11 @@ def draw_graph(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> Non
         axes.legend(loc="upper left", ncols=min(4, len(found)), fontsize=5.5, frameon=False,
                     labelcolor=INK, handlelength=1.0, columnspacing=1.0)  # fmt: skip
     low, high = axes.get_ylim()
-    axes.set_ylim(
-        min(low, 0.0) if low > 0 and low < 0.5 * high else low, high + 0.22 * (high - low)
-    )
+    if 0 < low < 0.5 * high:
+        low = 0.0
+    elif high - low < 0.1 * abs(high):  # nearly constant: noise must not fill the panel
+        low, high = low - 0.05 * abs(high), high + 0.05 * abs(high)
+    axes.set_ylim(low, high + 0.22 * (high - low))
 
 
 def draw_heat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None:
@@ -171,7 +175,7 @@ def draw_heat(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> None
     found = prometheus.series(panel["targets"][0])
     found.sort(key=lambda one: float(one.labels["le"]))
     if not found:
-        axes.text(0.5, 0.5, "no data", color=FAINT, ha="center", transform=axes.transAxes)
+        nothing(axes, "no data")
         return
     grid = np.array(sorted({at for one in found for at in one.times}))
     below = np.zeros_like(grid)
@@ -200,17 +204,12 @@ def draw_states(axes: Axes, panel: dict[str, Any], prometheus: Prometheus) -> No
     """A bar where a series says 1, one row a series."""
     found = [s for target in panel["targets"] for s in prometheus.series(target)]
     config = panel["fieldConfig"]
-    fixed = {
-        o["matcher"]["options"]: o["properties"][0]["value"]["fixedColor"]
-        for o in config["overrides"]
-    }
-    mapped = {
-        value: entry["color"]
-        for mapping in config["defaults"].get("mappings", ())
-        for value, entry in mapping["options"].items()
-    }
+    overrides = ((o["matcher"]["options"], o["properties"][0]) for o in config["overrides"])
+    fixed = {name: made["value"]["fixedColor"] for name, made in overrides}
+    mappings = (m["options"].items() for m in config["defaults"].get("mappings", ()))
+    mapped = {value: entry["color"] for options in mappings for value, entry in options}
     if not found:
-        axes.text(0.5, 0.5, "none", color=FAINT, ha="center", va="center", transform=axes.transAxes)
+        nothing(axes, "none")
         axes.set_yticks([])
     for row, one in enumerate(reversed(found)):
         for value in np.unique(one.values):
@@ -265,22 +264,26 @@ def picture(board: dict[str, Any], prometheus: Prometheus, path: Path) -> None:
             inner.set_xlim(prometheus.start, prometheus.end)
             inner.xaxis.set_major_locator(MaxNLocator(4))
             inner.xaxis.set_major_formatter(FuncFormatter(clock))
-    figure.savefig(path, dpi=110, facecolor=PAPER)
+    figure.savefig(path, dpi=DPI, facecolor=PAPER)
     plt.close(figure)
+    with Image.open(path) as drawn:  # few colours: a third of the size
+        drawn.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def main() -> int:
-    """Draw every dashboard."""
-    parser = argparse.ArgumentParser(description="draw the dashboards with real data")
+    """Draw the dashboards that are named."""
+    names = sorted(path.stem for path in FOLDER.glob("*.json"))
+    parser = argparse.ArgumentParser(description="draw dashboards with the data of a Prometheus")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)} (all)")
     parser.add_argument("--prometheus", default="http://127.0.0.1:9090", metavar="URL")
-    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--minutes", type=float, default=2.0, help="up to now (2)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "pictures")
     options = parser.parse_args()
     prometheus = Prometheus(options.prometheus, options.minutes)
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in sorted(FOLDER.glob("*.json")):
-        target = options.out / f"{path.stem}.png"
-        picture(json.loads(path.read_text()), prometheus, target)
+    for name in options.names or names:
+        target = options.out / f"{name}.png"
+        picture(json.loads((FOLDER / f"{name}.json").read_text()), prometheus, target)
         sys.stderr.write(f"{target}\n")
     return 0
 

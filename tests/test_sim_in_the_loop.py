@@ -114,7 +114,7 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
     assert set(summary["cpu_cores"]) == {*SERVICES, "total"}
     assert 0 < summary["cpu_cores"]["total"] < 2.0
 
-    streams = {recorded.stream.name for recorded in Recording(recording)}
+    streams = {message.stream.name for message in Recording(recording)}
     assert streams == {s.name for s in (STATE, CAMERA, FEATURES, TRUTH)}
 
 

@@ -138,7 +138,7 @@ def run(command: list[Any]) -> None:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Tell the person who waits."""
+    """Write to stderr."""
     sys.stderr.write(text + end)
     sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""The `krabby` command: one parser, one place where errors become one line and an exit status."""
+"""The `krabby` command: the parser, and errors as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from krabby_cli import (
     record,
     teleop,
     up,
-)
+)  # fmt: skip
 from krabby_cli.errors import CliError, UsageError
 
 __all__ = ["main"]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
-        # Whoever read stdout has gone, as `| head` does; keep the interpreter's exit quiet too.
+        # The reader of stdout has ended, as in `| head`; keep the interpreter's exit quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="krabby",
-        description="Run the crab in simulation, drive it, look at its streams, check a HAL.",
+        description="Run the robot in simulation, drive it, inspect its streams, check a HAL.",
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _complain(command: str, error: Exception, status: int) -> int:
-    with contextlib.suppress(OSError):  # the terminal may be gone, and the status says it too
+    with contextlib.suppress(OSError):  # the terminal may be gone
         sys.stderr.write(f"krabby {command}: {error}\n")
     return status
 

@@ -1,8 +1,7 @@
-"""Run as a script before a service: tie its life to the supervisor's, then become the service.
+"""Starts a service so that the kernel ends it when the supervisor dies (Linux only).
 
-A supervisor that is killed outright cannot stop anything; the kernel then does it (Linux only). It
-is a script rather than code between fork and exec, which is no place for Python in a process that
-has threads. Usage: ``python -IS _tether.py SUPERVISOR_PID PROGRAM [ARGUMENT ...]``.
+It is a script, since Python code between fork and exec is unsafe in a process with threads. Usage:
+``python -IS _tether.py SUPERVISOR_PID PROGRAM [ARGUMENT ...]``.
 """
 
 import ctypes
@@ -18,7 +17,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(supervisor):
         sys.exit("the supervisor has gone")
-    # Inherited as ignored from a shell that started the command in the background.
+    # A shell that starts the command in the background has it ignored, which is inherited.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
-from krabby.course.courses import COURSES, EXPORT_SUFFIXES, make_course
+from krabby.course.courses import COURSES, EXPORT_SUFFIXES, Course, make_course
 
 from krabby_cli.errors import UsageError, writing
 from krabby_cli.options import add_command, add_difficulty_options, option, print_line
-
-if TYPE_CHECKING:
-    import argparse
-
-    from krabby.course.courses import Course
 
 __all__ = ["add_parser"]
 

@@ -6,20 +6,18 @@ import contextlib
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 
 from krabby_cli import scrape
+from krabby_cli.logs import LogLine
+from krabby_cli.scrape import LiveFigures, Scrape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from rich.table import Table
-
-    from krabby_cli.logs import LogLine
-    from krabby_cli.scrape import LiveFigures, Scrape
 
 __all__ = ["Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 
@@ -36,7 +34,7 @@ class RunView:
     elapsed_s: float | None
     """Since all were ready; None while they start."""
     duration_s: float
-    """0 when there is no end."""
+    """0: no end."""
     progress: str
     states: Mapping[str, str]
     """Process state by service."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from krabby.drivers.errors import DeviceError
 from krabby.robot.description import RobotDescription
+from numpy.typing import NDArray
 
 from krabby_cli.errors import CliError
 from krabby_cli.options import add_command, flag, option, print_line
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from krabby.drivers.can import DriveReadings, JointBus
     from krabby.drivers.can.calibration import Calibration
     from krabby.drivers.can.hardware import HardwareDescription
-    from numpy.typing import NDArray
 
 __all__ = ["add_parser"]
 

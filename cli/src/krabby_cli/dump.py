@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
-from krabby_proto import FLAG_LOCKSTEP, HEADER_SIZE, STREAMS, Message, unpack
+from krabby_proto import (
+    FLAG_LOCKSTEP,
+    HEADER_SIZE,
+    STREAMS,
+    LatestSubscriber,
+    Message,
+    Stream,
+    unpack,
+)
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
 from krabby_cli.listen import Listener, add_streams_argument, audible
 from krabby_cli.options import add_command, flag, option, print_json, print_line
-
-if TYPE_CHECKING:
-    import argparse
-
-    from krabby_proto import LatestSubscriber, Stream
 
 __all__ = ["StreamMeter", "StreamReport", "add_parser", "describe_message", "format_reports"]
 

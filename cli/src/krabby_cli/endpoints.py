@@ -185,7 +185,7 @@ def _is_free(endpoint: str) -> bool:
             return probe.connect_ex(rest) != 0
     host, _, port = rest.rpartition(":")
     with socket.socket() as probe:
-        # As the services do: a connection of the last run that still lingers is no obstacle.
+        # As the services do: a lingering connection of the last run does not count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, int(port)))

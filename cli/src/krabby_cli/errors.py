@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from pathlib import Path
+from collections.abc import Generator
+from pathlib import Path
 
 __all__ = ["CliError", "NoAnswer", "ServiceDied", "StartTimeout", "UsageError", "writing"]
 

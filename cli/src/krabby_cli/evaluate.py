@@ -1,54 +1,68 @@
-"""`krabby evaluate`: the whole runtime over many courses, one run after another.
-
-Every run is a `krabby up` of its own. What it came to is written down before the next one begins,
-so an evaluation that was broken off goes on where it was when the same command is given again.
-"""
+"""`krabby evaluate`: a policy through a suite of the benchmark."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
+import fnmatch
+import hashlib
 import os
 import platform
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.course.courses import COURSES, make_course
+from krabby.benchmark.book import Book, read_head
+from krabby.benchmark.outcome import succeeded
+from krabby.benchmark.report import write_report
+from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
+from krabby.benchmark.scenario import ScenarioError
+from krabby.benchmark.suites import SUITES, find_suite
+from krabby.benchmark.table import TrialsError, read_trials
+from krabby.benchmark.trial import TrialCfg
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
 
-from krabby_cli import up
-from krabby_cli.display import PlainDisplay
+from krabby_cli import evaluate_processes
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.evaluation import Case, is_done, make_report, time_limit_s, to_markdown
-from krabby_cli.plan import DEFAULT_POLICY, Plan, make_plan
+from krabby_cli.plan import DEFAULT_POLICY
 from krabby_cli.signals import Signals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from krabby_cli.evaluation import Run
+    from krabby.benchmark.runner import TrialKey
+    from krabby.benchmark.scenario import Cell, Goal
+    from krabby.benchmark.trace import TrialResult
 
 __all__ = ["add_parser"]
 
-_RUNS_FILE: Final = "runs.jsonl"
-_HEAD_FILE: Final = "evaluation.json"
-_FAILURES: Final = 3
-"""Failed runs in a row after which the fault is not with the run."""
-_PROGRESS_S: Final = 15.0
+_PROGRESS_S: Final = 30.0
+_REDRAW_S: Final = 0.5
 
+_DESCRIPTION: Final = """\
+Run a policy through a suite of the benchmark: the robot in MuJoCo behind the safety gate, commanded
+by the game loop's own controller with true ages of pictures, hand-overs and stops. Time is
+simulated; a trial ends as soon as its outcome is decided. docs/benchmark.md defines outcomes and
+figures.
+"""
 _EPILOG: Final = """\
 examples:
-  krabby evaluate --policy gait --courses flat --seeds 0-2
-  krabby evaluate --policy parkour --out runs/evaluate/drop --set sim-hal.degrade.frame_drop=0.3
-  krabby evaluate --policy parkour --lockstep --difficulties 0.25,0.5,0.75,1
+  krabby evaluate --suite published --quick
+  krabby evaluate --suite wild --policy gait --jobs 16
+  krabby evaluate --suite wild --cells 'stairs*,beam*' --trials 16
+  krabby evaluate --suite wild --shard 1/4 --out runs/part1      # on each of four machines
+  krabby evaluate --suite wild --merge runs/part1 runs/part2 runs/part3 runs/part4
+  krabby evaluate --suite wild --compare runs/evaluate/wild/parkour runs/evaluate/wild/gait
+  krabby evaluate --processes --policy parkour --lockstep --difficulties 0.25,0.5,0.75,1
 
-The output folder has runs.jsonl with a line per run, report.json, report.md and the runs' logs.
-The same command again goes on after an interruption and repeats runs that failed; courses,
-difficulties and seeds may be added.
-Exit status: 0 when every run was made, whatever became of the robot; 1 when some are missing;
-2 when nothing was started.
+The output folder has a line per trial in trials.jsonl, report.json and report.md. Ctrl-C keeps the
+trials that have ended; the same command continues. Results do not depend on jobs and shards.
+With --processes every run is a `krabby up` with sockets, in real time or in lock-step.
+Exit status: 0 when every trial was run, whatever its outcome; 1 when some are missing; 2 when
+nothing was started.
 """
 
 
@@ -56,8 +70,8 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "evaluate",
-        help="walk many courses through the whole runtime and sum up",
-        description=__doc__,
+        help="run a policy through the benchmark",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -65,263 +79,248 @@ def add_parser(commands: Any) -> None:
         "--policy", default=DEFAULT_POLICY, help="name or folder of the bundle (%(default)s)"
     )
     parser.add_argument(
-        "--courses",
-        type=_names,
-        default=("steps", "gap", "hurdle", "ramps", "mixed"),
-        metavar="A,B",
-        help=f"of {', '.join(COURSES)} (steps,gap,hurdle,ramps,mixed)",
+        "--out", type=Path, metavar="DIR", help="output folder (below runs/evaluate)"
     )
-    parser.add_argument(
-        "--difficulties", type=_numbers, default=(0.5, 0.75), metavar="D,D", help="(0.5,0.75)"
+    suite = parser.add_argument_group("suites")
+    suite.add_argument(
+        "--suite", default="published", metavar="NAME", help=f"{', '.join(SUITES)} (%(default)s)"
     )
-    parser.add_argument(
-        "--seeds", type=_seeds, default=tuple(range(5)), metavar="N-N", help="(0-4)"
+    suite.add_argument("--cells", metavar="A,B", help="names or patterns such as 'stairs*' (all)")
+    suite.add_argument("--list", action="store_true", help="list the cells and end")
+    suite.add_argument(
+        "--quick", action="store_true", help="fewer cells and 8 trials of each, for a first look"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder (runs/evaluate/POLICY)"
+    suite.add_argument("--trials", type=int, metavar="N", help="at most so many of each cell")
+    suite.add_argument(
+        "--jobs", type=int, default=_cores(), metavar="N", help="processes (%(default)s)"
     )
-    parser.add_argument(
-        "--walk-speed", type=float, default=0.35, metavar="V", help="asked for [m/s] (%(default)s)"
+    suite.add_argument("--shard", type=_shard, metavar="I/N", help="run one of N parts")
+    suite.add_argument(
+        "--merge", type=Path, nargs="+", metavar="DIR", help="take in the trials of other folders"
     )
-    parser.add_argument(
-        "--slack",
+    suite.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="run nothing; one report of the folders of several policies",
+    )
+    suite.add_argument(
+        "--step-ms",
         type=float,
-        default=1.5,
-        metavar="X",
-        help="a run may take this many times the way at the walking speed (%(default)s)",
+        default=2.5,
+        metavar="MS",
+        help="step of the physics; 1 resolves contact peaks at 1 kHz (%(default)s)",
     )
-    parser.add_argument(
-        "--lockstep", action="store_true", help="simulated time, as fast as the loop answers"
+    processes = parser.add_argument_group("whole processes instead of a suite")
+    processes.add_argument(
+        "--processes", action="store_true", help="every run is a `krabby up`; then also:"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="SERVICE.KEY=VALUE",
-        help="any key of a service's configuration, as in krabby up; repeatable",
-    )
+    evaluate_processes.add_options(processes)
     parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the subcommand; returns the exit status."""
-    bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
-    cases = [
-        Case(course, difficulty, seed)
-        for seed in args.seeds  # so that an evaluation that is broken off has some of everything
-        for course in args.courses
-        for difficulty in args.difficulties
-    ]
-    plans = _Plans(args)
-    for case in cases:
-        plans.check(case)
+    if args.processes:
+        return evaluate_processes.run(args)
+    try:
+        suite = find_suite(args.suite)
+        cells = _chosen(suite, args)
+        if args.list:
+            _list(cells)
+            return 0
+        if args.compare:
+            return _compare(suite, cells, args)
+        return _evaluate(suite, cells, args)
+    except (ScenarioError, TrialsError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    except BenchmarkError as error:
+        raise CliError(str(error)) from error
+
+
+def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
+    desc = RobotDescription.load()
+    bundle = PolicyBundle.load(bundle_dir(args.policy), desc)
+    trial = TrialCfg(substep_ns=round(args.step_ms * 1e6))
     head = {
+        "format": 1,
+        "suite": args.suite,
+        "cells_sha256": _digest(suite),
         "policy": bundle.name,
         "files": dict(bundle.hashes),
-        "walk_speed": args.walk_speed,
-        "slack": args.slack,
-        "lockstep": args.lockstep,
-        "settings": list(args.settings),
+        "robot": desc.content_hash,
+        "substep_ns": trial.substep_ns,
     }
-    out = args.out or Path("runs/evaluate") / bundle.name
-    book = _Book(out, head)
-    display = PlainDisplay(period_s=_PROGRESS_S)
-    try:
-        return _evaluate(cases, plans, book, display)
-    finally:
-        book.report(len(cases))
-        display.say(f"report in {out / 'report.md'}")
-
-
-def _evaluate(cases: Sequence[Case], plans: _Plans, book: _Book, display: PlainDisplay) -> int:
-    left = [case for case in cases if case not in book.done]
-    clock = _Eta(plans, left)
-    if len(left) < len(cases):
-        display.say(f"{len(cases) - len(left)} of {len(cases)} runs are done already")
-    failures = missing = 0
-    signals = Signals()
-    with signals.caught():
-        for index, case in enumerate(left):
-            if signals.count:
-                missing += len(left) - index
-                break
-            number = len(cases) - len(left) + index + 1
-            display.prefix = f"[{number}/{len(cases)}] "
-            display.say(f"{case}; about {_span(clock.left_s(index))} left")
-            summary = up.carry_out(plans.make(case, book.folder), lambda _: display)
-            if summary["exit"] == "interrupted":
-                display.say("interrupted: the same command goes on here")
-                missing += len(left) - index
-                break
-            entry = book.add(case, summary)
-            clock.done(index)
-            display.say(_verdict(summary))
-            failures = 0 if is_done(entry) else failures + 1
-            missing += not is_done(entry)
-            if failures >= _FAILURES:
-                raise CliError(
-                    f"{failures} runs in a row failed, the last one: {summary['reason']}; the same "
-                    "command goes on when that is mended"
-                )
-    display.prefix = ""
+    shard = args.shard or Shard()
+    out = args.out or Path("runs/evaluate") / args.suite / bundle.name
+    keys = plan_trials(cells, quick=args.quick, shard=shard)
+    with Book(out, head, shard) as book:
+        book.take_in(args.merge or ())
+        left = [key for key in keys if key not in book.done]
+        if len(left) < len(keys):
+            _say(f"{len(keys) - len(left)} of {len(keys)} trials are done already")
+        work = Work(cells=tuple(suite), policy=args.policy, trial=trial)
+        missing = _run(work, left, book, args.jobs) if left and not args.merge else len(left)
+        if shard.count == 1:
+            write_report(
+                out,
+                _planned(cells, quick=args.quick),
+                book.results,
+                head | {"quick": args.quick, "machine": _machine(), **_times(book.results)},
+            )
+            _say(f"report in {out / 'report.md'}")
+        else:
+            _say(f"part {shard} in {out}; put the parts together with --merge")
     return 1 if missing else 0
 
 
-class _Plans:
-    """Makes the plan of each run, as `krabby up` would."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        if not 0.0 < args.walk_speed <= 2.0:
-            raise UsageError(f"--walk-speed {args.walk_speed:g} is no speed; give 0.05 to 2 m/s")
-        if not 1.0 <= args.slack < 1e3:
-            raise UsageError(f"--slack {args.slack:g} is too little; give 1 or more")
-        self._args = args
-        parser = argparse.ArgumentParser()
-        up.add_parser(parser.add_subparsers())
-        self._parser = parser
-
-    def limit_s(self, case: Case) -> float:
-        """How long the run may take [s]."""
-        return time_limit_s(make_course(*case), self._args.walk_speed, self._args.slack)
-
-    def check(self, case: Case) -> None:
-        """Raise for a course, difficulty or seed that is none."""
-        make_course(*case)
-
-    def make(self, case: Case, folder: Path) -> Plan:
-        """The plan, on free ports."""
-        args = self._args
-        settings = [f"sim-hal.mission.speed={args.walk_speed}", *args.settings]
-        argv = [
-            "up",
-            *("--policy", str(args.policy), "--course", case.course),
-            *("--difficulty", str(case.difficulty), "--seed", str(case.seed)),
-            *("--duration", f"{self.limit_s(case):.1f}", "--until-over"),
-            *("--speed", "0" if args.lockstep else "1", "--base-port", "0"),
-            *("--runs-dir", str(folder / "logs")),
-            *(f"--set={setting}" for setting in settings),
-        ]
-        return make_plan(self._parser.parse_args(argv))
+def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
+    """One report of several policies on one suite."""
+    heads = {str(folder): read_head(folder) for folder in args.compare}
+    for folder, head in heads.items():
+        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, _digest(suite)):
+            raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
+    paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
+    facts = {
+        name: "; ".join(sorted({str(head[name]) for head in heads.values()}))
+        for name in ("suite", "policy", "robot", "substep_ns")
+    }
+    out = args.out or Path("runs/evaluate") / args.suite / "compared"
+    planned = _planned(cells, quick=args.quick)
+    report = write_report(out, planned, read_trials(paths), facts | {"quick": args.quick})
+    _say(f"report in {out / 'report.md'}")
+    return 1 if report.missing else 0
 
 
-class _Book:
-    """The output folder: what was evaluated, a line per run, the report."""
+def _planned(cells: Sequence[Cell], *, quick: bool) -> list[Cell]:
+    """The cells that are run, with the number of trials that are run of each."""
+    counts = Counter(key.cell for key in plan_trials(cells, quick=quick))
+    return [dataclasses.replace(c, trials=counts[c.name]) for c in cells if counts[c.name]]
 
-    def __init__(self, folder: Path, head: dict[str, Any]) -> None:
-        self.folder = folder
-        self._head = head
-        self._runs: dict[Case, Run] = {}
+
+def _run(work: Work, keys: Sequence[TrialKey], book: Book, jobs: int) -> int:
+    """Run trials and write them down; how many are missing in the end."""
+    goals: dict[str, Goal] = {cell.name: cell.goal for cell in work.cells}
+    progress, signals = _Progress(len(keys)), Signals()
+    done = 0
+    with signals.caught():
+        results = run_trials(work, keys, jobs=jobs)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._check_head()
-            self._read()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{folder} cannot hold the evaluation ({error!r}); give another --out"
-            ) from error
-
-    @property
-    def done(self) -> set[Case]:
-        """Runs that need not be made again."""
-        return {case for case, entry in self._runs.items() if is_done(entry)}
-
-    def add(self, case: Case, summary: dict[str, Any]) -> Run:
-        """Write a run down; it is on the disk when this returns."""
-        entry = {**case._asdict(), "summary": summary}
-        with (self.folder / _RUNS_FILE).open("a", encoding="utf-8") as file:
-            file.write(f"{json.dumps(entry)}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._runs[case] = entry
-        return entry
-
-    def report(self, planned: int) -> None:
-        """Write report.json and report.md about what is done."""
-        head = {**self._head, "planned": max(planned, len(self.done)), "machine": _machine()}
-        report = make_report(head, (self._runs[case] for case in self.done))
-        text = json.dumps(report, indent=2)
-        (self.folder / "report.json").write_text(f"{text}\n", encoding="utf-8")
-        (self.folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-
-    def _check_head(self) -> None:
-        path = self.folder / _HEAD_FILE
-        if not path.exists():
-            path.write_text(f"{json.dumps(self._head, indent=2)}\n", encoding="utf-8")
-            return
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        for key, ours in self._head.items():
-            if theirs.get(key) != ours:
-                raise UsageError(
-                    f"{self.folder} holds an evaluation with {key} = {theirs.get(key)!r}, this one "
-                    f"has {ours!r}; give another --out"
-                )
-
-    def _read(self) -> None:
-        path = self.folder / _RUNS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the power went while it was written: that run is made again
-            self._runs[Case(entry["course"], entry["difficulty"], entry["seed"])] = entry
+            for result in results:
+                book.add(result)
+                done += 1
+                progress.add(result, good=succeeded(goals[result.cell], result.outcome))
+                if signals.count and done < len(keys):
+                    _say(f"{signals.name}: the same command continues here")
+                    break
+        finally:
+            getattr(results, "close", lambda: None)()
+            progress.close()
+    return len(keys) - done
 
 
-class _Eta:
-    """How long the rest takes, by what the runs took so far beside their limits."""
+class _Progress:
+    """How far it is, on stderr: a line that is redrawn on a terminal, else one now and then."""
 
-    def __init__(self, plans: _Plans, cases: Sequence[Case]) -> None:
-        self._limits_s = [plans.limit_s(case) for case in cases]
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._began_s = time.monotonic()
-        self._share = 1.0
+        self._shown_s = self._began_s
+        self._done = self._good = 0
+        self._simulated_s = 0.0
+        self._live = sys.stderr.isatty()
 
-    def done(self, index: int) -> None:
-        """The run of that index, and all before it, are over."""
-        elapsed_s = time.monotonic() - self._began_s
-        self._share = elapsed_s / sum(self._limits_s[: index + 1])
+    def add(self, result: TrialResult, *, good: bool) -> None:
+        """A trial has ended."""
+        self._done += 1
+        self._good += good
+        self._simulated_s += result.time_s
+        now_s = time.monotonic()
+        last = self._done == self._count
+        if not last and now_s - self._shown_s < (_REDRAW_S if self._live else _PROGRESS_S):
+            return
+        self._shown_s = now_s
+        elapsed_s = now_s - self._began_s
+        left_s = elapsed_s / self._done * (self._count - self._done)
+        line = (
+            f"{self._done} of {self._count} trials, {self._good} successes, "
+            f"{self._simulated_s / max(elapsed_s, 1e-9):.0f} simulated s per s, "
+            f"{_clock(left_s)} left"
+        )
+        sys.stderr.write(f"\r{line:<78}" if self._live else f"{line}\n")
+        sys.stderr.flush()
 
-    def left_s(self, index: int) -> float:
-        """Time for the run of that index and all after it [s]."""
-        return self._share * sum(self._limits_s[index:])
+    def close(self) -> None:
+        """End the line."""
+        if self._live and self._done:
+            sys.stderr.write("\n")
 
 
-def _verdict(summary: dict[str, Any]) -> str:
-    if summary["exit"] != "finished":
-        return f"failed: {summary['reason']}"
-    walked = f"{summary['furthest_m']} of {summary['course_m']} m in {summary['sim_time_s']} s"
-    if summary["falls"]:
-        return f"fell after {walked}"
-    blind = f", {summary['blind_s']} s of it blind" if summary["blind_s"] else ""
-    return f"{'completed' if summary['course_completed'] else 'out of time'}: {walked}{blind}"
+def _chosen(suite: Sequence[Cell], args: argparse.Namespace) -> list[Cell]:
+    """The cells that the options name, with the number of trials they allow."""
+    patterns = [part.strip() for part in (args.cells or "*").split(",") if part.strip()]
+    cells = [
+        cell for cell in suite if any(fnmatch.fnmatchcase(cell.name, each) for each in patterns)
+    ]
+    unknown = [
+        each for each in patterns if not any(fnmatch.fnmatchcase(c.name, each) for c in suite)
+    ]
+    if unknown:
+        raise UsageError(
+            f"suite {args.suite!r} has no cell {unknown[0]!r}; --list shows those it has"
+        )
+    if args.trials is None:
+        return cells
+    if args.trials < 1:
+        raise UsageError(f"--trials {args.trials} is too few; give 1 or more")
+    return [dataclasses.replace(c, trials=min(c.trials, args.trials)) for c in cells]
 
 
-def _span(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+def _list(cells: Sequence[Cell]) -> None:
+    width = max(len(cell.name) for cell in cells)
+    for cell in cells:
+        marks = "held out, " * cell.held_out + "quick, " * cell.quick
+        sys.stdout.write(f"{cell.name:<{width}}  {cell.summary} ({marks}{cell.trials} trials)\n")
+    trials = Counter(cell.family for cell in cells)
+    sys.stdout.write(
+        f"{len(cells)} cells in {len(trials)} families, {sum(c.trials for c in cells)} trials\n"
+    )
+
+
+def _digest(cells: Sequence[Cell]) -> str:
+    """Tells versions of a suite apart."""
+    text = "\n".join(f"{c.name}|{c.family}|{c.goal}|{c.summary}" for c in cells)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _times(results: Sequence[TrialResult]) -> dict[str, float]:
+    simulated_s, cpu_s = sum(r.time_s for r in results), sum(r.wall_s for r in results)
+    return {"simulated_s": round(simulated_s, 1), "processor_s": round(cpu_s, 1)}
 
 
 def _machine() -> str:
     return f"{os.cpu_count()} processors ({platform.machine()})"
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _shard(text: str) -> Shard:
+    first, _, count = text.partition("/")
     try:
-        return tuple(float(part) for part in _names(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers like 0.5,1") from error
+        return Shard(int(first), int(count))
+    except (ValueError, BenchmarkError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 1/4") from error
 
 
-def _seeds(text: str) -> tuple[int, ...]:
-    seeds: list[int] = []
-    try:
-        for part in _names(text):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds like 0-4,7") from error
-    return tuple(dict.fromkeys(seeds))
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

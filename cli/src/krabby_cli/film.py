@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
-from krabby.course.courses import make_course
+from krabby.course.courses import Course, make_course
 from krabby_proto import STATE, TRUTH, unpack
 from krabby_proto.recording import Recording
+from numpy.typing import NDArray
 
 from krabby_cli.errors import CliError, UsageError, writing
 from krabby_cli.options import add_command, add_course_options, option, print_line
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Iterable, Sequence
-
-    from krabby.course.courses import Course
     from krabby.mujoco.render import Picture, View
-    from numpy.typing import NDArray
 
 __all__ = ["Pose", "add_parser", "along", "draw", "read_poses"]
 
@@ -121,12 +119,11 @@ def read_poses(path: Path) -> list[Pose]:
     """
     joints: list[tuple[int, NDArray[np.float64]]] = []
     bases: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
-    for recorded in Recording(path):
-        message = recorded.message
-        if recorded.stream is STATE:
+    for message in Recording(path):
+        if message.stream is STATE:
             values = unpack(STATE, message.payload)
             joints.append((message.header.capture_ns, values["joint_pos"].astype(np.float64)))
-        elif recorded.stream is TRUTH:
+        elif message.stream is TRUTH:
             values = unpack(TRUTH, message.payload)
             pos = values["base_pos_w"].astype(np.float64)
             quat = values["base_quat_w"].astype(np.float64)

@@ -9,6 +9,7 @@ one interpreter's lock: `krabby up` starts processes for that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
@@ -24,8 +25,6 @@ from krabby_sim_hal.service import SimHal
 from krabby_cli.errors import ServiceDied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from krabby.runtime.app import Service
     from krabby.runtime.config import ServiceCfg
 
@@ -81,12 +80,11 @@ def run_services(
             time.sleep(_POLL_S)
         first = [name for name, thread in threads.items() if thread.failure is not None]
     finally:
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].runtime.stop("the run is over")
-        for name in _STOP_ORDER:
-            if name in threads:
-                threads[name].join(_STOP_S)
+        ordered = [threads[name] for name in _STOP_ORDER if name in threads]
+        for thread in ordered:
+            thread.runtime.stop("the run is over")
+        for thread in ordered:
+            thread.join(_STOP_S)
     for name in (*first, *threads):
         failure = threads[name].failure
         if failure is not None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "AXIS_MAX",
@@ -171,12 +169,12 @@ class Gamepad:
 
 
 class Drive:
-    """The walking command of a person with a keyboard and, possibly, a gamepad.
+    """The walking command of a keyboard and, possibly, a gamepad.
 
-    Each of the two has its own deadman: neither proves that the other's link is alive. A
-    keyboard command ends with its deadman, the next key begins from zero. A gamepad's sticks count
-    again from its next event. What the kernel repeats when it opens the device is no event, and a
-    button that is held is none: over a dead radio link it stays held for ever.
+    Each has a deadman, since the link of one may be dead while the other's is alive. A keyboard
+    command ends with its deadman, the next key begins from zero; a gamepad's sticks count again
+    from its next event. Neither the kernel's initial events nor a held button feed a deadman: over
+    a dead radio link it stays held.
 
     Times are on a clock that counts while the computer sleeps [s].
     """

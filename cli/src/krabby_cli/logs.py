@@ -1,13 +1,11 @@
-"""Reading the log files of running services, line by line as they grow."""
+"""Follows the log files of running services."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Any, Final
 
 __all__ = ["LogFollower", "LogLine"]
 
@@ -19,7 +17,7 @@ _LOUD: Final = frozenset({"warning", "error", "critical"})
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line: structured when it is JSON, else as it is (an interpreter's own words)."""
+    """One line: structured when it is JSON, else plain text (of the interpreter)."""
 
     text: str
     facts: dict[str, Any] = field(default_factory=dict)
@@ -35,12 +33,12 @@ class LogLine:
 
     @property
     def event(self) -> str:
-        """What happened; empty when the line is not structured."""
+        """Name of the event; empty for plain text."""
         return str(self.facts.get("event", ""))
 
     @property
     def is_loud(self) -> bool:
-        """Whether a person wants to see it: warnings, errors, and whatever is not structured."""
+        """Whether it is shown: a warning, an error or plain text."""
         if not self.facts:
             return bool(self.text.strip())
         return self.facts.get("level") in _LOUD
@@ -61,7 +59,7 @@ def _short(value: object) -> str:
 
 
 class LogFollower:
-    """What was appended to a file since the last look; a line that is not finished yet waits."""
+    """Reads the lines appended to a file; an incomplete line waits for its end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,7 +79,7 @@ class LogFollower:
         return [LogLine.parse(line.decode(errors="replace")) for line in lines]
 
     def rest(self) -> list[LogLine]:
-        """Like `read`, the unfinished last line included; for a writer that has ended."""
+        """Like `read`, with the incomplete last line; for a writer that has ended."""
         lines = self.read()
         if self._rest:
             lines.append(LogLine.parse(self._rest.decode(errors="replace")))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby_proto import ControlClient, HalClient, JsonObject
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError
 from krabby_cli.options import POLICY_HELP, add_command, option, print_line
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["Refused", "add_parsers", "operator_name"]
 

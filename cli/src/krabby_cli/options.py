@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
+from krabby.control.config import DEFAULT_POLICY
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 __all__ = [
     "DEFAULT_COURSE",
@@ -28,8 +27,6 @@ __all__ = [
     "print_line",
 ]
 
-DEFAULT_POLICY: Final = "parkour"
-"""Policy of `krabby up`; `make sim` follows, the containers have theirs in `.env`."""
 POLICY_HELP: Final = "policy: name under assets/policies, or a folder"
 DEFAULT_COURSE: Final = "mixed"
 """Course of `krabby up` and `krabby film`."""

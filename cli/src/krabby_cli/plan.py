@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import secrets
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
@@ -19,10 +21,6 @@ from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
 from krabby_cli.options import DEFAULT_COURSE, DEFAULT_POLICY
 from krabby_cli.supervise import ChildSpec
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
 

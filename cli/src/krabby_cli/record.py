@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby.runtime.metrics import MetricsServer, children
 from krabby_proto.recording import Recorder
@@ -16,9 +17,6 @@ from krabby_cli.errors import NoAnswer, UsageError
 from krabby_cli.listen import AUDIBLE, Listener, add_streams_argument, audible
 from krabby_cli.options import add_command, option, print_line
 from krabby_cli.signals import Signals
-
-if TYPE_CHECKING:
-    import argparse
 
 __all__ = ["add_parser"]
 

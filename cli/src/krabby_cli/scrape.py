@@ -1,14 +1,12 @@
-"""What a service exposes on /metrics, reduced to the few figures of the live table."""
+"""The figures of the live table, from a service's /metrics."""
 
 from __future__ import annotations
 
 import math
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Final
 
 __all__ = ["LiveFigures", "Scrape", "compare", "fetch", "parse"]
 
@@ -17,14 +15,14 @@ _AGES: Final = {
     "krabby_observation_age_at_actuation_seconds": " at drive",
     "krabby_message_age_seconds": "",
 }
-"""Metric to what is put behind the stream's name."""
+"""Metric: suffix of the stream's name in the table."""
 _MISSES: Final = "krabby_loop_deadline_misses_total"
 _TIMEOUT_S: Final = 0.25
 
 
 @dataclass(frozen=True)
 class Scrape:
-    """One look at a service's counters."""
+    """A service's counters at one time."""
 
     time_s: float
     loops: float = 0.0
@@ -35,7 +33,7 @@ class Scrape:
 
 @dataclass(frozen=True)
 class LiveFigures:
-    """What happened between two scrapes."""
+    """Figures between two scrapes."""
 
     loop_hz: float
     deadline_misses: int
@@ -54,7 +52,7 @@ def fetch(port: int, now_s: float) -> Scrape | None:
 
 
 def parse(text: str, now_s: float) -> Scrape:
-    # 30 ms to import; a run that is not on a terminal never needs it.
+    # 30 ms to import, needed for a run on a terminal only.
     from prometheus_client.parser import text_string_to_metric_families
 
     loops = misses = 0.0

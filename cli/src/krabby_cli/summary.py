@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 import psutil
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby_cli.plan import Plan
+from krabby_cli.plan import Plan
 
 __all__ = ["CpuMeter", "ExitState", "RunEnd", "build_summary"]
 

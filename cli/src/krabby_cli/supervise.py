@@ -9,15 +9,13 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
 from krabby_cli.errors import ServiceDied
 from krabby_cli.logs import LogFollower, LogLine
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Child", "ChildSpec", "Supervisor"]
 
@@ -58,7 +56,7 @@ class Child:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=env,
-                # A session of its own: Ctrl-C reaches the supervisor alone, which stops in order.
+                # Ctrl-C then reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
             )
 
@@ -109,7 +107,7 @@ class Child:
 
 
 @dataclass(kw_only=True)
-class Supervisor:
+class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
     """Runs a set of processes; as a context manager it leaves none behind."""
 
     specs: Sequence[ChildSpec]
@@ -172,9 +170,6 @@ class Supervisor:
         for line in child.follow():
             if line.is_loud:
                 self.echo(child.name, line)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

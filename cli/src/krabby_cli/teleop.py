@@ -8,30 +8,26 @@ a mission again after 1 s.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import select
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final
 
 from krabby_proto import FLAG_OPERATOR, NAV, ControlClient, HalClient, ProtoError, Publisher
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.keys import JS_EVENT, Drive, JoystickEvent, Nav, NavLimits, parse_js_events
+from krabby_cli.keys import JS_EVENT, Drive, JoystickEvent, Nav, NavLimits, Request, parse_js_events
 from krabby_cli.operate import operator_name
 from krabby_cli.options import add_command, option
 from krabby_cli.signals import Signals
 from krabby_cli.terminal import Keyboard, StatusLine
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping
-
-    from krabby_cli.keys import Request
 
 __all__ = ["GamepadDevice", "Operator", "add_parser"]
 
@@ -144,7 +140,7 @@ def _text(nav: Nav, *said: str) -> str:
 _UNCONFIRMED: Final = "E-STOP NOT CONFIRMED, use the switch on the robot: "
 
 
-class Operator:
+class Operator(contextlib.AbstractContextManager["Operator"]):
     """The operator's sockets: walking commands and requests to the game loop, safety to the HAL.
 
     A request waits for its answer up to a second, walking commands do not wait for it. An e-stop
@@ -219,14 +215,11 @@ class Operator:
         for each in (self._nav, self._stop, self._hal, self._loop):
             each.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class GamepadDevice:
+class GamepadDevice(contextlib.AbstractContextManager["GamepadDevice"]):
     """A /dev/input/js device, read without waiting."""
 
     def __init__(self, path: Path) -> None:
@@ -261,9 +254,6 @@ class GamepadDevice:
             raise CliError(f"gamepad {self._path} is gone; the robot was told to stop")
         events, self._rest = parse_js_events(self._rest + data)
         return events
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)

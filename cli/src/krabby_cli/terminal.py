@@ -1,4 +1,4 @@
-"""A terminal to drive from: bytes to keys, settings that are given back, a line that may block."""
+"""Keys from a terminal and a status line on it; neither ever blocks the caller."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ import select
 import termios
 import threading
 import tty
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable
+from typing import Final
 
 from krabby_cli.errors import CliError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["KeyDecoder", "Keyboard", "StatusLine"]
 
@@ -21,10 +19,11 @@ _ESC: Final = 0x1B
 _ARROWS: Final = {ord("A"): "up", ord("B"): "down", ord("C"): "right", ord("D"): "left"}
 _CONTROL_KEYS: Final = {0x03: "ctrl-c", 0x04: "ctrl-d"}
 _STRINGS: Final = b"]P^_"
-"""After Esc: OSC, DCS, PM, APC, the answers of a terminal to what an earlier program asked."""
+"""After Esc: OSC, DCS, PM, APC, a terminal's answers to an earlier program."""
 _ESTOP_KEY: Final = b"xX"
 _MAX_PARAMETERS: Final = 32
 _MOUSE_BYTES: Final = 3
+_CLOSE_S: Final = 0.2
 _LINE_MODE: Final = termios.ICANON | termios.ECHO
 _MARK_PASTES: Final = "\x1b[?2004h"
 _LEAVE_PASTES: Final = "\x1b[?2004l"
@@ -33,14 +32,13 @@ _LEAVE_PASTES: Final = "\x1b[?2004l"
 class KeyDecoder:
     """Key names from what a terminal sends, one byte at a time.
 
-    The same bytes are the same keys, however they are split over reads and however late the rest
-    of a sequence comes: there is no timer. So the Esc key cannot be told from the first byte of a
-    sequence and means nothing; the e-stop key, x, begins no sequence. An x within a sequence, such
-    as the column of a mouse report or keypad 8, is no key.
+    There is no timer: the same bytes give the same keys, at any split and delay. So the Esc key is
+    not distinguished from the first byte of a sequence and has no meaning; no sequence begins with
+    x, the e-stop key. An x within a sequence, such as the column of a mouse report or keypad 8, is
+    not a key.
 
-    Where a sequence has no bounded length (a paste, a terminal's answer) an x is the e-stop key
-    all the same: an end that never comes must not swallow it. At the latest the fourth x in a row
-    is an e-stop, after any bytes.
+    In a sequence of unbounded length (a paste, a terminal's answer) an x is the e-stop key all the
+    same: a missing end must not swallow it. After any bytes, the fourth x in a row is an e-stop.
     """
 
     def __init__(self) -> None:
@@ -50,7 +48,7 @@ class KeyDecoder:
         self._pasting = False
 
     def feed(self, data: bytes) -> list[str]:
-        """The keys that these bytes complete; what is unfinished waits for the next ones."""
+        """The keys that these bytes complete; an incomplete sequence waits for more bytes."""
         return [key for byte in data if (key := self._state(byte)) is not None]
 
     def _ground(self, byte: int) -> str | None:
@@ -123,11 +121,10 @@ class KeyDecoder:
         return None
 
 
-class Keyboard:
-    """A terminal that gives every key at once and shows none; as it was when closed.
+class Keyboard(contextlib.AbstractContextManager["Keyboard"]):
+    """A terminal in cbreak mode: every key at once and no echo; restored when closed.
 
-    Ctrl-C still interrupts, Ctrl-Z still stops. Nothing here waits for output to be read: it may
-    never be.
+    Ctrl-C still interrupts, Ctrl-Z still stops. Nothing in here waits for output to be read.
     """
 
     def __init__(self, fd: int) -> None:
@@ -135,13 +132,13 @@ class Keyboard:
         self._decoder = KeyDecoder()
         self._before = termios.tcgetattr(fd)
         tty.setcbreak(fd, termios.TCSANOW)
-        termios.tcflush(fd, termios.TCIFLUSH)  # keys pressed before are meant for another program
+        termios.tcflush(fd, termios.TCIFLUSH)  # keys of an earlier program
 
     def fileno(self) -> int:
         return self._fd
 
     def read(self) -> list[str]:
-        """Keys pressed since the last call; never waits. Call it all the time, for the settings.
+        """Keys pressed since the last call; never waits. Every call keeps the settings.
 
         Raises:
             CliError: The terminal is gone.
@@ -158,7 +155,7 @@ class Keyboard:
         return self._decoder.feed(data)
 
     def _keep_settings(self) -> None:
-        """Make them again if they are gone: a shell puts back its own around Ctrl-Z and fg.
+        """Set them again after Ctrl-Z and fg, where a shell restores its own.
 
         The e-stop key would wait for Enter otherwise.
         """
@@ -167,31 +164,24 @@ class Keyboard:
                 tty.setcbreak(self._fd, termios.TCSANOW)
 
     def _is_in_background(self) -> bool:
-        """Whether the shell keeps the terminal: who changes it all the same is stopped."""
+        """Whether the shell has the terminal: a process that changes it then is stopped."""
         try:
             return os.tcgetpgrp(self._fd) != os.getpgrp()
-        except OSError:  # not the terminal of this session, so nobody does
+        except OSError:  # not the terminal of this session
             return False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(termios.error):  # a terminal that is gone needs no settings
             termios.tcsetattr(self._fd, termios.TCSANOW, self._before)
 
 
-class StatusLine:
-    """The newest line on a terminal, written by its own thread.
+class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
+    """The newest line on a terminal, written by a thread.
 
-    A terminal that is not read (a link that died, Ctrl-S) blocks that thread and nothing else;
-    lines that were overtaken meanwhile are not written.
-
-    Every line asks the terminal to mark what is pasted, since a shell takes that back around Ctrl-Z
-    and fg: no text that is pasted by mistake moves the robot (`KeyDecoder`).
+    A terminal that is not read (a dead link, Ctrl-S) blocks that thread only; lines that were
+    overtaken meanwhile are not written. Every line asks the terminal to mark pastes, since a shell
+    resets that around Ctrl-Z and fg: pasted text must not move the robot (`KeyDecoder`).
     """
-
-    _CLOSE_S: Final = 0.2
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -212,7 +202,7 @@ class StatusLine:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join(self._CLOSE_S)
+        self._thread.join(_CLOSE_S)
 
     def _write_all(self) -> None:
         while (text := self._next()) is not None:
@@ -221,7 +211,7 @@ class StatusLine:
 
     def _write(self, text: str) -> None:
         data = text.encode()
-        with contextlib.suppress(OSError):  # gone: Keyboard finds out, or a gamepad drives on
+        with contextlib.suppress(OSError):  # Keyboard reports a terminal that is gone
             while data:
                 data = data[os.write(self._fd, data) :]
 
@@ -230,9 +220,6 @@ class StatusLine:
             self._changed.wait_for(lambda: self._newest is not None or self._closed)
             text, self._newest = self._newest, None
             return text
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

@@ -6,6 +6,7 @@ one JSON object, however the run ended.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import itertools
 import json
@@ -13,8 +14,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
@@ -35,10 +38,6 @@ from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
 from krabby_cli.supervise import Supervisor
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable, Mapping
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 
@@ -124,7 +123,7 @@ def _tell(line: str) -> bool:
 def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[str, Any]:
     """Start, watch and stop a planned run; returns its summary, which is also in its folder.
 
-    SIGINT, SIGTERM and SIGHUP end it in order; the summary says so.
+    SIGINT, SIGTERM and SIGHUP end it in order.
     """
     _make_folder(plan)
     signals = Signals()
@@ -174,37 +173,30 @@ def _carry_out_in_process(plan: Plan) -> dict[str, Any]:
     return _written(plan, build_summary(plan, outcome, reports, {}))
 
 
+@dataclass
 class _Watch:
     """The time between start and stop of one run."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        supervisor: Supervisor,
-        progress: Progress,
-        display: PlainDisplay,
-        signals: Signals,
-    ) -> None:
-        self._plan = plan
-        self._supervisor = supervisor
-        self._display = display
-        self._signals = signals
-        self._progress = progress
-        self._ready_s: float | None = None
-        self._walking = False
-        self._meter: CpuMeter | None = None
+    plan: Plan
+    supervisor: Supervisor
+    progress: Progress
+    display: PlainDisplay
+    signals: Signals
+    _ready_s: float | None = None
+    _walking: bool = False
+    _meter: CpuMeter | None = None
 
     def run(self) -> RunEnd:
         """Start, watch until the end and stop the processes."""
         end: ExitState = "failed"
         try:
-            self._supervisor.start()
+            self.supervisor.start()
             end, reason = self._watch()
         except CliError as error:
             reason = str(error).partition("\n")[0]
-            self._display.say(f"krabby up: {error}")
+            self.display.say(f"krabby up: {error}")
         else:
-            self._display.say(f"{reason}: stopping; a standing robot sits down first")
+            self.display.say(f"{reason}: stopping; a standing robot sits down first")
         duration_s, cores, machine = 0.0, {}, None
         if self._ready_s is not None and self._meter is not None:
             duration_s = time.monotonic() - self._ready_s
@@ -212,30 +204,30 @@ class _Watch:
             cores, machine = self._meter.cores(), self._meter.machine
         bad = [
             f"{name} ended with status {status} when it was stopped, log "
-            f"{self._supervisor.children[name].log_path}"
-            for name, status in self._supervisor.stop().items()
+            f"{self.supervisor.children[name].log_path}"
+            for name, status in self.supervisor.stop().items()
             if status != 0
         ]
         if bad and end != "failed":
             end, reason = "failed", "; ".join(bad)
-            self._display.say(f"krabby up: {reason}")
+            self.display.say(f"krabby up: {reason}")
         return RunEnd(end, reason, duration_s, cores, machine)
 
     def _watch(self) -> tuple[ExitState, str]:
         started = time.monotonic()
         for tick in itertools.count():
-            ended = self._supervisor.poll()
-            self._progress.poll()
+            ended = self.supervisor.poll()
+            self.progress.poll()
             now = time.monotonic()
-            if self._signals.count:
-                return "interrupted", self._signals.name
+            if self.signals.count:
+                return "interrupted", self.signals.name
             if ended is not None:
                 return self._after_end_of(ended)
             if self._ready_s is None:
                 self._while_starting(now - started)
             elif self._time_is_up(now):
                 return "finished", "the time is up"
-            elif self._plan.until_over and self._progress.is_over:
+            elif self.plan.until_over and self.progress.is_over:
                 return "finished", "the robot has fallen or completed the course"
             elif tick % _SAMPLE_TICKS == 0 and self._meter is not None:
                 self._sample(self._meter)
@@ -246,49 +238,47 @@ class _Watch:
     def _time_is_up(self, now: float) -> bool:
         """In lock-step the simulator counts its own time and ends by itself."""
         assert self._ready_s is not None
-        duration_s = 0.0 if self._plan.lockstep else self._plan.duration_s
+        duration_s = 0.0 if self.plan.lockstep else self.plan.duration_s
         return 0 < duration_s <= now - self._ready_s
 
     def _after_end_of(self, name: str) -> tuple[ExitState, str]:
-        if self._ready_s is None and not self._supervisor.children[name].summary:
+        if self._ready_s is None and not self.supervisor.children[name].summary:
             raise ServiceDied(
                 f"{name} ended before the others were ready, log "
-                f"{self._supervisor.children[name].log_path}"
+                f"{self.supervisor.children[name].log_path}"
             )
         return "finished", f"{name} ended by itself"
 
     def _while_starting(self, elapsed_s: float) -> None:
-        if self._supervisor.all_ready:
+        if self.supervisor.all_ready:
             self._ready_s = time.monotonic()
-            pids = {name: child.pid for name, child in self._supervisor.children.items()}
+            pids = {name: child.pid for name, child in self.supervisor.children.items()}
             self._meter = CpuMeter(pids)
-        elif elapsed_s > self._plan.start_timeout_s:
-            waiting = self._supervisor.not_ready
+        elif elapsed_s > self.plan.start_timeout_s:
+            waiting = self.supervisor.not_ready
             raise StartTimeout(
-                f"{', '.join(waiting)} not ready after {self._plan.start_timeout_s:g} s; see the "
-                f"logs in {self._plan.folder}, or give --start-timeout more"
+                f"{', '.join(waiting)} not ready after {self.plan.start_timeout_s:g} s; see the "
+                f"logs in {self.plan.folder}, or give --start-timeout more"
             )
 
     def _sample(self, meter: CpuMeter) -> None:
         meter.sample()
-        if not self._walking and self._progress.has_walked:
+        if not self._walking and self.progress.has_walked:
             self._walking = True
             meter.mark()
 
     def _show(self, now: float) -> None:
-        states = {
-            name: "ready" if child.is_ready else "starting"
-            for name, child in self._supervisor.children.items()
-        }
+        children = self.supervisor.children.items()
+        states = {name: "ready" if child.is_ready else "starting" for name, child in children}
         view = RunView(
-            title=self._plan.title,
+            title=self.plan.title,
             elapsed_s=None if self._ready_s is None else now - self._ready_s,
-            duration_s=0.0 if self._plan.lockstep else self._plan.duration_s,
-            progress=self._progress.describe(),
+            duration_s=0.0 if self.plan.lockstep else self.plan.duration_s,
+            progress=self.progress.describe(),
             states=states,
             cores=self._meter.recent() if self._meter else {},
         )
-        self._display.update(view)
+        self.display.update(view)
 
 
 def _environment(run_id: str) -> dict[str, str]:
@@ -320,11 +310,8 @@ def _make_folder(plan: Plan) -> None:
 
 def _display(plan: Plan) -> PlainDisplay:
     if sys.stdout.isatty():
-        ports = {
-            child.name: plan.wiring.metrics_ports[child.name]
-            for child in plan.children
-            if child.name in plan.wiring.metrics_ports
-        }
+        names = {child.name for child in plan.children}
+        ports = {n: port for n, port in plan.wiring.metrics_ports.items() if n in names}
         return LiveDisplay(plan.wiring.endpoints, ports)
     display = PlainDisplay()
     display.say(plan.title)

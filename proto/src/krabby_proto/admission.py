@@ -1,9 +1,10 @@
-"""Which commands may reach a HAL's handler: a pure decision, the clocks are passed in."""
+"""Decides which commands reach a HAL's handler; the clocks are arguments."""
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -12,9 +13,6 @@ from krabby_proto.errors import CorruptPayload, FrameError, SchemaVersionMismatc
 from krabby_proto.header import HEADER_SIZE, MAGIC
 from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["MAX_AHEAD_NS", "Admission", "CommandAdmission", "untimely"]
 
@@ -37,7 +35,7 @@ def untimely(op: str, sent_ns: object, now_ns: int) -> str:
     if not isinstance(sent_ns, int):
         return ""
     if now_ns - sent_ns > _REQUEST_TTL_NS:
-        # The operator who asked has long been told that it failed.
+        # The client has timed out by then and reported a failure.
         return f"{op} was sent more than 1 s ago; send it again"
     if sent_ns - now_ns > MAX_AHEAD_NS:
         ahead_s = (sent_ns - now_ns) * 1e-9
@@ -59,7 +57,7 @@ class CommandAdmission:
 
     Checked in this order, and the first that fails is the answer: frames and header, schema
     version, length, CRC, finite, age, lease, order. Only an admitted command takes or renews the
-    lease, so a writer that sends rubbish or sends late loses it.
+    lease, so a writer of invalid or late commands loses it.
 
     Args:
         ttl_s: age since publishing above which a command is refused [s].

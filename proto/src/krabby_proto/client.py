@@ -1,9 +1,10 @@
-"""The other side of a HAL, and the small request socket of the gameloop."""
+"""Clients of a HAL and of the game loop, and the game loop's request server."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.codec import encode
@@ -23,8 +24,6 @@ from krabby_proto.sockets import (
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import ArrayLike
 
 __all__ = ["ControlClient", "ControlServer", "HalClient"]
@@ -58,7 +57,7 @@ class HalClient(Closing):
         self.sequence = 0
         """Sequence of the last command."""
         self.timeouts = 0
-        """Commands without an answer in time, those not sent for want of a server included."""
+        """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
         self._clock_ns = clock_ns
@@ -84,14 +83,10 @@ class HalClient(Closing):
         return self._state
 
     def hello(self, timeout_s: float = 2.0, via: str | None = None) -> JsonObject:
-        """Ask the HAL who it is; waits for it to appear.
-
-        Args:
-            timeout_s: how long to wait in total [s].
-            via: ``command`` or ``safety``; whichever is connected when None.
+        """The HAL's hello, through ``command`` or ``safety``; waits for the HAL to appear.
 
         Raises:
-            RequestTimeout: nobody answered.
+            RequestTimeout: no answer within `timeout_s`.
         """
         requester = self._requester(via or next(iter(self._requesters), COMMAND.name))
         return _ask_hello(requester, timeout_s)
@@ -107,15 +102,11 @@ class HalClient(Closing):
     ) -> CommandReply | None:
         """Send joint targets [rad], shape (18,), and wait for the answer, at most `deadline_s`.
 
-        Args:
-            joint_pos: targets, in the robot's joint order.
-            capture_ns: capture time of the state they were computed from [ns].
-            publish_ns: now, by the client's clock when None [ns].
-            deadline_s: longest time to wait; without a server it returns at once [s].
-            flags: bits ``FLAG_*``.
+        `capture_ns` is that of the state they answer [ns], `publish_ns` the client's clock when
+        None [ns].
 
         Returns:
-            The reply, or None when there was none in time; the command may have been applied.
+            The reply; None without one in time: the command may have been applied.
         """
         self.sequence += 1
         start = time.perf_counter()
@@ -177,7 +168,7 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
 
 
 def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
-    """Ask again and again, since a server that is just starting may lose the first."""
+    """Ask repeatedly: a server that is just starting may lose the first request."""
     ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
     return _ask_again(requester, HELLO_TOPIC, lambda: ours, timeout_s, _HELLO_TRY_S)
 
@@ -209,8 +200,8 @@ def _ask_json(
 ) -> JsonObject:
     """Ask once. `request` makes the request when a server is there.
 
-    An operator's request is stamped in it, always by CLOCK_MONOTONIC: it is about people, not about
-    simulated time. One that waited here for a link is not old, the person still waits for it.
+    So an operator's request is stamped (by CLOCK_MONOTONIC, in lock-step too) when the link is up:
+    one that waited for the link is not stale.
     """
     answer = requester.request_patiently(lambda: [topic, json.dumps(request()).encode()], timeout_s)
     reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
@@ -257,13 +248,8 @@ class ControlServer(Closing):
     ) -> int:
         """Wait for requests, serve at most 16, return how many; 0 when the time is over.
 
-        A handler that raises costs its request, not the server: the answer has `ok` false and the
-        error as its `reason`.
-
-        Args:
-            timeout_s: how long to wait; 0 to look only [s].
-            handler: takes a request's JSON object and returns the answer's; None if it has called
-                `defer`.
+        `handler` takes a request's JSON object and returns the answer's, or None if it has called
+        `defer`. When it raises, the answer has `ok` false and the error as its `reason`.
         """
 
         def serve() -> int:
@@ -321,11 +307,11 @@ class ControlClient(Closing):
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:
-        """Ask the gameloop who it is; waits for it to appear, raises `RequestTimeout`."""
+        """The game loop's hello; waits for it to appear, raises `RequestTimeout`."""
         return _ask_hello(self._requester, timeout_s)
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
-        """Ask for `op`; raises `RequestTimeout` when there is no answer."""
+        """Send a request and return its answer; raises `RequestTimeout`."""
         return _ask_json(
             self._requester,
             CONTROL.topic,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from krabby_proto.errors import (
     CorruptPayload,
@@ -17,11 +18,6 @@ from krabby_proto.errors import (
 )
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header, unpack_header
 from krabby_proto.streams import STREAMS, Stream
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import ArrayLike
 
 __all__ = ["FloatArray", "Message", "decode", "encode", "pack", "unpack"]
 
@@ -45,12 +41,12 @@ class Message(NamedTuple):
 
     @property
     def sequence(self) -> int:
-        """Number of the message within its instance, from 1."""
+        """As in `Header`."""
         return self.header.sequence
 
     @property
     def capture_ns(self) -> int:
-        """When the quantity was sampled [ns, producer's clock]."""
+        """As in `Header` [ns]."""
         return self.header.capture_ns
 
     @property
@@ -77,16 +73,7 @@ def encode(
     publish_ns: int,
     flags: int = 0,
 ) -> list[bytes]:
-    """Frames of one message.
-
-    Args:
-        stream: where it belongs.
-        payload: any shape, taken in C order as float32.
-        instance_id: of the sending socket.
-        sequence: from 1, rising.
-        capture_ns: when the quantity was sampled [ns].
-        publish_ns: now [ns].
-        flags: bits ``FLAG_*``.
+    """Frames of one message; `payload` has any shape, `Header` tells what the others are.
 
     Raises:
         EncodeError: the payload has the wrong size or a number does not fit its field.
@@ -106,15 +93,10 @@ def encode(
 
 
 def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -> Message:
-    """Read one message; nothing but a `FrameError` comes out of bad bytes.
-
-    Args:
-        frames: topic, header, payload, without any routing envelope.
-        stream: the one expected; any when None.
+    """Read one message from topic, header and payload, of `stream` or of any.
 
     Raises:
-        FrameError: one of its kinds, which says what is wrong. Values are not looked at: NaN is
-            the consumer's business.
+        FrameError: the kind names the fault. Values are not checked: they may be NaN.
     """
     if len(frames) != 3:
         raise WrongFrameCount(

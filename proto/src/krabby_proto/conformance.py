@@ -1,4 +1,4 @@
-"""Checks that whatever listens on a HAL's endpoints keeps the contract; it never moves a robot.
+"""Checks a HAL against the wire contract; it never moves a robot.
 
 The command checks run only while the HAL is disarmed, and every joint target they send is the
 position just measured. The e-stop is tried last and cleared again.
@@ -7,8 +7,9 @@ position just measured. The e-stop is tried last and cleared again.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -17,16 +18,11 @@ from krabby_proto.codec import FloatArray, Message, encode
 from krabby_proto.endpoint import Closing, Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
-from krabby_proto.hello import parse_json
+from krabby_proto.hello import JsonObject, parse_json
 from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import LatestSubscriber, Requester, new_instance_id
 from krabby_proto.states import CommandStatus
 from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby_proto.hello import JsonObject
 
 __all__ = ["CheckResult", "check_hal"]
 
@@ -334,7 +330,7 @@ def _second_writer(visit: _Visit) -> str:
 
 
 def _oversize(visit: _Visit) -> str:
-    """A megabyte where 72 bytes belong: dropped or refused, and the server goes on."""
+    """A megabyte where 72 bytes belong: dropped or refused, and the server stays up."""
     topic, header, _ = visit.writer.frames(visit.measured())
     with _Writer(visit.endpoints[COMMAND.name], visit.context) as offender:
         offender.offer([topic, header, bytes(1 << 20)])

@@ -1,4 +1,4 @@
-"""A ZeroMQ socket on one endpoint: options, binding, connecting, waiting. Nobody else sets any."""
+"""A ZeroMQ socket on one endpoint: the only place that sets options, binds and connects."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ import socket as unix
 import stat
 import struct
 import time
-from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, Self, TypeAlias, cast
 
 import zmq
 
 from krabby_proto.errors import EndpointError, EndpointInUse
 from krabby_proto.names import HostName
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "MAX_FRAMES",
@@ -36,14 +34,12 @@ __all__ = [
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Socket: TypeAlias = "zmq.Socket[bytes]"
 
-# The kernel asks a silent peer, not libzmq: no socket has ZMQ_HEARTBEAT_IVL set. A socket that goes
-# unread until its queue is full stops reading in the middle of what came; once its peer has hung
-# up, it fails for good. Whatever then makes it send, be it its own ping or the answer to a ping
-# that lay in what it goes on to read, aborts the whole process (libzmq 4.3.5,
-# stream_engine_base.cpp: out_event asserts !_io_error, which in_event sets on a stopped input).
-# A process that is stopped keeps its connections like that, since its kernel answers for it; a
-# peer that is gone is noticed after some 2 s, together with TCP_MAXRT. Half-open links are the
-# deadmen's business (50 to 150 ms) anyway.
+# Keep-alive by the kernel, not by libzmq: no socket has ZMQ_HEARTBEAT_IVL set. An unread socket
+# with a full queue stops reading in the middle of its input; once its peer has hung up, it fails
+# for good. Sending a ping or a pong then aborts the process (libzmq 4.3.5, stream_engine_base.cpp:
+# out_event asserts !_io_error, which in_event sets on a stopped input). With keep-alive a stopped
+# process keeps its connections, since its kernel answers, and a dead peer is noticed after some
+# 2 s, together with TCP_MAXRT. Half-open links are covered by the deadmen (50 to 150 ms).
 _KEEPALIVE_S: Final = 1
 
 MAX_FRAMES: Final = 12
@@ -69,8 +65,8 @@ _LAST_PORT: Final = 65535
 def wait_readable(sockets: Sequence[Socket], timeout_s: float) -> bool:
     """Block until one of `sockets` has a message or the time is over; sub-millisecond timeouts.
 
-    This is `zmq_poll`'s own algorithm with `select`'s resolution in place of whole milliseconds:
-    ZMQ_FD is edge-triggered, so ZMQ_EVENTS is asked before every wait and after every wake-up.
+    The algorithm of `zmq_poll` with the resolution of `select` in place of whole milliseconds:
+    ZMQ_FD is edge-triggered, so ZMQ_EVENTS is read before every wait and after every wake-up.
     """
     return wait_for(sockets, zmq.POLLIN, timeout_s)
 
@@ -140,7 +136,7 @@ class Endpoint(Closing):
         self._name = name
         self._bound = bind
         self._options = (*_common_options(hwm, max_bytes), *options)
-        self._homeless = False
+        self._unbound = False
         """Whether the socket is still to be bound: its port is not free yet."""
         self._kept: list[bytes] = []
         """First frames of the message that is being skipped; empty when none is."""
@@ -188,14 +184,13 @@ class Endpoint(Closing):
     def receive_frames(self) -> list[bytes] | None:
         """One message without waiting; None when there is none, or while one is being skipped.
 
-        Frames beyond `MAX_FRAMES` are dropped. libzmq hands out a message of any number of frames
-        as one, with nothing of another peer in between. So each call drops some of them, and the
-        one that comes to the end returns the message. If there is no end in sight, the socket is
-        made anew, which takes the same time whatever there was to read.
+        Frames beyond `MAX_FRAMES` are dropped. libzmq delivers a message of any number of frames as
+        one, with nothing of another peer in between. So each call drops some of them, and the call
+        that reaches the end returns the message. After `_MOST_SKIPPED` the socket is renewed.
 
-        Takes frame objects, which know whether more follow: a third of `recv_multipart`'s time.
+        Frame objects, which know whether more follow, take a third of `recv_multipart`'s time.
         """
-        if self._homeless and not self._move_in():
+        if self._unbound and not self._bind_again():
             return None
         if self._kept:
             return self._skip()
@@ -219,37 +214,37 @@ class Endpoint(Closing):
         return bool(self._kept)
 
     def _skip(self) -> list[bytes] | None:
-        """Drop some frames of a message; what was kept of it once that is done."""
+        """Drop some frames of a message; returns its kept frames at the end."""
         for _ in range(_SKIP_FRAMES):
             if not self.socket.recv(zmq.NOBLOCK, copy=False).more:
                 frames, self._kept = self._kept, []
                 return frames
         self._skipped += _SKIP_FRAMES
-        # A peer within this process does not connect again: it is heard out.
+        # A peer within this process does not connect again: its message is read to the end.
         if self._skipped >= _MOST_SKIPPED and not self.endpoint.startswith("inproc:"):
             self._renew()
         return None
 
     def _renew(self) -> None:
-        """Put a new socket in the place of this one; libzmq clears the old one's queue away."""
+        """Replace the socket by a new one; libzmq drops the old one's queue."""
         self._kept = []
         self.renewals += 1
         self.close()
         self.socket = self._new_socket()
         if self._bound:
-            self._homeless = True
-            self._move_in()
+            self._unbound = True
+            self._bind_again()
             return
         self._monitor = _monitor(self._context, self.socket)
         self._connected = self._dead = False
         if self._target is not None:
             self.socket.connect(self._target)
 
-    def _move_in(self) -> bool:
-        """Bind a socket made anew, once libzmq has let go of the endpoint; False when not yet."""
-        with contextlib.suppress(EndpointError):  # it was fine before: again at the next call
-            self._homeless = not _try_bind(self.socket, self.endpoint, self._name)
-        return not self._homeless
+    def _bind_again(self) -> bool:
+        """Bind a renewed socket once libzmq has released the endpoint; False when not yet."""
+        with contextlib.suppress(EndpointError):  # tried again at the next call
+            self._unbound = not _try_bind(self.socket, self.endpoint, self._name)
+        return not self._unbound
 
     @property
     def connected(self) -> bool:
@@ -258,11 +253,10 @@ class Endpoint(Closing):
         return self._connected
 
     def revive(self) -> None:
-        """Connect anew when libzmq has given up; looks once a second, cheap to call at any rate.
+        """Connect again when libzmq has given up; checks once a second, cheap at any rate.
 
-        After a protocol error (something else listened there, a message was too large) a
-        connecting socket never tries again, although the right peer may be there by now. And a
-        host without an answer may have another address by now.
+        After a protocol error (another program listened there, a message was too large) a
+        connecting socket never tries again. A host that does not answer may have a new address.
         """
         now = time.monotonic()
         if now < self._revive_at or self._monitor is None or self._kept:
@@ -312,11 +306,11 @@ class Endpoint(Closing):
 
 
 def _monitor(context: Context, socket: Socket) -> Socket:
-    """What happens to a socket's connection, for `_MONITORED`.
+    """A socket that receives the `_MONITORED` events of another.
 
-    Its queue has no limit: nobody reads it while nobody uses the socket, and libzmq's thread, which
-    carries all the others' messages too, would wait for room in it. With libzmq's own limits that
-    is after 2000 vain attempts to connect, a quarter of an hour.
+    Its queue has no limit: it is not read while the socket is not used, and libzmq's thread, which
+    carries the messages of all sockets, would wait for room in it. With libzmq's default limits
+    that happens after 2000 failed attempts to connect, a quarter of an hour.
     """
     address = f"inproc://monitor-{next(_monitor_numbers)}"
     socket.monitor(address, _MONITORED)
@@ -344,7 +338,7 @@ def _common_options(hwm: int, max_bytes: int) -> tuple[tuple[int, int], ...]:
 
 
 def _bind(socket: Socket, endpoint: str, name: str) -> None:
-    """Bind; an endpoint just given up may take a moment, since sockets close in the background."""
+    """Bind; a released endpoint may take a moment, since sockets close in the background."""
     deadline = time.monotonic() + _BIND_PATIENCE_S
     while not _try_bind(socket, endpoint, name):
         if time.monotonic() > deadline:
@@ -359,7 +353,7 @@ def _try_bind(socket: Socket, endpoint: str, name: str) -> bool:
     """Bind; False when the endpoint is in use."""
     if endpoint.startswith("ipc:///"):
         path = endpoint.removeprefix("ipc://")
-        if _somebody_listens(path):
+        if _is_served(path):
             return False
         with contextlib.suppress(OSError):  # the bind below says what is wrong
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -394,8 +388,8 @@ def _check_port(endpoint: str, name: str) -> None:
         raise _unusable(endpoint, name, "used", f"ports end at {_LAST_PORT}")
 
 
-def _somebody_listens(path: str) -> bool:
-    """Whether a live process serves this Unix socket: libzmq would take it over without a word."""
+def _is_served(path: str) -> bool:
+    """Whether a live process serves this Unix socket: libzmq would take it over silently."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False

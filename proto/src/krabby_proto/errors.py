@@ -1,6 +1,6 @@
-"""What can go wrong on the wire; each error says what happened, with which values."""
+"""Errors of the wire contract; each message has the values and a remedy."""
 
-# An error is named for what happened, as in the streams contract; the suffix would add nothing.
+# Named for the fault, without the suffix "Error".
 # ruff: noqa: N818
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class EndpointError(ProtoError):
 
 
 class EndpointInUse(EndpointError):
-    """An endpoint is bound by somebody else."""
+    """Another process has bound the endpoint."""
 
 
 class RequestTimeout(ProtoError):

@@ -1,4 +1,4 @@
-"""The exchange at start: who is there, which contract, which robot; a mismatch refuses to start."""
+"""The exchange at start: service, contract and robot; a process refuses to start on a mismatch."""
 
 from __future__ import annotations
 
@@ -41,15 +41,7 @@ def make_hello(
     camera: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> JsonObject:
-    """What a process says about itself.
-
-    Args:
-        service: its name, for example ``sim-hal``.
-        clock: one of `CLOCKS`.
-        robot: name, hash, joint_names, units.
-        camera: width, height and the camera model.
-        extra: anything else, for example the course.
-    """
+    """The hello of a process: its service, one of `CLOCKS`, robot, camera and other facts."""
     if clock not in CLOCKS:
         raise ValueError(f"clock is {clock!r}; use one of {', '.join(CLOCKS)}")
     return {
@@ -64,7 +56,7 @@ def make_hello(
 
 
 def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Compare a peer's hello with what this process expects; keys we do not name are not compared.
+    """Compare a peer's hello with what this process expects, key by key of `ours`.
 
     Raises:
         HelloMismatch: names the first difference by its path, for example
@@ -88,8 +80,7 @@ def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
 def parse_json(raw: bytes | memoryview) -> JsonObject | None:
     """The JSON object in a frame, or None when there is none that can be used.
 
-    NaN, infinity and what is nested deeper than `MAX_JSON_DEPTH` are none: what handles a request
-    need not think of them.
+    NaN, infinity and nesting deeper than `MAX_JSON_DEPTH` are refused.
     """
     try:
         value: object = json.loads(bytes(raw), parse_constant=_finite, parse_float=_finite)
@@ -111,7 +102,7 @@ def parse_request(body: Sequence[bytes], topic: bytes) -> JsonObject | None:
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not finite")
     return number
 
 
@@ -131,7 +122,7 @@ def _is_deep(value: object) -> bool:
 
 
 def _plain(value: Mapping[str, Any]) -> JsonObject:
-    """The value as it looks after a trip through JSON: tuples are lists, keys are text."""
+    """The value after a round trip through JSON: tuples are lists, keys are text."""
     return cast("JsonObject", json.loads(json.dumps(value)))
 
 

@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
 
 from krabby_proto.codec import Message, decode
 from krabby_proto.endpoint import Closing
 from krabby_proto.errors import FrameError, RecordingError
 from krabby_proto.header import HEADER_FORMAT, HEADER_SIZE, SCHEMA_VERSION, Header
-from krabby_proto.streams import STREAMS, Stream, schema_hash
+from krabby_proto.streams import Stream, schema_hash
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-__all__ = ["RecordedMessage", "Recorder", "Recording"]
+__all__ = ["Recorder", "Recording"]
 
 _ENCODING: Final = "krabby"
 _PROFILE: Final = "krabby"
 _U32: Final = 0xFFFFFFFF
-
-
-class RecordedMessage(NamedTuple):
-    """One message of a recording."""
-
-    stream: Stream
-    message: Message
-    frames: list[bytes]
-    """Topic, header, payload, ready to be sent again."""
 
 
 class Recorder(Closing):
@@ -65,28 +54,25 @@ class Recorder(Closing):
 
     def write(self, message: Message) -> None:
         """Append one message."""
-        self.write_frames(message.frames(), message.header)
-
-    def write_frames(self, frames: Sequence[bytes], header: Header) -> None:
-        """Append one message as it came from the wire; `header` is its second frame, read."""
+        header = message.header
         channel = self._channels.get(header.stream_id)
         if channel is None:
-            channel = self._channels[header.stream_id] = self._register(frames[0].decode("ascii"))
+            channel = self._channels[header.stream_id] = self._register(message.stream)
         self._writer.add_message(
             channel_id=channel,
             log_time=header.publish_ns,
             publish_time=header.publish_ns,
             sequence=header.sequence & _U32,
-            data=frames[1] + frames[2],
+            data=header.pack() + message.payload.tobytes(),
         )
         self.messages += 1
 
-    def _register(self, name: str) -> int:
+    def _register(self, stream: Stream) -> int:
         schema = self._writer.register_schema(
-            name=f"krabby.{name}", encoding=_ENCODING, data=_describe(STREAMS[name])
+            name=f"krabby.{stream.name}", encoding=_ENCODING, data=_describe(stream)
         )
         return self._writer.register_channel(
-            topic=name, message_encoding=_ENCODING, schema_id=schema
+            topic=stream.name, message_encoding=_ENCODING, schema_id=schema
         )
 
     def close(self) -> None:
@@ -97,7 +83,7 @@ class Recorder(Closing):
 
 
 class Recording:
-    """Reads a recording; iterating gives `RecordedMessage` in order of publish time.
+    """Reads a recording; iterating gives each `Message` in order of publish time.
 
     Raises:
         RecordingError: the extra is not installed, or the file is not a recording of ours.
@@ -109,14 +95,16 @@ class Recording:
         if not path.is_file():
             raise RecordingError(f"no recording at {path}; give the path of an .mcap file")
 
-    def __iter__(self) -> Iterator[RecordedMessage]:
+    def __iter__(self) -> Iterator[Message]:
         with self.path.open("rb") as file:
             try:
                 reader = self._reader_module.make_reader(file)
                 for _, channel, record in reader.iter_messages():
-                    if channel.message_encoding != _ENCODING:
-                        continue
-                    yield _recorded(channel.topic, record.data)
+                    if channel.message_encoding == _ENCODING:
+                        data = record.data
+                        yield decode(
+                            [channel.topic.encode(), data[:HEADER_SIZE], data[HEADER_SIZE:]]
+                        )
             except FrameError as error:
                 raise RecordingError(f"{self.path} cannot be replayed: {error}") from error
             except _mcap("exceptions").McapError as error:
@@ -126,22 +114,12 @@ class Recording:
                 ) from error
 
 
-def _recorded(topic: str, data: bytes) -> RecordedMessage:
-    frames = [topic.encode(), data[:HEADER_SIZE], data[HEADER_SIZE:]]
-    message = decode(frames)
-    return RecordedMessage(message.stream, message, frames)
-
-
 def _describe(stream: Stream) -> bytes:
     """What a reader without this package needs, as JSON text."""
     description = {
         "schema_version": SCHEMA_VERSION,
         "schema_hash": schema_hash(),
-        "header": {
-            "struct": HEADER_FORMAT,
-            "bytes": HEADER_SIZE,
-            "fields": list(Header._fields),
-        },
+        "header": {"struct": HEADER_FORMAT, "bytes": HEADER_SIZE, "fields": Header._fields},
         "payload": {
             "dtype": "little-endian float32",
             "description": stream.description,

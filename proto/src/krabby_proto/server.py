@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from krabby_proto.admission import CommandAdmission, untimely
@@ -20,8 +21,6 @@ from krabby_proto.states import SAFETY_OPS, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
     from numpy.typing import ArrayLike
 
 __all__ = ["HalHandler", "HalServer", "ServerStats"]
@@ -31,7 +30,7 @@ _SAFETY_BATCH: Final = 16
 
 
 class HalHandler(Protocol):
-    """What a HAL does with what it is told; called from `HalServer.poll`."""
+    """Handles commands and requests; called from `HalServer.poll`."""
 
     def on_command(self, message: Message) -> CommandOutcome:
         """Pass a valid command (joint targets [rad], shape (18,)) to the gate and the drives."""
@@ -43,11 +42,11 @@ class HalHandler(Protocol):
 
 
 class ServerStats:
-    """What a server has done since it started."""
+    """Counters since the start."""
 
     def __init__(self) -> None:
         self.commands: dict[str, int] = {status.name.lower(): 0 for status in CommandStatus}
-        """Commands by what became of them, every status present."""
+        """Commands by status name, every status present."""
         self.hellos = 0
 
 
@@ -179,7 +178,7 @@ class HalServer(Closing):
                 others.append((newest[0], CommandStatus.SUPERSEDED, newest[1].sequence))
             newest = (request, message)
         if newest is not None:
-            self._apply(*newest)  # answered first: nobody waits for the others any more
+            self._apply(*newest)  # answered first: no client waits for the others any more
         for request, status, sequence in others:
             self._answer(request, status, sequence)
         return len(requests)

@@ -1,4 +1,4 @@
-"""The two forms of talking: streams that are read latest-only, and requests with a deadline.
+"""The two patterns: streams that are read latest-only, and requests with a deadline.
 
 One socket belongs to one thread.
 """
@@ -9,6 +9,7 @@ import itertools
 import secrets
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
@@ -26,13 +27,10 @@ from krabby_proto.endpoint import (
 from krabby_proto.errors import FrameError
 from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET
 from krabby_proto.hello import MAX_JSON_BYTES
+from krabby_proto.streams import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from numpy.typing import ArrayLike
-
-    from krabby_proto.streams import Stream
 
 __all__ = [
     "LatestSubscriber",
@@ -51,15 +49,15 @@ _STALL_NS: Final = 100_000_000
 _SETTLE_S: Final = 0.04
 _NO_LAG_NS: Final = 1 << 64
 _MAX_SHARED_DRAIN: Final = 64
-"""Of a stream with many writers, in one call. libzmq takes from its connections in turn: one that
-floods costs a bounded time, and each message of another waits for no more than one of it."""
+"""Of a stream with many writers, in one call. libzmq takes from its connections in turn: a flood
+costs a bounded time, and another writer's message waits for one message of it at most."""
 _MAX_SEQUENCE: Final = (1 << 63) - 1
-"""No writer counts further. A message that claims to counts as the next one: followed, it would
-make all that its writer says next late."""
+"""A message with a larger number counts as the next one: followed, it would make all later messages
+of its writer late."""
 _DRAIN_S: Final = 0.003
 _LEAST_DRAIN: Final = 64
-"""A drain ends after so many messages and so long, however many there are: who sends faster than
-they can be read keeps no loop. The queue holds 16."""
+"""A drain ends after this many messages and this long: a flood cannot hold the reader's loop. The
+queue holds 16."""
 
 
 def new_instance_id() -> int:
@@ -73,7 +71,7 @@ def _stream_hwm(stream: Stream) -> int:
 
 
 class Publisher(Endpoint):
-    """Sends one stream; numbers its messages under an instance id of its own."""
+    """Sends one stream; numbers its messages under its instance id."""
 
     def __init__(
         self,
@@ -110,11 +108,7 @@ class Publisher(Endpoint):
     ) -> int:
         """Send one message and return its sequence; never blocks, slow readers lose messages.
 
-        Args:
-            payload: any shape, sent in C order as float32.
-            capture_ns: when the quantity was sampled [ns].
-            publish_ns: now, by the publisher's clock when None [ns].
-            flags: bits ``FLAG_*``.
+        `payload` has any shape; `publish_ns` is the publisher's clock when None [ns].
         """
         self.revive()
         self.sequence += 1
@@ -182,12 +176,10 @@ class LatestSubscriber(Endpoint):
         self._in_step = False
 
     def latest(self) -> Message | None:
-        """The newest message there is, the one already seen when nothing newer came; never waits.
+        """The newest message, again if nothing newer came; None before the first.
 
-        Returns:
-            None only before the first message. Whether it is fresh is the caller's business:
-            look at its age. The one exception to "never": when the caller itself was stalled for
-            longer than 0.1 s, the call takes up to 40 ms to let the backlog come in.
+        Never waits, with one exception: after a stall of the caller of over 0.1 s it takes up to
+        40 ms to let the backlog come in. The caller judges the message's age.
         """
         self._drain()
         return self._newest
@@ -206,9 +198,9 @@ class LatestSubscriber(Endpoint):
     def newest_by_writer(self) -> list[Message]:
         """The newest message of each writer since the last call; never waits.
 
-        For streams with `many_writers`: the reader decides which one counts, so no writer can
-        displace another's message. Takes at most 64 messages, in turn from all connections. A
-        writer that speaks for both an operator and a mission is two writers.
+        For streams with `many_writers`: no writer can displace another's message. Takes at most 64
+        messages, in turn from all connections. A writer's operator and mission messages count as
+        those of two writers.
         """
         newest: dict[tuple[int, int], Message] = {}
 
@@ -233,10 +225,7 @@ class LatestSubscriber(Endpoint):
             wait_readable((self.socket,), min(left, REVIVE_S))
 
     def _drain(self, *, waiting: bool = False) -> Message | None:
-        """Take all there is; the newest of what is new.
-
-        `waiting` says that the caller blocks on purpose: no sign of a stall by itself.
-        """
+        """Take all there is; the newest new message. `waiting`: blocking is not a stall."""
         self._new = None
         stalled = time.monotonic_ns() - self._drained_ns > self._stall_ns and self._in_step
         self._receive_all(self._keep)
@@ -246,10 +235,10 @@ class LatestSubscriber(Endpoint):
         return self._new
 
     def _keep(self, message: Message) -> None:
-        """Hold the newest; a person outranks a mission within one drain (only nav has that).
+        """Hold the newest; an operator's nav outranks a mission's within one drain.
 
-        A state that says that the robot was put back may be overtaken like any other, and then the
-        one that overtakes it says so: at 200 Hz a 100 Hz reader would miss every other reset.
+        A state with flag RESET passes the flag to the state that overtakes it: a 100 Hz reader of a
+        200 Hz stream would miss every other reset.
         """
         newest = self._new
         if newest is not None:
@@ -263,10 +252,10 @@ class LatestSubscriber(Endpoint):
         self._new = message
 
     def _settle(self) -> None:
-        """Let a backlog come in: after a stall the I/O thread fills the queue while it is emptied.
+        """Let a backlog come in: after a stall the I/O thread fills the queue while it is read.
 
-        Caught up is who is not much further behind the publisher's stamps than ever before: that
-        needs no common clock.
+        Caught up means a lag behind the publisher's stamps near the least ever seen: that needs no
+        common clock.
         """
         end = time.monotonic() + _SETTLE_S
         while self._new is None or self._lag_ns(self._new) > 1.5 * self._period_ns:
@@ -303,9 +292,9 @@ class LatestSubscriber(Endpoint):
             if frames is None:
                 if self.skipping:
                     return
-                # Not before: who has asked a SUB whether it has something to read has made it take
-                # the first frame; libzmq aborts when the connection that has the others is given up
-                # before they are read (fq.cpp, !_more).
+                # Only now: polling a SUB makes it take the first frame of a message, and libzmq
+                # aborts when the connection with the rest is dropped before they are read (fq.cpp,
+                # !_more).
                 self.revive()
                 return
             try:
@@ -362,7 +351,7 @@ class Request(NamedTuple):
 
 
 class Router(Endpoint):
-    """The server side of REQ: any number of clients, none of them can block it."""
+    """The server side of REQ, for any number of clients; no client can block it."""
 
     def __init__(self, endpoint: str, *, name: str, context: Context | None = None) -> None:
         super().__init__(
@@ -413,7 +402,7 @@ def serve_within(timeout_s: float, routers: Sequence[Router], serve: Callable[[]
 
 
 class Requester(Endpoint):
-    """A REQ that gives up: relaxed, correlated, and silent towards a server that is not there."""
+    """A REQ with a deadline: relaxed, correlated, sends only while a server is connected."""
 
     def __init__(self, endpoint: str, *, name: str, context: Context | None = None) -> None:
         super().__init__(

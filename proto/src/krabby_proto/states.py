@@ -1,7 +1,6 @@
-"""Safety states, faults and command status: every number of them that travels on the wire.
+"""Safety states, faults and command status: their numbers on the wire, defined only here.
 
-The safety gate decides by them, HALs report them, everything else reads them. Importing this module
-does not load libzmq.
+The safety gate sets them, HALs report them, other processes read them.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Fault(IntFlag):
     STATE_STALE = 1 << 1
     """Measurements are missing: none valid for `state_stop_s` up to the trip."""
     STATE_NONFINITE = 1 << 2
-    """A measurement held NaN or infinity, or a quaternion that is no rotation."""
+    """A measurement held NaN or infinity, or a quaternion that is not a rotation."""
     TILT = 1 << 3
     """The base tilts more than `tilt_limit_rad`."""
     EFFORT_BUDGET = 1 << 4

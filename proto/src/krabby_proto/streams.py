@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from krabby_proto.errors import EndpointError
 from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
 from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
 from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 __all__ = [
     "CAMERA",
@@ -51,7 +49,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream: who speaks how often about what."""
+    """One stream: name, direction, rate and payload."""
 
     name: str
     """Also the topic, in ASCII."""
@@ -88,7 +86,7 @@ class Stream:
 
     @cached_property
     def min_elements(self) -> int:
-        """Fewest floats a payload may have; above `max_elements` for JSON, so that none fits."""
+        """Fewest floats a payload may have; above `max_elements` for JSON: no count fits."""
         return self.size or 1
 
     @cached_property
@@ -218,7 +216,7 @@ def default_endpoints(base: str = "tcp://127.0.0.1") -> dict[str, str]:
     rest = rest.rstrip("/")
     if not rest or scheme not in ("tcp", "ipc", "inproc"):
         raise EndpointError(
-            f"{base!r} is no base for endpoints; "
+            f"{base!r} is not a base for endpoints; "
             "give tcp://HOST, ipc:///some/folder or inproc://prefix"
         )
     if scheme == "tcp":

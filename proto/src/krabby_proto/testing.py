@@ -5,21 +5,18 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from collections.abc import Callable, Mapping
+from typing import Final, Self
 
 import numpy as np
 
 from krabby_proto.codec import FloatArray, Message, pack
+from krabby_proto.endpoint import Context
 from krabby_proto.hello import make_hello
 from krabby_proto.replies import CommandOutcome, SafetyOutcome
 from krabby_proto.server import HalServer
 from krabby_proto.states import SAFETY_STATES, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, NUM_FEET, NUM_JOINTS, SAFETY, STATE, TRUTH
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from krabby_proto.endpoint import Context
 
 __all__ = ["FakeHal", "resting_state"]
 
@@ -45,8 +42,8 @@ def resting_state() -> FloatArray:
 class FakeHal:
     """A `HalServer` with a scripted state; joints follow applied commands at once.
 
-    Used as a context manager it runs in a thread of its own. Without one, `step` drives it from
-    the test, for tests with a fake clock. Attributes may be set from the test at any time.
+    As a context manager it runs in a thread. Otherwise the test drives it by `step`, with a fake
+    clock. Attributes may be set from the test at any time.
 
     Args:
         endpoints: free TCP ports of this host when None; see `endpoints` for what was bound.

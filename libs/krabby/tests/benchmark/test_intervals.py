@@ -28,6 +28,14 @@ def test_a_share_of_more_than_all_is_refused():
         intervals.share(5, 4)
 
 
+def test_a_difference_of_shares_has_newcombes_interval():
+    # Newcombe 1998, table II: 56 of 70 minus 48 of 80 is 0.2, [0.0524, 0.3339]
+    found = intervals.difference(intervals.share(56, 70), intervals.share(48, 80))
+    assert found.value == pytest.approx(0.2)
+    assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert found.n == 70
+
+
 @pytest.mark.parametrize(
     ("events", "low", "high"),  # Garwood's table
     [(0, 0.0, 3.689), (1, 0.025, 5.572), (3, 0.619, 8.767), (10, 4.795, 18.390)],

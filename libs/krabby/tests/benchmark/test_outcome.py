@@ -54,7 +54,7 @@ def test_tilt_beyond_the_gates_limit_is_a_fall(make_facts, make_tick):
     judge = Judge(make_facts())
     assert judge.tick(make_tick(0.0, tilt_rad=0.99)) is None
     assert judge.tick(make_tick(0.01, tilt_rad=1.01)) == Outcome.FELL
-    assert judge.reason == "tilt, tilt 58 deg"
+    assert judge.reason == "tilt (58 deg)"
 
 
 @pytest.mark.parametrize(

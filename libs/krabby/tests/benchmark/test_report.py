@@ -3,11 +3,14 @@
 import itertools
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from krabby.benchmark import table
+from krabby.benchmark.figures import FIGURES
+from krabby.benchmark.outcome import Outcome
 from krabby.benchmark.report import Report, markdown, target_text, write_report
 from krabby.benchmark.scenario import Cell, Target
 from krabby.benchmark.table import TrialsError
@@ -58,6 +61,17 @@ def test_a_cell_has_its_success_falls_and_times():
     assert found["time_ratio"].value == pytest.approx(1.2)
     assert found["cost_of_transport"].value == 0.25
     assert row.outcomes["parkour"] == {"success": 3, "fell": 1}
+
+
+def test_a_disturbed_cell_is_compared_with_its_baseline():
+    target = Target(figure="success_change", at_least=-0.05)
+    late = make_cell("late", facts={"baseline": "up"}, target=target)
+    trials = [*TRIALS, *(trial("late", seed) for seed in range(4))]
+    rows = {row.name: row for row in table.cell_rows((*CELLS, late), trials)}
+    # 4 of 4 minus 3 of 4
+    assert rows["late"].results["parkour"]["success_change"].value == 0.25
+    assert table.judge(target, rows["late"].results["parkour"]) == "met, not certain"
+    assert "success_change" not in rows["up"].results["parkour"]
 
 
 def test_standing_off_is_success_before_what_is_impassable_and_nowhere_else():
@@ -190,3 +204,9 @@ def test_shards_in_any_order_give_the_same_report(trials, shards, order):
     joined = [one for part in reversed(parts) for one in part]
     again = Report.of(CELLS, joined + parts[0], {})
     assert json.dumps(again.as_json()) == json.dumps(whole)
+
+
+def test_the_page_defines_every_figure_and_outcome():
+    page = (Path(__file__).parents[4] / "docs/benchmark.md").read_text()
+    names = [figure.name for figure in FIGURES] + [outcome.value for outcome in Outcome]
+    assert [name for name in names if f"`{name}`" not in page] == []

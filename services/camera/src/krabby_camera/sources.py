@@ -168,4 +168,4 @@ class ReplaySource:
             self._offset_ns += played.capture_ns - self._first_capture_ns + self._spacing_ns
 
     def _messages(self) -> Generator[Message, None, None]:
-        return (record.message for record in self._recording if record.stream is CAMERA)
+        return (message for message in self._recording if message.stream is CAMERA)

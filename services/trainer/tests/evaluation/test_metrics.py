@@ -11,7 +11,6 @@ from krabby_trainer.evaluation.metrics import (
     StepFacts,
     combine,
     summarise,
-    wilson_interval,
 )
 
 
@@ -102,10 +101,6 @@ def test_a_robot_that_falls_often_weighs_by_its_falls_but_its_first_episode_once
     assert result["success"] == pytest.approx(1 / 5)
     assert result["success_first"] == pytest.approx(1 / 2)
     assert result["fall_rate"] == pytest.approx(4 / 5)
-    # The robots' own means are 1 and 1/28; half their distance is the spread over robots.
-    assert result["mxd_std_robots"] == pytest.approx((1 - 1 / 28) / 2)
-    # Two robots, 0.04 s each, 4 falls.
-    assert result["falls_per_minute"] == pytest.approx(4 / (0.08 / 60))
 
 
 def test_the_episode_that_the_end_of_the_run_cuts_off_is_counted_apart():
@@ -124,7 +119,7 @@ def test_no_finished_episode_gives_no_mxd_but_all_the_rest():
 
     assert result["mxd"] is None
     assert result["success"] is None
-    assert result["success_ci95"] is None
+    assert result["estimates"]["mxd"]["value"] is None
     assert result["mxd_all"] == pytest.approx(3 / 7)
     assert result["mxd_first"] == pytest.approx(3 / 7)
     assert result["mev"] == 0.0
@@ -142,7 +137,6 @@ def test_edges_count_per_foot_in_contact_and_robot_step():
     assert result["mev"] == 1.0
     assert result["mev_std"] == 1.0
     assert result["mev_per_foot"] == pytest.approx(1 / 6)
-    assert result["mev_std_robots"] == 0.0
 
 
 def test_edges_before_a_fall_are_counted_although_the_episode_is_over():
@@ -151,8 +145,7 @@ def test_edges_before_a_fall_are_counted_although_the_episode_is_over():
     result = run(["gap"], facts([0], edges=edges, fell=[0]), facts([0]), facts([0]))
 
     assert summarise(result)["mev"] == 2.0  # 6 feet in one of three steps
-    assert result.episodes.edge_steps.tolist() == [6, 0]
-    assert result.episodes.steps.tolist() == [1, 2]
+    assert result.episodes["steps"].tolist() == [1, 2]
 
 
 def test_torque_is_a_root_mean_square_over_robots_steps_and_joints():
@@ -170,7 +163,7 @@ def test_torque_is_a_root_mean_square_over_robots_steps_and_joints():
     assert result["saturation_share"] == pytest.approx(0.5 / 2 / 18)
 
 
-def test_collisions_are_a_share_of_steps_and_of_episodes():
+def test_collisions_are_a_share_of_steps():
     touch = np.array([True])
 
     result = summarise(
@@ -178,7 +171,6 @@ def test_collisions_are_a_share_of_steps_and_of_episodes():
     )
 
     assert result["collision_share"] == 0.25
-    assert result["collision_episodes"] == 0.5
 
 
 def test_groups_are_summarised_apart():
@@ -213,12 +205,26 @@ def test_a_group_without_a_finished_episode_leaves_no_total():
     assert total["mev"] == pytest.approx(0.0)
 
 
-def test_wilson_interval_of_all_of_64():
-    # z² = 3.8415: the lower end is 64 / (64 + z²).
-    low, high = wilson_interval(64, 64)
+def test_intervals_are_over_robots_and_their_first_episodes():
+    # Three robots: two succeed, one falls, then succeeds; 10 m are walked in each of 4 episodes.
+    ten = {"distance_m": np.full(3, 10.0)}
+    found = summarise(
+        run(
+            ["gap"] * 3,
+            facts([8, 8, 0], completed=[0, 1], fell=[2], **ten),
+            facts([0, 0, 8], completed=[2], distance_m=np.array([0.0, 0.0, 10.0])),
+        )
+    )["estimates"]
 
-    assert low == pytest.approx(64 / (64 + 3.841459), abs=1e-6)
-    assert high == 1.0
+    assert (found["success"]["value"], found["success"]["n"]) == (pytest.approx(2 / 3), 3)
+    # Wilson: centre (2 + 1.9207) / 6.8415 = 0.5731, half 0.3654
+    assert found["success"]["low"] == pytest.approx(0.2077, abs=1e-4)
+    assert found["fell"]["value"] == pytest.approx(1 / 3)
+    assert found["mxd"]["value"] == pytest.approx(3 / 4)
+    assert found["mxd"]["n"] == 3
+    # 1 fall in 40 m, exact bounds 0.0253 and 5.572
+    assert found["falls_per_100m"]["value"] == pytest.approx(2.5)
+    assert found["falls_per_100m"]["high"] == pytest.approx(5.572 / 0.4, abs=1e-2)
 
 
 def group(mxd, std):

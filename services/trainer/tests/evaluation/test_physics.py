@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from krabby.course.courses import make_course
+from krabby.course.ground import Ground
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
-from krabby_trainer.evaluation.physics import FIELDS, WIDTH, Conditions, Ground, Robot, RobotSpec
+from krabby_trainer.evaluation.physics import FIELDS, WIDTH, Conditions, Robot, RobotSpec
 
 CALM = Conditions(
     friction=(0.9, 0.9),
@@ -74,7 +75,7 @@ def test_targets_move_no_faster_than_the_gate_allows(desc):
 
     # 12 rad/s for three steps of 10 ms, of which the newest is not in force yet.
     assert robot._gate.target[2] - desc.default_joint_pos[2] == pytest.approx(0.36 - 0.12, abs=0.13)
-    assert robot._drive.joint_pos[2] <= desc.default_joint_pos[2] + 0.36 + 1e-9
+    assert robot._line.current.joint_pos[2] <= desc.default_joint_pos[2] + 0.36 + 1e-9
 
 
 def test_a_command_reaches_the_drives_after_7_5_ms(desc):
@@ -82,13 +83,15 @@ def test_a_command_reaches_the_drives_after_7_5_ms(desc):
     robot.step(desc.default_joint_pos)
     target = desc.default_joint_pos.copy()
     target[1] += 0.05
-    seen, integrate = [], robot._integrate
+    seen, substep = [], robot.world.substep
 
-    def watch(effort):
-        integrate(effort)
-        seen.append(float(robot.data.ctrl[robot._index.actuator[1]] - desc.default_joint_pos[1]))
+    def watch(drive):
+        substep(drive)
+        seen.append(
+            float(robot.world.data.ctrl[robot.world.index.actuator[1]] - desc.default_joint_pos[1])
+        )
 
-    robot._integrate = watch
+    robot.world.substep = watch
     robot.step(target)
 
     assert seen == pytest.approx([0.0, 0.0, 0.0, 0.05])
@@ -126,7 +129,9 @@ def test_luck_alone_decides_about_the_draws(desc):
 def test_friction_scales_feet_and_body_alike(desc):
     slippery = Conditions(**(vars(CALM) | {"friction": (0.45, 0.45)}))
 
-    half, whole = (make(desc, conditions=c).model.geom_friction[:, 0] for c in (slippery, CALM))
+    half, whole = (
+        make(desc, conditions=c).world.model.geom_friction[:, 0] for c in (slippery, CALM)
+    )
 
     assert set(np.round(whole, 6)) == {1.0, 0.9, 0.5}  # ground, feet, body
     assert set(np.round(half, 6)) == {1.0, 0.45, 0.25}
@@ -135,7 +140,7 @@ def test_friction_scales_feet_and_body_alike(desc):
 def test_a_state_that_diverged_is_reported_and_forgotten_by_a_reset(desc):
     robot = make(desc)
     robot.step(desc.default_joint_pos)
-    robot.data.qvel[:] = np.inf
+    robot.world.data.qvel[:] = np.inf
     robot.step(desc.default_joint_pos)
 
     facts = reported(robot)
@@ -151,19 +156,19 @@ def test_a_robot_in_a_pit_is_seen(desc):
     width = 0.1 + 0.7 * 1.5
     course = make_course("gap", 1.5, 4)
     first = min(b.center[0] - b.half_extents[0] for b in course.boxes if b.kind == "landing")
-    robot.data.qpos[:3] = (first - width / 2, 0.0, -0.6)
+    robot.world.data.qpos[:3] = (first - width / 2, 0.0, -0.6)
 
     assert reported(robot)["in_pit"]
-    robot.data.qpos[2] = 0.4
+    robot.world.data.qpos[2] = 0.4
     assert not reported(robot)["in_pit"]
 
 
 def test_a_payload_is_carried_by_the_feet(desc):
     robot = make(desc, conditions=dataclasses.replace(CALM, payload_kg=(5.0, 5.0)))
-    assert robot.model.body_mass.sum() == pytest.approx(28.6 + 5.0)
+    assert robot.world.model.body_mass.sum() == pytest.approx(28.6 + 5.0)
     for _ in range(100):
         robot.step(desc.default_joint_pos)
-    assert robot.data.sensordata[robot._index.foot_touch].sum() == pytest.approx(
+    assert robot.world.data.sensordata[robot.world.index.foot_touch].sum() == pytest.approx(
         33.6 * 9.81, rel=0.02
     )
 
@@ -176,20 +181,22 @@ def test_every_part_of_a_heavy_robot_is_heavier_alike(desc):
         conditions=dataclasses.replace(CALM, mass_factor=(1.5, 1.5), payload_kg=(5.0, 5.0)),
     )
     for name in ("body_mass", "body_inertia"):
-        ours, theirs = getattr(heavy.model, name), getattr(plain.model, name)
+        ours, theirs = getattr(heavy.world.model, name), getattr(plain.world.model, name)
         np.testing.assert_allclose(ours, 1.5 * theirs, rtol=1e-12)
     # 1.5 times 28.6 kg are 14.3 kg more; 5 kg on the base, whose own 10 kg are 15 now.
     assert reported(plain)["added_mass_kg"] == pytest.approx(0.0, abs=1e-6)
     assert reported(heavy)["added_mass_kg"] == pytest.approx(14.3, abs=1e-5)
     assert reported(loaded)["added_mass_kg"] == pytest.approx(19.3, abs=1e-5)
-    base = plain._index.base_body
-    assert loaded.model.body_mass[base] == pytest.approx(20.0)
+    base = plain.world.index.base_body
+    assert loaded.world.model.body_mass[base] == pytest.approx(20.0)
     np.testing.assert_allclose(
-        loaded.model.body_inertia[base], 2.0 * plain.model.body_inertia[base], rtol=1e-12
+        loaded.world.model.body_inertia[base],
+        2.0 * plain.world.model.body_inertia[base],
+        rtol=1e-12,
     )
     for _ in range(100):
         heavy.step(desc.default_joint_pos)
-    assert heavy.data.sensordata[heavy._index.foot_touch].sum() == pytest.approx(
+    assert heavy.world.data.sensordata[heavy.world.index.foot_touch].sum() == pytest.approx(
         42.9 * 9.81, rel=0.02
     )
 
@@ -198,7 +205,7 @@ def test_weak_motors_give_that_share_of_their_torque(desc):
     for strength in (1.0, 0.2):
         robot = make(desc, conditions=dataclasses.replace(CALM, motor_strength=(strength,) * 2))
         robot.step(desc.default_joint_pos)
-        limit = robot.model.actuator_forcerange[robot._index.actuator, 1].max()
+        limit = robot.world.model.actuator_forcerange[robot.world.index.actuator, 1].max()
         assert limit == pytest.approx(120.0 * strength, rel=0.15)
 
 

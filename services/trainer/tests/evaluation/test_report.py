@@ -124,7 +124,7 @@ def test_reports_of_different_courses_are_not_compared(tmp_path):
 
 def test_a_run_without_a_finished_episode_still_makes_a_report(tmp_path):
     out, courses = outcome("paper", lambda kind, d: 8, 16)
-    out.run.episodes.outcome[:] = 3  # cut off
+    out.run.episodes["outcome"][:] = 3  # cut off
     made = results(out, courses, suite=SUITES["paper"], backend="mujoco", about=ABOUT)
 
     assert made["total"]["mxd"] is None

@@ -7,7 +7,6 @@ from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation.suite import (
     SUITES,
     TYPES,
-    ObstacleSize,
     find_suite,
     obedient_score,
     obstacle_size,
@@ -83,7 +82,7 @@ def test_our_stones_are_less_steep_than_the_published_ones():
 
 
 def test_a_size_over_courses_is_a_range():
-    size = ObstacleSize.over([make_course("gap", d, 0) for d in (0.0, 1.0)])
+    size = obstacle_size(*(make_course("gap", d, 0) for d in (0.0, 1.0)))
 
     assert str(size) == "0.10 to 0.80 m"
     assert str(obstacle_size(make_course("gap", 1.0, 0))) == "0.80 m"

@@ -14,11 +14,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["Estimate", "mean", "poisson_rate", "quantile", "ratio", "share", "square_root"]
+__all__ = [
+    "Estimate",
+    "difference",
+    "mean",
+    "poisson_rate",
+    "quantile",
+    "ratio",
+    "share",
+    "square_root",
+]
 
 _Z: Final = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
@@ -52,6 +61,12 @@ class Estimate:
     def __str__(self) -> str:
         return self.text()
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Estimate:
+        """The estimate of which `as_json` gave the values."""
+        known: dict[str, Any] = {n: math.nan if v is None else v for n, v in values.items()}
+        return cls(**known)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; what is not known is None."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
@@ -80,6 +95,14 @@ def share(successes: int, n: int) -> Estimate:
     low = 0.0 if successes == 0 else (middle - half) / scale
     high = 1.0 if successes == n else (middle + half) / scale
     return Estimate(p, low, high, n)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """Share `a` minus share `b` of other trials, with Newcombe's interval; n is the smaller one."""
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    high = value + math.hypot(a.high - a.value, b.value - b.low)
+    return Estimate(value, low, high, min(a.n, b.n))
 
 
 def poisson_rate(events: int, exposure: float, n: int) -> Estimate:

@@ -152,7 +152,7 @@ class Judge:
             stance_m=tick.stance_m,
         )
         if fall is not None:
-            return self._decide(Outcome.FELL, f"{fall}, tilt {math.degrees(tick.tilt_rad):.0f} deg")
+            return self._decide(Outcome.FELL, f"{fall} ({math.degrees(tick.tilt_rad):.0f} deg)")
         if tick.safety == SafetyState.DAMP:
             names = Fault(tick.faults).name or "no fault"
             return self._decide(Outcome.FELL, f"made limp by the safety gate: {names}")

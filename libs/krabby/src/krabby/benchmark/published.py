@@ -17,6 +17,7 @@ __all__ = ["PUBLISHED", "SPEED", "published_scenario"]
 SPEED: Final = 0.35
 """Commanded speed of the mission [m/s]."""
 _COURSES: Final = ("flat", "steps", "gap", "hurdle", "ramps", "mixed", "demo")
+_OF_ONE_DIFFICULTY: Final = ("flat", "demo")
 _DIFFICULTIES: Final = (0.25, 0.5, 0.75, 1.0)
 _QUICK: Final = (0.5, 1.0)
 
@@ -44,5 +45,5 @@ def _cell(course: str, difficulty: float) -> Cell:
 PUBLISHED: Final[tuple[Cell, ...]] = tuple(
     _cell(course, difficulty)
     for course in _COURSES
-    for difficulty in (_DIFFICULTIES if course != "flat" else (0.5,))
+    for difficulty in (_DIFFICULTIES if course not in _OF_ONE_DIFFICULTY else (0.5,))
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -21,12 +21,20 @@ if TYPE_CHECKING:
     from krabby.benchmark.table import Row
     from krabby.benchmark.trace import TrialResult
 
-__all__ = ["Report", "figure_text", "markdown", "target_text", "write_report"]
+__all__ = [
+    "Report",
+    "figure_text",
+    "markdown",
+    "markdown_table",
+    "target_text",
+    "write_report",
+    "write_whole",
+]
 
 _PICTURE: Final = "success.png"
 _BY_NAME: Final = {figure.name: figure for figure in FIGURES}
 _MOTION: Final = (
-    "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
+    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
     "contact_peak", "foot_above_base",
 )  # fmt: skip
 _LOADS: Final = (
@@ -109,9 +117,9 @@ def write_report(
     if pictures:
         from krabby.benchmark.report_picture import plot_success
 
-        plot_success(report, folder / _PICTURE)
-    _write(folder / "report.json", json.dumps(report.as_json(), indent=1) + "\n")
-    _write(folder / "report.md", markdown(report, picture=_PICTURE if pictures else ""))
+        plot_success(report.cells, report.policies, folder / _PICTURE)
+    write_whole(folder / "report.json", json.dumps(report.as_json(), indent=1) + "\n")
+    write_whole(folder / "report.md", markdown(report, picture=_PICTURE if pictures else ""))
     return report
 
 
@@ -138,6 +146,19 @@ def target_text(target: Target | None) -> str:
     assert bound is not None
     unit = f" {figure.unit}" if figure and figure.unit else ""
     return f"{target.figure} {sign} {bound * (figure.scale if figure else 1.0):g}{unit}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row names the columns."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def markdown(report: Report, *, picture: str = "") -> str:
@@ -192,7 +213,7 @@ def _outcome_table(report: Report, rows: Sequence[Row]) -> str:
             line += [figure_text(n, found.get(n), with_n=False) for n in ("fell", "falls_per_100m")]
             line.append(_targets_met(report, row, policy))
         lines.append(line)
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _targets_met(report: Report, row: Row, policy: str) -> str:
@@ -223,7 +244,7 @@ def _cell_table(report: Report, rows: Sequence[Row]) -> str:
                 _others(row.outcomes.get(policy, {})),
             ]
         lines.append(line)
-    return _table(head, lines)
+    return markdown_table(head, lines)
 
 
 def _verdict(target: Target | None, found: Mapping[str, Estimate]) -> str:
@@ -254,7 +275,7 @@ def _figure_table(rows: Sequence[Row], policy: str, names: Sequence[str]) -> str
         texts = [figure_text(name, found.get(name), with_n=False) for name in names]
         counts = sorted({found[name].n for name in names if name in found})
         lines.append([f"{row.name}{_held_out(row)}", *texts, _range(counts)])
-    return _table(head, lines) if names else ""
+    return markdown_table(head, lines) if names else ""
 
 
 def _range(counts: Sequence[int]) -> str:
@@ -264,24 +285,21 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def _title(name: str) -> str:
-    figure = _BY_NAME[name]
+    figure = _BY_NAME.get(name)
+    if figure is None:
+        return name.replace("_", " ")
     return f"{figure.title} [{figure.unit}]" if figure.unit else figure.title
 
 
 def _held_out(row: Row) -> str:
     if len({cell.family for cell in row.cells}) > 1:
-        return ""  # a group says so by its name
+        return ""  # the name of a group tells
     some = any(cell.held_out for cell in row.cells)
     return " (held out)" if row.held_out else " (partly held out)" if some else ""
 
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells: Callable[[Sequence[str]], str] = lambda row: "| " + " | ".join(row) + " |"  # noqa: E731
-    return "\n".join([cells(head), "|" + " --- |" * len(head), *map(cells, rows)])
 
 
 def _row_json(row: Row) -> dict[str, Any]:
@@ -310,10 +328,3 @@ def _cell_json(row: Row) -> dict[str, Any]:
         },
         "verdicts": target and {p: table.judge(target, r) for p, r in row.results.items()},
     }  # fmt: skip
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

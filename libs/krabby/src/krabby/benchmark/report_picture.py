@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from krabby.benchmark.report import Report
     from krabby.benchmark.table import Row
 
 __all__ = ["plot_success"]
@@ -26,19 +25,19 @@ _LINE_IN: Final = 0.17
 """Height of a line [in]."""
 
 
-def plot_success(report: Report, path: Path) -> None:
+def plot_success(cells: Sequence[Row], policies: Sequence[str], path: Path) -> None:
     """A line for each cell, families under their names; cells held out of training in italics."""
-    lines = _lines(report)
+    lines = _lines(cells)
     columns = max(1, math.ceil(len(lines) / _LINES_PER_COLUMN))
     each = math.ceil(len(lines) / columns)
     figure = Figure(figsize=(6.2 * columns, 1.2 + _LINE_IN * each), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, columns, squeeze=False)[0]
     for i, column in enumerate(axes):
-        _column(column, lines[i * each : (i + 1) * each], report.policies, each)
+        _column(column, lines[i * each : (i + 1) * each], policies, each)
     marks = [
         Line2D([], [], marker="o", color=colour, label=policy)
-        for policy, colour in zip(report.policies, _COLOURS, strict=False)
+        for policy, colour in zip(policies, _COLOURS, strict=False)
     ]
     marks.append(
         Line2D([], [], marker="|", color="black", linestyle="", markersize=9, label="target")
@@ -47,13 +46,12 @@ def plot_success(report: Report, path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def _lines(report: Report) -> list[Row | str]:
+def _lines(cells: Sequence[Row]) -> list[Row | str]:
     """Names of families, each before its cells."""
-    lines: list[Row | str] = []
-    for family in report.families:
-        lines.append(family.name)
-        lines += [row for row in report.cells if row.cells[0].family == family.name]
-    return lines
+    families: dict[str, list[Row | str]] = {}
+    for row in cells:
+        families.setdefault(row.cells[0].family, []).append(row)
+    return [line for family, rows in families.items() for line in (family, *rows)]
 
 
 def _column(axes: Axes, lines: Sequence[Row | str], policies: Sequence[str], height: int) -> None:

@@ -67,7 +67,7 @@ def read_trials(paths: Iterable[Path]) -> list[TrialResult]:
     """The trials of several files of JSON lines.
 
     Raises:
-        TrialsError: a line is no trial, for example the last one of a run that was cut off.
+        TrialsError: a line is not a trial, for example the last one of an interrupted run.
     """
     trials: list[TrialResult] = []
     for path in paths:
@@ -128,8 +128,16 @@ def summarise(trials: Sequence[TrialResult], goals: Mapping[str, Goal]) -> dict[
 
 
 def cell_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]:
-    """One row for each cell, in the order of the suite."""
-    return _rows(cells, trials, lambda cell: (cell.name,))
+    """One row for each cell, in the order of the suite.
+
+    A cell that names another one in `facts["baseline"]` has the figure `success_change` too.
+    """
+    rows = {row.name: row for row in _rows(cells, trials, lambda cell: (cell.name,))}
+    for name, row in rows.items():
+        base = row.cells[0].facts.get("baseline", name)
+        if base != name and base in rows:
+            rows[name] = _beside(row, rows[base])
+    return list(rows.values())
 
 
 def family_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]:
@@ -138,12 +146,15 @@ def family_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Ro
 
 
 def group_rows(cells: Sequence[Cell], trials: Sequence[TrialResult]) -> list[Row]:
-    """All cells; those held out of training and the others; and what `facts["group"]` names."""
+    """All cells, those held out of training, the others, and groups in `facts["group"]`.
+
+    A group that has the name of a family is left out.
+    """
+    families = {cell.family for cell in cells}
 
     def groups(cell: Cell) -> tuple[str, ...]:
-        named = cell.facts.get("group")
-        trained = "held out of training" if cell.held_out else "not held out"
-        return ("all cells", trained, *((str(named),) if named else ()))
+        named = {str(cell.facts["group"])} - families if "group" in cell.facts else ()
+        return ("all cells", "held out of training" if cell.held_out else "not held out", *named)
 
     return _rows(cells, trials, groups)
 
@@ -202,6 +213,22 @@ def _rows(
         _row(name, members, {p: _of(by_cell, p, members) for p in policies}, goals)
         for name, members in by_name.items()
     ]
+
+
+def _beside(row: Row, base: Row) -> Row:
+    """The row with the change of success against a baseline."""
+    results = {
+        policy: {
+            **found,
+            "success_change": intervals.difference(
+                found["success"], base.results[policy]["success"]
+            ),
+        }
+        if policy in base.results
+        else found
+        for policy, found in row.results.items()
+    }
+    return replace(row, results=results)
 
 
 def _of(

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import numpy as np
 from krabby_proto import CAMERA, FEATURES, NAV, STATE, CommandReply, Message, SafetyState
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header
@@ -20,11 +21,12 @@ from krabby_proto.replies import REPLY_MAGIC
 
 from krabby.benchmark.director import Director
 from krabby.benchmark.sight import Sight
+from krabby.benchmark.teacher import TeacherRunner, load_any
 from krabby.benchmark.trace import CONTROL_S, Tick, TrialFacts, TrialResult
 from krabby.control.config import ControlCfg
 from krabby.control.controller import LocomotionController
 from krabby.control.modes import Mode
-from krabby.control.policy_manager import PolicyManager, PolicyRunner, load_runner
+from krabby.control.policy_manager import PolicyManager, PolicyRunner
 from krabby.hal.backend import SimulatedClock, Slot
 from krabby.hal.config import LockstepCfg
 from krabby.hal.handler import GateHandler
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from krabby.control.controller import JointCommand
     from krabby.course.courses import Course
     from krabby.hal.measurement import Measurement
+    from krabby.mujoco.stage import Stage
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import SafetyGate
 
@@ -83,7 +86,7 @@ class Policies:
         policy: str,
         *,
         control: ControlCfg | None = None,
-        load: Callable[[str, RobotDescription, float], PolicyRunner] = load_runner,
+        load: Callable[[str, RobotDescription, float], PolicyRunner] = load_any,
     ) -> None:
         """Load nothing yet.
 
@@ -94,9 +97,10 @@ class Policies:
             load: makes a runner, for policies that are no bundles.
         """
         base = ControlCfg() if control is None else control
-        self.cfg = dataclasses.replace(base, policy=policy)
+        self.cfg = msgspec.structs.replace(base, policy=policy)
         self._desc = desc
         self._load = load
+        self._robot: Stage | None = None
         self._runners: dict[tuple[str, str], PolicyRunner] = {}
         self._sights: dict[str, Sight] = {}
 
@@ -114,7 +118,17 @@ class Policies:
         """The policy `name`; one object for every role, since each has its own memory."""
         if (name, role) not in self._runners:
             self._runners[name, role] = self._load(name, self._desc, self.cfg.rate_hz)
-        return self._runners[name, role]
+        runner = self._runners[name, role]
+        if isinstance(runner, TeacherRunner) and self._robot is not None:
+            runner.follow(self._robot)
+        return runner
+
+    def follow(self, robot: Stage) -> None:
+        """Walk this robot from now on; privileged policies are told its surroundings."""
+        self._robot = robot
+        for runner in self._runners.values():
+            if isinstance(runner, TeacherRunner):
+                runner.follow(robot)
 
     def sight(self, runner: PolicyRunner) -> Sight | None:
         """What makes this policy's features, with nothing in its memory; None for blind ones."""
@@ -177,6 +191,7 @@ class Trial:
         )
         self._log = StepLog.of(_SLOTS * SLOT_NS // self.cfg.substep_ns, len(desc.joint_names), 6)
         self.robot.world.log = self._log
+        policies.follow(self.robot)
         self.handler = GateHandler(self.robot, answer_delay_ns=_ANSWER_NS)
         self.controller = LocomotionController(policies.cfg, desc, manager)
         self.controller.hal_checked = True

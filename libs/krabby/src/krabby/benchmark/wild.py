@@ -300,8 +300,10 @@ def _stops() -> Iterator[Cell]:
 
 def _pictures() -> Iterator[Cell]:
     def row(name: str, summary: str, target: Target | None = None, **options: Any) -> Cell:
-        return _cell(name, "pictures", "pictures", _TYPES, 0.75, summary, target=target, **options)
+        cell = _cell(name, "pictures", "pictures", _TYPES, 0.75, summary, target=target, **options)
+        return dataclasses.replace(cell, facts={**cell.facts, "baseline": "undisturbed"})
 
+    little = Target(figure="success_change", at_least=-0.05)
     yield row("undisturbed", "the courses of this family as they are")
     for seconds, most in ((0.2, 0.02), (0.5, 0.02), (1.0, 0.04), (2.0, 0.06)):
         event = Event(action="pictures", name="outage", at_m=0.0, duration_s=seconds)
@@ -312,10 +314,11 @@ def _pictures() -> Iterator[Cell]:
             events=(event,),
         )
     for milliseconds in (120, 200, 500):
-        late = Pictures(latency_s=milliseconds / 1000)
-        yield row(f"late-{milliseconds}", f"pictures {milliseconds} ms late", pictures=late)
-    yield row("lost-50", "half of the pictures lost", pictures=Pictures(drop_share=0.5))
-    yield row("rate-10", "10 pictures per second", pictures=Pictures(rate_hz=10.0))
+        late, what = Pictures(latency_s=milliseconds / 1000), f"pictures {milliseconds} ms late"
+        target = little if milliseconds <= 200 else None
+        yield row(f"late-{milliseconds}", what, target, pictures=late)
+    yield row("lost-50", "half of the pictures lost", little, pictures=Pictures(drop_share=0.5))
+    yield row("rate-10", "10 pictures per second", little, pictures=Pictures(rate_hz=10.0))
     yield row("noise", "ten times the noise of depth", pictures=Pictures(noise_factor=10.0))
     yield row("black", "no pixel with a reading", pictures=Pictures(fault="black"))
     yield row("frozen", "the first picture again and again", pictures=Pictures(fault="frozen"))

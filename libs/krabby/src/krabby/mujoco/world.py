@@ -166,11 +166,17 @@ class World:
         """Joint velocities [rad/s], shape (18,), a copy."""
         return self.data.qvel[self.index.joint_dof]
 
-    def place(self, pose: Pose2, joint_pos: NDArray[np.float64]) -> None:
-        """Put the robot down at rest: level, facing `pose.yaw`, on whatever is highest below it."""
-        self._put(pose, 0.0, joint_pos)  # to see where its parts are
-        base_z = self.data.qpos[self.index.base_qpos + 2]
-        self._put(pose, lift_clear(self.model, self.data, self._course, base_z), joint_pos)
+    def place(
+        self, pose: Pose2, joint_pos: NDArray[np.float64], *, height_m: float | None = None
+    ) -> None:
+        """Put the robot down at rest: level, facing `pose.yaw`, its base at this height.
+
+        Without a height it stands on the highest ground that is below any of its parts.
+        """
+        self._put(pose, height_m or 0.0, joint_pos)
+        if height_m is None:  # now its parts are where they can be looked at
+            base_z = self.data.qpos[self.index.base_qpos + 2]
+            self._put(pose, lift_clear(self.model, self.data, self._course, base_z), joint_pos)
         self._drive = None
         self._start_slot()
 

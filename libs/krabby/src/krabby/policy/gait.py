@@ -100,6 +100,9 @@ class GaitCfg:
     """How much a falling duty may slow the front legs' phases, of their rate."""
     duty_rise_rate: float = 0.05
     """Fastest rise of duty [1/s]: it speeds the front legs' phases up."""
+    inset_m: float = 0.0
+    """How far the feet's places are inside those of the default pose, along the leg: a shorter
+    lever for the weight on hip_pitch."""
     lift_m: float = 0.14
     """Height of a step: over 0.1 m obstacles, which costs 1 N·m RMS more than 0.1 m does."""
     speed_max: float = 0.8
@@ -198,6 +201,7 @@ class Gait:
         # the hip_pitch axis and of the knee axis.
         self._leg = _f32([[self._femur, self._tibia], [0.0, self._tibia]])
         feet = foot_positions(desc, desc.default_joint_pos).T
+        feet[0:2] -= self.cfg.inset_m * ahead
         self._nominal_xy, self._nominal_z = _f32(feet[0:2]), _f32(feet[2:3])
         self._nominal_lever = _f32(_left_of(self._nominal_xy))
         # Place of a leg on its side, counted from the rear, and the side's offset in the cycle.

@@ -1,4 +1,4 @@
-"""What a backend hands back: the books, why robots fell, and poses to make pictures of."""
+"""What a backend returns: the counts, why robots fell, and poses for pictures."""
 
 from __future__ import annotations
 
@@ -45,42 +45,31 @@ class Outcome:
 
 
 class ProgressLine:
-    """One line on stderr that says how far it is: redrawn on a terminal, every tenth elsewhere."""
+    """Progress on stderr: a line that is redrawn on a terminal, a line every tenth elsewhere."""
 
     def __init__(self, what: str, steps: int, step_s: float) -> None:
         self._what, self._steps, self._step_s = what, steps, step_s
-        self._begin_s = time.monotonic()
-        self._shown_s = -1.0
+        self._begin_s = self._next_s = time.monotonic()
         self._tenth = 0
-        self._drawn = False
         self._live = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live and self._drawn:
+        if self._live:
             sys.stderr.write("\n")
-            sys.stderr.flush()
 
     def update(self, done: int, note: str) -> None:
         """`done` steps are done; `note` is a word about them."""
-        wall_s, tenth = time.monotonic() - self._begin_s, 10 * done // self._steps
-        if self._live:
-            if wall_s - self._shown_s < 0.5 and done < self._steps:
-                return
-        elif tenth == self._tenth:
+        now_s, tenth = time.monotonic(), 10 * done // self._steps
+        if tenth == self._tenth and not (self._live and now_s >= self._next_s):
             return
-        self._shown_s, self._tenth, self._drawn = wall_s, tenth, True
-        left_s = wall_s / done * (self._steps - done)
+        self._next_s, self._tenth = now_s + 0.5, tenth
+        left_s = round((now_s - self._begin_s) / done * (self._steps - done))
         line = (
             f"{self._what}: {done * self._step_s:.1f} of {self._steps * self._step_s:g} s, {note}, "
-            f"{_clock(left_s)} left"
+            f"{left_s // 60}:{left_s % 60:02d} left"
         )
         sys.stderr.write(f"\r{line:<78}" if self._live else f"{line}\n")
         sys.stderr.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

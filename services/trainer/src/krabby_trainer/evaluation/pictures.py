@@ -42,9 +42,9 @@ _SKY_SAMPLES: Final = 8
 
 def choose_robot(run: Run, kind: str) -> int:
     """The robot that came furthest in its first episode, on the hardest course among those."""
-    first = run.episodes.number == 0
+    first = run.episodes[run.episodes["number"] == 0]
     goals = np.zeros(len(run.robots), int)
-    goals[run.episodes.robot[first]] = run.episodes.goals[first]
+    goals[first["robot"]] = first["goals"]
     candidates = np.flatnonzero(run.robots.type == kind)
     order = np.lexsort((run.robots.difficulty[candidates], goals[candidates]))
     return int(candidates[order[-1]])

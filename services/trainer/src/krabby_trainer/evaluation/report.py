@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from krabby.benchmark.intervals import Estimate, share
+from krabby.benchmark.report import markdown_table, write_whole
 from krabby.robot.description import RobotDescription
 
-from krabby_trainer.evaluation.metrics import GOALS, PAPER_WEIGHTS, combine, summarise
-from krabby_trainer.evaluation.suite import TYPES, ObstacleSize, obedient_score, published_tilt_deg
+from krabby_trainer.evaluation.metrics import GOALS, PAPER_WEIGHTS, combine, mxd_of, summarise
+from krabby_trainer.evaluation.suite import TYPES, obedient_score, obstacle_size, published_tilt_deg
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from krabby.course.courses import Course
-    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from krabby_trainer.evaluation.metrics import Run
@@ -98,9 +98,6 @@ def results(
         "paper": {"source": PAPER_SOURCE, "results": {k: dict(v) for k, v in PAPER.items()}},
         "robot": _robots(run),
     }
-    for name in ("total", "mean"):
-        obedient = _weighted(types, PAPER_WEIGHTS if name == "total" else {}, "obedient_mxd")
-        report[name]["obedient_mxd"] = obedient
     if suite.levels:
         report["limits"] = {kind: _limits(groups[kind]) for kind in TYPES}
     return report
@@ -110,21 +107,18 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write report.json, report.md and difficulty.png to `folder`; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("report.json", "report.md", "difficulty.png")]
-    _write(paths[0], json.dumps(report, indent=1) + "\n")
-    _write(paths[1], markdown(report))
+    write_whole(paths[0], json.dumps(report, indent=1) + "\n")
+    write_whole(paths[1], markdown(report))
     _plot_difficulty(report, paths[2])
     return paths
 
 
-def _condition(report: Mapping[str, Any]) -> str:
-    name = report.get("conditions", "nominal")
-    return "" if name == "nominal" else f", {name}"
-
-
 def markdown(report: Mapping[str, Any]) -> str:
     """The report for people."""
+    name = report.get("conditions", "nominal")
+    condition = "" if name == "nominal" else f", {name}"
     parts = [
-        f"# Evaluation: {report['suite']}, {report['backend']}{_condition(report)}",
+        f"# Evaluation: {report['suite']}, {report['backend']}{condition}",
         _setting(report),
         "## Beside the paper",
         _paper_table(report),
@@ -154,9 +148,9 @@ def compare(ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]
         return None
     names = ("mxd", "mxd_first", "mev", "success", "fall_rate", "torque_rms_nm", "saturation_share")
     rows = {kind: (ours["types"][kind], other["types"][kind]) for kind in TYPES}
-    rows["total"] = (ours["total"], other["total"])
+    rows["total"] = tuple(report["pooled"] | report["total"] for report in (ours, other))
     differences = {
-        kind: {name: _minus(a.get(name), b.get(name)) for name in names}
+        kind: {n: None if None in (a.get(n), b.get(n)) else a[n] - b[n] for n in names}
         for kind, (a, b) in rows.items()
     }
     theirs = _by_course(other)
@@ -179,22 +173,21 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
     lines = [
         f"# {ours} beside {other}",
         f"The same checkpoint on the same courses; differences are {ours} minus {other}. "
-        f"Of {comparison['courses']} courses, {comparison['courses_equal']} ended at the same goal "
-        "in both in the robot's first episode.",
-        _table(
-            ["terrain", "MXD", "MXD, first episodes", "MEV", "success", "falls", "torque RMS",
-             "saturated"],
-            [
-                [
-                    kind, *(_signed(row[name], 3) for name in ("mxd", "mxd_first", "mev")),
-                    *(_signed(row[name], 2) for name in ("success", "fall_rate")),
-                    _signed(row["torque_rms_nm"], 1), _signed(row["saturation_share"], 4),
-                ]
-                for kind, row in comparison["differences"].items()
-            ],
+        "Courses that ended at the same goal in both in the robot's first episode: "
+        f"{share(comparison['courses_equal'], comparison['courses'])}.",
+        _columns(
+            comparison["differences"].items(),
+            ("terrain", lambda kind, row: kind),
+            ("MXD", lambda kind, row: _number(row["mxd"], 3, "+")),
+            ("MXD, first episodes", lambda kind, row: _number(row["mxd_first"], 3, "+")),
+            ("MEV", lambda kind, row: _number(row["mev"], 3, "+")),
+            ("success", lambda kind, row: _number(row["success"], 2, "+")),
+            ("falls", lambda kind, row: _number(row["fall_rate"], 2, "+")),
+            ("torque RMS", lambda kind, row: _number(row["torque_rms_nm"], 1, "+")),
+            ("saturated", lambda kind, row: _number(row["saturation_share"], 4, "+")),
         ),
         "![MXD of each course in both](sim2sim.png)",
-    ]  # fmt: skip
+    ]
     return "\n\n".join(lines) + "\n"
 
 
@@ -204,8 +197,8 @@ def write_comparison(ours: Mapping[str, Any], other: Mapping[str, Any], folder: 
     if comparison is None:
         return []
     paths = [folder / f"sim2sim.{suffix}" for suffix in ("json", "md", "png")]
-    _write(paths[0], json.dumps(comparison, indent=1) + "\n")
-    _write(paths[1], comparison_markdown(comparison))
+    write_whole(paths[0], json.dumps(comparison, indent=1) + "\n")
+    write_whole(paths[1], comparison_markdown(comparison))
     _plot_pairs(comparison, ours, other, paths[2])
     return paths
 
@@ -218,7 +211,7 @@ def _group(
 ) -> dict[str, Any]:
     walked = [courses[i] for i in np.flatnonzero(chosen).tolist()]
     obedient = [obedient_score(course, suite.speed, suite.episode_s) for course in walked]
-    size = ObstacleSize.over(walked)
+    size = obstacle_size(*walked)
     return summarise(run, chosen) | {
         "obstacle": {"what": size.what, "unit": size.unit, "low": size.low, "high": size.high},
         "obstacle_text": str(size),
@@ -245,31 +238,27 @@ def _difficulties(
 
 def _limits(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How far a type is mastered without a break, and where it defeats the robot."""
-    mastered: Mapping[str, Any] | None = None
-    for group in groups:
-        if (group["success_first"] or 0.0) < _GOOD:
-            break
-        mastered = group
-    failed = next((g for g in groups if (g["success_first"] or 0.0) < _FAILED), None)
-
-    def say(group: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        if group is None:
-            return None
-        return {"difficulty": group["difficulty_high"], "obstacle": group["obstacle_text"]}
-
-    return {"mastered": say(mastered), "failed": say(failed)}
+    mastered = list(takewhile(lambda group: (group["success_first"] or 0.0) >= _GOOD, groups))
+    failed = [group for group in groups if (group["success_first"] or 0.0) < _FAILED]
+    found = {"mastered": mastered[-1:], "failed": failed[:1]}
+    return {
+        name: {"difficulty": some[0]["difficulty_high"], "obstacle": some[0]["obstacle_text"]}
+        if some
+        else None
+        for name, some in found.items()
+    }
 
 
 def _robots(run: Run) -> dict[str, list[Any]]:
     """Each robot's course and first episode, to compare backends by."""
-    first = run.episodes.number == 0
-    order = np.argsort(run.episodes.robot[first])
+    first = run.episodes[run.episodes["number"] == 0]
+    first = first[np.argsort(first["robot"])]
     return {
         "type": run.robots.type.tolist(),
         "difficulty": run.robots.difficulty.round(6).tolist(),
         "course_seed": run.robots.course_seed.tolist(),
-        "mxd_first": run.episodes.mxd[first][order].round(4).tolist(),
-        "outcome_first": run.episodes.outcome[first][order].tolist(),
+        "mxd_first": mxd_of(first).round(4).tolist(),
+        "outcome_first": first["outcome"].tolist(),
     }
 
 
@@ -277,15 +266,6 @@ def _by_course(report: Mapping[str, Any]) -> dict[tuple[str, int], float]:
     robots = report["robot"]
     keys = zip(robots["type"], robots["course_seed"], strict=True)
     return dict(zip(keys, robots["mxd_first"], strict=True))
-
-
-def _weighted(types: Mapping[str, Any], weights: Mapping[str, float], name: str) -> float:
-    values = [types[kind][name] for kind in TYPES]
-    return float(np.average(values, weights=[weights.get(kind, 1.0) for kind in TYPES]))
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 # For people.
@@ -306,24 +286,21 @@ def _setting(report: Mapping[str, Any]) -> str:
 
 
 def _paper_table(report: Mapping[str, Any]) -> str:
-    rows = []
-    for kind in ("hurdle", "steps", "gap", "ramps", "total"):
-        ours = report["total"] if kind == "total" else report["types"][kind]
-        paper = PAPER[kind]
-        rows.append(
-            [
-                "**total**" if kind == "total" else kind,
-                "" if kind == "total" else ours["obstacle_text"],
-                _spread(ours, "mxd"), _spread(paper, "mxd"), _number(ours["obedient_mxd"], 2),
-                _spread(ours, "mev"), _number(ours["mev_per_foot"], 3), _spread(paper, "mev"),
-                _number(paper["mev"] / 4, 3),
-            ]
-        )  # fmt: skip
-    return _table(
-        ["terrain", "obstacles", "MXD", "paper", "obedient", "MEV", "per foot", "paper",
-         "per foot"],
-        rows,
-    )  # fmt: skip
+    rows = [
+        (kind, report["types"][kind], PAPER[kind]) for kind in ("hurdle", "steps", "gap", "ramps")
+    ]
+    return _columns(
+        [*rows, ("**total**", report["total"], PAPER["total"])],
+        ("terrain", lambda kind, ours, paper: kind),
+        ("obstacles", lambda kind, ours, paper: ours.get("obstacle_text", "")),
+        ("MXD", lambda kind, ours, paper: _spread(ours, "mxd")),
+        ("paper", lambda kind, ours, paper: _spread(paper, "mxd")),
+        ("obedient", lambda kind, ours, paper: _number(ours["obedient_mxd"], 2)),
+        ("MEV", lambda kind, ours, paper: _spread(ours, "mev")),
+        ("per foot", lambda kind, ours, paper: _number(ours["mev_per_foot"], 3)),
+        ("paper", lambda kind, ours, paper: _spread(paper, "mev")),
+        ("per foot", lambda kind, ours, paper: _number(paper["mev"] / 4, 3)),
+    )
 
 
 def _paper_notes(report: Mapping[str, Any]) -> str:
@@ -340,7 +317,7 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
         [
             *(student if report.get("sees") else ()),
             f"- Paper: {PAPER_SOURCE}. Its robot has four feet and walks a grid of "
-            "25 tiles; here every robot has a course of its own, lanes are wider and pits deeper.",
+            "25 tiles; here every robot has its own course, lanes are wider and pits deeper.",
             "- MXD: goals reached by the end of an episode over 7, at most 1, over finished "
             f"episodes ({total['episodes']}; {total['episodes_cut_off']} were cut off by the end "
             f"and count in `mxd_all`, {_number(report['total']['mxd_all'], 3)}). MEV: feet that "
@@ -349,8 +326,8 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
             f"the paper's grid does; the plain mean of the four is "
             f"{_number(report['mean']['mxd'], 3) or 'none'} / {_number(report['mean']['mev'], 3)}.",
             f"- Obedient: MXD of a robot that walks exactly as fast as asked ({low:g} to {high:g} "
-            f"m/s) and meets the clock at {report['episode_s']:g} s. Whoever scores more walked "
-            "faster than asked.",
+            f"m/s) and meets the clock at {report['episode_s']:g} s. A higher score means "
+            "walking faster than asked.",
             f"- Ramps: the stones here are up to {tilt:.1f}° steep. They keep the paper's heights "
             "on stones of 3.2 m, wide enough for this stance; its stones of 1 m are "
             f"{published_tilt_deg(steepest):.1f}° steep at difficulty {steepest:g}.",
@@ -359,80 +336,67 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
 
 
 def _detail_table(report: Mapping[str, Any]) -> str:
-    rows = []
-    for kind in (*TYPES, "total"):
-        ours = report["total"] if kind == "total" else report["types"][kind]
-        interval = ours.get("success_ci95")
-        rows.append(
-            [
-                "**total**" if kind == "total" else kind,
-                _number(ours["success"], 3),
-                f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "",
-                _number(ours["success_first"], 3), _number(ours["mxd_first"], 3),
-                _number(ours["fall_rate"], 3), _number(ours["time_out_rate"], 3),
-                _number(ours["collision_share"], 4), _number(ours["torque_rms_nm"], 1),
-                _number(ours.get("torque_rms_hardest_nm"), 1), _number(ours["saturation_share"], 4),
-            ]
-        )  # fmt: skip
     names = RobotDescription.load().joint_names
     hardest = names[report["pooled"]["torque_rms_hardest_joint"]]
+    table = _columns(
+        (*report["types"].items(), ("**all**", report["pooled"])),
+        ("terrain", lambda kind, ours: kind),
+        ("success", lambda kind, ours: _estimate(ours, "success")),
+        ("MXD", lambda kind, ours: _estimate(ours, "mxd", 3)),
+        ("fell", lambda kind, ours: _estimate(ours, "fell")),
+        ("timed out", lambda kind, ours: _estimate(ours, "timed_out")),
+        ("falls per 100 m", lambda kind, ours: _estimate(ours, "falls_per_100m")),
+        ("body touches", lambda kind, ours: _number(ours["collision_share"], 4)),
+        ("torque RMS", lambda kind, ours: _number(ours["torque_rms_nm"], 1)),
+        ("hardest joint", lambda kind, ours: _number(ours["torque_rms_hardest_nm"], 1)),
+        ("saturated", lambda kind, ours: _number(ours["saturation_share"], 4)),
+    )
     return (
-        _table(
-            ["terrain", "success", "95 %", "success, first", "MXD, first", "fell", "timed out",
-             "body touches", "torque RMS", "hardest joint", "saturated"],
-            rows,
-        )
-        + "\n\nSuccess is all 8 goals. *First* takes the first episode of each robot, so that a "
-        "robot that falls often weighs no more than another. Torque in N·m; the joint that works "
-        f"hardest over all terrains is {hardest}."
-    )  # fmt: skip
+        f"{table}\n\nIn brackets the 95 % interval (docs/benchmark.md), with the number of robots. "
+        "Success (all 8 goals), falls and time-outs are of the first episode of each robot; MXD "
+        "and falls per 100 m are of all episodes. The last row counts every robot once. Torque in "
+        f"N·m; the joint with the largest RMS over all terrains is {hardest}."
+    )
 
 
 def _difficulty_table(report: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            kind, group["difficulty"], group["obstacle_text"], str(group["robots"]),
-            _spread(group, "mxd_all"), _number(group["mev"], 3),
-            _number(group["success_first"], 2), _number(group["fall_rate"], 2),
-            _number(group["torque_rms_nm"], 1),
-        ]
-        for kind in TYPES
-        for group in report["by_difficulty"][kind]
-    ]  # fmt: skip
-    return _table(
-        ["terrain", "difficulty", "obstacles", "robots", "MXD, all episodes", "MEV",
-         "success, first", "fell", "torque RMS"],
-        rows,
-    )  # fmt: skip
+    return _columns(
+        [(kind, group) for kind in TYPES for group in report["by_difficulty"][kind]],
+        ("terrain", lambda kind, group: kind),
+        ("difficulty", lambda kind, group: group["difficulty"]),
+        ("obstacles", lambda kind, group: group["obstacle_text"]),
+        ("MXD, all episodes", lambda kind, group: _spread(group, "mxd_all")),
+        ("MEV", lambda kind, group: _number(group["mev"], 3)),
+        ("success", lambda kind, group: _estimate(group, "success")),
+        ("fell", lambda kind, group: _estimate(group, "fell")),
+        ("torque RMS", lambda kind, group: _number(group["torque_rms_nm"], 1)),
+    )
 
 
 def _limits_table(report: Mapping[str, Any]) -> str:
     def say(limit: Mapping[str, Any] | None, otherwise: str) -> str:
         return otherwise if limit is None else f"{limit['obstacle']} (d {limit['difficulty']:g})"
 
-    return _table(
-        ["terrain", f"mastered ({_GOOD:.0%} succeed)", f"defeated (under {_FAILED:.0%} succeed)"],
-        [
-            [kind, say(limits["mastered"], "none of these"), say(limits["failed"], "nowhere here")]
-            for kind, limits in report["limits"].items()
-        ],
+    return _columns(
+        report["limits"].items(),
+        ("terrain", lambda kind, limits: kind),
+        (f"mastered ({_GOOD:.0%} succeed)", lambda kind, ls: say(ls["mastered"], "none of these")),
+        (f"defeated (under {_FAILED:.0%} succeed)", lambda kind, ls: say(ls["failed"], "nowhere")),
     )
 
 
 def _falls_table(report: Mapping[str, Any]) -> str:
     reasons = sorted({reason for counts in report["falls"].values() for reason in counts})
-    return _table(
+    return markdown_table(
         ["terrain", *reasons],
-        [
-            [kind, *(str(counts.get(reason, 0)) for reason in reasons)]
-            for kind, counts in report["falls"].items()
-        ],
+        [[kind, *(str(c.get(r, 0)) for r in reasons)] for kind, c in report["falls"].items()],
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + " --- |" * len(head), *lines[1:]])
+def _columns(rows: Iterable[tuple[Any, ...]], *columns: tuple[str, Callable[..., str]]) -> str:
+    """A table from its columns: the title, and the text of a row."""
+    titles, texts = zip(*columns, strict=True)
+    return markdown_table(titles, [[text(*row) for text in texts] for row in rows])
 
 
 def _spread(values: Mapping[str, Any], name: str) -> str:
@@ -441,36 +405,33 @@ def _spread(values: Mapping[str, Any], name: str) -> str:
     return f"{values[name]:.2f} ± {values[f'{name}_std']:.2f}"
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _estimate(values: Mapping[str, Any], name: str, digits: int = 2) -> str:
+    return Estimate.from_json(values["estimates"][name]).text(digits)
 
 
-def _signed(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:+.{digits}f}"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _number(value: float | None, digits: int, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.{digits}f}"
 
 
 # Plots.
 
 
 def _plot_difficulty(report: Mapping[str, Any], path: Path) -> None:
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = _two_plots()
     for kind in TYPES:
         groups = report["by_difficulty"][kind]
         middle = [(group["difficulty_low"] + group["difficulty_high"]) / 2 for group in groups]
-        for axes, name in ((left, "mxd_all"), (right, "success_first")):
-            values = [group[name] for group in groups]
-            axes.plot(middle, values, "o-", color=_COLOURS[kind], label=kind, markersize=4)
-    for axes, title in ((left, "MXD, all episodes"), (right, "success, first episodes")):
+        colour, mxd = _COLOURS[kind], [group["mxd_all"] for group in groups]
+        left.plot(middle, mxd, "o-", color=colour, label=kind, markersize=4)
+        success = [Estimate.from_json(group["estimates"]["success"]) for group in groups]
+        beside = np.array(middle) + 0.01 * TYPES.index(kind)  # so that intervals can be seen
+        right.plot(beside, [s.value for s in success], "o-", color=colour, markersize=4)
+        lows, highs = [s.low for s in success], [s.high for s in success]
+        right.vlines(beside, lows, highs, color=colour, lw=1)
+    for axes, title in ((left, "MXD, all episodes"), (right, "success, 95 % interval")):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("difficulty")
-        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.03)
+        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.06)
         axes.set_ylim(-0.03, 1.03)
         axes.grid(alpha=0.3)
     left.legend(fontsize=8, frameon=False)
@@ -478,12 +439,9 @@ def _plot_difficulty(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _plot_pairs(
-    comparison: Mapping[str, Any],
-    ours: Mapping[str, Any],
-    other: Mapping[str, Any],
-    path: Path,
+    comparison: Mapping[str, Any], ours: Mapping[str, Any], other: Mapping[str, Any], path: Path
 ) -> None:
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = _two_plots()
     kinds = [*TYPES, "total"]
     at = np.arange(len(kinds))
     for shift, report in ((-0.2, other), (0.2, ours)):
@@ -508,11 +466,11 @@ def _plot_pairs(
     figure.savefig(path, dpi=80)
 
 
-def _figure(columns: int) -> tuple[Any, NDArray[Any] | tuple[Axes, ...]]:
-    """Without pyplot: no display, no global state."""
+def _two_plots() -> tuple[Any, Any]:
+    """A figure and its axes without pyplot: no display, no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5 * columns, 3.4), layout="constrained")
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(1, 2)

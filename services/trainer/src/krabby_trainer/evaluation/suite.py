@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -19,8 +20,6 @@ from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation.metrics import Robots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from krabby.course.boxes import Box
     from krabby.course.courses import Course
     from numpy.typing import NDArray
@@ -75,7 +74,7 @@ class Suite:
         return tuple(spread.round(6).tolist())
 
     def env_cfg(self, *, robots: int, seed: int) -> EnvCfg:
-        """The environment of this suite: a course of its own for each robot, as far as they go.
+        """The environment of this suite, with a different course for each robot.
 
         `robots` is rounded down to a whole number for each type and difficulty.
         """
@@ -169,7 +168,7 @@ def tiles(terrain: Terrain, robots: int) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def assign(terrain: Terrain, robots: int) -> tuple[Robots, list[Course]]:
-    """Who walks where."""
+    """Type, difficulty and course of each robot."""
     level, column = tiles(terrain, robots)
     courses = [terrain.courses[i][j] for i, j in zip(level, column, strict=True)]
     who = Robots(
@@ -194,33 +193,12 @@ class ObstacleSize:
         low, high = f"{self.low:.{digits}f}", f"{self.high:.{digits}f}"
         return f"{low} {self.unit}" if low == high else f"{low} to {high} {self.unit}"
 
-    @classmethod
-    def over(cls, courses: Iterable[Course]) -> ObstacleSize:
-        """Over several courses of one type."""
-        sizes = [obstacle_size(course) for course in courses]
-        return cls(
-            what=sizes[0].what,
-            unit=sizes[0].unit,
-            low=min(size.low for size in sizes),
-            high=max(size.high for size in sizes),
-        )
 
-
-def obstacle_size(course: Course) -> ObstacleSize:
-    """Width of gaps, height of risers and hurdles, or cross-slope of stones, from the boxes."""
-    match course.name:
-        case "gap":
-            return _size("gap", "m", _gap_widths(course))
-        case "steps":
-            tops = sorted({round(_top(box), 6) for box in course.boxes if box.kind == "step"})
-            return _size("riser", "m", np.diff([0.0, *tops]))
-        case "hurdle":
-            heights = [_top(box) for box in course.boxes if box.kind == "hurdle"]
-            return _size("hurdle", "m", heights)
-        case "ramps":
-            tilts = [2.0 * math.asin(abs(b.quat[0])) for b in course.boxes if b.kind == "stone"]
-            return _size("cross-slope", "deg", np.degrees(tilts))
-    raise EvaluationError(f"course {course.name!r} has no obstacle of one size")
+def obstacle_size(*courses: Course) -> ObstacleSize:
+    """Of courses of one type: width of gaps, height of risers and hurdles, slope of stones."""
+    what, unit, sizes = _SIZES[courses[0].name]
+    found = np.concatenate([sizes(course) for course in courses])
+    return ObstacleSize(what=what, unit=unit, low=float(found.min()), high=float(found.max()))
 
 
 def published_tilt_deg(difficulty: float) -> float:
@@ -237,8 +215,8 @@ def obedient_score(
 ) -> tuple[float, float]:
     """MXD and success of a robot that walks from goal to goal exactly as fast as it is told.
 
-    The clock ends an episode, and slow robots are asked for less than a course: whoever scores
-    more than this was faster than asked. Means over speeds drawn from `speed`.
+    The clock ends an episode, so that a slow command reaches less than a whole course; a higher
+    score means walking faster than commanded. Means over speeds drawn from `speed`.
     """
     points = np.vstack([course.spawn[:2], course.waypoints[:, :2]])
     needed = np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1)) / episode_s
@@ -250,25 +228,41 @@ def obedient_score(
     return float(reached[:-1].mean()), float(reached[-1])  # MXD is full at the goal before the last
 
 
-def _gap_widths(course: Course) -> list[float]:
+def _gap_widths(course: Course) -> NDArray[np.float64]:
     """Between landings, and from the last of them to the ground."""
     spans = [_span(box) for box in course.boxes if box.kind == "landing"]
     beyond = max(_span(box)[0] for box in course.boxes if box.kind == "ground")
     spans = sorted([*spans, (beyond, math.inf)])
-    return [ahead[0] - behind[1] for behind, ahead in pairwise(spans)]
+    return np.array([ahead[0] - behind[1] for behind, ahead in pairwise(spans)])
+
+
+def _risers(course: Course) -> NDArray[np.float64]:
+    return np.diff([0.0, *sorted({round(top, 6) for top in _tops(course, "step")})])
+
+
+def _tilts(course: Course) -> NDArray[np.float64]:
+    sines = [abs(box.quat[0]) for box in course.boxes if box.kind == "stone"]
+    return np.degrees(2.0 * np.arcsin(sines))
 
 
 def _span(box: Box) -> tuple[float, float]:
     return box.center[0] - box.half_extents[0], box.center[0] + box.half_extents[0]
 
 
-def _top(box: Box) -> float:
-    return box.center[2] + box.half_extents[2]
+def _tops(course: Course, kind: str) -> list[float]:
+    return [box.center[2] + box.half_extents[2] for box in course.boxes if box.kind == kind]
 
 
-def _size(what: str, unit: str, values: Iterable[float]) -> ObstacleSize:
-    found = np.asarray(list(values))
-    return ObstacleSize(what=what, unit=unit, low=float(found.min()), high=float(found.max()))
+_SIZES: Final[Mapping[str, tuple[str, str, Callable[[Course], NDArray[np.float64]]]]] = (
+    MappingProxyType(
+        {
+            "gap": ("gap", "m", _gap_widths),
+            "steps": ("riser", "m", _risers),
+            "hurdle": ("hurdle", "m", lambda course: np.array(_tops(course, "hurdle"))),
+            "ramps": ("cross-slope", "deg", _tilts),
+        }
+    )
+)
 
 
 def _largest_divisor(number: int, *, at_most: int) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 from krabby.course.courses import make_course
 from krabby_cli.__main__ import main
-from krabby_cli.evaluation import Case, is_done, make_report, time_limit_s, to_markdown, way_m
+from krabby_cli.processes_report import Case, is_done, make_report, time_limit_s, to_markdown, way_m
 
 SIM = {
     "distance_m": 15.0, "furthest_m": 15.0, "course_m": 16.0, "falls": 0, "course_completed": True,
@@ -30,7 +30,7 @@ def stack(fakes, tmp_path):
 
 def evaluate(*argv):
     where = ("--courses", "flat,steps", "--difficulties", "0.5")
-    return main(["evaluate", "--policy", "gait", *where, *argv])
+    return main(["evaluate", "--processes", "--policy", "gait", *where, *argv])
 
 
 def runs(tmp_path):
@@ -120,7 +120,7 @@ def test_a_line_cut_off_by_a_power_cut_is_made_again(stack, tmp_path):
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(stack, tmp_path, capsys, argv, said):
-    assert main(["evaluate", *argv]) == 2
+    assert main(["evaluate", "--processes", *argv]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
 
