@@ -11,9 +11,9 @@ The velocity estimate and the history encoder learn from targets, never from the
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+import msgspec
 import torch
 from krabby.policy.bundle import LATENT_SIZE
 from krabby.policy.observation import ObservationLayout, standard_term
@@ -77,7 +77,7 @@ CRITIC_GROUPS: Final = tuple(OBS_GROUPS["critic"])
 
 BUNDLE_OBSERVATION: Final = ObservationLayout(
     (
-        *(dataclasses.replace(term, history=HISTORY) for term in PROPRIO.terms),
+        *(msgspec.structs.replace(term, history=HISTORY) for term in PROPRIO.terms),
         standard_term("height_scan"),
     )
 )

@@ -12,11 +12,11 @@ sees every picture mirrored, so what the actor would see in the mirror is known,
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
+import msgspec
 import torch
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.observation import ObservationLayout, standard_term
@@ -76,7 +76,7 @@ _AGE_SCALE: Final = 10.0
 
 STUDENT_OBSERVATION: Final = ObservationLayout(
     (
-        *(dataclasses.replace(term, history=HISTORY) for term in PROPRIO.terms),
+        *(msgspec.structs.replace(term, history=HISTORY) for term in PROPRIO.terms),
         standard_term("features", size=SCAN_LATENT),
         standard_term("features_age"),
     )
