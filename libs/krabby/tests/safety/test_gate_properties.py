@@ -80,13 +80,16 @@ class GateMachine(RuleBasedStateMachine):
             self.settle()
 
     def tell(self, now_ns):
-        """Moves the clock and keeps account of what the gate must make of it."""
+        """Moves the clock; the gate learns of it with the next call."""
         self.clock_ns = now_ns
-        behind = self.time_ns - now_ns
+
+    def account(self):
+        """What the gate must make of the clock in this call."""
+        behind = self.time_ns - self.clock_ns
         if behind <= MS:
-            self.time_ns = max(self.time_ns, now_ns)
+            self.time_ns = max(self.time_ns, self.clock_ns)
         else:
-            self.time_ns = now_ns
+            self.time_ns = self.clock_ns
             self.seen_ns = -(10**18)
 
     @contextmanager
@@ -100,6 +103,7 @@ class GateMachine(RuleBasedStateMachine):
             self.stall = (calls - 1, duration) if calls else None
             if not calls:
                 self.tell(self.clock_ns + duration)
+        self.account()
         before = self.gate.state
         unseen = self.time_ns - self.seen_ns
         unheard = self.time_ns - self.alive_ns
