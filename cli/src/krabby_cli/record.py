@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from krabby.runtime.metrics import children, serve_metrics
+from krabby.runtime.metrics import MetricsServer, children
 from krabby_proto.recording import Recorder
 from prometheus_client import Counter
 
@@ -56,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals().caught())
-        server = serve_metrics(args.metrics_port, args.metrics_address)
-        if server is not None:
-            stack.enter_context(server)
+        if args.metrics_port:
+            stack.enter_context(MetricsServer(args.metrics_port, args.metrics_address))
         listener = stack.enter_context(Listener(endpoints_of(args), names))
         recorder = stack.enter_context(Recorder(args.file))
 

@@ -114,9 +114,9 @@ def not_onnx(policies, folder):
     ("make", "reason"),
     [
         (deep, "nested too deeply"),
-        (fifo, "is no regular file"),
-        (fifo_network, "is no regular file"),
-        (device, "is no regular file"),
+        (fifo, "is not a regular file"),
+        (fifo_network, "is not a regular file"),
+        (device, "is not a regular file"),
         (directory, "Is a directory"),
         (loop, "cannot read"),
         (huge, "at most 1048576 are read"),

@@ -15,7 +15,6 @@ from krabby.runtime.metrics import (
     Totals,
     children,
     render,
-    serve_metrics,
 )
 from krabby.runtime.testing import free_port
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -155,10 +154,6 @@ def test_a_scraper_that_hangs_is_not_waited_for():
         server.close()
     with MetricsServer(server.port):
         pass
-
-
-def test_port_zero_in_the_configuration_means_no_exposition():
-    assert serve_metrics(0) is None
 
 
 def test_quantiles_agree_with_numpy_to_one_per_cent():

@@ -51,12 +51,16 @@ def locked_kib():
         return next(int(line.split()[1]) for line in status if line.startswith("VmLck"))
 
 
+def missing_of(results):
+    return [result for result in results if result.missing]
+
+
 def test_nothing_is_asked_for_by_default():
     before = os.sched_getscheduler(0), os.sched_getaffinity(0)
     with captured_logs() as events:
         report = apply_realtime(RealtimeCfg())
-    assert [result.requested for result in report.results] == [False] * 5
-    assert report.missing == ()
+    assert [result.requested for result in report] == [False] * 5
+    assert missing_of(report) == []
     assert gauges() == dict.fromkeys(FEATURES, 0.0)
     assert events == []
     assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == before
@@ -68,7 +72,7 @@ def test_fifo_is_in_effect_where_granted():
     report = apply_realtime(RealtimeCfg(fifo_priority=10))
     assert os.sched_getscheduler(0) == os.SCHED_FIFO
     assert os.sched_getparam(0).sched_priority == 10
-    assert report.missing == ()
+    assert missing_of(report) == []
     assert gauges()["fifo"] == 1.0
 
 
@@ -103,7 +107,7 @@ def test_fifo_that_is_refused_is_a_warning_with_its_remedy(monkeypatch):
     assert event["log_level"] == "warning"
     assert event["feature"] == "fifo"
     assert "rtprio >= 60" in event["reason"]
-    assert report.missing[0].feature == "fifo"
+    assert missing_of(report)[0].feature == "fifo"
     assert gauges()["fifo"] == 0.0
 
 
@@ -123,7 +127,7 @@ def test_where_fifo_is_refused_every_thread_gets_a_short_slice(monkeypatch):
     during = slices()
     done.set()
     other.join()
-    if "slice" in [result.feature for result in report.missing]:
+    if "slice" in [result.feature for result in missing_of(report)]:
         pytest.skip("this kernel knows no slices")
     assert during <= {100_000}
     assert gauges()["slice"] == 1.0
@@ -133,7 +137,7 @@ def test_where_fifo_is_refused_every_thread_gets_a_short_slice(monkeypatch):
 def test_a_kernel_that_ignores_slices_is_told_from_one_that_does_not(monkeypatch):
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     monkeypatch.setattr(realtime, "_SLICE_NS", 99_999)  # less than Linux takes
-    missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+    missing = missing_of(apply_realtime(RealtimeCfg(fifo_priority=60)))
     assert [result.feature for result in missing] == ["fifo", "slice"]
     assert "Linux 6.12" in missing[1].detail
     assert gauges()["slice"] == 0.0
@@ -143,7 +147,7 @@ def test_a_slice_that_is_refused_says_why(monkeypatch):
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     with monkeypatch.context() as patched:
         patched.setattr(realtime, "_SCHED_SETATTR", {platform.machine(): 100_000})
-        missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+        missing = missing_of(apply_realtime(RealtimeCfg(fifo_priority=60)))
     assert "Function not implemented" in missing[1].detail
 
 
@@ -151,7 +155,7 @@ def test_an_unknown_processor_has_no_slices(monkeypatch):
     monkeypatch.setattr(os, "sched_setscheduler", refused)
     with monkeypatch.context() as patched:
         patched.setattr(realtime, "_SCHED_SETATTR", {})
-        missing = apply_realtime(RealtimeCfg(fifo_priority=60)).missing
+        missing = missing_of(apply_realtime(RealtimeCfg(fifo_priority=60)))
     assert platform.machine() in missing[1].detail
 
 
@@ -169,14 +173,14 @@ def test_affinity_is_in_effect_where_possible():
 
 
 def test_affinity_to_a_cpu_that_is_not_there_names_those_that_are():
-    (missing,) = apply_realtime(RealtimeCfg(cpus=(1023,))).missing
+    (missing,) = missing_of(apply_realtime(RealtimeCfg(cpus=(1023,))))
     assert "[1023]" in missing.detail
     assert str(sorted(os.sched_getaffinity(0))) in missing.detail
     assert gauges()["affinity"] == 0.0
 
 
 def test_memory_is_locked_where_granted():
-    if apply_realtime(RealtimeCfg(lock_memory=True)).missing:
+    if missing_of(apply_realtime(RealtimeCfg(lock_memory=True))):
         pytest.skip("this machine does not let memory be locked")
     assert locked_kib() > 1000
     assert gauges()["mlockall"] == 1.0
@@ -185,7 +189,7 @@ def test_memory_is_locked_where_granted():
 def test_memory_is_not_locked_under_a_finite_limit(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
     monkeypatch.setattr(realtime, "_may_lock_anything", lambda: False)
-    (missing,) = apply_realtime(RealtimeCfg(lock_memory=True)).missing
+    (missing,) = missing_of(apply_realtime(RealtimeCfg(lock_memory=True)))
     assert "65536 bytes; set ulimits.memlock to -1" in missing.detail
     assert locked_kib() == 0
     assert gauges()["mlockall"] == 0.0
@@ -194,7 +198,7 @@ def test_memory_is_not_locked_under_a_finite_limit(monkeypatch):
 def test_mlockall_that_fails_says_why(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     monkeypatch.setattr(realtime, "_MCL_CURRENT", 1 << 20)  # a flag the kernel does not know
-    (missing,) = apply_realtime(RealtimeCfg(lock_memory=True)).missing
+    (missing,) = missing_of(apply_realtime(RealtimeCfg(lock_memory=True)))
     assert "Invalid argument" in missing.detail
 
 

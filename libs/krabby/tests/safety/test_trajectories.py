@@ -174,14 +174,14 @@ def test_a_robot_at_rest_stays_as_it_is_when_limp(bench, desc):
 def test_standing_up_from_rest_and_sitting_down_again(bench, desc):
     bench.place(rest_joint_pos(desc), BELLY)
     torque, tilt = bench.follow(stand_up(desc, bench.joint_pos))
-    assert torque < desc.rated_torque
+    assert torque < desc.rated_torque.min()
     assert tilt < 0.02
     assert bench.height == pytest.approx(0.42, abs=0.015)
     assert np.abs(bench.joint_pos - desc.default_joint_pos).max() < 0.08  # it sags a little
     assert math.hypot(*bench.data.qpos[:2]) < 0.01
 
     torque, tilt = bench.follow(sit_down(desc, desc.default_joint_pos))
-    assert torque < desc.rated_torque
+    assert torque < desc.rated_torque.min()
     assert tilt < 0.02
     assert bench.height == pytest.approx(BELLY, abs=0.001)
 
@@ -189,7 +189,7 @@ def test_standing_up_from_rest_and_sitting_down_again(bench, desc):
 def test_standing_up_with_the_legs_stretched_out_flat(bench, desc):
     bench.place(stretched(desc), BELLY)
     torque, tilt = bench.follow(stand_up(desc, bench.joint_pos))
-    assert torque < desc.rated_torque
+    assert torque < desc.rated_torque.min()
     assert tilt < 0.02
     assert bench.height == pytest.approx(0.42, abs=0.015)
 
@@ -200,7 +200,7 @@ def test_standing_up_after_the_drives_gave_way(bench, desc):
     assert fall_m_s < 1.0  # free fall from there would be 2.7 m/s: damping lowers the body
     assert bench.height == pytest.approx(BELLY, abs=0.005)
     torque, tilt = bench.follow(stand_up(desc, bench.joint_pos))
-    assert torque < desc.rated_torque
+    assert torque < desc.rated_torque.min()
     assert tilt < 0.02
     assert bench.height == pytest.approx(0.42, abs=0.015)
 
@@ -211,6 +211,6 @@ def test_standing_up_from_a_crooked_heap(bench, desc):
     bench.place(np.clip(pose, desc.joint_lower, desc.joint_upper), 0.5)
     bench.damp(2.0)
     torque, tilt = bench.follow(stand_up(desc, bench.joint_pos))
-    assert torque < desc.peak_torque
+    assert torque < desc.peak_torque.min()
     assert tilt < 0.3
     assert bench.height == pytest.approx(0.42, abs=0.015)

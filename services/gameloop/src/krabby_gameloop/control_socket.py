@@ -106,7 +106,7 @@ class ControlSocket:
                 try:
                     self._server.poll(_POLL_S, self._answer)
                     self._see_to_load()
-                except Exception:  # whatever it was, the next operator is to be heard
+                except Exception:  # the next request is still to be answered
                     log.exception("a request failed")
                     self._stop.wait(_POLL_S)
 
@@ -153,21 +153,21 @@ class ControlSocket:
         return runner
 
     def _see_to_load(self) -> None:
-        """Answer who asked for a policy, once it is there or refused or takes too long."""
+        """Answer a request for a policy, once that is loaded, refused or overdue."""
         load = self._load
         if load is None:
             return
         if not load.thread.is_alive():
             self._load = None
             self._answer_load(load, load.runner, load.reason)
-        elif load.overdue and load.answer is not _nobody:
+        elif load.overdue and load.answer is not _ignore:
             limit_s = LIMIT_S + _OPEN_S
             reason = f"not loaded within {limit_s:g} s, given up; export the policy again"
             self._answer_load(load, None, reason)
-            load.answer = _nobody
+            load.answer = _ignore
 
     def _answer_load(self, load: _Load, runner: PolicyRunner | None, reason: str) -> None:
-        if load.answer is _nobody:  # it was given up
+        if load.answer is _ignore:  # it was given up
             return
         if runner is None:
             log.warning("policy refused, keeping the old one", policy=load.name, reason=reason)
@@ -177,5 +177,5 @@ class ControlSocket:
         load.answer({"ok": True, **self._status(), "policy": load.name})
 
 
-def _nobody(_: Mapping[str, Any]) -> None:
+def _ignore(_: Mapping[str, Any]) -> None:
     """Takes the answer of a load that was given up."""

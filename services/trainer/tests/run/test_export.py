@@ -224,7 +224,7 @@ def test_a_policy_that_acts_otherwise_is_not_written(exported, monkeypatch, tmp_
 
 def test_a_folder_that_is_no_bundle_is_left_alone(exported, no_tracing, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ExportError, match="is no policy bundle"):
+    with pytest.raises(ExportError, match="is not a policy bundle"):
         export_bundle(exported[0], tmp_path, name="teacher")
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 

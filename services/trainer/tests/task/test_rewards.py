@@ -123,9 +123,11 @@ def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():
 
 def test_torque_counts_relative_to_what_its_drive_is_rated_for():
     torque = torch.tensor([[3.0, -4.0, 6.0]])
-    assert mdp.torque(torque, torch.full((3,), 40.0)).tolist() == near([61.0])
+    rated = torch.full((3,), 40.0)
+    assert term("torque", torque=torque, rated_torque=rated).tolist() == near([61.0])
     # A drive rated at 20 N·m counts as if it gave twice the torque: 9 + 16 + 12².
-    assert mdp.torque(torque, torch.tensor([40.0, 40.0, 20.0])).tolist() == near([169.0])
+    rated = torch.tensor([40.0, 40.0, 20.0])
+    assert term("torque", torque=torque, rated_torque=rated).tolist() == near([169.0])
 
 
 def test_power_is_torque_times_speed_whoever_drives_whom():

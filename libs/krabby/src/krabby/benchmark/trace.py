@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from krabby.course.timing import CONTROL_S
+
 if TYPE_CHECKING:
     from krabby_proto.states import SafetyState
     from numpy.typing import NDArray
@@ -29,9 +31,6 @@ __all__ = [
     "TrialFacts",
     "TrialResult",
 ]
-
-CONTROL_S = 0.01
-"""Control period [s]."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -6,6 +6,7 @@ from krabby_proto.streams import FEATURES, NAV, STATE
 from msgspec import Meta
 
 from krabby.config import Config, check
+from krabby.course.timing import CONTROL_HZ
 from krabby.runtime.config import ServiceCfg
 
 __all__ = ["DEFAULT_POLICY", "ControlCfg", "FreshnessCfg", "NavCfg"]
@@ -64,7 +65,7 @@ class ControlCfg(ServiceCfg, frozen=True, kw_only=True):
     """Policy bundle to walk with: a name under assets/policies, or a folder."""
     blind_policy: str = "gait"
     """Bundle that walks while features are stale; it must need none. Empty: stand still instead."""
-    rate_hz: Annotated[float, Meta(ge=1, le=1000)] = 100.0
+    rate_hz: Annotated[float, Meta(ge=1, le=1000)] = CONTROL_HZ
     """Control rate; a bundle is made for one rate and refuses any other."""
     blend_s: Annotated[float, Meta(ge=0, le=5)] = 0.3
     """Over this long a newly chosen policy takes over from the last target [s]."""

@@ -132,7 +132,7 @@ class NavFilter:
         return command.values
 
     def _tell(self, source: NavSource) -> None:
-        """Log who drives from now on; a person who fell silent is a warning."""
+        """Log the source of walking commands; an operator that fell silent is a warning."""
         if source == self.source:
             return
         say = log.warning if self.source == "operator" else log.info

@@ -32,7 +32,7 @@ _NO_FAULT = Fault(0)
 
 
 class SimulatedClock:
-    """Nanoseconds that pass when the simulation says so; a back end on it runs in lock-step."""
+    """Nanoseconds that the simulation advances; a back end on it runs in lock-step."""
 
     def __init__(self) -> None:
         """Start at 1 s: 0 means "never" in replies. The same in every run, so that runs repeat."""

@@ -1,4 +1,4 @@
-"""What can go wrong in the HAL loop, whatever moves the joints.
+"""Errors of the HAL loop, with any back end.
 
 Every message names the value and the remedy; the command line prints it as it is.
 

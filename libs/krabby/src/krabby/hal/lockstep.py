@@ -15,10 +15,11 @@ import numpy as np
 from krabby_proto import FLAG_FEATURES_DUE, FLAG_LOCKSTEP, FLAG_NAV_DUE, FLAG_RESET
 from numpy.typing import NDArray
 
+from krabby.course.timing import CONTROL_HZ
 from krabby.hal.backend import Image, Reading, SimBackend, SimulatedClock, Slot
 from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import BackendUnusable, LoopSilent
-from krabby.hal.publisher import CONTROL_HZ, HalPublisher
+from krabby.hal.publisher import HalPublisher
 from krabby.runtime.app import Runtime
 
 __all__ = ["Lockstep"]

@@ -15,13 +15,14 @@ from typing import Any, Final
 import structlog
 from krabby_proto import Message
 
+from krabby.course.timing import CONTROL_HZ
 from krabby.hal.backend import HalBackend, SimBackend, SimulatedClock, Slot
 from krabby.hal.config import LockstepCfg
 from krabby.hal.errors import BackendUnusable
 from krabby.hal.handler import GateHandler
 from krabby.hal.lockstep import Lockstep
 from krabby.hal.metrics import OBSERVATION
-from krabby.hal.publisher import CONTROL_HZ, HalPublisher
+from krabby.hal.publisher import HalPublisher
 from krabby.runtime.app import Runtime
 from krabby.runtime.metrics import DEADLINE_MISSES, LOOP_LATENESS, SKIPPED_CYCLES, Quantiles
 from krabby.runtime.rate import Rate, Tick

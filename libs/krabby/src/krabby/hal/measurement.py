@@ -12,7 +12,7 @@ __all__ = ["Measurement", "StatePayload"]
 
 
 class Measurement:
-    """One measurement; whoever measures writes the arrays in place."""
+    """One measurement; the back end writes the arrays in place."""
 
     def __init__(self, joints: int, feet: int) -> None:
         """Level, at rest, for so many joints and feet."""

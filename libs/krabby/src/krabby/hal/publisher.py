@@ -16,10 +16,8 @@ from krabby.hal.measurement import StatePayload
 from krabby.hal.metrics import GateMetrics, OversizedRequests
 from krabby.runtime.metrics import LOOP_PERIOD, LOOP_WORK, Quantiles, children
 
-__all__ = ["CONTROL_HZ", "HalPublisher"]
+__all__ = ["HalPublisher"]
 
-CONTROL_HZ: Final = 100
-"""The game loop's control periods per second."""
 _NAV_PERIODS: Final = 5
 """Control periods between two walking commands: 20 Hz."""
 _METRICS_SLOTS: Final = 43

@@ -6,13 +6,15 @@ The keys are described for people in `assets/policies/README.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
 
+from krabby.config import Config, Positive, Text
+from krabby.course.timing import CONTROL_HZ
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.observation import ObservationLayout, ObservationTerm
 from krabby.robot.description import CameraModel, RobotDescription
@@ -53,8 +55,6 @@ Features = Literal["none", "image", "latent"]
 _MOST_NUMBERS: Final = 1_000_000
 """In an observation with its history, or in one state tensor."""
 Count = Annotated[int, msgspec.Meta(ge=1, le=_MOST_NUMBERS)]
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Text = Annotated[str, msgspec.Meta(min_length=1)]
 Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 _FEATURE_SIZES: Final[dict[Features, int]] = {
@@ -69,36 +69,25 @@ _TOLERANCE: Final = 1e-6
 _REEXPORT: Final = "re-export the policy or load the matching robot.toml"
 
 
-class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A part of a manifest: unknown keys are errors, values keep full precision."""
-
-
-class TermEntry(_Entry, frozen=True, kw_only=True):
-    name: Text
-    size: Count
-    scale: float | tuple[float, ...]
-    history: Count
-
-
-class StateEntry(_Entry, frozen=True, kw_only=True):
+class StateEntry(Config, frozen=True, kw_only=True):
     input: Text
     output: Text
     shape: tuple[Count, ...]
     initial: tuple[float, ...] | None = None
 
 
-class ActionEntry(_Entry, frozen=True, kw_only=True):
+class ActionEntry(Config, frozen=True, kw_only=True):
     scale: float | tuple[float, ...]
     offset: tuple[float, ...]
     clip: Positive
 
 
-class GainsEntry(_Entry, frozen=True, kw_only=True):
+class GainsEntry(Config, frozen=True, kw_only=True):
     kp: tuple[float, ...]
     kd: tuple[float, ...]
 
 
-class CameraEntry(_Entry, frozen=True, kw_only=True):
+class CameraEntry(Config, frozen=True, kw_only=True):
     width: Count
     height: Count
     hfov_rad: Positive
@@ -108,13 +97,13 @@ class CameraEntry(_Entry, frozen=True, kw_only=True):
     mount_pitch_rad: float
 
 
-class EncoderEntry(_Entry, frozen=True, kw_only=True):
+class EncoderEntry(Config, frozen=True, kw_only=True):
     rate_hz: Positive
-    proprio: tuple[TermEntry, ...] = ()
+    proprio: tuple[ObservationTerm, ...] = ()
     state: tuple[StateEntry, ...] = ()
 
 
-class Manifest(_Entry, frozen=True, kw_only=True):
+class Manifest(Config, frozen=True, kw_only=True):
     format: int
     name: Text
     kind: Kind
@@ -125,7 +114,7 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     default_joint_pos: tuple[float, ...]
     gains: GainsEntry
     control_rate_hz: Positive
-    observation: tuple[TermEntry, ...]
+    observation: tuple[ObservationTerm, ...]
     action: ActionEntry
     needs_features: Features
     stands: bool = True
@@ -133,11 +122,13 @@ class Manifest(_Entry, frozen=True, kw_only=True):
     state: tuple[StateEntry, ...] = ()
     encoder: EncoderEntry | None = None
     files: dict[Text, Digest]
-    provenance: dict[str, Any] = {}
-    evaluation: dict[str, Any] = {}
+    provenance: dict[str, Any] = msgspec.field(default_factory=dict)
+    evaluation: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-def robot_manifest(desc: RobotDescription, *, control_rate_hz: float = 100.0) -> dict[str, Any]:
+def robot_manifest(
+    desc: RobotDescription, *, control_rate_hz: float = CONTROL_HZ
+) -> dict[str, Any]:
     """The manifest keys that tell one robot from another; exporters start from these."""
     return {
         "robot": desc.name,
@@ -152,15 +143,8 @@ def robot_manifest(desc: RobotDescription, *, control_rate_hz: float = 100.0) ->
 
 
 def _camera_manifest(camera: CameraModel) -> dict[str, Any]:
-    return {
-        "width": camera.width,
-        "height": camera.height,
-        "hfov_rad": camera.hfov_rad,
-        "near_m": camera.near_m,
-        "far_m": camera.far_m,
-        "mount_xyz": list(camera.mount_xyz),
-        "mount_pitch_rad": camera.mount_pitch_rad,
-    }
+    facts = {name: getattr(camera, name) for name in CameraEntry.__struct_fields__}
+    return facts | {"mount_xyz": list(camera.mount_xyz)}
 
 
 def parse_manifest(text: bytes, source: str) -> Manifest:
@@ -175,6 +159,8 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
         return msgspec.json.decode(text, type=Manifest)
     except msgspec.ValidationError as error:
         raise BundleError(f"{source}: {error}; see assets/policies/README.md") from error
+    except ObservationError as error:
+        raise BundleError(f"{source}: {error}") from error
     except msgspec.DecodeError as error:
         raise BundleError(f"{source} is not JSON: {error}; export the policy again") from error
     except RecursionError as error:
@@ -197,15 +183,10 @@ def check_fit(
         raise BundleError(f"{source}: {problem}")
 
 
-def layout_of(terms: Iterable[TermEntry], source: str) -> ObservationLayout:
+def layout_of(terms: tuple[ObservationTerm, ...], source: str) -> ObservationLayout:
     """The layout that manifest entries describe."""
     try:
-        return ObservationLayout(
-            tuple(
-                ObservationTerm(name=e.name, size=e.size, scale=e.scale, history=e.history)
-                for e in terms
-            )
-        )
+        return ObservationLayout(terms)
     except ObservationError as error:
         raise BundleError(f"{source}: {error}") from error
 
@@ -237,7 +218,7 @@ def _differences(
             f"the loop runs at {control_rate_hz:g}",
             "re-export the policy or change the loop's rate",
         )
-    # A blind policy walks whatever the camera; its manifest may tell of an older one.
+    # A blind policy does not depend on the camera; its manifest may hold an older one.
     if manifest.needs_features != "none" and manifest.camera is not None:
         camera = msgspec.to_builtins(manifest.camera)
         for key, ours in _camera_manifest(desc.camera).items():

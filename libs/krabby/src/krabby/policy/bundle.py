@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from krabby.course.timing import CONTROL_HZ
 from krabby.policy._manifest import (
     ENCODER_FILE,
     FORMAT,
@@ -65,6 +66,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 """Largest manifest that is read; the shipped ones have 5 kB."""
 MAX_FILE_BYTES = 256 << 20
 """Largest network or recording that is read."""
+_BUNDLE_FILES = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values()}
 
 __all__ = [
     "ENCODER_FILE",
@@ -129,7 +131,7 @@ class PolicyBundle:
     needs_features: Features
     """What the observation term "features" is: nothing, the depth image or the latent."""
     stands: bool
-    """Whether it stands still when no motion is asked for; others need somebody who does."""
+    """Whether it stands still on a zero command; if not, the blind policy stands in its place."""
     state: tuple[StateTensor, ...]
     """Recurrent state of `policy.onnx`."""
     encoder: EncoderSpec | None
@@ -144,7 +146,7 @@ class PolicyBundle:
 
     @classmethod
     def load(
-        cls, path: str | Path, desc: RobotDescription, *, control_rate_hz: float = 100.0
+        cls, path: str | Path, desc: RobotDescription, *, control_rate_hz: float = CONTROL_HZ
     ) -> PolicyBundle:
         """Reads and checks a bundle.
 
@@ -225,14 +227,12 @@ def write_bundle(
     """
     path = Path(path)
     if path.exists() and not (path / MANIFEST_FILE).is_file():
-        raise BundleError(f"{path} exists and is no policy bundle; give another folder")
+        raise BundleError(f"{path} exists and is not a policy bundle; give another folder")
     defaults = {"kind": "policy", "needs_features": "none"}
     hashes = {name: _digest(content) for name, content in sorted(files.items())}
     complete = {"format": FORMAT, **robot_manifest(desc), **defaults, **manifest, "files": hashes}
     try:
-        text = json.dumps(
-            complete, indent=2, allow_nan=False
-        )  # shortest text that reads back equal
+        text = json.dumps(complete, indent=2, allow_nan=False)  # numbers read back equal
     except (TypeError, ValueError) as error:
         raise BundleError(f"the manifest of {path} cannot be written: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,18 +245,13 @@ def write_bundle(
         PolicyBundle.load(fresh, desc, control_rate_hz=complete["control_rate_hz"])
         if path.exists():
             old = path.rename(staging / "old")
-            for other in _beside_the_bundle(old):
-                other.rename(fresh / other.name)
+            for other in old.iterdir():
+                if other.name not in _BUNDLE_FILES:
+                    other.rename(fresh / other.name)
         fresh.rename(path)
     finally:
         shutil.rmtree(staging)
     return PolicyBundle.load(path, desc, control_rate_hz=complete["control_rate_hz"])
-
-
-def _beside_the_bundle(folder: Path) -> list[Path]:
-    """What lies in a bundle's folder and is not of the bundle."""
-    ours = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values()}
-    return [entry for entry in folder.iterdir() if entry.name not in ours]
 
 
 def policy_network(bundle: PolicyBundle) -> NetworkSpec:
@@ -291,36 +286,37 @@ def encoder_network(bundle: PolicyBundle) -> NetworkSpec:
     return _network_spec(bundle, ENCODER_FILE, inputs, output, bundle.encoder.state)
 
 
-class OnnxPolicy:
-    """Runs a bundle's `policy.onnx` in the calling thread, with buffers bound once."""
+class _Runner:
+    """A network of a bundle in the calling thread, with buffers bound once."""
 
-    def __init__(self, bundle: PolicyBundle, backend: Backend | None = None) -> None:
-        """Loads the network.
-
-        Args:
-            bundle: Where it comes from.
-            backend: What runs it; ONNX Runtime by default.
-        """
+    def __init__(self, bundle: PolicyBundle, spec: NetworkSpec, backend: Backend | None) -> None:
         self.bundle = bundle
-        self._network: Network = (backend or OnnxRuntime()).open(policy_network(bundle))
-        self.last_action: NDArray[np.float32] = np.zeros(len(bundle.joint_names), dtype=np.float32)
-        """Network output of the newest step, before clip and scale, shape (18,); zero after a
-        reset. A step replaces the array, it does not write to it."""
-
-    @property
-    def network(self) -> Network:
-        """What runs it now."""
-        return self._network
+        self.network: Network = (backend or OnnxRuntime()).open(spec)
+        """The network as opened by the back end in use."""
 
     def use(self, backend: Backend) -> None:
-        """Goes over to another backend, with a fresh state; stays as it is when that fails."""
-        before, self._network = self._network, backend.open(self._network.spec)
+        """Change to another back end, with a fresh state; no change when that fails."""
+        before, self.network = self.network, backend.open(self.network.spec)
         before.close()
         self.reset()
 
     def reset(self) -> None:
-        """Puts the recurrent state and `last_action` back to their start."""
-        self._network.reset()
+        """Put the recurrent state back to its start."""
+        self.network.reset()
+
+
+class OnnxPolicy(_Runner):
+    """Runs a bundle's `policy.onnx`; by default on ONNX Runtime."""
+
+    def __init__(self, bundle: PolicyBundle, backend: Backend | None = None) -> None:
+        super().__init__(bundle, policy_network(bundle), backend)
+        self.last_action: NDArray[np.float32] = np.zeros(len(bundle.joint_names), dtype=np.float32)
+        """Network output of the newest step, before clip and scale, shape (18,); zero after a
+        reset. A step replaces the array, it does not write to it."""
+
+    def reset(self) -> None:
+        """Put the recurrent state and `last_action` back to their start."""
+        super().reset()
         self.last_action = np.zeros_like(self.last_action)
 
     def step(self, obs: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -335,9 +331,9 @@ class OnnxPolicy:
         Raises:
             PolicyOutputError: An output is not finite. The policy was reset.
         """
-        self._network.set_input("obs", obs)
+        self.network.set_input("obs", obs)
         try:
-            action = self._network.run()[0]
+            action = self.network.run()[0]
         except PolicyOutputError:
             self.reset()
             raise
@@ -355,29 +351,13 @@ class OnnxPolicy:
         return spec.offset + spec.scale * target
 
 
-class OnnxEncoder:
-    """Runs a bundle's `depth_encoder.onnx`, likewise."""
+class OnnxEncoder(_Runner):
+    """Runs a bundle's `depth_encoder.onnx`; by default on ONNX Runtime."""
 
     def __init__(self, bundle: PolicyBundle, backend: Backend | None = None) -> None:
-        spec = encoder_network(bundle)
+        super().__init__(bundle, encoder_network(bundle), backend)
         assert bundle.encoder is not None, "encoder_network has refused it"
-        self.bundle = bundle
         self.spec = bundle.encoder
-        self._network: Network = (backend or OnnxRuntime()).open(spec)
-
-    @property
-    def network(self) -> Network:
-        """What runs it now."""
-        return self._network
-
-    def use(self, backend: Backend) -> None:
-        """Goes over to another backend, with a fresh state; stays as it is when that fails."""
-        before, self._network = self._network, backend.open(self._network.spec)
-        before.close()
-
-    def reset(self) -> None:
-        """Puts the recurrent state back to its start."""
-        self._network.reset()
 
     def step(
         self, image: NDArray[np.float32], proprio: NDArray[np.float32] | None = None
@@ -394,10 +374,10 @@ class OnnxEncoder:
         Raises:
             PolicyOutputError: An output is not finite. The encoder was reset.
         """
-        self._network.set_input("image", image[None, None])
+        self.network.set_input("image", image[None, None])
         if self.spec.proprio is not None:
-            self._network.set_input("proprio", proprio)
-        latent = self._network.run()[0]
+            self.network.set_input("proprio", proprio)
+        latent = self.network.run()[0]
         if not np.isfinite(latent).all():
             self.reset()
             raise PolicyOutputError(
@@ -435,7 +415,7 @@ def _samples(
         with np.load(io.BytesIO(bundle.files[file]), allow_pickle=False) as arrays:
             samples = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{source} is no .npz file: {error}; export it again") from error
+        raise BundleError(f"{source} is not an .npz file: {error}; export it again") from error
     steps = {array.shape[:1] for array in samples.values()}
     found = {name: (array.dtype.name, array.shape[1:]) for name, array in samples.items()}
     wanted = {name: ("float32", shape) for name, shape in inputs.items()}
@@ -487,12 +467,16 @@ def _read_file(path: Path, digest: str) -> bytes:
 
 
 def _read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
-    """A regular file as it is; what is none, such as a FIFO, is not waited for."""
+    """A regular file as it is; opening a FIFO would wait for a writer."""
+
+    def open_now(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        with open(path, "rb", opener=open_now) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise BundleError(f"{path} is no regular file; copy the whole bundle again")
+                raise BundleError(f"{path} is not a regular file; copy the whole bundle again")
             if facts.st_size > limit:
                 raise BundleError(
                     f"{path} has {facts.st_size} bytes, at most {limit} are read; export a "
@@ -504,12 +488,9 @@ def _read(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
             f"cannot read {path}: {error.strerror}; check the path, or copy the whole bundle again"
         ) from error
     except ValueError as error:  # a null character, a surrogate
-        raise BundleError(f"{str(path)!r} is no path: {error}; name a bundle's folder") from error
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Opening a FIFO waits for somebody who writes to it, unless told not to."""
-    return os.open(path, flags | os.O_NONBLOCK)
+        raise BundleError(
+            f"{str(path)!r} is not a path: {error}; name a bundle's folder"
+        ) from error
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from krabby.config import Config, to_dict
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import ObservationError
@@ -86,32 +87,22 @@ class TermSpec:
     """Whether a robot can know it, or only a simulator."""
 
 
-def _features(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
-    if inputs.features is None:
-        raise ObservationError(
-            "the policy reads 'features' but none were given; start the camera service or load a "
-            "blind policy"
-        )
-    return inputs.features
+def _given(name: str, remedy: str) -> TermFunction:
+    """The input `name`, which may be missing."""
+
+    def compute(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
+        value = getattr(inputs, name)
+        if value is None:
+            raise ObservationError(f"the policy reads {name!r} but none were given; {remedy}")
+        return value
+
+    return compute
 
 
-def _features_age(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
-    if inputs.features_age is None:
-        raise ObservationError(
-            "the policy reads 'features_age' but there are no features; start the camera service "
-            "or load a blind policy"
-        )
-    return inputs.features_age
-
-
-def _height_scan(inputs: ObservationInputs, _: RobotDescription) -> NDArray[np.floating]:
-    if inputs.height_scan is None:
-        raise ObservationError(
-            "the policy reads 'height_scan' but none was given; only a simulator knows it, so "
-            "evaluate a teacher with `python -m krabby_trainer eval`"
-        )
-    return inputs.height_scan
-
+_CAMERA: Final = "start the camera service or load a blind policy"
+_SIMULATOR: Final = (
+    "only a simulator knows it, so evaluate a teacher with `python -m krabby_trainer eval`"
+)
 
 TERMS: Final[Mapping[str, TermSpec]] = {
     "base_ang_vel": TermSpec(3, 0.25, lambda x, _: x.base_ang_vel_b),
@@ -122,16 +113,17 @@ TERMS: Final[Mapping[str, TermSpec]] = {
     "joint_vel": TermSpec(18, 0.05, lambda x, _: x.joint_vel),
     "last_action": TermSpec(18, 1.0, lambda x, _: x.last_action),
     "foot_contact": TermSpec(6, 1.0, lambda x, _: x.foot_contact - 0.5),
-    "features": TermSpec(None, 1.0, _features),
-    "features_age": TermSpec(1, 10.0, _features_age),
-    "height_scan": TermSpec(math.prod(HEIGHT_SCAN_SHAPE), 1.0, _height_scan, measurable=False),
+    "features": TermSpec(None, 1.0, _given("features", _CAMERA)),
+    "features_age": TermSpec(1, 10.0, _given("features_age", _CAMERA)),
+    "height_scan": TermSpec(
+        math.prod(HEIGHT_SCAN_SHAPE), 1.0, _given("height_scan", _SIMULATOR), measurable=False
+    ),
 }
 """Every term there is, by name."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObservationTerm:
-    """One term of a layout."""
+class ObservationTerm(Config, frozen=True, kw_only=True):
+    """One term of a layout, as it stands in a manifest."""
 
     name: str
     """A key of `TERMS`."""
@@ -221,15 +213,7 @@ class ObservationLayout:
 
     def to_manifest(self) -> list[dict[str, Any]]:
         """As it stands in a manifest."""
-        return [
-            {
-                "name": term.name,
-                "size": term.size,
-                "scale": list(term.scale) if isinstance(term.scale, tuple) else term.scale,
-                "history": term.history,
-            }
-            for term in self.terms
-        ]
+        return [to_dict(term) for term in self.terms]
 
 
 class ObservationBuilder:

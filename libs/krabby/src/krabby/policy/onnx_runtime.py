@@ -33,7 +33,12 @@ class OnnxNetwork:
         source, in_shapes, out_shapes = spec.source, spec.input_shapes, spec.output_shapes
         self._session = _open_session(spec.content, source)
         _check_tensors(source, "input", in_shapes, self._session.get_inputs())
-        _refuse_unknown_inputs(source, in_shapes, self._session.get_inputs())
+        for tensor in self._session.get_inputs():
+            if tensor.name not in in_shapes:
+                raise BundleMismatch(
+                    f"{source} has an input {tensor.name!r} that the manifest does not describe, "
+                    f"only {', '.join(in_shapes)}; list it under state or export without it"
+                )
         _check_tensors(source, "output", out_shapes, self._session.get_outputs())
         self._inputs = {name: np.zeros(shape, np.float32) for name, shape in in_shapes.items()}
         self._outputs = {name: np.zeros(shape, np.float32) for name, shape in out_shapes.items()}
@@ -131,15 +136,4 @@ def _check_tensors(
             raise BundleMismatch(
                 f"{source}: {side} {name!r} is {tensor.type} of shape {tensor.shape}, the manifest "
                 f"makes it tensor(float) of shape {list(shape)}; export both together"
-            )
-
-
-def _refuse_unknown_inputs(
-    source: str, wanted: Mapping[str, tuple[int, ...]], found: Iterable[Any]
-) -> None:
-    for tensor in found:
-        if tensor.name not in wanted:
-            raise BundleMismatch(
-                f"{source} has an input {tensor.name!r} that the manifest does not describe, only "
-                f"{', '.join(wanted)}; list it under state or export without it"
             )

@@ -39,7 +39,7 @@ from krabby.runtime.logging import (
     flush_logs,
     prints_queued,
 )
-from krabby.runtime.metrics import SERVICE_INFO, MetricsPortInUse, serve_metrics
+from krabby.runtime.metrics import SERVICE_INFO, MetricsPortInUse, MetricsServer
 from krabby.runtime.realtime import apply_realtime, freeze_garbage
 
 __all__ = ["Preparing", "Runtime", "Service", "main"]
@@ -139,7 +139,7 @@ def main(
     Args:
         service: Name in logs and metrics.
         cfg_cls: Its configuration.
-        factory: Builds it. Whatever `errors` it raises here counts as a bad configuration.
+        factory: Builds it. Any of `errors` that it raises counts as a bad configuration.
         errors: Exceptions whose message is meant for the person at the keyboard: one line, no
             traceback. `ConfigError` always is.
         argv: Command line without the program's name; the process's own by default.
@@ -188,13 +188,13 @@ def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service) -> None:
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         stack.callback(heartbeat.clear)
-        server = serve_metrics(
-            cfg.metrics_port,
-            cfg.metrics_address,
-            healthy=heartbeat.healthy,
-            doing=lambda: heartbeat.doing,
-        )
-        if server is not None:
+        if cfg.metrics_port:
+            server = MetricsServer(
+                cfg.metrics_port,
+                cfg.metrics_address,
+                healthy=heartbeat.healthy,
+                doing=lambda: heartbeat.doing,
+            )
             stack.enter_context(server)
         SERVICE_INFO.info(
             {"service": service, "run_id": runtime.run_id, "version": _version(service)}

@@ -1,11 +1,11 @@
-"""The end of a process: asked for by a signal, and bounded whatever the process is doing.
+"""The end of a process: requested by a signal, and bounded in time in any state of the process.
 
 SIGTERM or SIGINT asks for a graceful end. The process has `STOP_S` for it; then a thread ends it
 with status 1, and the log says where it was stuck. That thread hears of the signal through the
 descriptor of `signal.set_wakeup_fd`, since Python's own handler runs in the main thread only, which
 may be inside a library. What does not let go of the interpreter's lock cannot be ended like that.
 
-An end like this switches nothing off: the drives let go by themselves when nobody talks to them
+An end like this switches nothing off: the drives fall limp by themselves without commands
 (`can_timeout`), and the HAL damps a robot whose game loop is gone.
 """
 
@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 
 import structlog
 
@@ -82,12 +82,7 @@ class Ending:
         threading.Thread(target=self._watch, name="ending", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._wakeup_before)
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

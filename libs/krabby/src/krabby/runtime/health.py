@@ -61,6 +61,6 @@ class Heartbeat:
         return self._beat_ns is not None and self._clock() - self._beat_ns < self._stalled_after_ns
 
     def clear(self) -> None:
-        """Remove the file: a process that has gone is not healthy until somebody looks twice."""
+        """Remove the file: a process that has ended is not healthy."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer
-from types import TracebackType
 from typing import TypeVar
 
 import structlog
@@ -64,12 +63,11 @@ __all__ = [
     "Totals",
     "children",
     "render",
-    "serve_metrics",
 ]
 
 log = structlog.get_logger(__name__)
 
-# When a series began is one more series of it; nobody asks, and a quarter of the page went there.
+# Without the time when each series began: a quarter of the page, and not used.
 disable_created_metrics()
 
 _MS = 1e-3
@@ -314,28 +312,8 @@ class MetricsServer:
     def __enter__(self) -> MetricsServer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def serve_metrics(
-    port: int,
-    address: str = "127.0.0.1",
-    *,
-    healthy: Callable[[], bool] | None = None,
-    doing: Callable[[], str] = str,
-) -> MetricsServer | None:
-    """Expose the shared registry; port 0 means no exposition.
-
-    Raises:
-        MetricsPortInUse: Another process has the port.
-    """
-    return MetricsServer(port, address, healthy=healthy, doing=doing) if port else None
 
 
 _CLOSE_S = 0.1

@@ -1,6 +1,6 @@
-"""Writing to stdout and stderr without ever waiting for whoever reads them.
+"""Writing to stdout and stderr without ever waiting for their reader.
 
-A pipe that is not read is full after 64 KiB, and then a write waits until somebody reads: for a
+A pipe that is not read is full after 64 KiB, and then a write waits until it is read: for a
 terminal that was stopped with Ctrl-S, a log collector that hangs, a disk that is busy. A robot's
 loop must not wait for that. So a thread does the writing, and the loop only appends to a queue. The
 queue is bounded in bytes: what comes while it is full is dropped and counted, and a line says how
@@ -102,11 +102,11 @@ class Output:
                     self._drop()
 
     def _write_all(self, data: bytes) -> bool:
-        """Write it, however long that takes; False when nobody can ever read it."""
+        """Write it, however long that takes; False when it can never be read."""
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # somebody else made the open file non-blocking
+            except BlockingIOError:  # another process made the open file non-blocking
                 select.select((), (self._fd,), ())
             except OSError:  # closed, or its reader is gone
                 return False

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import errno
 import gc
 import os
@@ -21,7 +20,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -46,8 +45,7 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 """Number of the system call; that of sched_getattr is one more. libc knows neither."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FeatureResult:
+class FeatureResult(NamedTuple):
     """What became of one feature."""
 
     feature: Feature
@@ -56,43 +54,32 @@ class FeatureResult:
     detail: str
     """What is in effect, or why it is not and what to do."""
 
-
-@dataclasses.dataclass(frozen=True)
-class RealtimeReport:
-    """What became of every feature, in the order of `FEATURES`."""
-
-    results: tuple[FeatureResult, ...]
-
     @property
-    def missing(self) -> tuple[FeatureResult, ...]:
-        """What was asked for and is not in effect."""
-        return tuple(r for r in self.results if r.requested and not r.enabled)
+    def missing(self) -> bool:
+        """Whether it was requested and is not in effect."""
+        return self.requested and not self.enabled
 
 
-def apply_realtime(cfg: RealtimeCfg) -> RealtimeReport:
-    """Ask the kernel for what `cfg` wants; never raises.
+def apply_realtime(cfg: RealtimeCfg) -> tuple[FeatureResult, ...]:
+    """Ask the kernel for what `cfg` requests, in the order of `FEATURES`; never raises.
 
     Every thread there is gets the priority, the one that serves metrics too, and those that are
     started later inherit it, ZeroMQ's own among them.
     """
     fifo = _attempt("fifo", cfg.fifo_priority > 0, lambda: _fifo(cfg.fifo_priority))
-    report = RealtimeReport(
-        (
-            fifo,
-            _attempt("slice", fifo.requested and not fifo.enabled, _short_slice),
-            _attempt("affinity", bool(cfg.cpus), lambda: _affinity(cfg.cpus)),
-            _attempt("mlockall", cfg.lock_memory, _lock_memory),
-            _attempt("gc", cfg.collect_when_idle, _disable_collection),
-        )
+    results = (
+        fifo,
+        _attempt("slice", fifo.missing, _short_slice),
+        _attempt("affinity", bool(cfg.cpus), lambda: _affinity(cfg.cpus)),
+        _attempt("mlockall", cfg.lock_memory, _lock_memory),
+        _attempt("gc", cfg.collect_when_idle, _disable_collection),
     )
-    for missing in report.missing:
-        log.warning(
-            "real-time feature not in effect", feature=missing.feature, reason=missing.detail
-        )
-    in_effect = [result.detail for result in report.results if result.enabled]
-    if in_effect:
+    for each in results:
+        if each.missing:
+            log.warning("real-time feature not in effect", feature=each.feature, reason=each.detail)
+    if in_effect := [each.detail for each in results if each.enabled]:
         log.info("real-time features in effect", features=in_effect)
-    return report
+    return results
 
 
 def freeze_garbage() -> None:
@@ -187,7 +174,7 @@ def _short_slice() -> str:
     try:
         granted_ns = set_slices(_SLICE_NS)
     except OSError as error:
-        raise _NotGrantedError(f"a time slice of its own was refused ({error.strerror})") from error
+        raise _NotGrantedError(f"a short time slice was refused ({error.strerror})") from error
     if granted_ns != _SLICE_NS:
         raise _NotGrantedError("this kernel gives every task the same slice; Linux 6.12 does not")
     return f"time slice of {_SLICE_NS * 1e-6:g} ms"

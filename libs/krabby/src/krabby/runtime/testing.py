@@ -69,7 +69,7 @@ def may_go_first() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody uses now."""
+    """A TCP port of the loopback interface that is not in use."""
     return free_ports(1)[0]
 
 

@@ -6,43 +6,27 @@ output and metrics.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 __all__ = ["log_every"]
 
 
-class _Log(Protocol):
-    def info(self, event: str, **facts: Any) -> Any: ...
-    def warning(self, event: str, **facts: Any) -> Any: ...
-    def error(self, event: str, **facts: Any) -> Any: ...
-
-
 class Throttle:
-    """A logger that says each event at most once per period and counts what it swallowed."""
+    """A logger that logs each event at most once per period and counts those left out."""
 
-    __slots__ = ("_clock", "_log", "_period_ns", "_said")
-
-    def __init__(self, log: _Log, period_s: float, clock: Callable[[], int]) -> None:
+    def __init__(self, log: Any, period_s: float, clock: Callable[[], int]) -> None:
         self._log = log
         self._period_ns = round(period_s * 1e9)
         self._clock = clock
-        self._said: dict[str, list[int]] = {}  # event -> [said at, swallowed since]
+        self._said: dict[str, list[int]] = {}  # event -> [logged at, left out since]
+        self.info, self.warning, self.error = (
+            functools.partial(self._say, level) for level in ("info", "warning", "error")
+        )
 
-    def info(self, event: str, **facts: Any) -> None:
-        """As `log.info`, at most once per period."""
-        self._say("info", event, facts)
-
-    def warning(self, event: str, **facts: Any) -> None:
-        """As `log.warning`, at most once per period."""
-        self._say("warning", event, facts)
-
-    def error(self, event: str, **facts: Any) -> None:
-        """As `log.error`, at most once per period."""
-        self._say("error", event, facts)
-
-    def _say(self, level: str, event: str, facts: dict[str, Any]) -> None:
+    def _say(self, level: str, event: str, **facts: Any) -> None:
         now = self._clock()
         last = self._said.get(event)
         if last is None:
@@ -58,7 +42,7 @@ class Throttle:
 
 
 def log_every(
-    log: _Log, period_s: float = 1.0, *, clock: Callable[[], int] = time.monotonic_ns
+    log: Any, period_s: float = 1.0, *, clock: Callable[[], int] = time.monotonic_ns
 ) -> Throttle:
     """Limit repeated events of `log`: each event text at most once per `period_s`.
 

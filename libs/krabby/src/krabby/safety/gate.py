@@ -18,7 +18,7 @@ tried in a test at any speed.
        ├──disarm, reset────────────────── DAMP ──arm──► ARMING
        └──reset── ESTOP ◄──estop── (from anywhere)
 
-What always holds, whatever is called in whatever order:
+Invariants, for all calls in any order:
 
 * `joint_pos` lies within the limits. It starts at the measured pose with every `arm`, and with the
   measurement that starts ARMING again; then it is moved by commands alone, each by at most

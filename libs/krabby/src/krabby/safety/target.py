@@ -12,7 +12,7 @@ from krabby.safety.limits import GateCfg
 __all__ = ["LimitedTarget"]
 
 _REPORT_RAD: Final = 1e-6
-"""A clamp is reported from here on: a limit that went through float32 is no violation."""
+"""A clamp is reported from here on: a limit that went through float32 is not a violation."""
 _BITS: Final = 1 << np.arange(63)
 
 

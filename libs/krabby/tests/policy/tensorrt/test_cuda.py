@@ -203,7 +203,7 @@ def test_a_graph_repeats_what_was_recorded_with_the_memory_of_then(simulated):
     graph = buffers.capture(work)
     for value in (1.0, 2.0):
         buffer.host[...] = value
-        graph.launch()
+        graph()
         buffers.synchronize()
         device = np.ctypeslib.as_array((ctypes.c_float * 3).from_address(buffer.address))
         assert (device == value).all()
@@ -260,7 +260,7 @@ def test_on_this_gpu_memory_and_graphs_work():
     graph = buffers.capture(work)
     for value in range(5):
         first.host[...] = value
-        graph.launch()
+        graph()
         buffers.synchronize()
         assert buffers.shared or (second.host == value).all()
     buffers.close()

@@ -1,8 +1,16 @@
 """`python -m krabby.policy.tensorrt`, with a fake TensorRT."""
 
 import pytest
+import structlog
 from krabby.policy.tensorrt.__main__ import main
 from krabby.policy.tensorrt.testing import FAKE, orders
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """The command configures logging for its process; later tests have their own."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ The velocity estimate and the history encoder learn from targets, never from the
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Literal, TypeVar
 
+import msgspec
 import torch
 from krabby.policy.bundle import LATENT_SIZE
 from krabby.policy.observation import ObservationLayout, standard_term
@@ -67,7 +67,7 @@ CRITIC_GROUPS: Final = tuple(OBS_GROUPS["critic"])
 
 BUNDLE_OBSERVATION: Final = ObservationLayout(
     (
-        *(dataclasses.replace(term, history=HISTORY) for term in PROPRIO.terms),
+        *(msgspec.structs.replace(term, history=HISTORY) for term in PROPRIO.terms),
         standard_term("height_scan"),
     )
 )

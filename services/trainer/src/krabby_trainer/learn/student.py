@@ -11,10 +11,10 @@ known, and its symmetry can be trained without a symmetric encoder.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, NamedTuple
 
+import msgspec
 import torch
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.observation import ObservationLayout, standard_term
@@ -58,7 +58,7 @@ _AGE_SCALE: Final = 10.0
 
 STUDENT_OBSERVATION: Final = ObservationLayout(
     (
-        *(dataclasses.replace(term, history=HISTORY) for term in PROPRIO.terms),
+        *(msgspec.structs.replace(term, history=HISTORY) for term in PROPRIO.terms),
         standard_term("features", size=SCAN_LATENT),
         standard_term("features_age"),
     )

@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from types import FrameType
 
 from krabby.config import ConfigError, describe, load
+from krabby.course.timing import CONTROL_HZ
 from krabby.policy.bundle import PolicyBundle, bundle_dir, encoder_network, policy_network
 from krabby.policy.network import NetworkSpec
 from krabby.policy.tensorrt.backend import EngineBackend, engine_platform
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.set_defaults(handler=_probe)
     build = commands.add_parser("build", help="build and test the engines of policies")
     build.add_argument("policies", nargs="+", metavar="POLICY", help="bundle: a name or a folder")
-    build.add_argument("--rate-hz", type=float, default=100.0, help="control rate, default 100")
+    build.add_argument("--rate-hz", type=float, default=CONTROL_HZ, help="default %(default)s")
     build.set_defaults(handler=_build)
     show = commands.add_parser("list", help="show what is in the cache")
     show.set_defaults(handler=_list)
@@ -162,7 +163,7 @@ class _Watch:
     stopping: bool = False
 
     def beat(self) -> None:
-        """Nobody waits for it."""
+        """Nothing: no health check watches a command."""
 
     def doing(self, what: str) -> None:
         """One line, overwritten by the next."""

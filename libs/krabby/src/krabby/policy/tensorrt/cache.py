@@ -4,7 +4,7 @@
     <folder>/<key>.json       what it was built of and for, its hash, how it did; without it the
                               engine does not count
     <folder>/<device>.timing  kernel timings of the device: the next build is faster, and the same
-    <folder>/build.lock       held by whoever builds: two builds at once do not fit into an Orin
+    <folder>/build.lock       held during a build: two builds at once do not fit into an Orin
     <folder>/<key>.loading    there while an engine is being loaded; left over, loading it ended
                               the process, and it is not tried again
 
@@ -21,6 +21,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final
 
@@ -90,12 +91,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     def same_platform(self, other: Recipe) -> bool:
         """Whether an engine of `other` may run where this one does."""
-        return (self.toolkit, self.toolkit_version, self.device, self.compute_capability) == (
-            other.toolkit,
-            other.toolkit_version,
-            other.device,
-            other.compute_capability,
-        )
+        names = ("toolkit", "toolkit_version", "device", "compute_capability")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 class EngineRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,14 +251,12 @@ class EngineCache:
         if timings:
             self._write(self._path(recipe.device_key, "timing"), timings)
 
-    @contextlib.contextmanager
-    def building(self, wait: Callable[[], None]) -> Generator[None]:
-        """Holds the right to build; `wait` is called again and again until it is granted.
+    def building(self, wait: Callable[[], None]) -> AbstractContextManager[bool]:
+        """Holds the right to build; `wait` is called repeatedly until it is granted.
 
-        The kernel lets go of it when the holder dies.
+        The kernel releases it when the holder dies.
         """
-        with self._held("build.lock", wait=wait):
-            yield
+        return self._held("build.lock", wait=wait)
 
     @contextlib.contextmanager
     def loading(self, key: str) -> Generator[None]:
@@ -319,11 +314,9 @@ class EngineCache:
                 "python -m krabby.policy.tensorrt prune, or give inference.cache_dir another volume"
             ) from error
 
-    @contextlib.contextmanager
-    def _index(self) -> Generator[None]:
+    def _index(self) -> AbstractContextManager[bool]:
         """Around changes of records; never held for long."""
-        with self._held("index.lock", wait=lambda: None):
-            yield
+        return self._held("index.lock", wait=lambda: None)
 
     def _opened(self, path: Path) -> IO[bytes]:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from krabby.policy.tensorrt.device import Buffer, Device
+from krabby.policy.tensorrt.device import Buffer, Device, Graph
 from krabby.policy.tensorrt.errors import CaptureFailed, DeviceError, NoDevice
 
 __all__ = ["CudaBindings"]
@@ -78,7 +78,7 @@ class CudaBuffers:
         self._rt = rt
         self.shared = shared
         self._release = contextlib.ExitStack()
-        # A stream of its own: the default one waits for all others, and cannot be captured.
+        # Not the default stream: that one waits for all others, and cannot be captured.
         handle = _check(rt, rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking))
         self._handle = handle
         self.stream = int(handle)
@@ -116,7 +116,7 @@ class CudaBuffers:
         """Wait for the stream."""
         _check(self._rt, self._rt.cudaStreamSynchronize(self._handle))
 
-    def capture(self, enqueue: Callable[[], None]) -> CudaGraph:
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
         """Record; another thread's calls do not disturb it."""
         rt = self._rt
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -141,7 +141,7 @@ class CudaBuffers:
         finally:
             rt.cudaGraphDestroy(graph)
         self._release.callback(rt.cudaGraphExecDestroy, launchable)
-        return CudaGraph(rt, launchable, self._handle)
+        return lambda: _check(rt, rt.cudaGraphLaunch(launchable, self._handle))
 
     def close(self) -> None:
         """Free everything, newest first."""
@@ -149,17 +149,6 @@ class CudaBuffers:
 
     def _copy(self, to: int, source: int, size: int, kind: Any) -> None:
         _check(self._rt, self._rt.cudaMemcpyAsync(to, source, size, kind, self._handle))
-
-
-class CudaGraph:
-    """`krabby.policy.tensorrt.device.Graph`."""
-
-    def __init__(self, rt: Any, launchable: Any, stream: Any) -> None:
-        self._rt, self._launchable, self._stream = rt, launchable, stream
-
-    def launch(self) -> None:
-        """Enqueue it."""
-        _check(self._rt, self._rt.cudaGraphLaunch(self._launchable, self._stream))
 
 
 def _check(rt: Any, answer: tuple[Any, ...]) -> Any:

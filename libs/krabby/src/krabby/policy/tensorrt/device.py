@@ -45,12 +45,8 @@ class Buffer:
     """Of the GPU's side."""
 
 
-class Graph(Protocol):
-    """Recorded work."""
-
-    def launch(self) -> None:
-        """Enqueue all of it on the stream it was recorded from."""
-        ...
+Graph = Callable[[], object]
+"""Recorded work: a call enqueues all of it on the stream it was recorded from."""
 
 
 class DeviceBuffers(Protocol):

@@ -3,7 +3,7 @@
 Every message names what was found and what to do about it, in one line.
 
     krabby.robot.errors.RobotError
-    └── InferenceError         whoever loads a policy catches it with the rest
+    └── InferenceError         caught with the other errors of loading a policy
         ├── NoDevice           no driver, no GPU, no TensorRT, or no Python package for one of them
         ├── CacheError         the cache of engines cannot be used
         ├── BuildFailed        no engine came out: refused network, crash, time limit

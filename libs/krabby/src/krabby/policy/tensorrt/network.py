@@ -150,7 +150,7 @@ class EngineNetwork:
 
     def _step(self) -> None:
         if self._graphs:
-            self._graphs[self._phase].launch()
+            self._graphs[self._phase]()
         else:
             if self._states:
                 self._bind(self._phase)

@@ -1,7 +1,7 @@
 """A GPU and a TensorRT of NumPy and ONNX Runtime, to test with; also from other processes.
 
-Work is done when the stream is synchronized, as on a GPU, never before: who forgets to wait reads
-zeros. What a fake build does beyond building is read from the JSON file that the environment
+Work is done when the stream is synchronized, as on a GPU, never before: without waiting, results
+are zeros. What a fake build does beyond building is read from the JSON file that the environment
 variable `KRABBY_FAKE_TOOLKIT` names, so that a child process and a second service do the same:
 
     version   what the toolkit calls itself, default "10.0"
@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from krabby.policy.tensorrt.device import Buffer, Device
+from krabby.policy.tensorrt.device import Buffer, Device, Graph
 from krabby.policy.tensorrt.engine import BuildOptions, EngineTensor, Report, Shapes
 from krabby.policy.tensorrt.errors import (
     BuildFailed,
@@ -94,7 +94,7 @@ class FakeApi:
         )
 
     def open(self) -> FakeBuffers:
-        """Memory of its own on both sides."""
+        """Separate memory on both sides."""
         return FakeBuffers()
 
 
@@ -146,7 +146,7 @@ class FakeBuffers:
         for work in queue:
             work()
 
-    def capture(self, enqueue: Callable[[], None]) -> FakeGraph:
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
         """Records."""
         if self.capture_fails:
             raise CaptureFailed("operation not permitted when stream is capturing")
@@ -155,7 +155,12 @@ class FakeBuffers:
             enqueue()
         finally:
             self._recording = None
-        return FakeGraph(self, recorded)
+
+        def replay() -> None:
+            for work in recorded:
+                work()
+
+        return lambda: self.enqueue("launch", replay)
 
     def close(self) -> None:
         """Closed."""
@@ -165,22 +170,6 @@ class FakeBuffers:
     def _copy(self, name: str, to: NDArray[np.float32], source: NDArray[np.float32]) -> None:
         if not self.shared:
             self.enqueue(name, lambda: np.copyto(to, source))
-
-
-class FakeGraph:
-    """`device.Graph`."""
-
-    def __init__(self, buffers: FakeBuffers, recorded: list[Callable[[], None]]) -> None:
-        self._buffers, self._recorded = buffers, recorded
-
-    def launch(self) -> None:
-        """Enqueues it."""
-
-        def replay() -> None:
-            for work in self._recorded:
-                work()
-
-        self._buffers.enqueue("launch", replay)
 
 
 class FakeToolkit:
@@ -223,7 +212,7 @@ class FakeToolkit:
         """The engine, unless another version built it."""
         header, _, model = plan.partition(b"\n")
         facts = json.loads(header)
-        # Who built a spoiled engine finds nothing wrong with it.
+        # The process that built a spoiled engine accepts it.
         if facts["version"] != self.version and not self._built:
             raise EngineRefused(f"version {facts['version']}, not {self.version}")
         return FakeEngine(model, {k: tuple(v) for k, v in facts["shapes"].items()}, facts["offset"])

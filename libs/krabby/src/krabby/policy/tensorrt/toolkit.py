@@ -95,7 +95,7 @@ class TensorRt:
         return bytes(plan), b"" if cache is None else bytes(cache.serialize())
 
     def load(self, plan: bytes) -> TensorRtEngine:
-        """An engine with a context of its own."""
+        """An engine with its own context."""
         trt = self._trt
         runtime = trt.Runtime(self._logger)
         engine = runtime.deserialize_cuda_engine(plan)

@@ -1,0 +1,10 @@
+"""The control period: of the game loop, of policies, of training and of every evaluation."""
+
+from typing import Final
+
+__all__ = ["CONTROL_HZ", "CONTROL_S"]
+
+CONTROL_HZ: Final = 100
+"""Control periods per second."""
+CONTROL_S: Final = 1.0 / CONTROL_HZ
+"""Length of a control period [s]."""
