@@ -27,13 +27,14 @@ COURSE     ?=
 DIFFICULTY ?= 0.5
 SEED       ?= 0
 POLICY     ?=
+ROBOT      ?=
 RECORD     ?=
 SPEED      ?= 1
 UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -59,9 +60,9 @@ $(DEV): $(LOCKED)
 
 setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
 
-sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name RECORD=file SPEED=0|1
+sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
 	@$(BIN)/krabby up --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) --difficulty $(DIFFICULTY) --seed $(SEED) \
-	  $(if $(POLICY),--policy $(POLICY)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
+	  $(if $(POLICY),--policy $(POLICY)) $(if $(ROBOT),--robot $(ROBOT)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
 
 up: ## the simulation in containers, watched: Grafana on http://localhost:3000
 	@tools/preflight
@@ -104,7 +105,10 @@ train: $(TRAIN_SETUP) ## train a policy: ARGS="run.name=first env.num_envs=4096"
 	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
 test: $(DEV) ## the default tests, under ten minutes on two cores
-	@$(BIN)/python -m pytest
+	@PYTHONPATH=tools $(BIN)/python -m pytest -p quick_tests $(ARGS)
+
+test-fast: $(DEV) ## the default tests that were quick when last run, under a minute: ARGS="-x libs/krabby"
+	@PYTHONPATH=tools $(BIN)/python -m pytest -q -p quick_tests --quick $(ARGS)
 
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
 	@tools/last-words $(BIN)/python -m pytest -v --capture=sys -m 'slow and not compose'

@@ -78,7 +78,7 @@ def bench_exchange(
                 readings = bus.exchange(targets, time.monotonic_ns() + DEADLINE_NS)
                 wall.append(time.perf_counter() - start)
                 cpu.append(time.thread_time() - busy)
-            missed, late = int(readings.missed.sum()), int(bus.late.sum())
+            missed, late = int(readings.missed.sum()), int(bus.wire.late.sum())
         finally:
             bus.disable()
             bus.close()

@@ -374,12 +374,7 @@ def _from_summary(summary: Mapping[str, Any], name: str) -> Quantiles:
 def main() -> None:
     """Run all of it; the last line of stdout is JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--duration",
-        type=float,
-        default=30.0,
-        help="length of the run [s]",
-    )
+    parser.add_argument("--duration", type=float, default=30.0, help="length of the run [s]")
     parser.add_argument(
         "--policy",
         default=DEFAULT_POLICY,

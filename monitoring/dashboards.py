@@ -61,10 +61,7 @@ def quantile(q: float, histogram: str, by: str = "", selector: str = "") -> str:
 def p99_p50(histogram: str, by: str = "") -> Queries:
     """Two quantiles, for each value of the label `by`."""
     name = f"{{{{{by}}}}} " if by else ""
-    return {
-        f"{name}p99": quantile(0.99, histogram, by),
-        f"{name}p50": quantile(0.5, histogram, by),
-    }
+    return {f"{name}p99": quantile(0.99, histogram, by), f"{name}p50": quantile(0.5, histogram, by)}
 
 
 def effort_budget() -> graphs.Panel:

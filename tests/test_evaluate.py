@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 def test_the_gait_completes_flat_ground_and_the_report_says_so(tmp_path, capsys, pace):
     out = tmp_path / "out"
     argv = [
-        "evaluate", "--policy", "gait", "--courses", "flat", "--difficulties", "0.5",
+        "evaluate", "--processes", "--policy", "gait", "--courses", "flat", "--difficulties", "0.5",
         "--seeds", "3", "--walk-speed", "0.6", "--slack", "3", "--out", str(out), *pace,
     ]  # fmt: skip
     assert main(argv) == 0

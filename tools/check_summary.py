@@ -9,11 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-BOUNDS = {
-    "falls": (0, 0),
-    "distance_m": (4.0, 100.0),
-    "loop_hz": (99.0, 101.0),
-}
+BOUNDS = {"falls": (0, 0), "distance_m": (4.0, 100.0), "loop_hz": (99.0, 101.0)}
 
 
 def main() -> int:

@@ -4,10 +4,10 @@ import json
 
 import msgspec
 import pytest
+from krabby.benchmark.book import suite_digest
 from krabby.benchmark.suites import find_suite
 from krabby.benchmark.trace import TrialResult
 from krabby_cli.__main__ import main
-from krabby_cli.evaluate import _digest
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def folder(tmp_path):
     def write(policy, successes, **changes):
         path = tmp_path / policy
         path.mkdir()
-        head = {"suite": "published", "cells_sha256": _digest(find_suite("published")),
+        head = {"suite": "published", "cells_sha256": suite_digest(find_suite("published")),
                 "policy": policy, "robot": "r", "substep_ns": 2_500_000}  # fmt: skip
         (path / "evaluation.json").write_text(json.dumps(head | changes))
         trials = [

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+from krabby_cli import __main__ as main_module
 from krabby_cli.__main__ import main
 
 COMMANDS = [
@@ -32,3 +33,28 @@ def test_a_reader_that_goes_away_is_no_error():
         process.stdout.close()
         assert process.wait(timeout=20) == 0
         assert process.stderr.read() == b""
+
+
+def parsers():
+    (commands,) = [
+        action for action in main_module._parser()._actions if hasattr(action, "_name_parser_map")
+    ]
+    return commands._name_parser_map.items()
+
+
+def test_every_option_is_explained_and_every_command_has_an_example():
+    for name, parser in parsers():
+        assert f"krabby {name}" in (parser.epilog or "") + (parser.description or ""), name
+        for action in parser._actions:
+            assert action.help or action.dest == "action", (name, action.dest)
+
+
+def test_every_default_that_is_a_value_is_shown():
+    for name, parser in parsers():
+        for action in parser._actions:
+            if (
+                action.nargs != 0
+                and isinstance(action.default, str | int | float)
+                and action.default
+            ):
+                assert "default" in action.help or "%(default)s" in action.help, (name, action.dest)

@@ -1,4 +1,6 @@
-"""The gait bundle: `krabby.policy.gait` as `assets/policies/gait`.
+"""The gait bundles: `krabby.policy.gait` for each robot.
+
+`assets/policies/gait` is the default robot's; others have `policies/gait` in their own folder.
 
     python -m krabby_assets.gait_bundle            # write it
     python -m krabby_assets.gait_bundle --check    # exit 1 if it is not what this source gives
@@ -14,26 +16,25 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE, PolicyBundle, write_bundle
 from krabby.policy.gait import OBSERVATION, STATE_SHAPES, Gait
-from krabby.robot.assets import assets_dir
+from krabby.robot.assets import DEFAULT_ROBOT
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
 
+from krabby_assets.generate import robots
 from krabby_assets.onnx_graph import trace
 
-__all__ = ["BUNDLE_NAME", "EVALUATION", "first_difference", "main", "write"]
+__all__ = ["BUNDLE_NAME", "WALKS", "evaluation", "first_difference", "home", "main", "write"]
 
 BUNDLE_NAME: Final = "gait"
 _CLIP: Final = 3.5
 """Wider than any joint's range: what is impossible is the gate's to refuse."""
 
-EVALUATION: Final = {
-    "simulator": "MuJoCo, flat ground, with drives and safety gate: tests/test_gait_walks.py",
-    "columns": ["command", "velocity", "effort_rms_max_nm", "effort_peak_nm"],
-    "walks": [
+WALKS: Final = {
+    "crab_hex": [
         [[0.1, 0.0, 0.0], [0.100, 0.0, 0.0], 21.6, 46],
         [[0.2, 0.0, 0.0], [0.197, 0.0, 0.0], 21.8, 50],
         [[0.3, 0.0, 0.0], [0.294, 0.0, 0.0], 23.5, 58],
@@ -50,9 +51,31 @@ EVALUATION: Final = {
         [[0.3, 0.0, 0.3], [0.290, 0.0, 0.286], 32.2, 77],
         [[0.2, 0.15, -0.2], [0.200, 0.157, -0.196], 28.1, 58],
     ],
+    "crab_hex_rs": [
+        [[0.1, 0.0, 0.0], [0.1, 0.0, 0.0], 24.0, 70],
+        [[0.2, 0.0, 0.0], [0.194, 0.003, 0.0], 25.9, 74],
+        [[0.3, 0.0, 0.0], [0.285, 0.002, 0.0], 28.1, 71],
+        [[0.8, 0.0, 0.0], [0.284, 0.002, 0.0], 29.5, 72],
+        [[-0.3, 0.0, 0.0], [-0.285, 0.002, 0.0], 28.0, 71],
+        [[0.0, 0.2, 0.0], [0.0, 0.204, 0.0], 31.2, 96],
+        [[0.0, -0.2, 0.0], [0.0, -0.202, -0.002], 31.7, 92],
+        [[0.0, 0.0, 0.3], [0.003, -0.003, 0.292], 30.2, 81],
+        [[0.0, 0.0, -0.6], [0.0, -0.008, -0.299], 30.4, 85],
+        [[0.3, 0.0, 0.3], [0.152, -0.007, 0.146], 29.4, 75],
+        [[0.2, 0.15, -0.2], [0.134, 0.099, -0.129], 30.2, 78],
+    ],
 }
-"""What was measured: vx, vy [m/s] and yaw rate [rad/s] asked for and walked, and of the hardest
-worked joint the RMS and the peak torque [N·m]. A slow test holds the gait to it."""
+"""By robot, what was measured: vx, vy [m/s] and yaw rate [rad/s] asked for and walked, and of the
+hardest worked joint the RMS and the peak torque [N·m]. A slow test holds the gaits to it."""
+
+
+def evaluation(robot: str) -> dict[str, Any]:
+    """What the manifest says of the gait of this robot."""
+    return {
+        "simulator": "MuJoCo, flat ground, with drives and safety gate: tests/test_gait_walks.py",
+        "columns": ["command", "velocity", "effort_rms_max_nm", "effort_peak_nm"],
+        "walks": WALKS.get(robot, []),
+    }
 
 
 def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
@@ -74,7 +97,7 @@ def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
             "robot_hash": desc.content_hash,
             "cfg": asdict(gait.cfg),
         },
-        "evaluation": EVALUATION,
+        "evaluation": evaluation(desc.name),
     }
     return write_bundle(folder, manifest, {POLICY_FILE: model.SerializeToString()}, desc)
 
@@ -101,23 +124,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if stale")
     arguments = parser.parse_args(argv)
     try:
-        folder, desc = assets_dir() / "policies" / BUNDLE_NAME, RobotDescription.load()
-        if arguments.check:
-            return _check(folder, desc)
-        write(folder, desc)
+        for robot in robots():
+            desc = RobotDescription.load(robot / "robot.toml")
+            folder = home(robot)
+            if not arguments.check:
+                write(folder, desc)
+                sys.stdout.write(f"wrote {folder}\n")
+            elif difference := first_difference(folder, desc):
+                sys.stderr.write(f"{difference}; run `make assets`\n")
+                return 1
     except RobotError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(f"wrote {folder}\n")
     return 0
 
 
-def _check(folder: Path, desc: RobotDescription) -> int:
-    difference = first_difference(folder, desc)
-    if difference is None:
-        return 0
-    sys.stderr.write(f"{difference}; run `make assets`\n")
-    return 1
+def home(robot: Path) -> Path:
+    """Where the bundle of the robot with this folder is: the default robot's is everybody's."""
+    shelf = robot.parent if robot.name == DEFAULT_ROBOT else robot
+    return shelf / "policies" / BUNDLE_NAME
 
 
 if __name__ == "__main__":

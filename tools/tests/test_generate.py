@@ -12,13 +12,16 @@ from krabby_assets import generate, urdf
 def folder(tmp_path, monkeypatch):
     """A copy of the assets to spoil."""
     copied = tmp_path / "assets" / "crab_hex"
-    shutil.copytree(robot_dir(), copied)
+    for name in ("crab_hex", "crab_hex_rs"):
+        shutil.copytree(robot_dir().parent / name, copied.parent / name)
     monkeypatch.setenv(ASSETS_ENV, str(copied.parent))
     return copied
 
 
 def test_committed_files_are_what_their_sources_give():
-    assert generate.first_difference(robot_dir()) is None
+    assert [folder.name for folder in generate.robots()] == ["crab_hex", "crab_hex_rs"]
+    for folder in generate.robots():
+        assert generate.first_difference(folder) is None
 
 
 def test_generation_is_the_same_byte_for_byte():
@@ -39,6 +42,19 @@ def test_a_longer_femur_in_the_table_makes_every_file_stale(folder, capsys):
     assert "run `make assets`" in error
     assert generate.main(["--no-pictures"]) == 0
     assert generate.main(["--check"]) == 0
+
+
+def test_a_heavier_part_makes_the_files_of_its_robot_stale(folder, capsys):
+    table = folder.parent / "crab_hex_rs" / "robot.toml"
+    table.write_text(table.read_text().replace("mass = 0.12", "mass = 0.13"))
+    assert generate.main(["--check"]) == 1
+    assert "crab_hex_rs.urdf:" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_called_as_its_robot_is_refused(folder, capsys):
+    folder.with_name("crab_hex_rs").rename(folder.with_name("ant"))
+    assert generate.main(["--check"]) == 1
+    assert "robot.toml has name = 'crab_hex_rs'; call both alike" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["crab_hex.urdf", "crab_hex.xml", "crab_hex.usda"])
@@ -84,7 +100,7 @@ def test_an_argument_missing_from_the_xacro_call_is_a_clean_error(folder, capsys
     [
         ('type="revolute"', 'type="prismatic"', "is 'prismatic'; this robot has revolute"),
         ("<sphere ", "<capsule ", "shape 'capsule' has no translation"),
-        ('ixy="0"', 'ixy="0.1"', "not along the link's axes"),
+        ('ixy="0"', 'ixy="0.1"', "has products; write principal moments"),
         ('<axis xyz="0 0 1" />', "", "has no <axis>; add it"),
     ],
 )

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 import pytest
-from krabby.robot.assets import robot_dir
+from krabby.robot.assets import assets_dir
 from krabby.robot.description import RobotDescription
 from pxr import Gf, Usd, UsdGeom, UsdPhysics, UsdShade
 
-ROBOT = RobotDescription.load()
-FOLDER = robot_dir()
+ROBOTS = {
+    name: RobotDescription.load(assets_dir() / name / "robot.toml")
+    for name in ("crab_hex", "crab_hex_rs")
+}
+ROBOT = ROBOTS["crab_hex"]
+"""For what they have in common: names, pose, lengths, ranges, gains, camera."""
 POSE = dict(zip(ROBOT.joint_names, ROBOT.default_joint_pos.tolist(), strict=True))
 BODIES = {"base"} | {
     f"{leg}_{part}" for leg in ROBOT.leg_names for part in ("hip", "femur", "tibia", "foot")
@@ -75,43 +79,46 @@ def rpy_matrix(roll: float, pitch: float, yaw: float) -> np.ndarray:
     return rotation(z, yaw) @ rotation(y, pitch) @ rotation(x, roll)
 
 
-def from_toml() -> Robot:
-    """The robot worked out from the table by hand: solid box, rods and spheres."""
-    g, m = ROBOT.geometry, ROBOT.masses
-    x, y, z = g.body_size
-    box = np.diag([y * y + z * z, x * x + z * z, x * x + y * y]) * m.body / 12
+def model_file(name: str, suffix: str) -> str:
+    return str(assets_dir() / name / f"{name}.{suffix}")
 
-    def rod(mass: float, length: float, radius: float) -> np.ndarray:
-        across = mass * (length**2 / 12 + radius**2 / 4)
-        return np.diag([mass * radius**2 / 2, across, across])
 
-    bodies = {"base": Body(m.body, np.zeros(3), box)}
+def from_toml(name: str) -> Robot:
+    """The robot from its table: links as the bill sums them, placed by forward kinematics."""
+    robot = ROBOTS[name]
+    g = robot.geometry
     joints: dict[str, Joint] = {}
+    bodies: dict[str, Body] = {}
+
+    def place(body: str, link: str, origin: np.ndarray, turn: np.ndarray) -> None:
+        inertial = robot.inertials[link]
+        frame = turn @ rotation(np.array([0.0, 1.0, 0.0]), inertial.tilt)
+        tensor = frame @ np.diag(inertial.moments) @ frame.T
+        bodies[body] = Body(inertial.mass, origin + turn @ inertial.com, tensor)
+
     up, lift = np.array([0.0, 0.0, 1.0]), np.array([0.0, -1.0, 0.0])
     out = np.array([1.0, 0.0, 0.0])
-    for leg, hip_pos, leg_yaw in zip(ROBOT.leg_names, g.hip_pos_b, g.leg_yaw, strict=True):
+    place("base", "base", np.zeros(3), np.eye(3))
+    for leg, hip_pos, leg_yaw in zip(robot.leg_names, g.hip_pos_b, g.leg_yaw, strict=True):
         origin, turn = hip_pos, rotation(up, leg_yaw)
-        for part, joint, axis, mass, length, radius in (
-            ("hip", "hip_yaw", up, m.hip, g.hip_length, g.hip_radius),
-            ("femur", "hip_pitch", lift, m.femur, g.femur_length, g.femur_radius),
-            ("tibia", "knee", lift, m.tibia, g.tibia_length, g.tibia_radius),
+        for part, kind, axis, length in (
+            ("hip", "hip_yaw", up, g.hip_length),
+            ("femur", "hip_pitch", lift, g.femur_length),
+            ("tibia", "knee", lift, g.tibia_length),
         ):
-            name = f"{leg}_{joint}"
-            i = ROBOT.joint_names.index(name)
-            joints[name] = Joint(
-                ROBOT.joint_lower[i], ROBOT.joint_upper[i], ROBOT.peak_torque, origin, turn @ axis
-            )
-            turn = turn @ rotation(axis, POSE[name])
-            com = origin + turn @ (0.5 * length * out)
-            bodies[f"{leg}_{part}"] = Body(mass, com, turn @ rod(mass, length, radius) @ turn.T)
+            joint = f"{leg}_{kind}"
+            i = robot.joint_names.index(joint)
+            limits = robot.joint_lower[i], robot.joint_upper[i], robot.peak_torque[i]
+            joints[joint] = Joint(*limits, origin, turn @ axis)
+            turn = turn @ rotation(axis, POSE[joint])
+            place(f"{leg}_{part}", part, origin, turn)
             origin = origin + turn @ (length * out)
-        ball = 0.4 * m.foot * g.foot_radius**2 * np.eye(3)
-        bodies[f"{leg}_foot"] = Body(m.foot, origin, ball)
+        place(f"{leg}_foot", "foot", origin, turn)
     return Robot(bodies, joints)
 
 
-def from_urdf() -> Robot:
-    root = ET.parse(FOLDER / "crab_hex.urdf").getroot()
+def from_urdf(name: str) -> Robot:
+    root = ET.parse(model_file(name, "urdf")).getroot()
 
     def floats(element: ET.Element | None, key: str) -> np.ndarray:
         text = "0 0 0" if element is None else element.get(key, "0 0 0")
@@ -144,16 +151,17 @@ def from_urdf() -> Robot:
             float(values[key]) for key in ("ixx", "iyy", "izz", "ixy", "ixz", "iyz")
         )
         inertia = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        axes = turn @ rpy_matrix(*floats(inertial.find("origin"), "rpy"))
         bodies[name] = Body(
             float(inertial.find("mass").attrib["value"]),
             pos + turn @ floats(inertial.find("origin"), "xyz"),
-            turn @ inertia @ turn.T,
+            axes @ inertia @ axes.T,
         )
     return Robot(bodies, joints)
 
 
-def from_mjcf() -> Robot:
-    model = mujoco.MjModel.from_xml_path(str(FOLDER / "crab_hex.xml"))
+def from_mjcf(name: str) -> Robot:
+    model = mujoco.MjModel.from_xml_path(model_file(name, "xml"))
     data = mujoco.MjData(model)
     for name, value in POSE.items():
         data.joint(name).qpos[0] = value
@@ -180,8 +188,8 @@ def from_mjcf() -> Robot:
     return Robot(bodies, joints)
 
 
-def from_usd() -> Robot:
-    stage = Usd.Stage.Open(str(FOLDER / "crab_hex.usda"))
+def from_usd(name: str) -> Robot:
+    stage = Usd.Stage.Open(model_file(name, "usda"))
     root = stage.GetDefaultPrim().GetPath()
     prims = [prim for prim in stage.Traverse() if prim.IsA(UsdPhysics.Joint)]
     places = {root.AppendChild("base"): Gf.Matrix4d(1.0)}
@@ -222,17 +230,22 @@ def local(rot: Usd.Attribute, pos: Usd.Attribute) -> Gf.Matrix4d:
     return Gf.Matrix4d(Gf.Rotation(Gf.Quatd(rot.Get())), Gf.Vec3d(pos.Get()))
 
 
-READERS: dict[str, Callable[[], Robot]] = {"urdf": from_urdf, "mjcf": from_mjcf, "usd": from_usd}
+READERS: dict[str, Callable[[str], Robot]] = {"urdf": from_urdf, "mjcf": from_mjcf, "usd": from_usd}
+
+
+@pytest.fixture(scope="module", params=sorted(ROBOTS))
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def table() -> Robot:
-    return from_toml()
+def table(name) -> Robot:
+    return from_toml(name)
 
 
 @pytest.fixture(scope="module", params=sorted(READERS))
-def robot(request) -> Robot:
-    return READERS[request.param]()
+def robot(request, name) -> Robot:
+    return READERS[request.param](name)
 
 
 def test_joints_come_in_the_order_of_the_table(robot):
@@ -269,14 +282,15 @@ def test_centres_of_mass_and_inertias_agree(robot, table):
         )
 
 
-def test_the_whole_robot_weighs_28_6_kg_and_has_the_table_s_inertia(robot, table):
-    assert robot.total_mass == pytest.approx(28.6, abs=1e-5)
+def test_the_whole_robot_has_the_table_s_mass_and_inertia(robot, table, name):
+    expected = {"crab_hex": 28.6, "crab_hex_rs": 46.88732}
+    assert robot.total_mass == pytest.approx(expected[name], abs=1e-5)
     np.testing.assert_allclose(
         robot.inertia_about_base, table.inertia_about_base, rtol=1e-6, atol=1e-6
     )
 
 
-def test_inertia_of_the_table_is_of_the_right_size(table):
+def test_inertia_of_the_declared_robot_is_of_the_right_size():
     """Sanity of the reference itself, so that four wrong numbers cannot agree by one mistake.
 
     About z, a middle leg straight out: hip 0.5 kg at 0.345 m, femur 1.5 kg at 0.66 m, tibia 1 kg
@@ -285,7 +299,7 @@ def test_inertia_of_the_table_is_of_the_right_size(table):
     3.1 * 0.25² + 2 * 1.27 kg·m * (0.25 sin 0.3 - 0.3048 (1 - cos 0.3)) = 0.35 each, 1.4. The body
     has 0.62. Together 12.6 kg·m².
     """
-    ixx, iyy, izz = np.diag(table.inertia_about_base)
+    ixx, iyy, izz = np.diag(from_toml("crab_hex").inertia_about_base)
     assert izz == pytest.approx(12.6, abs=0.05)
     assert iyy < 0.3 * ixx < ixx < izz  # wide and short: easy to pitch, hard to roll and to turn
 
@@ -293,17 +307,17 @@ def test_inertia_of_the_table_is_of_the_right_size(table):
 # What only one format has.
 
 
-def test_mjcf_drives_are_position_servos_with_the_table_s_gains():
-    model = mujoco.MjModel.from_xml_path(str(FOLDER / "crab_hex.xml"))
+def test_mjcf_drives_are_position_servos_with_the_table_s_gains(name):
+    model = mujoco.MjModel.from_xml_path(model_file(name, "xml"))
     assert [model.actuator(i).name for i in range(model.nu)] == list(ROBOT.joint_names)
     np.testing.assert_allclose(model.actuator_gainprm[:, 0], ROBOT.kp)
     np.testing.assert_allclose(model.actuator_biasprm[:, 1], -ROBOT.kp)
     np.testing.assert_allclose(model.actuator_biasprm[:, 2], -ROBOT.kd)
-    np.testing.assert_allclose(model.dof_armature[6:], ROBOT.armature)
+    np.testing.assert_allclose(model.dof_armature[6:], ROBOTS[name].armature)
 
 
 def test_mjcf_camera_is_the_table_s_camera():
-    model = mujoco.MjModel.from_xml_path(str(FOLDER / "crab_hex.xml"))
+    model = mujoco.MjModel.from_xml_path(model_file("crab_hex", "xml"))
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     camera = model.camera("camera")
@@ -317,7 +331,7 @@ def test_mjcf_camera_is_the_table_s_camera():
 
 
 def test_mjcf_keyframe_is_the_default_pose_with_all_feet_on_the_ground():
-    model = mujoco.MjModel.from_xml_path(str(FOLDER / "crab_hex.xml"))
+    model = mujoco.MjModel.from_xml_path(model_file("crab_hex", "xml"))
     data = mujoco.MjData(model)
     mujoco.mj_resetDataKeyframe(model, data, model.key("stand").id)
     mujoco.mj_forward(model, data)
@@ -327,8 +341,8 @@ def test_mjcf_keyframe_is_the_default_pose_with_all_feet_on_the_ground():
 
 
 @pytest.fixture(scope="module")
-def stage() -> Usd.Stage:
-    return Usd.Stage.Open(str(FOLDER / "crab_hex.usda"))
+def stage(name) -> Usd.Stage:
+    return Usd.Stage.Open(model_file(name, "usda"))
 
 
 def test_usd_is_an_articulation_in_metres_with_z_up(stage):
@@ -338,34 +352,35 @@ def test_usd_is_an_articulation_in_metres_with_z_up(stage):
     assert UsdPhysics.GetStageKilogramsPerUnit(stage) == 1.0
 
 
-def test_usd_drives_have_the_gains_per_degree_and_aim_at_the_default_pose(stage):
-    for name, i in zip(ROBOT.joint_names, range(18), strict=True):
-        prim = stage.GetPrimAtPath(f"/crab_hex/joints/{name}")
+def test_usd_drives_have_the_gains_per_degree_and_aim_at_the_default_pose(stage, name):
+    for i, joint in enumerate(ROBOT.joint_names):
+        prim = stage.GetPrimAtPath(f"/{name}/joints/{joint}")
         drive = UsdPhysics.DriveAPI(prim, "angular")
         # 250 N·m/rad = 4.3633 N·m/degree
         assert drive.GetStiffnessAttr().Get() == pytest.approx(ROBOT.kp[i] * math.pi / 180)
         assert drive.GetDampingAttr().Get() == pytest.approx(ROBOT.kd[i] * math.pi / 180)
         target = math.radians(drive.GetTargetPositionAttr().Get())
-        assert target == pytest.approx(POSE[name], abs=1e-6)
+        assert target == pytest.approx(POSE[joint], abs=1e-6)
         for attribute in ("newton:armature", "physxJoint:armature"):
-            assert prim.GetAttribute(attribute).Get() == pytest.approx(ROBOT.armature)
+            assert prim.GetAttribute(attribute).Get() == pytest.approx(ROBOTS[name].armature[i])
         for attribute in ("newton:velocityLimit", "physxJoint:maxJointVelocity"):
-            # 20 rad/s = 1145.9 degrees/s
-            assert prim.GetAttribute(attribute).Get() == pytest.approx(1145.9, abs=0.1)
+            # 20 rad/s = 1145.9 degrees/s, 20.94 rad/s = 1199.8 degrees/s
+            expected = {"crab_hex": 1145.9, "crab_hex_rs": 1199.8}
+            assert prim.GetAttribute(attribute).Get() == pytest.approx(expected[name], abs=0.1)
 
 
-def test_usd_links_stand_where_the_joints_put_them(stage):
+def test_usd_links_stand_where_the_joints_put_them(stage, name):
     """Prim transforms and joint frames are two statements of one pose; importers read either."""
     cache = UsdGeom.XformCache()
-    for name, body in from_usd().bodies.items():
-        prim = stage.GetPrimAtPath(f"/crab_hex/{name}")
+    for link, body in from_usd(name).bodies.items():
+        prim = stage.GetPrimAtPath(f"/{name}/{link}")
         place = cache.GetLocalToWorldTransform(prim)
         com = Gf.Vec3d(UsdPhysics.MassAPI(prim).GetCenterOfMassAttr().Get())
-        np.testing.assert_allclose(place.Transform(com), body.com, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(place.Transform(com), body.com, atol=1e-6, err_msg=link)
 
 
-def test_usd_camera_sees_what_the_table_s_camera_sees(stage):
-    camera = UsdGeom.Camera(stage.GetPrimAtPath("/crab_hex/base/camera/depth"))
+def test_usd_camera_sees_what_the_table_s_camera_sees(stage, name):
+    camera = UsdGeom.Camera(stage.GetPrimAtPath(f"/{name}/base/camera/depth"))
     hfov = 2 * math.atan(
         0.5 * camera.GetHorizontalApertureAttr().Get() / camera.GetFocalLengthAttr().Get()
     )
@@ -377,9 +392,9 @@ def test_usd_camera_sees_what_the_table_s_camera_sees(stage):
         np.testing.assert_allclose(place.TransformDir(Gf.Vec3d(*axis)), expected, atol=1e-9)
 
 
-def test_usd_feet_have_the_table_s_friction(stage):
+def test_usd_feet_have_the_table_s_friction(stage, name):
     for foot in ROBOT.foot_names:
-        prim = stage.GetPrimAtPath(f"/crab_hex/{foot}/collision_0")
+        prim = stage.GetPrimAtPath(f"/{name}/{foot}/collision_0")
         assert prim.HasAPI(UsdPhysics.CollisionAPI)
         material, _ = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial("physics")
         friction = UsdPhysics.MaterialAPI(material.GetPrim())

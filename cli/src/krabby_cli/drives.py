@@ -4,7 +4,8 @@
     krabby drives watch        show the angle of every joint while they are moved by hand
     krabby drives calibrate    measure the zeros and write the calibration file
 
-It uses the CAN buses itself and refuses to run beside a HAL.
+It uses the CAN buses itself and refuses to run beside a HAL. Exit status: 1 when a drive does not
+answer or reports a fault, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from krabby_cli.errors import CliError
 from krabby_cli.options import add_command, flag, option, print_line
 
 if TYPE_CHECKING:
-    from krabby.drivers.can import DriveReadings, JointBus
+    from krabby.drivers.can import DriveReadings
+    from krabby.drivers.can.bus import CanJointBus
     from krabby.drivers.can.calibration import Calibration
     from krabby.drivers.can.hardware import HardwareDescription
 
@@ -93,7 +95,7 @@ def _refuse_beside_a_hal() -> None:
 @contextlib.contextmanager
 def _opened(
     args: argparse.Namespace,
-) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, JointBus]]:
+) -> Iterator[tuple[RobotDescription, HardwareDescription, Calibration, CanJointBus]]:
     """The buses of hardware.toml, open; every drive stays off."""
     # Loaded here: the drivers take 0.1 s, which `krabby estop` must not wait for.
     from krabby.drivers.can.bus import CanJointBus
@@ -137,7 +139,7 @@ def _probe(args: argparse.Namespace) -> int:
     return 1 if readings.faults.any() else 0
 
 
-def _listen(bus: JointBus, count: int) -> DriveReadings:
+def _listen(bus: CanJointBus, count: int) -> DriveReadings:
     """Exchange with all drives off until their reports have settled."""
     from krabby.drivers.can import DriveTargets
 
@@ -177,7 +179,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _readings(bus: JointBus, count: int) -> NDArray[np.float64]:
+def _readings(bus: CanJointBus, count: int) -> NDArray[np.float64]:
     taken = np.empty((_READINGS, count))
     for row in taken:
         row[:] = bus.probe().joint_pos

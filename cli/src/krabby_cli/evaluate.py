@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
-import hashlib
 import os
 import platform
 import sys
@@ -14,20 +13,22 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.benchmark.book import Book, read_head
+from krabby.benchmark.book import Book, head_of, read_head, suite_digest
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
 from krabby.benchmark.scenario import ScenarioError
 from krabby.benchmark.suites import SUITES, find_suite
 from krabby.benchmark.table import TrialsError, read_trials
+from krabby.benchmark.teacher import load_bundle
 from krabby.benchmark.trial import TrialCfg
-from krabby.policy.bundle import PolicyBundle, bundle_dir
+from krabby.control.config import ControlCfg
+from krabby.robot.assets import choose_robot
 from krabby.robot.description import RobotDescription
 
 from krabby_cli import evaluate_processes
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.plan import DEFAULT_POLICY
+from krabby_cli.options import DEFAULT_POLICY, POLICY_HELP, add_command, flag, option
 from krabby_cli.signals import Signals
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ examples:
   krabby evaluate --suite wild --shard 1/4 --out runs/part1      # on each of four machines
   krabby evaluate --suite wild --merge runs/part1 runs/part2 runs/part3 runs/part4
   krabby evaluate --suite wild --compare runs/evaluate/wild/parkour runs/evaluate/wild/gait
+  krabby evaluate --robot crab_hex_rs --foreign --quick
   krabby evaluate --processes --policy parkour --lockstep --difficulties 0.25,0.5,0.75,1
 
 The output folder has a line per trial in trials.jsonl, report.json and report.md. Ctrl-C keeps the
@@ -68,60 +70,35 @@ nothing was started.
 
 def add_parser(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="run a policy through the benchmark",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        commands, "evaluate", run, "run a policy through the benchmark", _DESCRIPTION, _EPILOG
     )
-    parser.add_argument(
-        "--policy", default=DEFAULT_POLICY, help="name or folder of the bundle (%(default)s)"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="output folder (below runs/evaluate)"
-    )
+    option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
+    option(parser, "--robot", "NAME", "", "robot: a folder of the assets folder")
+    flag(parser, "--foreign", "let policies that were made for another robot walk this one")
+    option(parser, "--out", "DIR", None, "output folder (runs/evaluate/SUITE/POLICY)", type=Path)
     suite = parser.add_argument_group("suites")
-    suite.add_argument(
-        "--suite", default="published", metavar="NAME", help=f"{', '.join(SUITES)} (%(default)s)"
-    )
-    suite.add_argument("--cells", metavar="A,B", help="names or patterns such as 'stairs*' (all)")
-    suite.add_argument("--list", action="store_true", help="list the cells and end")
-    suite.add_argument(
-        "--quick", action="store_true", help="fewer cells and 8 trials of each, for a first look"
-    )
-    suite.add_argument("--trials", type=int, metavar="N", help="at most so many of each cell")
-    suite.add_argument(
-        "--jobs", type=int, default=_cores(), metavar="N", help="processes (%(default)s)"
-    )
-    suite.add_argument("--shard", type=_shard, metavar="I/N", help="run one of N parts")
-    suite.add_argument(
-        "--merge", type=Path, nargs="+", metavar="DIR", help="take in the trials of other folders"
-    )
-    suite.add_argument(
-        "--compare",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="run nothing; one report of the folders of several policies",
-    )
-    suite.add_argument(
-        "--step-ms",
-        type=float,
-        default=2.5,
-        metavar="MS",
-        help="step of the physics; 1 resolves contact peaks at 1 kHz (%(default)s)",
-    )
+    option(suite, "--suite", "NAME", "published", f"suite: {', '.join(SUITES)}")
+    option(suite, "--cells", "A,B", "*", "cells: names or patterns such as 'stairs*'")
+    flag(suite, "--list", "list the cells and end")
+    flag(suite, "--quick", "fewer cells and 8 trials of each, for a first look")
+    option(suite, "--trials", "N", None, "most trials of a cell", type=int)
+    option(suite, "--jobs", "N", _cores(), "processes")
+    option(suite, "--shard", "I/N", None, "part to run, such as 1/4", type=_shard)
+    option(suite, "--merge", "DIR", None, "folders of parts to take in", type=Path, nargs="+")
+    option(
+        suite, "--compare", "DIR", None, "folders of several policies for one report; runs nothing",
+        type=Path, nargs="+",
+    )  # fmt: skip
+    option(suite, "--step-ms", "MS", 2.5, "step of the physics; 1 resolves contact peaks at 1 kHz")
     processes = parser.add_argument_group("whole processes instead of a suite")
-    processes.add_argument(
-        "--processes", action="store_true", help="every run is a `krabby up`; then also:"
-    )
+    flag(processes, "--processes", "every run is a `krabby up`; then also:")
     evaluate_processes.add_options(processes)
-    parser.set_defaults(handler=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the subcommand; returns the exit status."""
+    choose_robot(args.robot)
     if args.processes:
         return evaluate_processes.run(args)
     try:
@@ -141,26 +118,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
     desc = RobotDescription.load()
-    bundle = PolicyBundle.load(bundle_dir(args.policy), desc)
+    rate_hz = ControlCfg().rate_hz
+    bundle = load_bundle(args.policy, desc, rate_hz, foreign=args.foreign)
     trial = TrialCfg(substep_ns=round(args.step_ms * 1e6))
-    head = {
-        "format": 1,
-        "suite": args.suite,
-        "cells_sha256": _digest(suite),
-        "policy": bundle.name,
-        "files": dict(bundle.hashes),
-        "robot": desc.content_hash,
-        "substep_ns": trial.substep_ns,
-    }
+    head = head_of(args.suite, suite, bundle, desc, trial)
     shard = args.shard or Shard()
     out = args.out or Path("runs/evaluate") / args.suite / bundle.name
     keys = plan_trials(cells, quick=args.quick, shard=shard)
-    with Book(out, head, shard) as book:
+    try:
+        book = Book(out, head, shard)
         book.take_in(args.merge or ())
+    except BenchmarkError as error:
+        raise UsageError(str(error)) from error
+    with book:
         left = [key for key in keys if key not in book.done]
         if len(left) < len(keys):
             _say(f"{len(keys) - len(left)} of {len(keys)} trials are done already")
-        work = Work(cells=tuple(suite), policy=args.policy, trial=trial)
+        work = Work(cells=tuple(suite), policy=args.policy, trial=trial, foreign=args.foreign)
         missing = _run(work, left, book, args.jobs) if left and not args.merge else len(left)
         if shard.count == 1:
             write_report(
@@ -179,7 +153,7 @@ def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namesp
     """One report of several policies on one suite."""
     heads = {str(folder): read_head(folder) for folder in args.compare}
     for folder, head in heads.items():
-        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, _digest(suite)):
+        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, suite_digest(suite)):
             raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
     paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
     facts = {
@@ -259,7 +233,7 @@ class _Progress:
 
 def _chosen(suite: Sequence[Cell], args: argparse.Namespace) -> list[Cell]:
     """The cells that the options name, with the number of trials they allow."""
-    patterns = [part.strip() for part in (args.cells or "*").split(",") if part.strip()]
+    patterns = [part.strip() for part in args.cells.split(",") if part.strip()]
     cells = [
         cell for cell in suite if any(fnmatch.fnmatchcase(cell.name, each) for each in patterns)
     ]
@@ -286,12 +260,6 @@ def _list(cells: Sequence[Cell]) -> None:
     sys.stdout.write(
         f"{len(cells)} cells in {len(trials)} families, {sum(c.trials for c in cells)} trials\n"
     )
-
-
-def _digest(cells: Sequence[Cell]) -> str:
-    """Tells versions of a suite apart."""
-    text = "\n".join(f"{c.name}|{c.family}|{c.goal}|{c.summary}" for c in cells)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _times(results: Sequence[TrialResult]) -> dict[str, float]:

@@ -14,13 +14,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.course.courses import COURSES, make_course
+from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
 
 from krabby_cli import up
 from krabby_cli.display import PlainDisplay
 from krabby_cli.errors import CliError, UsageError
+from krabby_cli.options import flag, option
 from krabby_cli.plan import Plan, make_plan
 from krabby_cli.processes_report import Case, is_done, make_report, time_limit_s, to_markdown
 from krabby_cli.signals import Signals
@@ -41,32 +42,15 @@ _PROGRESS_S: Final = 15.0
 
 def add_options(parser: Any) -> None:
     """Add the options that only this way has."""
-    parser.add_argument(
-        "--courses",
-        type=_names,
-        default=("steps", "gap", "hurdle", "ramps", "mixed"),
-        metavar="A,B",
-        help=f"of {', '.join(COURSES)} (steps,gap,hurdle,ramps,mixed)",
-    )
-    parser.add_argument(
-        "--difficulties", type=_numbers, default=(0.5, 0.75), metavar="D,D", help="(0.5,0.75)"
-    )
-    parser.add_argument(
-        "--seeds", type=_seeds, default=tuple(range(5)), metavar="N-N", help="(0-4)"
-    )
-    parser.add_argument(
-        "--walk-speed", type=float, default=0.35, metavar="V", help="asked for [m/s] (%(default)s)"
-    )
-    parser.add_argument(
-        "--slack",
-        type=float,
-        default=1.5,
-        metavar="X",
-        help="a run may take this many times the way at the walking speed (%(default)s)",
-    )
-    parser.add_argument(
-        "--lockstep", action="store_true", help="simulated time, as fast as the loop answers"
-    )
+    option(
+        parser, "--courses", "A,B", ("steps", "gap", "hurdle", "ramps", "mixed"),
+        "courses; `krabby course --help` lists them", type=_names,
+    )  # fmt: skip
+    option(parser, "--difficulties", "D,D", (0.5, 0.75), "difficulties", type=_numbers)
+    option(parser, "--seeds", "N-N", tuple(range(5)), "seeds of courses and noise", type=_seeds)
+    option(parser, "--walk-speed", "M/S", 0.35, "walking speed asked for")
+    option(parser, "--slack", "X", 1.5, "longest run, in times of the way at the walking speed")
+    flag(parser, "--lockstep", "simulated time, as fast as the loop answers")
     parser.add_argument(
         "--set",
         action="append",

@@ -47,12 +47,7 @@ class Pose(NamedTuple):
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
-        commands,
-        "film",
-        run,
-        "draw a recorded run as animation or strip",
-        __doc__,
-        _EPILOG,
+        commands, "film", run, "draw a recorded run as animation or strip", __doc__, _EPILOG
     )
     parser.add_argument(
         "recording", type=Path, metavar="RECORDING", help="MCAP file of a run in simulation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,19 +37,21 @@ class Refused(CliError):  # noqa: N818 - named for what happened
 
 def add_parsers(commands: Any) -> None:
     for op, text in _SAFETY.items():
-        _add(commands, op, _run_safety, text).set_defaults(op=op)
+        _add(commands, op, partial(_ask_gate, op=op), text)
     for op, text in _CONTROL.items():
-        _add(commands, op, _run_control, text).set_defaults(op=op)
+        _add(commands, op, partial(_ask_loop, op=op), text)
     text = "swap the policy of the running game loop, without a jump"
-    parser = _add(commands, "policy", _run_policy, text, timeout_s=_POLICY_TIMEOUT_S)
+    parser = _add(commands, "policy", _ask_for_policy, text, timeout_s=_POLICY_TIMEOUT_S)
     parser.add_argument("name", metavar="NAME", help=POLICY_HELP)
-    _add(commands, "status", _run_status, "show the state of safety gate and game loop")
+    _add(commands, "status", _ask_both, "show the state of safety gate and game loop")
 
 
 def _add(
     commands: Any, name: str, run: Any, text: str, *, timeout_s: float = _TIMEOUT_S
 ) -> argparse.ArgumentParser:
-    parser = add_command(commands, name, run, text)
+    words = f"{name} gait" if name == "policy" else name
+    examples = f"examples:\n  krabby {words}\n  krabby {words} --host 192.168.55.1 --timeout 5"
+    parser = add_command(commands, name, run, text, epilog=examples)
     option(parser, "--by", "NAME", operator_name(), "operator, for the log")
     option(parser, "--timeout", "S", timeout_s, "longest wait for the answer")
     add_endpoint_options(parser)
@@ -62,32 +65,25 @@ def operator_name() -> str:
         return "operator"
 
 
-def _run_safety(args: argparse.Namespace) -> int:
+def _ask_gate(args: argparse.Namespace, op: str) -> int:
     with HalClient({"safety": endpoints_of(args)["safety"]}) as hal:
-        answer = hal.safety(args.op, args.by, timeout_s=args.timeout)
-    return _report("safety gate", args.op, answer)
+        return _report("safety gate", op, hal.safety(op, args.by, timeout_s=args.timeout))
 
 
-def _run_control(args: argparse.Namespace) -> int:
+def _ask_loop(args: argparse.Namespace, op: str, **arguments: object) -> int:
     with ControlClient(endpoints_of(args)["control"]) as loop:
-        answer = loop.request(args.op, timeout_s=args.timeout, by=args.by)
-    return _report("game loop", args.op, answer)
+        answer = loop.request(op, timeout_s=args.timeout, by=args.by, **arguments)
+    return _report("game loop", " ".join((op, *map(str, arguments.values()))), answer)
 
 
-def _run_policy(args: argparse.Namespace) -> int:
+def _ask_for_policy(args: argparse.Namespace) -> int:
     # The loop resolves a name, it may have another assets folder; a path is resolved here.
     name = str(Path(args.name).resolve()) if "/" in args.name else args.name
-    with ControlClient(endpoints_of(args)["control"]) as loop:
-        answer = loop.request("policy", timeout_s=args.timeout, policy=name, by=args.by)
-    return _report("game loop", f"policy {args.name}", answer)
+    return _ask_loop(args, "policy", policy=name)
 
 
-def _run_status(args: argparse.Namespace) -> int:
-    endpoints = endpoints_of(args)
-    with HalClient({"safety": endpoints["safety"]}) as hal:
-        _report("safety gate", "status", hal.safety("status", args.by, timeout_s=args.timeout))
-    with ControlClient(endpoints["control"]) as loop:
-        return _report("game loop", "status", loop.request("status", timeout_s=args.timeout))
+def _ask_both(args: argparse.Namespace) -> int:
+    return _ask_gate(args, "status") or _ask_loop(args, "status")
 
 
 def _report(who: str, op: str, answer: JsonObject) -> int:

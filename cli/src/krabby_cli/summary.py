@@ -49,10 +49,7 @@ class RunEnd(NamedTuple):
 
 
 def build_summary(
-    plan: Plan,
-    end: RunEnd,
-    reports: Mapping[str, Mapping[str, Any]],
-    latest: Mapping[str, float],
+    plan: Plan, end: RunEnd, reports: Mapping[str, Mapping[str, Any]], latest: Mapping[str, float]
 ) -> dict[str, Any]:
     """The summary; a figure that no service reported is null.
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from krabby.robot.assets import choose_robot, robot_name
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
 
@@ -61,18 +62,14 @@ Exit status: 0 after the duration or a signal, 1 when a process failed, 2 when n
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
-        commands,
-        "up",
-        run,
-        "run simulator, camera and game loop",
-        __doc__,
-        _EPILOG,
+        commands, "up", run, "run simulator, camera and game loop", __doc__, _EPILOG
     )
     text = "length of the run from when all are ready, simulated time in lock-step; 0: until Ctrl-C"
     option(parser, "--duration", "S", 0.0, text)
     flag(parser, "--until-over", "end when the course is completed or the robot has fallen")
     add_course_options(parser, "seed of the course's layout and of the noise")
     option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
+    option(parser, "--robot", "NAME", robot_name(), "folder of the assets folder")
     option(parser, "--speed", None, 1, "1: real time, 0: lock-step", choices=(0, 1))
     flag(
         parser,
@@ -98,6 +95,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    choose_robot(args.robot)
     return run_plan(make_plan(args), in_process=args.in_process)
 
 

@@ -24,17 +24,11 @@ if TYPE_CHECKING:
     from krabby_proto.server import *
     from krabby_proto.sockets import *
 
-_WITH_SOCKETS = {
-    "client": ("ControlClient", "ControlServer", "HalClient"),
-    "server": ("HalHandler", "HalServer"),
-    "sockets": ("LatestSubscriber", "Publisher", "new_instance_id", "wait_any"),
-}
-
 
 def __getattr__(name: str) -> object:
-    for module, names in _WITH_SOCKETS.items():
-        if name in names:
-            found = getattr(import_module(f"{__name__}.{module}"), name)
-            globals()[name] = found
-            return found
+    if not name.startswith("_"):
+        for module in ("client", "server", "sockets"):
+            found = import_module(f"{__name__}.{module}")
+            if name in found.__all__:
+                return getattr(found, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

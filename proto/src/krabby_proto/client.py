@@ -193,10 +193,7 @@ def _ask_again(
 
 
 def _ask_json(
-    requester: Requester,
-    topic: bytes,
-    request: Callable[[], Mapping[str, Any]],
-    timeout_s: float,
+    requester: Requester, topic: bytes, request: Callable[[], Mapping[str, Any]], timeout_s: float
 ) -> JsonObject:
     """Ask once. `request` makes the request when a server is there.
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from krabby_proto.client import HalClient
 from krabby_proto.codec import FloatArray, Message, encode
@@ -90,7 +91,7 @@ class _Writer(Closing):
         self.instance_id = new_instance_id()
         self.sequence = 0
 
-    def frames(self, joint_pos: FloatArray, *, age_s: float = 0.0) -> list[bytes]:
+    def frames(self, joint_pos: ArrayLike, *, age_s: float = 0.0) -> list[bytes]:
         """A command as it should be, stamped `age_s` ago."""
         self.sequence += 1
         stamp = time.monotonic_ns() - round(age_s * 1e9)
@@ -287,6 +288,15 @@ def _corrupt(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
     return [topic, header, bytes([payload[0] ^ 1]) + payload[1:]]
 
 
+def _other_schema(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    return _with_header(writer.frames(joint_pos), 4, bytes([SCHEMA_VERSION + 1, 0]))
+
+
+def _short_header(writer: _Writer, joint_pos: FloatArray) -> list[bytes]:
+    topic, header, payload = writer.frames(joint_pos)
+    return [topic, header[:-1], payload]
+
+
 def _repeated(visit: _Visit) -> str:
     first, second = _send_twice(visit)
     for _ in range(_LATE_TRIES):
@@ -390,56 +400,27 @@ def _unharmed(visit: _Visit) -> str:
     return "commands are answered and states flow"
 
 
-_SPOILED: Final[dict[str, tuple[str, CommandStatus, _Spoil]]] = {
-    "wrong length": ("17 joint targets", CommandStatus.REJECTED_LENGTH, _wrong_length),
-    "NaN": (
-        "a target that is NaN",
-        CommandStatus.REJECTED_NONFINITE,
-        lambda w, q: w.frames(np.append(q[:-1], np.float32(np.nan))),
-    ),
-    "infinity": (
-        "a target that is -inf",
-        CommandStatus.REJECTED_NONFINITE,
-        lambda w, q: w.frames(np.append(np.float32(-np.inf), q[1:])),
-    ),
-    "stale": (
-        "a command stamped 1 s ago",
-        CommandStatus.REJECTED_STALE,
-        lambda w, q: w.frames(q, age_s=1.0),
-    ),
-    "future": (
-        "a command stamped 1 s ahead",
-        CommandStatus.REJECTED_FUTURE,
-        lambda w, q: w.frames(q, age_s=-1.0),
-    ),
-    "corrupt payload": ("one bit flipped", CommandStatus.REJECTED_CORRUPT, _corrupt),
-    "other schema": (
-        f"schema version {SCHEMA_VERSION + 1}",
-        CommandStatus.REJECTED_SCHEMA,
-        lambda w, q: _with_header(w.frames(q), 4, bytes([SCHEMA_VERSION + 1, 0])),
-    ),
-    "wrong magic": (
-        "magic XXXX",
-        CommandStatus.REJECTED_MALFORMED,
-        lambda w, q: _with_header(w.frames(q), 0, b"XXXX"),
-    ),
-    "short header": (
-        f"a header of {HEADER_SIZE - 1} bytes",
-        CommandStatus.REJECTED_MALFORMED,
-        lambda w, q: [(f := w.frames(q))[0], f[1][: HEADER_SIZE - 1], f[2]],
-    ),
-    "extra frame": (
-        "a fourth frame",
-        CommandStatus.REJECTED_MALFORMED,
-        lambda w, q: [*w.frames(q), b"more"],
-    ),
-    "missing frame": (
-        "topic and header only",
-        CommandStatus.REJECTED_MALFORMED,
-        lambda w, q: w.frames(q)[:2],
-    ),
-}
-"""Commands that have to be refused: what is tried, the status to expect, the frames."""
+_LENGTH: Final = CommandStatus.REJECTED_LENGTH
+_VALUE: Final = CommandStatus.REJECTED_NONFINITE
+_FRAMES: Final = CommandStatus.REJECTED_MALFORMED
+_SCHEMA: Final = CommandStatus.REJECTED_SCHEMA
+_STALE: Final = CommandStatus.REJECTED_STALE
+_FUTURE: Final = CommandStatus.REJECTED_FUTURE
+_NAN, _INFINITY = np.float32(np.nan), np.float32(np.inf)
+_SPOILED: Final[tuple[tuple[str, str, CommandStatus, _Spoil], ...]] = (
+    ("wrong length", "17 joint targets", _LENGTH, _wrong_length),
+    ("NaN", "a target that is NaN", _VALUE, lambda w, q: w.frames(np.append(q[:-1], _NAN))),
+    ("infinity", "a target that is -inf", _VALUE, lambda w, q: w.frames([-_INFINITY, *q[1:]])),
+    ("stale", "a command stamped 1 s ago", _STALE, lambda w, q: w.frames(q, age_s=1.0)),
+    ("future", "a command stamped 1 s ahead", _FUTURE, lambda w, q: w.frames(q, age_s=-1.0)),
+    ("corrupt payload", "one bit flipped", CommandStatus.REJECTED_CORRUPT, _corrupt),
+    ("other schema", f"schema version {SCHEMA_VERSION + 1}", _SCHEMA, _other_schema),
+    ("wrong magic", "magic XXXX", _FRAMES, lambda w, q: _with_header(w.frames(q), 0, b"XXXX")),
+    ("short header", f"a header of {HEADER_SIZE - 1} bytes", _FRAMES, _short_header),
+    ("extra frame", "a fourth frame", _FRAMES, lambda w, q: [*w.frames(q), b"more"]),
+    ("missing frame", "topic and header only", _FRAMES, lambda w, q: w.frames(q)[:2]),
+)
+"""Commands that have to be refused: name, what is tried, the status to expect, the frames."""
 
 _CHECKS: Final[tuple[tuple[str, str, _Check], ...]] = (
     ("hello", "hello on the command endpoint", partial(_hello, COMMAND.name)),
@@ -453,7 +434,7 @@ _CHECKS: Final[tuple[tuple[str, str, _Check], ...]] = (
     ("state values", "finite, quaternion norm, foot contacts", _values),
     ("disarmed", "safety status", _disarmed),
     ("disarmed does not apply", "a valid command: the measured joint positions", _sole_writer),
-    *((name, tried, partial(_refused, *case)) for name, (tried, *case) in _SPOILED.items()),
+    *((name, tried, partial(_refused, status, spoil)) for name, tried, status, spoil in _SPOILED),
     ("repeated sequence", "the same command twice", _repeated),
     ("second writer", "two writers by turns, then one falls silent", _second_writer),
     ("unknown op", 'safety op "dance"', _unknown_op),

@@ -97,42 +97,34 @@ class HalServer(Closing):
         self._applied_sequence = 0
         self._applied_ns = 0
         self._publishers: dict[str, Publisher] = {}
-        self._routers: list[Router] = []
+        self._routers: dict[str, Router] = {}
         try:
             for stream in (STATE, CAMERA, TRUTH):
                 if stream.name in endpoints:
                     self._publishers[stream.name] = Publisher(
                         endpoints[stream.name], stream, clock=clock_ns, context=context
                     )
-            self._command = self._router(endpoints, COMMAND.name, context)
-            self._safety: Router | None = None
-            if SAFETY.name in endpoints:
-                self._safety = self._router(endpoints, SAFETY.name, context)
+            for name in (COMMAND.name, SAFETY.name):
+                if name in endpoints:
+                    self._routers[name] = Router(endpoints[name], name=name, context=context)
         except BaseException:
             self.close()
             raise
-        self.instance_id = self._publishers["state"].instance_id
+        self._command = self._routers[COMMAND.name]
+        self._safety = self._routers.get(SAFETY.name)
+        self.instance_id = self._publishers[STATE.name].instance_id
         self._hello = json.dumps({**hello, "instance_id": f"{self.instance_id:016x}"}).encode()
-
-    def _router(self, endpoints: Mapping[str, str], name: str, context: Context | None) -> Router:
-        router = Router(endpoints[name], name=name, context=context)
-        self._routers.append(router)
-        return router
 
     @property
     def endpoints(self) -> dict[str, str]:
-        """Where it is, wildcard ports resolved."""
-        bound = {name: publisher.endpoint for name, publisher in self._publishers.items()}
-        bound["command"] = self._command.endpoint
-        if self._safety is not None:
-            bound["safety"] = self._safety.endpoint
-        return bound
+        """Bound addresses by stream, wildcard ports resolved."""
+        sockets = {**self._publishers, **self._routers}
+        return {name: socket.endpoint for name, socket in sockets.items()}
 
     @property
     def oversized(self) -> dict[str, int]:
         """Requests dropped for having more frames than the contract has, by endpoint."""
-        routers = {COMMAND.name: self._command, SAFETY.name: self._safety}
-        return {name: router.oversized for name, router in routers.items() if router is not None}
+        return {name: router.oversized for name, router in self._routers.items()}
 
     def publish_state(self, payload: ArrayLike, capture_ns: int, flags: int = 0) -> int:
         """Publish a state, shape (70,) as `STATE` lays it out; returns its sequence."""
@@ -153,12 +145,14 @@ class HalServer(Closing):
         which one at most reaches the handler: a flood costs a millisecond or two, not the slot.
         """
         return serve_within(
-            timeout_s, self._routers, lambda: self._serve_safety() + self._serve_commands()
+            timeout_s,
+            tuple(self._routers.values()),
+            lambda: self._serve_safety() + self._serve_commands(),
         )
 
     def close(self) -> None:
         """Close all sockets."""
-        for endpoint in (*self._publishers.values(), *self._routers):
+        for endpoint in (*self._publishers.values(), *self._routers.values()):
             endpoint.close()
 
     def _serve_commands(self) -> int:

@@ -99,12 +99,7 @@ class Publisher(Endpoint):
         self._clock = clock
 
     def publish(
-        self,
-        payload: ArrayLike,
-        *,
-        capture_ns: int,
-        publish_ns: int | None = None,
-        flags: int = 0,
+        self, payload: ArrayLike, *, capture_ns: int, publish_ns: int | None = None, flags: int = 0
     ) -> int:
         """Send one message and return its sequence; never blocks, slow readers lose messages.
 
@@ -133,12 +128,7 @@ class LatestSubscriber(Endpoint):
     """
 
     def __init__(
-        self,
-        endpoint: str,
-        stream: Stream,
-        *,
-        bind: bool = False,
-        context: Context | None = None,
+        self, endpoint: str, stream: Stream, *, bind: bool = False, context: Context | None = None
     ) -> None:
         super().__init__(
             zmq.SUB,

@@ -11,7 +11,7 @@ from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.testing import running, until
 from krabby_camera.config import CameraCfg, EndpointsCfg
-from krabby_camera.errors import EncoderError
+from krabby_camera.errors import CameraError
 from krabby_camera.features import FrameDropped, LatentMaker
 from krabby_camera.service import CameraService
 from krabby_camera.states import StateTrack
@@ -268,7 +268,7 @@ def test_a_latent_that_is_not_finite_is_dropped_and_the_memory_with_it(folder, t
 
 def test_an_encoder_that_wants_the_command_is_refused_with_what_there_is(folder):
     made = bundle(folder, proprio="nav_command")
-    with pytest.raises(EncoderError, match=r"'nav_command'.*base_ang_vel"):
+    with pytest.raises(CameraError, match=r"'nav_command'.*base_ang_vel"):
         CameraService(CameraCfg(metrics_port=0, bundle=str(made.path)))
 
 

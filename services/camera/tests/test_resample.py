@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from krabby.policy.depth_image import DepthPreprocessor
 from krabby.robot.description import RobotDescription
-from krabby_camera.errors import DeviceUnusable
+from krabby_camera.errors import CameraError
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
 
 CAMERA = RobotDescription.load().camera
@@ -81,7 +81,7 @@ def test_a_view_that_is_too_narrow_is_refused_with_both_figures():
     # tan(27.2 deg) = 0.514 against 30/55.85 = 0.537: the topmost row and a bit, of 58; still good
     Resampler(hd720, CAMERA)
     narrow = Intrinsics(640, 360, 450.0, 450.0, 319.5, 179.5)
-    with pytest.raises(DeviceUnusable, match=r"sees 70.8 x 43.6 deg, robot.toml's camera 87.0 x 5"):
+    with pytest.raises(CameraError, match=r"sees 70.8 x 43.6 deg, robot.toml's camera 87.0 x 5"):
         Resampler(narrow, CAMERA)
 
 
@@ -94,5 +94,5 @@ def test_a_row_beyond_the_view_is_a_hole_not_a_copy():
 
 
 def test_a_depth_of_another_size_than_the_calibration_is_refused():
-    with pytest.raises(DeviceUnusable, match=r"\(376, 672\), its calibration is for \(188, 336\)"):
+    with pytest.raises(CameraError, match=r"\(376, 672\), its calibration is for \(188, 336\)"):
         Resampler(HALF_VGA, CAMERA)(np.ones((376, 672), np.float32))

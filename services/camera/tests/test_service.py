@@ -188,9 +188,9 @@ def test_corrupt_frames_are_counted_and_do_not_disturb(endpoints):
     with Rig(endpoints) as rig:
         frames = encode(CAMERA, depth(), instance_id=7, sequence=1, capture_ns=1, publish_ns=1)
         rig.camera.socket.send_multipart([frames[0], frames[1], frames[2][:-4]])
-        until(lambda: rig.service._source.counts["invalid"] == 1)
+        until(lambda: rig.service._source.invalid == 1)
         rig.camera.socket.send_multipart([frames[0], b"short", frames[2]])
-        until(lambda: rig.service._source.counts["invalid"] == 2)
+        until(lambda: rig.service._source.invalid == 2)
         rig.see(depth(1))
     assert rig.runtime.summary["stream"]["invalid"] == 2
     assert metrics.INVALID._value.get() - before == 2

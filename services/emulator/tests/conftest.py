@@ -1,5 +1,6 @@
 import dataclasses
 
+import msgspec
 import pytest
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import message_of, open_bus
@@ -84,7 +85,7 @@ def rig(hardware, desc, clock):
 @pytest.fixture
 def mirrored(desc, clock, hardware):
     """A rig whose lf_hip_yaw turns the other way, is geared 2 to 1 and says 0 at 0.3 rad."""
-    first = dataclasses.replace(hardware.drives[0], direction=-1, gear=2.0, offset=0.3)
+    first = msgspec.structs.replace(hardware.drives[0], direction=-1, gear=2.0, offset=0.3)
     changed = dataclasses.replace(hardware, drives=(first, *hardware.drives[1:]))
     rig = Rig(changed, desc, clock)
     yield rig

@@ -5,7 +5,7 @@ import pytest
 from krabby.drivers.can import DriveFault, DriveMode
 from krabby.drivers.can.can_io import frame_of
 from krabby.drivers.can.codec import Command, Frame, Kind, Parameter, Request, Scale
-from krabby.drivers.can.models import drive_model
+from krabby.drivers.can.makes import drive_model
 from krabby.drivers.can.robstride import RobStrideCodec
 
 CODEC = RobStrideCodec()

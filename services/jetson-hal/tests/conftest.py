@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 from krabby.drivers.can import DriveMode, DriveReadings
-from krabby.drivers.errors import DriveRefused, NoReply
+from krabby.drivers.errors import DriveError
 from krabby.drivers.imu import ImuCounters, ImuSample
 from krabby.hal.backend import Slot
 from krabby.hal.handler import GateHandler
@@ -49,14 +49,14 @@ class FakeBus:
     def probe(self):
         self.calls.append("probe")
         if not self.present.all():
-            raise NoReply("lf_knee (bus front, id 13) does not answer; check its power and plug")
+            raise DriveError("lf_knee (bus front, id 13) does not answer; check its power and plug")
         self._measure()
         return self.readings
 
     def enable(self, readings):
         self.calls.append("enable")
         if self.refuses:
-            raise DriveRefused("lf_knee (bus front, id 13) stays off; look at its fault")
+            raise DriveError("lf_knee (bus front, id 13) stays off; look at its fault")
         self.readings.mode[:] = DriveMode.RUN
         self.bits[:] = 0
 

@@ -37,7 +37,7 @@ def test_a_good_configuration_is_told_so_without_touching_hardware():
         (["robot=absent.toml"], "cannot read absent.toml"),
         (["can.hardware=absent.toml"], "cannot read absent.toml"),
         (["can.calibration=absent.toml"], "calibrate this robot first"),
-        (["can.interface=telegraph"], "is none of socketcan, udp_multicast, virtual"),
+        (["can.interface=telegraph"], "choose one of socketcan, udp_multicast, virtual"),
         (['can.channels=["can0"]'], "hardware.toml has 3 buses"),
         (["rate_hz=150"], "a whole multiple"),
         (["rate_hz=1000"], "lower rate_hz"),

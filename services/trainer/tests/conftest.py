@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from krabby_trainer.task.observations import (
-    CRITIC_EXTRA_SIZE,
     EYE_INDEX,
+    GROUP_SIZES,
     HISTORY,
-    PRIVILEGED_SIZE,
     PROPRIO_SIZE,
     SCAN_SIZE,
 )
@@ -65,9 +64,9 @@ class FakeEnv:
             "proprio": self.state.clone(),
             "scan": self.state.repeat(1, 5)[:, :SCAN_SIZE].clone(),
             "velocity": self.state[:, :3].clone(),
-            "privileged": self.state[:, :PRIVILEGED_SIZE].clone(),
+            "privileged": self.state[:, : GROUP_SIZES["privileged"]].clone(),
             "history": self.frames.reshape(n, -1).clone(),
-            "critic": self.state[:, :CRITIC_EXTRA_SIZE].clone(),
+            "critic": self.state[:, : GROUP_SIZES["critic"]].clone(),
         }
         if self.poison and self.steps >= self.poison[0] and self.poison[1] in seen:
             seen[self.poison[1]][0, 0] = torch.nan

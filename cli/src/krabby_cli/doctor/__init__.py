@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from krabby.robot.assets import assets_dir
+from krabby.robot.assets import robot_dir
 from krabby_proto import STREAMS
 
 from krabby_cli.doctor.host import check_host, check_realtime
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         root=args.root,
         as_robot=True if args.robot else None,
         calibration=args.calibration,
-        buses=_buses(args.hardware or assets_dir() / "crab_hex" / "hardware.toml"),
+        buses=_buses(args.hardware or robot_dir() / "hardware.toml"),
         ports=stack_ports(),
     )
     counts: Counter[Status] = Counter()

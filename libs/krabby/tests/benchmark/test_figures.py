@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from krabby.benchmark.aggregate import FIGURES, estimate
 from krabby.benchmark.figures import (
-    FIGURES,
     Figures,
     contacts,
     debounce,
-    estimate,
     needed_s,
     swing_heights,
 )
@@ -39,6 +38,12 @@ def test_cost_of_transport_is_power_over_weight_and_speed(make_facts, make_tick)
     assert found["energy"] == pytest.approx(7200.0)
     assert found["walked_m"] == pytest.approx(19.755, abs=0.01)
     assert value("cost_of_transport", found) == pytest.approx(3.715, abs=0.002)
+    assert value("power", found) == pytest.approx(180.0)
+
+
+def test_turning_on_the_spot_costs_no_transport(make_facts, make_tick):
+    found = measured(make_facts, make_tick, asked=[0.0, 0.0, 0.5])
+    assert value("cost_of_transport", found) is None
     assert value("power", found) == pytest.approx(180.0)
 
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from krabby.benchmark import table
-from krabby.benchmark.figures import FIGURES
+from krabby.benchmark.aggregate import FIGURES
 from krabby.benchmark.outcome import Outcome
 from krabby.benchmark.report import Report, markdown, target_text, write_report
 from krabby.benchmark.scenario import Cell, Target
@@ -38,7 +38,7 @@ def trial(cell="up", seed=0, policy="parkour", outcome="success", **figures):
         cell=cell, seed=seed, policy=policy, outcome=outcome,
         reason="" if outcome == "success" else "why", time_s=10.0, waypoints=2, of_waypoints=2,
         progress_m=5.0, course_m=5.0, wall_s=next(WALL_S),
-        figures={"walked_m": 5.0, "walk_s": 12.0, "needed_s": 10.0, "energy": 100.0,
+        figures={"walked_m": 5.0, "walk_s": 12.0, "needed_s": 10.0, "travel_energy": 100.0,
                  "weight_m": 400.0} | figures,
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def test_a_report_is_json_text_and_a_picture(tmp_path):
 figures = st.fixed_dictionaries(
     {
         "walked_m": st.floats(0, 20),
-        "energy": st.floats(0, 1e4),
+        "travel_energy": st.floats(0, 1e4),
         "weight_m": st.floats(0.1, 1e4),
         "tracked_s": st.floats(0.1, 30),
         "error_vx": st.floats(0, 3),
@@ -190,6 +190,7 @@ one_trial = st.builds(
 )
 
 
+@settings(deadline=None, max_examples=30)
 @given(
     st.lists(st.tuples(one_trial, figures), max_size=24),
     st.integers(1, 4),

@@ -1,5 +1,7 @@
 """Who walks, and how one hands over to another."""
 
+import dataclasses
+
 import msgspec
 import numpy as np
 import pytest
@@ -260,3 +262,14 @@ def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
 def test_running_in_counts_as_no_step(policies, desc):
     runner = load_runner(str(policies / "blind"), desc, 100.0)
     assert (runner.observe_s, runner.infer_s) == (0.0, 0.0)
+
+
+def test_a_policy_for_a_robot_of_another_mass_is_loaded_with_a_warning(desc):
+    heavier = dataclasses.replace(desc, masses=dataclasses.replace(desc.masses, body=30.0))
+    with captured_logs() as events:
+        load_runner("gait", desc, 100.0)
+        load_runner("gait", heavier, 100.0)
+    # 28.6 kg + 20
+    assert [(e["log_level"], e["mass_kg"], e["this_robot_kg"]) for e in events] == [
+        ("warning", 28.6, 48.6)
+    ]

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from krabby.policy.observation import (
     standard_term,
 )
 from krabby.policy.onnx_runtime import OnnxRuntime
+from krabby.robot.assets import assets_dir
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, BundleMismatch
 from onnx import TensorProto, helper, numpy_helper
@@ -403,7 +405,7 @@ def test_writing_again_replaces_the_bundle(folder):
 def test_a_bundle_that_would_be_refused_is_not_written(folder):
     write(folder, provenance={"run": 1})
     with pytest.raises(BundleMismatch, match="robot"):
-        write(folder, robot="spot")
+        write(folder, robot="spot", geometry="")
     assert PolicyBundle.load(folder, DESC).provenance == {"run": 1}
     assert [p.name for p in folder.parent.iterdir()] == ["test"]
 
@@ -462,6 +464,11 @@ def put(*path):
     return change
 
 
+def other_robot(values):
+    """A robot of another name and other lengths."""
+    values |= {"robot": "spot", "geometry": "0" * 64}
+
+
 def drop(*path):
     *keys, last = path
 
@@ -473,11 +480,29 @@ def drop(*path):
     return change
 
 
+def test_a_bundle_of_a_robot_with_the_same_joints_and_lengths_fits(folder, monkeypatch):
+    other = RobotDescription.load(assets_dir() / "crab_hex_rs" / "robot.toml")
+    write(folder)
+    bundle = PolicyBundle.load(folder, other)
+    assert (bundle.robot, bundle.mass_kg) == ("crab_hex", 28.6)
+    monkeypatch.setenv("KRABBY_ROBOT", "crab_hex_rs")
+    assert bundle_dir("gait") == assets_dir() / "crab_hex_rs" / "policies" / "gait"
+    assert bundle_dir("parkour") == assets_dir() / "policies" / "parkour"
+
+
+def test_a_bundle_that_tells_no_geometry_fits_the_robot_of_its_name_alone(folder):
+    write(folder)
+    edit(folder, lambda values: [values.pop("geometry"), values.pop("mass_kg")])
+    assert PolicyBundle.load(folder, DESC).mass_kg is None
+    with pytest.raises(BundleMismatch, match="robot 'crab_hex', this one is 'crab_hex_rs'"):
+        PolicyBundle.load(folder, replace(DESC, name="crab_hex_rs"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (put("format", 2), "format 2, this code reads 1"),
-        (put("robot", "spot"), "robot 'spot', this one is 'crab_hex'"),
+        (other_robot, "robot 'spot', this one is 'crab_hex'"),
         (swap_joints, "joint 3 = 'lm_hip_pitch', the robot 'lm_hip_yaw'"),
         (drop("joint_names", 17), "17 joints, the robot 18"),
         (put("default_joint_pos", 1, 0.46), "default_joint_pos = 0.46 for lf_hip_pitch, the robot"),

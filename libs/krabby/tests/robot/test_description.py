@@ -2,13 +2,14 @@
 
 import copy
 import math
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from krabby.robot.assets import ASSETS_ENV, assets_dir, robot_dir
+from krabby.robot.assets import ASSETS_ENV, ROBOT_ENV, assets_dir, robot_dir, robot_file
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import AssetError, DescriptionError, RobotError
 
@@ -101,6 +102,18 @@ def test_unknown_key_is_refused_and_the_nearest_named(values):
         RobotDescription.parse(values)
 
 
+def test_drives_are_per_joint(values):
+    values["drives"]["small"] = values["drives"]["design"] | {
+        "rated_torque": 20.0,
+        "armature": 0.02,
+    }
+    values["joints"]["hip_yaw"]["drive"] = "small"
+    robot = RobotDescription.parse(values)
+    assert robot.rated_torque.reshape(6, 3)[4].tolist() == [20.0, 40.0, 40.0]
+    assert robot.armature.reshape(6, 3)[0].tolist() == [0.02, 0.05, 0.05]
+    assert robot.peak_torque.tolist() == [120.0] * 18
+
+
 def test_unknown_table_is_refused_and_the_nearest_named(values):
     values["safty"] = {}
     with pytest.raises(DescriptionError, match="unknown key safty; did you mean safety"):
@@ -108,48 +121,79 @@ def test_unknown_table_is_refused_and_the_nearest_named(values):
 
 
 def test_missing_key_is_named(values):
-    del values["masses"]["femur"]
-    with pytest.raises(DescriptionError, match=r"masses\.femur is missing; add it"):
+    del values["legs"]["femur_length"]
+    with pytest.raises(DescriptionError, match=r"legs\.femur_length is missing; add it"):
         RobotDescription.parse(values)
 
 
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("camera.mount_xyz", [0.3, 0.0], r"camera\.mount_xyz is 2 of them; .*a list of 3 numbers"),
-        ("camera.mount_xyz", 0.3, r"camera\.mount_xyz is 0\.3; .*a list of 3 numbers"),
-        ("camera.width", 106.5, r"camera\.width is 106\.5; .*whole number of at least 1"),
+        ("camera.mount_xyz", [0.3, 0.0], r"camera\.mount_xyz is \[0\.3, 0\.0\]; expected .*3"),
+        ("camera.mount_xyz", 0.3, r"camera\.mount_xyz is 0\.3; expected"),
+        ("camera.width", 106.5, r"camera\.width is 106\.5; .*whole number"),
         ("camera.width", True, r"camera\.width is True; .*whole number"),
         (
-            "camera.latency_jitter",
+            "camera.latency_jitter_s",
             0.05,
-            r"latency_jitter is 0\.05; expected at most latency, 0\.04",
+            r"latency_jitter_s is 0\.05; expected at most lat.*0\.04",
         ),
-        ("camera.far", 0.05, r"camera\.far is 0\.05; expected a number above 0\.1"),
-        ("camera.drop_probability", 1.5, r"is 1\.5; expected a number from 0 to 1"),
-        ("masses.foot", math.nan, r"masses\.foot is nan; expected a finite number"),
-        ("masses.foot", math.inf, r"masses\.foot is inf; expected a finite number"),
-        ("masses.foot", 0.0, r"masses\.foot is 0\.0; expected a number above 0"),
-        ("masses.foot", "light", r"masses\.foot is 'light'; expected a number"),
-        ("masses.foot", False, r"masses\.foot is False; expected a number"),
-        ("masses", 28.6, r"masses is 28\.6; expected a table"),
-        ("name", "", r"name is ''; expected a non-empty string"),
-        ("body.size", [0.6, math.nan, 0.1], r"body\.size\[1\] is nan; expected a finite number"),
-        ("legs.order", ["lf", "lm"], r"legs\.order is 2 of them; .*6 different names"),
-        ("legs.order", ["lf"] * 6, r"legs\.order is 'lf' twice; .*6 different names"),
-        ("legs.order", "lf", r"legs\.order is 'lf'; .*6 different names"),
-        ("legs.order", [1, 2, 3, 4, 5, 6], r"legs\.order is \[1, .*6 different names"),
-        ("legs.lm.hip", [0.0, 0.0, 0.0], r"legs\.lm\.hip .*expected y off the centre line"),
-        ("joints.order", ["lf_hip_yaw"], r"joints\.order is 1 of them; .*18 different names"),
-        ("joints.knee.default", 0.5, r"joints\.knee\.default is 0\.5; .*from -2\.6 to 0"),
-        ("joints.knee.lower", 0.0, r"joints\.knee\.lower is 0; expected less than upper, 0"),
-        ("actuator.rated_torque", 130, r"rated_torque is 130; expected at most peak_torque, 120"),
-        ("safety.damp_after", 0.05, r"safety\.damp_after is 0\.05; expected a number above 0\.05"),
+        ("camera.far_m", 0.05, r"camera\.far_m is 0\.05; expected a number above near_m, 0\.1"),
+        ("camera.drop_probability", 1.5, r"is 1\.5; expected a number"),
         (
-            "safety.fold_start",
-            1.0,
-            r"safety\.fold_start is 1\.0; expected a number from .* to 0\.999",
+            "bill.foot.ball.mass",
+            math.nan,
+            r"bill\.foot\.ball\.mass is nan; expected a finite number",
         ),
+        ("bill.foot.ball.mass", math.inf, r"mass is inf; expected a finite number"),
+        ("bill.foot.ball.mass", 0.0, r"bill\.foot\.ball\.mass is 0\.0; expected a number above 0"),
+        ("bill.foot.ball.mass", "light", r"mass is 'light'; expected a number"),
+        ("bill.foot.ball.mass", False, r"mass is False; expected a number"),
+        (
+            "bill.foot.ball.drive",
+            "design",
+            r"bill\.foot\.ball\.drive is \['mass', 'drive'\]; expected one of mass",
+        ),
+        (
+            "bill.foot.ball.box",
+            [1, 1, 1],
+            r"sphere is \['box', 'sphere'\]; expected at most one of",
+        ),
+        ("bill.foot.ball.at", [], r"bill\.foot\.ball\.at is \(\); expected at least one place"),
+        (
+            "bill.foot.ball.at",
+            [[0, 0.01, 0], [0.1, 0, 0]],
+            r"bill\.foot is lopsided, with products",
+        ),
+        ("bill.foot", {}, r"bill\.foot is {}; expected at least one part"),
+        (
+            "bill.hip.link.per_metre",
+            2.0,
+            r"per_metre is \['mass', 'per_metre'\]; expected one of",
+        ),
+        ("name", "", r"name is ''; expected"),
+        ("body.size", [0.6, math.nan, 0.1], r"body\.size\[1\] is nan; expected a finite number"),
+        ("legs.hips", {}, r"legs\.hips is \[\]; expected 6 legs"),
+        (
+            "legs.hips.lm.at",
+            [0.0, 0.0, 0.0],
+            r"legs\.hips\.lm\.at .*expected y off the centre line",
+        ),
+        ("joints.order", ["lf_hip_yaw"], r"joints\.order is '1 of them'; expected 18 names"),
+        ("joints.knee.default", 0.5, r"joints\.knee\.default is 0\.5; .*from -2\.6 to 0"),
+        ("joints.knee.lower", 0.0, r"joints\.knee\.lower is 0\.0; expected less than upper, 0"),
+        ("joints.knee.drive", "rs05", r"joints\.knee\.drive is 'rs05'; expected one of design"),
+        (
+            "drives.design.rated_torque",
+            130.0,
+            r"rated_torque is 130\.0; expected at most peak.*, 120",
+        ),
+        (
+            "safety.damp_after_s",
+            0.05,
+            r"damp_after_s is 0\.05; expected a number above hold.*, 0\.05",
+        ),
+        ("safety.fold_start", 1.0, r"safety\.fold_start is 1\.0; expected a number .*0\.999"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_was_expected(values, path, value, message):
@@ -179,6 +223,45 @@ def test_a_file_that_is_not_toml_is_named_with_the_line(tmp_path):
     path.write_text("name = \n")
     with pytest.raises(DescriptionError, match=r"robot\.toml is not TOML: .*line 1"):
         RobotDescription.load(path)
+
+
+def test_a_robot_is_like_another_but_for_what_its_file_says(tmp_path, robot):
+    for name in ("crab_hex", "crab_hex_rs"):
+        (tmp_path / name).mkdir()
+        shutil.copy(assets_dir() / name / "robot.toml", tmp_path / name)
+    other = RobotDescription.load(tmp_path / "crab_hex_rs" / "robot.toml")
+    assert other.name == "crab_hex_rs"
+    assert other.camera == robot.camera
+    assert other.joint_names == robot.joint_names
+    assert other.geometry_hash == robot.geometry_hash
+    assert other.content_hash != robot.content_hash
+    assert set(other.inertials["foot"].com) == {0.0}
+
+
+def test_a_file_like_itself_or_like_a_path_is_refused(tmp_path):
+    (tmp_path / "ant").mkdir()
+    path = tmp_path / "ant" / "robot.toml"
+    for like in ("ant", "../ant", ""):
+        path.write_text(f'like = "{like}"\n')
+        with pytest.raises(DescriptionError, match="expected the folder of another robot"):
+            RobotDescription.load(path)
+
+
+def test_longer_legs_are_another_geometry_and_heavier_ones_are_not(values, robot):
+    values["bill"]["tibia"]["link"]["mass"] = 2.0
+    assert RobotDescription.parse(values).geometry_hash == robot.geometry_hash
+    values["legs"]["tibia_length"] = 0.7
+    assert RobotDescription.parse(values).geometry_hash != robot.geometry_hash
+
+
+def test_the_robot_can_be_named_by_environment(monkeypatch):
+    monkeypatch.setenv(ROBOT_ENV, "crab_hex_rs")
+    assert robot_file("xml").name == "crab_hex_rs.xml"
+    assert RobotDescription.load().name == "crab_hex_rs"
+    for wrong in ("spot", "../assets/crab_hex", "policies"):
+        monkeypatch.setenv(ROBOT_ENV, wrong)
+        with pytest.raises(AssetError, match=r"has no such robot; it has crab_hex, crab_hex_rs"):
+            robot_dir()
 
 
 def test_assets_are_found_from_anywhere_in_the_repository(monkeypatch, tmp_path):

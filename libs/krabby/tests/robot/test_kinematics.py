@@ -1,6 +1,7 @@
 """Feet and joint angles: hand-worked poses, MuJoCo as the judge, and the way back."""
 
 import math
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -98,8 +99,16 @@ def test_batches_give_what_single_poses_give():
 
 
 def test_torque_falls_to_zero_at_the_no_load_speed_and_brakes_at_peak():
-    joint_vel = np.array([0.0, 10.0, 20.0, 30.0, -10.0])
+    joint_vel = np.repeat([[0.0], [10.0], [20.0], [30.0], [-10.0]], 18, axis=1)
     lowest, highest = torque_speed_limit(ROBOT, joint_vel)
     # 120 N·m at rest, half of it at half of 20 rad/s, none at or beyond
-    assert highest.tolist() == [120.0, 60.0, 0.0, 0.0, 120.0]
-    assert lowest.tolist() == [-120.0, -120.0, -120.0, -120.0, -60.0]
+    assert highest[:, 7].tolist() == [120.0, 60.0, 0.0, 0.0, 120.0]
+    assert lowest[:, 7].tolist() == [-120.0, -120.0, -120.0, -120.0, -60.0]
+
+
+def test_each_drive_has_its_own_torque_and_speed():
+    kinds = {"peak_torque": [60.0, 120.0, 90.0] * 6, "no_load_speed": [40.0, 20.0, 10.0] * 6}
+    robot = replace(ROBOT, **{key: np.array(values) for key, values in kinds.items()})
+    _, highest = torque_speed_limit(robot, np.full(18, 5.0))
+    # 60 (1 - 5/40), 120 (1 - 5/20), 90 (1 - 5/10)
+    assert highest[:3].tolist() == [52.5, 90.0, 45.0]

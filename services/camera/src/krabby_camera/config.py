@@ -99,7 +99,7 @@ class SelfCheckCfg(Config, frozen=True, kw_only=True):
     """Does the camera see flat ground where its mount says it must be?"""
 
     when: Literal["off", "start", "only"] = "start"
-    """start: with a camera of this machine, at the first frames, and go on. only: with any source,
+    """start: with a camera of this machine, at the first frames. only: with any source,
     and end, with status 1 if something is wrong: for bring-up."""
     frames: Annotated[int, Meta(ge=1, le=1000)] = 15
     """Frames looked at."""

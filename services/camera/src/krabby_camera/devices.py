@@ -1,8 +1,8 @@
-"""A camera that hangs on this machine, as a source of frames.
+"""A camera of this machine as a source of frames.
 
 Opening one takes seconds, minutes when the SDK prepares its network for this GPU the first time,
 and grabbing blocks. So a thread owns the camera, and the service takes the newest frame. A camera
-that is unplugged is opened again for as long as it takes.
+that is unplugged is opened again until it is back.
 """
 
 import threading
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from krabby_camera import metrics
 from krabby_camera.errors import CameraError, DeviceUnavailable
+from krabby_camera.sources import FrameSource
 
 __all__ = ["DepthDevice", "DeviceSource", "Shot"]
 
@@ -24,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 _BACKOFF_S = (0.5, 8.0)
 _CLOSE_S = 1.5
-"""How long a camera has to let go: a grab takes a second at most."""
+"""How long closing a camera may take: a grab takes a second at most."""
 
 
 class Shot(NamedTuple):
@@ -41,48 +42,38 @@ class DepthDevice(Protocol):
 
     name: str
     """For logs."""
-    gaps: int
+    gaps: int = 0
     """Exposures lost on the way, running total."""
-    invalid: int
+    invalid: int = 0
     """Exposures that arrived damaged, running total."""
 
     def open(self) -> Mapping[str, object]:
-        """Open and configure it; returns facts worth logging.
+        """Open and configure it; returns facts for the log.
 
-        Raises:
-            DeviceUnavailable: Not now.
-            DeviceUnusable: Never like this.
+        Raises `DeviceUnavailable` where a later try may succeed, else `CameraError`.
         """
         ...
 
     def grab(self) -> Shot | None:
         """Wait for the next exposure, a second at most; None when there was none to use.
 
-        Raises:
-            DeviceUnavailable: The camera is gone.
+        Raises `DeviceUnavailable` when the camera is gone.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the camera; it may be opened again."""
+        """Close the camera; it may be opened again."""
         ...
 
     def release(self) -> None:
-        """Let go of everything else too."""
-        ...
+        """Close everything else too."""
 
 
-class DeviceSource:
-    """Frames of a device, the newest first, at the rate of the robot's camera.
+class DeviceSource(FrameSource):
+    """Frames of a device, the newest first, at most at `rate_hz`.
 
-    Args:
-        device: The camera.
-        rate_hz: Rate of the frames; what the camera does beyond it is not used.
-        clock: Monotonic nanoseconds.
-        backoff_s: Pause before the second try to open it, and the longest.
+    `backoff_s`: pause before the second try to open it, and the longest.
     """
-
-    exhausted = False
 
     def __init__(
         self,
@@ -103,7 +94,7 @@ class DeviceSource:
         self._failure: BaseException | None = None
         self._news = threading.Condition()
         self._stop = threading.Event()
-        self._counts = {"received": 0, "discarded": 0}
+        self.received = self.discarded = self.gaps = self.invalid = 0
         self.doing = f"opening the {device.name}; the first time it can take minutes"
         """What keeps frames from coming; empty while they do."""
         self.reconnects = 0
@@ -111,17 +102,8 @@ class DeviceSource:
         self._thread = threading.Thread(target=self._run, name="camera", daemon=True)
         self._thread.start()
 
-    @property
-    def counts(self) -> dict[str, int]:
-        device = self._device
-        return {**self._counts, "gaps": device.gaps, "invalid": device.invalid}
-
     def wait(self, timeout_s: float) -> Message | None:
-        """The newest frame not yet given out; None when there was none in time.
-
-        Raises:
-            CameraError: The camera will not do.
-        """
+        """The newest frame not yet given out; None when there was none in time."""
         with self._news:
             self._news.wait_for(lambda: self._newest or self._failure, timeout_s)
             if self._failure is not None:
@@ -133,7 +115,7 @@ class DeviceSource:
         self._stop.set()
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():  # in the SDK, which may take minutes: it is left behind
-            log.warning("the camera does not let go", device=self._device.name, doing=self.doing)
+            log.warning("camera does not close", device=self._device.name, doing=self.doing)
             return
         self._device.release()
 
@@ -170,26 +152,20 @@ class DeviceSource:
             wait_s = min(2.0 * wait_s, self._backoff_s[1])
 
     def _take(self, shot: Shot | None) -> None:
+        self.gaps, self.invalid = self._device.gaps, self._device.invalid
         if shot is None:
             return
-        self._counts["received"] += 1
+        self.received += 1
         # a quarter of a period for jitter: 30 Hz out of 60 takes every second one
         last = self._last_ns
         if last is not None and 0 <= shot.capture_ns - last < 0.75 * self._period_ns:
             return
         self._last_ns = shot.capture_ns
         self._sequence += 1
-        message = decode(
-            encode(
-                CAMERA,
-                shot.depth.reshape(-1),
-                instance_id=self._instance_id,
-                sequence=self._sequence,
-                capture_ns=shot.capture_ns,
-                publish_ns=self._clock(),
-            )
-        )
+        words = {"instance_id": self._instance_id, "sequence": self._sequence}
+        stamps = {"capture_ns": shot.capture_ns, "publish_ns": self._clock()}
+        message = decode(encode(CAMERA, shot.depth.reshape(-1), **words, **stamps))
         with self._news:
-            self._counts["discarded"] += self._newest is not None
+            self.discarded += self._newest is not None
             self._newest = message
             self._news.notify_all()

@@ -1,7 +1,5 @@
 """From a depth image to what the game loop gets: the policy image, or a latent of it."""
 
-from typing import Protocol
-
 import numpy as np
 from krabby.policy.bundle import LATENT_SIZE, OnnxEncoder, PolicyOutputError
 from krabby.policy.depth_image import CROP, IMAGE_SHAPE, DepthPreprocessor
@@ -13,12 +11,12 @@ from numpy.typing import NDArray
 from krabby_camera.metrics import VALID_RATIO, DropReason
 from krabby_camera.states import StateTrack, check_terms, observation_inputs
 
-__all__ = ["FeatureMaker", "FrameDropped", "ImageMaker", "LatentMaker"]
+__all__ = ["Eye", "FeatureMaker", "FrameDropped", "LatentMaker"]
 
 _STATE_TIMEOUT_S = 1.0
 _FORGET_AFTER_NS = 1_000_000_000
 _AT_LENS = 1.1
-"""Readings within this many times the nearest one say that something is on the lens."""
+"""Readings within this many times the nearest one show that something is on the lens."""
 
 
 class FrameDropped(Exception):  # noqa: N818 - not an error: this frame gives no features
@@ -30,17 +28,17 @@ class FrameDropped(Exception):  # noqa: N818 - not an error: this frame gives no
         self.facts = facts
 
 
-class FeatureMaker(Protocol):
-    """Makes the payload of the stream `features`."""
+class FeatureMaker:
+    """Makes the payload of the stream `features`: here the policy image as it is."""
 
-    flags: int
+    flags = 0
     """Flags of its messages."""
-    size: int
+    size = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
     """Floats of its payload."""
 
     def wants(self, capture_ns: int) -> bool:
         """Whether a frame captured then is to be used, or comes too soon after the last one."""
-        ...
+        return True
 
     def make(self, image: NDArray[np.float32], frame: Message) -> NDArray[np.float32]:
         """Features of a policy image (58, 87).
@@ -48,42 +46,19 @@ class FeatureMaker(Protocol):
         Raises:
             FrameDropped: There are none for this frame.
         """
-        ...
-
-    def idle(self) -> None:
-        """Called for a frame that is left out, and ten times a second while none comes."""
-        ...
-
-    def forget(self) -> None:
-        """What was seen lately is not to be believed."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class ImageMaker:
-    """The policy image as it is."""
-
-    flags = 0
-    size = IMAGE_SHAPE[0] * IMAGE_SHAPE[1]
-
-    def wants(self, capture_ns: int) -> bool:
-        return True
-
-    def make(self, image: NDArray[np.float32], frame: Message) -> NDArray[np.float32]:
         return image
 
     def idle(self) -> None:
-        pass
+        """Called for a frame that is left out, and ten times a second while none comes."""
 
     def forget(self) -> None:
-        pass
+        """Recent images are not to be believed."""
 
     def close(self) -> None:
-        pass
+        """Close the sockets."""
 
 
-class LatentMaker:
+class LatentMaker(FeatureMaker):
     """The latent of a bundle's depth encoder, at the rate it was trained on."""
 
     flags = FLAG_LATENT
@@ -92,27 +67,23 @@ class LatentMaker:
     def __init__(
         self, encoder: OnnxEncoder, desc: RobotDescription, states: StateTrack | None
     ) -> None:
-        """Prepare to encode.
-
-        Args:
-            encoder: The bundle's network.
-            desc: The robot, for its default pose.
-            states: The robot's state; None only for an encoder without memory and proprioception.
-        """
+        """`states` may be None only for an encoder without memory and proprioception."""
         spec = encoder.spec
-        self._encoder = encoder
-        self._states = states
+        self._encoder, self._states = encoder, states
         self._builder = ObservationBuilder(spec.proprio, desc) if spec.proprio else None
         self._period_ns = round(1e9 / spec.rate_hz)
         self._last_ns: int | None = None
-        self._warm_up()
+        # The first run allocates; better now than on the first frame.
+        proprio = None if spec.proprio is None else np.zeros((1, spec.proprio.size), np.float32)
+        encoder.step(np.zeros(IMAGE_SHAPE, np.float32), proprio)
+        encoder.reset()
 
     @staticmethod
     def needs_states(encoder: OnnxEncoder) -> bool:
         """Whether `states` is needed; also checks that it can be enough.
 
         Raises:
-            EncoderError: The encoder wants what only the game loop knows.
+            CameraError: The encoder reads what only the game loop knows.
         """
         if encoder.spec.proprio is not None:
             check_terms(encoder.spec.proprio)
@@ -146,8 +117,7 @@ class LatentMaker:
             self._states.close()
 
     def _proprio(self, frame: Message) -> NDArray[np.float32] | None:
-        capture_ns = frame.capture_ns
-        states = self._states
+        capture_ns, states, last = frame.capture_ns, self._states, self._last_ns
         if states is not None:
             if frame.flags & FLAG_LOCKSTEP:
                 states.wait_for(capture_ns, _STATE_TIMEOUT_S)
@@ -155,7 +125,6 @@ class LatentMaker:
                 states.update()
             if states.reset_before(capture_ns):
                 self.forget()
-        last = self._last_ns
         if last is not None and not 0 <= capture_ns - last < _FORGET_AFTER_NS:
             self.forget()  # what it remembers is another time and place
         if self._builder is None or states is None:
@@ -164,15 +133,6 @@ class LatentMaker:
         if state is None:
             raise FrameDropped("no_state")
         return self._builder.build(observation_inputs(state))
-
-    def _warm_up(self) -> None:
-        """The first run allocates; better now than on the first frame."""
-        proprio = self._encoder.spec.proprio
-        self._encoder.step(
-            np.zeros(IMAGE_SHAPE, np.float32),
-            None if proprio is None else np.zeros((1, proprio.size), np.float32),
-        )
-        self._encoder.reset()
 
 
 class Eye:

@@ -1,25 +1,23 @@
-"""Intel RealSense stereo cameras (D435, D455 and their kin), over pyrealsense2.
+"""Intel RealSense stereo cameras (D435, D455 and similar), over pyrealsense2.
 
-The second make behind the same seam: stereo runs on the camera, so it needs no GPU. Written against
-pyrealsense2 2.59 (librealsense's own wheel), whose names a test compares with the fake's.
+Stereo runs on the camera, so it needs no GPU. Written against pyrealsense2 2.59 (librealsense's own
+wheel), whose names a test compares with the fake's.
 """
 
 import contextlib
 import importlib
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 from krabby.drivers.clock import ClockMap
 from krabby.robot.description import CameraModel
 
-from krabby_camera.devices import Shot
-from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
+from krabby_camera.config import RealSenseCfg
+from krabby_camera.devices import DepthDevice, Shot
+from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.resample import Intrinsics, Resampler
-
-if TYPE_CHECKING:
-    from krabby_camera.config import RealSenseCfg
 
 __all__ = ["RealSenseCamera"]
 
@@ -28,24 +26,14 @@ _SILENT_S: Final = 2.0
 """Without a frame for this long the camera is opened again."""
 
 
-class RealSenseCamera:
-    """A RealSense as a `DepthDevice`.
-
-    Args:
-        cfg: How to run it.
-        camera: The robot's camera, whose images come out.
-        clock: Monotonic nanoseconds.
-        wall_clock: Nanoseconds of the system clock, which the library may stamp with.
-
-    Raises:
-        DeviceUnusable: The library is not installed.
-    """
+class RealSenseCamera(DepthDevice):
+    """A RealSense as a `DepthDevice`; gives images of the robot's `camera`."""
 
     name = "RealSense camera"
 
     def __init__(
         self,
-        cfg: "RealSenseCfg",
+        cfg: RealSenseCfg,
         camera: CameraModel,
         *,
         clock: Callable[[], int] = time.monotonic_ns,
@@ -60,8 +48,6 @@ class RealSenseCamera:
         self._resample: Resampler | None = None
         self._heard_ns = 0
         self._number: int | None = None
-        self.gaps = 0
-        self.invalid = 0
 
     def open(self) -> Mapping[str, object]:
         rs, cfg = self._rs, self._cfg
@@ -123,9 +109,6 @@ class RealSenseCamera:
             with contextlib.suppress(RuntimeError):  # it stopped when it was unplugged
                 pipeline.stop()
 
-    def release(self) -> None:
-        pass
-
     def _count(self, number: int) -> None:
         if self._number is not None:
             self.gaps += max(0, number - self._number - 1)
@@ -144,7 +127,7 @@ def _load_library() -> Any:
     try:
         return importlib.import_module("pyrealsense2")
     except ImportError as error:
-        raise DeviceUnusable(
+        raise CameraError(
             f"pyrealsense2 cannot be imported ({error}); install the extra "
             "krabby-camera[realsense] and the system package libusb-1.0-0"
         ) from error

@@ -1,7 +1,7 @@
 """From a real camera's depth to the image that `robot.toml`'s camera would have taken.
 
-Both are pinholes looking along the same axis, so a pixel of one is a pixel of the other, whatever
-the distance: only focal lengths and principal points differ. Depth along the optical axis stays as
+Both are pinholes looking along the same axis, so a pixel of one is a pixel of the other, at any
+distance: only focal lengths and principal points differ. Depth along the optical axis stays as
 it is. Each pixel takes the nearest reading: training renders points too, and a mean across an edge
 would invent a distance at which there is nothing.
 """
@@ -13,7 +13,7 @@ from krabby.policy.depth_image import CROP
 from krabby.robot.description import CameraModel
 from numpy.typing import NDArray
 
-from krabby_camera.errors import DeviceUnusable
+from krabby_camera.errors import CameraError
 
 __all__ = ["FAR_READING_M", "Intrinsics", "Resampler"]
 
@@ -41,15 +41,7 @@ class Intrinsics(NamedTuple):
 
 
 class Resampler:
-    """Makes the robot camera's images.
-
-    Args:
-        source: The real camera.
-        camera: The robot's.
-
-    Raises:
-        DeviceUnusable: The real camera does not see all that a policy reads.
-    """
+    """Makes images of the robot's `camera` from those of the real one, `source`."""
 
     def __init__(self, source: Intrinsics, camera: CameraModel) -> None:
         self._shape = (source.height, source.width)
@@ -68,7 +60,7 @@ class Resampler:
                 source.fov_deg,
                 (np.degrees(camera.hfov_rad), np.degrees(camera.vfov_rad)),
             )
-            raise DeviceUnusable(
+            raise CameraError(
                 f"the camera sees {seen[0]:.1f} x {seen[1]:.1f} deg, robot.toml's camera "
                 f"{wanted[0]:.1f} x {wanted[1]:.1f}: {uncovered:.0%} of the pixels that a policy "
                 "reads lie outside. Choose a resolution with a wider view (ZED Mini: vga), or "
@@ -82,7 +74,7 @@ class Resampler:
         what lies outside. +inf (too far) is `FAR_READING_M`, so that "far" stays a reading.
         """
         if depth.shape != self._shape:
-            raise DeviceUnusable(
+            raise CameraError(
                 f"the camera gave a depth image of {depth.shape}, its calibration is for "
                 f"{self._shape}; update the SDK"
             )

@@ -1,18 +1,18 @@
-"""Whether the camera sees the ground where its mount says it must be.
+"""Whether the camera sees the ground where its mount puts it.
 
 On level ground the reciprocal of depth is an affine function of the pixel, 1 / z = (n / h) . t with
 the ray t = (right, down, 1), the normal n from the camera to the ground and the height h. So a
-plane is fitted by linear least squares, and what it says about the camera's pitch, roll and height
-is compared with `robot.toml`'s mount, the orientation that the robot measures and the feet it
-stands on. A pitch error of 2 degrees moves ground that is 2 m away by 7 cm: half a step.
+plane is fitted by linear least squares; pitch, roll and height of the camera are compared with
+`robot.toml`'s mount, the measured orientation and the feet. A pitch error of 2 degrees moves ground
+that is 2 m away by 7 cm: half a step.
 
-`SelfCheck` does so for some frames and takes the medians. It assumes that the camera sees mostly
-ground that is flat and level: put the robot on a floor, facing away from walls.
+`SelfCheck` takes the medians of some frames. The camera must see mostly flat and level ground: put
+the robot on a floor, facing away from walls.
 """
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import structlog
@@ -23,9 +23,7 @@ from krabby_proto import STATE, LatestSubscriber, unpack
 from numpy.typing import NDArray
 
 from krabby_camera import metrics
-
-if TYPE_CHECKING:
-    from krabby_camera.config import SelfCheckCfg
+from krabby_camera.config import SelfCheckCfg
 
 __all__ = ["Expected", "Ground", "Report", "SelfCheck", "compare", "expect", "fit_ground"]
 
@@ -44,7 +42,7 @@ class Ground(NamedTuple):
     """A plane seen by the camera."""
 
     pitch_rad: float
-    """How far the optical axis points below the plane's horizon."""
+    """Of the optical axis below the plane's horizon."""
     roll_rad: float
     """Positive when the camera leans to its right."""
     height_m: float
@@ -56,14 +54,13 @@ class Ground(NamedTuple):
 
 
 class Expected(NamedTuple):
-    """What the robot itself says about its camera and level ground."""
+    """Pose of the camera over level ground by the robot's own measurements."""
 
     pitch_rad: float
     roll_rad: float
     height_m: float | None
-    """None when nobody knows the pose."""
+    """None while the pose is unknown."""
     source: str
-    """Where that comes from."""
 
 
 class Report(NamedTuple):
@@ -73,7 +70,7 @@ class Report(NamedTuple):
     roll_error_rad: float
     height_error_m: float | None
     hfov_rad: float | None
-    """Horizontal field of view that would explain the picture if pose and mount's height hold."""
+    """Horizontal field of view that would explain the image if pose and mount's height hold."""
     inliers: float
 
 
@@ -137,7 +134,7 @@ def expect(
 
 
 def compare(ground: Ground, expected: Expected, camera: CameraModel) -> Report:
-    """How the picture differs from the prediction."""
+    """How the image differs from the prediction."""
     height = expected.height_m
     return Report(
         pitch_error_rad=ground.pitch_rad - expected.pitch_rad,
@@ -159,24 +156,14 @@ def _explained_hfov(ground: Ground, height_m: float, camera: CameraModel) -> flo
 
 
 class SelfCheck:
-    """Compares some frames with the prediction and says what is wrong.
-
-    Args:
-        cfg: Number of frames and limits.
-        desc: The robot.
-        state_endpoint: Where the robot says how it stands; nobody there means level.
-        clock: Monotonic nanoseconds.
-    """
+    """Compares some frames with the prediction; without `state` the robot is taken to be level."""
 
     def __init__(
-        self,
-        cfg: "SelfCheckCfg",
-        desc: RobotDescription,
-        state_endpoint: str,
-        clock: Callable[[], int],
+        self, cfg: SelfCheckCfg, desc: RobotDescription, states: str, clock: Callable[[], int]
     ) -> None:
+        """`states` is the endpoint of the stream `state`."""
         self._cfg, self._desc, self._clock = cfg, desc, clock
-        self._states: LatestSubscriber | None = LatestSubscriber(state_endpoint, STATE)
+        self._states: LatestSubscriber | None = LatestSubscriber(states, STATE)
         self._first_ns: int | None = None
         self._reports: list[Report] = []
         self._frames = 0
@@ -193,12 +180,8 @@ class SelfCheck:
         if message is None and now_ns - self._first_ns < self._cfg.state_wait_s * 1e9:
             return False
         self._frames += 1
-        state = None if message is None else unpack(STATE, message.payload)
-        expected = expect(
-            self._desc,
-            None if state is None else state["base_quat_w"],
-            None if state is None else state["joint_pos"],
-        )
+        state = {} if message is None else unpack(STATE, message.payload)
+        expected = expect(self._desc, state.get("base_quat_w"), state.get("joint_pos"))
         self._source = expected.source
         ground = fit_ground(depth, self._desc.camera)
         if ground is not None and ground.inliers >= _MIN_INLIERS:
@@ -246,7 +229,7 @@ def _median(reports: list[Report]) -> Report:
     return Report(*(float(np.median(column)) if column else None for column in known))  # pyright: ignore[reportArgumentType]
 
 
-def _problems(report: Report, cfg: "SelfCheckCfg", camera: CameraModel) -> tuple[str, ...]:
+def _problems(report: Report, cfg: SelfCheckCfg, camera: CameraModel) -> tuple[str, ...]:
     problems: list[str] = []
     pitch, roll = math.degrees(report.pitch_error_rad), math.degrees(report.roll_error_rad)
     if abs(pitch) > cfg.max_pitch_deg:
@@ -271,7 +254,7 @@ def _problems(report: Report, cfg: "SelfCheckCfg", camera: CameraModel) -> tuple
         hfov, wanted = math.degrees(report.hfov_rad), math.degrees(camera.hfov_rad)
         if abs(hfov - wanted) > cfg.max_hfov_deg:
             problems.append(
-                f"the picture looks like a field of view of {hfov:.0f} deg, not {wanted:.0f}: "
+                f"the image looks like a field of view of {hfov:.0f} deg, not {wanted:.0f}: "
                 "check resolution and calibration of the camera"
             )
     return tuple(problems)

@@ -1,7 +1,7 @@
-"""The camera process: newest frame in, features out, and what is wrong said aloud.
+"""The camera process: newest frame in, features out.
 
 Event-driven: it sleeps until a frame comes. A frame's capture time is the features' capture time,
-so the age that the game loop sees is the age of the picture, not of this process's work.
+so the age that the game loop sees is that of the image.
 """
 
 import time
@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from krabby_camera import metrics
 from krabby_camera.config import CameraCfg
 from krabby_camera.devices import DepthDevice, DeviceSource
-from krabby_camera.errors import SelfCheckFailed
-from krabby_camera.features import Eye, FeatureMaker, FrameDropped, ImageMaker, LatentMaker
+from krabby_camera.errors import CameraError
+from krabby_camera.features import Eye, FeatureMaker, FrameDropped, LatentMaker
 from krabby_camera.realsense import RealSenseCamera
 from krabby_camera.selfcheck import SelfCheck
 from krabby_camera.sources import FrameSource, HalSource, ReplaySource
@@ -51,11 +51,13 @@ class CameraService:
         self._eye = Eye(self._desc.camera, min_valid_ratio=cfg.min_valid_ratio)
         self._encoder = self._load_encoder()
         self._needs_states = self._encoder is not None and LatentMaker.needs_states(self._encoder)
-        self._source: FrameSource | None = self._open_replay()
+        self._source: FrameSource | None = None
+        if cfg.source == "replay":
+            self._source = ReplaySource(Path(cfg.replay.path), loop=cfg.replay.loop, clock=clock)
         self._device = self._choose_device()
         self._raw: Publisher | None = None
         self._self_check: SelfCheck | None = None
-        self._maker: FeatureMaker | None = None
+        self._maker = FeatureMaker()
         self._publisher: Publisher | None = None
         self._warn = log_every(log, clock=clock)
         self._watch = _Watch(cfg, clock)
@@ -79,9 +81,7 @@ class CameraService:
         """Bind `features`, then connect to where frames come from."""
         cfg = self._cfg
         self._publisher = Publisher(cfg.endpoints.features, FEATURES, clock=self._clock)
-        if self._encoder is None:
-            self._maker = ImageMaker()
-        else:
+        if self._encoder is not None:
             states = StateTrack(cfg.endpoints.state) if self._needs_states else None
             self._maker = LatentMaker(self._encoder, self._desc, states)
         check = cfg.self_check.when
@@ -100,17 +100,18 @@ class CameraService:
         """Publish features of the newest frame until told to stop, or the recording ends."""
         source, maker, publisher = self._source, self._maker, self._publisher
         assert source is not None, "startup comes first"
-        assert maker is not None
         assert publisher is not None
         while not runtime.stopping:
             runtime.beat()
             frame = source.wait(_WAIT_S)
             runtime.doing(source.doing)
             if frame is not None:
-                self._pass_on(frame)
+                if self._raw is not None:
+                    self._raw.publish(frame.payload, capture_ns=frame.capture_ns, flags=frame.flags)
                 self._check_view(frame, runtime)
                 self._handle(frame, maker, publisher)
-                self._expose(source.counts)
+                for name, counter in _COUNTERS.items():
+                    self._totals.show(counter, getattr(source, name))
             elif source.exhausted:
                 log.info("recording ended", path=self._cfg.replay.path)
                 break
@@ -121,8 +122,9 @@ class CameraService:
 
     def shutdown(self) -> Mapping[str, object]:
         """Close the sockets."""
-        counts = self._source.counts if self._source is not None else {}
-        for each in (self._source, self._maker, self._publisher, self._raw, self._self_check):
+        source = self._source
+        counts = {} if source is None else {name: getattr(source, name) for name in _COUNTERS}
+        for each in (source, self._maker, self._publisher, self._raw, self._self_check):
             if each is not None:
                 each.close()
         return {
@@ -141,12 +143,6 @@ class CameraService:
         # One that reads images, or is blind, has no encoder: so one setting serves every policy.
         return None if bundle.encoder is None else OnnxEncoder(bundle)
 
-    def _open_replay(self) -> ReplaySource | None:
-        if self._cfg.source != "replay":
-            return None
-        replay = self._cfg.replay
-        return ReplaySource(Path(replay.path), loop=replay.loop, clock=self._clock)
-
     def _choose_device(self) -> DepthDevice | None:
         cfg, camera = self._cfg, self._desc.camera
         if cfg.source == "zed":
@@ -154,11 +150,6 @@ class CameraService:
         if cfg.source == "realsense":
             return RealSenseCamera(cfg.realsense, camera, clock=self._clock)
         return None
-
-    def _pass_on(self, frame: Message) -> None:
-        """Metric depth of a camera of this machine, whatever becomes of its features."""
-        if self._raw is not None:
-            self._raw.publish(frame.payload, capture_ns=frame.capture_ns, flags=frame.flags)
 
     def _check_view(self, frame: Message, runtime: Runtime) -> None:
         check, camera = self._self_check, self._desc.camera
@@ -170,7 +161,7 @@ class CameraService:
         if self._cfg.self_check.when == "only":
             runtime.stop("self-check over")
             if check.problems:
-                raise SelfCheckFailed("; ".join(check.problems))
+                raise CameraError("; ".join(check.problems))
 
     def _handle(self, frame: Message, maker: FeatureMaker, publisher: Publisher) -> None:
         received_ns = self._clock()
@@ -187,9 +178,9 @@ class CameraService:
             features = maker.make(image, frame)
         except FrameDropped as drop:
             self._count_drop(drop)
-            maker.idle()  # states go on while frames are withheld, and one may be a reset
+            maker.idle()  # states come while frames are withheld, and one may be a reset
             if drop.reason == "frozen":
-                maker.forget()  # it remembers half a second of a picture that was none
+                maker.forget()  # it remembers half a second of a frozen image
             if lockstep:
                 self._answer_again(publisher, maker, frame)
             return
@@ -212,7 +203,7 @@ class CameraService:
     def _answer_again(self, publisher: Publisher, maker: FeatureMaker, frame: Message) -> None:
         """Lock-step waits for an answer to every frame, also to one that gives no features.
 
-        That is the last features, with the capture time of their own picture; NaN without any.
+        That is the last features, with the capture time of their own image; NaN without any.
         """
         if self._answer is None:
             nothing = np.full(maker.size, np.nan, np.float32)
@@ -243,18 +234,13 @@ class CameraService:
         metrics.DROPPED[drop.reason].inc()
         self._warn.warning(f"frame dropped: {drop.reason}", **drop.facts)
 
-    def _expose(self, counts: Mapping[str, int]) -> None:
-        """Hand the source's running totals to the exposition's counters."""
-        for name, counter in _COUNTERS.items():
-            self._totals.show(counter, counts[name])
-
 
 class _Answer(NamedTuple):
     """Lock-step: features that were published."""
 
     features: NDArray[np.float32]
     capture_ns: int
-    """Of the picture they show."""
+    """Of their image."""
     frame_ns: int
     """Capture time of the newest frame that they answer."""
     flags: int
@@ -269,7 +255,7 @@ _COUNTERS: dict[str, Any] = {
 
 
 class _Watch:
-    """Notices a camera that falls silent or shows the same picture for ever.
+    """Notices a camera that falls silent or repeats one image.
 
     A frozen camera with fresh stamps looks healthy to everybody behind it. Frames whose content
     has not changed for a while are therefore withheld; the game loop then sees its features age.

@@ -8,63 +8,44 @@ from typing import Protocol
 from krabby_proto import CAMERA, FLAG_LOCKSTEP, LatestSubscriber, Message
 from krabby_proto.recording import Recording
 
-from krabby_camera.errors import ReplayError
+from krabby_camera.errors import CameraError
 
 __all__ = ["FrameSource", "HalSource", "ReplaySource"]
 
 
 class FrameSource(Protocol):
-    """Gives out the newest frame; older ones that were never asked for are gone."""
+    """Gives out the newest frame, as a `LatestSubscriber` does; older ones are dropped."""
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing will come any more."""
-        ...
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Running totals: received, discarded, gaps, invalid."""
-        ...
-
-    @property
-    def doing(self) -> str:
-        """What keeps frames from coming, for `/healthz`; empty if nothing is known to."""
-        ...
+    received: int
+    discarded: int
+    gaps: int
+    invalid: int
+    """Running totals."""
+    exhausted: bool = False
+    """Whether nothing will come any more."""
+    doing: str = ""
+    """What keeps frames from coming, for `/healthz`; empty if nothing is known to."""
 
     def wait(self, timeout_s: float) -> Message | None:
         """Block until there is a newer frame; None when there was none in time."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close sockets and devices."""
+        ...
 
 
-class HalSource:
-    """The stream `camera` of a HAL."""
+class HalSource(LatestSubscriber):
+    """The stream `camera` of a HAL, as a `FrameSource`."""
 
     exhausted = False
     doing = ""
 
     def __init__(self, endpoint: str) -> None:
-        self._subscriber = LatestSubscriber(endpoint, CAMERA)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        s = self._subscriber
-        return {
-            "received": s.received,
-            "discarded": s.discarded,
-            "gaps": s.gaps,
-            "invalid": s.invalid,
-        }
-
-    def wait(self, timeout_s: float) -> Message | None:
-        return self._subscriber.wait(timeout_s)
-
-    def close(self) -> None:
-        self._subscriber.close()
+        super().__init__(endpoint, CAMERA)
 
 
-class ReplaySource:
+class ReplaySource(FrameSource):
     """The stream `camera` of a recording, at its own pace, as if it happened now.
 
     Capture times are moved by one offset, so their spacing is the recorded one; each frame comes
@@ -73,7 +54,6 @@ class ReplaySource:
     """
 
     _MAX_LATENCY_NS = 1_000_000_000
-    doing = ""
 
     def __init__(
         self,
@@ -83,27 +63,14 @@ class ReplaySource:
         clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Open a recording.
-
-        Args:
-            path: The .mcap file.
-            loop: Start again at the end.
-            clock: Monotonic nanoseconds.
-            sleep: Blocks for some seconds.
-
-        Raises:
-            RecordingError: It is not there or is no recording.
-            ReplayError: It holds no camera frames.
-        """
-        self._recording = Recording(path)
-        self._loop = loop
-        self._clock = clock
-        self._sleep = sleep
-        self._counts = {"received": 0, "discarded": 0, "gaps": 0, "invalid": 0}
+        """Open an .mcap file; raises `RecordingError`, or `CameraError` without camera frames."""
+        self._recording, self._loop = Recording(path), loop
+        self._clock, self._sleep = clock, sleep
+        self.received = self.discarded = self.gaps = self.invalid = 0
         self._frames = self._messages()
         self._next = next(self._frames, None)
         if self._next is None:
-            raise ReplayError(
+            raise CameraError(
                 f"recording {str(path)!r} has no frames of the stream 'camera'; record with the "
                 "camera enabled"
             )
@@ -115,10 +82,6 @@ class ReplaySource:
     @property
     def exhausted(self) -> bool:
         return self._next is None
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return dict(self._counts)
 
     def wait(self, timeout_s: float) -> Message | None:
         deadline_ns = self._clock() + round(timeout_s * 1e9)
@@ -135,8 +98,8 @@ class ReplaySource:
                 self._sleep((min(due_ns, deadline_ns) - now_ns) * 1e-9)
                 if self._clock() < due_ns:
                     return None
-            self._counts["received"] += 1
-            self._counts["discarded"] += newest is not None
+            self.received += 1
+            self.discarded += newest is not None
             newest = frame
             self._advance(self._next)
         return newest

@@ -1,4 +1,4 @@
-"""The robot's state at the moment of a picture, for depth encoders that want it."""
+"""The robot's state at the moment of an image, for depth encoders that read it."""
 
 import time
 from collections import deque
@@ -7,10 +7,18 @@ import numpy as np
 from krabby.policy.observation import ObservationInputs, ObservationLayout
 from krabby_proto import FLAG_RESET, STATE, LatestSubscriber, Message, unpack, wait_any
 
-from krabby_camera.errors import EncoderError
+from krabby_camera.errors import CameraError
 
 __all__ = ["StateTrack", "check_terms", "observation_inputs"]
 
+_STATE_FIELDS = (
+    "base_quat_w",
+    "base_ang_vel_b",
+    "base_lin_acc_b",
+    "joint_pos",
+    "joint_vel",
+    "foot_contact",
+)
 _TERMS = (
     "base_ang_vel",
     "base_lin_acc",
@@ -22,21 +30,21 @@ _TERMS = (
 """Terms that follow from the stream `state` alone."""
 
 
-class StateTrack:
+class StateTrack(LatestSubscriber):
     """The newest second of the stream `state`.
 
-    A picture is some tens of milliseconds old when it arrives; what belongs to it is the state of
-    that moment, not the newest one.
+    An image is some tens of milliseconds old when it arrives and belongs to the state of that
+    moment, not to the newest one.
     """
 
     def __init__(self, endpoint: str) -> None:
-        self._subscriber = LatestSubscriber(endpoint, STATE)
+        super().__init__(endpoint, STATE)
         self._states: deque[Message] = deque(maxlen=200)
         self._resets: deque[int] = deque(maxlen=16)
 
     def update(self) -> None:
         """Take in what has arrived."""
-        for message in self._subscriber.drain():
+        for message in self.drain():
             newest = self._states[-1] if self._states else None
             if newest is not None and message.header.instance_id != newest.header.instance_id:
                 self._states.clear()  # another HAL: nothing that was belongs to what comes
@@ -48,11 +56,11 @@ class StateTrack:
             self._states.append(message)
 
     def wait_for(self, capture_ns: int, timeout_s: float) -> None:
-        """In lock-step the state of a picture's moment may be on its way: wait for it."""
+        """In lock-step the state of an image's moment may be on its way: wait for it."""
         deadline = time.monotonic() + timeout_s
         self.update()
         while not self._states or self._states[-1].capture_ns < capture_ns:
-            if not wait_any([self._subscriber], deadline - time.monotonic()):
+            if not wait_any([self], deadline - time.monotonic()):
                 return
             self.update()
 
@@ -71,19 +79,12 @@ class StateTrack:
             found = True
         return found
 
-    def close(self) -> None:
-        self._subscriber.close()
-
 
 def check_terms(layout: ObservationLayout) -> None:
-    """Refuse an encoder that wants what only the game loop knows.
-
-    Raises:
-        EncoderError: Names the first such term.
-    """
+    """Raise a `CameraError` for an encoder that reads what only the game loop knows."""
     for term in layout.terms:
         if term.name not in _TERMS:
-            raise EncoderError(
+            raise CameraError(
                 f"the depth encoder reads the term {term.name!r}, which the camera service cannot "
                 f"know; it has {', '.join(_TERMS)}. Export the encoder without it"
             )
@@ -93,12 +94,7 @@ def observation_inputs(state: Message) -> ObservationInputs:
     """What `_TERMS` are computed from."""
     fields = unpack(STATE, state.payload)
     return ObservationInputs(
-        base_quat_w=fields["base_quat_w"],
-        base_ang_vel_b=fields["base_ang_vel_b"],
-        base_lin_acc_b=fields["base_lin_acc_b"],
-        joint_pos=fields["joint_pos"],
-        joint_vel=fields["joint_vel"],
-        foot_contact=fields["foot_contact"],
+        **{name: fields[name] for name in _STATE_FIELDS},
         nav_command=np.zeros(3, np.float32),
         last_action=np.zeros(fields["joint_pos"].size, np.float32),
     )

@@ -4,37 +4,34 @@ Written from the published binding, `src/pyzed/sl.pyx` of stereolabs/zed-python-
 the SDK's documentation pages on depth settings, sensors and calibration. The wheel comes with the
 SDK; the package called pyzed on PyPI is somebody else's and has no `pyzed.sl`.
 
-What matters for a policy: metres, no temporal smoothing (a policy trained on single exposures must
-not get trails), the measure taken small from the GPU, and time stamps of the exposure.
+Depth is in metres, without temporal smoothing (a policy trained on single exposures must not get
+trails), scaled down on the GPU, and stamped with the time of the exposure.
 
-The inertial sensor inside is our second source. Only the process that opened the camera can read
-it, so this process hands the readings on with the bytes of a VN-100 (`krabby.drivers.imu.server`):
-jetson-hal reads them with the driver and the checks that it has anyway, `imu.port =
-socket://<this host>:<port>`. They are those of a sensor at the camera: a turning robot adds
-centripetal acceleration there that its base does not feel.
+Only the process that opened the camera can read its inertial sensor, so this process serves the
+readings as a VN-100 (`krabby.drivers.imu.server`); jetson-hal reads them with `imu.port =
+socket://<this host>:<port>`. They include the centripetal acceleration of the camera on a turning
+robot.
 """
 
 import importlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import structlog
-from krabby.drivers.errors import ImuPortError
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu import ImuMount, ImuSample
 from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
 from krabby.robot import rotations
 from krabby.robot.description import CameraModel
 
-from krabby_camera.devices import Shot
-from krabby_camera.errors import DeviceUnavailable, DeviceUnusable
+from krabby_camera.config import ZedCfg
+from krabby_camera.devices import DepthDevice, Shot
+from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
-
-if TYPE_CHECKING:
-    from krabby_camera.config import ZedCfg
 
 __all__ = ["ZedCamera", "camera_mount", "imu_sample"]
 
@@ -75,22 +72,13 @@ _HINTS: Final = {
 """The same for what may heal."""
 
 
-class ZedCamera:
-    """A ZED Mini as a `DepthDevice`.
-
-    Args:
-        cfg: How to run it.
-        camera: The robot's camera, whose images come out.
-        clock: Monotonic nanoseconds.
-
-    Raises:
-        DeviceUnusable: There is no SDK, or an old one.
-    """
+class ZedCamera(DepthDevice):
+    """A ZED Mini as a `DepthDevice`; gives images of the robot's `camera`."""
 
     name = "ZED camera"
 
     def __init__(
-        self, cfg: "ZedCfg", camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
+        self, cfg: ZedCfg, camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self._sl = _load_sdk()
         self._cfg, self._camera, self._clock = cfg, camera, clock
@@ -103,8 +91,6 @@ class ZedCamera:
         self._lost_before = 0
         self._rebooting_ns: int | None = None
         self._imu: _ImuRelay | None = None
-        self.gaps = 0
-        self.invalid = 0
 
     def open(self) -> Mapping[str, object]:
         sl, cfg = self._sl, self._cfg
@@ -286,28 +272,28 @@ def _load_sdk() -> Any:
     try:
         sl = importlib.import_module("pyzed.sl")
     except ImportError as error:
-        raise DeviceUnusable(
+        raise CameraError(
             f"pyzed.sl cannot be imported ({error}); install the ZED SDK {_MAJOR}, then run "
             "/usr/local/zed/get_python_api.py with this Python. The package pyzed of PyPI is "
             "another project: uninstall it if it is there"
         ) from error
     version = str(sl.Camera.get_sdk_version())
     if version.split(".")[0] != str(_MAJOR):
-        raise DeviceUnusable(
+        raise CameraError(
             f"ZED SDK {version} is not supported; install version {_MAJOR} and its Python API"
         )
     return sl
 
 
 def _open_imu(
-    cfg: "ZedCfg", sl: Any, camera: CameraModel, clock: Callable[[], int]
+    cfg: ZedCfg, sl: Any, camera: CameraModel, clock: Callable[[], int]
 ) -> _ImuRelay | None:
     if not cfg.imu_listen:
         return None
     try:
         server = ImuServer(cfg.imu_listen, ImuMount(AS_PRINTED, QUAT_WN))
-    except ImuPortError as error:
-        raise DeviceUnusable(f"zed.imu_listen: {error}") from error
+    except ImuError as error:
+        raise CameraError(f"zed.imu_listen: {error}") from error
     return _ImuRelay(sl, server, camera_mount(camera), clock)
 
 
@@ -315,9 +301,9 @@ def _name(code: Any) -> str:
     return str(code.name)
 
 
-def _complaint(code: Any) -> DeviceUnavailable | DeviceUnusable:
+def _complaint(code: Any) -> DeviceUnavailable | CameraError:
     name = _name(code)
     if name in _FATAL:
-        return DeviceUnusable(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
+        return CameraError(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
     hint = _HINTS.get(name, "run ZED_Diagnostic")
     return DeviceUnavailable(f"the ZED camera cannot be opened: {name}; {hint}")

@@ -1,7 +1,7 @@
 """Configuration of the emulated robot: sim-hal's course, camera and mission, and what drives are.
 
 The drives' figures are a model, not a datasheet: they are chosen so that the rating of `robot.toml`
-is what the model bears for ever, and each says how.
+is what the model bears without end.
 """
 
 from typing import Annotated
@@ -35,7 +35,7 @@ class DriveCfg(Config, frozen=True, kw_only=True):
     housing_capacity: Annotated[float, Meta(ge=1e-6)] = 600.0
     """[J/K]"""
     housing_to_air: Annotated[float, Meta(ge=1e-6)] = 0.5
-    """[K/W]; 100 W for ever make 25 + 100 · 0.8 = 105 °C in the winding."""
+    """[K/W]; 100 W without end make 25 + 100 · 0.8 = 105 °C in the winding."""
     ambient_c: float = 25.0
     """Air around the robot [°C]."""
     winding_limit_c: float = 130.0

@@ -1,35 +1,18 @@
-"""What can be broken on purpose while the emulator runs, and what is broken now."""
-
-from __future__ import annotations
+"""Faults that can be injected while the emulator runs, and those in force."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from krabby.mujoco.errors import SimulationError
 
-from krabby_emulator.errors import FaultRefused
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultKind"]
+__all__ = ["FAULTS", "Fault", "FaultBoard", "FaultRefused"]
 
 
-class FaultKind(StrEnum):
-    """Names as an operator types them."""
-
-    LOST_REPLIES = "lost-replies"
-    LATE_REPLIES = "late-replies"
-    BUS_OFF = "bus-off"
-    OVER_TEMPERATURE = "over-temperature"
-    STUCK_ENCODER = "stuck-encoder"
-    VOLTAGE_SAG = "voltage-sag"
-    RESET = "reset"
-    TWIN = "twin"
-    IMU_SILENCE = "imu-silence"
-    IMU_JUMP = "imu-jump"
+class FaultRefused(SimulationError):  # noqa: N818 - the name says what happened
+    """A fault, or another request, that the emulator cannot grant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +29,34 @@ class FaultFacts:
     """Where it strikes: joint (one, those of a bus, or all), bus, or robot."""
 
 
-FAULTS: Mapping[FaultKind, FaultFacts] = {
-    FaultKind.LOST_REPLIES: FaultFacts(
+FAULTS: Mapping[str, FaultFacts] = {
+    "lost-replies": FaultFacts(
         "the drive acts on frames, but this share of its replies is lost", 1.0, "share", 1.0
     ),
-    FaultKind.LATE_REPLIES: FaultFacts("replies leave this much later", 0.02, "s", 10.0),
-    FaultKind.BUS_OFF: FaultFacts("nothing passes the bus, in either direction", at="bus"),
-    FaultKind.OVER_TEMPERATURE: FaultFacts("the winding is at least this hot", 150.0, "°C", 500.0),
-    FaultKind.STUCK_ENCODER: FaultFacts(
-        "the encoder repeats its last angle, the drive believes it"
-    ),
-    FaultKind.VOLTAGE_SAG: FaultFacts("the supply loses this much", 30.0, "V", 100.0, "robot"),
-    FaultKind.RESET: FaultFacts("the drive reboots: off, mute for a moment, parameters forgotten"),
-    FaultKind.TWIN: FaultFacts(
+    "late-replies": FaultFacts("replies leave this much later", 0.02, "s", 10.0),
+    "bus-off": FaultFacts("nothing passes the bus, in either direction", at="bus"),
+    "over-temperature": FaultFacts("the winding is at least this hot", 150.0, "°C", 500.0),
+    "stuck-encoder": FaultFacts("the encoder repeats its last angle, the drive believes it"),
+    "voltage-sag": FaultFacts("the supply loses this much", 30.0, "V", 100.0, "robot"),
+    "reset": FaultFacts("the drive reboots: off, mute for a moment, parameters forgotten"),
+    "twin": FaultFacts(
         "a second drive with the same CAN id is plugged in, off and turned by this; it answers "
         "after the first and follows commands too, without a load",
         0.5,
         "rad",
         3.0,
     ),
-    FaultKind.IMU_SILENCE: FaultFacts("the IMU sends nothing", at="robot"),
-    FaultKind.IMU_JUMP: FaultFacts(
-        "the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"
-    ),
+    "imu-silence": FaultFacts("the IMU sends nothing", at="robot"),
+    "imu-jump": FaultFacts("the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"),
 }
-"""Every fault there is."""
+"""By the name that an operator types."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One that is in force."""
 
-    kind: FaultKind
+    kind: str
     where: str
     """Joint, bus, "all", or "robot"."""
     joints: tuple[int, ...]
@@ -91,68 +70,48 @@ class FaultBoard:
     """What is broken now, in the form in which bus, drives and IMU ask for it."""
 
     def __init__(self, joints: Sequence[str], buses: Sequence[str], bus_of: Sequence[int]) -> None:
-        """Nothing is broken.
-
-        Args:
-            joints: names in joint order.
-            buses: names of the CAN buses.
-            bus_of: index into `buses` of every joint.
-        """
+        """No fault; `bus_of` is the index into `buses` of every joint."""
         self._joints = tuple(joints)
         self._buses = tuple(buses)
         self._bus_of = tuple(bus_of)
         self.active: list[Fault] = []
-        self.injected: dict[str, int] = {kind.value: 0 for kind in FaultKind}
+        self.injected: dict[str, int] = dict.fromkeys(FAULTS, 0)
         """How often each was asked for."""
         self._lift_ns: int | None = None
         self._apply()
 
     def _apply(self) -> None:
         """Work out what every part needs to know."""
-        count = len(self._joints)
-        self.lost_share = [0.0] * count
-        self.delay_ns = [0] * count
-        self.bus_off = [False] * len(self._buses)
-        self.twins: dict[int, float] = {}
+        self.lost_share = self._by_joint("lost-replies", 0.0)
+        self.delay_ns = [round(s * 1e9) for s in self._by_joint("late-replies", 0.0)]
+        self.heat_c = np.array(self._by_joint("over-temperature", math.nan))
+        self.heated = not np.isnan(self.heat_c).all()
+        self.stuck = np.array(self._by_joint("stuck-encoder", 0.0), bool)
+        twins = enumerate(self._by_joint("twin", 0.0))
+        self.twins = {joint: turned for joint, turned in twins if turned}
         """By joint: how far a second drive with its id is turned when it is plugged in [rad]."""
-        self.stuck = np.zeros(count, bool)
-        self.heat_c = np.full(count, math.nan)
-        self.heated = False
-        self.sag_v = 0.0
-        self.imu_silent = False
-        self.imu_roll = 0.0
-        for fault in self.active:
-            self._add(fault)
+        off = {bus for fault in self._of("bus-off") for bus in fault.buses}
+        self.bus_off = [bus in off for bus in range(len(self._buses))]
+        self.sag_v = self._value("voltage-sag")
+        self.imu_roll = self._value("imu-jump")
+        self.imu_silent = bool(self._of("imu-silence"))
         ends = [fault.until_ns for fault in self.active if fault.until_ns is not None]
         self._lift_ns = min(ends, default=None)
 
-    def _add(self, fault: Fault) -> None:
-        joints = list(fault.joints)
-        match fault.kind:
-            case FaultKind.LOST_REPLIES:
-                for joint in joints:
-                    self.lost_share[joint] = fault.value
-            case FaultKind.LATE_REPLIES:
-                for joint in joints:
-                    self.delay_ns[joint] = round(fault.value * 1e9)
-            case FaultKind.BUS_OFF:
-                for bus in fault.buses:
-                    self.bus_off[bus] = True
-            case FaultKind.TWIN:
-                self.twins |= dict.fromkeys(joints, fault.value)
-            case FaultKind.OVER_TEMPERATURE:
-                self.heat_c[joints] = fault.value
-                self.heated = True
-            case FaultKind.STUCK_ENCODER:
-                self.stuck[joints] = True
-            case FaultKind.VOLTAGE_SAG:
-                self.sag_v = fault.value
-            case FaultKind.IMU_SILENCE:
-                self.imu_silent = True
-            case FaultKind.IMU_JUMP:
-                self.imu_roll = fault.value
-            case FaultKind.RESET:
-                pass  # over when it has begun
+    def _of(self, kind: str) -> list[Fault]:
+        return [fault for fault in self.active if fault.kind == kind]
+
+    def _value(self, kind: str) -> float:
+        """The value of the newest fault of a kind, 0 without any."""
+        return next((fault.value for fault in reversed(self._of(kind))), 0.0)
+
+    def _by_joint(self, kind: str, nothing: float) -> list[float]:
+        """The value of the newest fault of a kind, by joint."""
+        values = [nothing] * len(self._joints)
+        for fault in self._of(kind):
+            for joint in fault.joints:
+                values[joint] = fault.value
+        return values
 
     def refresh(self, now_ns: int) -> None:
         """Lift what has lasted long enough; a comparison when there is nothing to lift."""
@@ -171,36 +130,33 @@ class FaultBoard:
         for_s: float = 0.0,
         value: float | None = None,
     ) -> Fault:
-        """Break something from now on.
+        """Inject a fault from now on; raises `FaultRefused`.
 
         Args:
-            kind: a `FaultKind`.
-            now_ns: the clock.
-            joint: name; empty for every joint, or for every joint of `bus`.
-            bus: name; empty for all.
-            for_s: how long; 0 until cleared.
-            value: see `FAULTS`; its default when None.
-
-        Raises:
-            FaultRefused: there is no such fault, joint, bus or value.
+            kind: One of `FAULTS`.
+            now_ns: The clock.
+            joint: Name; empty for every joint, or for every joint of `bus`.
+            bus: Name; empty for all.
+            for_s: How long; 0 until cleared.
+            value: See `FAULTS`; its default when None.
         """
-        if kind not in set(FaultKind):
-            raise FaultRefused(f"no fault is called {kind!r}; use one of {', '.join(FaultKind)}")
-        facts = FAULTS[FaultKind(kind)]
+        if kind not in FAULTS:
+            raise FaultRefused(f"no fault is called {kind!r}; use one of {', '.join(FAULTS)}")
+        facts = FAULTS[kind]
         value = _value(kind, facts, value)
         if not (math.isfinite(for_s) and for_s >= 0.0):
             raise FaultRefused(f"for_s {for_s} must be 0 (until cleared) or a positive time [s]")
         joints, buses, where = self._place(kind, facts, joint, bus)
         until_ns = now_ns + round(for_s * 1e9) if for_s else None
-        fault = Fault(FaultKind(kind), where, joints, buses, value, until_ns)
+        fault = Fault(kind, where, joints, buses, value, until_ns)
         self.injected[kind] += 1
-        if fault.kind is not FaultKind.RESET:
+        if kind != "reset":
             self.active.append(fault)
             self._apply()
         return fault
 
     def clear(self, kind: str = "") -> int:
-        """Mend everything, or everything of one kind; returns how many were lifted."""
+        """Lift all faults, or those of one kind; returns how many."""
         kept = [fault for fault in self.active if kind and fault.kind != kind]
         lifted = len(self.active) - len(kept)
         self.active = kept
@@ -211,7 +167,7 @@ class FaultBoard:
         """What is in force, for people."""
         return [
             {
-                "kind": fault.kind.value,
+                "kind": fault.kind,
                 "where": fault.where,
                 "value": None if math.isnan(fault.value) else fault.value,
                 "left_s": None if fault.until_ns is None else (fault.until_ns - now_ns) * 1e-9,
@@ -222,12 +178,11 @@ class FaultBoard:
     def _place(
         self, kind: str, facts: FaultFacts, joint: str, bus: str
     ) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+        """Joints and buses that a fault strikes, and their name."""
         if joint and facts.at != "joint":
-            raise FaultRefused(
-                f"{kind} strikes the {facts.at}, not a joint; leave joint={joint} out"
-            )
+            raise FaultRefused(f"{kind} strikes the {facts.at}, not a joint; omit joint={joint}")
         if bus and facts.at == "robot":
-            raise FaultRefused(f"{kind} strikes the robot, not a bus; leave bus={bus} out")
+            raise FaultRefused(f"{kind} strikes the robot, not a bus; omit bus={bus}")
         if joint and bus:
             raise FaultRefused(f"give joint={joint} or bus={bus}, not both")
         if joint:
@@ -235,8 +190,8 @@ class FaultBoard:
         if bus:
             at = _index("bus", bus, self._buses)
             return tuple(j for j, b in enumerate(self._bus_of) if b == at), (at,), bus
-        everything = tuple(range(len(self._joints))), tuple(range(len(self._buses)))
-        return (*everything, "robot" if facts.at == "robot" else "all")
+        where = "robot" if facts.at == "robot" else "all"
+        return tuple(range(len(self._joints))), tuple(range(len(self._buses))), where
 
 
 def _value(kind: str, facts: FaultFacts, value: float | None) -> float:

@@ -1,17 +1,11 @@
-"""What the emulated robot measures beyond what every service does; see `krabby.runtime.metrics`."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""Metrics of the emulated robot beyond those of every service; see `krabby.runtime.metrics`."""
 
 from krabby.runtime.metrics import Totals, children
 from prometheus_client import Counter, Gauge
 
-from krabby_emulator.faults import FaultKind
-
-if TYPE_CHECKING:
-    from krabby_emulator.can import CanSide
-    from krabby_emulator.robot import EmulatedRobot
+from krabby_emulator.can import CanSide
+from krabby_emulator.faults import FAULTS
+from krabby_emulator.robot import EmulatedRobot
 
 __all__ = ["Exposition"]
 
@@ -23,7 +17,7 @@ _RUNNING = Gauge("krabby_emulator_drives_running", "Drives that are switched on"
 _TRIPS = Counter("krabby_emulator_drive_trips_total", "Times a drive switched itself off")
 _BROKEN = children(
     Gauge("krabby_emulator_fault_active", "1 while the fault is injected", ["kind"]),
-    [kind.value for kind in FaultKind],
+    FAULTS,
 )
 _FALLS = Counter("krabby_emulator_falls_total", "Falls since the start")
 _DISTANCE = Gauge("krabby_emulator_distance_meters", "Walked forward along the course")
@@ -54,7 +48,7 @@ class Exposition:
         for bus, directions in self._can.totals().items():
             for direction, count in directions.items():
                 self._totals.show(self._frames[bus, direction], count)
-        active = {fault.kind.value for fault in robot.board.active}
+        active = {fault.kind for fault in robot.board.active}
         for kind, gauge in _BROKEN.items():
             gauge.set(kind in active)
         _SUPPLY_V.set(bank.supply_v)

@@ -1,33 +1,32 @@
-"""What is inside a drive: winding, encoder, protection, time-out. All drives of the robot at once.
+"""Motor model of all drives: winding, encoder, protection, time-out.
 
-Arrays have shape (n,), joint order, joint side. Time is passed in. Nothing here knows a frame or
-MuJoCo: `law` and `torque_range` say what the physics must do for the next substep, `settle` takes
-what came of it.
+Arrays have shape (n,), joint order, joint side; time is passed in. `law` and `torque_range` tell
+the physics what to do in the next substep, `settle` takes the result.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from krabby.drivers.can import DriveFault, DriveMode
+from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import torque_speed_limit
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
-    from numpy.typing import NDArray
-
-    from krabby_emulator.config import DriveCfg, SupplyCfg
+from krabby_emulator.config import DriveCfg, SupplyCfg
 
 __all__ = ["DriveBank", "Law"]
 
-_CAN_TIMEOUT = np.uint32(DriveFault.CAN_TIMEOUT)
-_OVER_TEMPERATURE = np.uint32(DriveFault.OVER_TEMPERATURE)
-_UNDERVOLTAGE = np.uint32(DriveFault.UNDERVOLTAGE)
+_CAN_TIMEOUT, _OVER_TEMPERATURE, _UNDERVOLTAGE = (
+    np.uint32(fault)
+    for fault in (DriveFault.CAN_TIMEOUT, DriveFault.OVER_TEMPERATURE, DriveFault.UNDERVOLTAGE)
+)
 _RUN, _OFF = np.uint8(DriveMode.RUN), np.uint8(DriveMode.OFF)
 _LEAST_SUPPLY_V = 1.0
 """Keeps divisions by the supply voltage finite."""
+
+
+_Values = NDArray[np.float64] | float
 
 
 class Law(NamedTuple):
@@ -47,16 +46,14 @@ class DriveBank:
     ) -> None:
         """Every drive is off, cold and knows no time-out: power has just been switched on."""
         count = len(desc.joint_names)
-        self._desc = desc
-        self._cfg = drive
-        self._supply = supply
+        self._desc, self._cfg, self._supply = desc, drive, supply
         self._random = np.random.default_rng(seed)
         self.on = np.zeros(count, bool)
         """Drives that are switched on."""
         self.faults = np.zeros(count, np.uint32)
         """Latched `DriveFault` bits, kept until they are cleared."""
         self.timeout_ns = np.zeros(count, np.int64)
-        """Silence after which a drive lets go; 0 for never."""
+        """Silence after which a drive switches itself off; 0 for never."""
         self.torque_limit = desc.peak_torque.copy()
         """What a parameter write allowed [N·m]."""
         self.command_ns = np.zeros(count, np.int64)
@@ -64,7 +61,7 @@ class DriveBank:
         self.ready_ns = np.zeros(count, np.int64)
         """A drive that reboots is deaf and mute until then."""
         self.rebooted = list(range(count))
-        """Drives that woke up and have not counted their turns yet; whoever reads it empties it."""
+        """Drives that woke up and have not counted their turns yet; the reader empties it."""
         self.winding_c = np.full(count, drive.ambient_c)
         self.housing_c = np.full(count, drive.ambient_c)
         self.supply_v = supply.voltage
@@ -93,14 +90,14 @@ class DriveBank:
     def command(
         self,
         joints: int | list[int],
-        pos: NDArray[np.float64] | float,
-        vel: NDArray[np.float64] | float,
-        kp: NDArray[np.float64] | float,
-        kd: NDArray[np.float64] | float,
-        torque: NDArray[np.float64] | float,
+        pos: _Values,
+        vel: _Values,
+        kp: _Values,
+        kd: _Values,
+        torque: _Values,
         now_ns: int,
     ) -> None:
-        """Command frames; a drive that is off hears them too, and does nothing about it."""
+        """Command frames; a drive that is off stores them too."""
         self.command_ns[joints] = now_ns
         self.target_pos[joints] = pos
         self._target_vel[joints] = vel
@@ -148,7 +145,7 @@ class DriveBank:
     # --- around a substep ----------------------------------------------------------------------
 
     def protect(self, now_ns: int) -> None:
-        """Let go wherever the time-out passed, the winding is too hot or the supply too low."""
+        """Switch off where the time-out passed, the winding is too hot or the supply too low."""
         deaf = (self.timeout_ns > 0) & (now_ns - self.command_ns > self.timeout_ns)
         hot = self.winding_c > self._cfg.winding_limit_c
         low = self.supply_v < self._supply.undervoltage
@@ -170,9 +167,7 @@ class DriveBank:
     def law(self, joint_pos: NDArray[np.float64], stuck: NDArray[np.bool_]) -> Law:
         """What every drive does until the next substep; the same object until that changes.
 
-        Args:
-            joint_pos: true angles [rad], for the moment an encoder stops.
-            stuck: encoders that stand still; their drives go by what they read.
+        `joint_pos` are the true angles [rad], `stuck` the encoders that stand still.
         """
         if stuck is not self._stuck:
             began = stuck & ~self._stuck
@@ -198,10 +193,7 @@ class DriveBank:
     def torque_range(
         self, joint_vel: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Least and largest torque there is [N·m] at `joint_vel` [rad/s], after `law`.
-
-        Drives that are off brake, and for braking the envelope leaves the whole peak.
-        """
+        """Least and largest available torque [N·m] at `joint_vel` [rad/s], after `law`."""
         # The no-load speed follows the voltage, so the same torque is had at a lower speed.
         share = max(self.supply_v, _LEAST_SUPPLY_V) / self._supply.voltage
         low, high = torque_speed_limit(self._desc, joint_vel / share)
@@ -217,15 +209,10 @@ class DriveBank:
         heat_c: NDArray[np.float64] | None = None,
         sag_v: float = 0.0,
     ) -> None:
-        """Take in a substep: heat, supply and what will be reported.
+        """Take in a substep of `dt_s`: heat, supply and what will be reported.
 
-        Args:
-            effort: torque that the joints got [N·m].
-            joint_pos: true angles [rad].
-            joint_vel: true velocities [rad/s].
-            dt_s: length of the substep.
-            heat_c: windings are at least this hot, NaN where nothing is forced.
-            sag_v: taken off the supply by something else than the drives [V].
+        `effort` is what the joints got [N·m]. Injected: windings are at least `heat_c` hot, NaN for
+        no fault, and the supply loses `sag_v`.
         """
         cfg = self._cfg
         mechanical = effort * joint_vel
@@ -257,9 +244,7 @@ class DriveBank:
         if self._stuck.any():
             pos[self._stuck] = self._stuck_at[self._stuck]
             vel[self._stuck] = 0.0
-        self.reported_pos = pos
-        self.reported_vel = vel
-        self.reported_effort = effort
+        self.reported_pos, self.reported_vel, self.reported_effort = pos, vel, effort
 
     @property
     def mode(self) -> NDArray[np.uint8]:

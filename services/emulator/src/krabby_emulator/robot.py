@@ -1,28 +1,22 @@
-"""The emulated robot without its wires: physics moved by the drives, and what its sensors say."""
+"""The emulated robot without its wires: physics moved by the drives, and its sensors."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import structlog
+from krabby.course.courses import Course
 from krabby.drivers.imu import ImuSample
+from krabby.hal.measurement import Measurement
 from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from numpy.typing import NDArray
 
-from krabby_emulator.faults import Fault, FaultBoard, FaultKind
+from krabby_emulator.config import EmulatorCfg
+from krabby_emulator.faults import Fault, FaultBoard
 from krabby_emulator.motor import DriveBank, Law
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from krabby.course.courses import Course
-    from krabby.hal.measurement import Measurement
-    from krabby.robot.description import RobotDescription
-    from numpy.typing import NDArray
-
-    from krabby_emulator.config import EmulatorCfg, ImuCfg
 
 __all__ = ["EmulatedRobot"]
 
@@ -34,7 +28,7 @@ _STOPS_GIVE_RAD = 0.02
 
 
 class EmulatedRobot(Stage):
-    """A robot on a course whose drives are told things by frames, not by a gate."""
+    """A robot on a course whose drives are commanded by frames, not by a gate."""
 
     def __init__(
         self,
@@ -45,22 +39,16 @@ class EmulatedRobot(Stage):
         buses: Sequence[str],
         bus_of: Sequence[int],
     ) -> None:
-        """Put it down, switched on and limp.
-
-        Args:
-            cfg: everything but can and endpoints is used.
-            desc: the robot.
-            course: what it stands on.
-            buses: names of the CAN buses.
-            bus_of: index into `buses` of every joint.
-        """
+        """Put it down, switched on and limp; `bus_of` is the index into `buses` of every joint."""
         super().__init__(
             cfg, desc, course, tilt_limit_rad=desc.safety.tilt_limit_rad, auto_reset=cfg.auto_reset
         )
         self.world.set_friction(cfg.drive.coulomb_friction, cfg.drive.viscous_friction)
         self.bank = DriveBank(desc, cfg.drive, cfg.supply, seed=cfg.seed)
         self.board = FaultBoard(desc.joint_names, buses, bus_of)
-        self._imu = _ImuFlaws(cfg.imu, cfg.seed)
+        self._imu = cfg.imu
+        self._imu_random = np.random.default_rng((cfg.seed, 1))
+        self._gyro_bias = cfg.imu.gyro_bias * self._imu_random.standard_normal(3)
         self._law: Law | None = None
         """What the physics was told last."""
         self.limit_excess = np.full(len(desc.joint_names), -np.inf)
@@ -98,15 +86,15 @@ class EmulatedRobot(Stage):
         self.watch(now_ns, self.bank.target_pos if holding else None)
         if self.board.imu_silent:
             return None
-        return self._imu.disturb(self._measured, now_ns, self.board.imu_roll)
+        return self._disturbed(self._measured, now_ns)
 
     def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
         """Break something; see `FaultBoard.inject`."""
         fault = self.board.inject(kind, now_ns, **where)
-        if fault.kind is FaultKind.RESET:
+        if kind == "reset":
             for joint in fault.joints:
                 self.bank.reboot(joint, now_ns)
-        log.warning("fault injected", kind=fault.kind.value, where=fault.where, value=fault.value)
+        log.warning("fault injected", kind=kind, where=fault.where, value=fault.value)
         return fault
 
     def summary(self) -> dict[str, Any]:
@@ -135,23 +123,15 @@ class EmulatedRobot(Stage):
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
 
-
-class _ImuFlaws:
-    """Noise and bias of the IMU; seeded."""
-
-    def __init__(self, cfg: ImuCfg, seed: int) -> None:
-        self._cfg = cfg
-        self._random = np.random.default_rng((seed, 1))
-        self._bias = cfg.gyro_bias * self._random.standard_normal(3)
-
-    def disturb(self, measured: Measurement, now_ns: int, roll: float) -> ImuSample:
-        cfg = self._cfg
-        noise = self._random.standard_normal((3, 3))
+    def _disturbed(self, measured: Measurement, now_ns: int) -> ImuSample:
+        """What the IMU reports: noise, bias and an injected roll."""
+        cfg = self._imu
+        noise = self._imu_random.standard_normal((3, 3))
         turn = cfg.attitude_noise * noise[0]
-        turn[0] += roll
+        turn[0] += self.board.imu_roll
         return ImuSample(
             rotations.normalize(rotations.mul(measured.base_quat_w, rotations.from_euler(*turn))),
-            measured.base_ang_vel_b + self._bias + cfg.gyro_noise * noise[1],
+            measured.base_ang_vel_b + self._gyro_bias + cfg.gyro_noise * noise[1],
             measured.base_lin_acc_b + cfg.accelerometer_noise * noise[2],
             now_ns,
             cfg.temperature_c,

@@ -1,16 +1,15 @@
-"""The loop: a substep of physics every 2.5 ms, and in between whatever comes over the buses.
+"""The loop: a substep of physics every 2.5 ms, and frames from the buses in between.
 
-Substeps lie on the grid of CLOCK_MONOTONIC and are made up for when one was missed; answering
-frames fills the time that is left. A slot is two substeps, and they keep out of the way of the HAL,
-whose exchange begins where the slot does: after the first, when it has its replies and computes,
-there is time for an image; after the second, right before the next exchange, the IMU speaks.
+Substeps lie on the grid of CLOCK_MONOTONIC; missed ones are made up for. A slot is two substeps.
+They avoid the HAL's exchange, which begins where the slot does: after the first, when the HAL has
+its replies and computes, an image may be rendered; after the second, right before the next
+exchange, the IMU sends.
 """
 
-from __future__ import annotations
-
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 from krabby.course.courses import make_course
@@ -20,6 +19,7 @@ from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
 from krabby.runtime.metrics import (
     DEADLINE_MISSES,
     LOOP_LATENESS,
@@ -32,16 +32,10 @@ from krabby.runtime.realtime import IdleCollector
 from krabby_proto import CAMERA, NAV, TRUTH, ControlServer, JsonObject, Publisher, make_hello
 
 from krabby_emulator.can import CanSide
-from krabby_emulator.errors import FaultRefused
+from krabby_emulator.config import EmulatorCfg
+from krabby_emulator.faults import FaultRefused
 from krabby_emulator.metrics import Exposition
 from krabby_emulator.robot import EmulatedRobot
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from krabby.runtime.app import Runtime
-
-    from krabby_emulator.config import EmulatorCfg
 
 __all__ = ["RobotEmulator"]
 
@@ -67,13 +61,8 @@ class RobotEmulator:
         hardware = load_hardware(cfg.can, desc)
         calibration = load_calibration(cfg.can, hardware)
         names = [bus.name for bus in hardware.buses]
-        self.robot = EmulatedRobot(
-            cfg,
-            desc,
-            course,
-            buses=names,
-            bus_of=[names.index(drive.bus) for drive in hardware.drives],
-        )
+        bus_of = [names.index(drive.bus) for drive in hardware.drives]
+        self.robot = EmulatedRobot(cfg, desc, course, buses=names, bus_of=bus_of)
         self.can = CanSide(hardware, calibration, self.robot.bank, self.robot.board, seed=cfg.seed)
         self.imu: ImuServer | None = None
         self._mount = ImuMount(hardware.imu.mount_quat, QUAT_WN)
@@ -97,7 +86,14 @@ class RobotEmulator:
         if cfg.mission.enabled:
             self._nav = self._publisher(cfg.endpoints.nav, NAV, bind=False)
         if cfg.endpoints.fault:
-            self._control = ControlServer(cfg.endpoints.fault, hello=self._hello())
+            hello = make_hello(
+                service="robot-emulator",
+                clock="monotonic",
+                robot=self.robot.desc.identity,
+                camera={},
+                extra={"buses": self.can.describe()},
+            )
+            self._control = ControlServer(cfg.endpoints.fault, hello=hello)
         log.info(
             "emulating",
             robot=self.robot.desc.name,
@@ -118,8 +114,7 @@ class RobotEmulator:
                 self.can.serve(next_ns)
                 continue
             missed = (now_ns - next_ns) // SUBSTEP_NS
-            if missed > _CATCH_UP:
-                lost = missed - _CATCH_UP
+            if (lost := missed - _CATCH_UP) > 0:
                 SKIPPED_CYCLES.inc(lost)
                 self._skipped += lost
                 next_ns += lost * SUBSTEP_NS
@@ -138,14 +133,17 @@ class RobotEmulator:
             runtime.beat()
 
     def shutdown(self) -> Mapping[str, object]:
-        summary = self.robot.summary() | self._loop_summary()
-        for publisher in self._publishers:
-            publisher.close()
-        if self._control is not None:
-            self._control.close()
-        if self.imu is not None:
-            self.imu.close()
-        self.can.close()
+        camera = self.robot.camera
+        summary = self.robot.summary() | {
+            "real_time_factor": round(self._real_time_factor, 4),
+            "substeps_lost": self._skipped,
+            "frames": 0 if camera is None else camera.captured,
+            "can_frames": self.can.totals(),
+            **self._lateness.summary_ms("lateness"),
+        }
+        for each in (*self._publishers, self._control, self.imu, self.can):
+            if each is not None:
+                each.close()
         return summary
 
     # --- parts of a slot -----------------------------------------------------------------------
@@ -206,18 +204,11 @@ class RobotEmulator:
         return {"ok": True, **self._status(now_ns)}
 
     def _inject(self, request: JsonObject, now_ns: int) -> None:
-        value = request.get("value")
-        for_s = request.get("for_s", 0.0)
+        value, for_s = request.get("value"), request.get("for_s", 0.0)
         if not isinstance(for_s, int | float) or not isinstance(value, int | float | None):
             raise FaultRefused(f"for_s {for_s!r} and value {value!r} must be numbers")
-        self.robot.inject(
-            str(request.get("kind", "")),
-            now_ns,
-            joint=str(request.get("joint") or ""),
-            bus=str(request.get("bus") or ""),
-            for_s=float(for_s),
-            value=None if value is None else float(value),
-        )
+        kind, joint, bus = (str(request.get(name) or "") for name in ("kind", "joint", "bus"))
+        self.robot.inject(kind, now_ns, joint=joint, bus=bus, for_s=for_s, value=value)
 
     def _status(self, now_ns: int) -> dict[str, Any]:
         robot, bank = self.robot, self.robot.bank
@@ -232,8 +223,6 @@ class RobotEmulator:
             "falls": robot.falls,
             "imu": self.imu.address if self.imu is not None else "",
         }
-
-    # --- what is said about it -----------------------------------------------------------------
 
     def _publisher(self, endpoint: str, stream: Any, *, bind: bool = True) -> Publisher:
         publisher = Publisher(endpoint, stream, bind=bind)
@@ -256,13 +245,3 @@ class RobotEmulator:
             camera={},
             extra={"buses": self.can.describe()},
         )
-
-    def _loop_summary(self) -> dict[str, Any]:
-        camera = self.robot.camera
-        return {
-            "real_time_factor": round(self._real_time_factor, 4),
-            "substeps_lost": self._skipped,
-            "frames": 0 if camera is None else camera.captured,
-            "can_frames": self.can.totals(),
-            **self._lateness.summary_ms("lateness"),
-        }

@@ -9,7 +9,6 @@ from krabby.runtime.app import main as run_service
 from krabby_proto import ProtoError
 
 from krabby_jetson_hal.config import JetsonHalCfg
-from krabby_jetson_hal.errors import JetsonHalError
 from krabby_jetson_hal.service import JetsonHal
 
 
@@ -19,7 +18,7 @@ def main() -> int:
         "jetson-hal",
         JetsonHalCfg,
         JetsonHal,
-        errors=(HalError, JetsonHalError, DeviceError, RobotError, ProtoError),
+        errors=(HalError, DeviceError, RobotError, ProtoError),
     )
 
 

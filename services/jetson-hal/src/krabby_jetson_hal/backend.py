@@ -1,4 +1,4 @@
-"""The robot as a back end of the HAL loop: drives, IMU, estimation, faults.
+"""The real robot as a back end of the HAL loop: drives, IMU, estimation, faults.
 
 `write` stores, and `read` exchanges with the drives what was written last:
 
@@ -7,44 +7,32 @@
 So a command that comes between two cycles goes out with the next exchange.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import structlog
-from krabby.drivers.can import DriveMode, DriveTargets
-from krabby.drivers.errors import DriveError
+from krabby.drivers.can import DriveMode, DriveReadings, DriveTargets
+from krabby.drivers.errors import DriveError, ImuError
+from krabby.drivers.imu import ImuSample
 from krabby.drivers.imu.check import ImuCheck, ImuLimits
-from krabby.hal.backend import HalBackend, Image, Reading, limp
-from krabby.hal.measurement import Measurement
-from krabby.robot.contact import ContactCfg, FootContacts
-from krabby.robot.description import JOINTS_PER_LEG
+from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
+from krabby.robot.contact import ContactCfg
+from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 from krabby.runtime.metrics import Quantiles
-from krabby.safety.gate import GateCfg
+from krabby.safety.gate import DriveCommand, GateCfg, SafetyGate
 from krabby_proto import SAFETY_STATES, Fault, SafetyState, fault_names
+from numpy.typing import NDArray
 from prometheus_client import Histogram
 
 from krabby_jetson_hal.camera_relay import CameraRelay
-from krabby_jetson_hal.errors import ImuNotSane
-from krabby_jetson_hal.estop import open_estop
+from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.devices import Devices
+from krabby_jetson_hal.estimation import Estimator
+from krabby_jetson_hal.estop import GpioEstop
 from krabby_jetson_hal.fault_monitor import Watch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from krabby.drivers.can import DriveReadings
-    from krabby.drivers.imu import ImuSample
-    from krabby.hal.backend import Slot
-    from krabby.robot.description import RobotDescription
-    from krabby.safety.gate import DriveCommand, SafetyGate
-    from numpy.typing import NDArray
-
-    from krabby_jetson_hal.config import JetsonHalCfg
-    from krabby_jetson_hal.devices import Devices
-    from krabby_jetson_hal.estop import EstopInput
 
 __all__ = ["Robot"]
 
@@ -55,15 +43,15 @@ _AT_REST = 0.05
 _SINK_STEP_S = 0.005
 _STILL_STEPS = 40
 """Damped exchanges in a row that find the robot at rest before its drives are switched off."""
+_LISTEN_STEP_S = 0.005
+_LONGEST_REPLY = 0.8
+"""Share of a slot that is waited for replies at most."""
 _NO_FAULT = Fault(0)
 _BUS_PERIOD = Histogram(
     "krabby_bus_period_seconds",
     "Time between the begins of two exchanges with the drives",
     buckets=[ms * 1e-3 for ms in (1, 2, 3, 4, 4.5, 4.8, 4.9, 5.1, 5.2, 5.5, 6, 7, 8, 10, 15, 20)],
 )
-_LISTEN_STEP_S = 0.005
-_LONGEST_REPLY = 0.8
-"""Share of a slot that is waited for replies at most."""
 
 
 class Robot(HalBackend):
@@ -78,64 +66,46 @@ class Robot(HalBackend):
         cfg: JetsonHalCfg,
         desc: RobotDescription,
         devices: Devices,
-        estop: EstopInput | None = None,
+        estop: GpioEstop | None = None,
         *,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         """Nothing is opened yet; `start` does that.
 
-        Args:
-            cfg: cycle, imu, contacts, estop and endpoints.raw are used.
-            desc: the robot.
-            devices: its hardware.
-            estop: the emergency stop's input, open, in place of the one that `cfg` names.
-            clock_ns: CLOCK_MONOTONIC.
-            wait: lets so many seconds pass.
+        `estop` is an open input in place of the one that `cfg` names; `wait` sleeps [s].
         """
-        self.desc = desc
-        self.rate_hz = devices.rate_hz
-        self.clock_ns = clock_ns
+        self.desc, self.rate_hz, self.clock_ns = desc, devices.rate_hz, clock_ns
         self.camera_model = dataclasses.asdict(desc.camera) if cfg.endpoints.raw else None
         self.watch = Watch(desc.joint_names, devices.bus_of_joint, devices.rate_hz)
         self.imu_check = ImuCheck(
             min(devices.imu_rate_hz, devices.rate_hz),
             ImuLimits(silent_after_s=cfg.imu.silent_after_s),
         )
-        self.measured = Measurement(len(desc.joint_names), len(desc.leg_names))
+        contacts = ContactCfg(on_n=cfg.contacts.on_n, off_n=cfg.contacts.off_n)
+        self.estimator = Estimator(desc, contacts)
         self.bus, self.imu = devices.bus, devices.imu
+        self.buses = tuple(dict.fromkeys(devices.bus_of_joint))
+        """Names of the buses."""
         self.readings: DriveReadings | None = None
-        """What the drives said last; None before they were probed."""
+        """What the drives reported last; None before they were probed."""
         self.sample: ImuSample | None = None
-        """What the IMU said last."""
+        """What the IMU measured last."""
         self.drive = limp(desc)
         """What the drives were told in the last exchange."""
         self.relay: CameraRelay | None = None
         """The camera process's images; None before the start, or when there is none."""
         self._cfg = cfg
         self._calibrated = devices.calibrated
-        self._contacts = FootContacts(
-            desc, ContactCfg(on_n=cfg.contacts.on_n, off_n=cfg.contacts.off_n)
-        )
-        self._estop = estop
-        self._wait = wait
+        self._estop, self._wait = estop, wait
         self._fresh_ns = round(cfg.cycle.fresh_s * 1e9)
         self._reply_ns = round(min(cfg.cycle.reply_s, _LONGEST_REPLY / devices.rate_hz) * 1e9)
         self._written = self.drive
         self._next_exchange_ns = 0
         self._exchanged_ns: int | None = None
         self._period = Quantiles()
-        self._enabled = False
-        self._revive = False
-        self._estop_was_pressed = False
+        self._enabled = self._revive = self._estop_was_pressed = False
         self._logged_state = SafetyState.DISARMED
-        self.buses = tuple(dict.fromkeys(devices.bus_of_joint))
-        """Names of the buses."""
-
-    @property
-    def foot_load_n(self) -> NDArray[np.float64]:
-        """Load of every foot in the last complete measurement [N], shape (6,)."""
-        return self._contacts.load_n
 
     # --- start and end -----------------------------------------------------------------------
 
@@ -143,13 +113,11 @@ class Robot(HalBackend):
         """Open IMU and buses, ask every drive whether it is there, and switch them on, limp.
 
         Raises:
-            DeviceError: something is missing, or does not do what it was told; the message names
-                it.
-            EstopUnavailable: the emergency stop's input cannot be read.
-            ImuNotSane: what the IMU sends cannot be believed.
+            DeviceError: A device is missing, fails or is implausible; the message names it.
         """
-        if self._estop is None:
-            self._estop = open_estop(self._cfg.estop)
+        cfg = self._cfg
+        if self._estop is None and cfg.estop.chip:
+            self._estop = GpioEstop(cfg.estop)
         if not self._calibrated:
             log.warning(
                 "not calibrated: every joint is taken to sit as hardware.toml has it, which only "
@@ -159,34 +127,30 @@ class Robot(HalBackend):
         self.imu.open()
         self.bus.open()
         self.readings = self.bus.probe()
-        self._report(self.readings)
-        self._check_imu(self._cfg.imu.settle_s)
-        raw = self._cfg.endpoints.raw
-        self.relay = CameraRelay(raw) if raw else None
+        _report(self.readings, self.desc)
+        self._check_imu(cfg.imu.settle_s)
+        self.relay = CameraRelay(cfg.endpoints.raw) if cfg.endpoints.raw else None
         self.bus.enable(self.readings)
         self._enabled = True
-        log.info(
-            "drives are on and limp; an operator arms them (krabby arm)",
-            bus_load=self._rounded_load(),
-        )
+        log.info("drives on and limp; arm with krabby arm", bus_load=self._rounded_load())
 
     def _check_imu(self, settle_s: float) -> None:
         """Listen to the IMU for a while."""
         end_ns = self.clock_ns() + round(settle_s * 1e9)
-        faults: tuple[str, ...] = ()
         while self.clock_ns() < end_ns:
             self._wait(_LISTEN_STEP_S)
             self.sample = self.imu.latest()
-            faults = tuple(self.imu_check.observe(self.sample, self.clock_ns()))
+            self.imu_check.observe(self.sample, self.clock_ns())
+        faults = self.imu_check.faults
         if faults or self.sample is None:
-            raise ImuNotSane(
+            raise ImuError(
                 f"the IMU cannot be believed: {', '.join(map(str, faults)) or 'no sample'} after "
                 f"{settle_s:g} s; keep the robot still, check its wiring and mount, then start "
                 "again"
             )
 
     def close(self) -> None:
-        """Let the robot sink, switch its drives off and let go of everything."""
+        """Let the robot sink, switch its drives off and close all devices."""
         try:
             self._sink()
         finally:
@@ -202,7 +166,7 @@ class Robot(HalBackend):
                         log.exception("device does not close", device=type(device).__name__)
 
     def _sink(self) -> None:
-        """Damped exchanges, whatever else is broken, until the robot lies still or time is over."""
+        """Damped exchanges, in spite of any fault, until the robot lies still or time is over."""
         if not self._enabled:
             return
         targets = DriveTargets.limp(len(self.desc.joint_names), self.desc.safety.damp_kd)
@@ -227,22 +191,24 @@ class Robot(HalBackend):
         self.drive = self._written
         self.bus.set_effort_limits(self.drive.effort_limit)
         capture_ns = self.clock_ns()
-        self.readings = self.bus.exchange(_targets(self.drive), capture_ns + self._reply_ns)
-        now_ns = self.clock_ns()
-        self.sample = self.imu.latest()
-        faults |= self._find_faults(self.readings, now_ns)
-        if not self._is_complete(self.readings, capture_ns):
+        readings = self.bus.exchange(_targets(self.drive), capture_ns + self._reply_ns)
+        self.readings, self.sample = readings, self.imu.latest()
+        faults |= self._find_faults(readings, self.clock_ns())
+        is_fresh = capture_ns - int(readings.stamp_ns.min()) <= self._fresh_ns
+        if not is_fresh or self.imu_check.faults:
             return Reading(None, capture_ns, faults)
-        self._estimate(self.readings, self.sample, capture_ns)
-        return Reading(self.measured, capture_ns, faults)
+        assert self.sample is not None, "the IMU was believed"
+        down = self.estimator.update(readings, self.sample, capture_ns)
+        self.bus.set_carrying(np.repeat(down, JOINTS_PER_LEG))
+        return Reading(self.estimator.measured, capture_ns, faults)
 
     def write(self, drive: DriveCommand, now_ns: int) -> int:
-        """Nothing is sent out of turn: the next exchange carries it out."""
+        """Nothing is sent at once: the next exchange carries it out."""
         self._written = drive
         return max(self._next_exchange_ns, now_ns)
 
     def judged(self, gate: SafetyGate, now_ns: int) -> None:
-        """Log what the gate came to; not how it holds and recovers, which can be often."""
+        """Log the gate's state, except for holding and recovering, which can be often."""
         state = gate.state
         if state is self._logged_state or state is SafetyState.HOLD:
             return
@@ -250,7 +216,7 @@ class Robot(HalBackend):
         log.info("gate", state=SAFETY_STATES[state], faults=fault_names(int(gate.faults)))
 
     def obstacle(self, op: str, gate: SafetyGate) -> str:
-        """Why the gate is not even asked; empty when it is."""
+        """Why a request is refused before the gate; empty when it is not."""
         if op in ("arm", "reset") and self._pressed():
             return "the emergency stop is pressed; release it, then reset"
         if op != "arm" or gate.state.live:
@@ -271,25 +237,21 @@ class Robot(HalBackend):
         """The newest image of the camera process that came since the last call."""
         return None if self.relay is None else self.relay.newest()
 
-    # --- what is said about it ---------------------------------------------------------------
-
     def extra(self) -> dict[str, Any]:
         return {"rate_hz": self.rate_hz, "calibrated": self._calibrated}
 
     def summary(self) -> dict[str, Any]:
-        """What the run came to, for the last log line."""
-        facts: dict[str, Any] = {
-            "frames": 0 if self.relay is None else self.relay.forwarded,
-            "bus_load": self._rounded_load(),
-        }
+        """Facts for the last log line."""
+        frames = 0 if self.relay is None else self.relay.forwarded
+        facts: dict[str, Any] = {"frames": frames, "bus_load": self._rounded_load()}
         if self.readings is not None:
             facts["replies_missed"] = int(self.readings.missed.sum())
         return facts | self._period.summary_ms("bus_period")
 
+    # --- parts -------------------------------------------------------------------------------
+
     def _rounded_load(self) -> dict[str, float]:
         return {bus: round(load, 3) for bus, load in self.bus.bus_load.items()}
-
-    # --- parts -------------------------------------------------------------------------------
 
     def _note_period(self, slot: Slot) -> None:
         self._next_exchange_ns = slot.deadline_ns
@@ -303,9 +265,8 @@ class Robot(HalBackend):
         return self._estop is not None and self._estop.pressed()
 
     def _needs_reviving(self) -> bool:
-        return bool(self._not_running()) or bool(
-            self.readings is not None and self.readings.faults.any()
-        )
+        faulty = self.readings is not None and self.readings.faults.any()
+        return bool(self._not_running() or faulty)
 
     def _not_running(self) -> list[str]:
         """Joints whose drives do not follow command frames."""
@@ -315,7 +276,7 @@ class Robot(HalBackend):
         return [self.desc.joint_names[joint] for joint in off]
 
     def _bring_back(self) -> Fault:
-        """After a reset: clear what the drives hold against us and switch them on again.
+        """After a reset: clear the drives' latched faults and switch them on again.
 
         They stay limp: the gate grants a reset only where it is limp itself, and is not armed
         before they are back.
@@ -340,58 +301,32 @@ class Robot(HalBackend):
             found |= Fault.ESTOP
         return found
 
-    def _is_complete(self, readings: DriveReadings, capture_ns: int) -> bool:
-        """Whether every joint has been heard of lately, and the IMU can be believed."""
-        oldest_ns = int(readings.stamp_ns.min())
-        return capture_ns - oldest_ns <= self._fresh_ns and not self.imu_check.faults
-
-    def _estimate(self, readings: DriveReadings, sample: ImuSample | None, capture_ns: int) -> None:
-        assert sample is not None, "the IMU was believed"
-        measured = self.measured
-        measured.base_quat_w[:] = sample.quat_wb
-        measured.base_quat_w /= np.linalg.norm(sample.quat_wb)
-        measured.base_ang_vel_b[:] = sample.ang_vel_b
-        measured.base_lin_acc_b[:] = sample.lin_acc_b
-        measured.joint_pos[:] = readings.joint_pos
-        measured.joint_vel[:] = readings.joint_vel
-        measured.joint_effort[:] = readings.joint_effort
-        down = self._contacts.update(
-            measured.joint_pos,
-            measured.joint_vel,
-            measured.joint_effort,
-            measured.base_quat_w,
-            capture_ns,
-        )
-        measured.foot_contact[:] = down
-        self.bus.set_carrying(np.repeat(down, JOINTS_PER_LEG))
-
-    def _report(self, readings: DriveReadings) -> None:
-        """Say what was found, and which joint stands where it cannot."""
-        log.info(
-            "drives answer",
-            drives=readings.count,
-            hottest_c=_rounded(readings.temperature_c, np.nanmax),
-            supply_v=_rounded(readings.voltage_v, np.nanmin),
-        )
-        margin = GateCfg.from_description(self.desc).range_margin_rad
-        outside = (readings.joint_pos < self.desc.joint_lower - margin) | (
-            readings.joint_pos > self.desc.joint_upper + margin
-        )
-        for joint in np.flatnonzero(outside):
-            log.warning(
-                "joint measured outside its range; it cannot be armed so",
-                joint=self.desc.joint_names[joint],
-                angle=round(float(readings.joint_pos[joint]), 3),
-                lower=float(self.desc.joint_lower[joint]),
-                upper=float(self.desc.joint_upper[joint]),
-                remedy="calibrate this robot, or move the joint by hand",
-            )
-
 
 def _targets(drive: DriveCommand) -> DriveTargets:
     """The gate's decision as drives take it; its modes differ in stiffness alone."""
     nothing = np.zeros_like(drive.joint_pos)
     return DriveTargets(drive.joint_pos, nothing, drive.kp, drive.kd, nothing)
+
+
+def _report(readings: DriveReadings, desc: RobotDescription) -> None:
+    """Log what was found, and which joint stands outside its range."""
+    log.info(
+        "drives answer",
+        drives=readings.count,
+        hottest_c=_rounded(readings.temperature_c, np.nanmax),
+        supply_v=_rounded(readings.voltage_v, np.nanmin),
+    )
+    margin, angles = GateCfg.from_description(desc).range_margin_rad, readings.joint_pos
+    outside = (angles < desc.joint_lower - margin) | (angles > desc.joint_upper + margin)
+    for joint in np.flatnonzero(outside):
+        log.warning(
+            "joint measured outside its range; it cannot be armed so",
+            joint=desc.joint_names[joint],
+            angle=round(float(angles[joint]), 3),
+            lower=float(desc.joint_lower[joint]),
+            upper=float(desc.joint_upper[joint]),
+            remedy="calibrate this robot, or move the joint by hand",
+        )
 
 
 def _rounded(

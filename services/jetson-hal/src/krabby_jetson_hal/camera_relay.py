@@ -1,10 +1,8 @@
 """The camera process's depth images, published again under the HAL's own endpoint.
 
-So that consumers see one contract in simulation and on the robot. Newest only: an image that a
-newer one overtook is dropped. Capture times stay; the image itself is not looked at.
+So consumers see one contract in simulation and on the robot. Newest only: an image that a newer
+one overtook is dropped. Capture times stay; the image itself is not read.
 """
-
-from __future__ import annotations
 
 from krabby.hal.backend import Image
 from krabby_proto import CAMERA, LatestSubscriber
@@ -12,32 +10,23 @@ from krabby_proto import CAMERA, LatestSubscriber
 __all__ = ["CameraRelay"]
 
 
-class CameraRelay:
-    """From `endpoints.raw` to the HAL's `camera`."""
+class CameraRelay(LatestSubscriber):
+    """From `endpoints.raw` to the HAL's `camera`; the camera process may come and go."""
 
     def __init__(self, endpoint: str) -> None:
-        """Connect; the camera process may come and go."""
-        self._raw = LatestSubscriber(endpoint, CAMERA)
+        """Connect."""
+        super().__init__(endpoint, CAMERA)
         self.forwarded = 0
         """Images published again."""
         self.overtaken = 0
         """Images dropped because a newer one was there."""
 
-    @property
-    def invalid(self) -> int:
-        """Messages dropped for their bytes."""
-        return self._raw.invalid
-
     def newest(self) -> Image | None:
         """The newest image that came since the last call, None when none did; never waits."""
-        images = self._raw.drain()
+        images = self.drain()
         if not images:
             return None
         self.forwarded += 1
         self.overtaken += len(images) - 1
         newest = images[-1]
         return Image(newest.payload, newest.capture_ns, newest.flags)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._raw.close()

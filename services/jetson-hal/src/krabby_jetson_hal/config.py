@@ -21,7 +21,7 @@ class CycleCfg(Config, frozen=True, kw_only=True):
     """One exchange with all drives and what follows from it."""
 
     reply_s: Annotated[float, Meta(ge=0.0002, le=0.02)] = 0.004
-    """How long after its begin a cycle waits for replies; then it goes on without [s]."""
+    """How long after its begin a cycle waits for replies; then it continues without [s]."""
     fresh_s: Annotated[float, Meta(ge=0.005, le=0.03)] = 0.02
     """A joint whose last reply is older makes the measurement incomplete: no state is published,
     and the gate holds 30 ms after the last complete one [s]."""
@@ -87,7 +87,7 @@ class JetsonHalCfg(HalCfg, frozen=True, kw_only=True):
     robot: str = ""
     """Path of robot.toml; empty for the one in the assets folder."""
     rate_hz: Annotated[float, Meta(ge=0, le=1000)] = 0.0
-    """Exchanges per second with every drive, whatever the rate of commands; 0 for hardware.toml's.
+    """Exchanges per second with every drive, at any rate of commands; 0 for hardware.toml's.
     A whole multiple of 100."""
     can: CanCfg = CanCfg()
     cycle: CycleCfg = CycleCfg()

@@ -1,22 +1,16 @@
-"""What the configuration names, opened nowhere yet: drives, their buses, the IMU, the e-stop."""
-
-from __future__ import annotations
+"""The devices that the configuration names, not opened yet."""
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.config import load_calibration, load_hardware
 from krabby.drivers.can.health import HealthCfg
 from krabby.drivers.errors import HardwareError
 from krabby.drivers.imu.serial_imu import SerialImu
+from krabby.robot.description import RobotDescription
 
-if TYPE_CHECKING:
-    from krabby.drivers.can import JointBus
-    from krabby.drivers.imu import Imu
-    from krabby.robot.description import RobotDescription
-
-    from krabby_jetson_hal.config import JetsonHalCfg
+from krabby_jetson_hal.config import JetsonHalCfg
 
 __all__ = ["HEALTH", "Devices", "load_devices"]
 
@@ -31,8 +25,8 @@ passes that too, still to the last bit: while the robot stands up, 14.3 N·m in 
 class Devices(NamedTuple):
     """The robot's hardware, as `Robot` and `JetsonHal` use it; a test brings fakes."""
 
-    bus: JointBus
-    imu: Imu
+    bus: CanJointBus
+    imu: SerialImu
     imu_rate_hz: float
     """Rate at which the IMU's samples are to come."""
     bus_of_joint: tuple[str, ...]
@@ -44,10 +38,10 @@ class Devices(NamedTuple):
 
 
 def load_devices(cfg: JetsonHalCfg, desc: RobotDescription) -> Devices:
-    """Read what the configuration names and check it; nothing is opened.
+    """Read and check what the configuration names; nothing is opened.
 
     Raises:
-        DeviceError: a file says what cannot be, or the buses cannot carry the rate.
+        DeviceError: A file is wrong, or the buses cannot carry the rate.
     """
     hardware = load_hardware(cfg.can, desc)
     rate_hz = cfg.rate_hz or hardware.rate_hz

@@ -1,49 +1,22 @@
-"""The emergency stop's input: a normally closed contact on a GPIO line.
+"""Input of the emergency stop: a normally closed contact on a GPIO line.
 
 The contact connects the line to ground, a resistor pulls it up: closed reads low, and a pressed
-button, a broken wire and a pulled plug all read high. What cannot be read counts as pressed.
+button, a broken wire and a pulled plug all read high. A line that cannot be read counts as pressed.
 
-This input tells the gate; it is not the emergency stop itself, which cuts the drives' supply.
+This input only informs the gate; the emergency stop itself cuts the drives' supply.
 """
 
-from __future__ import annotations
-
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import structlog
+from krabby.drivers.errors import DeviceError
 
-from krabby_jetson_hal.errors import EstopUnavailable
+from krabby_jetson_hal.config import EstopCfg
 
-if TYPE_CHECKING:
-    from krabby_jetson_hal.config import EstopCfg
-
-__all__ = ["EstopInput", "GpioEstop", "NoEstop", "open_estop"]
+__all__ = ["GpioEstop"]
 
 log = structlog.get_logger(__name__)
-
-
-class EstopInput(Protocol):
-    """Something that can be pressed."""
-
-    def pressed(self) -> bool:
-        """Whether the robot has to stop; called every cycle, takes some microseconds."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the line."""
-        ...
-
-
-class NoEstop:
-    """No input; operators still stop the robot over the wire."""
-
-    def pressed(self) -> bool:
-        """Never."""
-        return False
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 class GpioEstop:
@@ -57,7 +30,7 @@ class GpioEstop:
         """Request the line as an input.
 
         Raises:
-            EstopUnavailable: no such chip or line, no permission, or gpiod is not installed.
+            DeviceError: no such chip or line, no permission, or gpiod is not installed.
         """
         gpiod = _import_gpiod()
         self._line: int | str = int(cfg.line) if cfg.line.isdigit() else cfg.line
@@ -74,7 +47,7 @@ class GpioEstop:
             )
             self._request.get_value(self._line)
         except (OSError, ValueError) as error:
-            raise EstopUnavailable(
+            raise DeviceError(
                 f"the emergency stop on {self._name} cannot be read ({_reason(error)}); check "
                 "estop.chip and estop.line against gpioinfo, give this process the device, and "
                 "use estop.bias=as_is with a resistor where the chip has no pull-up"
@@ -84,7 +57,7 @@ class GpioEstop:
         """Whether the contact is open, in as many readings in a row as `confirm` asks for."""
         try:
             is_open = self._request.get_value(self._line) is self._active
-        except Exception as error:  # whatever it is, the line cannot be read
+        except Exception as error:  # the line cannot be read, for any reason
             if not self._failing:
                 self._failing = True
                 log.error("emergency stop cannot be read", line=self._name, reason=_reason(error))
@@ -98,22 +71,17 @@ class GpioEstop:
         self._request.release()
 
 
-def open_estop(cfg: EstopCfg) -> EstopInput:
-    """The input that the configuration names; none when it names no chip."""
-    return GpioEstop(cfg) if cfg.chip else NoEstop()
-
-
 def _import_gpiod() -> Any:
     try:
         gpiod = importlib.import_module("gpiod")
         importlib.import_module("gpiod.line")
     except ImportError as error:
-        raise EstopUnavailable(
+        raise DeviceError(
             f"estop.chip is set, but gpiod cannot be imported ({error}); install the "
             "package gpiod, or leave estop.chip empty to run without the input"
         ) from error
     if not hasattr(gpiod, "request_lines"):
-        raise EstopUnavailable(
+        raise DeviceError(
             "the installed gpiod speaks libgpiod 1; install gpiod>=2.2, which has request_lines"
         )
     return gpiod

@@ -1,24 +1,18 @@
-"""What is wrong with drives, buses and IMU, as the faults that the safety gate knows.
+"""Faults of drives, buses and IMU under the names of the safety gate.
 
-Detection itself is below (`krabby.drivers`): drives report, the bus side notices what they cannot.
-Here each finding gets the gate's name and is logged once, when it begins, with place and remedy.
+Detection is below (`krabby.drivers`): drives report, the bus side notices what they cannot. Here
+each finding gets the gate's name and is logged once, when it begins, with place and remedy.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import structlog
-from krabby.drivers.can import DriveFault
+from krabby.drivers.can import DriveFault, DriveReadings, IdConflict
 from krabby.drivers.can.faults import FAULTS
+from krabby.drivers.imu.check import ImuFault
 from krabby_proto import Fault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from krabby.drivers.can import DriveReadings, IdConflict
-    from krabby.drivers.imu.check import ImuFault
 
 __all__ = ["Finding", "Watch"]
 
@@ -32,8 +26,7 @@ _LATE_SLOTS = 2.25
 _LATE_CYCLES = 12
 """So many late ones in a row are no accident: 60 ms at 200 Hz."""
 _NAMED_BY_BUS = DriveFault.BUS_OFF | DriveFault.SHARED_ID | DriveFault.UNKNOWN_ID
-"""What is no finding of one joint: a bus, or a CAN id, is named instead."""
-_NO_FAULT = Fault(0)
+"""Faults of a bus or a CAN id, which is named instead of a joint."""
 _OVER_NS = 1_000_000_000
 """A fault is over when it stayed away for this long."""
 
@@ -42,30 +35,26 @@ class Finding(NamedTuple):
     """One thing that is wrong now."""
 
     fault: Fault
-    """What the gate calls it."""
     where: str
     """Joint, bus or `imu`."""
     what: str
     """The device's own name for it, in lower case."""
     remedy: str
-    """What to do about it."""
     detail: str = ""
-    """What the name does not say."""
+
+    def __str__(self) -> str:
+        """For an operator: `lf_knee no reply`."""
+        detail = f" ({self.detail}: {self.remedy})" if self.detail else ""
+        return f"{self.where} {self.what.replace('_', ' ')}{detail}"
 
 
 class Watch:
-    """Turns what devices say into faults; one per robot."""
+    """Turns what devices report into faults; one per robot."""
 
     def __init__(
         self, joint_names: Sequence[str], bus_of_joint: Sequence[str], rate_hz: float
     ) -> None:
-        """Nothing is wrong yet.
-
-        Args:
-            joint_names: Joint order.
-            bus_of_joint: Name of the bus that each joint's drive is on.
-            rate_hz: Exchanges per second.
-        """
+        """Names and buses in joint order, and exchanges per second."""
         self._late_ns = round(_LATE_SLOTS * 1e9 / rate_hz)
         self._joints = tuple(joint_names)
         self._bus_of_joint = np.array(bus_of_joint)
@@ -76,16 +65,8 @@ class Watch:
         self._seen_ns: dict[Finding, int] = {}
         """When each finding that was logged and is not over was there last."""
 
-    @property
-    def faults(self) -> Fault:
-        """All that is wrong now."""
-        found = _NO_FAULT
-        for finding in self.findings:
-            found |= finding.fault
-        return found
-
     def judge(self, readings: DriveReadings, imu_faults: Iterable[ImuFault], now_ns: int) -> Fault:
-        """Look at the newest readings; call it every cycle."""
+        """Look at the newest readings, every cycle; returns all that is wrong now."""
         findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
         if readings.faults.any():
             findings += self._of_drives(readings.faults)
@@ -94,15 +75,14 @@ class Watch:
         self.findings = tuple(findings)
         if findings or self._seen_ns:
             self._note(now_ns)
-        return self.faults
+        found = Fault(0)
+        for finding in findings:
+            found |= finding.fault
+        return found
 
     def describe(self) -> str:
         """What is wrong now, for an operator: `lf_knee no reply, imu silent`."""
-        return ", ".join(
-            f"{finding.where} {finding.what.replace('_', ' ')}"
-            + (f" ({finding.detail}: {finding.remedy})" if finding.detail else "")
-            for finding in self.findings
-        )
+        return ", ".join(map(str, self.findings))
 
     def _of_drives(self, faults: np.ndarray) -> list[Finding]:
         findings: list[Finding] = []
@@ -111,15 +91,10 @@ class Watch:
         gone: set[str] = set()
         for bus in self._buses:
             here = self._bus_of_joint == bus
-            if off[here].any():
-                findings.append(
-                    Finding(Fault.BUS, bus, "bus_off", FAULTS[DriveFault.BUS_OFF].remedy)
-                )
-                gone.add(bus)
-            elif silent[here].all():  # one drive may fail; all of them at once is the bus
-                findings.append(
-                    Finding(Fault.BUS, bus, "no_reply", FAULTS[DriveFault.NO_REPLY].remedy)
-                )
+            # One drive may fail; all of them at once is the bus.
+            if off[here].any() or silent[here].all():
+                bit = DriveFault.BUS_OFF if off[here].any() else DriveFault.NO_REPLY
+                findings.append(_of_bit(Fault.BUS, bus, bit))
                 gone.add(bus)
         for joint in np.flatnonzero(faults):
             bits = DriveFault(int(faults[joint])) & ~_NAMED_BY_BUS
@@ -127,8 +102,7 @@ class Watch:
                 bits &= ~DriveFault.NO_REPLY
             for bit in bits:
                 fault = Fault.OVER_TEMPERATURE if bit in _TOO_WARM else Fault.DRIVE
-                name = str(bit.name).lower()
-                findings.append(Finding(fault, self._joints[joint], name, FAULTS[bit].remedy))
+                findings.append(_of_bit(fault, self._joints[joint], bit))
         return findings
 
     def _late(self, readings: DriveReadings, now_ns: int) -> list[Finding]:
@@ -145,16 +119,17 @@ class Watch:
 
     def _note(self, now_ns: int) -> None:
         """Log what began and what ended; what comes and goes is one fault until it stays away."""
-        began: dict[tuple[Fault, str, str, str], list[str]] = {}
+        began: dict[Finding, list[str]] = {}
         for finding in self.findings:
             if finding not in self._seen_ns:
-                key = (finding.fault, finding.what, finding.remedy, finding.detail)
-                began.setdefault(key, []).append(finding.where)
+                began.setdefault(finding._replace(where=""), []).append(finding.where)
             self._seen_ns[finding] = now_ns
-        for (fault, what, remedy, detail), where in began.items():
-            name = str(fault.name).lower()
-            more = {"detail": detail} if detail else {}
-            log.error("fault", fault=name, what=what, where=where, **more, remedy=remedy)
+        for finding, where in began.items():
+            name = str(finding.fault.name).lower()
+            more = {"detail": finding.detail} if finding.detail else {}
+            log.error(
+                "fault", fault=name, what=finding.what, where=where, **more, remedy=finding.remedy
+            )
         over = [f for f, seen_ns in self._seen_ns.items() if now_ns - seen_ns >= _OVER_NS]
         for finding in over:
             del self._seen_ns[finding]
@@ -162,11 +137,13 @@ class Watch:
             log.info("fault over", what=sorted({f"{f.where} {f.what}" for f in over}))
 
 
+def _of_bit(fault: Fault, where: str, bit: DriveFault) -> Finding:
+    return Finding(fault, where, str(bit.name).lower(), FAULTS[bit].remedy)
+
+
 def _of_conflict(conflict: IdConflict) -> Finding:
     """The finding of an id that is not one drive's."""
-    fault, where, bit = (
-        (Fault.DRIVE, conflict.joint, DriveFault.SHARED_ID)
-        if conflict.joint
-        else (Fault.BUS, conflict.bus, DriveFault.UNKNOWN_ID)
-    )
+    is_shared = bool(conflict.joint)
+    bit = DriveFault.SHARED_ID if is_shared else DriveFault.UNKNOWN_ID
+    fault, where = (Fault.DRIVE, conflict.joint) if is_shared else (Fault.BUS, conflict.bus)
     return Finding(fault, where, str(bit.name).lower(), conflict.remedy, str(conflict))

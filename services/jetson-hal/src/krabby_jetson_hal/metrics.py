@@ -3,11 +3,7 @@
 See `krabby.hal.metrics` and `krabby.runtime.metrics`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from krabby.drivers.can import DriveFault
+from krabby.drivers.can import DriveFault, DriveReadings
 from krabby.drivers.imu.check import ImuFault
 from krabby.runtime.metrics import (
     CAMERA_FRAMES_DROPPED,
@@ -18,8 +14,7 @@ from krabby.runtime.metrics import (
 )
 from prometheus_client import Counter, Gauge
 
-if TYPE_CHECKING:
-    from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.backend import Robot
 
 __all__ = ["Exposition"]
 
@@ -55,13 +50,17 @@ class Exposition:
     """Hands what is counted elsewhere to the metrics, a few times a second."""
 
     def __init__(self, robot: Robot) -> None:
-        self._robot = robot
+        self._robot, self._totals = robot, Totals()
         names = robot.desc.joint_names
-        self._joints = {
-            metric: [metric.labels(name) for name in names]
-            for metric in (_TEMPERATURE, _VOLTAGE, _MODE)
+        self._by_joint = {
+            name: [metric.labels(joint) for joint in names]
+            for name, metric in (
+                ("temperature_c", _TEMPERATURE),
+                ("voltage_v", _VOLTAGE),
+                ("mode", _MODE),
+            )
         }
-        self._missed = [_MISSED.labels(name) for name in names]
+        self._missed = [_MISSED.labels(joint) for joint in names]
         self._faults = [
             {fault: _DRIVE_FAULT.labels(name, str(fault.name).lower()) for fault in DriveFault}
             for name in names
@@ -69,46 +68,36 @@ class Exposition:
         self._shown_faults = [0] * len(names)
         self._feet = [_CONTACT.labels(leg) for leg in robot.desc.leg_names]
         self._loads = children(_BUS_LOAD, robot.buses)
-        self._totals = Totals()
 
     def update(self) -> None:
         """Bring every metric up to date."""
         robot, totals = self._robot, self._totals
-        readings = robot.readings
-        if readings is not None:
-            for metric, values in (
-                (_TEMPERATURE, readings.temperature_c),
-                (_VOLTAGE, readings.voltage_v),
-                (_MODE, readings.mode),
-            ):
-                for gauge, value in zip(self._joints[metric], values.tolist(), strict=True):
-                    gauge.set(value)
-            for counter, count in zip(self._missed, readings.missed.tolist(), strict=True):
-                totals.show(counter, count)
-            self._show_faults(readings.faults.tolist())
-        for gauge, load in zip(self._feet, robot.foot_load_n.tolist(), strict=True):
+        if robot.readings is not None:
+            self._show_readings(robot.readings)
+        for gauge, load in zip(self._feet, robot.estimator.foot_load_n.tolist(), strict=True):
             gauge.set(load)
         for bus, load in robot.bus.bus_load.items():
             self._loads[bus].set(load)
-        self._show_imu()
+        if robot.sample is not None:
+            _IMU_AGE.set((robot.clock_ns() - robot.sample.stamp_ns) * 1e-9)
+        totals.show(_IMU_RECEIVED, robot.imu.counters.received)
+        totals.show(_IMU_BAD, robot.imu.counters.bad_checksums)
+        totals.show(_IMU_RECONNECTS, robot.imu.counters.reconnects)
+        for fault, gauge in _IMU_FAULT.items():
+            gauge.set(fault in robot.imu_check.faults)
         if robot.relay is not None:
             totals.show(_FORWARDED, robot.relay.forwarded)
             totals.show(_OVERTAKEN, robot.relay.overtaken)
             totals.show(_INVALID, robot.relay.invalid)
 
-    def _show_faults(self, faults: list[int]) -> None:
-        for joint, bits in enumerate(faults):
+    def _show_readings(self, readings: DriveReadings) -> None:
+        for name, gauges in self._by_joint.items():
+            for gauge, value in zip(gauges, getattr(readings, name).tolist(), strict=True):
+                gauge.set(value)
+        for counter, count in zip(self._missed, readings.missed.tolist(), strict=True):
+            self._totals.show(counter, count)
+        for joint, bits in enumerate(readings.faults.tolist()):
             if bits != self._shown_faults[joint]:
                 self._shown_faults[joint] = bits
                 for fault, gauge in self._faults[joint].items():
                     gauge.set(bool(bits & fault))
-
-    def _show_imu(self) -> None:
-        robot, counters = self._robot, self._robot.imu.counters
-        if robot.sample is not None:
-            _IMU_AGE.set((robot.clock_ns() - robot.sample.stamp_ns) * 1e-9)
-        self._totals.show(_IMU_RECEIVED, counters.received)
-        self._totals.show(_IMU_BAD, counters.bad_checksums)
-        self._totals.show(_IMU_RECONNECTS, counters.reconnects)
-        for fault, gauge in _IMU_FAULT.items():
-            gauge.set(fault in robot.imu_check.faults)

@@ -1,20 +1,15 @@
 """jetson-hal: the HAL loop around the real robot."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
 
 from krabby_jetson_hal.backend import Robot
+from krabby_jetson_hal.config import JetsonHalCfg
 from krabby_jetson_hal.devices import Devices, load_devices
 from krabby_jetson_hal.metrics import Exposition
-
-if TYPE_CHECKING:
-    from krabby_jetson_hal.config import JetsonHalCfg
 
 __all__ = ["JetsonHal"]
 
@@ -23,12 +18,7 @@ class JetsonHal(HalLoop):
     """`krabby.runtime.Service` around a `Robot`."""
 
     def __init__(self, cfg: JetsonHalCfg, devices: Devices | None = None) -> None:
-        """Check what the configuration names; nothing is opened.
-
-        Args:
-            cfg: the configuration.
-            devices: hardware in place of what the configuration names.
-        """
+        """Nothing is opened; `devices` is hardware in place of what the configuration names."""
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         self.robot = Robot(cfg, desc, load_devices(cfg, desc) if devices is None else devices)
         super().__init__(

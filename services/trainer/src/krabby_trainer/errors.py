@@ -12,7 +12,11 @@ Every message is for the person at the keyboard: what happened, with which value
 next. The command line prints it and nothing else.
 """
 
+import contextlib
+from collections.abc import Generator
+
 __all__ = [
+    "UNFIT_RESUME",
     "CheckpointDamaged",
     "CheckpointError",
     "ConfigError",
@@ -20,6 +24,8 @@ __all__ = [
     "ExportError",
     "MissingDependency",
     "TrainerError",
+    "first_line",
+    "unfit",
 ]
 
 
@@ -27,25 +33,43 @@ class TrainerError(Exception):
     """Base of the tree."""
 
 
-class ConfigError(TrainerError):
-    """A key, a value or an override that cannot be used."""
+class ConfigError(TrainerError, ValueError): ...
 
 
-class MissingDependency(TrainerError):  # noqa: N818 - named for what happened
-    """Another Python, or a package that is not installed."""
+class MissingDependency(TrainerError): ...  # noqa: N818 - named for what happened
 
 
-class CheckpointError(TrainerError):
-    """A checkpoint that does not fit, or none where one is needed."""
+class CheckpointError(TrainerError): ...
 
 
-class CheckpointDamaged(CheckpointError):  # noqa: N818 - named for what happened
-    """A file that is not what was written."""
+class CheckpointDamaged(CheckpointError): ...  # noqa: N818 - named for what happened
 
 
-class EvaluationError(TrainerError):
-    """A suite that cannot be run or measured."""
+class EvaluationError(TrainerError): ...
 
 
-class ExportError(TrainerError):
-    """A policy that cannot become a bundle."""
+class ExportError(TrainerError): ...
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as one line; its class where it says nothing."""
+    return str(error).strip().partition("\n")[0].strip() or type(error).__name__
+
+
+UNFIT_RESUME = (
+    "the checkpoint does not fit this training ({reason}); resume with the configuration it was "
+    "made with, or start a new run"
+)
+
+
+@contextlib.contextmanager
+def unfit(message: str) -> Generator[None]:
+    """Turns what a state of another shape raises into a `CheckpointError`.
+
+    Args:
+        message: What the error says; `{reason}` in it is replaced by the cause.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(message.replace("{reason}", first_line(error))) from error

@@ -8,12 +8,10 @@ memory every time, so a function given here keeps its state in tensors that it w
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["Replayed"]
 

@@ -250,7 +250,9 @@ def test_exploration_stays_within_its_range(entropy_coef, bound):
 
 def test_the_mirror_loss_is_rsl_rls():
     alg = make(symmetry_cfg=MIRROR)
-    theirs = Symmetry(env=None, data_augmentation_func=mirror, **MIRROR)
+    theirs = Symmetry(
+        env=None, data_augmentation_func=lambda env, obs, actions: mirror(obs, actions), **MIRROR
+    )
     obs = random_groups()
     for augmented in (False, True):
         alg.symmetry.use_data_augmentation = theirs.use_data_augmentation = augmented
@@ -258,7 +260,7 @@ def test_the_mirror_loss_is_rsl_rls():
         ours, other = (copy.copy(batch) for batch in batches)
         if augmented:
             for batch in (ours, other):
-                batch.observations, batch.actions = mirror(None, batch.observations, batch.actions)
+                batch.observations, batch.actions = mirror(batch.observations, batch.actions)
         alg.actor(ours.observations, stochastic_output=True)
         loss = alg.symmetry.compute_loss(alg.actor, ours, ROBOTS)
         torch.testing.assert_close(loss, theirs.compute_loss(alg.actor, other, ROBOTS))
@@ -339,11 +341,11 @@ def test_a_state_that_does_not_fit_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate_min": 1e-6}, "learning_rate_min = 1e-06"),
-        ({"learning_rate_max": 1e-6}, "learning_rate_max = 1e-06"),
-        ({"learning_rate": 5e-3}, "learning_rate = 0.005 is outside"),
-        ({"regularisation_end": 3}, "regularisation_end = 3"),
-        ({"adaptation_interval": 0}, "adaptation_interval = 0"),
+        ({"learning_rate_min": 1e-6}, "learning_rate_min=1e-06"),
+        ({"learning_rate_max": 1e-6}, "learning_rate_min=1e-05 is out of range, expected 1e-05 <="),
+        ({"learning_rate": 5e-3}, "learning_rate=0.005 is out of range, expected its own"),
+        ({"regularisation_end": 3}, "regularisation_end=3"),
+        ({"adaptation_interval": 0}, "adaptation_interval=0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from krabby.policy.bundle import OnnxEncoder, OnnxPolicy
 from krabby_trainer.errors import CheckpointError, ConfigError, ExportError
+from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.networks import (
     OBS_GROUPS,
+    DeployedActor,
     TeacherActor,
     TeacherCritic,
     example_observations,
@@ -17,7 +19,6 @@ from krabby_trainer.learn.student import (
     STUDENT_GROUPS,
     STUDENT_OBSERVATION,
     DeployedEncoder,
-    DeployedStudent,
     DepthEncoder,
     Sight,
     StudentActor,
@@ -26,7 +27,7 @@ from krabby_trainer.learn.student import (
 )
 from krabby_trainer.learn.symmetry import reflections
 from krabby_trainer.run import checkpoints
-from krabby_trainer.run.config import EncoderCfg, RunCfg, TrainCfg, rsl_rl_config, to_dict
+from krabby_trainer.run.config import RunCfg, TrainCfg, rsl_rl_config, to_dict
 from krabby_trainer.run.export import export_bundle
 from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.runner import ParkourRunner, seed_everything
@@ -226,7 +227,7 @@ def test_learning_retraces_what_was_seen_in_the_rollout(fake_env, teacher_file):
         robots = torch.tensor([3, 0, 4, 1])
         stream = torch.tensor([0, 1, 1, 0])
         with torch.no_grad():
-            learned, _ = alg._along(rollout, robots, stream, stream.bool())
+            learned, _ = rollout.encoded(alg.encoder, robots, stream)
         used = learned[rollout.newest[:, robots], torch.arange(4)]
         used = torch.where(rollout.blind[:, robots, None], 0.0, used)
         acted = torch.stack(
@@ -301,7 +302,7 @@ def test_imitation_resumes_exactly(fake_env, teacher_file, tmp_path):
     whole.begin_with(teacher_file)
     whole.learn(2)
     again = make_runner(fake_env(4), "distill", tmp_path / "again")
-    again.load(str(whole.last_checkpoint))
+    again.load(whole.last_checkpoint)
     assert again.alg.iteration == 2
     for name, value in whole.alg.encoder.state_dict().items():
         assert torch.equal(again.alg.encoder.state_dict()[name], value)
@@ -327,7 +328,7 @@ def test_a_student_goes_on_by_itself_with_the_encoder_as_it_is(fake_env, teacher
     for name, value in second.alg._encoder.state_dict().items():
         assert torch.equal(value, encoder[name])
     third = make_runner(fake_env(4), "student", tmp_path / "third")
-    third.load(str(second.last_checkpoint))
+    third.load(second.last_checkpoint)
     assert third.alg.iteration == 2
     third.learn(1)
 
@@ -405,7 +406,7 @@ def test_the_deployed_networks_say_what_the_student_says():
     row = torch.cat((*terms, obs["sight"][:, :32], 10.0 * obs["sight"][:, -1:]), dim=1)
     assert row.shape[1] == STUDENT_OBSERVATION.size
     wanted = actor.mlp(actor.get_latent(obs))
-    assert torch.allclose(DeployedStudent(actor)(row), wanted, atol=1e-6)
+    assert torch.allclose(DeployedActor(actor)(row), wanted, atol=1e-6)
 
 
 def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path):

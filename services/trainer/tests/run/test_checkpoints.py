@@ -12,6 +12,7 @@ import pytest
 import torch
 from krabby_trainer.errors import CheckpointDamaged, CheckpointError
 from krabby_trainer.run import checkpoints
+from krabby_trainer.task.observations import described
 
 
 def payload(iteration=1, **more):
@@ -65,6 +66,42 @@ def test_weights_are_kept_without_what_only_a_resumed_run_needs(tmp_path):
     assert read["weights_of_sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
     checkpoints.save_weights(slim, tmp_path / "twice.pt")
     assert checkpoints.load(tmp_path / "twice.pt")["weights_of_sha256"] == read["weights_of_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [
+        ({}, "teacher"),
+        ({"encoder_state_dict": {}, "teacher": {}}, "distilled student"),
+        ({"encoder_state_dict": {}}, "fine-tuned student"),
+    ],
+)
+def test_a_checkpoint_that_does_not_name_its_kind_is_known_by_its_networks(algorithm, kind):
+    assert checkpoints.kind_of(payload(1) | {"algorithm": algorithm}) == kind
+    named = payload(1) | {"algorithm": algorithm, "kind": "teacher"}
+    assert checkpoints.kind_of(named) == "teacher"
+
+
+def test_another_kind_than_the_use_needs_is_refused_with_task_and_iteration(tmp_path):
+    given = payload(7) | {"kind": "fine-tuned student", "config": {"task": "student"}}
+    students = ["distilled student", "fine-tuned student"]
+    checkpoints.require_kind(given, tmp_path, students, "run.init of task=student")
+    with pytest.raises(CheckpointError) as refused:
+        checkpoints.require_kind(given, tmp_path, ["teacher"], "run.init of task=distill")
+    assert str(refused.value) == (
+        f"{tmp_path} is a fine-tuned student's checkpoint (task=student, iteration 7); "
+        "run.init of task=distill needs a teacher's"
+    )
+
+
+def test_other_observation_terms_than_this_versions_are_refused(tmp_path):
+    path = tmp_path / checkpoints.checkpoint_name(1)
+    checkpoints.save(path, payload(1) | {"observations": described()})
+    assert checkpoints.load(path)["iteration"] == 1
+    other = described() | {"velocity": {"base_lin_vel": 2}}
+    checkpoints.save(path, payload(1) | {"observations": other})
+    with pytest.raises(CheckpointError, match=r"velocity observations {'base_lin_vel': 2}"):
+        checkpoints.load(path)
 
 
 def test_a_run_does_not_go_on_from_weights_alone(tmp_path):

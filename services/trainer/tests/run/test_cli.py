@@ -42,6 +42,7 @@ def test_keys_are_listed_with_their_meaning(command, capsys):
     assert cli.main([command, "--keys"]) == 0
     out = capsys.readouterr().out
     assert {"train": "env.num_envs", "config": "env.num_envs"}.get(command, "checkpoint") in out
+    assert ("Loaded feet on an edge." in out) == (command in ("train", "config"))
 
 
 def test_other_python_is_told_how_to_get_this_one(monkeypatch, capsys):
@@ -68,6 +69,12 @@ def test_missing_package_is_named(monkeypatch, capsys):
         (["eval", "checkpoint=x.pt", "backend=bullet"], 2, "isaac or mujoco"),
         (["eval", "checkpoint=x.pt", "robots=-1"], 2, "robots"),
         (["eval", "checkpoint=x.pt", "suite=papr"], 1, "paper"),
+        (["eval", "checkpoint=x.pt", "suite=wild"], 2, "mujoco for suite=wild"),
+        (
+            ["eval", "checkpoint=x.pt", "suite=wild", "backend=mujoco", "conditions=heavy"],
+            2,
+            "none of suite=wild",
+        ),
         (["play", "checkpoint=x.pt", "robots=0"], 2, "at least 1"),
         (["info", "checkpoint=x.pt"], 1, "no checkpoint x.pt"),
         (["info", "checkpoint=."], 1, "no intact checkpoint in ."),
@@ -175,5 +182,5 @@ def test_memory_that_ran_out_says_what_to_lower(capsys, monkeypatch):
     def run(_):
         raise OutOfMemoryError("tried to allocate 2 GiB")
 
-    monkeypatch.setitem(cli._COMMANDS, "info", (run, "", ""))
+    monkeypatch.setitem(cli._COMMANDS, "info", (run, None, "", ""))
     assert "lower env.num_envs" in complaint(capsys, 1, "info")

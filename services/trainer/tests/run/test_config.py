@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from krabby.course.courses import COURSES
 from krabby_trainer.errors import ConfigError
+from krabby_trainer.learn.config import OBS_GROUPS
 from krabby_trainer.run.config import (
-    OBS_GROUPS,
     TrainCfg,
     choices,
     compose,
@@ -17,6 +18,7 @@ from krabby_trainer.run.config import (
     to_yaml,
 )
 from krabby_trainer.task.config import EnvCfg
+from krabby_trainer.task.terrain import Terrain
 
 
 def test_defaults_are_those_of_the_dataclasses():
@@ -58,29 +60,29 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("max_iteration=1", "did you mean agent.max_iterations?"),
         ("env.num_envs.x=1", "env.num_envs is a value"),
         ("zzz=1", "valid are task, robot, seed"),
-        ("env.num_envs=many", "env.num_envs: Value 'many'"),
+        ("env.num_envs=many", "env.num_envs=many: expected `int`, got `str`"),
         ("env.terrain.types=gap", "env.terrain.types"),
         ("seed=-1", "seed=-1"),
-        ("env.command.pause_share=1", "env.command.pause_share=1.0"),
-        ("env.command.rest_s=-2", "env.command.rest_s=-2.0"),
-        ("env.command.halt_every_s=-1", "env.command.halt_every_s=-1.0"),
+        ("env.command.pause_share=1", "env.command.pause_share=1: expected `float` < 1.0"),
+        ("env.command.rest_s=-2", "env.command.rest_s=-2: expected `float` >= 0.0"),
+        ("env.command.halt_every_s=-1", "env.command.halt_every_s=-1: expected"),
         ("env.command.halt_s=[2,1]", "[low, high], above 0"),
         ("env.randomisation.mass_factor=[0,1]", "mass_factor=[0.0, 1.0] is out of range"),
-        ("env.command.free_share=2", "free_share=2.0 is out of range, expected 0 to 1"),
+        ("env.command.free_share=2", "free_share=2: expected `float` <= 1.0"),
         ("env.command.free_vx=[1,0]", "env.command.free_vx=[1.0, 0.0]"),
         ("env.command.redraw_s=[0,1]", "at least a control step"),
         ("device=gpu", "cuda:<number>"),
-        ("agent.algorithm.gamma=2", "gamma=2.0"),
-        ("agent.algorithm.schedule=linear", "adaptive, fixed"),
+        ("agent.algorithm.gamma=2", "agent.algorithm.gamma=2: expected `float` <= 1.0"),
+        ("agent.algorithm.schedule=linear", "agent.algorithm.schedule=linear: invalid"),
         ("run.keep=0", "keep=0"),
-        ("run.name=a/b", "a name without /"),
+        ("run.name=a/b", "run.name=a/b: expected `str` matching"),
         ("task=teachr", "did you mean teacher?"),
         ("size=huge", "there are full, small"),
         ("+env.x=1", "neither added nor removed"),
         ("~env.num_envs=1", "neither added nor removed"),
         ("seed=1,2", "one run per value"),
         ("seed", "write dotted.key=value"),
-        ("run.resume=a=b", "quotes of its own"),
+        ("run.resume=a=b", "quote a value with"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(typed, says):
@@ -91,14 +93,14 @@ def test_what_cannot_be_used_is_refused_by_name(typed, says):
 
 
 def test_stops_are_refused_where_nobody_is_stopped():
-    with pytest.raises(ConfigError, match=r"\['rest_s'\] and nobody is stopped in MuJoCo"):
+    with pytest.raises(ConfigError, match=r"\['rest_s'\] and MuJoCo has neither stops"):
         compose(["task=distill", "env.physics.backend=mujoco", "env.command.rest_s=1"])
 
 
 def test_free_robots_need_level_ground_and_isaac_lab():
     with pytest.raises(ConfigError, match=r"types=\['gap'\] has no flat"):
         compose(["commands=flat", "env.terrain.types=[gap]"])
-    with pytest.raises(ConfigError, match=r"\['free_share'\] and robots are never free in MuJoCo"):
+    with pytest.raises(ConfigError, match=r"\['free_share'\] and MuJoCo has neither stops"):
         compose(["task=distill", "env.physics.backend=mujoco", "env.command.free_share=0.5"])
 
 
@@ -132,6 +134,17 @@ def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     new = ("feet_high", "power", "joint_acceleration", "joint_limits", "contact_force")
     assert [vars(plain.reward)[key] for key in new] == [0.0] * 5
     assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
+
+
+def test_the_wild_terrain_has_every_family_that_is_not_held_out():
+    cfg = compose(["terrain=wild"]).env.terrain
+    held_out = {"spiral", "gap-45"}
+    left_out = {"demo", "field"}  # fixed; too large for a tile
+    passable = {name for name, recipe in COURSES.items() if recipe.passable}
+    assert set(cfg.types) == passable - held_out - left_out
+    cfg.levels, cfg.columns = 2, len(cfg.types)
+    assert len(Terrain(cfg).courses[0]) == len(cfg.types)
+    assert compose(["terrain=wild", "commands=flat"]).env.terrain.shares == cfg.shares
 
 
 def test_every_preset_composes():

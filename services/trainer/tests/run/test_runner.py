@@ -69,7 +69,7 @@ def test_resumed_run_is_the_run_that_never_stopped(make_runner):
     begun.learn(2, init_at_random_ep_len=True)
     seed_everything(99)  # another process, in another state
     resumed = make_runner("parts", checkpoint_minutes=60)
-    resumed.load(str(begun.last_checkpoint))
+    resumed.load(begun.last_checkpoint)
     resumed.learn(3, init_at_random_ep_len=True)
 
     assert resumed.current_learning_iteration == whole.current_learning_iteration == 5
@@ -177,7 +177,7 @@ def test_checkpoint_of_another_shape_is_refused(make_runner, fake_env):
     runner.learn(1)
     other = make_runner("other", env=fake_env(num_envs=8))
     with pytest.raises(CheckpointError, match="4 robots, not 8"):
-        other.load(str(runner.last_checkpoint))
+        other.load(runner.last_checkpoint)
 
 
 def test_mixed_precision_learns_too(fake_env):

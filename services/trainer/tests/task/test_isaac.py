@@ -6,11 +6,13 @@ them.
 
 from __future__ import annotations
 
+import dataclasses
+
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from krabby.course.courses import TILE_HALF_WIDTH_M
+from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.learn.networks import GROUP_SIZES
@@ -52,7 +54,7 @@ def env(randomised):
     parkour.level.copy_(torch.arange(N) % 3)
     parkour.tile_level.copy_(parkour.level)
     parkour.cfg.curriculum.revisit = 0.0
-    parkour._push_in_s.fill_(100.0)
+    parkour.push_in_s.fill_(100.0)
     randomised.episode_length_buf.zero_()
     randomised.reset()
     return randomised
@@ -87,8 +89,10 @@ def put(parkour, robot, position):
     """Place one robot in the world, upright and at rest."""
     ids = torch.tensor([robot])
     pose = torch.tensor([[*position, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float32)
-    parkour.robot.write_root_pose_to_sim_index(root_pose=pose, env_ids=ids)
-    parkour.robot.write_root_velocity_to_sim_index(root_velocity=torch.zeros(1, 6), env_ids=ids)
+    parkour.robots.articulation.write_root_pose_to_sim_index(root_pose=pose, env_ids=ids)
+    parkour.robots.articulation.write_root_velocity_to_sim_index(
+        root_velocity=torch.zeros(1, 6), env_ids=ids
+    )
 
 
 def send(parkour, *, level, tile_level):
@@ -105,7 +109,7 @@ def assert_close(found, expected, tolerance=1e-5):
 
 
 def test_joints_are_in_the_order_of_the_robot_description(parkour):
-    assert tuple(parkour.robot.joint_names) == ROBOT.joint_names
+    assert tuple(parkour.robots.articulation.joint_names) == ROBOT.joint_names
     assert tuple(ROBOT.joint_names)[:4] == ("lf_hip_yaw", "lf_hip_pitch", "lf_knee", "lm_hip_yaw")
 
 
@@ -115,7 +119,7 @@ def test_an_action_moves_the_joint_of_its_place(env, parkour):
     action[torch.arange(N), joints] = 1.0
     for _ in range(40):
         env.step(action)
-    moved = parkour.joint_pos - parkour.default_joint_pos
+    moved = parkour.robots.joint_pos - parkour.default_joint_pos
     assert moved.abs().argmax(dim=1).tolist() == joints.tolist()
     assert (moved[torch.arange(N), joints] > 0.15).all()
 
@@ -139,10 +143,10 @@ def test_the_ground_carries_each_robots_own_weight(env, parkour):
     loads = []
     for _ in range(150):
         env.step(STILL)
-        loads.append(parkour.force_w[..., 2].sum(dim=1).clone())
+        loads.append(parkour.robots.force_w[..., 2].sum(dim=1).clone())
     bodies = parkour.bodies
     weight = 9.81 * (28.6 * bodies.mass_factor + bodies.added_mass_kg)[:, 0]
-    assert_close(parkour._weight_n, weight)
+    assert_close(parkour.robots.weight_n, weight)
     # Those on level ground, over the last second: a foot that slips makes it swing.
     load = torch.stack(loads[50:]).mean(dim=0)
     assert_close((load / weight)[4:], torch.ones(4), 0.03)
@@ -150,16 +154,16 @@ def test_the_ground_carries_each_robots_own_weight(env, parkour):
 
 def test_motion_is_judged_by_what_the_joints_do(env, parkour):
     env.step(STILL)
-    before = parkour.joint_vel.clone()
+    before = parkour.robots.joint_vel.clone()
     env.step(0.5 * torch.randn(N, NUM_JOINTS))
     # Nobody's episode ended: what the simulator says now is what was judged.
-    terms, speed = parkour.reward_terms, parkour.joint_vel
-    assert_close(terms["power"], (parkour.torque * speed).abs().sum(dim=1))
+    terms, speed = parkour.judge.reward_terms, parkour.robots.joint_vel
+    assert_close(terms["power"], (parkour.robots.torque * speed).abs().sum(dim=1))
     assert_close(terms["joint_acceleration"], ((speed - before) / 0.01).square().sum(dim=1))
     env.reset()
     env.step(STILL)
     # At rest after a reset, however fast it was before.
-    assert_close(terms["joint_acceleration"], (parkour.joint_vel / 0.01).square().sum(dim=1))
+    assert_close(terms["joint_acceleration"], (parkour.robots.joint_vel / 0.01).square().sum(dim=1))
 
 
 def test_randomised_friction_reaches_the_solver_feet_first(env, parkour):
@@ -174,7 +178,7 @@ def test_randomised_friction_reaches_the_solver_feet_first(env, parkour):
 def test_randomised_gains_reach_the_drives(parkour):
     from isaaclab.actuators.newton import read_group_parameter
 
-    bodies, drives = parkour.bodies, parkour.robot.actuators
+    bodies, drives = parkour.bodies, parkour.robots.articulation.actuators
     kp = read_group_parameter(drives, "drives", "controller", "kp")
     kd = read_group_parameter(drives, "drives", "controller", "kd")
     assert_close(kp, 250.0 * bodies.kp_factor)
@@ -187,7 +191,7 @@ def test_bodies_drawn_again_replace_those_before(env, parkour):
 
     drawn = Bodies.draw(parkour.cfg.randomisation, N, "cpu", friction=0.9)
     parkour.bodies.copy_(drawn)
-    parkour.randomise_bodies()
+    parkour.robots.write_bodies()
     env.step(STILL)
     model = solver_model()
     heavy = 10.0 * drawn.mass_factor + drawn.added_mass_kg
@@ -224,8 +228,8 @@ def test_a_robot_in_a_pit_has_failed_and_one_on_the_ground_has_not(env, parkour)
 
     assert terminated.tolist() == [robot == 2 for robot in range(N)]
     assert not timed_out.any()
-    assert parkour.sunk.tolist() == terminated.tolist()
-    assert parkour.reward_terms["fall"].tolist() == [float(robot == 2) for robot in range(N)]
+    assert parkour.judge.sunk.tolist() == terminated.tolist()
+    assert parkour.judge.reward_terms["fall"].tolist() == [float(robot == 2) for robot in range(N)]
 
 
 def test_a_robot_over_a_pit_that_has_not_sunk_goes_on(env, parkour):
@@ -237,17 +241,19 @@ def test_a_robot_over_a_pit_that_has_not_sunk_goes_on(env, parkour):
 
 
 def test_a_robot_on_its_back_or_out_of_its_lane_has_failed(env, parkour):
-    x, y, _ = parkour.base_pos_w[5].tolist()
+    x, y, _ = parkour.robots.base_pos_w[5].tolist()
     over = torch.tensor([[x, y, 1.5, 1.0, 0.0, 0.0, 0.0]])
-    parkour.robot.write_root_pose_to_sim_index(root_pose=over, env_ids=torch.tensor([5]))
+    parkour.robots.articulation.write_root_pose_to_sim_index(
+        root_pose=over, env_ids=torch.tensor([5])
+    )
     put(parkour, 6, (x, float(parkour.ground.lane_y[parkour.tile[6]]) + 3.05, 1.0))
     assert TILE_HALF_WIDTH_M == 3.0
 
     _, _, terminated, timed_out, _ = env.step(STILL)
 
     assert torch.nonzero(terminated).flatten().tolist() == [5, 6]
-    assert torch.nonzero(parkour.fallen).flatten().tolist() == [5]
-    assert torch.nonzero(parkour.left_lane).flatten().tolist() == [6]
+    assert torch.nonzero(parkour.judge.fallen).flatten().tolist() == [5]
+    assert torch.nonzero(parkour.judge.left_lane).flatten().tolist() == [6]
     assert not timed_out.any()
 
 
@@ -260,12 +266,12 @@ def test_a_finished_course_and_the_clock_are_time_outs(env, parkour):
 
     _, _, terminated, timed_out, _ = env.step(STILL)
     assert torch.nonzero(timed_out).flatten().tolist() == [4]
-    assert torch.nonzero(parkour.completed).flatten().tolist() == [4]
+    assert torch.nonzero(parkour.judge.completed).flatten().tolist() == [4]
     assert not terminated.any()
 
     _, _, terminated, timed_out, _ = env.step(STILL)
     assert torch.nonzero(timed_out).flatten().tolist() == [1]
-    assert torch.nonzero(parkour.time_out).flatten().tolist() == [1]
+    assert torch.nonzero(parkour.judge.time_out).flatten().tolist() == [1]
     assert not terminated.any()
 
 
@@ -277,7 +283,7 @@ def test_a_robot_that_finished_starts_over_on_a_harder_tile(env, parkour):
     assert parkour.level.tolist() == [0, 0, 0, 0, 2, 0, 0, 0]
     assert parkour.progress.index.tolist() == [0] * N
     start = parkour.ground.spawn[parkour.tile[4]]
-    assert float((parkour.base_pos_w[4, :2] - start).norm()) < 0.5
+    assert float((parkour.robots.base_pos_w[4, :2] - start).norm()) < 0.5
 
 
 def test_behind_the_last_waypoint_a_robot_is_asked_to_rest_before_its_episode_ends(env, parkour):
@@ -289,7 +295,7 @@ def test_behind_the_last_waypoint_a_robot_is_asked_to_rest_before_its_episode_en
     for _ in range(3):
         _, _, _, timed_out, _ = env.step(STILL)
         ended.append(bool(timed_out[4]))
-        asked.append(float(parkour.asked[4]))
+        asked.append(float(parkour.commanded_speed[4]))
     parkour.cfg.command.rest_s = 0.0
     # It arrives in the first step and has been there for 30 ms after the third.
     assert ended == [False, False, True]
@@ -302,7 +308,7 @@ def test_a_robot_that_is_stopped_goes_to_the_default_pose_whatever_it_wants(env,
     default = parkour.default_joint_pos
     parkour.cfg.command.halt_every_s = 1e9
     parkour.target[4] = default + 0.2
-    parkour._halt_s[4], parkour._halted_s[4] = 0.5, 0.0
+    parkour.stops.halt_s[4], parkour.stops.halted_s[4] = 0.5, 0.0
     away = []
     for _ in range(60):
         env.step(STILL + 0.5)
@@ -319,28 +325,29 @@ def test_a_robot_that_is_stopped_goes_to_the_default_pose_whatever_it_wants(env,
 @pytest.fixture
 def set_free(parkour):
     """Everyone follows commands from the next reset on."""
-    command, were = parkour.cfg.command, vars(parkour.cfg.command).copy()
-    command.free_flat, command.free_share = True, 1.0
-    parkour._be_free()
+    from krabby_trainer.task.free import FreeRobots
+
+    command, before = parkour.cfg.command, parkour.free
+    changed = dataclasses.replace(command, free_flat=True, free_share=1.0)
+    parkour.free = FreeRobots(changed, parkour.terrain, parkour.ground, parkour.column, "cpu")
     yield lambda: parkour.reset(torch.arange(N))
-    vars(command).update(were)
-    parkour._be_free()
+    parkour.free = before
 
 
 def test_free_robots_are_asked_for_their_command_and_judged_by_it(env, parkour, set_free):
     set_free()
-    assert parkour.free.all()
-    parkour.commands.value[:] = torch.tensor([0.4, -0.2, 0.3])
-    parkour.commands.left_s[:] = 9.0
+    assert parkour.free.mask.all()
+    parkour.free.commands.value[:] = torch.tensor([0.4, -0.2, 0.3])
+    parkour.free.commands.left_s[:] = 9.0
     observed = env.step(STILL)[0]
     scales = torch.tensor([0.4, -0.2, 0.3]) / observed["proprio"][0, 6:9]
     assert_close(observed["proprio"][:, 6:9] * scales, torch.tensor([[0.4, -0.2, 0.3]] * N))
-    terms = parkour.reward_terms
+    terms = parkour.judge.reward_terms
     for name in ("goal_velocity", "goal_heading", "overspeed"):
         assert terms[name].abs().max() == 0.0
     assert float(terms["track_velocity"].abs().min()) > 0.0
     assert float(terms["track_yaw"].abs().min()) > 0.0
-    parkour._pause_s[:] = 1.0
+    parkour.stops.pause_s[:] = 1.0
     observed = env.step(STILL)[0]
     assert observed["proprio"][:, 6:9].abs().max() == 0.0
     assert terms["rest_pose"].max() > 0.0
@@ -349,24 +356,24 @@ def test_free_robots_are_asked_for_their_command_and_judged_by_it(env, parkour, 
 
 def test_robots_that_are_not_free_earn_nothing_by_tracking(env, parkour):
     env.step(STILL)
-    assert not parkour.free.any()
-    assert parkour.reward_terms["track_velocity"].abs().max() == 0.0
-    assert float(parkour.reward_terms["goal_heading"].min()) > 0.0
+    assert not parkour.free.mask.any()
+    assert parkour.judge.reward_terms["track_velocity"].abs().max() == 0.0
+    assert float(parkour.judge.reward_terms["goal_heading"].min()) > 0.0
 
 
 def test_free_robots_stand_where_they_begin_on_obstacles_too(env, parkour, set_free):
     parkour.level[:] = 2
     set_free()
     assert parkour.tile_level.max() <= 2
-    parkour.commands.left_s[:] = 9.0
+    parkour.free.commands.left_s[:] = 9.0
     # On level ground within the field, elsewhere at a waypoint of their tile.
-    x0, x1, y0, y1 = parkour._field
+    x0, x1, y0, y1 = parkour.free.field
     assert (x0, y0) == (1.5, 6.0 + 1.5)
-    parkour._read()
-    x, y = parkour.base_pos_w[4:, 0], parkour.base_pos_w[4:, 1]
+    parkour.read()
+    x, y = parkour.robots.base_pos_w[4:, 0], parkour.robots.base_pos_w[4:, 1]
     assert ((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).all()
     points = parkour.ground.waypoints[parkour.tile[:4], :, :2]
-    away = (points - parkour.base_pos_w[:4, None, :2]).norm(dim=-1).amin(dim=1)
+    away = (points - parkour.robots.base_pos_w[:4, None, :2]).norm(dim=-1).amin(dim=1)
     assert_close(away, torch.zeros(4), 1e-4)
     for _ in range(80):
         _, _, terminated, timed_out, _ = env.step(STILL)
@@ -379,7 +386,7 @@ def test_a_free_robot_that_leaves_its_place_has_not_failed(env, parkour, set_fre
     put(parkour, 1, (corner[0] + 1.0, corner[1] + 3.05, 0.5))
     put(parkour, 2, (corner[0] - 0.05, corner[1], 0.5))
     parkour.tile_level[2] = parkour.tile_level[1]
-    put(parkour, 5, (parkour._field[1] + 0.05, parkour._field[2] + 1.0, 0.5))
+    put(parkour, 5, (parkour.free.field[1] + 0.05, parkour.free.field[2] + 1.0, 0.5))
     level = parkour.level.clone()
     _, _, terminated, timed_out, _ = env.step(STILL)
     assert not terminated.any()
@@ -429,10 +436,10 @@ def test_a_robot_put_back_forgets_its_history_and_the_others_do_not(env):
 
 def test_what_is_done_to_an_observation_does_not_reach_the_next(env, parkour):
     observed = env.step(STILL)[0]
-    kept = {name: group.clone() for name, group in parkour.groups.items()}
+    kept = {name: group.clone() for name, group in parkour.observer.groups.items()}
     for group in observed.values():
         group.fill_(1e6)
-    for name, group in parkour.groups.items():
+    for name, group in parkour.observer.groups.items():
         assert torch.equal(group, kept[name])
     observed = env.step(STILL)[0]
     assert all(float(group.abs().max()) < 1e3 for group in observed.values())
@@ -466,7 +473,7 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
     parkour.level.zero_()
     env.common_step_counter = 7
     parkour.bodies.copy_(Bodies.draw(parkour.cfg.randomisation, N, "cpu", friction=0.9))
-    parkour.randomise_bodies()
+    parkour.robots.write_bodies()
     for _ in range(5):
         env.step(STILL)
 
@@ -478,7 +485,7 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
     restored = env.checkpoint_state()
     for name in set(state) - {"steps"}:
         assert torch.equal(restored[name], state[name])
-    assert torch.equal(parkour.groups["privileged"], parkour.bodies.privileged(28.6))
+    assert torch.equal(parkour.observer.groups["privileged"], parkour.bodies.privileged(28.6))
     heavy = 10.0 * state["body.mass_factor"] + state["body.added_mass_kg"]
     assert_close(base_of(solver_model().body_mass), heavy[:, 0])
 
@@ -529,12 +536,14 @@ def test_described_robots_stand_for_a_second_at_their_height(nominal):
     for _ in range(100):
         _, _, terminated, timed_out, _ = nominal.step(STILL)
         assert not (terminated | timed_out).any()
-    height = parkour.base_pos_w[:, 2] - parkour.ground.height_at(parkour.base_pos_w[:, :2])
+    height = parkour.robots.base_pos_w[:, 2] - parkour.ground.height_at(
+        parkour.robots.base_pos_w[:, :2]
+    )
     assert float(height.min()) > 0.40
     assert float(height.max()) < 0.44
-    assert parkour.foot_contact.all()
+    assert parkour.judge.foot_contact.all()
     # The legs carry 28.6 kg: 281 N on six feet.
-    load = parkour.force_w[:, parkour._feet_sensed, 2].sum(dim=1)
+    load = parkour.robots.force_w[:, parkour.robots.feet_sensed, 2].sum(dim=1)
     assert_close(load, torch.full((N,), 28.6 * 9.81), 0.05)
 
 

@@ -160,6 +160,15 @@ def test_depths_and_heights_are_cut_at_one_and_a_half_metres(ground_m, seen):
     torch.testing.assert_close(scan, torch.full((1, 325), seen))
 
 
+def test_sizes_and_layout_follow_from_the_table_of_terms():
+    assert observations.GROUP_SIZES == {
+        "proprio": 69, "scan": 325, "velocity": 3, "privileged": 42, "history": 690, "critic": 14,
+    }  # fmt: skip
+    assert observations.described()["proprio"] == {
+        term.name: term.width for term in observations.PROPRIO.terms
+    }
+
+
 # What no sensor tells.
 
 
@@ -172,7 +181,7 @@ def test_privileged_numbers_lie_in_their_order_scaled_to_about_one():
         kd_factor=torch.full((1, 18), 0.95),
         command_delay=torch.tensor([[0.8]]),
     )[0]
-    assert numbers.shape == (observations.PRIVILEGED_SIZE,) == (42,)
+    assert numbers.shape == (observations.GROUP_SIZES["privileged"],) == (42,)
     assert numbers[:5].tolist() == pytest.approx([0.25, -0.5, 1.0, -0.5, 0.0])
     torch.testing.assert_close(numbers[5:23], torch.linspace(-1, 1, 18), rtol=0, atol=1e-5)
     torch.testing.assert_close(numbers[23:41], torch.full((18,), -0.5), rtol=0, atol=1e-5)
@@ -189,7 +198,7 @@ def test_the_critic_sees_angles_as_sine_and_cosine():
         speed=torch.tensor([0.7]),
         episode_progress=torch.tensor([0.25]),
     )[0]
-    assert numbers.shape == (observations.CRITIC_EXTRA_SIZE,) == (14,)
+    assert numbers.shape == (observations.GROUP_SIZES["critic"],) == (14,)
     angles = [0.5, 0.8660254, -1.0, 0.0]
     rest = [0.5, 0.4, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.25]
     assert numbers.tolist() == pytest.approx(angles + rest, abs=1e-6)

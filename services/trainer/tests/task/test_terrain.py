@@ -131,10 +131,44 @@ def test_points_are_in_pits_where_the_courses_say_so(terrain, ground):
     assert {name for name, count in sunk.items() if count > 0} == {"gap", "ramps", "mixed"}
 
 
-def test_every_robot_is_looked_up_on_its_own_tile(ground):
+def test_every_robot_is_looked_up_on_its_own_tile(terrain, ground):
     # The same place beside an edge of tile 1: an edge for a robot of tile 1 alone.
-    beside = ground.edges[1, 0].mean(dim=0).expand(2, 1, 3)
+    beside = terrain.courses[0][1].edges[0].mean(axis=0) + terrain.corner(0, 1)
+    beside = single(beside).expand(2, 1, 3)
     assert ground.feet_on_edge(torch.tensor([1, 8]), beside).flatten().tolist() == [True, False]
+
+
+# Courses of other sizes.
+
+
+@pytest.fixture(scope="module")
+def wild():
+    types = ["u-turn", "stepping-stones", "flat", "figure-eight", "gap-30"]
+    return Terrain(
+        TerrainCfg(types=types, shares=[1.0] * 5, levels=2, columns=5, difficulty_high=0.7)
+    )
+
+
+def test_columns_are_as_wide_as_their_courses(wild):
+    assert wild.column_y.tolist() == [0.0, 8.0, 14.0, 20.0, 34.0, 42.0]
+    ground = wild.to("cpu")
+    assert ground.lane_y.tolist() == 2 * [4.0, 11.0, 17.0, 27.0, 38.0]
+    assert ground.half_width.tolist() == 2 * [4.0, 3.0, 3.0, 7.0, 4.0]
+    assert ground.raster.shape == (2 * round(wild.tile_length_m / 0.05), 840)
+    assert wild.mesh.is_watertight
+
+
+def test_lookups_agree_with_courses_of_every_size(wild):
+    ground = wild.to("cpu")
+    test_heights_are_those_of_the_courses_away_from_edges(wild, ground)
+    test_feet_are_on_edges_where_the_courses_say_so(wild, ground)
+    test_every_robot_is_looked_up_on_its_own_tile(wild, ground)
+
+
+def test_edges_are_looked_up_among_those_nearby(wild):
+    most = max(len(course.edges) for _, course, _ in tiles(wild))
+    assert most > 200
+    assert wild.to("cpu").edges.shape[2] < 80
 
 
 # Layout.
@@ -215,6 +249,30 @@ def test_rows_rise_from_the_lowest_difficulty_to_the_highest():
     assert Terrain(replace(cfg, levels=1)).difficulty.tolist() == [[1.5, 1.5]]
 
 
+def test_a_type_can_have_difficulties_of_its_own():
+    cfg = TerrainCfg(
+        types=["flat", "beam"],
+        shares=[1.0, 1.0],
+        levels=3,
+        columns=2,
+        difficulty_high=1.8,
+        ranges={"beam": [0.25, 0.75]},
+    )
+    assert Terrain(cfg).difficulty.tolist() == [[0.0, 0.25], [0.9, 0.5], [1.8, 0.75]]
+    drawn = Terrain(replace(cfg, levels=50, random_difficulty=True)).difficulty[:, 1]
+    assert 0.25 <= drawn.min() < 0.35
+    assert 0.65 < drawn.max() <= 0.75
+
+
+@pytest.mark.parametrize(
+    "name", ["stepping-stones", "beam", "rubble", "side-slope", "gap-45", "spiral"]
+)
+def test_what_is_held_out_cannot_be_trained_on(name):
+    cfg = TerrainCfg(types=[name], shares=[1.0], levels=2, columns=1, difficulty_high=1.0)
+    with pytest.raises(ConfigError, match=f"'{name}' is held out of training"):
+        Terrain(cfg)
+
+
 def test_drawn_difficulties_are_within_the_range_and_the_same_for_a_seed():
     cfg = TerrainCfg(types=["flat"], shares=[1.0], levels=8, columns=8, random_difficulty=True)
     drawn = Terrain(cfg).difficulty
@@ -233,7 +291,7 @@ def test_every_tile_has_a_layout_of_its_own(terrain):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"types": ["steps", "stairs"], "shares": [1.0, 1.0]}, ["types", "stairs", "hurdle"]),
+        ({"types": ["steps", "stares"], "shares": [1.0, 1.0]}, ["types", "stares", "stairs"]),
         ({"types": [], "shares": []}, ["types", "nothing"]),
         ({"shares": [1.0, 1.0]}, ["shares", "[1.0, 1.0]", "each of"]),
         ({"shares": [1.0] * 5 + [0.0]}, ["shares", "0.0", "positive"]),
@@ -242,6 +300,8 @@ def test_every_tile_has_a_layout_of_its_own(terrain):
         ({"difficulty_high": 2.6}, ["difficulty", "2.6", "0 to 2.5"]),
         ({"difficulty_low": -0.1}, ["difficulty", "-0.1"]),
         ({"difficulty_low": 1.0, "difficulty_high": 0.5}, ["from 1.0 to 0.5"]),
+        ({"ranges": {"gap": [0.0, 2.6]}}, ["difficulty of gap", "2.6", "0 to 2.5"]),
+        ({"ranges": {"beam": [0.0, 0.5]}}, ["ranges", "beam", "steps"]),
     ],
 )
 def test_a_terrain_that_cannot_be_is_refused_with_its_key_and_values(change, words):

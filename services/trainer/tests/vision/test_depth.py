@@ -19,16 +19,13 @@ from krabby_trainer.run import depth_bench
 from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.terrain import Terrain
 from krabby_trainer.vision import depth
-from krabby_trainer.vision.depth import (
+from krabby_trainer.vision.config import RANGE_M, DepthErrorsCfg, described, flawless
+from krabby_trainer.vision.depth import DepthCamera
+from krabby_trainer.vision.stream import (
     NO_IMAGE_S,
-    RANGE_M,
-    DepthCamera,
     DepthErrors,
-    DepthErrorsCfg,
     DepthPreprocessor,
     DepthStream,
-    described,
-    flawless,
     mirror_image,
 )
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -415,7 +412,7 @@ def test_every_robot_has_its_own_camera_until_it_is_reset():
     errors = DepthErrors(cfg, CAMERA, 2000, "cpu")
     for name in ("noise_rel", "hole_probability", "bleed_px", "range_m"):
         low, high = getattr(cfg, name)
-        drawn = getattr(errors, name)
+        drawn = errors.drawn[name]
         assert low <= float(drawn.min()) < low + 0.01 * (high - low)
         assert high - 0.01 * (high - low) < float(drawn.max()) <= high
     angle = errors.mount_error[:, 3:]

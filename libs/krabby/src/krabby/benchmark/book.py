@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,12 +14,16 @@ from krabby.benchmark.runner import BenchmarkError, TrialKey
 from krabby.benchmark.trace import TrialResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from io import BufferedWriter
 
     from krabby.benchmark.runner import Shard
+    from krabby.benchmark.scenario import Cell
+    from krabby.benchmark.trial import TrialCfg
+    from krabby.policy.bundle import PolicyBundle
+    from krabby.robot.description import RobotDescription
 
-__all__ = ["Book", "read_head"]
+__all__ = ["Book", "head_of", "read_head", "suite_digest"]
 
 HEAD_FILE: Final = "evaluation.json"
 _TRIALS: Final = "trials*.jsonl"
@@ -107,6 +112,31 @@ class Book:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def head_of(
+    suite: str,
+    cells: Sequence[Cell],
+    bundle: PolicyBundle,
+    desc: RobotDescription,
+    trial: TrialCfg,
+) -> dict[str, Any]:
+    """What is evaluated: equal heads have comparable trials."""
+    return {
+        "format": 1,
+        "suite": suite,
+        "cells_sha256": suite_digest(cells),
+        "policy": bundle.name,
+        "files": dict(bundle.hashes),
+        "robot": f"{desc.name} {desc.content_hash[:12]}",
+        "substep_ns": trial.substep_ns,
+    }
+
+
+def suite_digest(cells: Iterable[Cell]) -> str:
+    """Tells versions of a suite apart."""
+    text = "\n".join(f"{c.name}|{c.family}|{c.goal}|{c.summary}" for c in cells)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_head(folder: Path) -> dict[str, Any]:

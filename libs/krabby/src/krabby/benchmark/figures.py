@@ -1,42 +1,36 @@
-"""What a trial is reduced to, and how trials become figures; docs/benchmark.md defines them.
+"""What a trial is reduced to: amounts, and what they are counted over.
 
-A trial keeps sums: amounts and what they are counted over (`Figures.figures`). A figure of many
-trials is the sum of the amounts over the sum of the exposures (`estimate`), so that neither the
-order of the trials nor their distribution over files matters. Ticks before go count for nothing.
+`krabby.benchmark.aggregate` makes figures of them; docs/benchmark.md defines these. Ticks before go
+count for nothing.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from krabby.benchmark import intervals
 from krabby.benchmark.trace import CONTROL_S
 from krabby.control.modes import Mode
 from krabby.course.mission import MAX_YAW_RATE, TURN_IN_PLACE_RAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from krabby.benchmark.intervals import Estimate
     from krabby.benchmark.scenario import Scenario
     from krabby.benchmark.trace import Tick, TrialFacts
 
 __all__ = [
-    "FIGURES",
     "Contacts",
-    "Figure",
     "Figures",
     "Standing",
     "Tracking",
     "contacts",
     "debounce",
-    "estimate",
     "needed_s",
     "swing_heights",
 ]
@@ -49,6 +43,8 @@ LOW_PASS_S: Final = 0.5
 """Time constant of the first-order low-pass on velocities and commands [s]."""
 SETTLE_S: Final = 1.0
 """After go, and after the robot is asked to stand, nothing is measured for this long [s]."""
+TURNING_M_S: Final = 0.02
+"""A slower command is one to turn on the spot [m/s]."""
 GRAVITY: Final = 9.81
 
 _AXES: Final = ("vx", "vy", "yaw")
@@ -76,6 +72,11 @@ def needed_s(scenario: Scenario) -> float:
     return float(length_m / max(scenario.speed, 1e-6) + turning_s)
 
 
+def _travels(tick: Tick) -> bool:
+    """Whether the robot is asked to go somewhere, not only to turn."""
+    return tick.walks and math.hypot(tick.asked[0], tick.asked[1]) > TURNING_M_S
+
+
 class Tracking:
     """Error of the velocity in the base frame against the scenario's command, both low-passed."""
 
@@ -88,6 +89,8 @@ class Tracking:
         self._velocity_sum = np.zeros(3)
         self.walked_m = 0.0
         """Path of the low-passed velocity while asked to move [m]."""
+        self.travelled_m = 0.0
+        """The same without turns on the spot [m]."""
         self.walk_s = 0.0
         """Time in which the robot was asked to move [s]."""
         self.tracked_s = 0.0
@@ -102,7 +105,10 @@ class Tracking:
         if not tick.walks:
             return
         self.walk_s += CONTROL_S
-        self.walked_m += CONTROL_S * math.hypot(self._velocity[0], self._velocity[1])
+        step_m = CONTROL_S * math.hypot(self._velocity[0], self._velocity[1])
+        self.walked_m += step_m
+        if _travels(tick):
+            self.travelled_m += step_m
         if tick.time_s < SETTLE_S:
             return
         self.tracked_s += CONTROL_S
@@ -120,7 +126,7 @@ class Tracking:
             yield axis, float(error / time_s), float(allowed + 0.1 * asked / time_s)
 
     def figures(self) -> dict[str, float]:
-        """Sums for `FIGURES`."""
+        """Sums for `krabby.benchmark.aggregate`."""
         if not self.tracked_s:
             return {"walk_s": self.walk_s, "walked_m": self.walked_m}
         found = {
@@ -171,7 +177,7 @@ class Standing:
         return (self._moved_m + self._open[0]) / self.stand_s if self.stand_s else math.nan
 
     def figures(self) -> dict[str, float]:
-        """Sums for `FIGURES`."""
+        """Sums for `krabby.benchmark.aggregate`."""
         if not self.stand_s:
             return {}
         return {
@@ -259,11 +265,11 @@ class Joints:
         self._rated, self._names = rated_torque, names
         self._velocity: NDArray[np.float64] = np.zeros((_CHUNK, 0, len(names)))
         self._torque = self._velocity
-        self._walks = np.zeros(_CHUNK, bool)
+        self._asks = np.zeros((_CHUNK, 2), bool)
         self._filled = 0
         self._square = np.zeros(len(names))
         self._above = self._samples = 0
-        self._energy_j = 0.0
+        self._energy_j = np.zeros(2)
 
     def add(self, tick: Tick) -> None:
         """Take in a control period."""
@@ -272,16 +278,17 @@ class Joints:
             self._torque = np.empty_like(self._velocity)
         self._velocity[self._filled] = tick.joint_vel
         self._torque[self._filled] = tick.joint_torque
-        self._walks[self._filled] = tick.walks
+        self._asks[self._filled] = tick.walks, _travels(tick)
         self._filled += 1
         if self._filled == _CHUNK:
             self._reduce()
 
     def figures(self) -> dict[str, float]:
-        """Sums for `FIGURES`."""
+        """Sums for `krabby.benchmark.aggregate`."""
         self._reduce()
         found = {
-            "energy": self._energy_j,
+            "energy": float(self._energy_j[0]),
+            "travel_energy": float(self._energy_j[1]),
             "above_rated": float(self._above),
             "joint_samples": float(self._samples * len(self._names)),
         }
@@ -295,7 +302,7 @@ class Joints:
         n, self._filled = self._filled, 0
         torque, velocity = self._torque[:n], self._velocity[:n]
         power = np.abs(torque * velocity).sum(axis=2).mean(axis=1) if n else np.zeros(0)
-        self._energy_j += float(power[self._walks[:n]].sum()) * CONTROL_S
+        self._energy_j += power @ self._asks[:n] * CONTROL_S
         self._square += np.square(torque).sum(axis=(0, 1))
         self._above += int((np.abs(torque) > self._rated).sum())
         self._samples += n * torque.shape[1]
@@ -321,7 +328,7 @@ class Feet:
         self._highest = max(self._highest, float(soles.max() - tick.base_pos_w[2]))
 
     def figures(self) -> dict[str, float]:
-        """Sums for `FIGURES`; touchdowns and swings count while asked to move."""
+        """Sums for `krabby.benchmark.aggregate`; touchdowns and swings while asked to move."""
         if not self._walks:
             return {}
         per_tick, walks = len(self._force[0]), np.array(self._walks)
@@ -385,143 +392,11 @@ class Figures:
             self._oldest_s = tick.feature_age_s
 
     def figures(self) -> dict[str, float]:
-        """Sums and maxima of the trial by name, for `estimate`; six digits."""
+        """Sums and maxima of the trial by name, six digits."""
         found = dict(self._sums)
         for part in self._parts:
             found |= part.figures()
-        found["weight_m"] = self._weight_n * found["walked_m"]
+        found["weight_m"] = self._weight_n * self._tracking.travelled_m
         if self._oldest_s > 0.0:
             found["feature_age"] = self._oldest_s
         return {name: float(f"{value:.6g}") for name, value in found.items()}
-
-
-Kind = Literal["ratio", "share", "largest", "quantile", "worst_joint"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A figure of a group of trials."""
-
-    name: str
-    title: str
-    unit: str
-    kind: Kind
-    """ratio: sum of `amount` over sum of `exposure`. share: of trials in which `amount` is 1.
-    largest: mean of the trials' maxima; the largest of all is given beside it. quantile: 99 % of
-    the counted `amount`. worst_joint: root of the mean square of the joint that has the largest."""
-    amount: str
-    exposure: str = ""
-    digits: int = 2
-    scale: float = 1.0
-    """From SI units to `unit`."""
-    low: float = 0.0
-    high: float = math.inf
-    """Bounds of what is possible."""
-    better: Literal["low", "high", ""] = "low"
-
-
-FIGURES: Final[tuple[Figure, ...]] = (
-    Figure(name="obeys", title="trials that track the command", unit="", kind="share",
-           amount="obeys", exposure="tracked_s", better="high"),
-    Figure(name="error_vx", title="tracking error forward", unit="m/s", kind="ratio",
-           amount="error_vx", exposure="tracked_s", digits=3),
-    Figure(name="error_vy", title="tracking error sideways", unit="m/s", kind="ratio",
-           amount="error_vy", exposure="tracked_s", digits=3),
-    Figure(name="error_yaw", title="tracking error of the yaw rate", unit="rad/s", kind="ratio",
-           amount="error_yaw", exposure="tracked_s", digits=3),
-    Figure(name="walked_vx", title="speed forward", unit="m/s", kind="ratio",
-           amount="walked_vx", exposure="tracked_s", low=-math.inf, better=""),
-    Figure(name="walked_vy", title="speed to the left", unit="m/s", kind="ratio",
-           amount="walked_vy", exposure="tracked_s", low=-math.inf, better=""),
-    Figure(name="walked_yaw", title="yaw rate", unit="rad/s", kind="ratio",
-           amount="walked_yaw", exposure="tracked_s", low=-math.inf, better=""),
-    Figure(name="drift", title="drift when standing", unit="mm/s", kind="ratio",
-           amount="drift", exposure="stand_s", digits=1, scale=1000.0),
-    Figure(name="creep", title="creep of the stance when standing", unit="mm/s", kind="ratio",
-           amount="creep", exposure="stand_s", digits=1, scale=1000.0),
-    Figure(name="cost_of_transport", title="cost of transport", unit="", kind="ratio",
-           amount="energy", exposure="weight_m"),
-    Figure(name="power", title="mechanical power", unit="W", kind="ratio",
-           amount="energy", exposure="walk_s", digits=0),
-    Figure(name="contact_peak_p99", title="contact peaks, 99 %", unit="body weights",
-           kind="quantile", amount="peaks", digits=1),
-    Figure(name="contact_peak", title="largest contact peak of a trial", unit="body weights",
-           kind="largest", amount="contact_peak", digits=1),
-    Figure(name="touchdowns", title="touchdowns per foot and second", unit="1/s", kind="ratio",
-           amount="touchdowns", exposure="foot_s"),
-    Figure(name="clearance", title="clearance", unit="cm", kind="ratio",
-           amount="clearance", exposure="swings", digits=1, scale=100.0, better=""),
-    Figure(name="three_feet", title="time with at least three feet down", unit="%", kind="ratio",
-           amount="three_feet_s", exposure="walk_s", digits=1, scale=100.0, high=1.0,
-           better="high"),
-    Figure(name="position_clamps", title="position clamps per joint-tick", unit="%", kind="ratio",
-           amount="position_clamps", exposure="joint_ticks", digits=3, scale=100.0, high=1.0),
-    Figure(name="rate_clamps", title="rate clamps per joint-tick", unit="%", kind="ratio",
-           amount="rate_clamps", exposure="joint_ticks", digits=3, scale=100.0, high=1.0),
-    Figure(name="above_rated", title="above the rated torque per joint-tick", unit="%",
-           kind="ratio", amount="above_rated", exposure="joint_samples", digits=2, scale=100.0,
-           high=1.0),
-    Figure(name="joint_rms", title="torque RMS of the worst joint", unit="N·m",
-           kind="worst_joint", amount="torque_square", exposure="joint_samples", digits=1),
-    Figure(name="foot_above_base", title="highest foot above the base", unit="m", kind="largest",
-           amount="foot_above_base"),
-    Figure(name="blind", title="time in the blind policy's place", unit="%", kind="ratio",
-           amount="blind_s", exposure="time_s", digits=1, scale=100.0, high=1.0),
-    Figure(name="feature_age", title="oldest picture used", unit="ms", kind="largest",
-           amount="feature_age", digits=0, scale=1000.0),
-)  # fmt: skip
-"""Figures of motion and tracking; `krabby.benchmark.report` adds outcomes, time and falls."""
-
-
-def estimate(figure: Figure, trials: Sequence[Mapping[str, float]]) -> Estimate | None:
-    """A figure of several trials in SI units; None when no trial has it.
-
-    Args:
-        figure: one of `FIGURES`.
-        trials: what `Figures.figures` gave; trials without the amount are left out.
-    """
-    if figure.kind == "worst_joint":
-        return _worst_joint(figure, trials)
-    have = [trial for trial in trials if figure.amount in trial]
-    if figure.exposure:
-        have = [trial for trial in have if trial.get(figure.exposure, 0.0) > 0.0]
-    if not have:
-        return None
-    amounts = [trial[figure.amount] for trial in have]
-    if figure.kind == "share":
-        return intervals.share(round(sum(amounts)), len(amounts))
-    if figure.kind == "largest":
-        return replace(intervals.mean(amounts), largest=max(amounts))
-    if figure.kind == "quantile":
-        return _quantile(figure, have)
-    exposures = [trial[figure.exposure] for trial in have]
-    return intervals.ratio(amounts, exposures, low=figure.low, high=figure.high)
-
-
-def _quantile(figure: Figure, trials: Sequence[Mapping[str, float]]) -> Estimate:
-    """99 % of everything that the trials counted by value, in keys such as `peaks.1.2`."""
-    prefix = f"{figure.amount}."
-    rows = [
-        {float(name.removeprefix(prefix)): round(count) for name, count in trial.items()
-         if name.startswith(prefix)}
-        for trial in trials
-    ]  # fmt: skip
-    values = sorted(set().union(*rows))
-    counts = np.array([[row.get(value, 0) for value in values] for row in rows], np.int64)
-    return intervals.quantile(counts, np.array(values), 0.99)
-
-
-def _worst_joint(figure: Figure, trials: Sequence[Mapping[str, float]]) -> Estimate | None:
-    prefix = f"{figure.amount}."
-    squares = {
-        name.removeprefix(prefix): intervals.ratio(
-            [trial[name] * trial[figure.exposure] for trial in trials if name in trial],
-            [trial[figure.exposure] for trial in trials if name in trial],
-            low=0.0,
-        )
-        for name in sorted({name for trial in trials for name in trial if name.startswith(prefix)})
-    }
-    if not squares:
-        return None
-    worst = max(squares, key=lambda joint: squares[joint].value)
-    return replace(intervals.square_root(squares[worst]), where=worst)

@@ -33,6 +33,8 @@ _Z: Final = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
 _TAIL: Final = 0.025
 _RESAMPLES: Final = 400
+_FEWEST: Final = 8
+"""Trials below which a bootstrap is too narrow to be an interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,8 @@ def quantile(counts: NDArray[np.int64], values: NDArray[np.float64], fraction: f
     if n == 0:
         return _NONE
     value = float(_quantiles(seen.sum(axis=0)[None], values, fraction)[0])
-    if n == 1:
-        return Estimate(value, math.nan, math.nan, 1)
+    if n < _FEWEST:
+        return Estimate(value, math.nan, math.nan, n)
     seen = seen[np.lexsort(seen.T)]  # the draw must not depend on the order of the trials
     draws = np.random.default_rng(0).multinomial(n, np.full(n, 1.0 / n), size=_RESAMPLES)
     low, high = np.quantile(_quantiles(draws @ seen, values, fraction), [_TAIL, 1.0 - _TAIL])

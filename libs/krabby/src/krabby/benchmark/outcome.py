@@ -18,7 +18,7 @@ from krabby_proto.states import Fault, SafetyState
 from krabby.benchmark.figures import Standing, Tracking, needed_s
 from krabby.benchmark.trace import CONTROL_S
 from krabby.control.modes import Mode
-from krabby.course.progress import FallCfg, FallMonitor
+from krabby.course.progress import LEANING_S, STUCK_S, FallCfg, FallMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Judge", "Outcome", "succeeded"]
 
-STUCK_S: Final = 5.0
-"""Without progress for this long while asked to move, the trial ends [s]."""
-LEANING_S: Final = 0.5
-"""The trunk may touch the course for this long [s]."""
 TIME_FACTOR: Final = 1.5
 """Waypoints must be reached within this multiple of the time that the commanded speed needs."""
 REARING_RAD: Final = 0.5

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby.benchmark import table
-from krabby.benchmark.figures import FIGURES
+from krabby.benchmark.aggregate import FIGURES
 from krabby.benchmark.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ __all__ = [
 _PICTURE: Final = "success.png"
 _BY_NAME: Final = {figure.name: figure for figure in FIGURES}
 _MOTION: Final = (
-    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet", "contact_peak_p99",
-    "contact_peak", "foot_above_base",
+    "time_ratio", "cost_of_transport", "power", "touchdowns", "clearance", "three_feet",
+    "contact_peak_p99", "contact_peak", "foot_above_base",
 )  # fmt: skip
 _LOADS: Final = (
     "position_clamps", "rate_clamps", "above_rated", "joint_rms", "blind", "feature_age",
@@ -230,7 +230,7 @@ def _targets_met(report: Report, row: Row, policy: str) -> str:
 def _cell_table(report: Report, rows: Sequence[Row]) -> str:
     head = ["cell", "what", "target"]
     for policy in report.policies:
-        head += [f"{policy}: success", "target", "other outcomes"]
+        head += [f"{policy}: success", "verdict", "other outcomes"]
     lines = []
     for row in rows:
         cell = row.cells[0]
@@ -292,7 +292,7 @@ def _title(name: str) -> str:
 
 
 def _held_out(row: Row) -> str:
-    if len({cell.family for cell in row.cells}) > 1:
+    if row.name not in (row.cells[0].family, row.cells[0].name):
         return ""  # the name of a group tells
     some = any(cell.held_out for cell in row.cells)
     return " (held out)" if row.held_out else " (partly held out)" if some else ""

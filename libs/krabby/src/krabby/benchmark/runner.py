@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -17,11 +18,12 @@ import structlog
 
 from krabby.benchmark.figures import Figures
 from krabby.benchmark.outcome import Judge
+from krabby.benchmark.teacher import load_any
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.robot.description import RobotDescription
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from krabby.benchmark.scenario import Cell
     from krabby.benchmark.trace import TrialResult
@@ -68,15 +70,14 @@ class Work:
     policy: str
     """Name or folder of the bundle."""
     trial: TrialCfg
+    foreign: bool = False
+    """Take bundles that were made for another robot as if they were for this one."""
     control: ControlCfg | None = None
-    make_policies: Callable[[RobotDescription, Work], Policies] | None = None
-    """Makes the policies where they are no bundles; picklable."""
 
     def policies(self, desc: RobotDescription) -> Policies:
         """The policies that walk, not loaded yet."""
-        if self.make_policies is not None:
-            return self.make_policies(desc, self)
-        return Policies(desc, self.policy, control=self.control)
+        load = functools.partial(load_any, foreign=self.foreign)
+        return Policies(desc, self.policy, control=self.control, load=load)
 
 
 def plan_trials(
@@ -105,9 +106,24 @@ def run_trials(work: Work, keys: Iterable[TrialKey], *, jobs: int = 1) -> Iterat
     if jobs < 1:
         raise BenchmarkError(f"{jobs} jobs; give 1 or more")
     if jobs == 1:
-        runner = _Runner(work)
-        return (runner.run(key) for key in keys)
+        return _in_this_process(work, keys)
     return _over_processes(work, list(keys), jobs)
+
+
+def _in_this_process(work: Work, keys: Iterable[TrialKey]) -> Generator[TrialResult, None, None]:
+    before = structlog.get_config()
+    _silence()
+    try:
+        runner = _Runner(work)
+        for key in keys:
+            yield runner.run(key)
+    finally:
+        structlog.configure(**before)
+
+
+def _silence() -> None:
+    """Log nothing: what the loop says of every trial would fill the terminal."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 def _over_processes(
@@ -144,7 +160,6 @@ class _Runner:
     """Runs trials in this process, one after the other."""
 
     def __init__(self, work: Work) -> None:
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
         self._desc = RobotDescription.load()
         self._work = work
         self._policies = work.policies(self._desc)
@@ -170,6 +185,7 @@ _runner: _Runner | None = None
 def _begin(work: Work) -> None:
     global _runner
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _silence()
     _runner = _Runner(work)
 
 

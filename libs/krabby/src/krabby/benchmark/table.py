@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from krabby.benchmark import intervals
-from krabby.benchmark.figures import FIGURES, estimate
+from krabby.benchmark.aggregate import FIGURES, estimate
 from krabby.benchmark.outcome import Outcome, succeeded
 from krabby.benchmark.trace import TrialResult
 

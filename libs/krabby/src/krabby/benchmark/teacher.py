@@ -1,14 +1,19 @@
-"""A privileged policy in a trial: it is told the ground around it, which no robot can measure."""
+"""Loading policies for trials, privileged ones included, which are told the ground around them."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from krabby.control.policy_manager import PolicyRunner
 from krabby.course.ground import Ground
-from krabby.policy.bundle import PolicyBundle, bundle_dir
+from krabby.policy.bundle import MANIFEST_FILE, PolicyBundle, bundle_dir, robot_manifest
 from krabby.policy.observation import HEIGHT_SCAN_SHAPE
 from krabby.robot import rotations
 
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
     from krabby.policy.observation import ObservationInputs
     from krabby.robot.description import RobotDescription
 
-__all__ = ["TeacherRunner", "height_scan", "load_any"]
+__all__ = ["TeacherRunner", "height_scan", "load_any", "load_bundle"]
 
 _AHEAD_M: Final = np.arange(HEIGHT_SCAN_SHAPE[0]) * 0.1 - 0.8
 _LEFT_M: Final = np.arange(HEIGHT_SCAN_SHAPE[1]) * 0.2 - 1.2
@@ -62,8 +67,38 @@ class TeacherRunner(PolicyRunner):
         return super().step(inputs)
 
 
-def load_any(name: str, desc: RobotDescription, control_rate_hz: float) -> PolicyRunner:
-    """Load and warm up a bundle; a teacher too."""
-    bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
+def load_any(
+    name: str, desc: RobotDescription, control_rate_hz: float, *, foreign: bool = False
+) -> PolicyRunner:
+    """Load and warm up a bundle; a teacher too.
+
+    Args:
+        name: name or folder of the bundle.
+        desc: the robot.
+        control_rate_hz: of the loop.
+        foreign: take a bundle that was made for another robot as if it were for this one.
+    """
+    bundle = load_bundle(name, desc, control_rate_hz, foreign=foreign)
     measurable = all(term.measurable for term in bundle.observation.terms)
     return (PolicyRunner if measurable else TeacherRunner)(bundle, desc)
+
+
+def load_bundle(
+    name: str, desc: RobotDescription, control_rate_hz: float, *, foreign: bool = False
+) -> PolicyBundle:
+    """Load a bundle, as in `load_any`; action offsets and scales stay those it was made with.
+
+    Raises:
+        BundleError: it is damaged, or made for another robot and `foreign` is false.
+    """
+    folder = bundle_dir(name)
+    if not foreign:
+        return PolicyBundle.load(folder, desc, control_rate_hz=control_rate_hz)
+    with tempfile.TemporaryDirectory() as copy:
+        adopted = Path(copy) / "bundle"
+        shutil.copytree(folder, adopted)
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest |= robot_manifest(desc) | {"control_rate_hz": manifest["control_rate_hz"]}
+        (adopted / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
+        bundle = PolicyBundle.load(adopted, desc, control_rate_hz=control_rate_hz)
+    return dataclasses.replace(bundle, path=folder)

@@ -23,6 +23,9 @@ __all__ = ["PolicyManager", "PolicyRunner", "load_runner"]
 
 log = structlog.get_logger(__name__)
 
+_SAME_MASS = 0.05
+"""Share by which the robot's mass may differ from the one a policy was made for."""
+
 _WARM_UP_STEPS = 20
 _REST_BELOW, _WALK_ABOVE = 0.05, 0.1
 """Largest number of a walking command, m/s or rad/s, that means standing; and smallest that ends
@@ -110,6 +113,15 @@ def load_runner(
 ) -> PolicyRunner:
     """Load and warm up a bundle; raises `BundleError` when it does not fit."""
     bundle = PolicyBundle.load(bundle_dir(name), desc, control_rate_hz=control_rate_hz)
+    robot_kg = desc.masses.total
+    if bundle.mass_kg is not None and abs(bundle.mass_kg / robot_kg - 1.0) > _SAME_MASS:
+        log.warning(
+            "the policy was made for a robot of another mass",
+            policy=bundle.name,
+            robot=bundle.robot,
+            mass_kg=bundle.mass_kg,
+            this_robot_kg=round(robot_kg, 3),
+        )
     unknown = [term.name for term in bundle.observation.terms if not term.measurable]
     if unknown:
         raise BundleError(

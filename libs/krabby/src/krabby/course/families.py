@@ -240,7 +240,7 @@ def _beam(lane: Lane) -> None:
 
 
 def _rough(lane: Lane) -> None:
-    """12 m of patches of U(0.4, 0.8), heights within +-0.1 d of their middle."""
+    """12 m of patches of U(0.5, 1.0), heights within +-0.1 d of their middle."""
     _patches(lane, lane.x, lane.x + 12.0)
     lane.x += 12.0
     lane.goals_to(lane.x + 1.0, 7)
@@ -270,14 +270,14 @@ def _patches(lane: Lane, start: float, stop: float) -> None:
     bottom = -PIT_DEPTH_M
     x = start
     while x < stop:
-        end = min(stop, round(x + lane.draw(0.4, 0.8), 3))
+        end = min(stop, round(x + lane.draw(0.5, 1.0), 3))
         top = round(depth * lane.draw(-1.0, 0.0), 4)
         across = (-lane.half_width, lane.half_width)
         lane.boxes.append(level_box("rock", (x, end), across, (bottom, top)))
         x = end
     y = -lane.half_width
     while y < lane.half_width:
-        end = min(lane.half_width, round(y + lane.draw(0.4, 0.8), 3))
+        end = min(lane.half_width, round(y + lane.draw(0.5, 1.0), 3))
         top = round(depth * lane.draw(-1.0, 0.0), 4)
         lane.boxes.append(level_box("rock", (start, stop), (y, end), (bottom, top)))
         y = end

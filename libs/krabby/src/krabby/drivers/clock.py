@@ -1,7 +1,5 @@
 """A device's own clock on ours."""
 
-from __future__ import annotations
-
 from typing import Final
 
 __all__ = ["ClockMap"]
@@ -19,11 +17,7 @@ class ClockMap:
     """
 
     def __init__(self, *, drift_ppm: float = 200.0) -> None:
-        """Start without an estimate.
-
-        Args:
-            drift_ppm: Largest difference in rate that is followed; crystals stay below 100 ppm.
-        """
+        """`drift_ppm`: largest difference in rate that is followed; crystals stay below 100."""
         self._drift = drift_ppm * 1e-6
         self.reset()
 

@@ -13,7 +13,7 @@ import structlog
 from krabby_proto import TRUTH
 
 from krabby.course.mission import STOP, NavCommand, pursue
-from krabby.course.progress import CourseProgress, FallCfg, FallMonitor, Pose2
+from krabby.course.progress import RESPAWN_S, CourseProgress, FallCfg, FallMonitor, Pose2
 from krabby.hal.measurement import Measurement
 from krabby.mujoco.degrade import degraded, differences
 from krabby.mujoco.depth_camera import DepthCamera, DepthRenderer, Frame, camera_pose
@@ -30,12 +30,11 @@ if TYPE_CHECKING:
     from krabby.mujoco.config import StageCfg
     from krabby.robot.description import RobotDescription
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "stance_m"]
 
 log = structlog.get_logger(__name__)
 
-_RESET_AFTER_NS = 2_000_000_000
-"""A robot that fell lies there for this long before it is put back."""
+_RESET_AFTER_NS = round(RESPAWN_S * 1e9)
 _STANDING_FEET = 3
 """Legs that carry a standing robot at least."""
 
@@ -161,7 +160,7 @@ class Stage:
             tilt_rad=float(rotations.tilt(self._measured.base_quat_w)),
             in_pit=self.in_pit(pos_w),
             base_contact=touches,
-            stance_m=self.stance_m(target_joint_pos) if touches else 0.0,
+            stance_m=stance_m(self.desc, target_joint_pos) if touches else 0.0,
         )
         if reason is None:
             self._down = self._down and touches
@@ -284,15 +283,16 @@ class Stage:
         """Whether a point of the robot has fallen into a pit or off the course."""
         return bool(pos_w[2] < self.course.pit_entry_z) and bool(self.course.in_pit(*pos_w))
 
-    def stance_m(self, target: NDArray[np.float64] | None) -> float:
-        """How far below the base the targets would put the feet that carry it [m]; 0 when limp."""
-        if target is None:
-            return 0.0
-        depths = -kinematics.foot_positions(self.desc, target)[:, 2]
-        return float(np.sort(depths)[-_STANDING_FEET])
-
     def _feet_on_edge(self) -> int:
         down = self._measured.foot_contact > 0.0
         if not down.any():
             return 0
         return int(self.course.feet_on_edge(self.world.foot_soles_w()[down]).sum())
+
+
+def stance_m(desc: RobotDescription, target: NDArray[np.float64] | None) -> float:
+    """How far below the base targets would put the feet that carry it [m]; 0 when limp (None)."""
+    if target is None:
+        return 0.0
+    depths = -kinematics.foot_positions(desc, target)[:, 2]
+    return float(np.sort(depths)[-_STANDING_FEET])

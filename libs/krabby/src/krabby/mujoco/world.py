@@ -74,6 +74,19 @@ class StepLog:
             foot_force=np.zeros((steps, feet)),
         )
 
+    def add(
+        self,
+        joint_vel: NDArray[np.float64],
+        joint_torque: NDArray[np.float64],
+        foot_force: NDArray[np.float64],
+    ) -> None:
+        """Write one step."""
+        at = self.count % len(self.joint_vel)
+        self.joint_vel[at] = joint_vel
+        self.joint_torque[at] = joint_torque
+        self.foot_force[at] = foot_force
+        self.count += 1
+
 
 class World:
     """Robot, course and physics: `place`, then `substep` and `measure` in turns."""
@@ -252,7 +265,8 @@ class World:
             self.driven += 1
             self.saturated += (effort >= _SATURATED * high) | (effort <= _SATURATED * low)
         if self.log is not None:
-            self._note(self.log, effort)
+            forces = self.data.sensordata[self.index.foot_touch]
+            self.log.add(self.joint_vel, effort, forces)
         return effort
 
     def measure(self, into: Measurement) -> None:
@@ -309,13 +323,6 @@ class World:
     def state_bytes(self) -> bytes:
         """Positions and velocities bit by bit, for the trajectory hash."""
         return self.data.qpos.tobytes() + self.data.qvel.tobytes()
-
-    def _note(self, log: StepLog, effort: NDArray[np.float64]) -> None:
-        at = log.count % len(log.joint_vel)
-        log.joint_torque[at] = effort
-        log.joint_vel[at] = self.data.qvel[self.index.joint_dof]
-        log.foot_force[at] = self.data.sensordata[self.index.foot_touch]
-        log.count += 1
 
     def _start_slot(self) -> None:
         self._effort_sum[:] = 0.0

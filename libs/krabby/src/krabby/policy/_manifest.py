@@ -108,6 +108,8 @@ class Manifest(Config, frozen=True, kw_only=True):
     name: Text
     kind: Kind
     robot: Text
+    geometry: str = ""
+    mass_kg: float | None = None
     joint_names: tuple[Text, ...]
     default_joint_pos: tuple[float, ...]
     gains: GainsEntry
@@ -130,6 +132,8 @@ def robot_manifest(
     """The manifest keys that tell one robot from another; exporters start from these."""
     return {
         "robot": desc.name,
+        "geometry": desc.geometry_hash,
+        "mass_kg": round(desc.masses.total, 6),
         "joint_names": list(desc.joint_names),
         "default_joint_pos": desc.default_joint_pos.tolist(),
         "gains": {"kp": desc.kp.tolist(), "kd": desc.kd.tolist()},
@@ -190,7 +194,7 @@ def layout_of(terms: tuple[ObservationTerm, ...], source: str) -> ObservationLay
 def _differences(
     manifest: Manifest, desc: RobotDescription, control_rate_hz: float
 ) -> Iterator[tuple[str, str, str]]:
-    if manifest.robot != desc.name:
+    if manifest.robot != desc.name and manifest.geometry != desc.geometry_hash:
         yield f"robot {manifest.robot!r}", f"this one is {desc.name!r}", _REEXPORT
     if len(manifest.joint_names) != len(desc.joint_names):
         counts = len(manifest.joint_names), len(desc.joint_names)

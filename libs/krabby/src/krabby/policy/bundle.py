@@ -15,6 +15,7 @@ Exporters call `write_bundle`. Needs the extra `policy`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -52,7 +53,7 @@ from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.policy.network import Backend, Network, NetworkSpec, StateTensor
 from krabby.policy.observation import ObservationLayout
 from krabby.policy.onnx_runtime import OnnxRuntime
-from krabby.robot.assets import assets_dir
+from krabby.robot.assets import assets_dir, robot_dir
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import (
     BundleError,
@@ -118,6 +119,10 @@ class PolicyBundle:
     path: Path
     name: str
     kind: Kind
+    robot: str
+    """Name of the robot it was made for: this one, or one of the same joints and lengths."""
+    mass_kg: float | None
+    """What that robot weighs; None where the manifest does not say."""
     joint_names: tuple[str, ...]
     """(18,) as the robot's."""
     control_rate_hz: float
@@ -162,6 +167,8 @@ class PolicyBundle:
             path=path,
             name=manifest.name,
             kind=manifest.kind,
+            robot=manifest.robot,
+            mass_kg=manifest.mass_kg,
             joint_names=manifest.joint_names,
             control_rate_hz=manifest.control_rate_hz,
             observation=layout_of(manifest.observation, source),
@@ -178,22 +185,23 @@ class PolicyBundle:
 
 
 def bundle_dir(name_or_path: str | Path) -> Path:
-    """Folder of a bundle: a path if it has a separator in it, else a name in `assets/policies`."""
+    """Folder of a bundle: a path if it has a separator in it, else a name.
+
+    Names are looked up in `policies` of the robot's own folder, then in `assets/policies`.
+    """
     path = Path(name_or_path)
     if path.is_absolute() or os.sep in str(name_or_path):
         return path
-    policies = assets_dir() / "policies"
-    try:
-        is_bundle = (policies / path / MANIFEST_FILE).is_file()
-    except OSError:  # a name that is too long
-        is_bundle = False
-    if not is_bundle:
-        known = sorted(manifest.parent.name for manifest in policies.glob(f"*/{MANIFEST_FILE}"))
-        raise BundleError(
-            f"no policy {str(path)!r} in {policies}; there is: {', '.join(known) or 'none'}. Give "
-            "one of these names, or a path with a slash in it"
-        )
-    return policies / path
+    shelves = [robot_dir() / "policies", assets_dir() / "policies"]
+    with contextlib.suppress(OSError):  # a name that is too long
+        for policies in shelves:
+            if (policies / path / MANIFEST_FILE).is_file():
+                return policies / path
+    known = sorted({m.parent.name for shelf in shelves for m in shelf.glob(f"*/{MANIFEST_FILE}")})
+    raise BundleError(
+        f"no policy {str(path)!r} in {shelves[-1]}; there is: {', '.join(known) or 'none'}. Give "
+        "one of these names, or a path with a slash in it"
+    )
 
 
 def write_bundle(

@@ -168,6 +168,94 @@ class _Pose(NamedTuple):
     """From the yaw axis to the centres of femur and tibia, horizontal [m], (2, 6)."""
 
 
+class _Loads:
+    """Torques that legs of this mass need. Links are thin; the foot counts as part of the tibia."""
+
+    def __init__(self, desc: RobotDescription, cfg: GaitCfg) -> None:
+        self._cfg = cfg
+        links = desc.inertials
+        femur, tibia = desc.geometry.femur_length, desc.geometry.tibia_length
+        foot_mass, femur_mass = links["foot"].mass, links["femur"].mass
+        tibia_mass = links["tibia"].mass + foot_mass
+        femur_com = links["femur"].com[0]
+        tibia_com = (links["tibia"].mass * links["tibia"].com[0] + foot_mass * tibia) / tibia_mass
+        femur_inertia = links["femur"].spread_x  # about hip_pitch
+        tibia_inertia = links["tibia"].spread_x + foot_mass * tibia**2  # about the knee
+        yaw_armature, pitch_armature, knee_armature = desc.armature[:3]
+        # From cosines (sines) of the elevations of femur and tibia to their centres, outward
+        # (upward) from the hip_pitch axis.
+        self.links = _f32([[femur_com, 0.0], [femur, tibia_com]])
+        self._link_mass = _f32([[femur_mass], [tibia_mass]] * 3)
+        self._gravity = _f32([[0.0]] * 4 + [[_GRAVITY]] * 2)
+        # Inertia about hip_yaw: of points, and of the rods about their own centres.
+        self._yaw_mass = _f32([[femur_mass, tibia_mass]])
+        self._yaw_spin = _f32(
+            [[femur_inertia - femur_mass * femur_com**2, tibia_inertia - tibia_mass * tibia_com**2]]
+        )
+        hip = links["hip"]
+        self._yaw_inertia = float(yaw_armature + hip.mass * hip.com[0] ** 2)
+        # Inertia about hip_pitch and knee: what is constant, and what goes with the knee's cosine.
+        upper = pitch_armature + femur_inertia + tibia_mass * femur**2 + tibia_inertia
+        self._inertia = _f32(
+            [[upper, tibia_inertia], [tibia_inertia, knee_armature + tibia_inertia]]
+        )
+        self._coupling = _f32(tibia_mass * femur * tibia_com * np.array([[2.0, 1.0], [1.0, 0.0]]))
+        # From the cosines to the torques of the links' own weight on hip_pitch and knee.
+        on_femur, on_tibia = femur_mass * femur_com + tibia_mass * femur, tibia_mass * tibia_com
+        self._hang = _f32(_GRAVITY * np.array([[on_femur, on_tibia], [0.0, on_tibia]]))
+        # Hips stand symmetrically about the base's origin and hardly move.
+        self._body_weight = _GRAVITY * (desc.masses.body + 6.0 * desc.masses.hip)
+        self._foot_force_max = 0.55 * _GRAVITY * desc.masses.total
+
+    def ground_reaction(
+        self, feet: _Array, load: _Array, link_pos: _Array, link_acc: _Array
+    ) -> tuple[_Array, _Array]:
+        """Force of the ground on the feet in the base frame: x and y (2, 6), z (6,).
+
+        The least forces, in proportion to the planned loads, that carry the weight and give the
+        links the accelerations they are about to have, with the body moving steadily.
+        """
+        force = (self._link_mass * (link_acc + self._gravity)).reshape(3, 12)
+        position = link_pos.reshape(3, 12)
+        total = np.sum(force, axis=1)
+        moment = np.sum(position[_NEXT] * force[_LAST] - position[_LAST] * force[_NEXT], axis=1)
+        total_xy, total_z = total[0:2].reshape(2, 1), total[2:3] + self._body_weight
+        weight = np.maximum(load * load * (3.0 - 2.0 * load), 1e-3)
+        weight = weight / np.sum(weight, axis=0)
+        mean = feet[0:2] @ weight.reshape(6, 1)  # (2, 1)
+        apart = feet[0:2] - mean
+        weighted = weight * apart
+        spread = np.sum(weighted * apart, axis=1)  # of x, of y
+        # Horizontal forces: x, y and the moment about z.
+        turn = moment[2:3] - np.sum(_left_of(mean) * total_xy, axis=0)
+        twist = turn / (spread[0:1] + spread[1:2])
+        force_xy = weight * total_xy + twist * _left_of(weighted)
+        # Vertical ones: z and the moments about x and y, less what the horizontal ones give.
+        tilting = _left_of(moment[0:2].reshape(2, 1))  # (-y, x)
+        along = np.sum(feet[2] * force_xy, axis=1).reshape(2, 1) + tilting - mean * total_z
+        mixed = np.sum(weighted[0] * apart[1], axis=0)
+        other = spread[_SWAP].reshape(2, 1)
+        determinant = spread[0:1] * spread[1:2] - mixed * mixed
+        slope = (along * other - along[_SWAP] * mixed) / determinant
+        force_z = weight * (total_z + np.sum(slope * apart, axis=0))
+        return force_xy, _clip(force_z, 0.0, self._foot_force_max)
+
+    def leg_dynamics(self, leg: _Pose, joint_acc: _Array) -> _Array:
+        """Torques (3, 6) that hold the legs' own weight and accelerate them."""
+        inertia = self._yaw_mass @ (leg.reaches * leg.reaches)
+        inertia = inertia + self._yaw_spin @ (leg.cosines * leg.cosines) + self._yaw_inertia
+        bend = joint_acc[1:3]
+        torque = self._inertia @ bend + leg.cos_knee * (self._coupling @ bend)
+        return np.concatenate([inertia * joint_acc[0:1], torque + self._hang @ leg.cosines])
+
+    def joint_load(self, leg: _Pose, force_xy: _Array, force_z: _Array) -> _Array:
+        """Torques (3, 6) with which the ground reaction turns the joints."""
+        outward = np.sum(force_xy * leg.outward, axis=0) - self._cfg.inward_share * force_z
+        sideways = leg.distance * np.sum(force_xy * _left_of(leg.outward), axis=0)
+        bend = leg.foot_out * force_z - leg.foot_up * outward
+        return np.concatenate([sideways.reshape(1, 6), bend])
+
+
 class Gait:
     """The generator for one robot: its constants, and one control step as a pure function.
 
@@ -177,11 +265,11 @@ class Gait:
     """
 
     def __init__(self, desc: RobotDescription, cfg: GaitCfg | None = None) -> None:
-        self.cfg = cfg = cfg or GaitCfg()
+        self.cfg = cfg = cfg or GaitCfg(**desc.gait)
         self._rate = cfg.control_rate_hz
         self._slot_s = cfg.swing_s + cfg.transfer_s
         self._set_geometry(desc)
-        self._set_masses(desc)
+        self._loads = _Loads(desc, cfg)
         self._default = _f32(desc.default_joint_pos.reshape(6, 3).T)
         self._kp, self._kd = _f32(desc.kp.reshape(6, 3).T), _f32(desc.kd.reshape(6, 3).T)
         self._six_down = _f32([[0.0] * 6, [1.0] * 6])
@@ -211,40 +299,6 @@ class Gait:
         self._place = _f32((same_side & behind).sum(axis=1))
         self._place_backward = _f32((same_side & behind).sum(axis=0))
         self._side_phase = _f32(np.where(right, 0.5, 0.0))
-
-    def _set_masses(self, desc: RobotDescription) -> None:
-        """Links are thin along x; the foot counts as part of the tibia."""
-        links, femur, tibia = desc.inertials, self._femur, self._tibia
-        foot_mass, femur_mass = links["foot"].mass, links["femur"].mass
-        tibia_mass = links["tibia"].mass + foot_mass
-        femur_com = links["femur"].com[0]
-        tibia_com = (links["tibia"].mass * links["tibia"].com[0] + foot_mass * tibia) / tibia_mass
-        femur_inertia = links["femur"].spread_x  # about hip_pitch
-        tibia_inertia = links["tibia"].spread_x + foot_mass * tibia**2  # about the knee
-        yaw_armature, pitch_armature, knee_armature = desc.armature[:3]
-        # Like `_leg`, to the centres of femur and tibia from the hip_pitch axis.
-        self._links = _f32([[femur_com, 0.0], [femur, tibia_com]])
-        self._link_mass = _f32([[femur_mass], [tibia_mass]] * 3)
-        self._gravity = _f32([[0.0]] * 4 + [[_GRAVITY]] * 2)
-        # Inertia about hip_yaw: of points, and of the rods about their own centres.
-        self._yaw_mass = _f32([[femur_mass, tibia_mass]])
-        self._yaw_spin = _f32(
-            [[femur_inertia - femur_mass * femur_com**2, tibia_inertia - tibia_mass * tibia_com**2]]
-        )
-        hip = links["hip"]
-        self._yaw_inertia = float(yaw_armature + hip.mass * hip.com[0] ** 2)
-        # Inertia about hip_pitch and knee: what is constant, and what goes with the knee's cosine.
-        upper = pitch_armature + femur_inertia + tibia_mass * femur**2 + tibia_inertia
-        self._inertia = _f32(
-            [[upper, tibia_inertia], [tibia_inertia, knee_armature + tibia_inertia]]
-        )
-        self._coupling = _f32(tibia_mass * femur * tibia_com * np.array([[2.0, 1.0], [1.0, 0.0]]))
-        # From the cosines to the torques of the links' own weight on hip_pitch and knee.
-        on_femur, on_tibia = femur_mass * femur_com + tibia_mass * femur, tibia_mass * tibia_com
-        self._hang = _f32(_GRAVITY * np.array([[on_femur, on_tibia], [0.0, on_tibia]]))
-        # Hips stand symmetrically about the base's origin and hardly move.
-        self._body_weight = _GRAVITY * (desc.masses.body + 6.0 * desc.masses.hip)
-        self._foot_force_max = 0.55 * _GRAVITY * desc.masses.total
 
     def initial_state(self) -> dict[str, NDArray[np.float32]]:
         """The state after a reset."""
@@ -296,8 +350,8 @@ class Gait:
         link_vel = np.where(first, 0.0, (leg.link_pos - state["link_pos"]) * self._rate)
         link_acc = (link_vel - state["link_vel"]) * self._rate
 
-        ground = self._ground_reaction(feet, steps.load, leg.link_pos, link_acc)
-        torque = self._leg_dynamics(leg, joint_acc) - self._joint_load(leg, *ground)
+        ground = self._loads.ground_reaction(feet, steps.load, leg.link_pos, link_acc)
+        torque = self._loads.leg_dynamics(leg, joint_acc) - self._loads.joint_load(leg, *ground)
         torque = _clip(torque, -cfg.torque_max, cfg.torque_max)
         target = leg.joint_pos + (torque + self._kd * joint_vel) / self._kp
         return {
@@ -428,9 +482,9 @@ class Gait:
         pitch = np.arctan(height / reach) + np.arccos(_clip(cos_femur, -1.0, 1.0))
         elevation = np.stack([pitch, pitch + knee])
         cosines, sines = np.cos(elevation), np.sin(elevation)
-        reaches = self._hip_length + self._links @ cosines
+        reaches = self._hip_length + self._loads.links @ cosines
         link_xy = outward.reshape(2, 1, 6) * reaches.reshape(1, 2, 6)
-        link_pos = np.concatenate([link_xy.reshape(4, 6), self._links @ sines])
+        link_pos = np.concatenate([link_xy.reshape(4, 6), self._loads.links @ sines])
         return _Pose(
             joint_pos=np.stack([yaw, pitch, knee]),
             link_pos=self._link_hip + link_pos,
@@ -442,54 +496,6 @@ class Gait:
             cos_knee=cos_knee,
             reaches=reaches,
         )
-
-    def _ground_reaction(
-        self, feet: _Array, load: _Array, link_pos: _Array, link_acc: _Array
-    ) -> tuple[_Array, _Array]:
-        """Force of the ground on the feet in the base frame: x and y (2, 6), z (6,).
-
-        The least forces, in proportion to the planned loads, that carry the weight and give the
-        links the accelerations they are about to have, with the body moving steadily.
-        """
-        force = (self._link_mass * (link_acc + self._gravity)).reshape(3, 12)
-        position = link_pos.reshape(3, 12)
-        total = np.sum(force, axis=1)
-        moment = np.sum(position[_NEXT] * force[_LAST] - position[_LAST] * force[_NEXT], axis=1)
-        total_xy, total_z = total[0:2].reshape(2, 1), total[2:3] + self._body_weight
-        weight = np.maximum(load * load * (3.0 - 2.0 * load), 1e-3)
-        weight = weight / np.sum(weight, axis=0)
-        mean = feet[0:2] @ weight.reshape(6, 1)  # (2, 1)
-        apart = feet[0:2] - mean
-        weighted = weight * apart
-        spread = np.sum(weighted * apart, axis=1)  # of x, of y
-        # Horizontal forces: x, y and the moment about z.
-        turn = moment[2:3] - np.sum(_left_of(mean) * total_xy, axis=0)
-        twist = turn / (spread[0:1] + spread[1:2])
-        force_xy = weight * total_xy + twist * _left_of(weighted)
-        # Vertical ones: z and the moments about x and y, less what the horizontal ones give.
-        tilting = _left_of(moment[0:2].reshape(2, 1))  # (-y, x)
-        along = np.sum(feet[2] * force_xy, axis=1).reshape(2, 1) + tilting - mean * total_z
-        mixed = np.sum(weighted[0] * apart[1], axis=0)
-        other = spread[_SWAP].reshape(2, 1)
-        determinant = spread[0:1] * spread[1:2] - mixed * mixed
-        slope = (along * other - along[_SWAP] * mixed) / determinant
-        force_z = weight * (total_z + np.sum(slope * apart, axis=0))
-        return force_xy, _clip(force_z, 0.0, self._foot_force_max)
-
-    def _leg_dynamics(self, leg: _Pose, joint_acc: _Array) -> _Array:
-        """Torques (3, 6) that hold the legs' own weight and accelerate them."""
-        inertia = self._yaw_mass @ (leg.reaches * leg.reaches)
-        inertia = inertia + self._yaw_spin @ (leg.cosines * leg.cosines) + self._yaw_inertia
-        bend = joint_acc[1:3]
-        torque = self._inertia @ bend + leg.cos_knee * (self._coupling @ bend)
-        return np.concatenate([inertia * joint_acc[0:1], torque + self._hang @ leg.cosines])
-
-    def _joint_load(self, leg: _Pose, force_xy: _Array, force_z: _Array) -> _Array:
-        """Torques (3, 6) with which the ground reaction turns the joints."""
-        outward = np.sum(force_xy * leg.outward, axis=0) - self.cfg.inward_share * force_z
-        sideways = leg.distance * np.sum(force_xy * _left_of(leg.outward), axis=0)
-        bend = leg.foot_out * force_z - leg.foot_up * outward
-        return np.concatenate([sideways.reshape(1, 6), bend])
 
 
 def _velocity_at(twist: _Array, lever: _Array) -> _Array:

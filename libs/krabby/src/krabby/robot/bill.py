@@ -15,22 +15,97 @@ mass of one piece:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from krabby.robot.toml_reader import Table
+from krabby.config import Config, NonNegative, Positive, Text, check
 
-__all__ = ["LINKS", "Inertial", "read_bill", "summed"]
+__all__ = ["LINKS", "Bill", "Drive", "Inertial", "Part", "Vector", "inertials"]
+
+Vector = tuple[float, float, float]
 
 LINKS: Final = ("base", "hip", "femur", "tibia", "foot")
 """The body, and the links of one leg from the body outwards."""
 
-_AXES: Final = "xyz"
 _SYMMETRY: Final = 1e-9
 """Products of inertia with y above this share of the moments make a link lopsided."""
+
+
+class Drive(Config, frozen=True, kw_only=True):
+    """A model of drive, at its output."""
+
+    rated_torque: Positive
+    peak_torque: Positive
+    no_load_speed: Positive
+    armature: NonNegative
+    mass: Positive | None = None
+    size: tuple[Positive, Positive] | None = None
+    """Radius and width of the housing [m]."""
+    source: Text
+
+    def __post_init__(self) -> None:
+        expected = f"at most peak_torque, {self.peak_torque:g}"
+        check(self.rated_torque <= self.peak_torque, "rated_torque", self.rated_torque, expected)
+
+
+class Part(Config, frozen=True, kw_only=True):
+    """One line of the bill: equal pieces at several places."""
+
+    mass: Positive | None = None
+    """Of one piece [kg]."""
+    per_metre: Positive | None = None
+    """Mass over the length of a cylinder or tube [kg/m], in place of `mass`."""
+    drive: Text | None = None
+    """A drive of this model: mass and size are its own."""
+    box: tuple[Positive, Positive, Positive] | None = None
+    """Edges along x, y, z [m]."""
+    cylinder: tuple[Positive, Positive] | None = None
+    """Radius, length [m]."""
+    tube: tuple[Positive, Positive, Positive] | None = None
+    """Outer radius, inner radius, length [m]."""
+    sphere: Positive | None = None
+    """Radius [m]."""
+    axis: Literal["x", "y", "z"] = "x"
+    """Of a drive, cylinder or tube."""
+    at: tuple[Vector, ...] = ((0.0, 0.0, 0.0),)
+    """Centre of each piece in the link's frame [m]."""
+    source: Text
+
+    def __post_init__(self) -> None:
+        weights, shapes = (
+            ("mass", "per_metre", "drive"),
+            ("drive", "box", "cylinder", "tube", "sphere"),
+        )
+        for keys, least in ((weights, 1), (shapes, 0)):
+            given = [key for key in keys if getattr(self, key) is not None]
+            expected = f"{'one' if least else 'at most one'} of {', '.join(keys)}"
+            check(least <= len(given) <= 1, given[-1] if given else keys[0], given, expected)
+        long = self.cylinder is not None or self.tube is not None
+        check(
+            self.per_metre is None or long,
+            "per_metre",
+            self.per_metre,
+            "a cylinder or a tube with it",
+        )
+        check(len(self.at) > 0, "at", self.at, "at least one place")
+
+
+class Bill(Config, frozen=True, kw_only=True):
+    """Parts by name, for each link; legs are alike."""
+
+    base: dict[str, Part]
+    hip: dict[str, Part]
+    femur: dict[str, Part]
+    tibia: dict[str, Part]
+    foot: dict[str, Part]
+
+    def __post_init__(self) -> None:
+        for link in LINKS:
+            check(bool(getattr(self, link)), link, {}, "at least one part")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,32 +128,30 @@ class Inertial:
         return float(about_com + self.mass * self.com[0] ** 2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """One line of the bill: equal pieces at several places."""
-
-    mass: float
-    own: tuple[float, float, float]
-    """Moments of one piece about its centre [kg·m²]."""
-    places: tuple[tuple[float, ...], ...]
-
-
-def read_bill(table: Table, drives: dict[str, Table]) -> dict[str, Inertial]:
-    """Mass properties by link. A part of a drive has that drive's mass and size."""
+def inertials(bill: Bill, drives: Mapping[str, Drive]) -> dict[str, Inertial]:
+    """Mass properties by link; ValueError names a link whose parts do not make a body."""
     links = {}
     for link in LINKS:
-        parts = [_read_part(part, drives) for part in table.tables(link).values()]
+        pieces: list[_Piece] = []
+        for name, part in getattr(bill, link).items():
+            try:
+                mass, own = _piece(part, drives)
+            except ValueError as error:
+                raise ValueError(f"bill.{link}.{name}.{error}") from error
+            pieces += [(mass, own, np.array(at)) for at in part.at]
         try:
-            links[link] = summed(parts)
+            links[link] = _summed(pieces)
         except ValueError as error:
-            raise table.error(link, str(error)) from error
-    table.finish()
+            raise ValueError(f"bill.{link} {error}") from error
     return links
 
 
-def summed(parts: list[_Part]) -> Inertial:
-    """All parts of a link as one body; ValueError when they are lopsided or have no extent."""
-    pieces = [(part.mass, part.own, np.array(at)) for part in parts for at in part.places]
+_Piece = tuple[float, Vector, NDArray[np.float64]]
+"""Mass, moments about its centre, place."""
+
+
+def _summed(pieces: list[_Piece]) -> Inertial:
+    """All pieces of a link as one body."""
     mass = sum(m for m, _, _ in pieces)
     com = sum((m * at for m, _, at in pieces), np.zeros(3)) / mass
     inertia = np.zeros((3, 3))
@@ -111,47 +184,34 @@ def _principal(inertia: NDArray[np.float64]) -> tuple[NDArray[np.float64], float
     return np.array([first, yy, xx + zz - first]), tilt
 
 
-def _read_part(table: Table, drives: dict[str, Table]) -> _Part:
-    own, length, mass = (0.0, 0.0, 0.0), None, None
-    if table.has("drive"):
-        name = table.text("drive")
-        if name not in drives:
-            raise table.error("drive", f"is {name!r}; there are {', '.join(drives)}")
-        drive = drives[name]
-        mass = drive.positive("mass")
-        own = _tube(*drive.vector("size", 2, above=0.0), axis=_axis(table))
-    elif table.has("box"):
-        x, y, z = (edge**2 for edge in table.vector("box", 3, above=0.0))
+def _piece(part: Part, drives: Mapping[str, Drive]) -> tuple[float, Vector]:
+    """Mass of one piece, and its moments about its own centre."""
+    axis, length, mass, own = "xyz".index(part.axis), 0.0, part.mass, (0.0, 0.0, 0.0)
+    if part.drive is not None:
+        drive = drives.get(part.drive)
+        if drive is None or drive.mass is None or drive.size is None:
+            weighed = ", ".join(name for name, each in drives.items() if each.mass and each.size)
+            raise ValueError(
+                f"drive is {part.drive!r}; drives with mass and size are {weighed or 'none'}"
+            )
+        mass, own = drive.mass, _tube(drive.size[0], 0.0, drive.size[1], axis)
+    elif part.box is not None:
+        x, y, z = (edge**2 for edge in part.box)
         own = ((y + z) / 12.0, (x + z) / 12.0, (x + y) / 12.0)
-    elif table.has("cylinder"):
-        radius, length = table.vector("cylinder", 2, above=0.0)
-        own = _tube(radius, length, axis=_axis(table))
-    elif table.has("tube"):
-        radius, inner, length = table.vector("tube", 3, above=0.0)
-        own = _tube(radius, length, inner=inner, axis=_axis(table))
-    elif table.has("sphere"):
-        own = (0.4 * table.positive("sphere") ** 2,) * 3
-    if length is not None and table.has("per_metre"):
-        mass = table.positive("per_metre") * length
-    elif mass is None:
-        mass = table.positive("mass")
-    places = table.points("at") if table.has("at") else ((0.0, 0.0, 0.0),)
-    table.text("source")
-    table.finish()
-    x, y, z = (mass * value for value in own)
-    return _Part(mass=mass, own=(x, y, z), places=places)
+    elif part.sphere is not None:
+        own = (0.4 * part.sphere**2,) * 3
+    elif part.cylinder is not None:
+        length = part.cylinder[1]
+        own = _tube(part.cylinder[0], 0.0, length, axis)
+    elif part.tube is not None:
+        length = part.tube[2]
+        own = _tube(*part.tube, axis)
+    mass = part.per_metre * length if part.per_metre is not None else mass
+    assert mass is not None  # `Part` has seen to it
+    return mass, (mass * own[0], mass * own[1], mass * own[2])
 
 
-def _axis(table: Table) -> int:
-    axis = table.text("axis")
-    if axis not in _AXES or len(axis) != 1:
-        raise table.error("axis", f"is {axis!r}; expected 'x', 'y' or 'z'")
-    return _AXES.index(axis)
-
-
-def _tube(
-    radius: float, length: float, *, inner: float = 0.0, axis: int
-) -> tuple[float, float, float]:
+def _tube(radius: float, inner: float, length: float, axis: int) -> Vector:
     """Moments of a hollow cylinder of 1 kg."""
     squares = radius**2 + inner**2
     moments: list[Any] = [length**2 / 12.0 + squares / 4.0] * 3

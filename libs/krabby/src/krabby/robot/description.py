@@ -8,19 +8,20 @@ exchange and into policy bundles.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import numpy as np
+from msgspec import Meta, field
 from numpy.typing import NDArray
 
+from krabby.config import Config, Count, NonNegative, Positive, Share, Text, check, parse, read_toml
 from krabby.robot.assets import robot_dir
-from krabby.robot.bill import Inertial, read_bill
+from krabby.robot.bill import Bill, Drive, Inertial, Vector, inertials
 from krabby.robot.errors import AssetError, DescriptionError
-from krabby.robot.toml_reader import Table, read_toml
 
 __all__ = [
     "JOINTS_PER_LEG",
@@ -87,28 +88,39 @@ class Masses:
 class CameraModel:
     """Pinhole depth camera, its mount and its flaws. Image row 0 is the top."""
 
-    width: int
-    height: int
-    hfov_rad: float
+    width: Count
+    height: Count
+    hfov_rad: Annotated[float, Meta(gt=0, le=3)]
     """Horizontal field of view [rad]."""
-    near_m: float
-    far_m: float
+    near_m: Positive
+    far_m: Positive
     """Readings outside [near, far] along the optical axis are invalid."""
-    rate_hz: float
-    mount_xyz: tuple[float, float, float]
+    rate_hz: Positive
+    mount_xyz: Vector
     """Optical centre in the base frame [m]."""
-    mount_pitch_rad: float
+    mount_pitch_rad: Annotated[float, Meta(ge=-0.5 * math.pi, le=0.5 * math.pi)]
     """How far the optical axis points below the base's x axis [rad]."""
-    latency_s: float
+    latency_s: NonNegative
     """Exposure to publication, mean."""
-    latency_jitter_s: float
+    latency_jitter_s: NonNegative
     """Half width of the uniform spread of the latency."""
-    drop_probability: float
+    drop_probability: Share
     """Probability that a frame never arrives."""
-    noise_rel: float
+    noise_rel: NonNegative
     """Standard deviation of a reading as a share of its depth."""
-    hole_probability: float
+    hole_probability: Share
     """Share of pixels without a reading."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.far_m > self.near_m, "far_m", self.far_m, f"a number above near_m, {self.near_m:g}"
+        )
+        check(
+            self.latency_jitter_s <= self.latency_s,
+            "latency_jitter_s",
+            self.latency_jitter_s,
+            f"at most latency_s, {self.latency_s:g}: a frame cannot arrive before it was exposed",
+        )
 
     @property
     def fx(self) -> float:
@@ -151,15 +163,15 @@ class CameraModel:
 class Contact:
     """Coulomb friction coefficients against terrain."""
 
-    foot_friction: float
-    body_friction: float
+    foot_friction: Positive
+    body_friction: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
     """Delays of the robot's own electronics [s]."""
 
-    command_s: float
+    command_s: NonNegative
     """Command at the drive electronics to torque on the joint."""
 
 
@@ -167,20 +179,120 @@ class Latency:
 class SafetyLimits:
     """What the safety gate enforces; see `krabby.safety.gate`."""
 
-    position_margin_rad: float
-    damp_kd: float
+    position_margin_rad: NonNegative
+    damp_kd: Positive
     """[N·m·s/rad]"""
-    rms_window_s: float
-    fold_start: float
+    rms_window_s: Positive
+    fold_start: Annotated[float, Meta(gt=0, le=0.999)]
     """Share of the rated mean square torque at which the peak limit starts to fold to rated."""
-    tilt_limit_rad: float
-    hold_after_s: float
-    damp_after_s: float
-    state_stale_s: float
-    state_stop_s: float
-    arming_s: float
-    max_target_step_s: float
+    tilt_limit_rad: Annotated[float, Meta(gt=0, le=math.pi)]
+    hold_after_s: Positive
+    damp_after_s: Positive
+    state_stale_s: Positive
+    state_stop_s: Positive
+    arming_s: Positive
+    max_target_step_s: Positive
     """Longest interval the rate limit credits a late command with."""
+
+    def __post_init__(self) -> None:
+        for later, earlier in (("damp_after_s", "hold_after_s"), ("state_stop_s", "state_stale_s")):
+            value, limit = getattr(self, later), getattr(self, earlier)
+            check(value > limit, later, value, f"a number above {earlier}, {limit:g}")
+
+
+class _Body(Config, frozen=True, kw_only=True):
+    size: tuple[Positive, Positive, Positive]
+
+
+class _Hip(Config, frozen=True, kw_only=True):
+    at: Vector
+    fan: Annotated[float, Meta(ge=-0.5 * math.pi, le=0.5 * math.pi)]
+
+    def __post_init__(self) -> None:
+        check(self.at[1] != 0.0, "at", self.at, "y off the centre line")
+
+    @property
+    def yaw(self) -> float:
+        """Direction of the leg about base z from base x [rad]."""
+        return math.copysign(0.5 * math.pi - self.fan, self.at[1])
+
+
+class _Legs(Config, frozen=True, kw_only=True):
+    hip_length: Positive
+    femur_length: Positive
+    tibia_length: Positive
+    hip_radius: Positive
+    femur_radius: Positive
+    tibia_radius: Positive
+    foot_radius: Positive
+    hips: dict[str, _Hip]
+
+    def __post_init__(self) -> None:
+        check(len(self.hips) == NUM_LEGS, "hips", list(self.hips), f"{NUM_LEGS} legs")
+
+
+_Angle = Annotated[float, Meta(ge=-math.pi, le=math.pi)]
+
+
+class _Joint(Config, frozen=True, kw_only=True):
+    """One kind of joint, in all legs."""
+
+    lower: _Angle
+    upper: _Angle
+    default: float
+    kp: Positive
+    kd: NonNegative
+    target_rate: Positive
+    drive: Text
+
+    def __post_init__(self) -> None:
+        check(self.lower < self.upper, "lower", self.lower, f"less than upper, {self.upper:g}")
+        inside = self.lower <= self.default <= self.upper
+        check(inside, "default", self.default, f"a number from {self.lower:g} to {self.upper:g}")
+
+
+class _Joints(Config, frozen=True, kw_only=True):
+    order: tuple[Text, ...]
+    hip_yaw: _Joint
+    hip_pitch: _Joint
+    knee: _Joint
+
+    @property
+    def kinds(self) -> tuple[_Joint, ...]:
+        """In the order of `JOINT_KINDS`."""
+        return self.hip_yaw, self.hip_pitch, self.knee
+
+
+class _File(Config, frozen=True, kw_only=True):
+    """`robot.toml`."""
+
+    name: Text
+    body: _Body
+    legs: _Legs
+    joints: _Joints
+    drives: dict[str, Drive]
+    bill: Bill
+    contact: Contact
+    camera: CameraModel
+    latency: Latency
+    safety: SafetyLimits
+    gait: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [f"{leg}_{kind}" for leg in self.legs.hips for kind in JOINT_KINDS]
+        order = self.joints.order
+        check(
+            len(order) == len(names), "joints.order", f"{len(order)} of them", f"{len(names)} names"
+        )
+        # Kinematics and the wire's views reshape (18,) to (6, 3); another order would be accepted
+        # by every length check and drive the wrong joints.
+        for i, (found, wanted) in enumerate(zip(order, names, strict=True)):
+            check(found == wanted, f"joints.order[{i}]", found, repr(wanted))
+        for kind, joint in zip(JOINT_KINDS, self.joints.kinds, strict=True):
+            known = ", ".join(self.drives)
+            check(
+                joint.drive in self.drives, f"joints.{kind}.drive", joint.drive, f"one of {known}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,6 +332,8 @@ class RobotDescription:
     camera: CameraModel
     latency: Latency
     safety: SafetyLimits
+    gait: Mapping[str, float]
+    """What of `krabby.policy.gait.GaitCfg` differs from its defaults on this robot."""
     content_hash: str
     """SHA-256 of the values in the file, hex; comments and layout do not count."""
 
@@ -227,51 +341,53 @@ class RobotDescription:
     def load(cls, path: Path | None = None) -> Self:
         """Read and check `path`, by default the `robot.toml` of the chosen robot."""
         source = robot_dir() / "robot.toml" if path is None else path
-        values = read_toml(source, unreadable=AssetError, malformed=DescriptionError)
-        return cls.parse(values, source=str(source))
+        values, lines = _read(source)
+        return cls.parse(values, source=str(source), lines=lines)
 
     @classmethod
-    def parse(cls, values: dict[str, Any], *, source: str = "robot.toml") -> Self:
+    def parse(
+        cls,
+        values: dict[str, Any],
+        *,
+        source: str = "robot.toml",
+        lines: Mapping[str, int] | None = None,
+    ) -> Self:
         """Check the parsed tables; `source` is how errors name them."""
-        top = Table(values, "", source)
-        name = top.text("name")
-        body = top.table("body")
-        body_size = body.vector("size", 3, above=0.0)
-        body.finish()
-        leg_names, geometry = _read_legs(top.table("legs"), body_size)
-        drives = top.tables("drives")
-        joints = _read_joints(top.table("joints"), leg_names, drives)
-        inertials = read_bill(top.table("bill"), drives)
-        for drive in drives.values():
-            drive.text("source")
-            drive.finish()
-        contact = _read_contact(top.table("contact"))
-        camera = _read_camera(top.table("camera"))
-        latency = _read_latency(top.table("latency"))
-        safety = _read_safety(top.table("safety"))
-        top.finish()
+        file = parse(_File, values, source=source, lines=lines, error=DescriptionError)
+        try:
+            links = inertials(file.bill, file.drives)
+        except ValueError as error:
+            raise DescriptionError(f"{source}: {error}") from error
+        kinds = file.joints.kinds
+        drives = [file.drives[kind.drive] for kind in kinds]
+
+        def per_joint(tables: Sequence[object], key: str) -> FloatArray:
+            return _array([getattr(table, key) for table in tables] * NUM_LEGS)
+
+        body, hip, femur, tibia, foot = (link.mass for link in links.values())
         return cls(
-            name=name,
-            leg_names=leg_names,
-            joint_names=joints.names,
-            joint_lower=joints["lower"],
-            joint_upper=joints["upper"],
-            default_joint_pos=joints["default"],
-            kp=joints["kp"],
-            kd=joints["kd"],
-            velocity_limit=joints["target_rate"],
-            rated_torque=joints["rated_torque"],
-            peak_torque=joints["peak_torque"],
-            no_load_speed=joints["no_load_speed"],
-            armature=joints["armature"],
-            geometry=geometry,
-            masses=_masses(inertials),
-            inertials=inertials,
-            contact=contact,
-            camera=camera,
-            latency=latency,
-            safety=safety,
-            content_hash=_content_hash(values),
+            name=file.name,
+            leg_names=tuple(file.legs.hips),
+            joint_names=file.joints.order,
+            joint_lower=per_joint(kinds, "lower"),
+            joint_upper=per_joint(kinds, "upper"),
+            default_joint_pos=per_joint(kinds, "default"),
+            kp=per_joint(kinds, "kp"),
+            kd=per_joint(kinds, "kd"),
+            velocity_limit=per_joint(kinds, "target_rate"),
+            rated_torque=per_joint(drives, "rated_torque"),
+            peak_torque=per_joint(drives, "peak_torque"),
+            no_load_speed=per_joint(drives, "no_load_speed"),
+            armature=per_joint(drives, "armature"),
+            geometry=_geometry(file.legs, file.body),
+            masses=Masses(body=body, hip=hip, femur=femur, tibia=tibia, foot=foot),
+            inertials=links,
+            contact=file.contact,
+            camera=file.camera,
+            latency=file.latency,
+            safety=file.safety,
+            gait=file.gait,
+            content_hash=_hash(values),
         )
 
     @property
@@ -283,6 +399,14 @@ class RobotDescription:
             "joint_names": self.joint_names,
             "units": "SI",
         }
+
+    @cached_property
+    def geometry_hash(self) -> str:
+        """SHA-256 of joints, ranges and lengths, hex: a policy fits robots that share it."""
+        g = self.geometry
+        lengths = [g.hip_length, g.femur_length, g.tibia_length]
+        arrays = (self.joint_lower, self.joint_upper, g.hip_pos_b, g.leg_yaw)
+        return _hash([self.joint_names, lengths, *(array.tolist() for array in arrays)])
 
     @cached_property
     def foot_names(self) -> tuple[str, ...]:
@@ -299,157 +423,39 @@ class RobotDescription:
             ) from None
 
 
-class _Joints(dict[str, FloatArray]):
-    """Per-joint arrays of 18 by key, and the joints' names."""
-
-    names: tuple[str, ...]
+_WHOLE = {"bill", "drives", "gait"}
 
 
-def _read_joints(table: Table, leg_names: tuple[str, ...], drives: dict[str, Table]) -> _Joints:
-    names = table.texts("order", NUM_JOINTS)
-    expected = tuple(f"{leg}_{kind}" for leg in leg_names for kind in JOINT_KINDS)
-    for i, (found, wanted) in enumerate(zip(names, expected, strict=True)):
-        if found != wanted:
-            # Kinematics and the wire's views reshape (18,) to (6, 3); another order would be
-            # accepted by every length check and drive the wrong joints.
-            raise table.error(f"order[{i}]", f"is {found!r}; expected {wanted!r}")
-    per_kind = [_read_joint_kind(table.table(kind), drives) for kind in JOINT_KINDS]
-    table.finish()
-    joints = _Joints()
-    joints.names = names
-    for key in per_kind[0]:
-        joints[key] = _array([values[key] for values in per_kind] * NUM_LEGS)
-    return joints
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The tables of a file and the lines of its keys; what it lacks is of the robot it is `like`.
+
+    Tables are merged key by key; `bill`, `drives` and `gait` are given whole.
+    """
+    values, lines = read_toml(path, error=DescriptionError, unreadable=AssetError)
+    like = values.pop("like", None)
+    if like is None:
+        return values, lines
+    if not isinstance(like, str) or Path(like).name != (like or ".") or like == path.parent.name:
+        raise DescriptionError(f"{path}: like is {like!r}; expected the folder of another robot")
+    return _merged(_read(path.parent.parent / like / path.name)[0], values), lines
 
 
-def _read_joint_kind(table: Table, drives: dict[str, Table]) -> dict[str, float]:
-    lower = table.number("lower", low=-math.pi, high=math.pi)
-    upper = table.number("upper", low=-math.pi, high=math.pi)
-    if lower >= upper:
-        raise table.error("lower", f"is {lower:g}; expected less than upper, {upper:g}")
-    values = {
-        "lower": lower,
-        "upper": upper,
-        "default": table.number("default", low=lower, high=upper),
-        "kp": table.positive("kp"),
-        "kd": table.number("kd", low=0.0),
-        "target_rate": table.positive("target_rate"),
-    }
-    drive = table.text("drive")
-    if drive not in drives:
-        raise table.error("drive", f"is {drive!r}; there are {', '.join(drives)}")
-    table.finish()
-    return values | _read_drive(drives[drive])
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = base | own
+    for key in base.keys() & own.keys() - _WHOLE:
+        if isinstance(base[key], dict) and isinstance(own[key], dict):
+            merged[key] = _merged(base[key], own[key])
+    return merged
 
 
-def _read_legs(table: Table, body_size: tuple[float, ...]) -> tuple[tuple[str, ...], Geometry]:
-    names = table.texts("order", NUM_LEGS)
-    hips: list[tuple[float, ...]] = []
-    yaws: list[float] = []
-    for name in names:
-        leg = table.table(name)
-        hip = leg.vector("hip", 3)
-        fan = leg.number("fan", low=-0.5 * math.pi, high=0.5 * math.pi)
-        if hip[1] == 0.0:
-            raise leg.error("hip", f"is {list(hip)}; expected y off the centre line")
-        leg.finish()
-        hips.append(hip)
-        yaws.append(math.copysign(0.5 * math.pi - fan, hip[1]))
-    geometry = Geometry(
-        body_size=_array(body_size),
-        hip_pos_b=_array(hips),
-        leg_yaw=_array(yaws),
-        hip_length=table.positive("hip_length"),
-        femur_length=table.positive("femur_length"),
-        tibia_length=table.positive("tibia_length"),
-        hip_radius=table.positive("hip_radius"),
-        femur_radius=table.positive("femur_radius"),
-        tibia_radius=table.positive("tibia_radius"),
-        foot_radius=table.positive("foot_radius"),
+def _geometry(legs: _Legs, body: _Body) -> Geometry:
+    lengths = {key: getattr(legs, key) for key in legs.__struct_fields__ if key != "hips"}
+    return Geometry(
+        body_size=_array(body.size),
+        hip_pos_b=_array([hip.at for hip in legs.hips.values()]),
+        leg_yaw=_array([hip.yaw for hip in legs.hips.values()]),
+        **lengths,
     )
-    table.finish()
-    return names, geometry
-
-
-def _read_drive(table: Table) -> dict[str, float]:
-    rated = table.positive("rated_torque")
-    peak = table.positive("peak_torque")
-    if rated > peak:
-        raise table.error("rated_torque", f"is {rated:g}; expected at most peak_torque, {peak:g}")
-    return {
-        "rated_torque": rated,
-        "peak_torque": peak,
-        "no_load_speed": table.positive("no_load_speed"),
-        "armature": table.number("armature", low=0.0),
-    }
-
-
-def _masses(inertials: Mapping[str, Inertial]) -> Masses:
-    body, *leg = (inertial.mass for inertial in inertials.values())
-    return Masses(body=body, **dict(zip(("hip", "femur", "tibia", "foot"), leg, strict=True)))
-
-
-def _read_contact(table: Table) -> Contact:
-    contact = Contact(
-        foot_friction=table.positive("foot_friction"),
-        body_friction=table.positive("body_friction"),
-    )
-    table.finish()
-    return contact
-
-
-def _read_camera(table: Table) -> CameraModel:
-    x, y, z = table.vector("mount_xyz", 3)
-    near = table.positive("near")
-    camera = CameraModel(
-        width=table.integer("width", low=1),
-        height=table.integer("height", low=1),
-        hfov_rad=table.number("hfov", above=0.0, high=3.0),
-        near_m=near,
-        far_m=table.number("far", above=near),
-        rate_hz=table.positive("rate_hz"),
-        mount_xyz=(x, y, z),
-        mount_pitch_rad=table.number("mount_pitch", low=-0.5 * math.pi, high=0.5 * math.pi),
-        latency_s=table.number("latency", low=0.0),
-        latency_jitter_s=table.number("latency_jitter", low=0.0),
-        drop_probability=table.number("drop_probability", low=0.0, high=1.0),
-        noise_rel=table.number("noise_rel", low=0.0),
-        hole_probability=table.number("hole_probability", low=0.0, high=1.0),
-    )
-    table.finish()
-    if camera.latency_jitter_s > camera.latency_s:
-        raise table.error(
-            "latency_jitter",
-            f"is {camera.latency_jitter_s:g}; expected at most latency, {camera.latency_s:g}: "
-            "a frame cannot arrive before it was exposed",
-        )
-    return camera
-
-
-def _read_latency(table: Table) -> Latency:
-    latency = Latency(command_s=table.number("command", low=0.0))
-    table.finish()
-    return latency
-
-
-def _read_safety(table: Table) -> SafetyLimits:
-    hold_after = table.positive("hold_after")
-    state_stale = table.positive("state_stale")
-    safety = SafetyLimits(
-        position_margin_rad=table.number("position_margin", low=0.0),
-        damp_kd=table.positive("damp_kd"),
-        rms_window_s=table.positive("rms_window"),
-        fold_start=table.number("fold_start", above=0.0, high=0.999),
-        tilt_limit_rad=table.number("tilt_limit", above=0.0, high=math.pi),
-        hold_after_s=hold_after,
-        damp_after_s=table.number("damp_after", above=hold_after),
-        state_stale_s=state_stale,
-        state_stop_s=table.number("state_stop", above=state_stale),
-        arming_s=table.positive("arming"),
-        max_target_step_s=table.positive("max_target_step"),
-    )
-    table.finish()
-    return safety
 
 
 def _array(values: object) -> FloatArray:
@@ -458,6 +464,6 @@ def _array(values: object) -> FloatArray:
     return array
 
 
-def _content_hash(values: dict[str, Any]) -> str:
+def _hash(values: object) -> str:
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -4,6 +4,9 @@ Closed form: every leg is a yaw axis and two parallel pitch axes. All functions 
 batch shape. Foot means the centre of the foot's sphere; positions are in the base frame.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -13,6 +16,7 @@ __all__ = [
     "foot_positions",
     "leg_ik",
     "standing_height",
+    "torque_envelope",
     "torque_speed_limit",
 ]
 
@@ -72,11 +76,18 @@ def torque_speed_limit(
     speed (back-EMF); against it, braking, the full peak is there.
     """
     speed = np.asarray(joint_vel, dtype=np.float64) / description.no_load_speed
-    peak = description.peak_torque
 
     def share(left: FloatArray) -> FloatArray:  # np.clip, at a third of its price
         return np.minimum(np.maximum(left, 0.0), 1.0)
 
+    return torque_envelope(speed, description.peak_torque, share)
+
+
+def torque_envelope(speed: Any, peak: Any, share: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Lowest and highest torque [N·m] at `speed`, a share of the no-load speed.
+
+    `peak` is the peak torque [N·m] and `share` clips to 0 to 1; NumPy arrays or torch tensors.
+    """
     return -peak * share(1.0 + speed), peak * share(1.0 - speed)
 
 

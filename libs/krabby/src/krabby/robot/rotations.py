@@ -6,8 +6,12 @@ Every function takes any leading batch shape. MuJoCo's `(w, x, y, z)` is convert
 `krabby.mujoco.model` and nowhere else.
 """
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+T = TypeVar("T", bound=Any)
 
 __all__ = [
     "IDENTITY",
@@ -15,6 +19,8 @@ __all__ = [
     "from_euler",
     "from_matrix",
     "from_yaw",
+    "gravity_components",
+    "matrix_rows",
     "mul",
     "normalize",
     "projected_gravity",
@@ -23,6 +29,7 @@ __all__ = [
     "tilt",
     "to_matrix",
     "yaw",
+    "yaw_components",
 ]
 
 IDENTITY: NDArray[np.float64] = np.array([0.0, 0.0, 0.0, 1.0])
@@ -70,11 +77,7 @@ def rotate_inverse(quat_wb: ArrayLike, vec_w: ArrayLike) -> NDArray[np.float64]:
 
 def projected_gravity(quat_wb: ArrayLike) -> NDArray[np.float64]:
     """Direction of gravity in the base frame (..., 3), unit length; (0, 0, -1) when upright."""
-    x, y, z, w = _components(quat_wb)
-    # Minus the third row of the base-to-world matrix.
-    return np.stack(
-        [2.0 * (w * y - x * z), -2.0 * (y * z + w * x), 2.0 * (x * x + y * y) - 1.0], axis=-1
-    )
+    return np.stack(gravity_components(*_components(quat_wb)), axis=-1)
 
 
 def tilt(quat_wb: ArrayLike) -> NDArray[np.float64]:
@@ -84,8 +87,7 @@ def tilt(quat_wb: ArrayLike) -> NDArray[np.float64]:
 
 def yaw(quat_wb: ArrayLike) -> NDArray[np.float64]:
     """Heading of the base's x axis about world z [rad], in (-pi, pi], shape (...)."""
-    x, y, z, w = _components(quat_wb)
-    return np.arctan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    return np.arctan2(*yaw_components(*_components(quat_wb)))
 
 
 def from_yaw(angle: ArrayLike) -> NDArray[np.float64]:
@@ -112,12 +114,7 @@ def from_euler(roll: ArrayLike, pitch: ArrayLike, yaw: ArrayLike) -> NDArray[np.
 
 def to_matrix(quat_wb: ArrayLike) -> NDArray[np.float64]:
     """Base-to-world matrix (..., 3, 3): multiplies base-frame columns from the left."""
-    x, y, z, w = _components(quat_wb)
-    rows = [
-        [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)],
-        [2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)],
-        [2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)],
-    ]
+    rows = matrix_rows(*_components(quat_wb))
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
@@ -152,6 +149,28 @@ def from_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
     best = np.argmax(np.diagonal(rows, axis1=-2, axis2=-1), axis=-1)
     quat = normalize(np.take_along_axis(rows, best[..., None, None], axis=-2)[..., 0, :])
     return np.where(quat[..., 3:] < 0.0, -quat, quat)
+
+
+# Operators alone: the components may be NumPy arrays or torch tensors.
+
+
+def gravity_components(x: T, y: T, z: T, w: T) -> tuple[T, T, T]:
+    """Direction of gravity in the base frame: minus the third row of the base-to-world matrix."""
+    return 2.0 * (w * y - x * z), -2.0 * (y * z + w * x), 2.0 * (x * x + y * y) - 1.0
+
+
+def yaw_components(x: T, y: T, z: T, w: T) -> tuple[T, T]:
+    """Sine and cosine of the yaw, times the length of the x axis's shadow: arguments of atan2."""
+    return 2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z)
+
+
+def matrix_rows(x: T, y: T, z: T, w: T) -> tuple[tuple[T, T, T], ...]:
+    """Rows of the base-to-world matrix."""
+    return (
+        (1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)),
+        (2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)),
+        (2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)),
+    )
 
 
 def _components(quat: ArrayLike) -> tuple[NDArray[np.float64], ...]:

@@ -10,13 +10,11 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from krabby.robot.errors import DescriptionError
 
 __all__ = ["Table", "read_toml"]
-
-_WHOLE: Final = {"bill", "drives"}
 
 
 def read_toml(
@@ -29,9 +27,6 @@ def read_toml(
 ) -> dict[str, Any]:
     """The tables of a file, unchecked.
 
-    A file may say `like = "NAME"`: what it does not give is as in the file of the same name in the
-    folder of that robot. Tables are merged key by key; `bill` and `drives` are given whole.
-
     Args:
         path: The file.
         unreadable: What to raise when it cannot be read.
@@ -40,26 +35,11 @@ def read_toml(
         mend: ... and about the other.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(f"cannot read {path}: {error.strerror}; {check}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise malformed(f"{path} is not TOML: {error}; {mend}") from error
-    like = values.pop("like", None)
-    if like is None:
-        return values
-    if not isinstance(like, str) or Path(like).name != like or like == path.parent.name:
-        raise malformed(f"{path}: like is {like!r}; expected the folder of another robot")
-    other = path.parent.parent / like / path.name
-    return _merged(read_toml(other, unreadable=unreadable, malformed=malformed), values)
-
-
-def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    merged = base | own
-    for key in base.keys() & own.keys() - _WHOLE:
-        if isinstance(base[key], dict) and isinstance(own[key], dict):
-            merged[key] = _merged(base[key], own[key])
-    return merged
 
 
 class Table:
@@ -92,11 +72,6 @@ class Table:
         if not inner._values:
             raise self.error(key, "is empty; expected at least one table in it")
         return {name: inner.table(name) for name in inner._values}
-
-    def has(self, key: str) -> bool:
-        """Whether `key` is there; for what may be left out."""
-        self._known.append(key)
-        return key in self._values
 
     def text(self, key: str) -> str:
         """Non-empty string `key`."""
@@ -149,19 +124,6 @@ class Table:
             self._check_number(f"{key}[{i}]", v, low=-math.inf, high=math.inf, above=above)
             for i, v in enumerate(value)
         )
-
-    def points(self, key: str) -> tuple[tuple[float, ...], ...]:
-        """Non-empty list of points (x, y, z)."""
-        value = self._take(key)
-        if not isinstance(value, list) or not value:
-            raise self._wrong(key, value, "a list of points [x, y, z]")
-        inner = Table(
-            {f"{i}": point for i, point in enumerate(value)},
-            self._dotted(key),
-            self._source,
-            self._error,
-        )
-        return tuple(inner.vector(f"{i}", 3) for i in range(len(value)))
 
     def finish(self) -> None:
         """Refuse keys that nobody asked for, naming the nearest one that exists."""

@@ -6,12 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from krabby.drivers.errors import ImuPortError, ImuRefused, ImuSilent
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu import ImuMount, ImuSample
 from krabby.drivers.imu import serial_imu as driver
 from krabby.drivers.imu.serial_imu import SerialImu
 from krabby.drivers.imu.server import ImuServer, Vn100Device
-from krabby.drivers.imu.vectornav import QUAT_WN, Register
+from krabby.drivers.imu.vectornav import QUAT_WN, Register, StreamParser
 from krabby.robot import rotations
 
 MOUNT = (1.0, 0.0, 0.0, 0.0)
@@ -136,7 +136,7 @@ class OldDevice(Vn100Device):
 def test_a_sensor_that_does_not_do_as_told_is_refused(device, complaint, started):
     sensor = started(Sensor(device=device()))
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT, heading="absolute"))
-    with pytest.raises(ImuRefused, match=complaint):
+    with pytest.raises(ImuError, match=complaint):
         imu.open()
 
 
@@ -170,7 +170,7 @@ def test_a_sensor_at_factory_speed_is_found_and_told_ours(started, monkeypatch):
 def test_stamps_on_a_real_line_are_those_of_the_first_byte(monkeypatch):
     monkeypatch.setattr(driver, "_has_speed", lambda port: True)
     server = ImuServer("pty", ImuMount(MOUNT, QUAT_WN))
-    parser = driver.StreamParser()
+    parser = StreamParser()
     line = driver._Line(server.address, 115200, parser, lambda: 10**9)
     try:
         server.device.registers[75] = ("1", "4", "05", "0131", "0010")
@@ -211,7 +211,7 @@ def test_a_dead_line_is_named_with_what_to_check(started, monkeypatch):
     sensor = started(Sensor())
     sensor.muted.set()
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT))
-    with pytest.raises(ImuSilent, match="answers as a VN-100 at 921600 bit/s; check power"):
+    with pytest.raises(ImuError, match="answers as a VN-100 at 921600 bit/s; check power"):
         imu.open()
 
 
@@ -220,7 +220,7 @@ def test_a_dead_line_is_named_with_what_to_check(started, monkeypatch):
     [
         ({"port": "/dev/does-not-exist"}, "'/dev/does-not-exist' cannot be opened"),
         ({"port": "nonsense://x"}, "cannot be opened"),
-        ({"baud": 1234}, "baud = 1234 is none"),
+        ({"baud": 1234}, "baud is 1234; use one of"),
         ({"rate_hz": 300.0}, "rate_hz = 300.0 is not 800 over a whole number"),
         ({"rate_hz": 0.0}, "rate_hz = 0.0"),
         ({"baud": 115200}, "200 Hz of 60 bytes fill 104% of a line of 115200 bit/s"),
@@ -228,12 +228,12 @@ def test_a_dead_line_is_named_with_what_to_check(started, monkeypatch):
 )
 def test_what_cannot_work_is_refused_before_anything_is_sent(options, complaint):
     options = {"port": "/dev/ttyUSB99", **options}
-    with pytest.raises(ImuPortError, match=complaint):
+    with pytest.raises(ImuError, match=complaint):
         SerialImu(mount_quat=MOUNT, **options).open()
 
 
 def test_two_processes_cannot_share_one_port(started):
     sensor = started(Sensor())
     started(SerialImu(sensor.address, mount_quat=MOUNT)).open()
-    with pytest.raises(ImuPortError, match="cannot be opened"):
+    with pytest.raises(ImuError, match="cannot be opened"):
         SerialImu(sensor.address, mount_quat=MOUNT).open()

@@ -3,7 +3,7 @@ import socket
 
 import numpy as np
 import pytest
-from krabby.drivers.errors import ImuPortError
+from krabby.drivers.errors import ImuError
 from krabby.drivers.imu import ImuMount, ImuSample
 from krabby.drivers.imu.server import ImuServer, Vn100Device
 from krabby.drivers.imu.vectornav import (
@@ -125,11 +125,11 @@ def test_a_reader_that_does_not_read_loses_measurements_and_blocks_nobody():
 
 
 def test_an_address_that_cannot_be_served_is_refused_with_a_remedy():
-    with pytest.raises(ImuPortError, match="use tcp://address:port or pty"):
+    with pytest.raises(ImuError, match="use tcp://address:port or pty"):
         ImuServer("udp://127.0.0.1:5", MOUNT)
     taken = ImuServer("tcp://127.0.0.1:0", MOUNT)
     try:
-        with pytest.raises(ImuPortError, match="choose another address"):
+        with pytest.raises(ImuError, match="choose another address"):
             ImuServer(taken.address.replace("socket", "tcp"), MOUNT)
     finally:
         taken.close()

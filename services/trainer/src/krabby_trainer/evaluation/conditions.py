@@ -12,7 +12,7 @@ from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import EvaluationError
 from krabby_trainer.task.config import RandomisationCfg
-from krabby_trainer.vision.depth import described, flawless
+from krabby_trainer.vision.config import described, flawless
 
 if TYPE_CHECKING:
     from krabby_trainer.task.config import EnvCfg

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
-from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby.safety.gate import GateCfg
 from krabby_proto import Fault
@@ -22,8 +21,8 @@ from tensordict import TensorDict
 
 from krabby_trainer.evaluation.physics import CONTROL_S, FIELDS, Conditions, RobotSpec
 from krabby_trainer.evaluation.pool import RobotPool
-from krabby_trainer.task import mdp, observations
-from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
+from krabby_trainer.task import observations, terminations
+from krabby_trainer.task.observations import EYE_INDEX, HISTORY, NUM_JOINTS, PROPRIO_SIZE
 from krabby_trainer.task.progress import Progress, nav_command
 from krabby_trainer.task.randomisation import NOMINAL_DELAY, SensorErrors
 from krabby_trainer.vision.cameras import Cameras, seen
@@ -93,6 +92,7 @@ class Walkers:
         corners = [terrain.corner(*divmod(t, columns)) for t in range(terrain.tiles)]
         self._corners = _tensor(np.stack(corners))
         self._waypoints = _tensor(np.stack([course.waypoints for course in self._courses]))
+        self._half_widths = _tensor(np.array([course.half_width_m for course in self._courses]))
         self._spawns = _tensor(np.stack([course.spawn[:2] for course in self._courses]))
         self.tile = torch.from_numpy(tile.copy())
         """Where each robot is, (N,)."""
@@ -116,7 +116,7 @@ class Walkers:
         """Control steps since each episode began."""
         self.cameras: Cameras | None = None
         if cfg.camera.enabled:
-            self.cameras = Cameras(self._desc, terrain, cfg.camera.errors, count, "cpu")
+            self.cameras = Cameras(self._desc, terrain, cfg.camera.errors, count, "cpu", EYE_INDEX)
 
     def __enter__(self) -> Self:
         points = observations.SCAN_POINTS_B.double().numpy()
@@ -247,8 +247,12 @@ class Walkers:
         """Which robots fell for which of `REASONS`, (5, N)."""
         gravity = observations.projected_gravity(self.get("base_quat_w"))
         faults = self.get("faults").numpy()[:, 0].astype(np.int64)
-        tilted = mdp.fallen(gravity, self._tilt_limit_rad).numpy() | (faults & Fault.TILT > 0)
-        away = mdp.left_lane(self.get("base_pos_w"), torch.zeros(self._count), TILE_HALF_WIDTH_M)
+        tilted = terminations.fallen(gravity, self._tilt_limit_rad).numpy() | (
+            faults & Fault.TILT > 0
+        )
+        away = terminations.left_lane(
+            self.get("base_pos_w"), torch.zeros(self._count), self._half_widths[self.tile]
+        )
         return np.stack(
             [
                 tilted,

@@ -1,13 +1,10 @@
-"""Distillation: the student acts, the teacher says what it would have done, the student learns it.
+"""Distillation: the student acts and learns the actions that the teacher would have taken.
 
-A rollout is a stretch of time for many robots. Pictures come when they come, so they are kept by
-robot in the order of arrival, and every control step knows which of them was the newest. The update
-runs the encoder along each robot's pictures, from the memory that the robot had when the stretch
-began, and compares three things at every control step: the action with the teacher's, the code with
-the teacher's code of the terrain scan, and what memory can tell of the scan with the scan. All are
-those of the moment of use, not of the picture: the encoder learns to look ahead by its own latency.
-
-Half of the robots of a minibatch, drawn anew each time, are learned from in the mirror.
+The update runs the encoder along each robot's images (`krabby_trainer.learn.rollout`), from the
+memory at the start of the rollout, and has three losses at every control step: the action against
+the teacher's, the code against the teacher's code of the terrain scan, and the scan decoded from
+memory against the scan. All targets are those of the time of use, not of exposure: the encoder
+learns to predict over its latency. A random half of the robots of each minibatch is mirrored.
 """
 
 from __future__ import annotations
@@ -16,16 +13,19 @@ import dataclasses
 import functools
 import math
 import random
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from tensordict import TensorDict
+from torch import Tensor, nn
 
-from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.errors import UNFIT_RESUME, ConfigError, unfit
+from krabby_trainer.learn.config import DistillationCfg, EncoderCfg
 from krabby_trainer.learn.networks import TeacherActor, actor_of, example_observations
+from krabby_trainer.learn.rollout import Rollout
 from krabby_trainer.learn.sharing import average_gradients
 from krabby_trainer.learn.student import (
-    SCAN_LATENT,
     STUDENT_GROUPS,
     DepthEncoder,
     ScanDecoder,
@@ -34,94 +34,17 @@ from krabby_trainer.learn.student import (
     teach,
 )
 from krabby_trainer.learn.symmetry import reflections
-from krabby_trainer.run.config import DistillationCfg, EncoderCfg
-from krabby_trainer.task.observations import (
-    EYE_SIZE,
-    GROUP_SIZES,
-    NUM_JOINTS,
-    PROPRIO_SIZE,
-    SCAN_SIZE,
-)
-from krabby_trainer.vision.depth import mirror_image
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from tensordict import TensorDict
-    from torch import Tensor
-
-    from krabby_trainer.learn.student import Vision
+from krabby_trainer.task.observations import NUM_JOINTS, PROPRIO_SIZE
+from krabby_trainer.vision.cameras import Vision
 
 __all__ = ["Distillation"]
 
-_PICTURE_EVERY: Final = 3
-"""Control steps between two pictures at the highest camera rate, at least."""
-_SPARE_PICTURES: Final = 4
-
-
-class _Rollout:
-    """What happened in T control steps to N robots, and the pictures that came to each."""
-
-    def __init__(self, steps: int, num_envs: int, memory: int, device: str | torch.device) -> None:
-        frames = steps // _PICTURE_EVERY + _SPARE_PICTURES
-        self.steps, self.num_envs, self.frames = steps, num_envs, frames
-
-        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(*size, dtype=dtype, device=device)
-
-        n = num_envs
-        self.image: Tensor | None = None  # (F, N, 58, 87), made when the first picture comes
-        self.eye = zeros(frames, n, EYE_SIZE)
-        self.begins = zeros(frames, n, dtype=torch.bool)
-        """Whether a picture is the first of its episode: memory is empty before it."""
-        self.count = zeros(n, dtype=torch.long)
-        """Pictures that came."""
-        self.memory = zeros(2, n, memory)
-        """Of both streams, before the first picture."""
-        self.code = zeros(2, n, SCAN_LATENT)
-        self.newest = zeros(steps, n, dtype=torch.long)
-        """1 + index of the newest picture at each step; 0 for the one before the rollout."""
-        self.blind = zeros(steps, n, dtype=torch.bool)
-        """Nothing seen in this episode yet."""
-        self.age = zeros(steps, n)
-        self.history = zeros(steps, n, GROUP_SIZES["history"])
-        self.teacher_action = zeros(steps, n, NUM_JOINTS)
-        self.scan = zeros(steps, n, SCAN_SIZE, dtype=torch.float16)
-        self.velocity = zeros(steps, n, 3)
-        self.step = 0
-
-    def begin(self, sight: Sight) -> None:
-        """A new rollout, from what robots remember now."""
-        self.count.zero_()
-        self.memory.copy_(sight.memory)
-        self.code.copy_(sight.code)
-
-    def add_pictures(self, robots: Tensor, image: Tensor, eye: Tensor, begins: Tensor) -> None:
-        """Pictures (M, ...) of `robots` (M,)."""
-        if self.image is None:
-            shape = (self.frames, self.num_envs, *image.shape[1:])
-            with torch.inference_mode(False):  # it is learned from
-                self.image = torch.zeros(shape, dtype=image.dtype, device=image.device)
-        where = self.count[robots].clamp(max=self.frames - 1)
-        self.image[where, robots] = image
-        self.eye[where, robots] = eye
-        self.begins[where, robots] = begins
-        self.count[robots] = where + 1
-
 
 class Distillation:
-    """Learns a student from a teacher; stands where rsl_rl's runner expects an algorithm.
+    """Learns a student from a teacher; has the interface of rsl_rl's algorithms."""
 
-    Args:
-        env: Has `unwrapped.vision`.
-        cfg: How to learn.
-        encoder_cfg: The depth encoder.
-        actor_cfg: Arguments of the actor.
-        num_steps: Control steps of a rollout.
-        max_iterations: Of the run, for the learning rate.
-        device: torch's name of it.
-        multi_gpu: rsl_rl's, None for one process.
-    """
+    kind = "distilled student"
+    """What its checkpoints hold."""
 
     def __init__(
         self,
@@ -135,10 +58,8 @@ class Distillation:
         device: str,
         multi_gpu: Mapping[str, Any] | None = None,
     ) -> None:
-        self.cfg, self.device = cfg, device
-        self.iteration = 0
-        self._max_iterations = max_iterations
-        self._env = env
+        self.cfg, self.device, self._env = cfg, device, env
+        self.iteration, self._max_iterations = 0, max_iterations
         groups = {"actor": list(STUDENT_GROUPS)}
         self.actor = StudentActor(
             example_observations(), groups, "actor", NUM_JOINTS, **actor_cfg
@@ -148,26 +69,24 @@ class Distillation:
         self.teacher: TeacherActor | None = None
         self._teacher_state: dict[str, Any] = {}
         """What the checkpoint keeps of the teacher: its actor, and its critic for fine-tuning."""
-        learned = [*self.encoder.parameters(), *self.decoder.parameters()]
-        learned += [*self.actor.mlp.parameters(), *self.actor.estimator.parameters()]
-        self._learned = learned
-        self.optimizer = torch.optim.Adam(learned, lr=cfg.learning_rate)
+        modules = (self.encoder, self.decoder, self.actor.mlp, self.actor.estimator)
+        self._learned = [each for module in modules for each in module.parameters()]
+        self.optimizer = torch.optim.Adam(self._learned, lr=cfg.learning_rate)
         self.sight = Sight(self.encoder, env.num_envs, device)
-        if torch.device(device).type == "cpu":  # convolutions take two thirds of the time so
+        if torch.device(device).type == "cpu":  # convolutions then take two thirds of the time
             self.encoder.picture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._new_rollout = functools.partial(
-            _Rollout, num_steps, env.num_envs, encoder_cfg.memory, device
+            Rollout, num_steps, env.num_envs, encoder_cfg.memory, device
         )
         self._rollout = self._new_rollout()
-        self._older: list[_Rollout] = []
+        self._older: list[Rollout] = []
         self._begins = torch.ones(env.num_envs, dtype=torch.bool, device=device)
-        self._lucky = torch.rand(env.num_envs, device=device)
-        """Below the share that the teacher leads: led by it."""
+        self._rank = torch.rand(env.num_envs, device=device)
+        """The teacher controls the robots whose value is below its share."""
         self._world = 1 if multi_gpu is None else int(multi_gpu["world_size"])
 
     @staticmethod
     def construct_algorithm(obs: TensorDict, env: Any, cfg: dict[str, Any], device: str) -> Any:
-        """What rsl_rl's runner calls."""
         return Distillation(
             env,
             DistillationCfg(**cfg["algorithm"]["distillation"]),
@@ -181,7 +100,6 @@ class Distillation:
 
     @property
     def vision(self) -> Vision:
-        """The cameras."""
         vision = self._env.unwrapped.vision
         if vision is None:
             raise ConfigError("env.camera.enabled=false; a student needs cameras")
@@ -189,7 +107,6 @@ class Distillation:
 
     @property
     def learning_rate(self) -> float:
-        """Of this iteration."""
         done = min(self.iteration / max(self._max_iterations, 1), 1.0)
         low, high = self.cfg.learning_rate_end, self.cfg.learning_rate
         return low + 0.5 * (high - low) * (1.0 + math.cos(math.pi * done))
@@ -205,12 +122,10 @@ class Distillation:
         Raises:
             CheckpointError: There is none in `payload`.
         """
-        self._take_teacher(payload, source)
-        assert self.teacher is not None
-        teach(self.encoder, self.actor, self.teacher)
+        teach(self.encoder, self.actor, self._take_teacher(payload, source))
 
     def act(self, obs: TensorDict) -> Tensor:
-        """Look, remember what was seen and what the teacher says, and act."""
+        """Take in images, keep what the teacher would do, and act."""
         if self.teacher is None:
             raise ConfigError("run.init: give the teacher's checkpoint, run.init=PATH")
         rollout, sight, vision = self._rollout, self.sight, self.vision
@@ -220,40 +135,29 @@ class Distillation:
             rollout.begin(sight)
         unseen = ~sight.seen
         pictures = sight.look(vision)
-        rollout.add_pictures(pictures.robots, pictures.image, pictures.eye, unseen[pictures.robots])
+        rollout.add_pictures(pictures, unseen[pictures.robots])
         groups: dict[str, Any] = dict(obs.items())
         groups["sight"] = sight.group(vision.age)
         action = self.actor.mlp(self.actor.get_latent(groups))
-        teacher = self.teacher
-        wanted = teacher.mlp(teacher.get_latent(obs))
-        t = rollout.step
-        rollout.newest[t] = rollout.count
-        rollout.blind[t] = ~sight.seen
-        rollout.age[t] = groups["sight"][:, -1]
-        rollout.history[t] = groups["history"]
-        rollout.teacher_action[t] = wanted
-        rollout.scan[t] = groups["scan"]
-        rollout.velocity[t] = groups["velocity"]
-        rollout.step += 1
+        wanted = self.teacher.mlp(self.teacher.get_latent(obs))
+        rollout.add_step(sight, groups, wanted)
         action = action + self.cfg.action_noise * torch.randn_like(action)
-        led = self._lucky < self.led_share
+        led = self._rank < self.led_share
         return torch.where(led[:, None], wanted, action)
 
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: Mapping[str, Any]
     ) -> None:
-        """Whose episode ended forgets."""
+        """Memories of robots whose episode ended are cleared in the next step."""
         self._begins |= dones.bool()
 
     def compute_returns(self, obs: TensorDict) -> None:
-        """Nothing to compute: the teacher is the judge."""
+        """Imitation has no returns."""
 
     def update(self) -> dict[str, float]:
-        """Learn from the rollout; mean losses by name."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        sums: dict[str, Tensor] = {}
-        count = 0
+        history: list[dict[str, Tensor]] = []
         cfg = self.cfg
         for rollout, robots in self._mini_batches():
             losses = self._losses(rollout, robots)
@@ -269,15 +173,13 @@ class Distillation:
                 average_gradients(self._learned, self._world)
             nn.utils.clip_grad_norm_(self._learned, cfg.max_grad_norm)
             self.optimizer.step()
-            for name, value in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=self.device)) + value.detach()
-            count += 1
+            history.append({name: value.detach() for name, value in losses.items()})
         self._put_aside()
         self.iteration += 1
-        means = {name: float(total) / count for name, total in sums.items()}
+        means = {name: float(sum(each[name] for each in history)) / len(history) for name in losses}
         return means | {"led_share": self.led_share}
 
-    def _mini_batches(self) -> Iterator[tuple[_Rollout, Tensor]]:
+    def _mini_batches(self) -> Iterator[tuple[Rollout, Tensor]]:
         """Rollouts, and robots of them: the newest one whole, between minibatches of older ones."""
         n, cfg = self._rollout.num_envs, self.cfg
         parts = min(cfg.num_mini_batches, n)
@@ -297,14 +199,13 @@ class Distillation:
             )
 
     def _put_aside(self) -> None:
-        """Make room for the next rollout."""
         if self.cfg.replay_epochs:
             self._older.append(self._rollout)
             full = len(self._older) > self.cfg.replay_rollouts
             self._rollout = self._older.pop(0) if full else self._new_rollout()
         self._rollout.step = 0
 
-    def _losses(self, r: _Rollout, robots: Tensor) -> dict[str, Tensor]:
+    def _losses(self, r: Rollout, robots: Tensor) -> dict[str, Tensor]:
         """Of one minibatch of robots (B,), some of them in the mirror."""
         stream = torch.randint(0, 2, (len(robots),), device=self.device)
         flipped = stream.bool()
@@ -315,12 +216,7 @@ class Distillation:
             own = values[:, robots]
             return torch.where(flipped[None, :, None], maps[name](own), own)
 
-        codes, memories = self._along(r, robots, stream, flipped)
-        newest = r.newest[:, robots]
-        columns = torch.arange(len(robots), device=self.device)
-        blind = r.blind[:, robots, None]
-        code = torch.where(blind, 0.0, codes[newest, columns])
-        memory = torch.where(blind, 0.0, memories[newest, columns])
+        code, memory = r.at_steps(self.encoder, robots, stream)
         history = chosen(r.history, "history").flatten(0, 1)
         code_now = code.flatten(0, 1)
         groups = {
@@ -335,7 +231,7 @@ class Distillation:
         assert self.teacher is not None
         with torch.no_grad():
             true_code = self.teacher.sight({"scan": true_scan})
-        seen = ~blind
+        seen = ~r.blind[:, robots, None]
         scan = self.decoder(memory)
         return {
             "action": nn.functional.mse_loss(action, wanted),
@@ -346,58 +242,27 @@ class Distillation:
             ),
         }
 
-    def _along(
-        self, r: _Rollout, robots: Tensor, stream: Tensor, flipped: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Codes (F + 1, B, 32) and memories (F + 1, B, h): before, and after each picture."""
-        encoder, size = self.encoder, len(robots)
-        code, memory = r.code[stream, robots], r.memory[stream, robots]
-        codes, memories = [code], [memory]
-        count = r.count[robots]
-        frames = int(count.max()) if r.image is not None else 0
-        if frames:
-            assert r.image is not None
-            image = r.image[:frames, robots]
-            image = torch.where(flipped[None, :, None, None], mirror_image(image), image)
-            eye = r.eye[:frames, robots]
-            eye = torch.where(flipped[None, :, None], reflections(self.device)["eye"](eye), eye)
-            seen = encoder.see(image.flatten(0, 1), eye.flatten(0, 1)).view(frames, size, -1)
-            for i in range(frames):
-                before = torch.where(r.begins[i, robots, None], 0.0, memory)
-                after = encoder.remember(seen[i], before)
-                memory = torch.where((i < count)[:, None], after, memory)
-                memories.append(memory)
-            codes += [*encoder.head(torch.stack(memories[1:]))]
-        return torch.stack(codes), torch.stack(memories)
-
-    def train_mode(self) -> None:
-        """Networks as rollouts and updates need them."""
-        for model in (self.actor, self.encoder, self.decoder):
-            model.train()
+    def train_mode(self, training: bool = True) -> None:
+        for model in self._models().values():
+            model.train(training)
 
     def eval_mode(self) -> None:
-        """Networks as they act outside training."""
-        for model in (self.actor, self.encoder, self.decoder):
-            model.eval()
+        self.train_mode(False)
 
     def get_policy(self) -> StudentActor:
-        """The actor."""
         return self.actor
 
     def broadcast_parameters(self) -> None:
-        """Every process begins with the first one's networks."""
-        for model in (self.actor, self.encoder, self.decoder):
+        for model in self._models().values():
             for value in model.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
 
     def save(self) -> dict[str, Any]:
         """All that a resumed run, a fine-tuning run or an export needs."""
         return {
-            "actor_state_dict": self.actor.state_dict(),
+            **{f"{name}_state_dict": model.state_dict() for name, model in self._models().items()},
             "actor_architecture": self.actor.architecture,
-            "encoder_state_dict": self.encoder.state_dict(),
             "encoder_architecture": dataclasses.asdict(self.encoder.cfg),
-            "decoder_state_dict": self.decoder.state_dict(),
             "optimizer_state_dict": self.optimizer.state_dict(),
             "updates": self.iteration,
             "teacher": self._teacher_state,
@@ -409,24 +274,22 @@ class Distillation:
         Raises:
             CheckpointError: It does not fit these networks.
         """
-        try:
+        with unfit(UNFIT_RESUME):
             self._take_teacher({"algorithm": loaded["teacher"]}, "the checkpoint's teacher")
-            self.actor.load_state_dict(loaded["actor_state_dict"], strict=strict)
-            self.encoder.load_state_dict(loaded["encoder_state_dict"], strict=strict)
-            self.decoder.load_state_dict(loaded["decoder_state_dict"], strict=strict)
+            for name, model in self._models().items():
+                model.load_state_dict(loaded[f"{name}_state_dict"], strict=strict)
             self.optimizer.load_state_dict(loaded["optimizer_state_dict"])
             self.iteration = int(loaded["updates"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint does not fit this training ({str(error).splitlines()[0]}); resume "
-                "with the configuration it was made with, or start afresh"
-            ) from error
         return True
 
-    def _take_teacher(self, payload: Mapping[str, Any], source: str) -> None:
+    def _models(self) -> dict[str, nn.Module]:
+        return {"actor": self.actor, "encoder": self.encoder, "decoder": self.decoder}
+
+    def _take_teacher(self, payload: Mapping[str, Any], source: str) -> TeacherActor:
         self.teacher = actor_of(payload, source).to(self.device)
         kept = ("actor_state_dict", "actor_architecture", "critic_state_dict")
         self._teacher_state = {key: payload["algorithm"][key] for key in kept}
+        return self.teacher
 
 
 def _mean_where(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,35 +1,33 @@
 """Fine-tuning: PPO on the student's actor, with the depth encoder in the loop.
 
-The encoder does not learn any more: what it says is an observation like any other, kept with the
-rollout, so PPO stays rsl_rl's and runs at the speed of a policy without memory. The actor learns
-what imitation cannot teach: to do well with what this encoder sees, as late as it sees it.
+The encoder is frozen: its code is an observation, kept with the rollout, so PPO stays rsl_rl's and
+runs at the speed of a policy without memory. The actor learns to act on this encoder's code with
+its latency.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
+from rsl_rl.env import VecEnv
 from tensordict import TensorDict
+from torch import Tensor
 
-from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.errors import CheckpointError, ConfigError, unfit
+from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.ppo import ParkourPPO
 from krabby_trainer.learn.student import DepthEncoder, Sight
-from krabby_trainer.run.config import EncoderCfg
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from rsl_rl.env import VecEnv
-    from torch import Tensor
 
 __all__ = ["StudentPPO"]
 
 
 class StudentPPO(ParkourPPO):
-    """`ParkourPPO` whose actor sees by an encoder; the code always comes from the history."""
+    """`ParkourPPO` of a student; the code of the unsensed always comes from the history."""
 
+    kind = "fine-tuned student"
     _encoder: DepthEncoder
     sight: Sight
 
@@ -37,7 +35,6 @@ class StudentPPO(ParkourPPO):
     def construct_algorithm(
         obs: TensorDict, env: VecEnv, cfg: dict[str, Any], device: str
     ) -> StudentPPO:
-        """As `ParkourPPO`'s, with the group `sight` that no environment gives."""
         encoder = DepthEncoder(EncoderCfg(**cfg["algorithm"].pop("encoder"))).to(device)
         sight = Sight(encoder, env.num_envs, device)
         seen = sight.group(torch.zeros(env.num_envs, device=device))
@@ -64,19 +61,17 @@ class StudentPPO(ParkourPPO):
             CheckpointError: They are not in `payload`.
         """
         algorithm = payload["algorithm"]
-        try:
+        with unfit(
+            f"{source} holds no student to go on from ({{reason}}); take a checkpoint of "
+            "`python -m krabby_trainer train task=distill`"
+        ):
             self._take_encoder(algorithm)
             self._raw_actor.load_state_dict(algorithm["actor_state_dict"])
             critic = algorithm.get("teacher", algorithm)["critic_state_dict"]
             self._raw_critic.load_state_dict(critic)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{source} holds no student to go on from ({str(error).splitlines()[0]}); take a "
-                "checkpoint of `python -m krabby_trainer train task=distill`"
-            ) from error
 
     def act(self, obs: TensorDict) -> Tensor:
-        """Look, then act and remember what was seen with the rest."""
+        """Encode the images that arrived, then act; the code is kept with the rollout."""
         vision = self._env.unwrapped.vision
         if vision is None:
             raise ConfigError("env.camera.enabled=false; a student needs cameras")
@@ -88,12 +83,11 @@ class StudentPPO(ParkourPPO):
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]
     ) -> None:
-        """As PPO's; whose episode ended forgets."""
+        """As PPO's; memories of robots whose episode ended are cleared in the next step."""
         self._begins |= dones.bool()
         super().process_env_step(obs, rewards, dones, extras)
 
     def save(self) -> dict[str, Any]:
-        """As PPO's, and the encoder."""
         return super().save() | {
             "encoder_state_dict": self._encoder.state_dict(),
             "encoder_architecture": dataclasses.asdict(self._encoder.cfg),
@@ -105,13 +99,11 @@ class StudentPPO(ParkourPPO):
         Raises:
             CheckpointError: It does not fit these networks.
         """
-        try:
+        with unfit(
+            "the checkpoint holds no depth encoder that fits ({reason}); resume one of "
+            "`python -m krabby_trainer train task=student`"
+        ):
             self._take_encoder(loaded_dict)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint holds no depth encoder that fits ({str(error).splitlines()[0]}); "
-                "resume one of `python -m krabby_trainer train task=student`"
-            ) from error
         return super().load(loaded_dict, load_cfg, strict)
 
     def _take_encoder(self, algorithm: Mapping[str, Any]) -> None:
@@ -126,6 +118,5 @@ class StudentPPO(ParkourPPO):
 
 
 def _with(obs: TensorDict, seen: Tensor) -> TensorDict:
-    """`obs` with the group `sight`."""
     groups = dict(obs.items()) | {"sight": seen}
     return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)  # type: ignore[arg-type]

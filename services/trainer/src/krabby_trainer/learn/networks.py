@@ -1,4 +1,4 @@
-"""Teacher networks: what the actor and the critic make of the observation groups.
+"""Teacher networks: actor and critic.
 
 The actor's body reads four things: proprioception, a code of the terrain around the robot, an
 estimate of the base's velocity, and a code of what cannot be sensed (friction, masses, gains,
@@ -11,7 +11,8 @@ The velocity estimate and the history encoder learn from targets, never from the
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 import torch
@@ -20,36 +21,24 @@ from krabby.policy.observation import ObservationLayout, standard_term
 from rsl_rl.models import MLPModel
 from rsl_rl.modules import MLP, EmpiricalNormalization
 from tensordict import TensorDict
-from torch import nn
+from torch import Tensor, nn
 
-from krabby_trainer.errors import CheckpointError, ConfigError, ExportError
-from krabby_trainer.run import checkpoints
-from krabby_trainer.run.config import OBS_GROUPS
+from krabby_trainer.errors import ConfigError, ExportError, unfit
+from krabby_trainer.learn.config import OBS_GROUPS
 from krabby_trainer.task.observations import (
     GROUP_SIZES,
     HISTORY,
-    PRIVILEGED_SIZE,
     PROPRIO,
     PROPRIO_SIZE,
     SCAN_SIZE,
-    VELOCITY_SIZE,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
 
 __all__ = [
     "ACTOR_GROUPS",
     "BUNDLE_OBSERVATION",
     "CRITIC_GROUPS",
-    "GROUP_SIZES",
-    "OBS_GROUPS",
-    "SIGHT_GROUP_SIZE",
     "SIZES",
-    "DeployedTeacher",
+    "DeployedActor",
     "HistoryEncoder",
     "LatentSource",
     "TeacherActor",
@@ -58,19 +47,20 @@ __all__ = [
     "bundle_observation",
     "check_groups",
     "example_observations",
-    "load_actor",
 ]
 
+A = TypeVar("A", bound="TeacherActor")
 LatentSource = Literal["privileged", "history"]
 
 SCAN_LATENT: Final = LATENT_SIZE
 """Numbers in the code of the terrain, the teacher's as the student's."""
-SIGHT_GROUP_SIZE: Final = 2 * SCAN_LATENT + 1
-"""Of the group `sight`, which no environment gives: a depth encoder's code, its code of the
-mirrored pictures, and the age of what they show [s]."""
-SIZES: Final[Mapping[str, int]] = {**GROUP_SIZES, "sight": SIGHT_GROUP_SIZE}
+SIZES: Final[Mapping[str, int]] = {**GROUP_SIZES, "sight": 2 * SCAN_LATENT + 1}
+"""Of the environment's groups, and of the student's `sight`: the depth encoder's code, its code of
+the mirrored images, and the age of the newest image [s]."""
 LATENT: Final = 20
 """Numbers in the code of what cannot be sensed."""
+_PRIVILEGED_SIZE: Final = GROUP_SIZES["privileged"]
+_VELOCITY_SIZE: Final = GROUP_SIZES["velocity"]
 
 ACTOR_GROUPS: Final = tuple(OBS_GROUPS["actor"])
 CRITIC_GROUPS: Final = tuple(OBS_GROUPS["critic"])
@@ -114,21 +104,12 @@ class HistoryEncoder(nn.Module):
 
 
 class TeacherActor(MLPModel):
-    """Actor with a terrain encoder, a velocity estimator and two encoders of the unsensed.
-
-    Args:
-        obs: Example observations.
-        obs_groups: rsl_rl's groups by set.
-        obs_set: The set that this model reads.
-        output_dim: Actions.
-        hidden_dims: Hidden layers of the body.
-        activation: Between layers.
-        obs_normalization: Whether groups are normalised by their running mean and deviation.
-        distribution_cfg: rsl_rl's, for the exploration noise.
-    """
+    """Actor with a terrain encoder, a velocity estimator and two encoders of the unsensed."""
 
     groups: ClassVar[tuple[str, ...]] = ACTOR_GROUPS
     """What it reads."""
+    observation: ClassVar[ObservationLayout] = BUNDLE_OBSERVATION
+    """What it reads in a bundle."""
     sight_size: ClassVar[int] = SCAN_LATENT
     """Numbers in which the body learns of the terrain."""
 
@@ -167,11 +148,11 @@ class TeacherActor(MLPModel):
         self.latent_source: LatentSource = "privileged"
         """Which encoder the body listens to."""
         self.proprio_normalizer = _normalizer(PROPRIO_SIZE, obs_normalization)
-        self.privileged_normalizer = _normalizer(PRIVILEGED_SIZE, obs_normalization)
+        self.privileged_normalizer = _normalizer(_PRIVILEGED_SIZE, obs_normalization)
         self._build_sight(activation, obs_normalization)
-        self.privileged_encoder = MLP(PRIVILEGED_SIZE, LATENT, (64,), activation, activation)
+        self.privileged_encoder = MLP(_PRIVILEGED_SIZE, LATENT, (64,), activation, activation)
         self.history_encoder = HistoryEncoder()
-        self.estimator = MLP(GROUP_SIZES["history"], VELOCITY_SIZE, (128, 64), activation)
+        self.estimator = MLP(GROUP_SIZES["history"], _VELOCITY_SIZE, (128, 64), activation)
         _start_small(self.mlp)
 
     def get_latent(
@@ -197,7 +178,6 @@ class TeacherActor(MLPModel):
         return self.scan_encoder(self.scan_normalizer(obs["scan"]))
 
     def frames(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
-        """History as normalised frames, shape (N, 10, 69), oldest first."""
         return self.proprio_normalizer(obs["history"].view(-1, HISTORY, PROPRIO_SIZE))
 
     def velocity(self, frames: Tensor) -> Tensor:
@@ -209,7 +189,6 @@ class TeacherActor(MLPModel):
         return self.privileged_encoder(self.privileged_normalizer(obs["privileged"]))
 
     def history_latent(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
-        """Code (N, 20) as the history tells it."""
         return self.history_encoder(self.frames(obs))
 
     @torch.no_grad()
@@ -226,15 +205,13 @@ class TeacherActor(MLPModel):
             distribution.std_param.clamp_(*distribution.std_range)
 
     def update_normalization(self, obs: TensorDict) -> None:
-        """Take a batch of observations into the running statistics."""
         _update(self.proprio_normalizer, obs["proprio"])
         _update(self.privileged_normalizer, obs["privileged"])
         if "scan" in self.groups:
             _update(self.scan_normalizer, obs["scan"])
 
     def as_onnx(self, verbose: bool = False) -> nn.Module:
-        """What `python -m krabby_trainer export` traces."""
-        return DeployedTeacher(self)
+        return DeployedActor(self)
 
     def as_jit(self) -> nn.Module:
         """Refused: bundles hold ONNX."""
@@ -242,16 +219,20 @@ class TeacherActor(MLPModel):
             "policies are exported as ONNX alone; use `python -m krabby_trainer export`"
         )
 
+    def deployed_sight(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a bundle's observation has of the terrain, as observation groups."""
+        return {"scan": terms["height_scan"]}
+
     def _build_sight(self, activation: str, obs_normalization: bool) -> None:
         self.scan_normalizer = _normalizer(SCAN_SIZE, obs_normalization)
         self.scan_encoder = MLP(SCAN_SIZE, SCAN_LATENT, (128, 64), activation, "tanh")
 
     def _get_latent_dim(self) -> int:
-        return PROPRIO_SIZE + self.sight_size + VELOCITY_SIZE + LATENT
+        return PROPRIO_SIZE + self.sight_size + _VELOCITY_SIZE + LATENT
 
 
-class DeployedTeacher(nn.Module):
-    """The actor as a bundle runs it: one vector in, actions out, nothing privileged.
+class DeployedActor(nn.Module):
+    """An actor as a bundle runs it: one vector in, actions out, nothing privileged.
 
     Args:
         actor: Is copied.
@@ -263,19 +244,14 @@ class DeployedTeacher(nn.Module):
         self.actor.latent_source = "history"
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Actions (1, 18) for `obs` (1, 1015), laid out as `BUNDLE_OBSERVATION`."""
+        """Actions (1, 18) for `obs` (1, k), laid out as the actor's `observation`."""
+        where = self.actor.observation.slices
         frames = torch.cat(
-            [
-                obs[:, BUNDLE_OBSERVATION.slices[term.name]].reshape(-1, HISTORY, term.size)
-                for term in PROPRIO.terms
-            ],
+            [obs[:, where[term.name]].reshape(-1, HISTORY, term.size) for term in PROPRIO.terms],
             dim=2,
         )
-        groups = {
-            "proprio": frames[:, -1],
-            "scan": obs[:, BUNDLE_OBSERVATION.slices["height_scan"]],
-            "history": frames.flatten(1),
-        }
+        groups = {"proprio": frames[:, -1], "history": frames.flatten(1)}
+        groups |= self.actor.deployed_sight({name: obs[:, part] for name, part in where.items()})
         return self.actor.mlp(self.actor.get_latent(groups))
 
 
@@ -291,7 +267,7 @@ def bundle_observation(history: Tensor, scan: Tensor) -> Tensor:
 
 
 class TeacherCritic(MLPModel):
-    """Critic: its own terrain encoder, and everything that is true; arguments as the actor's."""
+    """Critic with its own terrain encoder and privileged groups; arguments as the actor's."""
 
     def __init__(
         self,
@@ -329,7 +305,6 @@ class TeacherCritic(MLPModel):
         return torch.cat((scan, self.rest_normalizer(_rest(obs))), dim=-1)
 
     def update_normalization(self, obs: TensorDict) -> None:
-        """Take a batch of observations into the running statistics."""
         _update(self.scan_normalizer, obs["scan"])
         _update(self.rest_normalizer, _rest(obs))
 
@@ -346,8 +321,8 @@ def _rest(obs: TensorDict) -> Tensor:
 
 
 _NORMALISER_EPS: Final = 0.1
-"""Added to the standard deviation. Groups are scaled to about one already, and what hardly ever
-moved in training (a sideways command, say) must not be blown up a hundredfold when it does."""
+"""Added to the standard deviation. Groups are scaled to about one, and a number that hardly varied
+in training (a sideways command) must not be amplified a hundredfold."""
 
 
 def _normalizer(size: int, enabled: bool) -> nn.Module:
@@ -360,7 +335,7 @@ def _update(normalizer: nn.Module, values: Tensor) -> None:
 
 
 def _start_small(body: nn.Sequential) -> None:
-    """An untrained robot stands, give or take the exploration noise."""
+    """Small first actions: an untrained robot stands, apart from exploration noise."""
     last: Any = body[-1]
     with torch.no_grad():
         last.weight.mul_(0.1)
@@ -403,31 +378,24 @@ def example_observations(num_envs: int = 1, device: str = "cpu") -> TensorDict:
     return TensorDict(groups, batch_size=[num_envs], device=device)
 
 
-def load_actor(checkpoint: Path, device: str = "cpu") -> TeacherActor:
-    """The actor of a checkpoint, ready to act: evaluation mode, code from the history.
+def actor_of(payload: Mapping[str, Any], source: str) -> TeacherActor:
+    """The teacher in a checkpoint's payload, ready to act: evaluation mode, code from the history.
 
     Raises:
-        CheckpointError: The file cannot be read, or it holds no such actor.
+        CheckpointError: There is none; `source` is what the message calls the checkpoint.
     """
-    return actor_of(checkpoints.load(checkpoint, device), str(checkpoint)).to(device)
+    with unfit(
+        f"{source} holds no teacher that this software can build ({{reason}}); take a checkpoint "
+        "of `python -m krabby_trainer train task=teacher` of this version"
+    ):
+        return rebuilt(TeacherActor, payload["algorithm"])
 
 
-def actor_of(payload: Mapping[str, Any], source: str) -> TeacherActor:
-    """The actor in what `checkpoints.load` gave; `source` is what errors call it."""
-    try:
-        algorithm = payload["algorithm"]
-        actor = TeacherActor(
-            example_observations(),
-            {"actor": list(ACTOR_GROUPS)},
-            "actor",
-            **algorithm["actor_architecture"],
-        )
-        actor.load_state_dict(algorithm["actor_state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{source} holds no teacher that this software can build ({reason}); take a "
-            "checkpoint of `python -m krabby_trainer train task=teacher` of this version"
-        ) from error
+def rebuilt(cls: type[A], algorithm: Mapping[str, Any]) -> A:
+    """An actor from the `algorithm` part of a checkpoint, ready to act."""
+    groups = {"actor": list(cls.groups)}
+    architecture = algorithm["actor_architecture"]
+    actor = cls(example_observations(), groups, "actor", **architecture)
+    actor.load_state_dict(algorithm["actor_state_dict"])
     actor.latent_source = "history"
     return actor.eval()

@@ -1,15 +1,11 @@
-"""What processes that train one network together tell each other in every step."""
+"""Communication between processes that train one network."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 __all__ = ["average_gradients"]
 
@@ -35,5 +31,6 @@ def average_gradients(
     packed = torch.cat(parts)
     torch.distributed.all_reduce(packed)
     packed /= world_size
-    torch._foreach_copy_(gradients, packed.split([len(part) for part in parts])[: len(gradients)])
+    mean = packed.split([len(part) for part in parts])
+    torch._foreach_copy_(gradients, mean[: len(gradients)])  # type: ignore[attr-defined]
     return None if value is None else packed[-1]

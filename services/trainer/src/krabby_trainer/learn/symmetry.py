@@ -3,35 +3,29 @@
 The reflection is about the base's x-z plane. Vectors change the sign of y, rotations (angular
 velocity, yaw rate) that of x and z, legs swap sides, and of a leg's joints only hip_yaw changes
 sign: pitch axes are reflected together with the leg that they lift. Index maps come from the leg
-names of `robot.toml`, so another leg order needs no change here.
-
-`mirror` is the function that rsl_rl's symmetry extension calls.
+names of `robot.toml`, so another leg order needs no change here. How an observation term is
+reflected follows from its kind (`krabby_trainer.task.observations.KINDS`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from krabby.robot.description import JOINT_KINDS, RobotDescription
 from tensordict import TensorDict
+from torch import Tensor
 
 from krabby_trainer.errors import ConfigError
 from krabby_trainer.learn.networks import SCAN_LATENT
-from krabby_trainer.task.observations import EYE, HISTORY, PROPRIO, SCAN_X, SCAN_Y
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from torch import Tensor
+from krabby_trainer.task.observations import EYE, GROUPS, SCAN_X, SCAN_Y
 
 __all__ = ["Reflection", "action_reflection", "mirror", "reflections"]
 
 _SIDES: Final = {"l": "r", "r": "l"}
 _KIND_SIGN: Final = {"hip_yaw": -1.0, "hip_pitch": 1.0, "knee": 1.0}
-_VECTOR: Final = (1.0, -1.0, 1.0)
-_ROTATION: Final = (-1.0, 1.0, -1.0)
 
 
 class Reflection(NamedTuple):
@@ -43,7 +37,6 @@ class Reflection(NamedTuple):
     """1 or -1 each, shape (k,), float32."""
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Reflect `values` (..., k)."""
         return values.index_select(-1, self.index) * self.sign
 
 
@@ -100,48 +93,41 @@ def _scan() -> _Map:
 
 
 @cache
-def _maps() -> Mapping[str, _Map]:
+def _kinds() -> Mapping[str, _Map]:
     assert set(_KIND_SIGN) == set(JOINT_KINDS)
     desc = RobotDescription.load()
-    legs, joints, scalar = _legs(desc), _joints(desc), _Map.signs([1.0])
-    terms = {
-        "base_ang_vel": _Map.signs(_ROTATION),
-        "projected_gravity": _Map.signs(_VECTOR),
-        "nav_command": _Map.signs((1.0, -1.0, -1.0)),
-        "joint_pos_rel": joints,
-        "joint_vel": joints,
-        "last_action": joints,
-        "foot_contact": legs,
-    }
-    proprio = _Map.joined([terms[term.name] for term in PROPRIO.terms])
-    # Friction, added mass, centre of mass, stiffness and damping factors, delay.
-    factors = joints.unsigned()
-    privileged = _Map.joined([scalar, scalar, _Map.signs(_VECTOR), factors, factors, scalar])
-    # The code of the pictures and that of their mirror image, which change places; age.
-    sight = _Map(
-        [*range(SCAN_LATENT, 2 * SCAN_LATENT), *range(SCAN_LATENT), 2 * SCAN_LATENT],
-        [1.0] * (2 * SCAN_LATENT + 1),
-    )
-    # Sine and cosine of the heading errors to this goal and the next; distance and base height;
-    # feet; speed and progress.
-    headings = _Map.signs((-1.0, 1.0, -1.0, 1.0))
-    critic = _Map.joined([headings, scalar, scalar, legs, scalar, scalar])
+    joints = _joints(desc)
     return {
-        "proprio": proprio,
-        "history": _Map.joined([proprio] * HISTORY),
+        "scalar": _Map.signs([1.0]),
+        "odd": _Map.signs([-1.0]),
+        "vector": _Map.signs((1.0, -1.0, 1.0)),
+        "rotation": _Map.signs((-1.0, 1.0, -1.0)),
+        "planar": _Map.signs((1.0, -1.0, -1.0)),
+        "joints": joints,
+        "factors": joints.unsigned(),
+        "legs": _legs(desc),
         "scan": _scan(),
-        "velocity": _Map.signs(_VECTOR),
-        "privileged": privileged,
-        "critic": critic,
-        "sight": sight,
-        "eye": _Map.joined([terms[term.name] for term in EYE.terms]),
-        "actions": joints,
+    }
+
+
+@cache
+def _maps() -> Mapping[str, _Map]:
+    kinds, size = _kinds(), SCAN_LATENT
+    maps = {
+        group: _Map.joined([kinds[term.kind] for term in terms]) for group, terms in GROUPS.items()
+    }
+    eye = {term.name for term in EYE.terms}
+    return maps | {
+        "eye": _Map.joined([kinds[t.kind] for t in GROUPS["proprio"] if t.name in eye]),
+        # The codes of the images and of their mirror images change places; the age stays.
+        "sight": _Map([*range(size, 2 * size), *range(size), 2 * size], [1.0] * (2 * size + 1)),
+        "actions": kinds["joints"],
     }
 
 
 @cache
 def _on(device: str) -> Mapping[str, Reflection]:
-    # Made outside inference mode whoever asks first, so that training can use them.
+    # Made outside inference mode, so that training can use them.
     with torch.inference_mode(False):
         return {name: each.to(device) for name, each in _maps().items()}
 
@@ -157,14 +143,11 @@ def action_reflection(device: torch.device | str = "cpu") -> Reflection:
 
 
 def mirror(
-    env: object,
-    obs: TensorDict | None,
-    actions: Tensor | None,
+    obs: TensorDict | None, actions: Tensor | None
 ) -> tuple[TensorDict | None, Tensor | None]:
-    """A batch followed by its mirror image, as rsl_rl's symmetry extension wants it.
+    """A batch followed by its mirror image.
 
     Args:
-        env: Not used; rsl_rl gives it.
         obs: Observation groups (N, size), or None.
         actions: (N, 18), or None.
 
@@ -178,7 +161,7 @@ def mirror(
         if unknown := sorted(set(groups) - set(known)):
             raise ConfigError(
                 f"observation group {unknown[0]!r} has no mirror image; train without symmetry or "
-                "say in trainer/symmetry.py how it is reflected"
+                "say in learn/symmetry.py how it is reflected"
             )
         both_obs = TensorDict(
             {name: torch.cat((value, known[name](value))) for name, value in groups.items()},

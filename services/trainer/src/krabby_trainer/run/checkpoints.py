@@ -1,4 +1,4 @@
-"""Everything a run needs to go on as if it had not stopped, in one file that is whole or not there.
+"""Checkpoints: everything that a resumed run needs, in one file that is written atomically.
 
 A checkpoint is written beside its place, synced and renamed, with its SHA-256 in a file next to it
 (`sha256sum --check` reads it). It is read with `weights_only`: tensors and plain values, no code.
@@ -14,30 +14,35 @@ import pickle
 import random
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from krabby_trainer.errors import CheckpointDamaged, CheckpointError
+from krabby_trainer.errors import CheckpointDamaged, CheckpointError, first_line
+from krabby_trainer.task.observations import described
 
 __all__ = [
     "FORMAT",
+    "Kind",
     "checkpoint_name",
     "find_checkpoints",
+    "kind_of",
     "load",
     "load_to_resume",
     "newest_intact",
     "prune",
     "random_state",
+    "require_kind",
     "restore_random_state",
     "save",
     "set_aside",
     "verify",
 ]
 
+Kind = Literal["teacher", "distilled student", "fine-tuned student"]
 FORMAT = 1
 """Version of the payload's keys."""
 KEYS = (
@@ -57,7 +62,6 @@ _NAME = re.compile(r"iteration_(\d+)\.pt")
 
 
 def checkpoint_name(iteration: int) -> str:
-    """File name of the checkpoint after so many iterations."""
     return f"iteration_{iteration:06d}.pt"
 
 
@@ -110,8 +114,33 @@ def save_weights(checkpoint: Path, path: Path) -> None:
     save(path, {**payload, **nothing, "algorithm": algorithm, WEIGHTS_OF: of})
 
 
+def kind_of(payload: Mapping[str, Any]) -> Kind:
+    """What a checkpoint holds; older ones do not name it."""
+    if "kind" in payload:
+        return payload["kind"]
+    algorithm = payload["algorithm"] or {}
+    if "encoder_state_dict" not in algorithm:
+        return "teacher"
+    return "distilled student" if "teacher" in algorithm else "fine-tuned student"
+
+
+def require_kind(payload: Mapping[str, Any], path: Path, wanted: Sequence[Kind], use: str) -> None:
+    """Refuse a checkpoint of another kind than its use needs.
+
+    Raises:
+        CheckpointError: Names the kind, the run's task and what is needed.
+    """
+    kind = kind_of(payload)
+    if kind not in wanted:
+        task = (payload["config"] or {}).get("task", "an unknown task")
+        raise CheckpointError(
+            f"{path} is a {kind}'s checkpoint (task={task}, iteration {payload['iteration']}); "
+            f"{use} needs a {' or a '.join(wanted)}'s"
+        )
+
+
 def load_to_resume(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """As `load`, for a run that goes on.
+    """As `load`, to resume a run.
 
     Raises:
         CheckpointError: As `load`, or it holds weights alone.
@@ -145,11 +174,11 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, so it was not written by this "
-            f"trainer and is not loaded ({_first_line(error)})"
+            f"trainer and is not loaded ({first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointDamaged(
-            f"{path} is damaged: {_first_line(error)}; {_remedy(path)}"
+            f"{path} is damaged: {first_line(error)}; {_remedy(path)}"
         ) from error
     if not isinstance(payload, dict):
         raise CheckpointError(f"{path} holds a {type(payload).__name__}, not a checkpoint")
@@ -159,11 +188,12 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
             "revision that wrote it: `python -m krabby_trainer info` names it when it can"
         )
     _check_keys(path, payload)
+    _check_terms(path, payload.get("observations"))
     return payload
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a file, in a few words; empty when it is intact."""
+    """What is wrong with a file; empty when it is intact."""
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -171,7 +201,7 @@ def verify(path: Path) -> str:
         if recorded.is_file():
             expected = recorded.read_text(encoding="utf-8", errors="replace").split(" ")[0].strip()
             return "" if digest == expected else f"SHA-256 {digest[:12]}…, not {expected[:12]}…"
-        # Copied away from its sum: the archive has checksums of its own.
+        # Without its sum: the archive has checksums too.
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         return f"record {bad} fails its checksum" if bad else ""
@@ -201,7 +231,7 @@ def prune(folder: Path, *, keep: int, keep_every: int) -> None:
 
 
 def set_aside(folder: Path, *, beyond: int) -> list[Path]:
-    """Move checkpoints of later iterations into `set-aside`: the run goes on from an earlier one.
+    """Move checkpoints of later iterations into `set-aside`: the run resumes an earlier one.
 
     Returns:
         Where they are now.
@@ -248,6 +278,19 @@ def _check_keys(path: Path, payload: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: a checkpoint needs the keys {', '.join(missing)}")
 
 
+def _check_terms(path: Path, theirs: Mapping[str, Mapping[str, int]] | None) -> None:
+    """Networks read observation terms by their place: these have to be the same."""
+    ours = described()
+    if theirs is None:
+        return
+    for group in ours:
+        if list(theirs.get(group, {}).items()) != list(ours[group].items()):
+            raise CheckpointError(
+                f"{path} was trained on the {group} observations {dict(theirs.get(group, {}))}, "
+                f"this version has {ours[group]}; use the revision that wrote it"
+            )
+
+
 def _replace(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path` with nothing in between that a reader or a crash could see."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -278,7 +321,3 @@ def _iteration(path: Path) -> int:
 def _remedy(path: Path) -> str:
     intact = newest_intact(path.parent)
     return f"the newest intact one is {intact}" if intact else "no intact one is beside it"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

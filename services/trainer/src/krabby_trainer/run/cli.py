@@ -14,21 +14,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
 from krabby import config
+from krabby.benchmark.suites import SUITES
 from krabby.config import check, describe, load
 from krabby.robot.assets import choose_robot
 
 from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
 from krabby_trainer.run.output import aside
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-    C = TypeVar("C", bound=DataclassInstance)
-else:
-    C = TypeVar("C")
 
 __all__ = ["main"]
 
@@ -44,14 +38,15 @@ class EvalCfg:
     checkpoint: str = ""
     """Checkpoint to evaluate; a run's folder means its newest intact one."""
     suite: str = "paper"
-    """What is measured: paper, fixed, open, smoke."""
+    """What is measured: paper, fixed, open, smoke; in MuJoCo also the suites of `krabby evaluate`,
+    published and wild, which run the game loop's controller."""
     conditions: str = "nominal"
-    """What is made harder: nominal (nothing), deployable, or that and one of drop30, latency120,
-    noise2, tilt3, weak20, payload5, heavy, friction04."""
+    """Disturbances: nominal (none), deployable, or that and one of drop30, latency120, noise2,
+    tilt3, weak20, payload5, heavy, friction04."""
     backend: str = "isaac"
     """Physics: isaac, many robots at once, or mujoco, that of the runtime's simulation."""
     robots: int = 0
-    """How many; 0 for the suite's own number."""
+    """How many, or trials of each cell at most; 0 for the suite's own number."""
     seconds: float = 0.0
     """Simulated time for each [s]; 0 for the suite's own."""
     seed: int = 1
@@ -176,6 +171,8 @@ def _config(overrides: Sequence[str]) -> int:
 def _eval(overrides: Sequence[str]) -> int:
     cfg = load(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
+    if cfg.suite in SUITES:
+        return _benchmark(cfg, checkpoint)
     _need("torch", *(("isaaclab",) if cfg.backend == "isaac" else ()), "mujoco")
     from krabby_trainer.evaluation import evaluate
     from krabby_trainer.evaluation.conditions import find_condition
@@ -212,6 +209,23 @@ def _eval(overrides: Sequence[str]) -> int:
     return _print({"report": str(out / "report.md"), **{key: report.get(key) for key in shown}})
 
 
+def _benchmark(cfg: EvalCfg, checkpoint: Path) -> int:
+    """A suite of the benchmark, which runs the game loop's controller: in MuJoCo alone."""
+    check(cfg.backend == "mujoco", "backend", cfg.backend, f"mujoco for suite={cfg.suite}")
+    check(cfg.conditions == "nominal", "conditions", cfg.conditions, f"none of suite={cfg.suite}")
+    _need("torch", "onnx", "onnxruntime", "mujoco")
+    from krabby_trainer.run.benchmark import run_suite
+
+    _choose_robot(cfg.robot, checkpoint)
+    robot = f"-{cfg.robot}" if cfg.robot else ""
+    out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / f"{cfg.suite}{robot}"
+    with aside(None):
+        facts = run_suite(
+            checkpoint, out, suite=cfg.suite, trials=cfg.robots, processes=cfg.processes
+        )
+    return _print({"report": str(out / "report.md"), "checkpoint": str(checkpoint), **facts})
+
+
 def _export(overrides: Sequence[str]) -> int:
     cfg = load(ExportCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
@@ -233,7 +247,7 @@ def _export(overrides: Sequence[str]) -> int:
 
 
 def _figures(path: str) -> dict[str, Any]:
-    """What a manifest keeps of an evaluation's report."""
+    """Figures of an evaluation's report for a manifest."""
     try:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         kept = ("suite", "backend", "robots", "seconds", "total", "mean")
@@ -300,83 +314,66 @@ def _weights(overrides: Sequence[str]) -> int:
     return _print({"weights": cfg.out, "checkpoint": str(checkpoint), **sizes})
 
 
-_COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], str, str]]] = {
-    "train": (
-        _train,
-        "train a policy",
-        "python -m krabby_trainer train env.num_envs=8192 agent.max_iterations=3000 run.name=first",
-    ),
-    "eval": (
-        _eval,
-        "measure a checkpoint",
-        "python -m krabby_trainer eval checkpoint=runs/train/RUN suite=paper",
-    ),
+_COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]] = {
+    "train": (_train, None, "train a policy", "env.num_envs=8192 run.name=first"),
+    "eval": (_eval, EvalCfg, "measure a checkpoint", "checkpoint=runs/train/RUN suite=paper"),
     "export": (
         _export,
-        "make a policy bundle of a checkpoint",
-        "python -m krabby_trainer export checkpoint=runs/train/RUN name=teacher",
+        ExportCfg,
+        "write a policy bundle",
+        "checkpoint=runs/train/RUN name=teacher",
     ),
-    "play": (
-        _play,
-        "watch a checkpoint walk",
-        "python -m krabby_trainer play checkpoint=runs/train/RUN robots=8",
-    ),
+    "play": (_play, PlayCfg, "watch a checkpoint walk", "checkpoint=runs/train/RUN robots=8"),
     "weights": (
-        _weights,
-        "keep the networks of a checkpoint, without what only a resumed run needs",
-        "python -m krabby_trainer weights checkpoint=runs/train/RUN out=weights.pt",
+        *(_weights, WeightsCfg, "keep a checkpoint's networks, without what only a resume needs"),
+        "checkpoint=runs/train/RUN out=weights.pt",
     ),
-    "info": (
-        _info,
-        "describe a checkpoint, or this machine",
-        "python -m krabby_trainer info checkpoint=runs/train/RUN",
-    ),
-    "config": (
-        _config,
-        "show the configuration that overrides make, and train nothing",
-        "python -m krabby_trainer config size=small env.num_envs=64",
-    ),
+    "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "config": (_config, None, "show the resolved configuration", "size=small env.num_envs=64"),
 }
+"""Handler, class of its keys (None for those of a training run), help, and an example."""
 
 
 def _parser() -> argparse.ArgumentParser:
+    prog = "python -m krabby_trainer"
     parser = argparse.ArgumentParser(
-        prog="python -m krabby_trainer",
-        description="Teach the crab to walk courses, measure what it learned, export it.",
-        epilog="python -m krabby_trainer COMMAND --keys lists the keys of each.",
+        prog=prog,
+        description="Train, evaluate and export parkour policies for the hexapod.",
+        epilog=f"{prog} COMMAND --keys lists the keys of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (handler, says, example) in _COMMANDS.items():
+    for name, (handler, _, says, example) in _COMMANDS.items():
         command = commands.add_parser(
-            name, help=says, description=says, epilog=f"for example: {example}"
+            name, help=says, description=says, epilog=f"for example: {prog} {name} {example}"
         )
         command.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="what differs from the defaults"
+            "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the defaults"
         )
-        command.add_argument("--keys", action="store_true", help="list the keys and end")
+        command.add_argument("--keys", action="store_true", help="list the keys and exit")
         command.set_defaults(handler=handler)
     return parser
 
 
 def _keys(command: str) -> str:
-    own = {
-        "eval": EvalCfg,
-        "export": ExportCfg,
-        "play": PlayCfg,
-        "info": InfoCfg,
-        "weights": WeightsCfg,
-    }
-    if command in own:
-        return describe(own[command]) + "\n"
-    _need("hydra")
+    own = _COMMANDS[command][1]
+    if own is not None:
+        return describe(own) + "\n"
+    _need("hydra", "torch")
     from krabby_trainer.run.config import TrainCfg, choices
+    from krabby_trainer.task.rewards import REWARDS
 
     presets = "\n".join(f"  {name}  (one of {', '.join(of)})" for name, of in choices().items())
-    return f"presets\n{presets}\n\nkeys\n{describe(TrainCfg)}\n"
+    meanings = {f"env.reward.{reward.name}": reward.meaning for reward in REWARDS}
+    keys = []
+    for line in describe(TrainCfg).splitlines():
+        keys.append(line)
+        if meaning := meanings.get(line.strip().partition(" ")[0]):
+            keys.append(f"      {meaning}")
+    return f"presets\n{presets}\n\nkeys\n" + "\n".join(keys) + "\n"
 
 
 def _need(*packages: str) -> None:
-    """Say in one line what is missing and how to get it, in place of a traceback.
+    """Refuse to go on without these packages, with one line and no traceback.
 
     Raises:
         MissingDependency: Another Python than 3.12, or a package that is not installed.
@@ -410,7 +407,7 @@ def _checkpoint(text: str) -> Path:
 
 
 def _choose_robot(name: str, checkpoint: Path) -> None:
-    """Take the robot that was asked for, or else the one the checkpoint was trained for."""
+    """Choose the robot by name, or else the one the checkpoint was trained for."""
     from krabby_trainer.run import checkpoints
 
     if not name and checkpoint.is_file():

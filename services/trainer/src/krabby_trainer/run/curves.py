@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from krabby_trainer.errors import EvaluationError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["KEPT", "read_logs", "write_curves"]
 
@@ -27,14 +25,14 @@ KEPT: Final = (
     *("Loss/action", "Loss/code", "Loss/scan"),
     "Perf/env_steps_per_s",
 )
-"""What a compact log keeps, besides the level of each obstacle type and how it is walked."""
+"""Keys of a compact log, with all of `Level/*` and `Gait/*`."""
 
 
 def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """One row an iteration, over all pieces.
 
     Raises:
-        EvaluationError: A file cannot be read, or is no log of `python -m krabby_trainer train`.
+        EvaluationError: A file cannot be read, or is not a log of `python -m krabby_trainer train`.
     """
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -45,7 +43,7 @@ def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
             rows += [row for row in piece if row["iteration"] > done]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EvaluationError(
-                f"{path} is no log of `python -m krabby_trainer train` "
+                f"{path} is not a log of `python -m krabby_trainer train` "
                 f"({type(error).__name__}: {error}); give the log.jsonl of a run's folder"
             ) from error
     if not rows:
@@ -64,7 +62,6 @@ def _nothing_ended(row: dict[str, Any]) -> bool:
 
 
 def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    """Draw what a training came to over its minutes, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -109,7 +106,6 @@ def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw from the command line: `OUT.png LOG...`; returns the exit status."""
     if len(arguments) < 2 or arguments[0].startswith("-"):
         sys.stderr.write(f"{(__doc__ or '').splitlines()[0]}\n")
         return 2

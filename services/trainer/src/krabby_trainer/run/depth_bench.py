@@ -1,4 +1,4 @@
-"""What depth costs and looks like: `python -m krabby_trainer.run.depth_bench [--robots N]`.
+"""Cost and looks of depth images: `python -m krabby_trainer.run.depth_bench [--robots N]`.
 
 Times the stream's step as training replays it, and its parts by themselves; one JSON line at the
 end. `--picture FILE.png` shows courses as robots on them see them: the depth, the policy image, and
@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +23,9 @@ from krabby.robot.description import RobotDescription
 from krabby_trainer.graphs import Replayed
 from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.terrain import Terrain
-from krabby_trainer.vision.depth import (
-    DepthCamera,
-    DepthErrors,
-    DepthErrorsCfg,
-    DepthPreprocessor,
-    DepthStream,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from krabby_trainer.vision.config import DepthErrorsCfg
+from krabby_trainer.vision.depth import DepthCamera
+from krabby_trainer.vision.stream import DepthErrors, DepthPreprocessor, DepthStream
 
 __all__ = ["draw", "measure", "random_poses"]
 
@@ -170,7 +164,6 @@ def draw(path: Path, device: str = "cpu") -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and draw if asked to."""
     parser = argparse.ArgumentParser(
         prog="python -m krabby_trainer.run.depth_bench", description=__doc__
     )

@@ -12,8 +12,9 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
@@ -28,47 +29,32 @@ from krabby.policy.bundle import (
 from krabby.policy.depth_image import IMAGE_SHAPE
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
+from numpy.typing import NDArray
 from tensordict import TensorDict
+from torch import Tensor
 
 from krabby_trainer.errors import ExportError
 from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
 from krabby_trainer.learn.networks import (
-    BUNDLE_OBSERVATION,
-    GROUP_SIZES,
-    DeployedTeacher,
+    DeployedActor,
     TeacherActor,
     actor_of,
     bundle_observation,
 )
-from krabby_trainer.learn.student import (
-    STUDENT_OBSERVATION,
-    DeployedEncoder,
-    DeployedStudent,
-    StudentActor,
-    StudentPolicy,
-    asked_to_stand,
-    is_student,
-    picture_rate_hz,
-    student_of,
-)
+from krabby_trainer.learn.policies import StudentPolicy
+from krabby_trainer.learn.student import DeployedEncoder, DepthEncoder, StudentActor, student_of
 from krabby_trainer.run import checkpoints
+from krabby_trainer.run.policies import image_rate_hz
 from krabby_trainer.task.observations import (
     ACTION_CLIP,
     ACTION_SCALE,
     EYE,
     EYE_SIZE,
+    GROUP_SIZES,
     HISTORY,
     PROPRIO_SIZE,
     SCAN_CLIP_M,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-    from krabby_trainer.learn.student import DepthEncoder
 
 __all__ = ["PARITY", "export_bundle", "to_onnx"]
 
@@ -112,7 +98,7 @@ def export_bundle(
     payload = checkpoints.load(checkpoint)
     desc = RobotDescription.load()
     subject: _Subject
-    if is_student(payload):
+    if checkpoints.kind_of(payload) != "teacher":
         if observations is not None:
             raise ExportError(
                 f"observations={observations}: a student is compared on observations made up; "
@@ -128,7 +114,8 @@ def export_bundle(
             "offset": desc.default_joint_pos.tolist(),
             "clip": ACTION_CLIP,
         },
-        **subject.manifest(payload, desc),
+        "observation": subject.actor.observation.to_manifest(),
+        **subject.manifest(payload["config"] or {}),
         "provenance": _provenance(payload, checkpoint, desc),
         "evaluation": dict(evaluation or {}),
     }
@@ -143,15 +130,14 @@ def export_bundle(
 
 
 class _Subject(Protocol):
-    """What is exported."""
+    @property
+    def actor(self) -> TeacherActor: ...
 
-    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
-        """Its own part of the manifest."""
+    def manifest(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Its part of the manifest, from the configuration it was trained with."""
         ...
 
-    def files(self) -> dict[str, bytes]:
-        """Its networks."""
-        ...
+    def files(self) -> dict[str, bytes]: ...
 
     def compare(self, trial: PolicyBundle) -> dict[str, Any]:
         """How far the bundle is from torch; raises `ExportError` when too far."""
@@ -160,53 +146,48 @@ class _Subject(Protocol):
 
 class _Teacher:
     def __init__(self, actor: TeacherActor, observations: Path | None) -> None:
-        self._actor = actor
-        self._said = "made up" if observations is None else "recorded"
+        self.actor = actor
+        self._source = "made up" if observations is None else "recorded"
         self._groups = _plausible(actor) if observations is None else _recorded(observations)
 
-    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
-        return {"observation": BUNDLE_OBSERVATION.to_manifest()}
+    def manifest(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
     def files(self) -> dict[str, bytes]:
-        return {POLICY_FILE: to_onnx(self._actor)}
+        return {POLICY_FILE: to_onnx(self.actor)}
 
     def compare(self, trial: PolicyBundle) -> dict[str, Any]:
-        return {
-            "observations": self._said,
-            "rows": len(self._groups["scan"]),
-            "largest_difference": _compare(self._actor, trial, self._groups),
-        }
+        history, scan = self._groups["history"], self._groups["scan"]
+        groups = {**self._groups, "proprio": history[:, -PROPRIO_SIZE:]}
+        with torch.inference_mode():
+            wanted = self.actor(TensorDict(groups, batch_size=[len(history)])).numpy()
+        worst = _compare(trial, bundle_observation(history, scan).numpy(), wanted)
+        return {"observations": self._source, "rows": len(scan), "largest_difference": worst}
 
 
 class _Student:
     def __init__(self, actor: StudentActor, encoder: DepthEncoder) -> None:
-        self._actor, self._encoder = actor, encoder
+        self.actor, self._encoder = actor, encoder
 
-    def manifest(self, payload: Mapping[str, Any], desc: RobotDescription) -> dict[str, Any]:
+    def manifest(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        state = {"input": "memory", "output": "next_memory", "shape": [1, self._encoder.cfg.memory]}
         return {
-            "observation": STUDENT_OBSERVATION.to_manifest(),
             "needs_features": "latent",
-            "stands": self._stands(payload["config"] or {}),
+            "stands": self._stands(config),
             "encoder": {
-                # What it was trained at; the camera service skips what comes faster.
-                "rate_hz": picture_rate_hz(payload["config"] or {}, desc.camera),
+                # As trained; the camera service skips images beyond this rate.
+                "rate_hz": image_rate_hz(config),
                 "proprio": EYE.to_manifest(),
-                "state": [
-                    {
-                        "input": "memory",
-                        "output": "next_memory",
-                        "shape": [1, self._encoder.cfg.memory],
-                    }
-                ],
+                "state": [state],
             },
         }
 
     def _stands(self, config: Mapping[str, Any]) -> bool:
-        """Whether it was asked to in training, and does."""
-        if not asked_to_stand(config):
+        """Whether training had zero commands, and the policy stands still on them."""
+        if config.get("env", {}).get("command", {}).get("pause_share", 0.0) <= 0.0:
             return False
-        speed = speed_at_rest(StudentPolicy(self._actor, self._encoder, "cpu"))
-        log.info("asked for no motion it moves at %.2f m/s", speed)
+        speed = speed_at_rest(StudentPolicy(self.actor, self._encoder, "cpu"))
+        log.info("on a zero command it moves at %.2f m/s", speed)
         return speed < STILL_M_S
 
     def files(self) -> dict[str, bytes]:
@@ -216,15 +197,11 @@ class _Student:
             torch.zeros(1, EYE_SIZE),
             torch.zeros(1, self._encoder.cfg.memory),
         )
-        return {
-            POLICY_FILE: to_onnx(self._actor),
-            ENCODER_FILE: _trace(
-                encoder, example, ["image", "proprio", "memory"], ["latent", "next_memory"]
-            ),
-        }
+        names = ["image", "proprio", "memory"], ["latent", "next_memory"]
+        return {POLICY_FILE: to_onnx(self.actor), ENCODER_FILE: _trace(encoder, example, *names)}
 
     def compare(self, trial: PolicyBundle) -> dict[str, Any]:
-        """Along a sequence, so that what is remembered is compared too."""
+        """Along a sequence, so that the memory is compared too."""
         generator = torch.Generator().manual_seed(0)
         deployed, eye = DeployedEncoder(self._encoder), self._encoder
         images = torch.rand(_ROWS, 1, 1, *IMAGE_SHAPE, generator=generator) - 0.5
@@ -236,26 +213,20 @@ class _Student:
                 found = runs.step(image[0, 0].numpy(), pose.numpy())
                 worst = max(worst, _difference(found, code[0].numpy(), "encoder", len(codes)))
                 codes.append(code)
-            normalizer: Any = self._actor.proprio_normalizer
-            noise = torch.randn(_ROWS, HISTORY, PROPRIO_SIZE, generator=generator)
-            frames = normalizer.mean + normalizer.std * noise
+            frames = _around(
+                self.actor.proprio_normalizer, (_ROWS, HISTORY, PROPRIO_SIZE), generator
+            )
             age = torch.rand(_ROWS, 1, generator=generator)
             rows = bundle_observation(frames.flatten(1), torch.cat((torch.cat(codes), age), dim=1))
-            wanted = DeployedStudent(self._actor)(rows).numpy()
-        policy = OnnxPolicy(trial)
-        for row, obs in enumerate(rows.numpy()):
-            policy.step(obs[None])
-            worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
+            wanted = DeployedActor(self.actor)(rows).numpy()
+        worst = max(worst, _compare(trial, rows.numpy(), wanted))
         return {"observations": "made up", "rows": _ROWS, "largest_difference": worst}
 
 
 def to_onnx(actor: TeacherActor) -> bytes:
     """The deployed actor as one ONNX file: input `obs` (1, N), output `actions` (1, 18)."""
-    if isinstance(actor, StudentActor):
-        model, size = DeployedStudent(actor), STUDENT_OBSERVATION.size
-    else:
-        model, size = DeployedTeacher(actor), BUNDLE_OBSERVATION.size
-    return _trace(model, (torch.zeros(1, size),), ["obs"], ["actions"])
+    example = torch.zeros(1, actor.observation.size)
+    return _trace(DeployedActor(actor), (example,), ["obs"], ["actions"])
 
 
 def _trace(
@@ -281,7 +252,7 @@ def _trace(
 
 
 def _forget_the_machine(proto: Any) -> None:
-    """Drop stack traces: they tell of this machine's folders, and nobody reads them."""
+    """Drop stack traces, which hold this machine's paths."""
     graph = proto.graph
     parts = (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info)
     for part in (*parts, *graph.initializer):
@@ -300,14 +271,10 @@ def _quiet(name: str) -> Any:
         logger.setLevel(level)
 
 
-def _compare(actor: TeacherActor, bundle: PolicyBundle, groups: Mapping[str, Tensor]) -> float:
-    """Largest difference between the bundle's actions and the actor's, as `PARITY` has it."""
-    history = groups["history"]
-    seen = TensorDict({**groups, "proprio": history[:, -PROPRIO_SIZE:]}, batch_size=[len(history)])
-    with torch.inference_mode():
-        wanted = actor(seen).numpy()
+def _compare(bundle: PolicyBundle, rows: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """Largest difference of the bundle's actions on observations (n, k) from those wanted."""
     policy, worst = OnnxPolicy(bundle), 0.0
-    for row, obs in enumerate(bundle_observation(groups["history"], groups["scan"]).numpy()):
+    for row, obs in enumerate(rows):
         policy.step(obs[None])
         worst = max(worst, _difference(policy.last_action, wanted[row], "policy", row))
     return worst
@@ -328,17 +295,17 @@ def _difference(
 
 
 def _plausible(actor: TeacherActor) -> dict[str, Tensor]:
-    """Observations spread as those the networks were trained on."""
+    """Observations distributed as those the networks were trained on."""
     generator = torch.Generator().manual_seed(0)
-
-    def around(normalizer: Any, shape: Sequence[int]) -> Tensor:
-        noise = torch.randn(*shape, generator=generator)
-        known = hasattr(normalizer, "mean")
-        return normalizer.mean + normalizer.std * noise if known else noise
-
-    frames = around(actor.proprio_normalizer, (_ROWS, HISTORY, PROPRIO_SIZE))
-    scan = around(actor.scan_normalizer, (_ROWS, GROUP_SIZES["scan"]))
+    frames = _around(actor.proprio_normalizer, (_ROWS, HISTORY, PROPRIO_SIZE), generator)
+    scan = _around(actor.scan_normalizer, (_ROWS, GROUP_SIZES["scan"]), generator)
     return {"history": frames.flatten(1), "scan": scan.clamp(-SCAN_CLIP_M, SCAN_CLIP_M)}
+
+
+def _around(normalizer: Any, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    noise = torch.randn(*shape, generator=generator)
+    known = hasattr(normalizer, "mean")
+    return normalizer.mean + normalizer.std * noise if known else noise
 
 
 def _recorded(path: Path) -> dict[str, Tensor]:
@@ -365,7 +332,7 @@ def _recorded(path: Path) -> dict[str, Tensor]:
 def _provenance(
     payload: Mapping[str, Any], checkpoint: Path, desc: RobotDescription
 ) -> dict[str, Any]:
-    # Where a run was kept says nothing about the policy, and much about the machine.
+    # The keys of `run` hold this machine's paths and say nothing about the policy.
     config = {key: value for key, value in (payload["config"] or {}).items() if key != "run"}
     return {
         "generator": "python -m krabby_trainer export",

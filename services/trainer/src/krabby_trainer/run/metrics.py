@@ -1,21 +1,20 @@
-"""What a run exposes to Prometheus, when it is asked to."""
+"""Prometheus metrics of a run."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from krabby.runtime.metrics import MetricsServer
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-if TYPE_CHECKING:
-    from krabby_trainer.run.telemetry import Iteration
+from krabby_trainer.run.telemetry import Iteration
 
 __all__ = ["STALL_S", "Exposition"]
 
 STALL_S: Final = 120.0
-"""No iteration for this long and /healthz says so."""
+"""/healthz fails after this long without an iteration."""
 _ONE_VALUE: Final = {
     "Perf/env_steps_per_s": ("env_steps_per_second", "Robot-steps per second, all processes"),
     "Perf/collect_s": ("collect_seconds", "Rollout of the last iteration"),
@@ -41,7 +40,7 @@ _BY_LABEL: Final = {
 
 
 class Exposition:
-    """A sink that Prometheus may ask.
+    """A sink with a Prometheus endpoint.
 
     Args:
         port: TCP port; 0 takes a free one.
@@ -74,7 +73,6 @@ class Exposition:
         self.port = self._server.port
 
     def write(self, iteration: Iteration) -> None:
-        """Show one iteration."""
         self._iteration.set(iteration.number)
         self._iterations.set(iteration.total)
         self._eta.set(iteration.eta_s)
@@ -94,12 +92,11 @@ class Exposition:
             self._broken.set(1)
 
     def fail(self, linger_s: float) -> None:
-        """Say that the run stopped on a value that is none, for as long as a scraper needs."""
+        """Report a value that is not finite for long enough to be scraped."""
         self._broken.set(1)
         time.sleep(linger_s)
 
     def close(self) -> None:
-        """Stop answering."""
         self._server.close()
 
     def _healthy(self) -> bool:

@@ -1,7 +1,4 @@
-"""Keeps what libraries print away from what the command prints.
-
-They write to the file descriptors from C and from kernels, so it is these that are turned aside.
-"""
+"""Redirects the output of libraries: of file descriptors, since C code and kernels print too."""
 
 from __future__ import annotations
 
@@ -18,29 +15,28 @@ if TYPE_CHECKING:
 __all__ = ["Aside", "aside"]
 
 _LARGEST: Final = 1_000_000
-"""Bytes of such output that are kept; then it begins anew."""
+"""Bytes of such output that are kept; then the file is truncated."""
 
 
 class Aside:
-    """The file that output goes to; a sink, so that it is looked at once an iteration."""
+    """The file that output goes to; a sink, which limits its size once per iteration."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
 
     def write(self, iteration: Iteration) -> None:
-        """Keep the file small: a solver may complain in every step."""
         if self.path is not None and self.path.stat().st_size > _LARGEST:
             os.truncate(self.path, 0)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """No resources are held."""
 
 
 @contextlib.contextmanager
 def aside(path: Path | None, *, errors: bool = False) -> Generator[Aside]:
-    """Standard output, and standard error if asked, goes to the end of a file, or nowhere.
+    """Append standard output, and with `errors` standard error, to a file; None drops it.
 
-    Who made the file removes it when nothing came.
+    A new file is removed if it stays empty.
     """
     new = path is not None and not path.exists()
     numbers = (1, 2) if errors else (1,)

@@ -6,7 +6,8 @@ import contextlib
 import itertools
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
@@ -15,14 +16,11 @@ from krabby_trainer.run.output import aside
 from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.telemetry import Progress
 from krabby_trainer.task.config import play_env
+from krabby_trainer.task.state import CONTROL_STEP_S
 from krabby_trainer.vision.cameras import seen
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["play"]
 
-_STEP_S: Final = 0.01
 _SAY_EVERY: Final = 50
 """Control steps between two lines."""
 
@@ -43,7 +41,7 @@ def play(
     begins = torch.ones(robots, dtype=torch.bool, device=device)
     progress = Progress(period_s=1.0)
     falls = completed = 0
-    steps = round(seconds / _STEP_S)
+    steps = round(seconds / CONTROL_STEP_S)
     done = 0
     try:
         began = time.monotonic()
@@ -59,20 +57,25 @@ def play(
             if done % _SAY_EVERY == 0:
                 walked = float(facts.distance_m.mean())
                 progress.show(
-                    f"{done * _STEP_S:.1f} s  walked {walked:.1f} m  falls {falls}  "
+                    f"{done * CONTROL_STEP_S:.1f} s  walked {walked:.1f} m  falls {falls}  "
                     f"courses {completed}"
                 )
             if view:
                 if not env.unwrapped.sim.is_running():
                     break
-                time.sleep(max(0.0, began + done * _STEP_S - time.monotonic()))
+                time.sleep(max(0.0, began + done * CONTROL_STEP_S - time.monotonic()))
     except KeyboardInterrupt:
         pass
     finally:
         progress.close()
         with contextlib.suppress(Exception):
             env.close()
-    return {"seconds": done * _STEP_S, "robots": robots, "falls": falls, "completed": completed}
+    return {
+        "seconds": done * CONTROL_STEP_S,
+        "robots": robots,
+        "falls": falls,
+        "completed": completed,
+    }
 
 
 def _make(robots: int, *, view: bool, seed: int, device: str, cameras: bool) -> Any:
@@ -97,6 +100,6 @@ def _make(robots: int, *, view: bool, seed: int, device: str, cameras: bool) -> 
         env.parkour.collect_facts = True
         wrapped = RslRlVecEnvWrapper(env)
         if view:
-            x, y, z = env.parkour.base_pos_w[0].tolist()
+            x, y, z = env.parkour.robots.base_pos_w[0].tolist()
             env.sim.set_camera_view((x - 2.5, y - 4.0, z + 2.0), (x + 1.5, y, z - 0.3))
         return wrapped

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation import Backend
 from krabby_trainer.learn.networks import actor_of
-from krabby_trainer.learn.policies import Policy, TeacherPolicy
-from krabby_trainer.learn.student import StudentPolicy, is_student, picture_rate_hz, student_of
+from krabby_trainer.learn.policies import Policy, StudentPolicy, TeacherPolicy
+from krabby_trainer.learn.student import student_of
 from krabby_trainer.run import checkpoints
 
-__all__ = ["load_policy", "load_subject"]
+__all__ = ["image_rate_hz", "load_policy", "load_subject"]
 
 
 def load_policy(checkpoint: Path, device: str = "cpu") -> Policy:
@@ -27,12 +28,21 @@ def load_policy(checkpoint: Path, device: str = "cpu") -> Policy:
     Raises:
         CheckpointError: The file cannot be read, or it holds no actor.
     """
-    payload = checkpoints.load(checkpoint, device)
-    if is_student(payload):
-        rate_hz = picture_rate_hz(payload["config"] or {}, RobotDescription.load().camera)
-        actor, encoder = student_of(payload, str(checkpoint))
-        return StudentPolicy(actor, encoder, device, rate_hz=rate_hz)
-    return TeacherPolicy(actor_of(payload, str(checkpoint)).to(device))
+    return _policy(checkpoints.load(checkpoint, device), str(checkpoint), device)
+
+
+def _policy(payload: Mapping[str, Any], source: str, device: str) -> Policy:
+    if checkpoints.kind_of(payload) == "teacher":
+        return TeacherPolicy(actor_of(payload, source).to(device))
+    actor, encoder = student_of(payload, source)
+    return StudentPolicy(actor, encoder, device, rate_hz=image_rate_hz(payload["config"] or {}))
+
+
+def image_rate_hz(config: Mapping[str, Any]) -> float:
+    """Image rate of a student trained with `config`: the highest that it has learned [Hz]."""
+    camera = RobotDescription.load().camera
+    errors = config.get("env", {}).get("camera", {}).get("errors", {})
+    return min(camera.rate_hz, max(errors.get("rate_hz", [camera.rate_hz])))
 
 
 def load_subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dict[str, Any]]:
@@ -67,8 +77,9 @@ def load_subject(path: Path, backend: Backend, device: str) -> tuple[Policy, dic
             "checkpoint_sha256": bundle.hashes[POLICY_FILE],
             "provenance": dict(bundle.provenance),
         }
-    payload = checkpoints.load(path, "cpu")
-    return load_policy(path, device), about | {
+    payload = checkpoints.load(path, device)
+    return _policy(payload, str(path), device), about | {
+        "kind": checkpoints.kind_of(payload),
         "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "iteration": payload.get("iteration"),
         "env_steps": payload.get("env_steps"),

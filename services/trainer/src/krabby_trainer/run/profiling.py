@@ -1,7 +1,7 @@
-"""Where an iteration's time goes: `python -m krabby_trainer.run.profiling [key=value ...]`.
+"""Time of the parts of an iteration: `python -m krabby_trainer.run.profiling [key=value ...]`.
 
-Runs the same iterations as training twice: once undisturbed, for the rate, and once with the device
-brought to a halt round every part, for the shares. One JSON line at the end.
+Runs the same iterations as training twice: undisturbed, for the rate, and with the device
+synchronised around every part, for the shares. One JSON line at the end.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from krabby_trainer.run.config import compose, rsl_rl_config, to_dict
 from krabby_trainer.run.training import resolve_device
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 __all__ = ["profile"]
 
@@ -30,7 +28,7 @@ _ITERATIONS: Final = 8
 
 
 class _Clock:
-    """Adds up the time of functions it was put round; nested ones count for themselves alone."""
+    """Adds up the time of wrapped functions, without that of nested ones."""
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -39,7 +37,6 @@ class _Clock:
         self._inner = [0.0]
 
     def around(self, owner: Any, name: str, part: str) -> None:
-        """Time `owner.name` as `part`."""
         original: Callable[..., Any] = getattr(owner, name)
 
         @functools.wraps(original)
@@ -60,7 +57,6 @@ class _Clock:
 
 
 def profile(overrides: Sequence[str]) -> dict[str, Any]:
-    """Measure an iteration of training with this configuration."""
     from krabby_trainer.run.runner import ParkourRunner
     from krabby_trainer.task.isaac import make_env
 
@@ -81,8 +77,8 @@ def profile(overrides: Sequence[str]) -> dict[str, Any]:
     clock.around(env.unwrapped.scene, "update", "sensors")
     clock.around(parkour, "after_physics", "measure")
     clock.around(parkour, "observe", "observations")
-    if parkour.vision is not None:
-        clock.around(parkour, "_see_replayed", "cameras")
+    if parkour.observer.vision is not None:
+        clock.around(parkour, "see_replayed", "cameras")
         clock.around(algorithm.sight, "look", "encoder")
     clock.around(env.unwrapped.reward_manager, "compute", "rewards")
     clock.around(env.unwrapped, "_reset_idx", "resets")

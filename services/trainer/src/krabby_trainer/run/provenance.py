@@ -1,4 +1,4 @@
-"""What a run stood on: revision, versions, machine. Written beside its results."""
+"""Provenance of a run: revision, versions, machine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _version(name: str) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git answers about the tree this file is in; None outside one, or without git."""
+    """Git's answer about this file's working tree; None without one."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), *arguments],

@@ -1,8 +1,8 @@
-"""The learning loop: rollouts and updates by rsl-rl, everything round them by us.
+"""The learning loop around rsl_rl's algorithms.
 
-Kept from `OnPolicyRunner`: the order of calls into algorithm and environment. Its own: stopping on
-a signal, on a clock or at the end, always with a checkpoint; resuming exactly; several processes
-under torchrun, of which the first writes; one line of progress in place of forty.
+It calls algorithm and environment in the order of rsl_rl's `OnPolicyRunner`. It stops on a signal,
+at a time limit or at the end, always with a checkpoint; resumes exactly; trains in several
+processes under torchrun, of which the first writes; and reports to sinks.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from rsl_rl.runners import OnPolicyRunner
 from rsl_rl.utils import resolve_callable
 
-from krabby_trainer.errors import CheckpointError, ConfigError, TrainerError
+from krabby_trainer.errors import CheckpointError, TrainerError
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import RunCfg
+from krabby_trainer.run.processes import Processes
 from krabby_trainer.run.telemetry import Iteration, Meter, Sink
+from krabby_trainer.task.observations import described
 
-__all__ = ["NotFinite", "ParkourRunner", "Stop", "StopReason", "seed_everything"]
+__all__ = ["NotFinite", "ParkourRunner", "seed_everything"]
 
 StopReason = Literal["max_iterations", "max_minutes", "SIGINT", "SIGTERM"]
 
 
 class NotFinite(TrainerError):  # noqa: N818 - named for what happened
-    """The environment or the update produced a number that is none."""
+    """The environment or the update produced a value that is not finite."""
 
 
 class Stop:
-    """Turns the first SIGTERM or Ctrl-C into a flag; the second one acts at once."""
+    """Turns the first SIGTERM or Ctrl-C into a flag; the second one ends the process."""
 
     def __init__(self) -> None:
         self.received: Literal["SIGINT", "SIGTERM"] | None = None
 
     @contextlib.contextmanager
     def installed(self) -> Generator[None]:
-        """While this is open, the signals are ours."""
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:
             signal.signal(number, self._handle)
@@ -77,7 +77,21 @@ def seed_everything(seed: int, rank: int = 0) -> int:
     return own
 
 
-class ParkourRunner(OnPolicyRunner):
+def _kl_of(actor: Any) -> list[torch.Tensor]:
+    """Mean divergences that the adaptive schedule computes, as a list that it grows."""
+    kept: list[torch.Tensor] = []
+    compute = actor.get_kl_divergence
+
+    def recorded(*distributions: Any) -> torch.Tensor:
+        kl = compute(*distributions)
+        kept.append(kl.mean())
+        return kl
+
+    actor.get_kl_divergence = recorded
+    return kept
+
+
+class ParkourRunner:
     """Trains one agent in one environment.
 
     Args:
@@ -87,7 +101,7 @@ class ParkourRunner(OnPolicyRunner):
         log_dir: The run's folder; None writes nothing.
         device: torch's name of it.
         run: How often to save, how many to keep, when to end.
-        sinks: Where iterations are told; only the first process has any.
+        sinks: Receive every iteration; only the first process has any.
         config: The resolved configuration, for checkpoints.
         provenance: What the run stands on, for checkpoints.
         started: `time.monotonic()` when the process began, for `run.max_minutes`.
@@ -106,10 +120,7 @@ class ParkourRunner(OnPolicyRunner):
         provenance: Mapping[str, Any] | None = None,
         started: float | None = None,
     ) -> None:
-        # Not the parent's constructor: it builds a logger that prints and writes on its own.
-        self.env = env
-        self.cfg = train_cfg
-        self.device = device
+        self.env, self.cfg, self.device = env, train_cfg, device
         self.run = run or RunCfg()
         self.folder = None if log_dir is None else Path(log_dir)
         self.sinks = list(sinks)
@@ -117,27 +128,20 @@ class ParkourRunner(OnPolicyRunner):
         self.stopped_by: StopReason = "max_iterations"
         self.current_learning_iteration = 0
         """Iterations done."""
-        self.env_steps = 0
-        self.wall_s = 0.0
+        self.env_steps, self.wall_s = 0, 0.0
         self.last_checkpoint: Path | None = None
         self.last_scalars: dict[str, float] = {}
-        self._config = dict(config or {})
-        self._provenance = dict(provenance or {})
+        self._config, self._provenance = dict(config or {}), dict(provenance or {})
         self._started = time.monotonic() if started is None else started
         self._saved_at = time.monotonic()
         self._ages_restored = False
-        self._configure_multi_gpu()
-        obs = env.get_observations()
+        self._unwrapped: Any = getattr(env, "unwrapped", env)
+        self.processes = Processes(device)
+        train_cfg["multi_gpu"] = self.processes.settings()
         construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
-        self.alg = construct(obs, env, train_cfg, device)
+        self.alg: Any = construct(env.get_observations(), env, train_cfg, device)
         self._meter = Meter(env.num_envs, device)
-        self._kl: list[torch.Tensor] = []
-        self._record_kl()
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process is the one that writes."""
-        return self.gpu_global_rank == 0
+        self._kl = _kl_of(self.alg.actor)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
         """Train for so many iterations more, or until something ends the run.
@@ -153,18 +157,19 @@ class ParkourRunner(OnPolicyRunner):
             )
         total = self.current_learning_iteration + num_learning_iterations
         gc.collect()
-        gc.freeze()  # what lives now lives on: looking through it in one process holds up all
+        gc.freeze()  # a collection in one process would delay all
         with self.stop.installed():
             obs = self.env.get_observations().to(self.device)
             self.alg.train_mode()
-            if self.is_distributed:
+            if self.processes.several:
                 self.alg.broadcast_parameters()
             while self.current_learning_iteration < total:
                 began = time.monotonic()
                 obs = self._collect(obs)
                 collected = time.monotonic()
                 losses = self.alg.update()
-                self._synchronise()
+                if torch.device(self.device).type == "cuda":
+                    torch.cuda.synchronize(self.device)
                 learned = time.monotonic()
                 self.current_learning_iteration += 1
                 self._tell(total, collected - began, learned - collected, losses)
@@ -189,33 +194,26 @@ class ParkourRunner(OnPolicyRunner):
         name = checkpoints.checkpoint_name(self.current_learning_iteration)
         path = self.folder / "checkpoints" / name
         if path != self.last_checkpoint:
-            others = self._gather({"environment": self._env_state(), "random": _random()})
-            if self.is_first:
+            others = self.processes.gather(
+                {"environment": _env_state(self._unwrapped), "random": checkpoints.random_state()}
+            )
+            if self.processes.is_first:
                 checkpoints.save(path, self._payload(others))
                 checkpoints.prune(path.parent, keep=self.run.keep, keep_every=self.run.keep_every)
             self.last_checkpoint = path
         self._saved_at = time.monotonic()
         return path
 
-    def save(self, path: str, infos: dict | None = None) -> None:
-        """Write a checkpoint of this process to `path`."""
-        checkpoints.save(Path(path), self._payload([]))
-
-    def load(
-        self,
-        path: str,
-        load_cfg: dict | None = None,
-        strict: bool = True,
-        map_location: str | None = None,
-    ) -> dict:
-        """Go on from a checkpoint: networks, optimisers, curriculum, counters, random numbers.
+    def load(self, path: Path) -> None:
+        """Resume a checkpoint: networks, optimisers, curriculum, counters, random numbers.
 
         Raises:
             CheckpointError: It is missing, damaged, without what a resumed run needs, or of another
                 shape than this run.
         """
-        payload = checkpoints.load_to_resume(Path(path), map_location or self.device)
-        self.alg.load(payload["algorithm"], load_cfg, strict)
+        payload = checkpoints.load_to_resume(path, self.device)
+        checkpoints.require_kind(payload, path, [self.alg.kind], "resuming this run")
+        self.alg.load(payload["algorithm"])
         own = self._own_part(payload)
         if own["environment"] is not None and hasattr(self._unwrapped, "load_checkpoint_state"):
             try:
@@ -230,9 +228,8 @@ class ParkourRunner(OnPolicyRunner):
         self.wall_s = float(payload["wall_s"])
         if own["random"] is not None:
             checkpoints.restore_random_state(own["random"])
-        # A simulator starts its robots anew; their ages are then drawn anew as well.
+        # A simulator restarts its robots; their ages are then drawn again.
         self._ages_restored = "episode_length" in (own["environment"] or {})
-        return {}
 
     def begin_with(self, path: Path) -> None:
         """Begin a new run with the networks of a checkpoint.
@@ -255,18 +252,18 @@ class ParkourRunner(OnPolicyRunner):
         if bad:
             raise NotFinite(
                 f"iteration {self.current_learning_iteration + 1}: {', '.join(bad)} from the "
-                f"environment is not finite; {self._where_to_go_on()}"
+                f"environment is not finite; {_where_to_resume(self.folder)}"
             )
         return obs
 
     def _tell(
         self, total: int, collect_s: float, learn_s: float, losses: Mapping[str, float]
     ) -> None:
-        steps = self.cfg["num_steps_per_env"] * self.env.num_envs * self.gpu_world_size
+        steps = self.cfg["num_steps_per_env"] * self.env.num_envs * self.processes.count
         self.env_steps += steps
         self.wall_s += collect_s + learn_s
         scalars = self._meter.take()
-        std = self._action_std()
+        std = _action_std(self.alg)
         scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
         scalars |= {
             **({} if std is None else {"Policy/action_std": std}),
@@ -293,27 +290,8 @@ class ParkourRunner(OnPolicyRunner):
         if bad:
             raise NotFinite(
                 f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
-                f"{self._where_to_go_on()} with a lower agent.algorithm.learning_rate_max"
+                f"{_where_to_resume(self.folder)} with a lower agent.algorithm.learning_rate_max"
             )
-
-    def _action_std(self) -> float | None:
-        """Exploration of the newest actions; None where there is none."""
-        try:
-            return float(self.alg.get_policy().output_std.detach().mean())
-        except AttributeError:  # imitation draws from no distribution
-            return None
-
-    def _record_kl(self) -> None:
-        """Keep the divergence that the adaptive schedule computes and drops."""
-        actor = self.alg.actor
-        compute = actor.get_kl_divergence
-
-        def recorded(*distributions: Any) -> torch.Tensor:
-            kl = compute(*distributions)
-            self._kl.append(kl.mean())
-            return kl
-
-        actor.get_kl_divergence = recorded  # type: ignore[method-assign]
 
     def _eta(self, total: int, last_s: float) -> float:
         left = (total - self.current_learning_iteration) * last_s
@@ -331,31 +309,14 @@ class ParkourRunner(OnPolicyRunner):
             own = int(elapsed + last_s > 60.0 * self.run.max_minutes)
         if self.stop.received is not None:
             own = 1 + reasons.index(self.stop.received)
-        agreed = self._agree(own)
+        agreed = self.processes.agree(own)
         return reasons[agreed - 1] if agreed else None
 
     def _is_time_to_save(self) -> bool:
         due = time.monotonic() - self._saved_at >= 60.0 * self.run.checkpoint_minutes
-        milestone = self.run.keep_every and (
-            self.current_learning_iteration % self.run.keep_every == 0
-        )
-        return bool(self._agree(int(bool(due or milestone))))
-
-    def _agree(self, value: int) -> int:
-        """The largest of all processes' values."""
-        if not self.is_distributed:
-            return value
-        shared = torch.tensor(value, device=self.device)
-        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-        return int(shared)
-
-    def _gather(self, value: object) -> list[Any]:
-        """Every process's value, in order of rank."""
-        if not self.is_distributed:
-            return [value]
-        gathered: list[Any] = [None] * self.gpu_world_size
-        torch.distributed.all_gather_object(gathered, value)
-        return gathered
+        every = self.run.keep_every
+        milestone = every > 0 and self.current_learning_iteration % every == 0
+        return bool(self.processes.agree(int(due or milestone)))
 
     def _payload(self, ranks: list[Any]) -> dict[str, Any]:
         return {
@@ -363,79 +324,43 @@ class ParkourRunner(OnPolicyRunner):
             "env_steps": self.env_steps,
             "wall_s": self.wall_s,
             "algorithm": self.alg.save(),
-            "environment": self._env_state(),
-            "random": _random(),
+            "environment": _env_state(self._unwrapped),
+            "random": checkpoints.random_state(),
             "ranks": ranks[1:],
             "config": self._config,
             "provenance": self._provenance,
+            "kind": self.alg.kind,
+            "observations": described(),
         }
 
     def _own_part(self, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         """Environment and random numbers of this process's rank, where the checkpoint has them."""
-        if self.is_first:
+        if self.processes.is_first:
             return payload
         ranks = payload.get("ranks", [])
-        if self.gpu_global_rank <= len(ranks):
-            return ranks[self.gpu_global_rank - 1]
+        if self.processes.rank <= len(ranks):
+            return ranks[self.processes.rank - 1]
         return {"environment": payload["environment"], "random": None}
 
-    def leave(self) -> None:
-        """Part from the other processes when all is done.
 
-        An interpreter that ends with their connections open may abort: their threads still run.
-        """
-        if self.is_distributed:
-            torch.distributed.destroy_process_group()
-
-    @property
-    def _unwrapped(self) -> Any:
-        return getattr(self.env, "unwrapped", self.env)
-
-    def _env_state(self) -> dict[str, Any] | None:
-        state: Callable[[], dict[str, Any]] | None = getattr(
-            self._unwrapped, "checkpoint_state", None
-        )
-        if state is None:
-            return None
-        return {
-            name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
-            for name, value in state().items()
-        }
-
-    def _where_to_go_on(self) -> str:
-        folder = None if self.folder is None else self.folder / "checkpoints"
-        intact = checkpoints.newest_intact(folder) if folder else None
-        return f"go on from {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
-
-    def _synchronise(self) -> None:
-        if torch.device(self.device).type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _configure_multi_gpu(self) -> None:
-        """Join the processes that torchrun started: NCCL between GPUs, Gloo between CPUs."""
-        self.gpu_world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.gpu_local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.gpu_global_rank = int(os.environ.get("RANK", "0"))
-        self.is_distributed = self.gpu_world_size > 1
-        self.cfg["multi_gpu"] = None
-        if not self.is_distributed:
-            return
-        on_gpu = torch.device(self.device).type == "cuda"
-        if on_gpu and self.device != f"cuda:{self.gpu_local_rank}":
-            raise ConfigError(
-                f"device={self.device}, but this is local process {self.gpu_local_rank}; under "
-                "torchrun leave device at auto"
-            )
-        self.cfg["multi_gpu"] = {
-            "global_rank": self.gpu_global_rank,
-            "local_rank": self.gpu_local_rank,
-            "world_size": self.gpu_world_size,
-        }
-        if on_gpu:
-            torch.cuda.set_device(self.gpu_local_rank)
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group(backend="nccl" if on_gpu else "gloo")
+def _env_state(env: Any) -> dict[str, Any] | None:
+    """What the environment wants kept, on the host; None if nothing."""
+    state = getattr(env, "checkpoint_state", None)
+    if state is None:
+        return None
+    return {
+        name: value.detach().cpu() if isinstance(value, torch.Tensor) else value
+        for name, value in state().items()
+    }
 
 
-def _random() -> dict[str, Any]:
-    return checkpoints.random_state()
+def _where_to_resume(folder: Path | None) -> str:
+    intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
+    return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+
+
+def _action_std(algorithm: Any) -> float | None:
+    try:
+        return float(algorithm.get_policy().output_std.detach().mean())
+    except AttributeError:  # imitation draws from no distribution
+        return None

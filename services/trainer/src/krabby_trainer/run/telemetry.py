@@ -1,4 +1,4 @@
-"""What a run tells while it goes: measured on the device, told to people, files and Prometheus."""
+"""Telemetry of a run: measured on the device, written to the terminal, files and Prometheus."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 __all__ = ["Iteration", "JsonLines", "Meter", "Progress", "Sink", "TensorBoard", "duration"]
 
@@ -27,8 +25,6 @@ _EPISODES: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Iteration:
-    """One iteration, as every sink gets it."""
-
     number: int
     """Iterations done, this one included."""
     total: int
@@ -44,22 +40,18 @@ class Iteration:
 
 
 class Sink(Protocol):
-    """Somewhere that iterations are told to."""
+    """Receives every iteration."""
 
-    def write(self, iteration: Iteration) -> None:
-        """Tell one iteration."""
-        ...
+    def write(self, iteration: Iteration) -> None: ...
 
-    def close(self) -> None:
-        """Flush, and release what is held."""
-        ...
+    def close(self) -> None: ...
 
 
 class Meter:
-    """Adds up what the environment says, on its device; one transfer per iteration.
+    """Sums of what the environment reports, on its device; one transfer per iteration.
 
-    A mean over steps leaves out what is not finite: the environment says NaN for what did not
-    happen in a step. Observations and rewards, though, have to be finite.
+    Means over steps leave out values that are not finite: the environment reports NaN for what has
+    no sample. Observations and rewards have to be finite.
     """
 
     def __init__(self, num_envs: int, device: str | torch.device) -> None:
@@ -79,7 +71,6 @@ class Meter:
         dones: Tensor,
         log: Mapping[str, Tensor | float] | None,
     ) -> None:
-        """Take in one step of all robots."""
         self._return += rewards
         self._length += 1
         done = dones > 0
@@ -134,7 +125,7 @@ class Meter:
 
 
 class Progress:
-    """One line for the person at the keyboard: rewritten on a terminal, else now and then."""
+    """One line of progress: rewritten on a terminal, else repeated at an interval."""
 
     def __init__(
         self,
@@ -151,7 +142,6 @@ class Progress:
         self._last = ""
 
     def write(self, iteration: Iteration) -> None:
-        """Show one iteration."""
         self.show(progress_line(iteration))
 
     def show(self, line: str) -> None:
@@ -165,14 +155,13 @@ class Progress:
             self._put(line + "\n")
 
     def say(self, line: str) -> None:
-        """A line of its own, which stays."""
+        """Show a line that stays."""
         if self._terminal and self._last:
             self._put(f"\r\x1b[K{line}\n{self._last}")
         else:
             self._put(line + "\n")
 
     def close(self) -> None:
-        """Leave the last line standing."""
         if self._terminal and self._last:
             self._put("\n")
             self._last = ""
@@ -232,7 +221,6 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, iteration: Iteration) -> None:
-        """Append one iteration when it is its turn."""
         if iteration.number % self._every and iteration.number != iteration.total:
             return
         facts = {
@@ -244,7 +232,6 @@ class JsonLines:
         self._file.write(json.dumps(facts, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -259,13 +246,11 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
 
     def write(self, iteration: Iteration) -> None:
-        """Add every scalar."""
         for name, value in iteration.scalars.items():
             self._writer.add_scalar(name, value, iteration.number)
         self._writer.add_scalar("Progress/env_steps", iteration.env_steps, iteration.number)
 
     def close(self) -> None:
-        """Flush the last events."""
         self._writer.close()
 
 

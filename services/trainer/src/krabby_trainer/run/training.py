@@ -1,4 +1,4 @@
-"""`python -m krabby_trainer train`: from a command line to a run that ended well."""
+"""`python -m krabby_trainer train`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,20 @@ __all__ = ["Plan", "plan_run", "resolve_device", "train"]
 
 _INTERRUPTED: Final = 130
 _LINGER_S: Final = 15.0
-"""How long the metrics of a run that failed stay, so that the alert can see why."""
+"""How long the metrics of a failed run stay, for the alert."""
+
+
+_BEGINS_WITH: Final[dict[str, tuple[checkpoints.Kind, ...]]] = {
+    "teacher": ("teacher",),
+    "distill": ("teacher",),
+    "student": ("distilled student", "fine-tuned student"),
+}
+"""Kinds of checkpoints that a task may begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is going to be trained, where, and from what."""
+    """A resolved run: configuration, folder, checkpoint."""
 
     cfg: TrainCfg
     folder: Path
@@ -53,7 +61,7 @@ class Plan:
 
 
 def train(overrides: Sequence[str], *, started: float | None = None) -> int:
-    """Train until the iterations are done, time is up or somebody says stop.
+    """Train until the iterations are done, the time limit or a signal.
 
     Args:
         overrides: `dotted.key=value` and `preset=name`, as typed.
@@ -89,7 +97,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
             torch.cuda.set_device(device)
         seed = seed_everything(cfg.seed, rank)
         torch.set_float32_matmul_precision("high")
-        # An unhappy solver prints in every step; standard output is the summary's.
+        # The solver may print in every step; standard output is for the summary.
         output = stack.enter_context(aside(plan.folder / "output.log" if first else None))
         with aside(output.path, errors=True):
             env = _make_env(cfg, device=device, seed=seed)
@@ -105,7 +113,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 started=started,
             )
         if plan.checkpoint is not None:
-            runner.load(str(plan.checkpoint))
+            runner.load(plan.checkpoint)
         elif cfg.run.init:
             runner.begin_with(Path(cfg.run.init))
         done = runner.current_learning_iteration
@@ -125,7 +133,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 if isinstance(sink, Exposition):
                     sink.fail(_LINGER_S)
             raise
-    runner.leave()
+    runner.processes.leave()
     if first:
         _write_summary(sys.stdout, _summary(plan, runner, time.monotonic() - started))
     return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
@@ -152,13 +160,17 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
                 cfg.run.dir = str(checkpoint.parent.parent)
     choose_robot(cfg.robot)
     if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
-        needed = {"distill": "the teacher's checkpoint", "student": "a distilled student's"}
+        kinds = " or a ".join(_BEGINS_WITH[cfg.task])
         raise ConfigError(
-            f"run.init: the task {cfg.task} begins with {needed[cfg.task]}; give run.init=PATH"
+            f"run.init: the task {cfg.task} begins with a {kinds}'s checkpoint; give run.init=PATH"
         )
-    if checkpoint is None and cfg.run.init:
-        cfg.run.init = str(_newest(Path(cfg.run.init), "run.init"))
-        checkpoints.load(Path(cfg.run.init))  # before a simulator is started for nothing
+    if checkpoint is None and cfg.run.init:  # checked before the simulator is started
+        path = _newest(Path(cfg.run.init), "run.init")
+        cfg.run.init = str(path)
+        payload = checkpoints.load(path)
+        checkpoints.require_kind(
+            payload, path, _BEGINS_WITH[cfg.task], f"run.init of task={cfg.task}"
+        )
     folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
     if checkpoint is None and checkpoints.find_checkpoints(folder):
         raise ConfigError(
@@ -193,7 +205,7 @@ def resolve_device(device: str) -> str:
 
 
 def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
-    """What is trained in, as rsl-rl wants it; nothing heavy is imported that is not needed."""
+    """The environment; imports only the simulator that is used."""
     if cfg.env.physics.backend == "mujoco":
         from krabby_trainer.evaluation.mujoco_env import MujocoEnv
 
@@ -204,7 +216,6 @@ def _make_env(cfg: TrainCfg, *, device: str, seed: int) -> Any:
 
 
 def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
-    """The checkpoint that `run.resume` means; None when `auto` finds none."""
     wanted = cfg.run.resume
     if wanted != "auto":
         return _newest(Path(wanted), "run.resume")
@@ -220,7 +231,6 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
 
 
 def _newest(path: Path, key: str) -> Path:
-    """A checkpoint, or the newest intact one of a run's folder."""
     if not path.is_dir():
         return path
     found = checkpoints.newest_intact(path)
@@ -235,7 +245,7 @@ def _new_folder(cfg: TrainCfg, now: datetime) -> Path:
 
 @contextlib.contextmanager
 def _own(folder: Path) -> Generator[None]:
-    """The folder is this run's until the end; two writers would spoil it."""
+    """Lock the folder for this run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -305,6 +315,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _close(env: Any) -> None:
-    """Close the simulator; what it says on its way out is nobody's business."""
+    """Close the simulator; its output is dropped."""
     with aside(None, errors=True), contextlib.suppress(Exception):
         env.close()

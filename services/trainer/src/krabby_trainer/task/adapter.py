@@ -9,17 +9,14 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from krabby.robot.assets import robot_file
+from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import MissingDependency
-
-if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
-
-    from krabby_trainer.task.config import PhysicsCfg
+from krabby_trainer.task.config import PhysicsCfg
 
 __all__ = [
     "ISAACLAB_VERSION",
@@ -117,7 +114,8 @@ def spread_terrain_queries() -> None:
     import warp
     from isaaclab_newton.physics import NewtonManager
 
-    narrow_phase: Any = NewtonManager._collision_pipeline.narrow_phase
+    pipeline: Any = NewtonManager._collision_pipeline
+    narrow_phase = pipeline.narrow_phase
     device = warp.get_device(str(NewtonManager.get_model().device))
     if device.is_cuda:
         narrow_phase.tile_size_mesh_convex = _QUERY_THREADS

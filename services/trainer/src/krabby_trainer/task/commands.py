@@ -1,18 +1,16 @@
-"""Velocities that free robots are asked for: drawn anew now and then, in every direction.
+"""Velocity commands of free robots, redrawn at random times.
 
 N robots; a command is vx, vy [m/s] and yaw rate [rad/s] in the base frame.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
-from krabby_trainer.task.randomisation import uniform
-
-if TYPE_CHECKING:
-    from krabby_trainer.task.config import CommandCfg
+from krabby_trainer.sampling import uniform
+from krabby_trainer.task.config import CommandCfg
 
 __all__ = ["AXES", "Tracking", "VelocityCommands"]
 
@@ -31,7 +29,7 @@ _MEAN_S: Final = 0.5
 
 
 class VelocityCommands:
-    """What each robot is asked for now, and for how long yet; written in place."""
+    """Present command of each robot and its remaining time; written in place."""
 
     def __init__(self, cfg: CommandCfg, num_envs: int, device: str) -> None:
         self._cfg, self._device = cfg, device
@@ -42,25 +40,24 @@ class VelocityCommands:
         """Since when each command holds [s]."""
 
     def draw(self, count: int) -> Tensor:
-        """Commands, (count, 3): some along one axis, some slow, some none at all."""
+        """Commands, (count, 3): some along one axis, some slow, some zero."""
         cfg, device = self._cfg, self._device
         ranges = (cfg.free_vx, cfg.free_vy, cfg.free_yaw_rate)
         command = torch.stack([uniform(bounds, (count,), device) for bounds in ranges], dim=-1)
-        luck = torch.rand(4, count, 1, device=device)
-        other = (3.0 * luck[0]).long() != self._axes
-        command = torch.where((luck[1] < _SINGLE) & other, 0.0, command)
+        drawn = torch.rand(4, count, 1, device=device)
+        other = (3.0 * drawn[0]).long() != self._axes
+        command = torch.where((drawn[1] < _SINGLE) & other, 0.0, command)
         slower = uniform(_SLOWER, (count, 1), device)
-        command = torch.where(luck[2] < _SLOW, slower * command, command)
-        return torch.where(luck[3] < cfg.free_still, 0.0, command)
+        command = torch.where(drawn[2] < _SLOW, slower * command, command)
+        return torch.where(drawn[3] < cfg.free_still, 0.0, command)
 
     def draw_hold(self, count: int) -> Tensor:
-        """How long commands hold, (count,) [s]; some four times as long, so that none creeps."""
+        """How long commands hold, (count,) [s]; some four times as long, which shows creeping."""
         hold = uniform(self._cfg.redraw_s, (count,), self._device)
         long = torch.rand(count, device=self._device) < self._cfg.long_share
         return torch.where(long, _LONG * hold, hold)
 
     def reset(self, env_ids: Tensor) -> None:
-        """A new command for these robots."""
         self.value[env_ids] = self.draw(len(env_ids))
         self.left_s[env_ids] = self.draw_hold(len(env_ids))
         self.since_s[env_ids] = 0.0
@@ -76,7 +73,7 @@ class VelocityCommands:
 
 
 class Tracking:
-    """How well free robots did what they were asked for, for the log.
+    """How well free robots follow their commands, for the log.
 
     Velocities are means over about half a second, and count from 1.5 s after a new command on.
     """
@@ -86,7 +83,6 @@ class Tracking:
         self._sums = torch.zeros(14, device=device)
 
     def reset(self, env_ids: Tensor) -> None:
-        """These robots stand still now."""
         self._mean[env_ids] = 0.0
 
     def add(
@@ -102,7 +98,7 @@ class Tracking:
 
         Args:
             velocity: vx, vy and yaw rate, (N, 3).
-            asked: The same, (N, 3); none where a robot is to stand.
+            asked: The command, (N, 3); 0 where a robot is to stand.
             since_s: Since when, (N,).
             free: Which robots follow commands, (N,).
             fell: Whose episode ended in a failure, (N,).
@@ -131,10 +127,10 @@ class Tracking:
         )
 
     def log(self) -> dict[str, Tensor]:
-        """Errors and gains by axis, speed where a robot is to stand, falls; begins anew.
+        """Errors and gains by axis, speed on zero commands, falls, since the last call.
 
-        A gain is 1 where a robot does on average what it is asked for, 0 where it does nothing.
-        NaN is what did not happen.
+        A gain is 1 where the mean velocity equals the command, 0 where the robot does not move.
+        Values without samples are NaN.
         """
         s = self._sums.clone()
         self._sums.zero_()

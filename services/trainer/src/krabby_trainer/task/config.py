@@ -1,13 +1,24 @@
-"""What the environment can be told: plain values, so that one tree serves Hydra, files and tests.
-
-Rewards are per second: the environment multiplies each by the control step.
-"""
+"""Configuration of the environment: plain values, one tree for Hydra, files and tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from typing import Annotated, Literal
 
-from krabby_trainer.vision.depth import DepthErrorsCfg
+from krabby.course.progress import DWELL_S, PASS_WIDTH_M, REACH_M
+from msgspec import Meta
+
+from krabby_trainer.fields import (
+    TINY,
+    Count,
+    NonNegative,
+    Pair,
+    Share,
+    check,
+    check_ordered,
+)
+from krabby_trainer.task.rewards import REWARDS
+from krabby_trainer.vision.config import DepthErrorsCfg
 
 __all__ = [
     "CameraCfg",
@@ -40,6 +51,8 @@ class TerrainCfg:
     difficulty_low: float = 0.0
     difficulty_high: float = 1.8
     """1 is the hardest of the published suite."""
+    ranges: dict[str, Pair] = field(default_factory=dict)
+    """Difficulties [low, high] of types that have their own."""
     random_difficulty: bool = False
     """Draw every tile's difficulty uniformly instead of raising it from row to row."""
     seed: int = 0
@@ -47,53 +60,61 @@ class TerrainCfg:
 
 @dataclass
 class CommandCfg:
-    """Where the robot is asked to go and how fast."""
+    """Waypoints and velocity commands."""
 
     speed_low: float = 0.3
     speed_high: float = 1.0
-    """[m/s], drawn once per episode."""
-    reach_m: float = 0.2
+    """Commanded speed [m/s], drawn once per episode."""
+    reach_m: float = REACH_M
     """A waypoint counts once the base has been this near ..."""
-    dwell_s: float = 0.1
+    dwell_s: float = DWELL_S
     """... for this long."""
-    pass_width_m: float = 0.5
+    pass_width_m: float = PASS_WIDTH_M
     """A waypoint passed this close to its side counts too; 0 for the published rule."""
     hurry_speed: float = 1.0
-    """A robot may walk faster than it is asked to, up to this [m/s], or the speed asked for and
-    `hurry_margin` if that is more; beyond, it pays `reward.overspeed`."""
+    """Allowed speed [m/s], or the commanded one plus `hurry_margin` if that is more; above it
+    `reward.overspeed` counts."""
     hurry_margin: float = 0.0
     """[m/s]"""
-    pause_share: float = 0.0
-    """Share of the time in which robots are asked to stand still."""
-    pause_s: list[float] = field(default_factory=lambda: [1.0, 3.0])
-    """How long each time."""
-    rest_s: float = 0.0
-    """How long robots are asked to stand still behind the last waypoint before the episode ends
-    [s]: there, too, they shall know what to do."""
-    halt_every_s: float = 0.0
-    """Mean time between stops [s], 0 for none: wherever a robot is, its joints go to the default
-    pose within `krabby.safety.trajectories.HALT_S`, as when the runtime stops it, whatever it
-    wants. So it learns to walk as one that can be stopped. Half of those that arrive are
-    stopped too."""
-    halt_s: list[float] = field(default_factory=lambda: [0.5, 1.0])
-    """How long it is held there."""
+    pause_share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of the time with a zero command."""
+    pause_s: Pair = field(default_factory=lambda: [1.0, 3.0])
+    """Length of a pause."""
+    rest_s: NonNegative = 0.0
+    """How long robots are commanded to stand at the last waypoint before the episode ends [s]."""
+    halt_every_s: NonNegative = 0.0
+    """Mean time between halts [s], 0 for none: the joints go to the default pose within
+    `krabby.safety.trajectories.HALT_S` and ignore the policy, as when the runtime stops the robot.
+    Half of the robots that reach the last waypoint are halted too."""
+    halt_s: Pair = field(default_factory=lambda: [0.5, 1.0])
+    """How long the pose is held."""
     free_flat: bool = False
-    """Robots on `flat` are free: asked for velocities in every direction instead of waypoints. They
-    begin anywhere on the columns of `flat` and may walk all over them."""
-    free_share: float = 0.0
+    """Robots on `flat` are free: they follow velocity commands instead of waypoints, begin anywhere
+    on the columns of `flat` and may walk over all of them."""
+    free_share: Share = 0.0
     """Share of the episodes on other courses in which robots are free. They begin at any waypoint
-    of a tile up to their level; leaving the tile ends the episode as its clock would."""
-    free_vx: list[float] = field(default_factory=lambda: [-0.5, 1.0])
-    free_vy: list[float] = field(default_factory=lambda: [-0.4, 0.4])
+    of a tile up to their level; leaving the tile ends the episode as a time-out."""
+    free_vx: Pair = field(default_factory=lambda: [-0.5, 1.0])
+    free_vy: Pair = field(default_factory=lambda: [-0.4, 0.4])
     """[m/s]"""
-    free_yaw_rate: list[float] = field(default_factory=lambda: [-0.8, 0.8])
+    free_yaw_rate: Pair = field(default_factory=lambda: [-0.8, 0.8])
     """[rad/s]"""
-    free_still: float = 0.15
-    """Share of the commands that ask to stand still."""
-    redraw_s: list[float] = field(default_factory=lambda: [3.0, 5.0])
-    """How long a command holds [s] ..."""
-    long_share: float = 0.3
+    free_still: Share = 0.15
+    """Share of zero velocity commands."""
+    redraw_s: Pair = field(default_factory=lambda: [3.0, 5.0])
+    """How long a velocity command holds [s] ..."""
+    long_share: Share = 0.3
     """... but four times as long for this share of them."""
+
+    def __post_init__(self) -> None:
+        check_ordered(self, "pause_s", "halt_s", least=TINY, of=", above 0")
+        check_ordered(self, "free_vx", "free_vy", "free_yaw_rate")
+        check_ordered(self, "redraw_s", least=0.01, of=", at least a control step of 0.01")
+
+    def only_in_isaac(self) -> list[str]:
+        """Keys in use that MuJoCo does not have: stops and free robots."""
+        keys = ("pause_share", "rest_s", "halt_every_s", "free_flat", "free_share")
+        return [key for key in keys if getattr(self, key)]
 
 
 @dataclass
@@ -110,9 +131,9 @@ class CurriculumCfg:
     demote_goals: int = 3
     """A fall before this many waypoints moves it down."""
     demote_speed: float = 0.4
-    """So does less than this share of the distance asked for, when time runs out."""
+    """So does less than this share of the commanded distance at a time-out."""
     revisit: float = 0.4
-    """Share of the episodes on tiles easier than the robot's level: nothing shall be forgotten."""
+    """Share of the episodes on tiles easier than the robot's level, against forgetting."""
 
 
 @dataclass
@@ -123,21 +144,21 @@ class RandomisationCfg:
     """
 
     enabled: bool = True
-    friction: list[float] = field(default_factory=lambda: [0.5, 1.25])
+    friction: Pair = field(default_factory=lambda: [0.5, 1.25])
     """Of feet and legs on the terrain."""
-    mass_factor: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    mass_factor: Pair = field(default_factory=lambda: [1.0, 1.0])
     """On mass and inertia of every body of a robot alike."""
-    added_mass_kg: list[float] = field(default_factory=lambda: [-1.0, 4.0])
+    added_mass_kg: Pair = field(default_factory=lambda: [-1.0, 4.0])
     """On the base."""
-    com_offset_m: list[float] = field(default_factory=lambda: [-0.05, 0.05])
+    com_offset_m: Pair = field(default_factory=lambda: [-0.05, 0.05])
     """Of the base, each axis."""
-    gain_factor: list[float] = field(default_factory=lambda: [0.9, 1.1])
+    gain_factor: Pair = field(default_factory=lambda: [0.9, 1.1])
     """On kp and kd, each joint."""
-    motor_strength: list[float] = field(default_factory=lambda: [1.0, 1.0])
+    motor_strength: Pair = field(default_factory=lambda: [1.0, 1.0])
     """Of the torque-speed envelope, all joints of a robot alike."""
-    command_delay: list[float] = field(default_factory=lambda: [0.3, 1.0])
+    command_delay: Pair = field(default_factory=lambda: [0.3, 1.0])
     """From observation to the drive, in control steps."""
-    push_interval_s: list[float] = field(default_factory=lambda: [6.0, 10.0])
+    push_interval_s: Pair = field(default_factory=lambda: [6.0, 10.0])
     push_speed: float = 0.5
     """Largest change of the base's velocity along x and y [m/s]."""
     joint_pos_bias: float = 0.01
@@ -155,83 +176,49 @@ class RandomisationCfg:
     start_yaw_rad: float = 0.3
     start_joint_rad: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_ordered(self, "mass_factor", least=TINY, of=", above 0")
+
+
+_WEIGHTS = [(term.name, float, field(default=term.weight)) for term in REWARDS]
+
 
 @dataclass
-class RewardCfg:
-    """Weights of the terms in `krabby_trainer.task.mdp`, per second."""
-
-    goal_velocity: float = 1.5
-    overspeed: float = -2.0
-    goal_heading: float = 0.5
-    track_velocity: float = 0.0
-    """Of free robots, over ground ..."""
-    track_yaw: float = 0.0
-    """... and in turning."""
-    vertical_velocity: float = -0.5
-    roll_pitch_rate: float = -0.05
-    orientation: float = -0.3
-    joint_deviation: float = -0.02
-    rest_pose: float = 0.0
-    """Joint deviation, in addition, where no motion is asked for."""
-    stature: float = 0.0
-    """Base higher than `STATURE_M` above the default stand: the taller, the sooner it tips over."""
-    feet_high: float = 0.0
-    """Feet more than `FEET_HIGH_M` above the base, per metre."""
-    action_rate: float = -0.01
-    joint_acceleration: float = 0.0
-    """Of the order of -1e-7."""
-    joint_limits: float = 0.0
-    """Joints within `LIMIT_MARGIN_RAD` of the limits of their targets, per radian."""
-    power: float = 0.0
-    """Mechanical, per watt."""
-    torque: float = -8e-6
-    effort_budget: float = -4.0
-    base_contact: float = -1.0
-    leg_contact: float = -0.1
-    contact_force: float = 0.0
-    """Feet that carry more than the robot's weight, per weight."""
-    stumble: float = -0.3
-    edge: float = -6.0
-    pit: float = -1.0
-    fall: float = -300.0
-    """Per second over one control step: -3 for a fall at 100 Hz."""
+class RewardCfg(make_dataclass("_Weights", _WEIGHTS)):
+    """Weights of `krabby_trainer.task.rewards.REWARDS`, per second."""
 
 
 @dataclass
 class PhysicsCfg:
-    """Newton with the MuJoCo-Warp solver; or MuJoCo on the processor, to imitate in."""
+    """Newton with the MuJoCo-Warp solver; or MuJoCo on the processor, for imitation."""
 
-    backend: str = "isaac"
-    """`isaac`; or `mujoco`, for the task distill on a machine without a GPU: none of the other keys
-    but `processes` counts then."""
+    backend: Literal["isaac", "mujoco"] = "isaac"
+    """`mujoco` is for the task distill on a machine without a GPU; of the other keys only
+    `processes` applies then."""
     processes: int = 0
-    """That share MuJoCo's physics; 0 for one per core."""
+    """Processes that share MuJoCo's physics; 0 for one per core."""
     step_s: float = 0.005
     decimation: int = 2
     iterations: int = 5
-    """Most robots need two; all wait for the slowest."""
+    """Most robots need two; the step takes as long as the slowest."""
     ls_iterations: int = 20
     max_constraints: int = 400
     """Per robot."""
     max_contacts: int = 100
     """Per robot."""
     warn: bool = False
-    """Let the solver print when an iteration or a contact was one too many: slow."""
+    """Let the solver print when iterations or contacts exceed their limits: slow."""
 
 
 @dataclass
 class CameraCfg:
-    """Depth cameras, for students."""
-
     enabled: bool = False
     errors: DepthErrorsCfg = field(default_factory=DepthErrorsCfg)
 
 
 @dataclass
 class EnvCfg:
-    """One environment, of many robots."""
-
-    num_envs: int = 4096
+    num_envs: Count = 4096
     episode_s: float = 30.0
     terrain: TerrainCfg = field(default_factory=TerrainCfg)
     command: CommandCfg = field(default_factory=CommandCfg)
@@ -243,9 +230,16 @@ class EnvCfg:
     cuda_graphs: bool = True
     """Record the kernels of observations and rewards once and replay them; on CUDA only."""
 
+    def __post_init__(self) -> None:
+        check(
+            not self.command.free_flat or "flat" in self.terrain.types,
+            "command.free_flat",
+            self.command.free_flat,
+            f"false, since env.terrain.types={self.terrain.types} has no flat",
+        )
+
 
 def teacher_env() -> EnvCfg:
-    """Training of the teacher."""
     return EnvCfg()
 
 
@@ -254,6 +248,12 @@ def student_env() -> EnvCfg:
     cfg = EnvCfg(camera=CameraCfg(enabled=True), curriculum=CurriculumCfg(enabled=False))
     cfg.terrain.difficulty_high = 1.3
     return cfg
+
+
+_SENSOR_ERRORS = (
+    *("joint_pos_bias", "gyro_bias", "scan_bias_m", "joint_pos_noise", "joint_vel_noise"),
+    *("gyro_noise", "gravity_noise", "scan_noise_m"),
+)
 
 
 def evaluation_env(
@@ -265,8 +265,8 @@ def evaluation_env(
 ) -> EnvCfg:
     """The published evaluation: difficulties drawn uniformly, robots spread evenly over types.
 
-    Friction, pushes and the speed asked for vary; masses, gains and sensors are true. Every robot
-    has a tile of its own, up to 64 a type.
+    Friction, pushes and commanded speeds vary; masses, gains and sensors are true. Every robot has
+    its own tile, up to 64 per type.
     """
     cfg = EnvCfg(num_envs=num_envs)
     types = types or ["steps", "gap", "hurdle", "ramps"]
@@ -290,15 +290,9 @@ def evaluation_env(
         gain_factor=[1.0, 1.0],
         command_delay=[0.8, 0.8],
         push_interval_s=[6.0, 6.0],
-        joint_pos_bias=0.0,
-        gyro_bias=0.0,
-        joint_pos_noise=0.0,
-        joint_vel_noise=0.0,
-        gyro_noise=0.0,
-        gravity_noise=0.0,
-        scan_noise_m=0.0,
-        scan_bias_m=0.0,
     )
+    for name in _SENSOR_ERRORS:
+        setattr(cfg.randomisation, name, 0.0)
     return cfg
 
 

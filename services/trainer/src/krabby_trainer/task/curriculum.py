@@ -1,25 +1,21 @@
-"""When a robot moves to a harder or an easier tile.
+"""The curriculum: when a robot moves to a harder or an easier tile.
 
 The rule, at the end of an episode:
 
 * up by `promote_levels`, if it reached at least `promote_goals` waypoints;
 * down by one, if it fell before `demote_goals` of them, or if time ran out and it had come less
-  than `demote_speed` of the distance it was asked to walk;
+  than `demote_speed` of the commanded distance;
 * a robot that goes up from the hardest level is sent to a random one, so that none is forgotten.
 
-A share `revisit` of the episodes takes place on a tile easier than the robot's level, drawn anew;
-they leave the level as it is. The column, which is the obstacle type and layout, stays the robot's
-own.
+A share `revisit` of the episodes takes place on a random easier tile and leaves the level as it is.
+The column (obstacle type and layout) of a robot never changes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-if TYPE_CHECKING:
-    from krabby_trainer.task.config import CurriculumCfg
+from krabby_trainer.task.config import CurriculumCfg
 
 __all__ = ["next_level", "tile_level"]
 
@@ -43,7 +39,7 @@ def next_level(
         goals: Waypoints reached, (n,).
         fell: Whether the episode ended in a failure, (n,).
         distance_m: How far along the lane it came, (n,).
-        asked_m: Speed asked for times the length of the episode, (n,).
+        asked_m: Commanded speed times the length of the episode, (n,).
         levels: How many levels there are.
         cfg: The rule's numbers.
     """

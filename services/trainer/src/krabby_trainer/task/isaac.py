@@ -1,7 +1,4 @@
-"""The crab on its courses in Isaac Lab: the thin layer between the simulator and pure functions.
-
-Isaac Lab's managers call what is here; what is computed lies in `parkour`.
-"""
+"""The environment in Isaac Lab: what its managers call. The computing is in `Parkour`."""
 
 from __future__ import annotations
 
@@ -17,16 +14,14 @@ from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
+from krabby_trainer.task.judge import StepFacts
 from krabby_trainer.task.observations import GROUP_SIZES, NUM_JOINTS
-from krabby_trainer.task.parkour import (
-    CONTROL_STEP_S,
-    PUSH_EVERY,
-    START_HEIGHT_M,
-    Parkour,
-    StepFacts,
-)
+from krabby_trainer.task.parkour import PUSH_EVERY, START_HEIGHT_M, Parkour
 from krabby_trainer.task.randomisation import Bodies
+from krabby_trainer.task.state import CONTROL_STEP_S
+from krabby_trainer.task.terminations import TERMINATIONS
 from krabby_trainer.task.terrain import Terrain
+from krabby_trainer.vision.cameras import Cameras
 
 adapter.require_isaaclab()
 
@@ -50,9 +45,7 @@ from isaaclab.utils import configclass  # noqa: E402
 if TYPE_CHECKING:
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
-    from krabby_trainer.vision.cameras import Cameras
-
-__all__ = ["CONTROL_STEP_S", "ENV_IDS", "Parkour", "ParkourEnv", "StepFacts", "make_env"]
+__all__ = ["CONTROL_STEP_S", "ENV_IDS", "ParkourEnv", "make_env"]
 
 Tensor = torch.Tensor
 
@@ -76,7 +69,7 @@ class ParkourEnv(ManagerBasedRLEnv):
         adapter.spread_terrain_queries()
         self.parkour = Parkour(self)
         super().load_managers()
-        self.parkour.randomise_bodies()
+        self.parkour.robots.write_bodies()
 
     def step(self, action: Tensor) -> Any:
         """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
@@ -95,8 +88,7 @@ class ParkourEnv(ManagerBasedRLEnv):
 
     @property
     def vision(self) -> Cameras | None:
-        """The robots' cameras; None where `camera.enabled` is false."""
-        return self.parkour.vision
+        return self.parkour.observer.vision
 
     def checkpoint_state(self) -> dict[str, Tensor]:
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
@@ -120,39 +112,24 @@ class ParkourEnv(ManagerBasedRLEnv):
                 if key.startswith("body.")
             }
             parkour.bodies.copy_(Bodies(**bodies))
-            parkour.privileged.copy_(parkour.bodies.privileged(parkour.desc.masses.total))
-            parkour.randomise_bodies()
-        # Nobody has walked yet: what robots did before says nothing about the levels taken over.
+            parkour.observer.privileged.copy_(parkour.bodies.privileged(parkour.desc.masses.total))
+            parkour.robots.write_bodies()
+        # New episodes: what robots did before says nothing about the levels taken over.
         self.episode_length_buf.zero_()
         self.reset()
 
 
-# What the managers call. Terminations come first in a step, and the first of them takes it all in.
+# What the managers call. Terminations come first in a step, and the first of them judges it.
 
 
-def _fallen(env: ParkourEnv) -> Tensor:
-    env.parkour.after_physics()
-    return env.parkour.fallen
-
-
-def _sunk(env: ParkourEnv) -> Tensor:
-    return env.parkour.sunk
-
-
-def _left_lane(env: ParkourEnv) -> Tensor:
-    return env.parkour.left_lane
-
-
-def _completed(env: ParkourEnv) -> Tensor:
-    return env.parkour.completed
-
-
-def _time_out(env: ParkourEnv) -> Tensor:
-    return env.parkour.time_out
+def _termination(env: ParkourEnv, name: str) -> Tensor:
+    if name == next(iter(TERMINATIONS)):
+        env.parkour.after_physics()
+    return getattr(env.parkour.judge, TERMINATIONS[name][0])
 
 
 def _reward(env: ParkourEnv, name: str) -> Tensor:
-    return env.parkour.reward_terms[name]
+    return env.parkour.judge.reward_terms[name]
 
 
 def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
@@ -167,9 +144,9 @@ def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
 
 def _observation(env: ParkourEnv, group: str) -> Tensor:
     """The first group of a step observes for all of them."""
-    if group == "proprio":
+    if group == next(iter(GROUP_SIZES)):
         env.parkour.observe()
-    return env.parkour.groups[group]
+    return env.parkour.observer.groups[group]
 
 
 class _GateAction(ActionTerm):
@@ -236,8 +213,6 @@ class _SceneCfg(InteractiveSceneCfg):
 
 @configclass
 class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
-    """Everything Isaac Lab wants to know, made from an `EnvCfg`."""
-
     parkour: Any = None
     terrain: Any = None
     scene: Any = None
@@ -250,7 +225,6 @@ class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
 
 
 def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
-    """Isaac Lab's configuration for ours."""
     desc = RobotDescription.load()
     terrain = Terrain(cfg.terrain)
     material = sim_utils.RigidBodyMaterialCfg(
@@ -272,24 +246,17 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
         group = ObservationGroupCfg(concatenate_terms=True, enable_corruption=False)
         group.term = ObservationTermCfg(func=_observation, params={"group": name})
         groups[name] = group
-    weights = vars(cfg.reward)
-    rewards = {
+    env = _IsaacEnvCfg()
+    env.parkour, env.terrain, env.scene, env.observations = cfg, terrain, scene, groups
+    env.actions = _ActionsCfg()
+    env.rewards = {
         name: RewardTermCfg(func=_reward, weight=float(weight), params={"name": name})
-        for name, weight in weights.items()
+        for name, weight in vars(cfg.reward).items()
         if weight != 0.0
     }
-    env = _IsaacEnvCfg()
-    env.parkour, env.terrain = cfg, terrain
-    env.scene = scene
-    env.observations = groups
-    env.actions = _ActionsCfg()
-    env.rewards = rewards
     env.terminations = {
-        "fell": TerminationTermCfg(func=_fallen),
-        "sunk": TerminationTermCfg(func=_sunk),
-        "left_lane": TerminationTermCfg(func=_left_lane),
-        "completed": TerminationTermCfg(func=_completed, time_out=True),
-        "time_out": TerminationTermCfg(func=_time_out, time_out=True),
+        name: TerminationTermCfg(func=_termination, params={"name": name}, time_out=time_out)
+        for name, (_, time_out) in TERMINATIONS.items()
     }
     env.events = {"put_back": EventTermCfg(func=_put_back, mode="reset")}
     env.curriculum = {"levels": CurriculumTermCfg(func=_levels)}
@@ -335,7 +302,7 @@ def _register() -> None:
         if ENV_IDS[name] not in gymnasium.registry:
             gymnasium.register(
                 id=ENV_IDS[name],
-                entry_point="krabby_trainer.task.isaac:_make_registered",
+                entry_point=f"{__name__}:_make_registered",
                 disable_env_checker=True,
                 kwargs={"make_cfg": make_cfg},
             )

@@ -1,32 +1,35 @@
-"""What the networks see, in torch: the batched twin of `krabby.policy.observation`.
+"""What the networks observe, in torch: the batched twin of `krabby.policy.observation`.
 
-A parity test holds `proprio` to the runtime's terms, number for number. The order of everything
-here is the order in which networks, mirror maps and bundles expect it.
+`GROUPS` lists every term of every group once: its name, its kind and its function. Sizes, the
+layout of bundles, mirror images (`krabby_trainer.learn.symmetry`) and what a checkpoint says about
+its observations follow from it. The order is the one that networks and bundles expect. A parity
+test holds `proprio` to the runtime's terms, number for number.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Final
 
 import torch
 from krabby.policy.observation import ObservationLayout, standard_term
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+from krabby.robot import rotations
 
 __all__ = [
     "ACTION_CLIP",
     "ACTION_SCALE",
-    "CRITIC_EXTRA_SIZE",
     "EYE",
     "EYE_INDEX",
     "EYE_SIZE",
+    "GROUPS",
     "GROUP_SIZES",
     "HISTORY",
+    "KINDS",
     "NUM_FEET",
     "NUM_JOINTS",
-    "PRIVILEGED_SIZE",
     "PROPRIO",
     "PROPRIO_SIZE",
     "SCAN_CLIP_M",
@@ -35,8 +38,9 @@ __all__ = [
     "SCAN_SIZE",
     "SCAN_X",
     "SCAN_Y",
-    "VELOCITY_SIZE",
+    "Term",
     "critic_extra",
+    "described",
     "joint_pos_target",
     "privileged",
     "projected_gravity",
@@ -50,42 +54,6 @@ Tensor = torch.Tensor
 
 NUM_JOINTS: Final = 18
 NUM_FEET: Final = 6
-
-PROPRIO: Final = ObservationLayout(
-    tuple(
-        standard_term(name)
-        for name in (
-            "base_ang_vel",
-            "projected_gravity",
-            "nav_command",
-            "joint_pos_rel",
-            "joint_vel",
-            "last_action",
-            "foot_contact",
-        )
-    )
-)
-"""The terms of one frame, in order, with the scales of the manifest."""
-PROPRIO_SIZE: Final = PROPRIO.size
-EYE: Final = ObservationLayout(
-    tuple(
-        standard_term(name)
-        for name in (
-            "base_ang_vel",
-            "projected_gravity",
-            "joint_pos_rel",
-            "joint_vel",
-            "foot_contact",
-        )
-    )
-)
-"""What the depth encoder knows of the robot at the moment of a picture: nothing that the camera
-service could not measure."""
-EYE_SIZE: Final = EYE.size
-EYE_INDEX: Final = torch.cat(
-    [torch.arange(PROPRIO_SIZE)[PROPRIO.slices[term.name]] for term in EYE.terms]
-)
-"""Where a frame of `PROPRIO` has the numbers of `EYE`, shape (48,)."""
 HISTORY: Final = 10
 """Frames of the history, the current one included, oldest first."""
 
@@ -100,25 +68,108 @@ SCAN_HEIGHT_M: Final = 0.42
 """Standing height of the base: level ground under it scans as 0."""
 SCAN_CLIP_M: Final = 1.5
 
-PRIVILEGED_SIZE: Final = 42
-CRITIC_EXTRA_SIZE: Final = 14
-VELOCITY_SIZE: Final = 3
-
-GROUP_SIZES: Final[Mapping[str, int]] = {
-    "proprio": PROPRIO_SIZE,
-    "scan": SCAN_SIZE,
-    "velocity": VELOCITY_SIZE,
-    "privileged": PRIVILEGED_SIZE,
-    "history": HISTORY * PROPRIO_SIZE,
-    "critic": CRITIC_EXTRA_SIZE,
-}
-"""Numbers in every observation group."""
-
 ACTION_SCALE: Final = 0.4
 """[rad] per unit of action."""
 ACTION_CLIP: Final = 6.0
 
+KINDS: Final[Mapping[str, int]] = {
+    "scalar": 1,
+    "odd": 1,
+    "vector": 3,
+    "rotation": 3,
+    "planar": 3,
+    "joints": NUM_JOINTS,
+    "factors": NUM_JOINTS,
+    "legs": NUM_FEET,
+    "scan": SCAN_SIZE,
+}
+"""Kinds of quantities and their sizes. What distinguishes them is the mirror image: an `odd` number
+changes sign; `planar` is vx, vy and yaw rate; `factors` are per joint and have no sign."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One quantity of an observation group."""
+
+    name: str
+    kind: str
+    """One of `KINDS`."""
+    of: Callable[[Any], Tensor]
+    """The values, (..., size) or for single numbers (N,), of what is sensed or known."""
+
+    @property
+    def size(self) -> int:
+        return KINDS[self.kind]
+
+
+_PROPRIO: Final = (
+    Term("base_ang_vel", "rotation", lambda s: s.base_ang_vel_b),
+    Term("projected_gravity", "vector", lambda s: s.gravity_b),
+    Term("nav_command", "planar", lambda s: s.nav_command),
+    Term("joint_pos_rel", "joints", lambda s: s.joint_pos - s.default_joint_pos),
+    Term("joint_vel", "joints", lambda s: s.joint_vel),
+    Term("last_action", "joints", lambda s: s.last_action),
+    Term("foot_contact", "legs", lambda s: s.foot_contact.to(s.joint_pos.dtype) - 0.5),
+)
+"""One frame; names and scales are those of `krabby.policy.observation`."""
+
+GROUPS: Final[Mapping[str, tuple[Term, ...]]] = {
+    "proprio": _PROPRIO,
+    "scan": (Term("height_scan", "scan", lambda s: s.scan),),
+    "velocity": (Term("base_lin_vel", "vector", lambda s: s.base_lin_vel_b),),
+    "privileged": (
+        Term("friction", "scalar", lambda s: s.friction - 1.0),
+        Term("added_mass_kg", "scalar", lambda s: s.added_mass_kg / 3.0),
+        Term("com_offset_m", "vector", lambda s: s.com_offset_m / 0.05),
+        Term("kp_factor", "factors", lambda s: (s.kp_factor - 1.0) / 0.1),
+        Term("kd_factor", "factors", lambda s: (s.kd_factor - 1.0) / 0.1),
+        Term("command_delay", "scalar", lambda s: s.command_delay),
+    ),
+    "history": _PROPRIO * HISTORY,
+    "critic": (
+        Term("sin_heading_error", "odd", lambda s: torch.sin(s.heading_error)),
+        Term("cos_heading_error", "scalar", lambda s: torch.cos(s.heading_error)),
+        Term("sin_next_heading_error", "odd", lambda s: torch.sin(s.next_heading_error)),
+        Term("cos_next_heading_error", "scalar", lambda s: torch.cos(s.next_heading_error)),
+        Term("goal_distance_m", "scalar", lambda s: s.goal_distance_m / 3.0),
+        Term("base_height_m", "scalar", lambda s: s.base_height_m),
+        Term("feet_height_m", "legs", lambda s: s.feet_height_m),
+        Term("speed", "scalar", lambda s: s.speed),
+        Term("episode_progress", "scalar", lambda s: s.episode_progress),
+    ),
+}
+"""The terms of every group, in order: add one here."""
+GROUP_SIZES: Final[Mapping[str, int]] = {
+    group: sum(term.size for term in terms) for group, terms in GROUPS.items()
+}
+
+PROPRIO: Final = ObservationLayout(tuple(standard_term(term.name) for term in _PROPRIO))
+"""The layout of one frame, with the scales of the manifest."""
+PROPRIO_SIZE: Final = PROPRIO.size
+EYE: Final = ObservationLayout(
+    tuple(term for term in PROPRIO.terms if term.name not in ("nav_command", "last_action"))
+)
+"""What the depth encoder knows of the robot at exposure: what the camera service can measure."""
+EYE_SIZE: Final = EYE.size
+EYE_INDEX: Final = torch.cat(
+    [torch.arange(PROPRIO_SIZE)[PROPRIO.slices[term.name]] for term in EYE.terms]
+)
+"""Where a frame of `PROPRIO` has the numbers of `EYE`, shape (48,)."""
 _SCALES: Final = {term.name: float(term.scale) for term in PROPRIO.terms}  # type: ignore[arg-type]
+
+
+def described() -> dict[str, dict[str, int]]:
+    """Size of every term by group, as checkpoints keep it; a frame of the history is `proprio`."""
+    return {
+        group: {term.name: term.size for term in terms}
+        for group, terms in GROUPS.items()
+        if group != "history"
+    }
+
+
+def _assembled(group: str, source: Any) -> Tensor:
+    values = (term.of(source) for term in GROUPS[group])
+    return torch.cat([v[:, None] if v.dim() == 1 else v for v in values], dim=-1)
 
 
 def rotate_inverse(quat: Tensor, vector: Tensor) -> Tensor:
@@ -130,44 +181,26 @@ def rotate_inverse(quat: Tensor, vector: Tensor) -> Tensor:
 
 def projected_gravity(base_quat_w: Tensor) -> Tensor:
     """Direction of gravity in the base frame, (..., 3); upright (0, 0, -1)."""
-    x, y, z, w = base_quat_w.unbind(-1)
-    return torch.stack(
-        (2.0 * (w * y - x * z), -2.0 * (y * z + w * x), 2.0 * (x * x + y * y) - 1.0), dim=-1
-    )
+    return torch.stack(rotations.gravity_components(*base_quat_w.unbind(-1)), dim=-1)
 
 
 def yaw_of(base_quat_w: Tensor) -> Tensor:
     """Heading of the base [rad], (...)."""
-    x, y, z, w = base_quat_w.unbind(-1)
-    return torch.atan2(2.0 * (w * z + x * y), 1.0 - 2.0 * (y * y + z * z))
+    return torch.atan2(*rotations.yaw_components(*base_quat_w.unbind(-1)))
 
 
-def proprio(
-    *,
-    base_quat_w: Tensor,
-    base_ang_vel_b: Tensor,
-    joint_pos: Tensor,
-    joint_vel: Tensor,
-    foot_contact: Tensor,
-    nav_command: Tensor,
-    last_action: Tensor,
-    default_joint_pos: Tensor,
-    gravity_b: Tensor | None = None,
-) -> Tensor:
-    """One frame of `PROPRIO`, (N, 69); `gravity_b` overrides what follows from the quaternion."""
+def proprio(*, base_quat_w: Tensor, gravity_b: Tensor | None = None, **sensed: Tensor) -> Tensor:
+    """One frame of `PROPRIO`, (N, 69).
+
+    Args:
+        base_quat_w: (N, 4).
+        gravity_b: As measured, (N, 3); None for what follows from the quaternion.
+        sensed: base_ang_vel_b (N, 3), joint_pos, joint_vel, last_action (N, 18), foot_contact
+            (N, 6), nav_command (N, 3), default_joint_pos (18,).
+    """
     gravity = projected_gravity(base_quat_w) if gravity_b is None else gravity_b
-    return torch.cat(
-        (
-            base_ang_vel_b * _SCALES["base_ang_vel"],
-            gravity * _SCALES["projected_gravity"],
-            nav_command * _SCALES["nav_command"],
-            (joint_pos - default_joint_pos) * _SCALES["joint_pos_rel"],
-            joint_vel * _SCALES["joint_vel"],
-            last_action * _SCALES["last_action"],
-            (foot_contact.to(joint_pos.dtype) - 0.5) * _SCALES["foot_contact"],
-        ),
-        dim=-1,
-    )
+    source = SimpleNamespace(gravity_b=gravity, **sensed)
+    return torch.cat([term.of(source) * _SCALES[term.name] for term in _PROPRIO], dim=-1)
 
 
 def scan(height_at: Callable[[Tensor], Tensor], base_pos_w: Tensor, base_quat_w: Tensor) -> Tensor:
@@ -192,67 +225,28 @@ def scan(height_at: Callable[[Tensor], Tensor], base_pos_w: Tensor, base_quat_w:
 
 @functools.cache
 def _scan_points(device: torch.device) -> Tensor:
-    """`SCAN_POINTS_B` where it is needed: a copy from the host would stop a recording."""
+    """`SCAN_POINTS_B` on a device: a copy from the host would break a CUDA recording."""
     return SCAN_POINTS_B.to(device)
 
 
-def privileged(
-    *,
-    friction: Tensor,
-    added_mass_kg: Tensor,
-    com_offset_m: Tensor,
-    kp_factor: Tensor,
-    kd_factor: Tensor,
-    command_delay: Tensor,
-) -> Tensor:
-    """What no sensor tells, scaled to about one: (N, 42).
+def privileged(**known: Tensor) -> Tensor:
+    """What no sensor measures, scaled to about one: (N, 42).
 
     Args:
-        friction: (N, 1).
-        added_mass_kg: (N, 1), of the whole robot.
-        com_offset_m: (N, 3).
-        kp_factor: (N, 18).
-        kd_factor: (N, 18).
-        command_delay: (N, 1), control steps.
+        known: friction, added_mass_kg (of the whole robot), command_delay [control steps], each
+            (N, 1); com_offset_m (N, 3); kp_factor and kd_factor (N, 18).
     """
-    return torch.cat(
-        (
-            friction - 1.0,
-            added_mass_kg / 3.0,
-            com_offset_m / 0.05,
-            (kp_factor - 1.0) / 0.1,
-            (kd_factor - 1.0) / 0.1,
-            command_delay,
-        ),
-        dim=-1,
-    )
+    return _assembled("privileged", SimpleNamespace(**known))
 
 
-def critic_extra(
-    *,
-    heading_error: Tensor,
-    next_heading_error: Tensor,
-    goal_distance_m: Tensor,
-    base_height_m: Tensor,
-    feet_height_m: Tensor,
-    speed: Tensor,
-    episode_progress: Tensor,
-) -> Tensor:
-    """What only the critic sees, (N, 14); every argument (N,) but `feet_height_m` (N, 6)."""
-    return torch.cat(
-        (
-            torch.sin(heading_error)[:, None],
-            torch.cos(heading_error)[:, None],
-            torch.sin(next_heading_error)[:, None],
-            torch.cos(next_heading_error)[:, None],
-            goal_distance_m[:, None] / 3.0,
-            base_height_m[:, None],
-            feet_height_m,
-            speed[:, None],
-            episode_progress[:, None],
-        ),
-        dim=-1,
-    )
+def critic_extra(**known: Tensor) -> Tensor:
+    """What only the critic sees, (N, 14).
+
+    Args:
+        known: heading_error, next_heading_error, goal_distance_m, base_height_m, speed,
+            episode_progress, each (N,); feet_height_m (N, 6).
+    """
+    return _assembled("critic", SimpleNamespace(**known))
 
 
 def joint_pos_target(

@@ -1,25 +1,21 @@
-"""Where every robot is on its course, and what the operator tells it: batched, in torch.
+"""Waypoints that each robot has reached, and the walking command towards the next: batched, torch.
 
-The rules are those of the simulated robot's mission: a waypoint counts once the base has been near
-it for a moment, or (if `pass_width_m` is not 0) when it was passed at its side; the operator turns
-the nose towards the next waypoint and slows down while turning.
+The rules are those of `krabby.course`: a waypoint counts once the base has been near it for a
+moment, or (if `pass_width_m` is not 0) when the robot walked past it.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
 
 import torch
+from krabby.course.mission import steer
+from krabby.course.progress import on_leg, reached
 
 __all__ = ["Goal", "Progress", "nav_command", "wrap_angle"]
 
 Tensor = torch.Tensor
-
-_YAW_GAIN: Final = 1.5
-_MAX_YAW_RATE: Final = 0.5
-_TURN_IN_PLACE: Final = math.radians(60.0)
 
 
 @dataclass
@@ -59,17 +55,15 @@ class Progress:
         self.index = torch.zeros(num_envs, dtype=torch.long, device=device)
         """Waypoints reached; also the index of the next one."""
         self.distance_m = torch.zeros(num_envs, device=device)
-        """Furthest x since the start of the episode, relative to it [m]."""
+        """Furthest along the way through the waypoints, since the start of the episode [m]."""
         self._near_s = torch.zeros(num_envs, device=device)
 
     def reset(self, env_ids: Tensor) -> None:
-        """Start over at the first waypoint."""
-        self.index[env_ids] = 0
-        self.distance_m[env_ids] = 0.0
-        self._near_s[env_ids] = 0.0
+        for state in (self.index, self.distance_m, self._near_s):
+            state[env_ids] = 0
 
     def update(self, pos_xy: Tensor, waypoints: Tensor, start_xy: Tensor, dt: float) -> None:
-        """Take in where the bases are.
+        """Take in where the bases are; state stays in the same memory.
 
         Args:
             pos_xy: (N, 2) [m], world frame.
@@ -83,21 +77,20 @@ class Progress:
         offset = goal - pos_xy
         near = offset.norm(dim=-1) < self._reach_m
         near_s = torch.where(near, self._near_s + dt, 0.0)
-        reached = near_s > self._dwell_s - 0.5 * dt
-        if self._pass_width_m > 0.0:
-            leg = goal - before
-            leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
-            to_go = (offset * leg).sum(-1)
-            aside = (offset[:, 0] * leg[:, 1] - offset[:, 1] * leg[:, 0]).abs()
-            reached |= (to_go <= 0.0) & (aside <= self._pass_width_m)
-        reached &= self.index < count
-        # In place, all of it: the tensors stay where they are.
-        self.index += reached
-        self._near_s.copy_(torch.where(reached, 0.0, near_s))
-        torch.maximum(self.distance_m, pos_xy[:, 0] - start_xy[:, 0], out=self.distance_m)
+        leg = goal - before
+        leg = leg / leg.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        to_go, aside = on_leg(*offset.T, *leg.T)
+        passed = reached(to_go, aside, -1.0, pass_width_m=self._pass_width_m)
+        counts = ((near_s > self._dwell_s - 0.5 * dt) | passed) & (self.index < count)
+        ends = torch.cat((start_xy[:, None], waypoints[..., :2]), dim=1)
+        way = (ends[:, 1:] - ends[:, :-1]).norm(dim=-1).cumsum(dim=-1)
+        along = way.gather(1, self.index.clamp(max=count - 1)[:, None])[:, 0] - to_go
+        torch.maximum(self.distance_m, along, out=self.distance_m)
+        self.index += counts
+        self._near_s.copy_(torch.where(counts, 0.0, near_s))
 
     def goal(self, pos_xy: Tensor, yaw: Tensor, waypoints: Tensor) -> Goal:
-        """What lies ahead; the last waypoint stays the goal once it is reached."""
+        """The next waypoint; the last one stays the goal once it is reached."""
         offset = _pick(waypoints, self.index) - pos_xy
         distance = offset.norm(dim=-1)
         after = _pick(waypoints, self.index + 1) - pos_xy
@@ -110,10 +103,8 @@ class Progress:
 
 
 def nav_command(heading_error: Tensor, speed: Tensor) -> Tensor:
-    """vx, vy [m/s] and yaw rate [rad/s] as the operator asks for them, (N, 3)."""
-    yaw_rate = (_YAW_GAIN * heading_error).clamp(-_MAX_YAW_RATE, _MAX_YAW_RATE)
-    ahead = heading_error.abs() <= _TURN_IN_PLACE
-    vx = torch.where(ahead, speed * torch.cos(heading_error), 0.0)
+    """vx, vy [m/s] and yaw rate [rad/s] of the mission's operator, (N, 3)."""
+    vx, yaw_rate = steer(heading_error, speed, torch)
     return torch.stack((vx, torch.zeros_like(vx), yaw_rate), dim=-1)
 
 

@@ -1,34 +1,43 @@
-"""The cameras of a student's robots: pictures as they arrive, and the pose that belongs to each."""
+"""The cameras of a student's robots: images as they arrive, and the robot's state at exposure."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-from krabby.policy.depth_image import IMAGE_SHAPE
+from krabby.robot.description import RobotDescription
 from tensordict import TensorDict
 
-from krabby_trainer.task.observations import EYE_INDEX, EYE_SIZE
-from krabby_trainer.vision.depth import DepthCamera, DepthStream
+from krabby_trainer.vision.config import DepthErrorsCfg
+from krabby_trainer.vision.depth import DepthCamera, Tiles
+from krabby_trainer.vision.stream import DepthStream
 
-if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
-
-    from krabby_trainer.learn.student import Vision
-    from krabby_trainer.task.terrain import Terrain
-    from krabby_trainer.vision.depth import DepthErrorsCfg
-
-__all__ = ["Cameras", "seen"]
+__all__ = ["Cameras", "Vision", "seen"]
 
 Tensor = torch.Tensor
 
 _STEP_S: Final = 0.01
 _POSES: Final = 40
-"""Control steps that poses are kept for: longer than any picture is on its way."""
+"""Control steps that states are kept for: longer than any image's latency."""
+
+
+@dataclass
+class Vision:
+    """What the cameras of N robots delivered; an environment rewrites the tensors every step."""
+
+    arrived: Tensor
+    """Whose newest image arrived in this step, (N,), bool."""
+    image: Tensor
+    """The newest image that arrived, (N, 58, 87)."""
+    eye: Tensor
+    """The robot's state (`EYE`) at its exposure, (N, 48)."""
+    age: Tensor
+    """Time since its exposure [s], (N,)."""
 
 
 def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
-    """Observation groups with what a `StudentPolicy` wants besides; `begins` is (N,) bool."""
+    """`obs` with the groups that only a student's policy reads; `begins` is (N,) bool."""
     groups: dict[str, Any] = dict(obs.items())
     groups |= {
         "image": vision.image,
@@ -40,8 +49,8 @@ def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
     return TensorDict(groups, batch_size=obs.batch_size, device=obs.device)
 
 
-class Cameras:
-    """Eyes (`krabby_trainer.learn.student.Vision`) of N robots; `step` changes state in place.
+class Cameras(Vision):
+    """Depth cameras of N robots; `step` can be recorded: state stays in the same memory.
 
     Args:
         desc: For the camera.
@@ -49,37 +58,36 @@ class Cameras:
         errors: How badly.
         num_envs: N.
         device: Of everything.
+        index: Which numbers of an observation frame are the robot's state for the encoder, (48,).
     """
 
     def __init__(
         self,
         desc: RobotDescription,
-        terrain: Terrain,
+        terrain: Tiles,
         errors: DepthErrorsCfg,
         num_envs: int,
         device: str | torch.device,
+        index: Tensor,
     ) -> None:
-        camera = DepthCamera(desc, terrain, device)
-        self._stream = DepthStream(camera, errors, num_envs, step_s=_STEP_S)
-        self._poses = torch.zeros(_POSES, num_envs, EYE_SIZE, device=device)
-        self._index = EYE_INDEX.to(device)
+        stream = DepthStream(DepthCamera(desc, terrain, device), errors, num_envs, step_s=_STEP_S)
+        eye = torch.zeros(num_envs, len(index), device=device)
+        super().__init__(stream.arrived, stream.image, eye, stream.age_s)
+        self._stream = stream
+        self._poses = torch.zeros(_POSES, *eye.shape, device=device)
+        self._index = index.to(device)
         self._robots = torch.arange(num_envs, device=device)
-        self.arrived = self._stream.arrived
-        self.image = self._stream.image
-        self.age = self._stream.age_s
-        self.eye = torch.zeros(num_envs, EYE_SIZE, device=device)
-        assert self.image.shape[1:] == IMAGE_SHAPE
 
     def reset(self, ids: Tensor) -> None:
-        """Robots `ids` (int64) get other cameras, and forget what they saw."""
+        """Draw new cameras for robots `ids` (int64) and drop their images."""
         self._stream.reset(ids)
 
     def step(self, frame: Tensor, tile: Tensor, base_pos_w: Tensor, base_quat_w: Tensor) -> None:
-        """One control step on, with the robots where they are now.
+        """Advance by one control step.
 
         Args:
-            frame: `PROPRIO` as sensed now, (N, 69).
-            tile: Where each robot is, (N,).
+            frame: Proprioception as sensed now, (N, 69).
+            tile: Of each robot, (N,).
             base_pos_w: (N, 3) [m].
             base_quat_w: (N, 4), xyzw.
         """

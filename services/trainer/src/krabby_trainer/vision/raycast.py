@@ -7,13 +7,11 @@ written once. Triton comes with torch wherever torch knows CUDA; import this whe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+import torch
 import triton
 from triton import language as tl
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["cast_rays"]
 

@@ -1,15 +1,5 @@
-"""Joint drives: what is exchanged with them, whatever their make and whatever carries the frames.
+"""Joint drives on CAN. The types are re-exported here; import everything else from its module."""
 
-The types are re-exported here; import codecs, buses and plans from their modules.
-"""
+from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings, DriveTargets, IdConflict
 
-from krabby.drivers.can.types import (
-    DriveFault,
-    DriveMode,
-    DriveReadings,
-    DriveTargets,
-    IdConflict,
-    JointBus,
-)
-
-__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "IdConflict", "JointBus"]
+__all__ = ["DriveFault", "DriveMode", "DriveReadings", "DriveTargets", "IdConflict"]

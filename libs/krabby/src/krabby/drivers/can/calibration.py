@@ -1,34 +1,41 @@
-"""Where each drive's zero lies on this very robot: `calibration.toml`.
+"""Where each drive's zero lies on one robot: `calibration.toml`, written by `calibrate`.
 
 joint angle = direction * drive angle / gear + offset
 
-The file is written by measuring once, with the robot in a pose that is known (`calibrate`). It is
-replaced in one step, so a power cut leaves the old one or the new one, never half.
+The file is replaced in one step, so a power cut leaves the old one or the new one.
 """
 
-from __future__ import annotations
-
+import copy
+import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Self
+from pathlib import Path
+from typing import Final, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from krabby.drivers.errors import CalibrationError
-from krabby.robot.toml_reader import Table, read_toml
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
-
-    from krabby.drivers.can.hardware import HardwareDescription
-    from krabby.robot.description import RobotDescription
+from krabby.config import Config, Text, parse, read_toml
+from krabby.drivers.can.codec import Command
+from krabby.drivers.can.hardware import HardwareDescription, with_joints
+from krabby.drivers.can.types import DriveTargets
+from krabby.drivers.errors import HardwareError
+from krabby.robot.description import RobotDescription
 
 __all__ = ["Calibration", "Mounting", "calibrate"]
 
 _STILL_RAD: Final = 0.01
 """How far a joint may move while it is measured."""
+
+
+class _Joint(Config, frozen=True, kw_only=True):
+    offset: float
+    direction: Literal[1, -1]
+
+
+class _File(Config, frozen=True, kw_only=True):
+    robot: Text
+    measured: Text
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,64 +65,34 @@ class Calibration:
     @classmethod
     def load(cls, path: Path, hardware: HardwareDescription) -> Self:
         """Read and check a calibration file."""
-        values = read_toml(
-            path,
-            unreadable=CalibrationError,
-            malformed=CalibrationError,
-            check="calibrate this robot first",
-            mend="calibrate again",
-        )
-        return cls.parse(values, hardware, source=str(path))
-
-    @classmethod
-    def parse(
-        cls,
-        values: dict[str, Any],
-        hardware: HardwareDescription,
-        *,
-        source: str = "calibration.toml",
-    ) -> Self:
-        """Check the parsed tables; `source` is how errors name them."""
-        top = Table(values, "", source, CalibrationError)
-        robot = top.text("robot")
-        if robot != hardware.robot:
-            raise top.error("robot", f"is {robot!r}; expected {hardware.robot!r}: calibrate again")
-        measured = top.text("measured")
-        joints = top.table("joints")
-        offsets, directions = [], []
-        for drive in hardware.drives:
-            joint = joints.table(drive.joint)
-            offsets.append(joint.number("offset"))
-            direction = joint.integer("direction", low=-1)
-            if direction not in (-1, 1):
-                raise joint.error("direction", f"is {direction}; expected 1 or -1")
-            directions.append(float(direction))
-            joint.finish()
-        joints.finish()
-        top.finish()
+        names = tuple(drive.joint for drive in hardware.drives)
+        advice = "calibrate this robot first"
+        values, lines = read_toml(path, error=HardwareError, advice=advice)
+        cfg = with_joints(_File, names, _Joint)
+        file = parse(cfg, values, source=str(path), lines=lines, error=HardwareError)
+        if file.robot != hardware.robot:
+            raise HardwareError(
+                f"{path}: robot is {file.robot!r}; expected {hardware.robot!r}: calibrate again"
+            )
         return cls(
-            robot=robot,
-            measured=measured,
-            joint_names=tuple(drive.joint for drive in hardware.drives),
-            offset=np.array(offsets),
-            direction=np.array(directions),
+            robot=file.robot,
+            measured=file.measured,
+            joint_names=names,
+            offset=np.array([getattr(file.joints, name).offset for name in names]),
+            direction=np.array([float(getattr(file.joints, name).direction) for name in names]),
         )
 
     def save(self, path: Path) -> None:
         """Replace `path` in one step."""
+        columns = self.joint_names, self.offset.tolist(), self.direction.tolist()
         lines = [
             "# Written by calibrating: joint angle = direction * drive angle / gear + offset.",
-            f'robot = "{self.robot}"',
-            f'measured = "{self.measured}"',
-            "",
-            "[joints]",
-        ]
-        lines += [
+            f'robot = "{self.robot}"\nmeasured = "{self.measured}"\n\n[joints]',
             # repr of a float is the shortest text that reads back as the same number.
-            f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
-            for name, offset, direction in zip(
-                self.joint_names, self.offset.tolist(), self.direction.tolist(), strict=True
-            )
+            *(
+                f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
+                for name, offset, direction in zip(*columns, strict=True)
+            ),
         ]
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -126,7 +103,7 @@ class Calibration:
             partial.replace(path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise CalibrationError(
+            raise HardwareError(
                 f"cannot write {path}: {error.strerror}; nothing was changed"
             ) from error
 
@@ -142,7 +119,7 @@ def calibrate(
     """The calibration under which the robot, as it was measured, stands in the reference pose.
 
     Args:
-        current: What the measurements were read with.
+        current: The calibration of the measurements.
         measured: Joint angles of several readings, robot at rest, shape (k, n) [rad].
         reference: The pose it was put into by hand or by jig, shape (n,) [rad].
         desc: The robot.
@@ -152,31 +129,26 @@ def calibrate(
     pose = np.asarray(reference, dtype=np.float64)
     count = len(current.joint_names)
     if readings.shape[1] != count or pose.shape != (count,):
-        raise CalibrationError(
+        raise HardwareError(
             f"readings of shape {readings.shape} and a pose of shape {pose.shape}; "
             f"give (k, {count}) and ({count},)"
         )
     for i, name in enumerate(current.joint_names):
         values = readings[:, i]
         if not np.isfinite(values).all():
-            raise CalibrationError(f"{name} was not measured; check its drive with a probe")
+            raise HardwareError(f"{name} was not measured; check its drive with a probe")
         if np.ptp(values) > _STILL_RAD:
-            raise CalibrationError(
+            raise HardwareError(
                 f"{name} moved by {np.ptp(values):.3f} rad while it was measured; "
                 f"keep it still to {_STILL_RAD} rad"
             )
         if not desc.joint_lower[i] <= pose[i] <= desc.joint_upper[i]:
-            raise CalibrationError(
+            raise HardwareError(
                 f"the reference pose has {name} at {pose[i]:g} rad; "
                 f"its range is {desc.joint_lower[i]:g} to {desc.joint_upper[i]:g}"
             )
-    return Calibration(
-        robot=current.robot,
-        measured=date,
-        joint_names=current.joint_names,
-        offset=current.offset + (pose - readings.mean(axis=0)),
-        direction=current.direction,
-    )
+    offset = current.offset + (pose - readings.mean(axis=0))
+    return dataclasses.replace(current, measured=date, offset=offset)
 
 
 class Mounting:
@@ -184,13 +156,21 @@ class Mounting:
 
     def __init__(self, hardware: HardwareDescription, calibration: Calibration) -> None:
         """Takes direction and offset from the calibration, the gear from the hardware."""
-        gear = np.array([drive.gear for drive in hardware.drives])
         self.offset = calibration.offset.copy()
         """Joint angle at which the drive says 0 [rad]; whole turns may be added to it."""
-        self.ratio = calibration.direction * gear
+        self.ratio = calibration.direction * np.array([drive.gear for drive in hardware.drives])
         """Drive angle per joint angle, signed."""
-        self.stiffness_ratio = self.ratio**2
+
+    @property
+    def stiffness_ratio(self) -> NDArray[np.float64]:
         """Gain at the joint per gain at the drive."""
+        return self.ratio**2
+
+    def part(self, joints: list[int]) -> Self:
+        """The same for some of the joints."""
+        part = copy.copy(self)
+        part.offset, part.ratio = self.offset[joints], self.ratio[joints]
+        return part
 
     def drive_pos(self, joint_pos: NDArray[np.float64]) -> NDArray[np.float64]:
         """Angle of the shaft [rad]."""
@@ -200,18 +180,26 @@ class Mounting:
         """Angle of the joint [rad]."""
         return drive_pos / self.ratio + self.offset
 
-    def drive_vel(self, joint_vel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Speed of the shaft [rad/s]."""
-        return joint_vel * self.ratio
+    def command(self, targets: DriveTargets) -> Command:
+        """Targets of joints as commands to their shafts."""
+        pos, vel, kp, kd, torque = targets
+        gain, ratio = self.stiffness_ratio, self.ratio
+        return Command(self.drive_pos(pos), vel * ratio, kp / gain, kd / gain, torque / ratio)
 
-    def joint_vel(self, drive_vel: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Speed of the joint [rad/s]."""
-        return drive_vel / self.ratio
+    def targets(self, command: Command) -> DriveTargets:
+        """The inverse of `command`."""
+        pos, vel, kp, kd, torque = command
+        gain, ratio = self.stiffness_ratio, self.ratio
+        return DriveTargets(self.joint_pos(pos), vel / ratio, kp * gain, kd * gain, torque * ratio)
 
-    def drive_torque(self, joint_torque: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Torque at the shaft [N·m]."""
-        return joint_torque / self.ratio
+    def joint_side(
+        self, pos: NDArray[np.float64], vel: NDArray[np.float64], torque: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Angle, speed and torque of joints from those of their shafts."""
+        return self.joint_pos(pos), vel / self.ratio, torque * self.ratio
 
-    def joint_torque(self, drive_torque: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Torque at the joint [N·m]."""
-        return drive_torque * self.ratio
+    def drive_side(
+        self, pos: NDArray[np.float64], vel: NDArray[np.float64], torque: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """The inverse of `joint_side`."""
+        return self.drive_pos(pos), vel * self.ratio, torque / self.ratio

@@ -1,26 +1,21 @@
-"""Opening a CAN bus as `hardware.toml` names it, for the robot and for what emulates it alike."""
-
-from __future__ import annotations
+"""Opens the CAN buses of `hardware.toml`, for the robot and for the emulated one."""
 
 import ctypes
 import errno
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 import can
+import msgspec
 from can.interfaces.udp_multicast import UdpMulticastBus
-from can.interfaces.udp_multicast.utils import pack_message, unpack_message
 from can.interfaces.virtual import VirtualBus
 
 from krabby.drivers.can.codec import Frame
-from krabby.drivers.errors import BusError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from krabby.drivers.can.hardware import BusSpec
+from krabby.drivers.can.hardware import BusSpec
+from krabby.drivers.errors import DriveError
 
 __all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
 
@@ -41,32 +36,33 @@ _ATTACH_FILTER: Final = 26
 _NETWORK_HEADER: Final = 0x100000000 - 0x100000
 """Linux's SKF_NET_OFF: from here a filter counts in the header before UDP's."""
 
-# What python-can's `pack_message` makes of a data frame of 8 bytes, in parts; msgpack's shorter
-# forms of small ids are for its own reader.
-_HEAD: Final = b"\x8b\xa9timestamp\xcb" + bytes(8) + b"\xaearbitration_id\xce"
-_EXTENDED: Final = b"\xaeis_extended_id"
-_KIND: Final = (
-    b"\xafis_remote_frame\xc2\xaeis_error_frame\xc2\xa7channel\xc0\xa3dlc\x08\xa4data\xc4\x08"
-)
-_TAIL: Final = b"\xa5is_fd\xc2\xaebitrate_switch\xc2\xb5error_state_indicator\xc2"
-_FALSE: Final = 0xC2
-_TRUE: Final = 0xC3
-_MIDDLE: Final = {flag: _EXTENDED + bytes([_FALSE + flag]) + _KIND for flag in (False, True)}
-_AT_ID: Final = len(_HEAD)
-_AT_EXTENDED: Final = _AT_ID + 4
-_AT_FLAG: Final = _AT_EXTENDED + len(_EXTENDED)
-_AT_KIND: Final = _AT_FLAG + 1
-_AT_DATA: Final = _AT_KIND + len(_KIND)
-_AT_TAIL: Final = _AT_DATA + 8
-_LENGTH: Final = _AT_TAIL + len(_TAIL)
+_STANDARD_IDS: Final = 0x7FF
+
+
+class _Datagram(msgspec.Struct):
+    """What python-can's `pack_message` makes of a frame."""
+
+    timestamp: float
+    arbitration_id: Annotated[int, msgspec.Meta(ge=0, le=0x1FFFFFFF)]
+    is_extended_id: bool
+    is_remote_frame: bool
+    is_error_frame: bool
+    channel: object
+    dlc: Annotated[int, msgspec.Meta(ge=0, le=8)]
+    data: Annotated[bytes, msgspec.Meta(max_length=8)] | None
+    is_fd: bool
+    bitrate_switch: bool
+    error_state_indicator: bool
+
+
+_ENCODE: Final = msgspec.msgpack.Encoder().encode
+_DECODE: Final = msgspec.msgpack.Decoder(_Datagram).decode
 
 
 class _UdpBus(UdpMulticastBus):
-    """python-can's, for less.
+    """python-can's, with fewer system calls: several frames go out and come in with one.
 
-    The kernel drops what this end sends, what is there is read without asking for it first, frames
-    of 8 bytes are translated here, and several of them go out and come in with one system call.
-    Filters are not applied.
+    The kernel drops what this end sends. Filters are not applied.
     """
 
     def __init__(self, channel: str, *, port: int, hops: int) -> None:
@@ -83,6 +79,7 @@ class _UdpBus(UdpMulticastBus):
         self._sends_several = _takes_several(self._sender, self._receiver)
         self._held: list[bytes] | None = None
         self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
         self._at = self._end = self._stride = 0
         """What is left of the buffer, and how long each datagram in it is."""
         self._stamp_s = 0.0
@@ -114,10 +111,12 @@ class _UdpBus(UdpMulticastBus):
 
     def recv(self, timeout: float | None = None) -> can.Message | None:
         message = self._take()
-        if message is None and timeout != 0.0:
-            ready, _, _ = select.select([self._receiver], (), (), timeout)
-            if ready:
-                message = self._take()
+        if (
+            message is None
+            and timeout != 0.0
+            and select.select([self._receiver], (), (), timeout)[0]
+        ):
+            message = self._take()
         return message
 
     def _send(self, datagrams: Sequence[bytes]) -> None:
@@ -149,7 +148,7 @@ class _UdpBus(UdpMulticastBus):
         if self._at >= self._end and not self._fill():
             return None
         start, self._at = self._at, self._at + self._stride
-        return _unpacked(self._buffer, start, min(self._at, self._end), self._stamp_s)
+        return _unpacked(self._view[start : min(self._at, self._end)], self._stamp_s)
 
     def _fill(self) -> bool:
         """Take what the kernel hands over at once; says whether there was something."""
@@ -189,7 +188,7 @@ def is_ahead(bus: can.BusABC) -> bool:
 
 
 def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
-    """Whether this kernel takes several datagrams in one call; it gives them so from now on."""
+    """Whether this kernel takes and gives several datagrams in one call; switches that on."""
     try:
         receiver.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         sender.getsockopt(_SOL_UDP, _UDP_SEGMENT)
@@ -199,37 +198,22 @@ def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:
 
 
 def _packed(message: can.Message) -> bytes:
-    if message.dlc != 8 or message.is_remote_frame or message.is_error_frame or message.is_fd:
-        return pack_message(message)
-    return b"".join(
-        (
-            _HEAD,
-            message.arbitration_id.to_bytes(4, "big"),
-            _MIDDLE[message.is_extended_id],
-            message.data,
-            _TAIL,
-        )
-    )
+    m: Any = message
+    kind = m.is_extended_id, m.is_remote_frame, m.is_error_frame
+    data = _Datagram(0.0, m.arbitration_id, *kind, None, m.dlc, m.data, m.is_fd, False, False)
+    return _ENCODE(data)
 
 
-def _unpacked(buffer: bytearray, start: int, end: int, stamp_s: float) -> can.Message:
-    """The frame in a part of the buffer; raises `can.CanError` if it is none."""
-    if (
-        end - start == _LENGTH
-        and buffer.startswith(_HEAD, start)
-        and buffer.startswith(_EXTENDED, start + _AT_EXTENDED)
-        and buffer.startswith(_KIND, start + _AT_KIND)
-        and buffer.startswith(_TAIL, start + _AT_TAIL)
-    ):
-        arbitration_id = int.from_bytes(buffer[start + _AT_ID : start + _AT_EXTENDED], "big")
-        is_extended = buffer[start + _AT_FLAG] == _TRUE
-        if arbitration_id <= (0x1FFFFFFF if is_extended else 0x7FF):
-            data = buffer[start + _AT_DATA : start + _AT_TAIL]
-            return can.Message(stamp_s, arbitration_id, is_extended, dlc=8, data=data)
+def _unpacked(datagram: bytes | memoryview, stamp_s: float) -> can.Message:
+    """The frame in a datagram; raises `can.CanError` if there is none."""
     try:
-        return unpack_message(buffer[start:end], replace={"timestamp": stamp_s}, check=True)
-    except Exception as error:  # whatever msgpack makes of bytes that are not ours
+        d = _DECODE(datagram)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise can.CanOperationError("not a frame of python-can") from error
+    if d.is_fd or (d.arbitration_id > _STANDARD_IDS and not d.is_extended_id):
+        raise can.CanOperationError("not a frame of classic CAN")
+    kind = d.is_extended_id, d.is_remote_frame, d.is_error_frame
+    return can.Message(stamp_s, d.arbitration_id, *kind, dlc=d.dlc, data=d.data)
 
 
 class _FilterProgram(ctypes.Structure):
@@ -260,7 +244,7 @@ def _drop_frames_of(sender: socket.socket, receiver: socket.socket) -> None:
 
 
 def open_bus(spec: BusSpec) -> can.BusABC:
-    """The bus, or a `BusError` with what to do."""
+    """The bus, or a `DriveError` with what to do."""
     try:
         if spec.interface == "socketcan":
             # Imported here: it opens kernel interfaces that only Linux has.
@@ -271,10 +255,14 @@ def open_bus(spec: BusSpec) -> can.BusABC:
             return _UdpBus(spec.channel, port=spec.port, hops=spec.hops)
         return VirtualBus(spec.channel)
     except (OSError, can.CanError) as error:
-        raise BusError(
-            f"cannot open bus {spec.name} ({spec.interface} {spec.channel}): {error}; "
-            f"{_remedy(spec)}"
-        ) from error
+        up = f"ip link set {spec.channel} up type can bitrate {spec.bitrate} restart-ms 100"
+        remedy = (
+            f"bring it up with: {up}"
+            if spec.interface == "socketcan"
+            else "check that the group is a multicast address and that the host has a route for it"
+        )
+        where = f"{spec.name} ({spec.interface} {spec.channel})"
+        raise DriveError(f"cannot open bus {where}: {error}; {remedy}") from error
 
 
 def message_of(frame: Frame) -> can.Message:
@@ -287,12 +275,3 @@ def message_of(frame: Frame) -> can.Message:
 def frame_of(message: Any) -> Frame:
     """A received data frame."""
     return Frame(message.arbitration_id, bytes(message.data), message.is_extended_id)
-
-
-def _remedy(spec: BusSpec) -> str:
-    if spec.interface == "socketcan":
-        return (
-            f"bring it up with: ip link set {spec.channel} up type can bitrate {spec.bitrate} "
-            "restart-ms 100"
-        )
-    return "check that the group is a multicast address and that the host has a route for it"

@@ -3,18 +3,13 @@
 The HAL and the emulated robot read the same keys, so that one file serves both ends of a bus.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from krabby.config import Config
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.errors import HardwareError
-
-if TYPE_CHECKING:
-    from krabby.robot.description import RobotDescription
+from krabby.robot.description import RobotDescription
 
 __all__ = ["CanCfg", "load_calibration", "load_hardware"]
 

@@ -1,23 +1,14 @@
-"""Keeping a drive's torque within a limit by what the command frame says.
+"""Keeps a drive's torque within a limit by the gains of the command frame.
 
-The drive computes kp (pos* - pos) + kd (vel* - vel) + torque* by itself, some thousand times a
-second, so a limit can be kept from outside only for the newest reading; what the joint moves until
-the next frame is what it can be exceeded by. Where a make has a torque limit of its own, that one
-holds in between.
+The drive computes kp (pos* - pos) + kd (vel* - vel) + torque* some thousand times a second, so a
+limit can be kept from outside only for the newest reading; the motion until the next frame may
+exceed it. Where a make has its own torque limit, that one holds in between.
 """
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from krabby.drivers.can.codec import FloatArray
 from krabby.drivers.can.types import DriveTargets
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    FloatArray = NDArray[np.float64]
 
 __all__ = ["commanded_torque", "fold"]
 
@@ -38,13 +29,7 @@ def fold(
     Stiffness and feed-forward give way first, so that the joint stays damped; damping only where it
     alone would pass the limit. The position target stays where it is: moving it would keep the
     stiffness, and with it a torque that grows faster between two frames, and could leave the
-    joint's range. A joint that was never read gets no stiffness.
-
-    Args:
-        targets: Arrays of shape (n,), as all others.
-        joint_pos: Newest reading [rad]; NaN where there is none.
-        joint_vel: Newest reading [rad/s].
-        limit: Largest torque magnitude [N·m], not negative.
+    joint's range. A joint that was never read (NaN) gets no stiffness. Arrays have shape (n,).
     """
     spring = targets.kp * (targets.joint_pos - joint_pos) + targets.torque
     damping = targets.kd * (targets.joint_vel - joint_vel)

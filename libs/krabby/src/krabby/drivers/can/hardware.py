@@ -1,109 +1,157 @@
-"""What is wired to what: `hardware.toml`, read once and strictly.
+"""How the robot is wired: `hardware.toml`.
 
 The same description serves the robot and the emulated one: `with_interface` exchanges the buses for
-ones that need no hardware, and the emulated robot opens the very same.
+ones that need no hardware, and the emulated robot opens those.
 """
-
-from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, get_args
+from typing import Annotated, Any, Final, Literal, Self
 
+import msgspec
 import numpy as np
+from msgspec import Meta
+from msgspec.structs import asdict
 
-from krabby.drivers.can.models import DriveModel, drive_model
+from krabby.config import Config, Count, Port, Positive, Text, check, parse, read_toml
+from krabby.drivers.can.codec import Codec, DriveModel
+from krabby.drivers.can.makes import MAKES, drive_model
 from krabby.drivers.errors import HardwareError
 from krabby.robot.assets import robot_dir
-from krabby.robot.toml_reader import Table, read_toml
+from krabby.robot.description import RobotDescription
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+__all__ = ["BusSpec", "HardwareDescription", "JointDrive", "with_joints"]
 
-    from krabby.robot.description import RobotDescription
-
-__all__ = [
-    "BusSpec",
-    "HardwareDescription",
-    "ImuSpec",
-    "Interface",
-    "JointDrive",
-    "Supply",
-]
-
-Interface = Literal["socketcan", "udp_multicast", "virtual"]
-INTERFACES: Final = get_args(Interface)
-
+_INTERFACES: Final = ("socketcan", "udp_multicast", "virtual")
 _MULTICAST_GROUP: Final = "239.74.163.{number}"
 """Administratively scoped (RFC 2365): stays on the host and its bridges."""
 _MULTICAST_PORT: Final = 43113
 """python-can's own; each bus has the next one, because Linux hands a group's datagrams to every
-socket of the host that is bound to the port, whatever group it joined."""
+socket of the host that is bound to the port, also to those that joined another group."""
 _MOST_HOPS: Final = 8
-
 _LONGEST_TIMEOUT_S: Final = 0.15
 """A process that dies must leave the legs limp within this."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class BusSpec:
+class BusTable(Config, frozen=True, kw_only=True):
+    """A CAN bus in `hardware.toml`."""
+
+    interface: Literal["socketcan", "udp_multicast", "virtual"]
+    channel: Text
+    """Network interface, multicast group or any name, depending on `interface`."""
+    bitrate: Count
+    """[bit/s]"""
+    port: Port = 0
+    """UDP port; `udp_multicast` only."""
+
+    def __post_init__(self) -> None:
+        expected = "a port with interface udp_multicast, and none with others"
+        check((self.interface == "udp_multicast") == (self.port > 0), "port", self.port, expected)
+
+
+class BusSpec(BusTable, frozen=True, kw_only=True):
     """One CAN bus."""
 
     name: str
-    interface: Interface
-    channel: str
-    """Network interface, multicast group or any name, depending on `interface`."""
-    bitrate: int
-    """[bit/s]"""
-    port: int = 0
-    """UDP port; `udp_multicast` only."""
     hops: int = 0
     """Networks that frames may pass; `udp_multicast` only. 0: they stay on this host."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class JointDrive:
+class DriveTable(Config, frozen=True, kw_only=True):
+    """The drive of a joint in `hardware.toml`."""
+
+    bus: str
+    can_id: Annotated[int, Meta(ge=1, le=127)] = msgspec.field(name="id")
+    model_name: str = msgspec.field(name="model")
+    direction: Literal[1, -1]
+    """1: the joint turns with the drive, -1: against it."""
+    gear: Positive
+    """Turns of the drive's shaft for one of the joint."""
+    offset: Annotated[float, Meta(ge=-2.0 * math.pi, le=2.0 * math.pi)]
+    """Joint angle at which the drive says 0 [rad], until a calibration says better."""
+
+    def __post_init__(self) -> None:
+        try:
+            drive_model(self.model_name)
+        except HardwareError as error:
+            check(False, "model", self.model_name, f"a known model: {error}")
+
+
+class JointDrive(DriveTable, frozen=True, kw_only=True):
     """The drive of one joint."""
 
     joint: str
-    bus: str
-    can_id: int
-    model: DriveModel
-    direction: int
-    """1 or -1: the joint turns with the drive or against it."""
-    gear: float
-    """Turns of the drive's shaft for one of the joint."""
-    offset: float
-    """Joint angle at which the drive says 0 [rad], until a calibration says better."""
+
+    @property
+    def model(self) -> DriveModel:
+        """Its model."""
+        return drive_model(self.model_name)
 
     def __str__(self) -> str:
-        """How errors name it."""
+        """As errors name it."""
         return f"{self.joint} (bus {self.bus}, id {self.can_id})"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Supply:
+class Supply(Config, frozen=True, kw_only=True):
     """Voltage of the drives' supply [V]."""
 
-    nominal_v: float
-    derate_from_v: float
+    nominal: float
+    derate_from: float
     """Below this the effort limits fall."""
-    derate_to_v: float
+    derate_to: Positive
     """At this only enough is left to sink."""
-    high_v: float
+    high: float
+
+    def __post_init__(self) -> None:
+        for low, key in (
+            ("derate_to", "derate_from"),
+            ("derate_from", "nominal"),
+            ("nominal", "high"),
+        ):
+            value, least = getattr(self, key), getattr(self, low)
+            check(value > least, key, value, f"a number above {least:g}, {low}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImuSpec:
+class ImuSpec(Config, frozen=True, kw_only=True):
     """Where the inertial sensor is."""
 
-    port: str
+    port: Text
     """Device, pty or pyserial URL."""
-    baud: int
+    baud: Count
     mount_quat: tuple[float, float, float, float]
     """Sensor to base (x, y, z, w)."""
+
+    def __post_init__(self) -> None:
+        norm = float(np.linalg.norm(self.mount_quat))
+        expected = f"a unit quaternion xyzw, it has norm {norm:g}"
+        check(abs(norm - 1.0) <= 1e-6, "mount_quat", self.mount_quat, expected)
+
+
+class _File(Config, frozen=True, kw_only=True):
+    robot: Text
+    rate_hz: Positive
+    can_timeout: float
+    buses: dict[str, BusTable]
+    supply: Supply
+    imu: ImuSpec
+
+    def __post_init__(self) -> None:
+        least_s = 2.0 / self.rate_hz
+        expected = f"a number from {least_s:g} to {_LONGEST_TIMEOUT_S:g}"
+        fits = least_s <= self.can_timeout <= _LONGEST_TIMEOUT_S
+        check(fits, "can_timeout", self.can_timeout, expected)
+        check(bool(self.buses), "buses", self.buses, "at least one table in it")
+
+
+def with_joints(file: type[Config], names: tuple[str, ...], table: type[Config]) -> type[Any]:
+    """The file's tables and `joints`, with exactly one `table` under each joint's name."""
+    kind: dict[str, Any] = {"frozen": True, "kw_only": True}
+    fields = [(name, table) for name in names]
+    joints = msgspec.defstruct("Joints", fields, bases=(Config,), **kind)
+    return msgspec.defstruct(file.__name__, [("joints", joints)], bases=(file,), **kind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +162,7 @@ class HardwareDescription:
     rate_hz: float
     """Cycles of the bus loop."""
     can_timeout_s: float
-    """Silence after which a drive lets go by itself."""
+    """Silence after which a drive switches itself off."""
     buses: tuple[BusSpec, ...]
     drives: tuple[JointDrive, ...]
     supply: Supply
@@ -124,62 +172,72 @@ class HardwareDescription:
     def load(cls, path: Path | None, desc: RobotDescription) -> Self:
         """Read and check `path`, by default the `hardware.toml` of the assets folder."""
         source = robot_dir() / "hardware.toml" if path is None else path
-        values = read_toml(source, unreadable=HardwareError, malformed=HardwareError)
-        return cls.parse(values, desc, source=str(source))
+        values, lines = read_toml(source, error=HardwareError)
+        return cls.parse(values, desc, source=str(source), lines=lines)
 
     @classmethod
     def parse(
-        cls, values: dict[str, Any], desc: RobotDescription, *, source: str = "hardware.toml"
+        cls,
+        values: Mapping[str, Any],
+        desc: RobotDescription,
+        *,
+        source: str = "hardware.toml",
+        lines: Mapping[str, int] | None = None,
     ) -> Self:
-        """Check the parsed tables; `source` is how errors name them."""
-        top = Table(values, "", source, HardwareError)
-        robot = top.text("robot")
-        if robot != desc.name:
-            raise top.error("robot", f"is {robot!r}; expected {desc.name!r}, as in robot.toml")
-        rate_hz = top.positive("rate_hz")
-        timeout_s = top.number("can_timeout", low=2.0 / rate_hz, high=_LONGEST_TIMEOUT_S)
-        buses = tuple(_read_bus(name, table) for name, table in top.tables("buses").items())
-        drives = _read_drives(top.table("joints"), desc.joint_names, buses)
-        supply = _read_supply(top.table("supply"))
-        imu = _read_imu(top.table("imu"))
-        top.finish()
+        """Check the parsed tables; errors name `source` and the line of a key."""
+        cfg = with_joints(_File, desc.joint_names, DriveTable)
+        file = parse(cfg, values, source=source, lines=lines, error=HardwareError)
+        if file.robot != desc.name:
+            raise HardwareError(
+                f"{source}: robot is {file.robot!r}; expected {desc.name!r}, as in robot.toml"
+            )
+        joint_drives = asdict(file.joints).items()
+        drives = tuple(JointDrive(joint=name, **asdict(drive)) for name, drive in joint_drives)
+        problem = _misplaced(drives, file.buses)
+        if problem:
+            raise HardwareError(f"{source}: joints{problem}")
         return cls(
-            robot=robot,
-            rate_hz=rate_hz,
-            can_timeout_s=timeout_s,
-            buses=buses,
+            robot=file.robot,
+            rate_hz=file.rate_hz,
+            can_timeout_s=file.can_timeout,
+            buses=tuple(BusSpec(name=name, **asdict(bus)) for name, bus in file.buses.items()),
             drives=drives,
-            supply=supply,
-            imu=imu,
+            supply=file.supply,
+            imu=file.imu,
         )
-
-    def bus(self, name: str) -> BusSpec:
-        """The bus of that name."""
-        return next(bus for bus in self.buses if bus.name == name)
 
     def drives_of(self, bus: str) -> tuple[int, ...]:
         """Positions in joint order of the drives on `bus`."""
         return tuple(i for i, drive in enumerate(self.drives) if drive.bus == bus)
 
+    def codec_of(self, bus: str) -> Codec:
+        """The codec of a bus; all of its drives are of one make."""
+        return MAKES[self.drives[self.drives_of(bus)[0]].model.make]
+
     def with_interface(
         self, interface: str, channels: Mapping[str, str] | None = None, *, hops: int = 0
-    ) -> HardwareDescription:
+    ) -> Self:
         """The same drives on other buses.
 
         Args:
-            interface: Of every bus. `udp_multicast` gives each bus a group and a port of its own,
+            interface: Of every bus. `udp_multicast` gives each bus its own group and port,
                 `virtual` (one process) a channel of its name.
             channels: Channel by bus name, where it is not the one above or, for `socketcan`, the
                 one in the file. For `udp_multicast` a group, or group:port.
             hops: Networks that frames may pass, `udp_multicast` only.
         """
-        if interface not in INTERFACES:
+        if interface not in _INTERFACES:
             raise HardwareError(
-                f"CAN interface {interface!r} is none of {', '.join(INTERFACES)}; choose one"
+                f"CAN interface is {interface!r}; choose one of {', '.join(_INTERFACES)}"
             )
         if not 0 <= hops <= _MOST_HOPS:
             raise HardwareError(f"hops is {hops}; give 0, this host alone, to {_MOST_HOPS}")
-        chosen = dict(channels or {})
+        names = [bus.name for bus in self.buses]
+        unknown = [name for name in channels or {} if name not in names]
+        if unknown:
+            raise HardwareError(
+                f"channels are given for {', '.join(unknown)}; the buses are {', '.join(names)}"
+            )
         buses = []
         for number, bus in enumerate(self.buses):
             channel, port = bus.channel, 0
@@ -188,129 +246,43 @@ class HardwareDescription:
                 port = _MULTICAST_PORT + number
             elif interface == "virtual":
                 channel = bus.name
-            elif bus.interface != "socketcan" and bus.name not in chosen:
+            elif bus.interface != "socketcan" and bus.name not in (channels or {}):
                 raise HardwareError(
                     f"bus {bus.name} has no socketcan channel; name one, for example can{number}"
                 )
-            channel = chosen.pop(bus.name, channel)
+            channel = (channels or {}).get(bus.name, channel)
             if interface == "udp_multicast" and ":" in channel:
-                channel, _, number_text = channel.rpartition(":")
-                if not number_text.isdecimal() or not 0 < int(number_text) < 1 << 16:
-                    raise HardwareError(
-                        f"bus {bus.name} has channel {channel}:{number_text}; give group:port"
-                    )
-                port = int(number_text)
-            buses.append(
-                dataclasses.replace(
-                    bus,
-                    interface=cast("Interface", interface),
-                    channel=channel,
-                    port=port,
-                    hops=hops,
-                )
-            )
-        if chosen:
-            raise HardwareError(
-                f"channels are given for {', '.join(chosen)}; "
-                f"the buses are {', '.join(bus.name for bus in self.buses)}"
-            )
+                channel, port = _group_and_port(bus.name, channel)
+            change = {"interface": interface, "channel": channel, "port": port, "hops": hops}
+            buses.append(msgspec.structs.replace(bus, **change))
         return dataclasses.replace(self, buses=tuple(buses))
 
 
-def _read_bus(name: str, table: Table) -> BusSpec:
-    interface = table.text("interface")
-    if interface not in INTERFACES:
-        raise table.error("interface", f"is {interface!r}; expected {', '.join(INTERFACES)}")
-    port = table.integer("port", low=1) if interface == "udp_multicast" else 0
-    bus = BusSpec(
-        name=name,
-        interface=cast("Interface", interface),
-        channel=table.text("channel"),
-        bitrate=table.integer("bitrate", low=1),
-        port=port,
-    )
-    table.finish()
-    return bus
+def _group_and_port(bus: str, channel: str) -> tuple[str, int]:
+    group, _, port = channel.rpartition(":")
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise HardwareError(f"bus {bus} has channel {channel}; give group:port")
+    return group, int(port)
 
 
-def _read_drives(
-    joints: Table, names: tuple[str, ...], buses: tuple[BusSpec, ...]
-) -> tuple[JointDrive, ...]:
-    drives = tuple(_read_drive(name, joints.table(name), buses) for name in names)
-    joints.finish()
+def _misplaced(drives: tuple[JointDrive, ...], buses: Mapping[str, object]) -> str:
+    """Which drive is not where it can be, and why; empty when all are."""
     taken: dict[tuple[str, int], JointDrive] = {}
-    makes: dict[str, JointDrive] = {}
+    first: dict[str, JointDrive] = {}
     for drive in drives:
-        first = taken.setdefault((drive.bus, drive.can_id), drive)
-        if first is not drive:
-            raise joints.error(
-                f"{drive.joint}.id",
-                f"is {drive.can_id}, which {first.joint} has on bus {drive.bus}; "
-                "give every drive of a bus its own",
+        if drive.bus not in buses:
+            return f".{drive.joint}.bus is {drive.bus!r}; the buses are {', '.join(buses)}"
+        other = taken.setdefault((drive.bus, drive.can_id), drive)
+        if other is not drive:
+            return (
+                f".{drive.joint}.id is {drive.can_id}, which {other.joint} has on bus {drive.bus}; "
+                "give every drive of a bus its own"
             )
-        other = makes.setdefault(drive.bus, drive)
+        other = first.setdefault(drive.bus, drive)
         if other.model.make != drive.model.make:
-            raise joints.error(
-                f"{drive.joint}.model",
-                f"is {drive.model.name} on bus {drive.bus}, where {other.joint} has "
-                f"{other.model.name}; one bus carries one make",
+            return (
+                f".{drive.joint}.model is {drive.model.name} on bus {drive.bus}, where "
+                f"{other.joint} has {other.model.name}; one bus carries one make"
             )
-    for bus in buses:
-        if bus.name not in makes:
-            raise joints.error("", f"has no drive on bus {bus.name}; use the bus or leave it out")
-    return drives
-
-
-def _read_drive(joint: str, table: Table, buses: tuple[BusSpec, ...]) -> JointDrive:
-    bus = table.text("bus")
-    if bus not in {spec.name for spec in buses}:
-        known = ", ".join(spec.name for spec in buses)
-        raise table.error("bus", f"is {bus!r}; the buses are {known}")
-    can_id = table.integer("id", low=1)
-    if can_id > 0x7F:
-        raise table.error("id", f"is {can_id}; drives have ids from 1 to 127")
-    name = table.text("model")
-    try:
-        model = drive_model(name)
-    except HardwareError as error:
-        raise table.error("model", f"is wrong: {error}") from None
-    direction = table.integer("direction", low=-1)
-    if direction not in (-1, 1):
-        raise table.error("direction", f"is {direction}; expected 1 or -1")
-    drive = JointDrive(
-        joint=joint,
-        bus=bus,
-        can_id=can_id,
-        model=model,
-        direction=direction,
-        gear=table.positive("gear"),
-        offset=table.number("offset", low=-2.0 * math.pi, high=2.0 * math.pi),
-    )
-    table.finish()
-    return drive
-
-
-def _read_supply(table: Table) -> Supply:
-    derate_to = table.positive("derate_to")
-    derate_from = table.number("derate_from", above=derate_to)
-    nominal = table.number("nominal", above=derate_from)
-    supply = Supply(
-        nominal_v=nominal,
-        derate_from_v=derate_from,
-        derate_to_v=derate_to,
-        high_v=table.number("high", above=nominal),
-    )
-    table.finish()
-    return supply
-
-
-def _read_imu(table: Table) -> ImuSpec:
-    x, y, z, w = table.vector("mount_quat", 4)
-    norm = float(np.linalg.norm((x, y, z, w)))
-    if abs(norm - 1.0) > 1e-6:
-        raise table.error("mount_quat", f"has norm {norm:g}; expected a unit quaternion xyzw")
-    imu = ImuSpec(
-        port=table.text("port"), baud=table.integer("baud", low=1), mount_quat=(x, y, z, w)
-    )
-    table.finish()
-    return imu
+    unused = [bus for bus in buses if bus not in first]
+    return f" has no drive on bus {unused[0]}; use the bus or leave it out" if unused else ""

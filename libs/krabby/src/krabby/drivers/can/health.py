@@ -1,35 +1,23 @@
-"""What the readings of all drives say about them, beyond what the drives report themselves.
+"""Faults that the readings show and drives do not report: silent, stuck, jumping, hot, sagging.
 
-One pass of array arithmetic a cycle; nothing here does input or output, and time comes in.
+One pass of array arithmetic a cycle, without input and output; time is passed in.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from krabby.drivers.can.types import DriveFault, DriveMode
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.drivers.can.calibration import Mounting
-    from krabby.drivers.can.hardware import HardwareDescription
-    from krabby.drivers.can.types import DriveReadings
-    from krabby.robot.description import RobotDescription
+from krabby.drivers.can.calibration import Mounting
+from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings
+from krabby.robot.description import RobotDescription
 
 __all__ = ["DriveHealth", "HealthCfg"]
 
-# As what they are or-ed into: NumPy takes an IntFlag for a 64-bit number.
-_DROPPED_OUT: Final = np.uint32(DriveFault.DROPPED_OUT)
-_STUCK_ENCODER: Final = np.uint32(DriveFault.STUCK_ENCODER)
-_POSITION_JUMP: Final = np.uint32(DriveFault.POSITION_JUMP)
-_NO_REPLY: Final = np.uint32(DriveFault.NO_REPLY)
-_TOO_HOT: Final = np.uint32(DriveFault.TOO_HOT)
-_VOLTAGE_LOW: Final = np.uint32(DriveFault.VOLTAGE_LOW)
-_VOLTAGE_HIGH: Final = np.uint32(DriveFault.VOLTAGE_HIGH)
+_BITS: Final = {fault: np.uint32(fault) for fault in DriveFault}
+"""NumPy takes an IntFlag for a 64-bit number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +64,7 @@ class DriveHealth:
         self._stuck_torque = self.cfg.stuck_torque_share * desc.rated_torque
         self._stuck_carrying = self.cfg.stuck_carrying_share * desc.rated_torque
         self.carrying = np.zeros(count, np.bool_)
-        """Joints of legs that carry load, shape (n,); whoever knows sets it."""
+        """Joints of legs that carry load, shape (n,); to be set from outside."""
         self.effort_share: NDArray[np.float64] = np.ones(count)
         """Share of the effort limit that temperature and voltage leave, shape (n,)."""
         self._latched = np.zeros(count, np.uint32)
@@ -106,20 +94,16 @@ class DriveHealth:
     ) -> None:
         """Add to `readings.faults` what this reading shows.
 
-        Args:
-            readings: As just received.
-            torque: What the drives were told to give [N·m], shape (n,).
-            enabled: Which drives were switched on, shape (n,).
-            holding: Which drives were told to hold a position, shape (n,).
-            now_ns: The clock of the stamps.
+        `torque` is the commanded one [N·m]; `enabled` drives were switched on, `holding` ones were
+        told to hold a position; all of shape (n,).
         """
         self._watch_position(readings, torque, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)
-        self._latched[dropped] |= _DROPPED_OUT
+        self._latched[dropped] |= _BITS[DriveFault.DROPPED_OUT]
         faults = readings.faults
         faults |= self._latched
         silent = now_ns - readings.stamp_ns > self.cfg.no_reply_s * 1e9
-        faults[silent] |= _NO_REPLY
+        faults[silent] |= _BITS[DriveFault.NO_REPLY]
         self._derate(readings)
 
     def _watch_position(
@@ -134,7 +118,7 @@ class DriveHealth:
         first = news & np.isnan(self._pos)
         step = np.abs(pos - self._pos)
         jumped = news & (step > self._jump_per_ns * elapsed + self.cfg.jump_margin_rad)
-        self._latched[jumped] |= _POSITION_JUMP
+        self._latched[jumped] |= _BITS[DriveFault.POSITION_JUMP]
         moved = first | (news & (step > 0.0))
         self._moved_ns[moved] = stamp[moved]
         self._free_ns[moved] = stamp[moved]
@@ -159,7 +143,7 @@ class DriveHealth:
         # While it moves, the torque answers to where it was a reading ago: count from its stop.
         stopped = still & self._was_moving
         self._torque_then[stopped] = torque[stopped]
-        # What carries load is held by the ground, and what has just been let go may lie on it
+        # A loaded leg is held by the ground, and one that was just released may lie on it
         # already: count from when it last did or was.
         held = still & (self.carrying | ~holding)
         self._free_torque[held | stopped] = torque[held | stopped]
@@ -176,16 +160,16 @@ class DriveHealth:
         stuck = (ignored & (stamp - self._moved_ns > after_ns)) | (
             pushed & (stamp - self._free_ns > after_ns)
         )
-        self._latched[still & stuck] |= _STUCK_ENCODER
+        self._latched[still & stuck] |= _BITS[DriveFault.STUCK_ENCODER]
 
     def _derate(self, readings: DriveReadings) -> None:
         supply, faults = self._supply, readings.faults
         hot, volts = readings.temperature_c, readings.voltage_v
         heat = (self._derate_to_c - hot) / (self._derate_to_c - self._derate_from_c)
-        sag = (volts - supply.derate_to_v) / (supply.derate_from_v - supply.derate_to_v)
+        sag = (volts - supply.derate_to) / (supply.derate_from - supply.derate_to)
         # fmin leaves out what is not known.
         share = np.fmin(np.fmin(heat, sag), 1.0)
         np.maximum(share, 0.0, out=self.effort_share)
-        faults[hot >= self._derate_to_c] |= _TOO_HOT
-        faults[volts <= supply.derate_to_v] |= _VOLTAGE_LOW
-        faults[volts > supply.high_v] |= _VOLTAGE_HIGH
+        faults[hot >= self._derate_to_c] |= _BITS[DriveFault.TOO_HOT]
+        faults[volts <= supply.derate_to] |= _BITS[DriveFault.VOLTAGE_LOW]
+        faults[volts > supply.high] |= _BITS[DriveFault.VOLTAGE_HIGH]

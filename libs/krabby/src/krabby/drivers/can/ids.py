@@ -1,11 +1,11 @@
-"""Whether every CAN id is one drive's: answers beyond those that were asked for, by bus and id.
+"""Whether every CAN id is one drive's: answers to no request, by bus and id.
 
-A frame too many proves nothing. CAN repeats a frame that all heard when its sender missed the
+A single surplus frame proves nothing. CAN repeats a frame when its sender missed the
 acknowledgement, a command that is repeated so is answered twice, and an answer may come after its
-request was given up. What separates these from a second drive is how often it happens:
+request was given up. A second drive differs by how often it happens:
 
-    An id is in conflict when answers that nothing asked for came 3 times within 1 s; those within
-    2 ms are one time, and each request that was given up excuses one time in the second after it.
+    An id is in conflict when answers to no request came 3 times within 1 s; those within 2 ms are
+    one time, and each request that was given up excuses one time in the second after it.
 
 A second drive that answers every command at 200 Hz is certain after three exchanges, one that
 answers every tenth after 0.15 s on average. Repeats of one frame follow within tenths of a
@@ -13,19 +13,14 @@ millisecond, so they count once. A repeat needs an error in the last of some 150
 where every hundredth frame is damaged, one of a drive's 400 frames a second is repeated every 40 s.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.types import DriveFault, IdConflict
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from krabby.drivers.can.hardware import HardwareDescription
 
 __all__ = ["APART_NS", "TIMES", "WINDOW_NS", "IdWatch"]
 
@@ -38,11 +33,11 @@ _UNKNOWN_ID: Final = np.uint32(DriveFault.UNKNOWN_ID)
 
 
 class IdWatch:
-    """Counts answers that nothing asked for; keeps what is certain until `reset`."""
+    """Counts answers to no request; keeps conflicts until `reset`."""
 
     def __init__(self, hardware: HardwareDescription) -> None:
         """No id is in conflict."""
-        self._hardware = hardware
+        self._drives = hardware.drives
         self._seen: dict[tuple[str, int], deque[int]] = {}
         """When such answers were counted last, by bus and id."""
         self._last_ns: dict[tuple[str, int], int] = {}
@@ -50,7 +45,7 @@ class IdWatch:
         self._excused: dict[tuple[str, int], deque[int]] = {}
         """When requests were sent that were given up."""
         self.conflicts: tuple[IdConflict, ...] = ()
-        """What is certain, in the order in which it was found."""
+        """In the order in which they were found."""
 
     def reset(self) -> None:
         """Forget what was found and what was counted; late answers stay excused."""
@@ -63,7 +58,7 @@ class IdWatch:
         self._excused.setdefault((bus, can_id), deque(maxlen=64)).append(sent_ns)
 
     def note(self, bus: str, can_id: int, now_ns: int) -> None:
-        """An answer came under this id, and no request waits for one."""
+        """An answer came under this id that no request waits for."""
         key = (bus, can_id)
         if now_ns - self._last_ns.get(key, now_ns - APART_NS) < APART_NS:
             return
@@ -91,20 +86,13 @@ class IdWatch:
     def mark(self, faults: NDArray[np.uint32]) -> None:
         """Set the bits of what is certain: on the joint with the id, or on all of the bus."""
         for conflict in self.conflicts:
-            for i, drive in enumerate(self._hardware.drives):
-                if drive.bus != conflict.bus:
-                    continue
-                if not conflict.joint:
-                    faults[i] |= _UNKNOWN_ID
-                elif drive.joint == conflict.joint:
-                    faults[i] |= _SHARED_ID
+            bit = _SHARED_ID if conflict.joint else _UNKNOWN_ID
+            for i, drive in enumerate(self._drives):
+                if drive.bus == conflict.bus and conflict.joint in ("", drive.joint):
+                    faults[i] |= bit
 
     def _conflict(self, bus: str, can_id: int) -> IdConflict:
-        here = there = ""
-        for drive in self._hardware.drives:
-            if drive.can_id == can_id:
-                if drive.bus == bus:
-                    here = drive.joint
-                else:
-                    there = str(drive)
-        return IdConflict(bus, can_id, here, "" if here else there)
+        owners = [drive for drive in self._drives if drive.can_id == can_id]
+        here = next((drive.joint for drive in owners if drive.bus == bus), "")
+        there = next((str(drive) for drive in owners if not here), "")
+        return IdConflict(bus, can_id, here, there)

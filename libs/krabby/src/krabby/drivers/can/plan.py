@@ -6,69 +6,50 @@ stuffed in: at worst one for every four of the bits that are stuffed, from the s
 the checksum (34 or 54, and the data).
 """
 
-from __future__ import annotations
-
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from krabby.drivers.can.codec import Codec, Parameter
-from krabby.drivers.can.damiao import DamiaoCodec
+from krabby.drivers.can.calibration import Mounting
+from krabby.drivers.can.codec import Parameter
 from krabby.drivers.can.hardware import HardwareDescription
-from krabby.drivers.can.robstride import RobStrideCodec
-from krabby.drivers.errors import HardwareError, NotRepresentable
+from krabby.drivers.errors import DriveError, HardwareError
 from krabby.robot.description import RobotDescription
-
-if TYPE_CHECKING:
-    from krabby.drivers.can.calibration import Mounting
 
 __all__ = [
     "AUX_EVERY",
-    "MAX_LOAD",
     "BusPlan",
     "check_representable",
-    "codec_of",
     "frame_bits",
     "markdown",
     "plan",
 ]
 
-MAX_LOAD: Final = 0.7
+_MAX_LOAD: Final = 0.7
 """Share of the bit rate a plan may use at worst; the rest is for repeated frames and jitter."""
 
 AUX_EVERY: Final = 2
-"""On every so manieth cycle a bus also reads a voltage or writes a torque limit, of one drive."""
-
-_CODECS: Final[dict[str, Codec]] = {"robstride": RobStrideCodec(), "damiao": DamiaoCodec()}
+"""Cycles between two voltage readings or torque limits of a bus, each of one drive."""
 
 
-def codec_of(hardware: HardwareDescription, bus: str) -> Codec:
-    """The codec of a bus; all of its drives are of one make."""
-    return _CODECS[hardware.drives[hardware.drives_of(bus)[0]].model.make]
+def frame_bits(*, is_extended: bool, stuffed: bool) -> int:
+    """Bits of one data frame and the gap behind it; `stuffed`: with every possible stuff bit."""
+    bits = 64 + (54 if is_extended else 34)
+    return bits + 13 + ((bits - 1) // 4 if stuffed else 0)
 
 
-def frame_bits(*, is_extended: bool, data_bytes: int = 8, stuffed: bool) -> int:
-    """Bits of one data frame and the gap behind it; `stuffed`: with every stuff bit possible."""
-    header, fixed = (54, 13) if is_extended else (34, 13)
-    bits = header + 8 * data_bytes
-    return bits + fixed + ((bits - 1) // 4 if stuffed else 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BusPlan:
+class BusPlan(NamedTuple):
     """Load of one bus at the planned rate."""
 
     bus: str
     channel: str
-    bitrate: int
     drives: int
     frames_per_s: float
     load: float
     """Share of the bit rate without stuff bits."""
     worst_load: float
-    """Share of the bit rate with every stuff bit there can be."""
+    """Share of the bit rate with every possible stuff bit."""
 
 
 def plan(hardware: HardwareDescription, rate_hz: float | None = None) -> tuple[BusPlan, ...]:
@@ -76,28 +57,20 @@ def plan(hardware: HardwareDescription, rate_hz: float | None = None) -> tuple[B
     rate = hardware.rate_hz if rate_hz is None else rate_hz
     rows = []
     for spec in hardware.buses:
-        codec = codec_of(hardware, spec.name)
+        codec = hardware.codec_of(spec.name)
         drives = len(hardware.drives_of(spec.name))
         aux = 2.0 / AUX_EVERY if Parameter.VOLTAGE in codec.parameters else 0.0
         frames = rate * (2.0 * drives + aux)
-        loads = [
+        loads = (
             frames * frame_bits(is_extended=codec.is_extended, stuffed=stuffed) / spec.bitrate
             for stuffed in (False, True)
-        ]
-        row = BusPlan(
-            bus=spec.name,
-            channel=spec.channel,
-            bitrate=spec.bitrate,
-            drives=drives,
-            frames_per_s=frames,
-            load=loads[0],
-            worst_load=loads[1],
         )
-        if row.worst_load > MAX_LOAD:
-            fits = int(drives * MAX_LOAD / row.worst_load)
+        row = BusPlan(spec.name, spec.channel, drives, frames, *loads)
+        if row.worst_load > _MAX_LOAD:
+            fits = int(drives * _MAX_LOAD / row.worst_load)
             raise HardwareError(
                 f"bus {spec.name} would carry {drives} drives at {rate:g} Hz with up to "
-                f"{row.worst_load:.0%} of its {spec.bitrate} bit/s, at most {MAX_LOAD:.0%} are "
+                f"{row.worst_load:.0%} of its {spec.bitrate} bit/s, at most {_MAX_LOAD:.0%} are "
                 f"allowed; put at most {fits} drives on it or lower rate_hz"
             )
         rows.append(row)
@@ -109,27 +82,27 @@ def check_representable(
 ) -> None:
     """Refuse drives whose words cannot hold what the robot's description asks of them.
 
-    A gain that is cut to a smaller one is another robot than the one that was trained, and one
-    that may not stand; so it is an error here and not a clamp later.
+    With a smaller gain the robot differs from the trained one and may not stand: so it is an error
+    here and not a clamp later.
     """
     ends = np.sort(
         [mounting.drive_pos(desc.joint_lower), mounting.drive_pos(desc.joint_upper)], axis=0
     )
-    damp_kd = np.full_like(desc.kd, desc.safety.damp_kd)
     for i, drive in enumerate(hardware.drives):
         model, where = drive.model, f"{drive.model.name} of {drive}"
-        for name, value, most in (
-            ("kp", desc.kp[i] / mounting.stiffness_ratio[i], model.kp_range),
-            ("kd", desc.kd[i] / mounting.stiffness_ratio[i], model.kd_range),
-            ("safety.damp_kd", damp_kd[i] / mounting.stiffness_ratio[i], model.kd_range),
+        for name, at_joint, most in (
+            ("kp", desc.kp[i], model.kp_range),
+            ("kd", desc.kd[i], model.kd_range),
+            ("safety.damp_kd", desc.safety.damp_kd, model.kd_range),
         ):
+            value = at_joint / mounting.stiffness_ratio[i]
             if value > most:
-                raise NotRepresentable(
+                raise DriveError(
                     f"{where} takes {name} up to {most:g}, robot.toml asks {value:g}; lower it "
                     "there or use another drive"
                 )
         if ends[0, i] < -model.position_range or ends[1, i] > model.position_range:
-            raise NotRepresentable(
+            raise DriveError(
                 f"{where} counts from -{model.position_range:.2f} to {model.position_range:.2f} "
                 f"rad, its joint needs {ends[0, i]:.2f} to {ends[1, i]:.2f}; set the drive's zero "
                 "near the middle of the joint's range and calibrate again"
@@ -150,11 +123,6 @@ def markdown(rows: tuple[BusPlan, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Print the plan of the robot's own `hardware.toml`."""
-    hardware = HardwareDescription.load(None, RobotDescription.load())
-    sys.stdout.write(f"at {hardware.rate_hz:g} Hz:\n\n{markdown(plan(hardware))}")
-
-
 if __name__ == "__main__":
-    main()
+    WIRED = HardwareDescription.load(None, RobotDescription.load())
+    sys.stdout.write(f"at {WIRED.rate_hz:g} Hz:\n\n{markdown(plan(WIRED))}")

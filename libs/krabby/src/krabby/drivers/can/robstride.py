@@ -23,67 +23,41 @@ A drive whose `canTimeout` ran out goes back to mode reset: the motor has no cur
 own damping against being turned remains.
 """
 
-from __future__ import annotations
-
 import struct
-from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 
 from krabby.drivers.can.codec import (
+    Codec,
     Command,
-    Feedback,
+    DriveModel,
     Frame,
     Kind,
+    Layout,
     Parameter,
     ParameterField,
     Reply,
     Request,
-    Scale,
-    Words,
-    pack_parameter,
-    to_value,
-    to_word,
-    unpack_parameter,
 )
 from krabby.drivers.can.types import DriveFault, DriveMode
-from krabby.drivers.errors import NotRepresentable
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+__all__ = ["RobStrideCodec"]
 
-__all__ = ["HOST_ID", "PARAMETERS", "MessageType", "RobStrideCodec"]
-
-HOST_ID: Final = 0xFD
+_HOST_ID: Final = 0xFD
 """The host's own id, as the manual's examples and the maker's tool have it."""
-
-
-class MessageType(IntEnum):
-    """Bits 28 to 24 of the id."""
-
-    COMMAND = 1
-    FEEDBACK = 2
-    ENABLE = 3
-    DISABLE = 4
-    SET_ZERO = 6
-    READ = 17
-    WRITE = 18
-    FAULTS = 21
-    SAVE = 22
-
-
-PARAMETERS: Final = {
-    Parameter.RUN_MODE: ParameterField(0x7005, "B"),
-    Parameter.TORQUE_LIMIT: ParameterField(0x700B, "f"),
-    Parameter.VOLTAGE: ParameterField(0x701C, "f"),
-    # The manual: 20000 is 1 s.
-    Parameter.CAN_TIMEOUT: ParameterField(0x7028, "I", 20000.0),
-    Parameter.ZERO_RANGE: ParameterField(0x7029, "B"),
+_COMMAND, _FEEDBACK, _DISABLE, _READ, _WRITE, _FAULTS = 1, 2, 4, 17, 18, 21
+# Communication type and first bytes of the data; of two with one type the longer one is first.
+_REQUESTS: Final = {
+    Kind.ENABLE: (3, b""),
+    Kind.CLEAR_FAULTS: (_DISABLE, b"\x01"),
+    Kind.DISABLE: (_DISABLE, b""),
+    Kind.SET_ZERO: (6, b"\x01"),
+    Kind.SAVE: (22, bytes(range(1, 9))),
 }
-"""Section 4.2 of the manual."""
-
-_BY_INDEX: Final = {field.index: parameter for parameter, field in PARAMETERS.items()}
+_VERSION_QUERY: Final = b"\x00\xc4"
+"""A type 4 with this asks for the firmware's version; it is not a request to stop."""
 
 # Bits 16 to 21 of a feedback's id. Bit 17 is "driver fault" in the RS04 manual of 2024 and
 # "three-phase overcurrent" in later ones.
@@ -95,8 +69,6 @@ _FAULT_BITS: Final = (
     DriveFault.OVERLOAD,
     DriveFault.UNCALIBRATED,
 )
-# What a feedback cannot say shows as the nearest thing it can.
-_SAID_AS: Final = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
 # Bits of the first word of type 21, section 4.1.10.
 _DETAIL_BITS: Final = {
     0: DriveFault.OVER_TEMPERATURE,
@@ -111,188 +83,137 @@ _DETAIL_BITS: Final = {
     14: DriveFault.OVERLOAD,
     16: DriveFault.OVERCURRENT,
 }
-
-# Six fault bits to ours and back, as tables, so that arrays are one look-up.
-_FAULTS_OF_BITS: Final = np.array(
-    [
-        sum(int(fault) for bit, fault in enumerate(_FAULT_BITS) if word >> bit & 1)
-        for word in range(64)
-    ],
-    np.uint32,
-)
-_MODES: Final = np.array(
-    [DriveMode.OFF, DriveMode.CALIBRATING, DriveMode.RUN, DriveMode.UNKNOWN], np.uint8
-)
-_MODE_BITS: Final = {DriveMode.CALIBRATING: 1, DriveMode.RUN: 2}
-
-_WORD: Final = 16
-_SAVE_DATA: Final = bytes(range(1, 9))
-_VERSION_QUERY: Final = b"\x00\xc4"
-"""A type 4 with this asks for the firmware's version and is no request to stop."""
+_FIRST_DETAIL: Final = {fault: bit for bit, fault in reversed(_DETAIL_BITS.items())}
+_MODES: Final = (DriveMode.OFF, DriveMode.CALIBRATING, DriveMode.RUN, DriveMode.UNKNOWN)
+_STATUS: Final = range(1 << 8)
+"""Two bits of mode and six of faults."""
 
 
-class RobStrideCodec:
-    """`Codec` of the makers' own protocol; stateless."""
+class RobStrideCodec(Codec):
+    """`Codec` of the maker's own protocol."""
 
     name = "robstride"
     is_extended = True
-    parameters = frozenset(PARAMETERS)
     feedback_mask = 0x1F00FFFF
     write_answers_with_feedback = True
+    timeout_is_fault = False
+    command = Layout(
+        Command._fields,
+        dict(type=5, torque=16, can_id=8),
+        dict(position=16, velocity=16, kp=16, kd=16),
+        type=_COMMAND,
+    )
+    modes = np.array([_MODES[status >> 6] for status in _STATUS], np.uint8)
+    faults = np.array(
+        [sum(f for bit, f in enumerate(_FAULT_BITS) if status >> bit & 1) for status in _STATUS],
+        np.uint32,
+    )
+    temperatures: Mapping[str, tuple[type[np.integer[Any]], float]] = {"tenths_c": (np.int16, 10.0)}
+    reported_as: Mapping[DriveFault, DriveFault] = {DriveFault.DRIVER: DriveFault.OVERCURRENT}
+    # Section 4.2 of the manual.
+    parameters: Mapping[Parameter, ParameterField] = {
+        Parameter.RUN_MODE: ParameterField(0x7005, "B"),
+        Parameter.TORQUE_LIMIT: ParameterField(0x700B, "f"),
+        Parameter.VOLTAGE: ParameterField(0x701C, "f"),
+        # The manual: 20000 is 1 s.
+        Parameter.CAN_TIMEOUT: ParameterField(0x7028, "I", 20000.0),
+        Parameter.ZERO_RANGE: ParameterField(0x7029, "B"),
+    }
+    # RS03 and RS04 User Manual, section 4.1.2 (communication types 1 and 2); 4.1.10:
+    # over-temperature warning at 135 °C, shut-down at 145 °C by default. Some public libraries say
+    # 50 rad/s for the RS03; section 4.1.2 and the program sample say 20.
+    models = tuple(
+        DriveModel(
+            name=model,
+            make="robstride",
+            position_range=4.0 * np.pi,
+            velocity_range=velocity_range,
+            torque_range=torque_range,
+            kp_range=5000.0,
+            kd_range=100.0,
+            derate_from_c=100.0,
+            derate_to_c=130.0,
+        )
+        for model, velocity_range, torque_range in (
+            ("robstride-rs04", 15.0, 120.0),
+            ("robstride-rs03", 20.0, 60.0),
+        )
+    )
 
-    def __init__(self, host_id: int = HOST_ID) -> None:
+    def __init__(self, host_id: int = _HOST_ID) -> None:
         """Args: the id that drives send their answers to."""
         self.host_id = host_id
+        self.feedback = Layout(
+            ("position", "velocity", "torque"),
+            dict(type=5, status=8, can_id=8, host=8),
+            dict(position=16, velocity=16, torque=16, tenths_c=16),
+            type=_FEEDBACK,
+            host=host_id,
+        )
 
     def feedback_key(self, can_id: int) -> int:
         """Type 2 from this drive to this host."""
-        return MessageType.FEEDBACK << 24 | can_id << 8 | self.host_id
-
-    def encode_commands(
-        self, can_ids: NDArray[np.uint32], scale: Scale, command: Command
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """See `Codec`."""
-        torque = to_word(command.torque, -scale.torque, scale.torque, _WORD)
-        words = np.empty((len(can_ids), 4), ">u2")
-        words[:, 0] = to_word(command.position, -scale.position, scale.position, _WORD)
-        words[:, 1] = to_word(command.velocity, -scale.velocity, scale.velocity, _WORD)
-        words[:, 2] = to_word(command.kp, 0.0, scale.kp, _WORD)
-        words[:, 3] = to_word(command.kd, 0.0, scale.kd, _WORD)
-        ids = np.uint32(MessageType.COMMAND << 24) | torque << np.uint32(8) | can_ids
-        return ids, words.view(np.uint8)
-
-    def decode_commands(self, scale: Scale, ids: Words, data: NDArray[np.uint8]) -> Command:
-        """See `Codec`."""
-        words = _words(data)
-        return Command(
-            position=to_value(words[:, 0], -scale.position, scale.position, _WORD),
-            velocity=to_value(words[:, 1], -scale.velocity, scale.velocity, _WORD),
-            kp=to_value(words[:, 2], 0.0, scale.kp, _WORD),
-            kd=to_value(words[:, 3], 0.0, scale.kd, _WORD),
-            torque=to_value(ids >> 8 & 0xFFFF, -scale.torque, scale.torque, _WORD),
-        )
-
-    def encode_feedbacks(
-        self, can_ids: NDArray[np.uint32], scale: Scale, feedback: Feedback
-    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-        """See `Codec`."""
-        words = np.empty((len(can_ids), 4), ">u2")
-        words[:, 0] = to_word(feedback.position, -scale.position, scale.position, _WORD)
-        words[:, 1] = to_word(feedback.velocity, -scale.velocity, scale.velocity, _WORD)
-        words[:, 2] = to_word(feedback.torque, -scale.torque, scale.torque, _WORD)
-        tenths = np.rint(np.clip(feedback.temperature_c * 10.0, -32768.0, 32767.0))
-        words[:, 3] = tenths.astype(np.int16).view(np.uint16)
-        bits = [
-            _MODE_BITS.get(DriveMode(int(mode)), 0) << 6 | _fault_bits(int(faults))
-            for mode, faults in zip(feedback.mode, feedback.faults, strict=True)
-        ]
-        ids = (
-            np.uint32(MessageType.FEEDBACK << 24 | self.host_id)
-            | np.array(bits, np.uint32) << np.uint32(16)
-            | can_ids << np.uint32(8)
-        )
-        return ids, words.view(np.uint8)
-
-    def decode_feedbacks(self, scale: Scale, ids: Words, data: NDArray[np.uint8]) -> Feedback:
-        """See `Codec`."""
-        words = _words(data)
-        return Feedback(
-            position=to_value(words[:, 0], -scale.position, scale.position, _WORD),
-            velocity=to_value(words[:, 1], -scale.velocity, scale.velocity, _WORD),
-            torque=to_value(words[:, 2], -scale.torque, scale.torque, _WORD),
-            temperature_c=words[:, 3].astype(np.int16) * 0.1,
-            mode=_MODES[ids >> 22 & 3],
-            faults=_FAULTS_OF_BITS[ids >> 16 & 63],
-        )
+        return _FEEDBACK << 24 | can_id << 8 | self.host_id
 
     def request(self, request: Request) -> Frame:
         """See `Codec`."""
-        match request.kind:
-            case Kind.ENABLE:
-                return self._frame(MessageType.ENABLE, request.can_id)
-            case Kind.DISABLE:
-                return self._frame(MessageType.DISABLE, request.can_id)
-            case Kind.CLEAR_FAULTS:
-                return self._frame(MessageType.DISABLE, request.can_id, b"\x01")
-            case Kind.SET_ZERO:
-                return self._frame(MessageType.SET_ZERO, request.can_id, b"\x01")
-            case Kind.SAVE:
-                return self._frame(MessageType.SAVE, request.can_id, _SAVE_DATA)
-            case Kind.READ:
-                data = struct.pack("<HHI", _index(request), 0, 0)
-                return self._frame(MessageType.READ, request.can_id, data)
-            case Kind.WRITE:
-                data = struct.pack("<HH", _index(request), 0)
-                data += _pack(request.parameter, request.value)
-                return self._frame(MessageType.WRITE, request.can_id, data)
-            case Kind.COMMAND:
-                raise NotRepresentable("commands go through encode_commands; use that")
+        if request.kind not in (Kind.READ, Kind.WRITE):
+            return self._frame(*_REQUESTS[request.kind], request.can_id)
+        kind, value = _READ, bytes(4)
+        if request.kind == Kind.WRITE:
+            kind, value = _WRITE, self.pack(request.parameter, request.value)
+        return self._frame(kind, struct.pack("<HH", self.index(request), 0) + value, request.can_id)
 
     def parse_request(self, frame: Frame) -> Request | None:
         """See `Codec`."""
-        if not frame.is_extended or len(frame.data) != 8:
+        if self.is_foreign(frame):
             return None
         kind, can_id = frame.arbitration_id >> 24, frame.arbitration_id & 0xFF
-        if kind == MessageType.COMMAND:
+        if kind == _COMMAND:
             return Request(Kind.COMMAND, can_id)
         if frame.arbitration_id >> 8 & 0xFF != self.host_id:
             return None
-        match kind:
-            case MessageType.ENABLE:
-                return Request(Kind.ENABLE, can_id)
-            case MessageType.DISABLE:
-                if frame.data[:2] == _VERSION_QUERY:
-                    return None
-                clear = frame.data[0] == 1
-                return Request(Kind.CLEAR_FAULTS if clear else Kind.DISABLE, can_id)
-            case MessageType.SET_ZERO if frame.data[0] == 1:
-                return Request(Kind.SET_ZERO, can_id)
-            case MessageType.SAVE if frame.data == _SAVE_DATA:
-                return Request(Kind.SAVE, can_id)
-            case MessageType.READ:
-                index = frame.data[0] | frame.data[1] << 8
-                return Request(Kind.READ, can_id, _parameter(index), 0.0, index)
-            case MessageType.WRITE:
-                index = frame.data[0] | frame.data[1] << 8
-                parameter = _parameter(index)
-                value = _unpack(parameter, frame.data[4:])
-                return Request(Kind.WRITE, can_id, parameter, value, index)
+        if kind in (_READ, _WRITE):
+            index = int.from_bytes(frame.data[:2], "little")
+            parameter, value = self.unpack(index, frame.data[4:])
+            if kind == _READ:
+                return Request(Kind.READ, can_id, parameter, 0.0, index)
+            return Request(Kind.WRITE, can_id, parameter, value, index)
+        if kind == _DISABLE and frame.data.startswith(_VERSION_QUERY):
+            return None
+        for request, (type_, head) in _REQUESTS.items():
+            if kind == type_ and frame.data.startswith(head):
+                return Request(request, can_id)
         return None
 
     def reply(self, reply: Reply) -> Frame:
         """See `Codec`. NaN goes out as status 1: the drive has no such parameter."""
+        to_host = reply.can_id << 8 | self.host_id
         if reply.faults:
-            bits = sum(1 << bit for bit, fault in _FIRST_DETAIL.items() if fault & reply.faults)
-            ids = MessageType.FAULTS << 24 | reply.can_id << 8 | self.host_id
-            return Frame(ids, struct.pack("<II", bits, 0), True)
+            bits = sum(1 << bit for fault, bit in _FIRST_DETAIL.items() if fault & reply.faults)
+            return Frame(_FAULTS << 24 | to_host, struct.pack("<II", bits, 0), True)
         refused = reply.value != reply.value
-        index = PARAMETERS[reply.parameter].index if reply.parameter else reply.index
-        data = struct.pack("<HH", index, 0)
-        data += bytes(4) if refused else _pack(reply.parameter, reply.value)
-        ids = MessageType.READ << 24 | refused << 16 | reply.can_id << 8 | self.host_id
-        return Frame(ids, data, True)
+        value = bytes(4) if refused else self.pack(reply.parameter, reply.value)
+        data = struct.pack("<HH", self.index(reply), 0) + value
+        return Frame(_READ << 24 | refused << 16 | to_host, data, True)
 
     def parse_reply(self, frame: Frame) -> Reply | None:
         """See `Codec`."""
-        if not frame.is_extended or len(frame.data) != 8:
+        if self.is_foreign(frame) or frame.arbitration_id & 0xFF != self.host_id:
             return None
         kind, can_id = frame.arbitration_id >> 24, frame.arbitration_id >> 8 & 0xFF
-        if frame.arbitration_id & 0xFF != self.host_id:
-            return None
-        if kind == MessageType.FAULTS:
+        if kind == _FAULTS:
             word = int.from_bytes(frame.data[:4], "little")
             faults = DriveFault(0)
             for bit, fault in _DETAIL_BITS.items():
-                if word >> bit & 1:
-                    faults |= fault
+                faults |= fault if word >> bit & 1 else 0
             return Reply(can_id, Parameter.OTHER, float("nan"), 0, int(faults))
-        if kind != MessageType.READ:
+        if kind != _READ:
             return None
-        index = frame.data[0] | frame.data[1] << 8
-        parameter = _parameter(index)
-        failed = frame.arbitration_id >> 16 & 0xFF
-        value = float("nan") if failed else _unpack(parameter, frame.data[4:])
-        return Reply(can_id, parameter, value, index)
+        index = int.from_bytes(frame.data[:2], "little")
+        parameter, value = self.unpack(index, frame.data[4:])
+        is_refused = frame.arbitration_id >> 16 & 0xFF
+        return Reply(can_id, parameter, float("nan") if is_refused else value, index)
 
     def sender(self, frame: Frame) -> int | None:
         """See `Codec`. Feedbacks and fault frames to any host; replies to this one."""
@@ -300,47 +221,8 @@ class RobStrideCodec:
             return None
         kind, host = frame.arbitration_id >> 24, frame.arbitration_id & 0xFF
         # Another host's request to read has the same type as the reply.
-        is_drives = kind in (MessageType.FEEDBACK, MessageType.FAULTS) or (
-            kind == MessageType.READ and host == self.host_id
-        )
+        is_drives = kind in (_FEEDBACK, _FAULTS) or (kind == _READ and host == self.host_id)
         return frame.arbitration_id >> 8 & 0xFF if is_drives else None
 
-    def _frame(self, kind: MessageType, can_id: int, data: bytes = b"") -> Frame:
+    def _frame(self, kind: int, data: bytes, can_id: int) -> Frame:
         return Frame(kind << 24 | self.host_id << 8 | can_id, data.ljust(8, b"\x00"), True)
-
-
-_FIRST_DETAIL: Final = {
-    next(bit for bit, named in _DETAIL_BITS.items() if named == fault): fault
-    for fault in set(_DETAIL_BITS.values())
-}
-
-
-def _words(data: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    return np.ascontiguousarray(data, np.uint8).view(">u2").astype(np.uint16)
-
-
-def _fault_bits(faults: int) -> int:
-    if not faults:
-        return 0
-    for ours, said in _SAID_AS.items():
-        if faults & ours:
-            faults |= said
-    return sum(1 << bit for bit, fault in enumerate(_FAULT_BITS) if faults & fault)
-
-
-def _parameter(index: int) -> Parameter:
-    return _BY_INDEX.get(index, Parameter.OTHER)
-
-
-def _index(request: Request) -> int:
-    if request.parameter == Parameter.OTHER:
-        return request.index
-    return PARAMETERS[request.parameter].index
-
-
-def _pack(parameter: Parameter, value: float) -> bytes:
-    return pack_parameter(parameter, PARAMETERS.get(parameter, ParameterField(0, "I")), value)
-
-
-def _unpack(parameter: Parameter, data: bytes) -> float:
-    return unpack_parameter(PARAMETERS.get(parameter, ParameterField(0, "I")), data)

@@ -1,33 +1,24 @@
-"""Drives that need no hardware: the drive's end of a bus, for tests and for the bench.
+"""The drives' end of a bus, for tests and benchmarks.
 
-`FakeDrive` is one drive as a pure state machine with the clock passed in; `FakeDrives` puts all of
-a `HardwareDescription` on its buses, a thread each. They answer as the real ones do and follow
-their targets without physics; the emulated robot of sim-hal has those.
+`FakeDrive` is one drive as a state machine with the clock passed in; `FakeDrives` puts all of a
+`HardwareDescription` on its buses, a thread each. They follow their targets without physics.
 """
-
-from __future__ import annotations
 
 import contextlib
 import math
 import socket
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import can
 import numpy as np
 
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Codec, Feedback, Frame, Kind, Parameter, Reply, Scale
-from krabby.drivers.can.plan import codec_of
+from krabby.drivers.can.hardware import HardwareDescription, JointDrive
 from krabby.drivers.can.types import DriveFault, DriveMode
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from krabby.drivers.can.hardware import HardwareDescription, JointDrive
 
 __all__ = ["FakeDrive", "FakeDrives", "free_multicast_channels"]
 
@@ -57,11 +48,10 @@ class FakeDrive:
     lose_next: int = 0
     """This many replies are lost from now on."""
     delay_s: float = 0.0
-    """Of its replies, on top of the bus's own."""
+    """Of its replies, for a test's own bus."""
     stuck: bool = False
     """The encoder does not move."""
     ignores_enable: bool = False
-    parameters: dict[Parameter, float] = field(default_factory=dict)
     kp: float = 0.0
     kd: float = 0.0
     target: float = 0.0
@@ -74,11 +64,13 @@ class FakeDrive:
     def __post_init__(self) -> None:
         """Parameters as delivered."""
         model = self.spec.model
-        self.parameters.setdefault(Parameter.CAN_TIMEOUT, 0.0)
-        self.parameters.setdefault(Parameter.RUN_MODE, 0.0)
-        self.parameters.setdefault(Parameter.POSITION_RANGE, model.position_range)
-        self.parameters.setdefault(Parameter.VELOCITY_RANGE, model.velocity_range)
-        self.parameters.setdefault(Parameter.TORQUE_RANGE, model.torque_range)
+        self.parameters = {
+            Parameter.CAN_TIMEOUT: 0.0,
+            Parameter.RUN_MODE: 0.0,
+            Parameter.POSITION_RANGE: model.position_range,
+            Parameter.VELOCITY_RANGE: model.velocity_range,
+            Parameter.TORQUE_RANGE: model.torque_range,
+        }
         self._scale = Scale.of([model])
         self._id = np.array([self.spec.can_id], np.uint32)
 
@@ -102,38 +94,31 @@ class FakeDrive:
                 self.mode, self.faults = DriveMode.OFF, self.hard_faults
             case Kind.SET_ZERO:
                 self.position = 0.0
-            case Kind.READ:
-                value = self.parameters.get(request.parameter, math.nan)
-                if request.parameter == Parameter.VOLTAGE:
-                    value = self.voltage_v
-                reply = Reply(request.can_id, request.parameter, value, request.index)
-                return self._out(self.codec.reply(reply))
             case Kind.WRITE:
                 self.parameters[request.parameter] = request.value
-                if not self.codec.write_answers_with_feedback:
-                    reply = Reply(request.can_id, request.parameter, request.value, request.index)
-                    return self._out(self.codec.reply(reply))
+        is_write = request.kind == Kind.WRITE and not self.codec.write_answers_with_feedback
+        if request.kind == Kind.READ or is_write:
+            known = self.parameters | {Parameter.VOLTAGE: self.voltage_v}
+            value = known.get(request.parameter, math.nan)
+            reply = Reply(request.can_id, request.parameter, value, request.index)
+            return self._out(self.codec.reply(reply))
         return self._out(self.feedback())
 
     def tick(self, now_s: float) -> None:
-        """Let go if nothing was heard for the time-out."""
+        """Switch off if nothing was heard for the time-out."""
         timeout_s = self.parameters[Parameter.CAN_TIMEOUT]
         if self.mode == DriveMode.RUN and 0.0 < timeout_s < now_s - self._heard_s:
             self.mode = DriveMode.OFF
             self.torque = self.kp = 0.0
-            if self.codec.name == "damiao":
+            if self.codec.timeout_is_fault:
                 self.faults |= DriveFault.CAN_TIMEOUT
 
     def feedback(self) -> Frame:
         """What it reports."""
-        values = Feedback(
-            np.array([self.position]),
-            np.array([self.velocity]),
-            np.array([self.torque]),
-            np.array([self.temperature_c]),
-            np.array([self.mode], np.uint8),
-            np.array([self.faults], np.uint32),
-        )
+        measured = [self.position], [self.velocity], [self.torque], [self.temperature_c]
+        position, velocity, torque, temperature_c = map(np.array, measured)
+        mode, faults = np.array([self.mode], np.uint8), np.array([self.faults], np.uint32)
+        values = Feedback(position, velocity, torque, temperature_c, mode, faults)
         ids, data = self.codec.encode_feedbacks(self._id, self._scale, values)
         return Frame(int(ids[0]), data[0].tobytes(), self.codec.is_extended)
 
@@ -164,7 +149,7 @@ class FakeDrives:
 
     def __init__(self, hardware: HardwareDescription) -> None:
         """Every drive stands at its zero, switched off."""
-        self.drives = [FakeDrive(spec, codec_of(hardware, spec.bus)) for spec in hardware.drives]
+        self.drives = [FakeDrive(spec, hardware.codec_of(spec.bus)) for spec in hardware.drives]
         """In joint order."""
         self.twins: list[FakeDrive] = []
         """Second drives under ids of those; each answers after the first."""
@@ -185,12 +170,7 @@ class FakeDrives:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Fall silent and leave the buses."""
         self._stop.set()
         for thread in self._threads:
@@ -198,20 +178,11 @@ class FakeDrives:
         for bus in self._buses:
             bus.shutdown()
 
-    def send(self, bus: int, message: can.Message) -> None:
-        """Put a frame of the test's own on a bus."""
-        self._buses[bus].send(message)
-
     def _run(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
         by_id = {drive.spec.can_id: drive for drive in drives}
         codec = drives[0].codec
-        late: deque[tuple[float, Frame]] = deque()
         while not self._stop.is_set():
-            wait_s = 0.01
-            while late and (wait_s := late[0][0] - time.monotonic()) <= 0.0:
-                bus.send(message_of(late.popleft()[1]))
-                wait_s = 0.01
-            message = bus.recv(min(wait_s, 0.01))
+            message = bus.recv(0.01)
             if message is None or message.is_error_frame:
                 continue
             frame = frame_of(message)
@@ -221,19 +192,12 @@ class FakeDrives:
                 continue
             for hearing in (drive, *(twin for twin in self.twins if twin.spec == drive.spec)):
                 answer = hearing.handle(frame, time.monotonic())
-                if answer is None:
-                    continue
-                due_s = time.monotonic() + hearing.delay_s
-                if hearing.delay_s or late:
-                    # A drive answers in the order in which it was asked, and so does its bus.
-                    due_s = max(due_s, late[-1][0] if late else 0.0)
-                    late.append((due_s, answer))
-                else:
+                if answer is not None:
                     bus.send(message_of(answer))
 
 
 def free_multicast_channels(hardware: HardwareDescription) -> dict[str, str]:
-    """Channels for `with_interface("udp_multicast", ...)` that nobody else on the host uses."""
+    """Channels for `with_interface("udp_multicast", ...)` that are free on this host."""
     channels = {}
     with contextlib.ExitStack() as stack:
         for number, bus in enumerate(hardware.buses):

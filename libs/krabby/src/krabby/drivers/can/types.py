@@ -1,20 +1,13 @@
-"""What goes to the drives and what comes back, in joint order and on the joint's side.
+"""Targets and readings of all drives, in joint order and on the joint's side.
 
-Joint side means after calibration: zero and sense of rotation are those of `robot.toml`. The
-drives' own zero, sense and scaling stay inside the bus.
+Joint side means after calibration: zero and sense of rotation are those of `robot.toml`.
 """
 
-from __future__ import annotations
-
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Self
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 __all__ = [
     "DriveFault",
@@ -22,7 +15,6 @@ __all__ = [
     "DriveReadings",
     "DriveTargets",
     "IdConflict",
-    "JointBus",
 ]
 
 
@@ -40,54 +32,34 @@ class DriveMode(IntEnum):
 
 
 class DriveFault(IntFlag):
-    """Why a joint cannot be trusted, as bits common to all makes; `faults.FAULTS` says what to do.
+    """Why a joint cannot be trusted, as bits common to all makes; `faults.FAULTS` explains them."""
 
-    The first half is what drives report, the second what this side of the bus notices.
-    """
-
+    # Reported by drives.
     UNDERVOLTAGE = 1 << 0
-    """The drive sees too little supply voltage."""
     OVERVOLTAGE = 1 << 1
-    """The drive sees too much supply voltage."""
     OVERCURRENT = 1 << 2
-    """A phase current passed the drive's limit."""
     OVER_TEMPERATURE = 1 << 3
-    """Power stage or winding too hot."""
     OVERLOAD = 1 << 4
-    """The rotor is blocked, or was loaded for too long."""
     ENCODER = 1 << 5
-    """The drive cannot read its encoder."""
     UNCALIBRATED = 1 << 6
-    """The drive's encoder was never calibrated to its motor."""
     DRIVER = 1 << 7
-    """The power stage's driver chip reports a failure."""
     CAN_TIMEOUT = 1 << 8
-    """The drive heard no command for its time-out and let go."""
 
+    # Noticed on this side of the bus.
     NO_REPLY = 1 << 16
-    """Several command frames in a row were not answered in time."""
     BUS_OFF = 1 << 17
-    """The controller of the joint's bus left the bus, or the interface went down."""
     DROPPED_OUT = 1 << 18
-    """A drive that was enabled is not any more: it was reset, or disabled itself."""
     STUCK_ENCODER = 1 << 19
-    """The reported position does not move although the joint must."""
     POSITION_JUMP = 1 << 20
-    """The reported position moved farther than the joint can."""
     TOO_HOT = 1 << 21
-    """Temperature beyond the end of the derating range."""
     VOLTAGE_LOW = 1 << 22
-    """Supply voltage below the end of the derating range."""
     VOLTAGE_HIGH = 1 << 23
-    """Supply voltage above what the plan allows."""
     SHARED_ID = 1 << 24
-    """More answers come under the drive's CAN id than were asked for: a second drive has it."""
     UNKNOWN_ID = 1 << 25
-    """Answers come on the joint's bus under an id that hardware.toml does not have there."""
 
 
 class IdConflict(NamedTuple):
-    """A CAN id that is not one drive's; `ids` has the rule. As text it names both and the joint."""
+    """A CAN id that is not one drive's; `ids` has the rule."""
 
     bus: str
     can_id: int
@@ -114,24 +86,20 @@ class IdConflict(NamedTuple):
 
 
 class DriveTargets(NamedTuple):
-    """What every drive must do from now on: torque = kp (pos* - pos) + kd (vel* - vel) + torque*.
+    """Targets of all drives: torque = kp (pos* - pos) + kd (vel* - vel) + torque*.
 
-    Arrays of shape (n,), float64, joint order, joint side. Limp: kp 0, joint_vel 0, kd damping.
+    Arrays of shape (n,), joint order, joint side, in rad, rad/s, N·m/rad, N·m·s/rad and N·m. Limp:
+    kp 0, joint_vel 0, kd damping.
     """
 
     joint_pos: NDArray[np.float64]
-    """[rad]"""
     joint_vel: NDArray[np.float64]
-    """[rad/s]"""
     kp: NDArray[np.float64]
-    """[N·m/rad]"""
     kd: NDArray[np.float64]
-    """[N·m·s/rad]"""
     torque: NDArray[np.float64]
-    """Feed-forward [N·m]."""
 
     @classmethod
-    def limp(cls, count: int, damp_kd: float = 0.0) -> DriveTargets:
+    def limp(cls, count: int, damp_kd: float = 0.0) -> Self:
         """No stiffness, only damping `damp_kd` [N·m·s/rad], for `count` joints."""
         nothing = np.zeros(count)
         return cls(nothing, nothing, nothing, np.full(count, damp_kd), nothing)
@@ -146,24 +114,24 @@ class DriveReadings:
 
     def __init__(self, count: int) -> None:
         """Room for `count` joints that never answered."""
-        self.joint_pos: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_pos = np.full(count, np.nan)
         """[rad]"""
-        self.joint_vel: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_vel = np.full(count, np.nan)
         """[rad/s]"""
-        self.joint_effort: NDArray[np.float64] = np.full(count, np.nan)
+        self.joint_effort = np.full(count, np.nan)
         """[N·m]"""
-        self.temperature_c: NDArray[np.float64] = np.full(count, np.nan)
+        self.temperature_c = np.full(count, np.nan)
         """The hottest sensor of the drive; NaN while unknown."""
-        self.voltage_v: NDArray[np.float64] = np.full(count, np.nan)
+        self.voltage_v = np.full(count, np.nan)
         """Supply at the drive; NaN while unknown."""
-        self.mode: NDArray[np.uint8] = np.zeros(count, np.uint8)
+        self.mode = np.zeros(count, np.uint8)
         """`DriveMode`."""
-        self.faults: NDArray[np.uint32] = np.zeros(count, np.uint32)
+        self.faults = np.zeros(count, np.uint32)
         """`DriveFault` bits."""
-        self.stamp_ns: NDArray[np.int64] = np.zeros(count, np.int64)
+        self.stamp_ns = np.zeros(count, np.int64)
         """When the reply arrived, CLOCK_MONOTONIC; 0 for never. Of a reply that came too late,
         when the command was sent that it answers: it was measured at that time or later."""
-        self.missed: NDArray[np.int64] = np.zeros(count, np.int64)
+        self.missed = np.zeros(count, np.int64)
         """Commands that were not answered in time, running total."""
         self.conflicts: tuple[IdConflict, ...] = ()
         """Ids that are not one drive's; kept until drives are probed or enabled again."""
@@ -172,57 +140,3 @@ class DriveReadings:
     def count(self) -> int:
         """Number of joints."""
         return self.joint_pos.size
-
-
-class JointBus(Protocol):
-    """All drives of the robot as one object, whatever number of buses carries them.
-
-    Order of calls: `open`, `probe`, `enable`, then `exchange` every cycle; `disable` and `close`
-    are safe in any state. One thread uses it. Failures raise the `DriveError` family, except in
-    `exchange`, which never raises for what drives or buses do: `DriveReadings.faults` tells.
-    """
-
-    def open(self) -> None:
-        """Open every bus; raises `BusError` naming the one that cannot be."""
-        ...
-
-    def probe(self) -> DriveReadings:
-        """Ask every drive and leave all of them limp.
-
-        Raises:
-            NoReply: drives do not answer; it names them.
-            DriveRefused: an id is not one drive's; it names bus, id, joint and remedy.
-        """
-        ...
-
-    def enable(self, readings: DriveReadings) -> None:
-        """Clear faults, arm the drives' own time-out, switch on at the measured pose."""
-        ...
-
-    def exchange(self, targets: DriveTargets, deadline_ns: int) -> DriveReadings:
-        """Send all targets, gather replies until all are in or until `deadline_ns`."""
-        ...
-
-    def set_effort_limits(self, limits: NDArray[np.float64]) -> None:
-        """Largest torque magnitude of each joint from now on [N·m], shape (n,)."""
-        ...
-
-    def set_carrying(self, joints: NDArray[np.bool_]) -> None:
-        """Which joints are of legs that carry load, shape (n,).
-
-        What stands on the ground may be held still by it and by the other legs.
-        """
-        ...
-
-    def disable(self) -> None:
-        """Switch every drive off; tries all of them whatever fails."""
-        ...
-
-    def close(self) -> None:
-        """Close every bus."""
-        ...
-
-    @property
-    def bus_load(self) -> Mapping[str, float]:
-        """Share of each bus's bit rate in use at the current cycle rate, by bus name."""
-        ...

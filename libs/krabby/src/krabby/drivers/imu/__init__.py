@@ -4,6 +4,6 @@
 """
 
 from krabby.drivers.imu.check import ImuCheck, ImuFault, ImuLimits
-from krabby.drivers.imu.types import Imu, ImuCounters, ImuMount, ImuSample
+from krabby.drivers.imu.types import ImuCounters, ImuMount, ImuSample
 
-__all__ = ["Imu", "ImuCheck", "ImuCounters", "ImuFault", "ImuLimits", "ImuMount", "ImuSample"]
+__all__ = ["ImuCheck", "ImuCounters", "ImuFault", "ImuLimits", "ImuMount", "ImuSample"]

@@ -1,17 +1,13 @@
 """Whether an inertial sensor can be believed."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import deque
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from krabby.drivers.imu.types import ImuSample
+from krabby.drivers.imu.types import ImuSample
 
 __all__ = ["ImuCheck", "ImuFault", "ImuLimits"]
 
@@ -55,20 +51,15 @@ class ImuLimits:
 class ImuCheck:
     """Looks at every sample; the clock is passed in.
 
-    Args:
-        rate_hz: Nominal rate of the samples that are shown to it, that is the smaller of the
-            sensor's rate and the rate of `observe`.
-        limits: What is still believed.
+    `rate_hz` is the smaller of the sensor's rate and the rate of `observe`.
     """
 
     def __init__(self, rate_hz: float, limits: ImuLimits | None = None) -> None:
-        self._rate_hz = rate_hz
-        self._limits = limits or ImuLimits()
+        self._rate_hz, self._limits = rate_hz, limits or ImuLimits()
         self._last: ImuSample | None = None
-        self._content: bytes = b""
-        self._content_since_ns = 0
-        self._arrived: deque[int] = deque()
         self._started_ns: int | None = None
+        self._content, self._content_since_ns = b"", 0
+        self._arrived: deque[int] = deque()
         self._jumped = False
         self.counts: dict[ImuFault, int] = dict.fromkeys(ImuFault, 0)
         """How often each fault began."""
@@ -76,29 +67,27 @@ class ImuCheck:
         """Those of the last call."""
 
     def observe(self, sample: ImuSample | None, now_ns: int) -> tuple[ImuFault, ...]:
-        """Faults of the source whose newest sample this is; empty when it can be believed.
+        """Faults of the source whose newest sample this is; each lasts as long as its cause.
 
-        A fault lasts as long as its cause: whoever must not miss one keeps it. Seeing the same
-        sample again is no fault until it is too old.
+        Seeing the same sample again is no fault until it is too old.
         """
         if self._started_ns is None:
             self._started_ns = now_ns
-        faults: list[ImuFault] = []
         if sample is not None and (self._last is None or sample.stamp_ns != self._last.stamp_ns):
             self._see(sample, now_ns)
-        heard_ns = self._started_ns if self._last is None else self._last.stamp_ns
-        if now_ns - heard_ns > self._limits.silent_after_s * 1e9:
-            faults.append(ImuFault.SILENT)
-        if self._last is not None:
-            faults += self._value_faults(self._last)
-            if self._last.stamp_ns - self._content_since_ns >= self._limits.stuck_after_s * 1e9:
-                faults.append(ImuFault.STUCK)
-        if self._too_slow(now_ns):
-            faults.append(ImuFault.RATE)
+        last, limits = self._last, self._limits
+        heard_ns = self._started_ns if last is None else last.stamp_ns
+        found = {ImuFault.SILENT: now_ns - heard_ns > limits.silent_after_s * 1e9}
+        if last is not None:
+            found |= self._value_faults(last)
+            same_ns = last.stamp_ns - self._content_since_ns
+            found[ImuFault.STUCK] = same_ns >= limits.stuck_after_s * 1e9
+        found[ImuFault.RATE] = self._too_slow(now_ns)
+        faults = tuple(fault for fault, is_found in found.items() if is_found)
         for fault in faults:
             self.counts[fault] += fault not in self.faults
-        self.faults = tuple(faults)
-        return self.faults
+        self.faults = faults
+        return faults
 
     def _see(self, sample: ImuSample, now_ns: int) -> None:
         content = sample.ang_vel_b.tobytes() + sample.lin_acc_b.tobytes()
@@ -108,19 +97,17 @@ class ImuCheck:
         self._last = sample
         self._arrived.append(now_ns)
 
-    def _value_faults(self, sample: ImuSample) -> list[ImuFault]:
+    def _value_faults(self, sample: ImuSample) -> dict[ImuFault, bool]:
         limits = self._limits
-        norm = float(np.linalg.norm(sample.quat_wb))
+        error = abs(float(np.linalg.norm(sample.quat_wb)) - 1.0)
         ang_vel = float(np.abs(sample.ang_vel_b).max())
         lin_acc = float(np.abs(sample.lin_acc_b).max())
-        faults: list[ImuFault] = []
-        if not (abs(norm - 1.0) <= limits.norm_error and math.isfinite(ang_vel + lin_acc)):
-            faults.append(ImuFault.NORM)
-        if ang_vel > limits.max_ang_vel or lin_acc > limits.max_lin_acc:
-            faults.append(ImuFault.RANGE)
-        if self._jumped:
-            faults.append(ImuFault.JUMP)
-        return faults
+        is_rotation = error <= limits.norm_error and math.isfinite(ang_vel + lin_acc)
+        return {
+            ImuFault.NORM: not is_rotation,
+            ImuFault.RANGE: ang_vel > limits.max_ang_vel or lin_acc > limits.max_lin_acc,
+            ImuFault.JUMP: self._jumped,
+        }
 
     def _is_jump(self, before: ImuSample, after: ImuSample) -> bool:
         half = abs(float(np.dot(before.quat_wb, after.quat_wb)))

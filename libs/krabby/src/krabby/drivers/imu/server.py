@@ -1,36 +1,19 @@
-"""The other end of the wire: something that talks like a VN-100.
+"""An emulated VN-100: the robot emulator's sensor, and the source of the ZED Mini's readings.
 
-The emulated robot has one in place of the sensor, and the camera process hands out the ZED Mini's
-inertial readings through one, since only the process that opened the camera can read them. Either
-way jetson-hal's `SerialImu` is the reader, so there is one protocol, one driver and one set of
-checks. `Vn100Device` is the sensor without the wire, `ImuServer` puts it on TCP or a pty.
+Only the process that opened a ZED Mini can read its inertial sensor, so the camera process serves
+the readings here. jetson-hal's `SerialImu` reads both. `Vn100Device` is the sensor without the
+wire, `ImuServer` puts it on TCP or a pty.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
 import socket
 import tty
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
-from krabby.drivers.errors import ImuPortError
-from krabby.drivers.imu.vectornav import (
-    BASE_RATE_HZ,
-    BAUDS,
-    BINARY_OFF,
-    FACTORY_BAUD,
-    OUTPUT_FIELDS,
-    Measurement,
-    Register,
-    Reply,
-    StreamParser,
-    encode_ascii,
-    encode_measurement,
-)
-
-if TYPE_CHECKING:
-    from krabby.drivers.imu.types import ImuMount, ImuSample
+from krabby.drivers.errors import ImuError
+from krabby.drivers.imu import vectornav as vn
+from krabby.drivers.imu.types import ImuMount, ImuSample
 
 __all__ = ["ImuServer", "Vn100Device"]
 
@@ -39,7 +22,7 @@ _MAX_PENDING = 4096
 
 
 class Vn100Device:
-    """Registers, commands and output of the sensor; bytes in, bytes out, no clock of its own.
+    """Registers, commands and output of the sensor; bytes in, bytes out, without a clock.
 
     Answers every command in the order it came. Knows the registers that `SerialImu` uses, and of
     the binary outputs only our message; anything else is refused as the sensor refuses it.
@@ -47,24 +30,24 @@ class Vn100Device:
 
     def __init__(self, *, model: str = "VN-100 emulated") -> None:
         self.registers: dict[int, tuple[str, ...]] = {
-            Register.MODEL: (model,),
-            Register.FIRMWARE: ("3.1.0.0",),
-            Register.BAUD: (str(FACTORY_BAUD),),
-            Register.ASYNC_TYPE: ("0",),
-            Register.REFERENCE_ROTATION: ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
-            Register.VPE_CONTROL: ("1", "1", "1", "1"),
-            **dict.fromkeys(Register.BINARY_OUTPUTS, BINARY_OFF),
+            vn.Register.MODEL: (model,),
+            vn.Register.FIRMWARE: ("3.1.0.0",),
+            vn.Register.BAUD: (str(vn.FACTORY_BAUD),),
+            vn.Register.ASYNC_TYPE: ("0",),
+            vn.Register.REFERENCE_ROTATION: ("1", "0", "0", "0", "1", "0", "0", "0", "1"),
+            vn.Register.VPE_CONTROL: ("1", "1", "1", "1"),
+            **dict.fromkeys(vn.Register.BINARY_OUTPUTS, vn.BINARY_OFF),
         }
         """Value of every register, as text."""
         self._paused = False
-        self._parser = StreamParser()
+        self._parser = vn.StreamParser()
         self._due_ns = 0
 
     @property
     def rate_hz(self) -> float:
         """Rate of the measurements that it was told to send; 0 for none."""
-        mode, divisor, *_ = self.registers[Register.BINARY_OUTPUTS[0]]
-        return 0.0 if self._paused or mode == "0" else BASE_RATE_HZ / int(divisor)
+        mode, divisor, *_ = self.registers[vn.Register.BINARY_OUTPUTS[0]]
+        return 0.0 if self._paused or mode == "0" else vn.BASE_RATE_HZ / int(divisor)
 
     def receive(self, data: bytes) -> bytes:
         """Take in commands; returns the replies."""
@@ -72,12 +55,12 @@ class Vn100Device:
         replies = [
             self._answer(received.message)
             for received in self._parser.feed(data)
-            if isinstance(received.message, Reply)
+            if isinstance(received.message, vn.Reply)
         ]
         replies += [_error(0x03)] * (self._parser.bad_checksums - damaged)
         return b"".join(replies)
 
-    def output(self, measurement: Measurement) -> bytes:
+    def output(self, measurement: vn.Measurement) -> bytes:
         """The message of a measurement; empty when none is due at the rate it was told."""
         rate_hz = self.rate_hz
         now_ns = measurement.time_startup_ns
@@ -85,43 +68,43 @@ class Vn100Device:
             return b""
         period_ns = round(1e9 / rate_hz)
         late_ns = now_ns - self._due_ns
-        # a quarter of a period for jitter: whoever measures at 200 Hz sends at 200 Hz
+        # a quarter of a period for jitter: 200 Hz of samples are sent at 200 Hz
         if -period_ns <= late_ns < -period_ns // 4:
             return b""
         on_grid = abs(late_ns) <= period_ns
         self._due_ns = (self._due_ns if on_grid else now_ns) + period_ns
-        return encode_measurement(measurement)
+        return vn.encode_measurement(measurement)
 
-    def _answer(self, command: Reply) -> bytes:
+    def _answer(self, command: vn.Reply) -> bytes:
         kind, fields = command
         if kind == "VNASY":
             self._paused = fields[:1] == ("0",)
-            return encode_ascii(kind, *fields)
-        if kind not in ("VNRRG", "VNWRG"):
-            return _error(0x04)
+            return vn.encode_ascii(kind, *fields)
         number = int(fields[0]) if fields and fields[0].isdigit() else -1
-        if number not in self.registers:
-            return _error(0x08)
-        if kind == "VNWRG":
+        code = 0
+        if kind not in ("VNRRG", "VNWRG"):
+            code = 0x04
+        elif number not in self.registers:
+            code = 0x08
+        elif kind == "VNWRG":
             code = self._write(number, fields[1:])
-            if code:
-                return _error(code)
-        return encode_ascii(kind, f"{number:02d}", *self.registers[number])
+        if code:
+            return _error(code)
+        return vn.encode_ascii(kind, f"{number:02d}", *self.registers[number])
 
     def _write(self, number: int, value: tuple[str, ...]) -> int:
         """Set a register; returns the code of the error, 0 for none."""
-        if number in (Register.MODEL, Register.FIRMWARE):
+        if number in (vn.Register.MODEL, vn.Register.FIRMWARE):
             return 0x09
-        if number == Register.BAUD and value[:1] and value[0] not in map(str, BAUDS):
+        if number == vn.Register.BAUD and value[:1] and value[0] not in map(str, vn.BAUDS):
             return 0x07
-        if number in Register.BINARY_OUTPUTS:
+        if number in vn.Register.BINARY_OUTPUTS:
             code = _check_output(value)
-            if code:
-                return code
-        elif len(value) < len(self.registers[number]):
-            return 0x05
-        self.registers[number] = value
-        return 0
+        else:
+            code = 0x05 if len(value) < len(self.registers[number]) else 0
+        if not code:
+            self.registers[number] = value
+        return code
 
 
 def _check_output(value: tuple[str, ...]) -> int:
@@ -130,7 +113,7 @@ def _check_output(value: tuple[str, ...]) -> int:
     mode, divisor, *fields = value
     if mode not in ("0", "1", "2", "3") or not divisor.isdigit() or int(divisor) < 1:
         return 0x07
-    ours = [int(field, 16) for field in OUTPUT_FIELDS]
+    ours = [int(field, 16) for field in vn.OUTPUT_FIELDS]
     try:
         wanted = [int(field, 16) for field in fields]
     except ValueError:
@@ -139,17 +122,7 @@ def _check_output(value: tuple[str, ...]) -> int:
 
 
 def _error(code: int) -> bytes:
-    return encode_ascii("VNERR", f"{code:02X}")
-
-
-class _Wire(Protocol):
-    address: str
-
-    def receive(self) -> bytes: ...
-
-    def send(self, data: bytes) -> int: ...
-
-    def close(self) -> None: ...
+    return vn.encode_ascii("VNERR", f"{code:02X}")
 
 
 class ImuServer:
@@ -159,30 +132,24 @@ class ImuServer:
     """
 
     def __init__(self, listen: str, mount: ImuMount, device: Vn100Device | None = None) -> None:
-        """Open the wire.
+        """Open the wire; raises `ImuError`.
 
         Args:
             listen: `tcp://address:port` (port 0 for a free one, address * for all), or `pty`.
-            mount: How the imitated sensor sits on the robot; its reader must use the same.
+            mount: How the emulated sensor sits on the robot; its reader must use the same.
             device: Its registers; fresh ones by default.
-
-        Raises:
-            ImuPortError: The wire cannot be opened.
         """
         self.device = device or Vn100Device()
         self._mount = mount
-        self._wire: _Wire = _open_wire(listen)
+        self._wire = _open_wire(listen)
+        self.address = self._wire.address
+        """What `SerialImu` takes as port on this machine: `socket://...` or the pty's path."""
         self._pending = b""
         self._started_ns: int | None = None
         self.sent = 0
         """Measurements sent."""
         self.dropped = 0
         """Measurements that a slow reader, or none, left no room for."""
-
-    @property
-    def address(self) -> str:
-        """What `SerialImu` takes as port on this machine: `socket://...` or the pty's path."""
-        return self._wire.address
 
     def poll(self) -> None:
         """Answer commands and send what waits."""
@@ -194,17 +161,10 @@ class ImuServer:
         if self._started_ns is None:
             self._started_ns = sample.stamp_ns
         self.poll()
-        quat_ns, ang_vel_s, lin_acc_s = (
-            tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)
-        )
+        time_ns = max(0, sample.stamp_ns - self._started_ns)
+        vectors: Any = [tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)]
         frame = self.device.output(
-            Measurement(
-                max(0, sample.stamp_ns - self._started_ns),
-                quat_ns,  # pyright: ignore[reportArgumentType] - lengths are the mount's
-                ang_vel_s,  # pyright: ignore[reportArgumentType]
-                lin_acc_s,  # pyright: ignore[reportArgumentType]
-                sample.temperature_c,
-            )
+            vn.Measurement(time_ns, vectors[0], vectors[1], vectors[2], sample.temperature_c)
         )
         if frame and len(self._pending) + len(frame) > _MAX_PENDING:
             self.dropped += 1
@@ -222,24 +182,59 @@ class ImuServer:
             self._pending = self._pending[self._wire.send(self._pending) :]
 
 
-def _open_wire(listen: str) -> _Wire:
+def _open_wire(listen: str) -> "_Wire":
     try:
         if listen == "pty":
-            return _PtyWire()
+            return _Wire()
         scheme, _, rest = listen.partition("://")
         host, _, port = rest.rpartition(":")
         if scheme != "tcp" or not port.isdigit():
-            raise ImuPortError(
-                f"an IMU cannot be served on {listen!r}; use tcp://address:port or pty"
-            )
+            raise ImuError(f"an IMU cannot be served on {listen!r}; use tcp://address:port or pty")
         return _TcpWire(host, int(port))
     except OSError as error:
-        raise ImuPortError(
+        raise ImuError(
             f"an IMU cannot be served on {listen!r}: {error.strerror}; choose another address"
         ) from error
 
 
-class _TcpWire:
+class _Wire:
+    """A pty. Our own handle of the far end stays open, so that readers may come and go."""
+
+    def __init__(self) -> None:
+        self._fd, self._far = os.openpty()
+        tty.setraw(self._far)
+        os.set_blocking(self._fd, False)
+        self.address = os.ttyname(self._far)
+
+    def receive(self) -> bytes:
+        try:
+            data = os.read(self._fd, 4096)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self._drop()
+        return data
+
+    def send(self, data: bytes) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self._drop()
+            return len(data)
+
+    def close(self) -> None:
+        os.close(self._fd)
+        os.close(self._far)
+
+    def _drop(self) -> None:
+        """The reader is gone."""
+
+
+class _TcpWire(_Wire):
     """One reader at a time: a new connection takes the place of the old one."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -255,29 +250,11 @@ class _TcpWire:
             self._drop()
             client.setblocking(False)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._client = client
-        if self._client is None:
-            return b""
-        try:
-            data = self._client.recv(4096)
-        except BlockingIOError:
-            return b""
-        except OSError:
-            data = b""
-        if not data:
-            self._drop()
-        return data
+            self._client, self._fd = client, client.fileno()
+        return b"" if self._client is None else super().receive()
 
     def send(self, data: bytes) -> int:
-        if self._client is None:
-            return len(data)  # nobody listens to a sensor: it does not care
-        try:
-            return self._client.send(data)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            self._drop()
-            return len(data)
+        return len(data) if self._client is None else super().send(data)
 
     def close(self) -> None:
         self._drop()
@@ -287,28 +264,3 @@ class _TcpWire:
         if self._client is not None:
             self._client.close()
             self._client = None
-
-
-class _PtyWire:
-    def __init__(self) -> None:
-        # Our own handle of the far end stays open, so that readers may come and go.
-        self._near, self._far = os.openpty()
-        tty.setraw(self._far)
-        os.set_blocking(self._near, False)
-        self.address = os.ttyname(self._far)
-
-    def receive(self) -> bytes:
-        try:
-            return os.read(self._near, 4096)
-        except BlockingIOError:
-            return b""
-
-    def send(self, data: bytes) -> int:
-        try:
-            return os.write(self._near, data)
-        except BlockingIOError:
-            return 0
-
-    def close(self) -> None:
-        os.close(self._near)
-        os.close(self._far)

@@ -1,18 +1,14 @@
-"""What an inertial sensor says, in the robot's frames, whatever make it is."""
-
-from __future__ import annotations
+"""Samples of an inertial sensor in the robot's frames."""
 
 import dataclasses
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from krabby.robot import rotations
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-__all__ = ["Imu", "ImuCounters", "ImuMount", "ImuSample"]
+__all__ = ["ImuCounters", "ImuMount", "ImuSample"]
 
 
 class ImuSample(NamedTuple):
@@ -44,34 +40,8 @@ class ImuCounters:
     """Times that the connection was lost and made again."""
 
 
-class Imu(Protocol):
-    """A source of samples. One thread uses it; it may have threads of its own."""
-
-    @property
-    def counters(self) -> ImuCounters:
-        """Running totals."""
-        ...
-
-    def open(self) -> None:
-        """Connect, configure, and wait for the first sample; raises the `ImuError` family."""
-        ...
-
-    def latest(self) -> ImuSample | None:
-        """The newest sample, however old; None before the first. Never blocks."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the sensor; safe in any state."""
-        ...
-
-
 class ImuMount:
-    """How a sensor sits on the robot, and what it calls the world.
-
-    Args:
-        quat_bs: Sensor to base (x, y, z, w).
-        quat_wn: The sensor's own reference frame to our world; identity for one with z up.
-    """
+    """How a sensor sits on the robot (`quat_bs`), and its world frame in ours (`quat_wn`)."""
 
     def __init__(self, quat_bs: ArrayLike, quat_wn: ArrayLike = rotations.IDENTITY) -> None:
         quat_bs, quat_wn = rotations.normalize(quat_bs), rotations.normalize(quat_wn)

@@ -1,13 +1,12 @@
 """The wire of a VectorNav VN-100: register commands in ASCII, measurements in binary.
 
 Source: VN-100 Interface Control Document ICD10005 (firmware 3.1), sections 1.3 to 1.5 (commands,
-checksums, errors), 2.1 to 2.4 (binary messages), 3.2 (registers); the same facts are in the VN-100
-User Manual UM001, chapters 4 to 6. Layouts were compared with two independent implementations,
-VectorNav's own programming library and ArduPilot's AP_ExternalAHRS_VectorNav.
+checksums, errors), 2.1 to 2.4 (binary messages), 3.2 (registers); also VN-100 User Manual UM001,
+chapters 4 to 6. Compared with VectorNav's programming library and ArduPilot's
+AP_ExternalAHRS_VectorNav.
 
 An ASCII message is `$` body `*` checksum CR LF. The checksum is two hex digits, the bytes of the
-body under exclusive or, or four, their CRC-16; the sensor accepts `XX` for "not checked", which we
-never send. A binary message is
+body under exclusive or, or four, their CRC-16. A binary message is
 
     0xFA | groups, 1 byte | one 16-bit field mask a group, little-endian | payload | CRC-16
 
@@ -23,45 +22,15 @@ Frames: the sensor's axes are printed on its case, x forward, y right, z down; t
 `krabby.drivers.imu.ImuMount(quat_bs, QUAT_WN)` takes both to ours.
 """
 
-from __future__ import annotations
-
 import binascii
 import re
 import struct
 from functools import reduce
 from operator import xor
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = [
-    "BASE_RATE_HZ",
-    "BAUDS",
-    "BINARY_OFF",
-    "ERRORS",
-    "FACTORY_BAUD",
-    "FRAME_SIZE",
-    "HEADER",
-    "OUTPUT_FIELDS",
-    "QUAT_WN",
-    "Measurement",
-    "Received",
-    "Register",
-    "Reply",
-    "StreamParser",
-    "binary_output",
-    "checksum8",
-    "crc16",
-    "decode_measurement",
-    "decode_reply",
-    "encode_ascii",
-    "encode_measurement",
-]
+from numpy.typing import NDArray
 
 BASE_RATE_HZ: Final = 800
 """Rate of the sensor's filter; an output has a whole divisor of it [Hz]."""
@@ -157,7 +126,7 @@ def crc16(data: bytes) -> int:
 
 
 def checksum8(body: bytes) -> int:
-    """Bytes of an ASCII body under exclusive or."""
+    """Exclusive or of the bytes of an ASCII body."""
     return reduce(xor, body, 0)
 
 
@@ -184,11 +153,8 @@ def decode_reply(line: bytes) -> Reply | None:
 
 def encode_measurement(measurement: Measurement) -> bytes:
     """The sensor's side: 60 bytes."""
-    m = measurement
-    payload = _PAYLOAD.pack(
-        m.time_startup_ns, *m.quat_ns, *m.ang_vel_s, *m.lin_acc_s, m.temperature_c
-    )
-    body = HEADER[1:] + payload
+    time_ns, quat, ang_vel, lin_acc, temperature_c = measurement
+    body = HEADER[1:] + _PAYLOAD.pack(time_ns, *quat, *ang_vel, *lin_acc, temperature_c)
     return HEADER[:1] + body + crc16(body).to_bytes(2, "big")
 
 
@@ -228,23 +194,18 @@ class StreamParser:
         """Forget a message begun: what comes next is another connection."""
         self._buffer.clear()
 
-    def feed(self, data: bytes) -> Sequence[Received]:
+    def feed(self, data: bytes) -> list[Received]:
         """All messages that end in `data`, in order. Keeps at most 256 bytes for later."""
         self._buffer += data
         messages: list[Received] = []
         position = 0
-        while True:
-            start = _START.search(self._buffer, position)
-            found_at = len(self._buffer) if start is None else start.start()
-            # a line's CR and LF are no garbage
-            self.skipped_bytes += len(self._buffer[position:found_at].strip(b"\r\n"))
-            position = found_at
-            if start is None:
-                break
+        while start := _START.search(self._buffer, position):
+            self._skip(position, start.start())
+            position = start.start()
             is_binary = self._buffer[position] == HEADER[0]
             size = self._frame_size(position) if is_binary else self._line_size(position)
-            if size is None:
-                break  # the rest of it is still to come
+            if size is None:  # the rest of it is still to come
+                break
             message = self._decode(position, size, is_binary) if size else None
             if message is None:
                 self.skipped_bytes += 1
@@ -252,8 +213,15 @@ class StreamParser:
                 continue
             messages.append(Received(message, len(self._buffer) - position))
             position += size
+        else:
+            self._skip(position, len(self._buffer))
+            position = len(self._buffer)
         del self._buffer[:position]
         return messages
+
+    def _skip(self, start: int, end: int) -> None:
+        # a line's CR and LF are no garbage
+        self.skipped_bytes += len(self._buffer[start:end].strip(b"\r\n"))
 
     def _frame_size(self, position: int) -> int | None:
         """Bytes of a binary message; 0 if it is not ours, None if more must come."""
@@ -267,11 +235,10 @@ class StreamParser:
         line = _LINE.match(self._buffer, position)
         assert line is not None
         end = line.end()
-        if end - position == 256:
-            return 0
-        if end == len(self._buffer):
+        if end - position < 256 and end == len(self._buffer):
             return None
-        return end - position if self._buffer[end] in b"\r\n" else 0
+        ends = end - position < 256 and self._buffer[end] in b"\r\n"
+        return end - position if ends else 0
 
     def _decode(self, position: int, size: int, is_binary: bool) -> Measurement | Reply | None:
         raw = bytes(self._buffer[position : position + size])

@@ -1,19 +1,30 @@
 """Rewards and terminations, by hand-worked numbers."""
 
 import math
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from krabby.robot import kinematics
-from krabby.robot.description import RobotDescription
-from krabby_trainer.task import mdp
+from krabby_trainer.task import rewards, terminations
+from krabby_trainer.task.config import RewardCfg
 
-ROBOT = RobotDescription.load()
+TERMS = {reward.name: reward for reward in rewards.REWARDS}
 
 
 def near(values):
     return pytest.approx(values, abs=1e-5)
+
+
+def term(name, **step):
+    """A term of the table, of a step with these values."""
+    return TERMS[name].of(SimpleNamespace(**step))
+
+
+def test_every_term_of_the_table_is_a_key_with_its_weight_and_a_meaning():
+    assert vars(RewardCfg()) == {name: reward.weight for name, reward in TERMS.items()}
+    assert len(TERMS) == len(rewards.REWARDS)
+    assert all(reward.meaning.endswith(".") for reward in rewards.REWARDS)
 
 
 def test_speed_towards_the_goal_is_a_share_of_what_was_asked_and_no_more_than_one():
@@ -21,17 +32,17 @@ def test_speed_towards_the_goal_is_a_share_of_what_was_asked_and_no_more_than_on
     direction = torch.tensor([[0.6, 0.8], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     speed = torch.tensor([1.0, 0.4, 0.5, 0.05])
     # Along the goal: 0.5 of 1; twice what was asked; backwards; and 0.1 m/s at least to divide by.
-    assert mdp.goal_velocity(velocity, direction, speed).tolist() == near([0.5, 1.0, -1.0, 0.2])
+    assert rewards.goal_velocity(velocity, direction, speed).tolist() == near([0.5, 1.0, -1.0, 0.2])
 
 
 def test_speed_sideways_to_the_goal_earns_nothing():
     velocity = torch.tensor([[0.0, 1.0, 0.0]])
-    assert mdp.goal_velocity(velocity, torch.tensor([[1.0, 0.0]]), torch.ones(1)) == 0.0
+    assert rewards.goal_velocity(velocity, torch.tensor([[1.0, 0.0]]), torch.ones(1)) == 0.0
 
 
 def test_who_is_asked_to_stand_still_earns_by_standing_whatever_the_direction():
     velocity = torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [-0.06, 0.08, 0.3]])
-    earned = mdp.goal_velocity(velocity, torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3))
+    earned = rewards.goal_velocity(velocity, torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3))
     # exp(0), and exp(-1) at 0.1 m/s over ground, forwards or not.
     assert earned.tolist() == near([1.0, 0.3678794, 0.3678794])
 
@@ -43,14 +54,20 @@ def test_stature_is_what_the_base_is_too_high_above_the_feet_that_carry():
     contact[1, 3:], contact[3] = False, False
     height = torch.tensor([0.5, 0.7, 0.3, 2.0])
     # 0.5 above 0; 0.7 above the three feet at 0.3; low enough; and nothing touches the ground.
-    assert mdp.stature(height, soles, contact, 0.35).tolist() == near([0.15, 0.05, 0.0, 0.0])
+    assert rewards.stature(height, soles, contact, 0.35).tolist() == near([0.15, 0.05, 0.0, 0.0])
 
 
 def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
     velocity = torch.tensor([[0.9, 0.0, 5.0], [0.9, 1.2, 0.0], [0.9, 1.2, 0.0]])
     speed = torch.tensor([0.3, 0.3, 1.3])
     # Over ground 0.9, 1.5 and 1.5 m/s against 1, 1 and 1.3.
-    assert mdp.overspeed(velocity, speed.clamp(min=1.0)).tolist() == near([0.0, 0.5, 0.2])
+    found = term(
+        "overspeed",
+        free=torch.tensor([False, False, False]),
+        base_lin_vel_w=velocity,
+        allowed_speed=speed.clamp(min=1.0),
+    )
+    assert found.tolist() == near([0.0, 0.5, 0.2])
 
 
 def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_asked():
@@ -61,60 +78,78 @@ def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_a
     width = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
     # As asked; twice as fast, exp(-4); far behind, at most -1; 0.1 of 0.15 m/s at least; as still
     # as asked; and exp(-1), exp(-1/4) at 5 cm/s.
-    assert mdp.track(velocity, asked, width).tolist() == near(
+    assert rewards.track(velocity, asked, width).tolist() == near(
         [1.0, 0.5091578, -0.5, 0.8333333, 1.0, 0.5733401]
     )
 
 
 def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():
-    heading = mdp.goal_heading(torch.tensor([0.0, 1.0, -1.0]))
+    heading = term(
+        "goal_heading",
+        free=torch.tensor([False, False, False]),
+        speed=torch.ones(3),
+        goal=SimpleNamespace(heading_error=torch.tensor([0.0, 1.0, -1.0])),
+    )
     assert heading.tolist() == near([1.0, 0.3678794, 0.3678794])
 
 
 @pytest.mark.parametrize(
-    ("reward", "argument", "expected"),
+    ("reward", "key", "argument", "expected"),
     [
-        (mdp.vertical_velocity, [5.0, 5.0, -0.3], 0.09),
-        (mdp.roll_pitch_rate, [0.3, -0.4, 7.0], 0.25),
-        (mdp.orientation, [0.3, -0.4, -0.8], 0.25),
-        (mdp.torque, [3.0, -4.0, 12.0], 169.0),
+        ("vertical_velocity", "base_lin_vel_w", [5.0, 5.0, -0.3], 0.09),
+        ("roll_pitch_rate", "base_ang_vel_b", [0.3, -0.4, 7.0], 0.25),
+        ("orientation", "gravity_b", [0.3, -0.4, -0.8], 0.25),
     ],
 )
-def test_squares_are_summed_over_what_they_are_about(reward, argument, expected):
-    assert reward(torch.tensor([argument])).tolist() == near([expected])
+def test_squares_are_summed_over_what_they_are_about(reward, key, argument, expected):
+    assert term(reward, **{key: torch.tensor([argument])}).tolist() == near([expected])
 
 
 def test_distances_from_the_pose_and_from_the_last_action_are_squared_and_summed():
     now, before = torch.tensor([[0.1, -0.2, 0.5]]), torch.tensor([0.0, 0.2, 0.5])
-    assert mdp.joint_deviation(now, before).tolist() == near([0.17])
-    assert mdp.action_rate(now, before[None]).tolist() == near([0.17])
+    deviation = term("joint_deviation", joint_pos=now, default_joint_pos=before)
+    assert deviation.tolist() == near([0.17])
+    assert term("action_rate", action=now, previous_action=before[None]).tolist() == near([0.17])
 
 
 def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():
     soles = torch.zeros(2, 6, 3)
     soles[:, 0, 2], soles[:, 1, 2], soles[:, 2, 2] = 0.75, 0.52, 0.44
     # Above a base at 0.4 m and 5 cm: 0.3 and 0.07, the third 1 cm below; above one at 0.8 m none.
-    high = mdp.feet_high(torch.tensor([0.4, 0.8]), soles, 0.05)
+    base = torch.tensor([[0.0, 0.0, 0.4], [0.0, 0.0, 0.8]])
+    high = term("feet_high", base_pos_w=base, soles_w=soles)
     assert high.tolist() == near([0.37, 0.0])
+
+
+def test_torque_counts_relative_to_what_its_drive_is_rated_for():
+    torque = torch.tensor([[3.0, -4.0, 6.0]])
+    rated = torch.full((3,), 40.0)
+    assert term("torque", torque=torque, rated_torque=rated).tolist() == near([61.0])
+    # A drive rated at 20 N·m counts as if it gave twice the torque: 9 + 16 + 12².
+    rated = torch.tensor([40.0, 40.0, 20.0])
+    assert term("torque", torque=torque, rated_torque=rated).tolist() == near([169.0])
 
 
 def test_power_is_torque_times_speed_whoever_drives_whom():
     torque = torch.tensor([[10.0, -10.0, 30.0, 0.0]])
     joint_vel = torch.tensor([[2.0, 0.5, -1.0, 9.0]])
-    assert mdp.power(torque, joint_vel).tolist() == near([55.0])  # 20 + 5 + 30 + 0
+    assert term("power", torque=torque, joint_vel=joint_vel).tolist() == near(
+        [55.0]
+    )  # 20 + 5 + 30 + 0
 
 
 def test_acceleration_is_the_change_of_speed_over_the_step():
     now, before = torch.tensor([[0.3, -0.4, 1.0]]), torch.tensor([[0.2, -0.2, 1.0]])
     # 10, -20 and 0 rad/s².
-    assert mdp.joint_acceleration(now, before, 0.01).tolist() == pytest.approx([500.0], rel=1e-5)
+    found = term("joint_acceleration", joint_vel=now, previous_joint_vel=before, dt=0.01)
+    assert found.tolist() == pytest.approx([500.0], rel=1e-5)
 
 
 def test_joints_cost_from_the_margin_before_either_limit_on():
     position = torch.tensor([[0.0, -0.97, 0.99, 1.2, -1.3]])
     lower, upper = torch.full((5,), -1.0), torch.full((5,), 1.0)
     # Within 5 cm of a radian: 0.02, 0.04; beyond the limit: 0.2 and 0.3, and the margin.
-    found = mdp.joint_limits(position, lower, upper, 0.05)
+    found = rewards.joint_limits(position, lower, upper, 0.05)
     assert found.tolist() == near([0.02 + 0.04 + 0.25 + 0.35])
 
 
@@ -124,27 +159,19 @@ def test_feet_cost_what_they_carry_beyond_the_robots_weight():
     force[:, 3] = torch.tensor([0.0, 0.0, 280.0])
     # 500 N are 2.5 weights of 200 N and 280 N are 1.4; of 400 N 1.25 and less than one.
     weight = torch.tensor([200.0, 400.0])
-    assert mdp.contact_force(force, weight).tolist() == near([1.9, 0.25])
-
-
-def test_effort_filter_moves_by_the_share_that_a_step_has_of_the_window():
-    before = torch.tensor([[0.0, 400.0, 1600.0]])
-    after = mdp.mean_square_filter(before, torch.tensor([[-30.0, 20.0, 0.0]]), 0.01, 0.1)
-    assert after[0].tolist() == near([90.0, 400.0, 1440.0])
-    # A window shorter than the step forgets everything else.
-    after = mdp.mean_square_filter(before, torch.tensor([[-30.0, 20.0, 0.0]]), 0.01, 0.001)
-    assert after[0].tolist() == near([900.0, 400.0, 0.0])
+    found = term("contact_force", foot_force_w=force, weight_n=weight)
+    assert found.tolist() == near([1.9, 0.25])
 
 
 def test_effort_costs_from_the_folding_of_the_limit_on():
     # 0.8 of 40² is 1280: two joints below or at it, one at twice, one at 1.5 times.
     mean_square = torch.tensor([[0.0, 1280.0, 2560.0, 1920.0]])
-    assert mdp.effort_budget(mean_square, 40.0, 0.8).tolist() == near([1.5 / 4])
+    assert rewards.effort_budget(mean_square, 40.0, 0.8).tolist() == near([1.5 / 4])
 
 
 def test_bodies_count_when_pressed_by_more_than_the_threshold_from_any_side():
     force = torch.tensor([[[0.6, 0.8, 0.0], [0.0, 0.0, -1.1], [3.0, 0.0, 4.0], [0.0, 0.0, 0.0]]])
-    assert mdp.bodies_touching(force, 1.0).tolist() == [2.0]
+    assert rewards.bodies_touching(force).tolist() == [2.0]
 
 
 @pytest.mark.parametrize(
@@ -159,61 +186,44 @@ def test_bodies_count_when_pressed_by_more_than_the_threshold_from_any_side():
 def test_a_foot_pushed_sideways_more_than_four_times_its_load_stumbles(force, stumbles):
     feet = torch.zeros(1, 6, 3)
     feet[0, 4] = torch.tensor(force)
-    assert mdp.stumble(feet).tolist() == [stumbles]
+    assert rewards.stumble(feet).tolist() == [stumbles]
 
 
 def test_two_stumbling_feet_are_one_stumble():
-    assert mdp.stumble(torch.tensor([[[5.0, 0.0, 0.0], [0.0, 5.0, 1.0]]])).tolist() == [1.0]
+    assert rewards.stumble(torch.tensor([[[5.0, 0.0, 0.0], [0.0, 5.0, 1.0]]])).tolist() == [1.0]
 
 
-def test_only_loaded_feet_stand_on_an_edge():
-    on_edge = torch.tensor([[True, True, True, False, False, False]])
-    contact = torch.tensor([[True, False, True, True, False, True]])
-    assert mdp.feet_on_edge(on_edge, contact).tolist() == [2.0]
+def test_feet_on_an_edge_and_in_a_pit_are_counted():
+    feet = torch.tensor([[True, False, True, True, False, False], [False] * 6])
+    assert term("edge", on_edge=feet).tolist() == [3.0, 0.0]
+    assert term("pit", in_pit=feet).tolist() == [3.0, 0.0]
 
 
-def test_feet_in_a_pit_are_counted():
-    in_pit = torch.tensor([[True, False, True, True, False, False], [False] * 6])
-    assert mdp.feet_in_pit(in_pit).tolist() == [3.0, 0.0]
+def test_torque_is_squared_as_if_all_drives_were_rated_at_40():
+    torque, rated = torch.tensor([[3.0, -4.0, 12.0]]), torch.tensor([40.0, 40.0, 20.0])
+    # 9 + 16, and 24 squared for the drive of half the rating.
+    assert term("torque", torque=torque, rated_torque=rated).tolist() == near([601.0])
 
 
 def test_a_drive_gives_less_the_faster_it_turns_and_its_peak_against_the_motion():
-    low, high = mdp.torque_speed_limit(torch.tensor([0.0, 5.0, 20.0, 30.0, -15.0]), 120.0, 20.0)
+    share = torch.tensor([0.0, 0.25, 1.0, 1.5, -0.75])
+    low, high = kinematics.torque_envelope(share, 120.0, lambda x: x.clamp(0.0, 1.0))
     assert high.tolist() == near([120.0, 90.0, 0.0, 0.0, 120.0])
     assert low.tolist() == near([-120.0, -120.0, -120.0, -120.0, -30.0])
-
-
-def test_the_torque_envelope_is_that_of_the_robot():
-    joint_vel = np.random.default_rng(0).uniform(-30.0, 30.0, (40, 18))
-    ours = mdp.torque_speed_limit(torch.tensor(joint_vel), ROBOT.peak_torque, ROBOT.no_load_speed)
-    theirs = kinematics.torque_speed_limit(ROBOT, joint_vel)
-    np.testing.assert_allclose(np.stack(ours), np.stack(theirs), rtol=0, atol=1e-9)
-
-
-def test_a_drive_is_saturated_from_99_percent_of_what_it_can_give_at_its_speed():
-    torque = torch.tensor([119.0, 118.0, 89.2, 88.0, -119.0, -60.0])
-    joint_vel = torch.tensor([0.0, 0.0, 5.0, 5.0, 5.0, -10.0])
-    # Limits 120, 120, 90, 90, -120, -60.
-    found = mdp.saturated(torque, joint_vel, 120.0, 20.0)
-    assert found.tolist() == [True, False, True, False, True, True]
 
 
 def test_a_robot_has_fallen_beyond_the_tilt_limit():
     tilt = torch.tensor([0.0, 0.99, 1.01, math.pi])
     gravity = torch.stack((torch.sin(tilt), torch.zeros(4), -torch.cos(tilt)), dim=-1)
-    assert mdp.fallen(gravity, 1.0).tolist() == [False, False, True, True]
+    assert terminations.fallen(gravity, 1.0).tolist() == [False, False, True, True]
 
 
 def test_rounding_does_not_make_an_upright_robot_fall():
-    assert mdp.fallen(torch.tensor([[0.0, 0.0, -1.0000002]]), 1.0).tolist() == [False]
-
-
-def test_a_robot_has_sunk_when_its_base_is_in_a_pit():
-    assert mdp.sunk(torch.tensor([[True], [False]])).tolist() == [True, False]
+    assert terminations.fallen(torch.tensor([[0.0, 0.0, -1.0000002]]), 1.0).tolist() == [False]
 
 
 def test_a_robot_has_left_its_lane_beyond_half_its_width_to_either_side():
     y = torch.tensor([9.0, 11.9, 12.1, 5.9])
     position = torch.stack((torch.zeros(4), y, torch.zeros(4)), dim=-1)
-    lost = mdp.left_lane(position, torch.full((4,), 9.0), 3.0)
+    lost = terminations.left_lane(position, torch.full((4,), 9.0), 3.0)
     assert lost.tolist() == [False, False, True, True]

@@ -1,0 +1,132 @@
+"""Rollouts of distillation: what happened to robots, with the images that each received.
+
+Images arrive irregularly, so they are kept by robot in the order of arrival, and every control step
+has the index of the newest. T control steps, N robots, F images, B robots of a minibatch.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from krabby_trainer.learn.networks import SCAN_LATENT
+from krabby_trainer.learn.student import DepthEncoder, Pictures, Sight
+from krabby_trainer.learn.symmetry import reflections
+from krabby_trainer.task.observations import EYE_SIZE, GROUP_SIZES, NUM_JOINTS, SCAN_SIZE
+from krabby_trainer.vision.stream import mirror_image
+
+__all__ = ["Rollout"]
+
+_PICTURE_EVERY: Final = 3
+"""Least number of control steps between two images, at the highest camera rate."""
+_SPARE_PICTURES: Final = 4
+
+
+class Rollout:
+    """What happened in T control steps to N robots, and the pictures that came to each."""
+
+    def __init__(self, steps: int, num_envs: int, memory: int, device: str | torch.device) -> None:
+        frames = steps // _PICTURE_EVERY + _SPARE_PICTURES
+        self.steps, self.num_envs, self.frames = steps, num_envs, frames
+
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(*size, dtype=dtype, device=device)
+
+        n = num_envs
+        self.image: Tensor | None = None  # (F, N, 58, 87), made when the first picture comes
+        self.eye = zeros(frames, n, EYE_SIZE)
+        self.begins = zeros(frames, n, dtype=torch.bool)
+        """Whether a picture is the first of its episode: memory is empty before it."""
+        self.count = zeros(n, dtype=torch.long)
+        """Pictures that came."""
+        self.memory = zeros(2, n, memory)
+        """Of both streams, before the first picture."""
+        self.code = zeros(2, n, SCAN_LATENT)
+        self.newest = zeros(steps, n, dtype=torch.long)
+        """1 + index of the newest picture at each step; 0 for the one before the rollout."""
+        self.blind = zeros(steps, n, dtype=torch.bool)
+        """No image so far in this episode."""
+        self.age = zeros(steps, n)
+        self.history = zeros(steps, n, GROUP_SIZES["history"])
+        self.teacher_action = zeros(steps, n, NUM_JOINTS)
+        self.scan = zeros(steps, n, SCAN_SIZE, dtype=torch.float16)
+        self.velocity = zeros(steps, n, 3)
+        self.step = 0
+
+    def begin(self, sight: Sight) -> None:
+        """Start a new rollout from the robots' present memories."""
+        self.count.zero_()
+        self.memory.copy_(sight.memory)
+        self.code.copy_(sight.code)
+
+    def add_pictures(self, pictures: Pictures, begins: Tensor) -> None:
+        """Keep images (M, ...); `begins` (M,) are the first of their episodes."""
+        robots, image, eye = pictures
+        if self.image is None:
+            shape = (self.frames, self.num_envs, *image.shape[1:])
+            with torch.inference_mode(False):  # it is learned from
+                self.image = torch.zeros(shape, dtype=image.dtype, device=image.device)
+        where = self.count[robots].clamp(max=self.frames - 1)
+        self.image[where, robots] = image
+        self.eye[where, robots] = eye
+        self.begins[where, robots] = begins
+        self.count[robots] = where + 1
+
+    def add_step(self, sight: Sight, groups: dict[str, Tensor], wanted: Tensor) -> None:
+        """Keep a control step: observation groups, and the teacher's actions (N, 18)."""
+        t = self.step
+        self.newest[t] = self.count
+        self.blind[t] = ~sight.seen
+        self.age[t] = groups["sight"][:, -1]
+        self.history[t] = groups["history"]
+        self.teacher_action[t] = wanted
+        self.scan[t] = groups["scan"]
+        self.velocity[t] = groups["velocity"]
+        self.step += 1
+
+    def encoded(
+        self, encoder: DepthEncoder, robots: Tensor, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the encoder along the images of `robots` (B,), with gradients.
+
+        Args:
+            encoder: As it is now.
+            robots: Indices.
+            stream: 1 for those whose images are mirrored, (B,).
+
+        Returns:
+            Codes (F + 1, B, 32) and memories (F + 1, B, h): before, and after each image.
+        """
+        size, flipped = len(robots), stream.bool()
+        code, memory = self.code[stream, robots], self.memory[stream, robots]
+        codes, memories = [code], [memory]
+        count = self.count[robots]
+        frames = int(count.max()) if self.image is not None else 0
+        if frames:
+            assert self.image is not None
+            image = self.image[:frames, robots]
+            image = torch.where(flipped[None, :, None, None], mirror_image(image), image)
+            eye = self.eye[:frames, robots]
+            eye = torch.where(flipped[None, :, None], reflections(eye.device)["eye"](eye), eye)
+            seen = encoder.see(image.flatten(0, 1), eye.flatten(0, 1)).view(frames, size, -1)
+            for i in range(frames):
+                before = torch.where(self.begins[i, robots, None], 0.0, memory)
+                after = encoder.remember(seen[i], before)
+                memory = torch.where((i < count)[:, None], after, memory)
+                memories.append(memory)
+            codes += [*encoder.head(torch.stack(memories[1:]))]
+        return torch.stack(codes), torch.stack(memories)
+
+    def at_steps(
+        self, encoder: DepthEncoder, robots: Tensor, stream: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes (T, B, 32) and memories (T, B, h) at every control step; 0 without an image."""
+        newest, columns = self.newest[:, robots], torch.arange(len(robots), device=robots.device)
+        blind = self.blind[:, robots, None]
+        code, memory = (
+            torch.where(blind, 0.0, values[newest, columns])
+            for values in self.encoded(encoder, robots, stream)
+        )
+        return code, memory

@@ -1,0 +1,15 @@
+"""Random draws on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+__all__ = ["uniform"]
+
+
+def uniform(bounds: Sequence[float], size: tuple[int, ...], device: str) -> torch.Tensor:
+    """Uniform in [low, high)."""
+    low, high = bounds
+    return low + (high - low) * torch.rand(size, device=device)

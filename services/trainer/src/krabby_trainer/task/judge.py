@@ -1,0 +1,163 @@
+"""Judges every control step: contacts, terminations, rewards, statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from krabby.robot.kinematics import torque_envelope
+
+from krabby_trainer.task import observations, terminations
+from krabby_trainer.task.observations import NUM_FEET, NUM_JOINTS
+from krabby_trainer.task.rewards import CONTACT_N, REWARDS, Step
+from krabby_trainer.task.state import CONTROL_STEP_S, State
+from krabby_trainer.task.statistics import Statistics
+
+__all__ = ["Judge", "StepFacts"]
+
+Tensor = torch.Tensor
+
+_EFFORT_WINDOW_S: Final = 3.0
+"""Shorter than the safety gate's 30 s, so that the cause is near its effect."""
+
+
+_MEASURED: Final = (
+    *("base_pos_w", "base_lin_vel_w", "base_lin_vel_b", "base_ang_vel_b", "joint_pos", "joint_vel"),
+    *("torque", "foot_force_w", "leg_force_w", "base_force_w", "weight_n"),
+)
+_KEPT: Final = (
+    *("previous_joint_vel", "action", "previous_action", "mean_square", "command"),
+    *("default_joint_pos", "target_lower", "target_upper", "rated_torque", "free_height_m"),
+)
+"""What a `Step` has of the robots and of the state."""
+
+
+@dataclass
+class StepFacts:
+    """What happened in one step, before the robots whose episode ended were reset.
+
+    N robots; metres, newton metres, world frame.
+    """
+
+    goal_index: Tensor
+    foot_contact: Tensor
+    feet_on_edge: Tensor
+    terminated: Tensor
+    timed_out: Tensor
+    completed: Tensor
+    course_seed: Tensor
+    torque: Tensor
+    saturated: Tensor
+    base_contact: Tensor
+    distance_m: Tensor
+
+
+class Judge:
+    """What happened to N robots in a step; all results are written in place."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        n, device = state.num_envs, state.device
+
+        def flags(*size: int) -> Tensor:
+            return torch.zeros(n, *size, dtype=torch.bool, device=device)
+
+        self.foot_contact, self.on_edge = flags(NUM_FEET), flags(NUM_FEET)
+        self.saturated = flags(NUM_JOINTS)
+        self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
+        self.failed, self.completed, self.time_out = (flags() for _ in range(3))
+        self.reward_terms = {reward.name: torch.zeros(n, device=device) for reward in REWARDS}
+        self.statistics = Statistics(vars(state.cfg.reward), device)
+
+    def __call__(self) -> None:
+        """Judge a step; can be recorded."""
+        state, dt = self.state, CONTROL_STEP_S
+        robots, ground, tile = state.robots, state.ground, state.tile
+        waypoints = ground.waypoints[tile]
+        state.progress.update(robots.base_pos_w[:, :2], waypoints, ground.spawn[tile], dt)
+        arrived = (state.progress.index >= waypoints.shape[1]) & ~state.free.mask
+        gravity_b = observations.projected_gravity(robots.base_quat_w)
+        soles_w = robots.soles_w
+        square = robots.torque.square() - state.mean_square
+        state.mean_square += square * min(1.0, dt / _EFFORT_WINDOW_S)
+        self._terminate(arrived, gravity_b, soles_w)
+        step = self._step(gravity_b, soles_w, waypoints)
+        for reward in REWARDS:
+            self.reward_terms[reward.name].copy_(reward.of(step))
+        state.previous_joint_vel.copy_(robots.joint_vel)
+        low, high = torque_envelope(
+            robots.joint_vel / state.no_load_speed,
+            state.robots.peak_torque * state.bodies.motor_strength,
+            lambda share: share.clamp(0.0, 1.0),
+        )
+        self.saturated.copy_((robots.torque >= 0.99 * high) | (robots.torque <= 0.99 * low))
+        self.statistics.add(
+            step,
+            self.reward_terms,
+            saturated=self.saturated,
+            index=state.progress.index,
+            completed=self.completed,
+            time_out=self.time_out,
+        )
+        if state.free.some:
+            planar = (robots.base_lin_vel_b[:, :2], robots.base_ang_vel_b[:, 2:])
+            state.free.step(torch.cat(planar, dim=-1), step.command, self.failed, dt)
+        state.stops.step(arrived)
+
+    def _terminate(self, arrived: Tensor, gravity_b: Tensor, soles_w: Tensor) -> None:
+        """Contacts, and whose episode ends in which way."""
+        robots, ground, tile = self.state.robots, self.state.ground, self.state.tile
+        base, free = robots.base_pos_w, self.state.free.mask
+        self.foot_contact.copy_(robots.foot_force_w.norm(dim=-1) > CONTACT_N)
+        self.on_edge.copy_(ground.feet_on_edge(tile, soles_w) & self.foot_contact)
+        self.base_contact.copy_(robots.base_force_w[:, 0].norm(dim=-1) > CONTACT_N)
+        self.fallen.copy_(terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad))
+        self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
+        left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
+        self.left_lane.copy_(left & ~free)
+        self.failed.copy_(self.fallen | self.sunk | self.left_lane)
+        self.completed.copy_(self.state.stops.rested(arrived))
+        late = self.state.episode_steps >= self.state.env.max_episode_length
+        self.time_out.copy_(late | self.state.free.away(base, tile, self.state.tile_level))
+
+    def _step(self, gravity_b: Tensor, soles_w: Tensor, waypoints: Tensor) -> Step:
+        state = self.state
+        robots, command, speed = state.robots, state.cfg.command, state.commanded_speed
+        yaw = observations.yaw_of(robots.base_quat_w)
+        hurried = (speed + command.hurry_margin).clamp(min=command.hurry_speed)
+        measured = {name: getattr(robots, name) for name in _MEASURED}
+        kept = {name: getattr(state, name) for name in _KEPT}
+        return Step(
+            **measured,
+            **kept,
+            dt=CONTROL_STEP_S,
+            gravity_b=gravity_b,
+            soles_w=soles_w,
+            foot_contact=self.foot_contact,
+            on_edge=self.on_edge,
+            in_pit=state.ground.in_pit(state.tile, soles_w),
+            failed=self.failed,
+            free=state.free.mask,
+            goal=state.progress.goal(robots.base_pos_w[:, :2], yaw, waypoints),
+            speed=speed,
+            allowed_speed=torch.where(speed > 0.0, hurried, 0.0),
+            fold_start=state.gate.fold_start,
+        )
+
+    def facts(self) -> StepFacts:
+        """What happened in the step just judged."""
+        state = self.state
+        return StepFacts(
+            goal_index=state.progress.index.clone(),
+            foot_contact=self.foot_contact.clone(),
+            feet_on_edge=self.on_edge.clone(),
+            terminated=self.failed.clone(),
+            timed_out=self.time_out.clone(),
+            completed=self.completed.clone(),
+            course_seed=state.ground.seed[state.tile],
+            torque=state.robots.torque.clone(),
+            saturated=self.saturated.clone(),
+            base_contact=self.base_contact.clone(),
+            distance_m=state.progress.distance_m.clone(),
+        )

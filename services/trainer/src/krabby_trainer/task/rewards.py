@@ -1,0 +1,260 @@
+"""Rewards: one table, `REWARDS`, and the functions behind its longer entries.
+
+To add a reward, add a line to the table: the key `env.reward.<name>` with its default weight, the
+environment's reward manager, the log's `Reward/<name>` and `train --keys` follow from it. A term
+gives one number per robot, (N,), before its weight; penalties are positive here and have negative
+weights. Weights are per second: the environment multiplies each by the control step.
+
+Shapes: N robots, 18 joints, 6 feet; SI units; `_w` world, `_b` base frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from krabby_trainer.task.progress import Goal
+
+__all__ = ["REWARDS", "Reward", "Step"]
+
+Tensor = torch.Tensor
+
+CONTACT_N: Final = 1.0
+"""Contact force above which a body touches something."""
+FEET_HIGH_M: Final = 0.05
+"""How far above the base a foot may be before `feet_high` counts."""
+LIMIT_MARGIN_RAD: Final = 0.05
+"""How near a joint may come to the limits of its target before `joint_limits` counts."""
+_REFERENCE_TORQUE: Final = 40.0
+"""Rating of the drives that the weight of `torque` is meant for [N·m]."""
+_STILL_M_S: Final = 0.1
+_STILL: Final = 0.05
+_SLOWEST: Final = 0.15
+"""A command counts as at least this where shares of it are taken."""
+
+
+@dataclass(kw_only=True)
+class Step:
+    """What rewards read: one control step of N robots, after physics.
+
+    Of `Robots`: state and contact forces [N]; `leg_force_w` (N, 18, 3) is of hips, femurs and
+    tibias, `soles_w` (N, 6, 3) are the lowest points of the feet. Flags: `foot_contact`, `on_edge`
+    and `in_pit` (N, 6), `failed` and `free` (N,): robots that follow `command` (N, 3), vx, vy and
+    yaw rate, instead of waypoints. `speed` (N,) is commanded, 0 in a pause; above `allowed_speed`
+    (N,) `overspeed` counts. `mean_square` (N, 18) is filtered squared torque, `fold_start` the
+    share of its rated value from which the safety gate reduces the limit; above `free_height_m`
+    over the supporting feet `stature` counts.
+    """
+
+    dt: float
+    base_pos_w: Tensor
+    base_lin_vel_w: Tensor
+    base_lin_vel_b: Tensor
+    base_ang_vel_b: Tensor
+    joint_pos: Tensor
+    joint_vel: Tensor
+    torque: Tensor
+    foot_force_w: Tensor
+    leg_force_w: Tensor
+    base_force_w: Tensor
+    weight_n: Tensor
+    gravity_b: Tensor
+    soles_w: Tensor
+    previous_joint_vel: Tensor
+    action: Tensor
+    previous_action: Tensor
+    mean_square: Tensor
+    default_joint_pos: Tensor
+    target_lower: Tensor
+    target_upper: Tensor
+    command: Tensor
+    free_height_m: float
+    foot_contact: Tensor
+    on_edge: Tensor
+    in_pit: Tensor
+    failed: Tensor
+    free: Tensor
+    goal: Goal
+    speed: Tensor
+    allowed_speed: Tensor
+    rated_torque: Tensor
+    fold_start: float
+
+
+@dataclass(frozen=True)
+class Reward:
+    name: str
+    weight: float
+    """Default of `env.reward.<name>`, per second; 0 computes the term for the log alone."""
+    of: Callable[[Step], Tensor]
+    meaning: str
+
+
+def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) -> Tensor:
+    """Speed over ground towards the goal, capped at the commanded speed, as a share of it.
+
+    In the world frame, so that going round an obstacle, or pushing against it, earns less than
+    climbing over it. A robot commanded to stand earns 1 at rest, a third of it at 0.1 m/s.
+    """
+    along = (base_lin_vel_w[:, :2] * direction_w).sum(-1)
+    still = torch.exp(-base_lin_vel_w[:, :2].norm(dim=-1) / _STILL_M_S)
+    return torch.where(speed > 0.0, torch.minimum(along, speed) / speed.clamp(min=0.1), still)
+
+
+def track(velocity: Tensor, command: Tensor, width: Tensor) -> Tensor:
+    """How well velocities (N, k) follow commands (N, k), (N,): 1 if they are equal.
+
+    Half is the share of the command that is reached, at most 1 and at least -1, which has a slope
+    everywhere; half is a bell `width` (N,) wide. For a zero command the first half is stillness.
+    """
+    speed = command.norm(dim=-1)
+    along = (velocity * command).sum(-1) / speed.clamp(min=1e-6)
+    share = (torch.minimum(along, speed) / speed.clamp(min=_SLOWEST)).clamp(min=-1.0)
+    still = torch.exp(-velocity.norm(dim=-1) / _STILL)
+    near = torch.exp(-(velocity - command).square().sum(-1) / width.square())
+    return 0.5 * torch.where(speed > 0.0, share, still) + 0.5 * near
+
+
+def _squares(values: Tensor) -> Tensor:
+    return values.square().sum(-1)
+
+
+def _goal_velocity(s: Step) -> Tensor:
+    return ~s.free * goal_velocity(s.base_lin_vel_w, s.goal.direction_w, s.speed)
+
+
+def _overspeed(s: Step) -> Tensor:
+    return ~s.free * torch.relu(s.base_lin_vel_w[:, :2].norm(dim=-1) - s.allowed_speed)
+
+
+def _track_velocity(s: Step) -> Tensor:
+    # The faster the command, the wider the bell: precision is a share of it, and of turning.
+    width = 0.08 + 0.12 * s.command[:, :2].norm(dim=-1) + 0.1 * s.command[:, 2].abs()
+    return s.free * track(s.base_lin_vel_b[:, :2], s.command[:, :2], width)
+
+
+def _track_yaw(s: Step) -> Tensor:
+    width = 0.12 + 0.2 * s.command.norm(dim=-1)
+    return s.free * track(s.base_ang_vel_b[:, 2:], s.command[:, 2:], width)
+
+
+def _goal_heading(s: Step) -> Tensor:
+    return ~s.free * torch.where(s.speed > 0.0, torch.exp(-s.goal.heading_error.abs()), 1.0)
+
+
+def _joint_deviation(s: Step) -> Tensor:
+    return _squares(s.joint_pos - s.default_joint_pos)
+
+
+def _rest_pose(s: Step) -> Tensor:
+    standing = torch.where(s.free, s.command.abs().sum(-1) == 0.0, s.speed <= 0.0)
+    return torch.where(standing, _joint_deviation(s), 0.0)
+
+
+def stature(base_height_w: Tensor, soles_w: Tensor, contact: Tensor, allowed_m: float) -> Tensor:
+    """How far the base is higher than `allowed_m` above the feet that carry it [m].
+
+    Args:
+        base_height_w: (N,) [m].
+        soles_w: (N, 6, 3) [m].
+        contact: (N, 6) bool; without any contact the term is 0.
+        allowed_m: Height that is free [m].
+    """
+    carrying = contact.float()
+    count = carrying.sum(-1)
+    ground = (soles_w[..., 2] * carrying).sum(-1) / count.clamp(min=1.0)
+    return torch.relu(base_height_w - ground - allowed_m) * (count > 0.0)
+
+
+def _stature(s: Step) -> Tensor:
+    return stature(s.base_pos_w[:, 2], s.soles_w, s.foot_contact, s.free_height_m)
+
+
+def _feet_high(s: Step) -> Tensor:
+    return torch.relu(s.soles_w[..., 2] - s.base_pos_w[:, 2][:, None] - FEET_HIGH_M).sum(-1)
+
+
+def _acceleration(s: Step) -> Tensor:
+    return _squares((s.joint_vel - s.previous_joint_vel) / s.dt)
+
+
+def joint_limits(joint_pos: Tensor, lower: Tensor, upper: Tensor, margin_rad: float) -> Tensor:
+    """How far joints are nearer to a limit than the margin, or beyond it, summed [rad]."""
+    low = torch.relu(lower + margin_rad - joint_pos)
+    high = torch.relu(joint_pos - upper + margin_rad)
+    return (low + high).sum(-1)
+
+
+def _joint_limits(s: Step) -> Tensor:
+    return joint_limits(s.joint_pos, s.target_lower, s.target_upper, LIMIT_MARGIN_RAD)
+
+
+def _power(s: Step) -> Tensor:
+    return (s.torque * s.joint_vel).abs().sum(-1)
+
+
+def _torque(s: Step) -> Tensor:
+    # What heats a drive is its torque over its rating.
+    return _squares(s.torque * (_REFERENCE_TORQUE / s.rated_torque))
+
+
+def _effort(s: Step) -> Tensor:
+    return effort_budget(s.mean_square, s.rated_torque, s.fold_start)
+
+
+def effort_budget(mean_square: Tensor, rated_torque: Tensor, fold_start: float) -> Tensor:
+    """How far the joints' mean square effort is above `fold_start` of the rated one, on average.
+
+    From there the safety gate reduces the torque limit, so a robot that stays there grows weak.
+    """
+    return torch.relu(mean_square / (fold_start * rated_torque**2) - 1.0).mean(-1)
+
+
+def bodies_touching(force_w: Tensor) -> Tensor:
+    """Number of bodies (N, B, 3) pressed by more than `CONTACT_N`."""
+    return (force_w.norm(dim=-1) > CONTACT_N).float().sum(-1)
+
+
+def _contact_force(s: Step) -> Tensor:
+    return torch.relu(s.foot_force_w.norm(dim=-1) / s.weight_n[:, None] - 1.0).sum(-1)
+
+
+def stumble(foot_force_w: Tensor) -> Tensor:
+    """1 where any foot is pushed sideways by more than four times its vertical load."""
+    sideways = foot_force_w[..., :2].norm(dim=-1)
+    return ((sideways > 4.0 * foot_force_w[..., 2].abs()) & (sideways > 1.0)).any(-1).float()
+
+
+REWARDS: Final = (
+    Reward("goal_velocity", 1.5, _goal_velocity, "Speed to the waypoint, share of the command."),
+    Reward("overspeed", -2.0, _overspeed, "Speed above `env.command.hurry_speed` [m/s]."),
+    Reward("goal_heading", 0.5, _goal_heading, "1 facing the waypoint, exponential in the angle."),
+    Reward("track_velocity", 0.0, _track_velocity, "Free robots: vx and vy follow the command."),
+    Reward("track_yaw", 0.0, _track_yaw, "Free robots: the yaw rate follows the command."),
+    Reward("vertical_velocity", -0.5, lambda s: s.base_lin_vel_w[:, 2].square(), "Squared."),
+    Reward("roll_pitch_rate", -0.05, lambda s: _squares(s.base_ang_vel_b[:, :2]), "Squared."),
+    Reward("orientation", -0.3, lambda s: _squares(s.gravity_b[:, :2]), "Squared tilt sine."),
+    Reward("joint_deviation", -0.02, _joint_deviation, "Squared distance from the default pose."),
+    Reward("rest_pose", 0.0, _rest_pose, "Joint deviation, added while commanded to stand."),
+    Reward("stature", 0.0, _stature, "Base more than 6 cm above the default stand [m]."),
+    Reward("feet_high", 0.0, _feet_high, "Feet more than 5 cm above the base, summed [m]."),
+    Reward(
+        "action_rate", -0.01, lambda s: _squares(s.action - s.previous_action), "Squared change."
+    ),
+    Reward("joint_acceleration", 0.0, _acceleration, "Squared [rad²/s⁴]; weights are about -1e-7."),
+    Reward("joint_limits", 0.0, _joint_limits, "Joints within 0.05 rad of a limit, summed [rad]."),
+    Reward("power", 0.0, _power, "Mechanical, magnitudes summed: drives do not recuperate [W]."),
+    Reward("torque", -8e-6, _torque, "Squared, as if rated at 40 N·m, summed [N²·m²]."),
+    Reward("effort_budget", -4.0, _effort, "Squared torque above the gate's limit, relative."),
+    Reward("base_contact", -1.0, lambda s: bodies_touching(s.base_force_w), "Base in contact."),
+    Reward("leg_contact", -0.1, lambda s: bodies_touching(s.leg_force_w), "Leg links in contact."),
+    Reward("contact_force", 0.0, _contact_force, "Load per foot beyond the weight [weights]."),
+    Reward("stumble", -0.3, lambda s: stumble(s.foot_force_w), "Any foot pushed sideways."),
+    Reward("edge", -6.0, lambda s: s.on_edge.float().sum(-1), "Loaded feet on an edge."),
+    Reward("pit", -1.0, lambda s: s.in_pit.float().sum(-1), "Feet in a pit."),
+    Reward("fall", -300.0, lambda s: s.failed.float(), "Per second: -3 for a failure at 100 Hz."),
+)
+"""The reward terms, in the order of the log."""
