@@ -2,6 +2,8 @@
 
 python examples/hand_made_policy.py runs/twist
 krabby up --policy runs/twist        # in another terminal: krabby teleop, turn left and right
+
+Needs onnx: the development environment (`make test-fast` installs it), or the extra krabby[assets].
 """
 
 import sys
