@@ -174,6 +174,13 @@ def test_resumed_run_takes_what_is_typed_on_top():
     assert cfg.env.num_envs == saved["env"]["num_envs"]
 
 
+def test_a_key_outranks_a_preset_wherever_it_is_typed():
+    key, preset = "env.command.free_share=0.5", "commands=everywhere"
+    for typed in ([key, preset], [preset, key]):
+        assert compose(typed).env.command.free_share == 0.5
+        assert continue_from(to_dict(compose()), typed).env.command.free_share == 0.5
+
+
 def test_configuration_of_an_older_version_loses_what_is_gone():
     saved = to_dict(compose())
     saved["gone"] = 1

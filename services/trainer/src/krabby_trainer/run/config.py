@@ -153,7 +153,7 @@ def compose(overrides: Sequence[str] = ()) -> TrainCfg:
 
 
 def continue_from(config: Mapping[str, Any], overrides: Sequence[str]) -> TrainCfg:
-    """A checkpoint's configuration with overrides on top of it.
+    """A checkpoint's configuration with overrides on top of it: presets first, then single keys.
 
     Keys of the checkpoint that this version does not know are left out.
 
@@ -165,7 +165,9 @@ def continue_from(config: Mapping[str, Any], overrides: Sequence[str]) -> TrainC
 
     node = OmegaConf.create(dict(config))
     try:
-        for override in _check_overrides(overrides):
+        # As in a new run, where Hydra composes the presets before it sets any key.
+        ordered = sorted(_check_overrides(overrides), key=lambda o: o.key_or_group not in choices())
+        for override in ordered:
             key, value = override.key_or_group, override.value()
             if key == "task" and value != config.get("task"):
                 raise ConfigError(
