@@ -1,7 +1,8 @@
 """The robot's own processes on an emulated robot, in real time: jetson-hal and gameloop.
 
 Drives answer on multicast CAN buses, the IMU on a TCP line, MuJoCo is behind them. It needs
-two free cores: a busy machine loses replies, and the robot is damped for it, rightly. What does not need processes is in test_faults_of_drives.py, in simulated time.
+two free cores: a busy machine loses replies, and the robot is damped for it, rightly. What does
+not need processes is in test_faults_of_drives.py, in simulated time.
 """
 
 import json
@@ -233,7 +234,7 @@ def walk_on(robot, distance_m, timeout_s):
 
 
 def note_times(figures, name, hal):
-    """Note how regular it was, which depends on the machine; fail where states were too old to use."""
+    """Note how regular it was, which depends on the machine; old states are a failure."""
     figures[name] = (
         f"state age at actuation p99 {hal['obs_age_p99_ms']:.1f} ms (at most 12), bus period p99 "
         f"{hal['bus_period_p99_ms']:.2f} ms (5 within 1), exchange p50 "

@@ -68,7 +68,7 @@ def differences(cfg: DegradeCfg) -> dict[str, Any]:
 
 
 def _contact(contact: Contact, friction: float | None) -> Contact:
-    """The lower of the contact's and the given friction, for feet and body."""
+    """The given friction for the feet; for the body at most that."""
     if friction is None:
         return contact
     body = min(contact.body_friction, friction)
