@@ -15,7 +15,7 @@ def folder(tmp_path):
     """Writes a folder with 8 trials of the cell steps-1."""
 
     def write(policy, successes, **changes):
-        path = tmp_path / policy
+        path = tmp_path / f"{policy}{len(changes)}"
         path.mkdir()
         head = {"suite": "published", "cells_sha256": suite_digest(find_suite("published")),
                 "policy": policy, "robot": "r", "substep_ns": 2_500_000}  # fmt: skip
@@ -56,3 +56,9 @@ def test_the_exit_status_says_that_trials_are_missing(folder, tmp_path):
 def test_folders_of_another_version_of_the_suite_are_refused(folder, capsys):
     assert main(["evaluate", "--compare", folder("gait", 2, cells_sha256="0")]) == 2
     assert "holds another suite or version than 'published'" in capsys.readouterr().err
+
+
+def test_one_policy_on_two_robots_is_not_taken_for_one(folder, capsys, tmp_path):
+    folders = [folder("gait", 2), folder("gait", 8, robot="other")]
+    assert main(["evaluate", "--compare", *folders, "--out", str(tmp_path / "out")]) == 2
+    assert "hold different evaluations of policy 'gait'" in capsys.readouterr().err

@@ -68,6 +68,15 @@ def test_trials_last_30_s_or_1_5_times_what_the_commanded_speed_needs(cell):
             assert scenario.speed == 0.5
 
 
+def test_quick_cells_have_their_baseline_and_stops_count_what_was_disturbed():
+    quick = {cell.name for cell in WILD if cell.quick}
+    assert {c.facts.get("baseline", c.name) for c in WILD if c.quick} <= quick
+    for cell in WILD:
+        if cell.target is not None and cell.target.figure.startswith("fell"):
+            assert cell.target.figure == "fell_disturbed"
+            assert cell.make(0).events
+
+
 def test_events_happen_at_random_places_of_the_course():
     for name, count in (("release", 1), ("stop-and-go", 4), ("swap", 1), ("outage-0.5", 1)):
         places = []
@@ -111,7 +120,9 @@ def test_the_table_for_readers_names_targets_and_what_is_held_out():
     table = cell_table(WILD).splitlines()
     assert len(table) == len(WILD) + 2
     assert "| beam-1 | beam | 64 | success >= 0.9 | held out | beams 0.6 m wide |" in table
-    assert any(line.startswith("| outage-2 | pictures | 64 | fell <= 0.06 |") for line in table)
+    assert any(
+        line.startswith("| outage-2 | pictures | 64 | fell_disturbed <= 0.06 |") for line in table
+    )
 
 
 def test_a_suite_is_found_by_its_name_or_the_nearest_is_named():
