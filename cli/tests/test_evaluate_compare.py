@@ -62,3 +62,10 @@ def test_one_policy_on_two_robots_is_not_taken_for_one(folder, capsys, tmp_path)
     folders = [folder("gait", 2), folder("gait", 8, robot="other")]
     assert main(["evaluate", "--compare", *folders, "--out", str(tmp_path / "out")]) == 2
     assert "hold different evaluations of policy 'gait'" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_no_traceback(folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    argv = ["evaluate", "--compare", folder("gait", 2), "--out", str(tmp_path / "file")]
+    assert main(argv) == 1
+    assert "the report cannot be written" in capsys.readouterr().err

@@ -115,6 +115,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     except BenchmarkError as error:
         raise CliError(str(error)) from error
+    except OSError as error:
+        raise CliError(
+            f"the report cannot be written or its trials read ({error}); trials that have ended are "
+            "kept: make room, or give another --out"
+        ) from error
 
 
 def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:

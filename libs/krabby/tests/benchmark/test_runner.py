@@ -162,7 +162,7 @@ def test_a_full_disk_keeps_the_trials_before(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(BenchmarkError, match="No space left on device.*1 trials before are"):
+        with pytest.raises(BenchmarkError, match=r"No space left on device.*1 trials before are"):
             book.add(result(seed=1))
     with Book(tmp_path, HEAD, Shard()) as again:
         assert again.done == {TrialKey("a", 0)}
