@@ -66,7 +66,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     """On its feet, but the last waypoint was not reached in time."""
     MISSED = "missed"
-    """On its feet to the end, but beyond the bound on tracking or drift, or far from the obstacle."""
+    """On its feet to the end, but beyond a bound, or never near what it had to stand off from."""
 
 
 def succeeded(goal: Goal, outcome: str) -> bool:
