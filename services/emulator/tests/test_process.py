@@ -231,4 +231,4 @@ def test_the_console_breaks_and_mends(start):
     done = console("fault", "bus-off", "--joint", "lf_knee")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "leave joint=lf_knee out" in done.stderr
+    assert "omit joint=lf_knee" in done.stderr
