@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(str(error)) from error
     except OSError as error:
         raise CliError(
-            f"the report cannot be written or its trials read ({error}); trials that have ended are "
-            "kept: make room, or give another --out"
+            f"the report cannot be written or its trials read ({error}); the trials that have ended "
+            "are kept: make room, or give another --out"
         ) from error
 
 
