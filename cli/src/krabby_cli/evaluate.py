@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.benchmark.book import Book, head_of, read_head, suite_digest
+from krabby.benchmark.book import HEAD_FORMAT, Book, head_of, read_head, suite_digest
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         raise CliError(str(error)) from error
     except OSError as error:
         raise CliError(
-            f"the report cannot be written or its trials read ({error}); the trials that have ended "
+            f"the report cannot be written or its trials read ({error}); trials that have ended "
             "are kept: make room, or give another --out"
         ) from error
 
@@ -179,7 +179,8 @@ def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namesp
                 "(robot, physics step or files of the policy), which a report cannot tell apart; "
                 "compare one of them"
             )
-        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, suite_digest(suite)):
+        of = tuple(head.get(key) for key in ("format", "suite", "cells_sha256"))
+        if of != (HEAD_FORMAT, args.suite, suite_digest(suite)):
             raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
     paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
     facts = {

@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 from krabby.benchmark.figures import needed_s
+from krabby.benchmark.outcome import Judge, Outcome
 from krabby.benchmark.scenario import ScenarioError
 from krabby.benchmark.suites import SUITES, cell_table, find_suite
 from krabby.benchmark.wild import WILD
@@ -75,6 +76,21 @@ def test_quick_cells_have_their_baseline_and_stops_count_what_was_disturbed():
         if cell.target is not None and cell.target.figure.startswith("fell"):
             assert cell.target.figure == "fell_disturbed"
             assert cell.make(0).events
+
+
+@pytest.mark.parametrize("name", ["cliff-1", "pit-1", "wall-1", "door-1", "ceiling-1"])
+def test_a_robot_2_m_before_an_obstacle_has_come_to_it(make_facts, make_tick, name):
+    cell = BY_NAME[name]
+    facts = make_facts("stand_off", cell=cell, scenario=cell.make(0), waypoints=8)
+    front = min(
+        box.center[0] - box.half_extents[0]
+        for box in facts.scenario.course.boxes
+        if box.kind in ("wall", "floor")
+    )
+    for before_m, outcome in ((1.95, Outcome.REFUSED), (2.05, Outcome.MISSED)):
+        judge = Judge(facts)
+        judge.tick(make_tick(progress_m=front - before_m - facts.scenario.course.spawn[0]))
+        assert judge.at_end() == outcome
 
 
 def test_events_happen_at_random_places_of_the_course():

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from krabby.policy.bundle import PolicyBundle
     from krabby.robot.description import RobotDescription
 
-__all__ = ["Book", "head_of", "read_head", "suite_digest"]
+__all__ = ["HEAD_FORMAT", "Book", "head_of", "read_head", "suite_digest"]
 
 HEAD_FILE: Final = "evaluation.json"
+HEAD_FORMAT: Final = 2
+"""Raised when the rules of outcomes or the sums of a trial change: older trials do not mix."""
 _TRIALS: Final = "trials*.jsonl"
 
 
@@ -154,7 +156,7 @@ def head_of(
 ) -> dict[str, Any]:
     """What is evaluated: equal heads have comparable trials."""
     return {
-        "format": 1,
+        "format": HEAD_FORMAT,
         "suite": suite,
         "cells_sha256": suite_digest(cells),
         "policy": bundle.name,
