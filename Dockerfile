@@ -41,7 +41,7 @@ COPY proto proto
 COPY libs libs
 ARG SERVICE
 COPY ${SERVICE} ${SERVICE}
-# A folder with a lock of its own is installed from that. The module that is started is the one with a `__main__`.
+# A folder with its own lock is installed from that. The module that is started is the one with a `__main__`.
 RUN --mount=type=cache,target=/root/.cache \
     export UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy \
  && if [ -e "$SERVICE/uv.lock" ]; then what="--project $SERVICE"; else what="--package krabby-${SERVICE##*/}"; fi \
@@ -53,10 +53,10 @@ RUN --mount=type=cache,target=/root/.cache \
 FROM ${BASE}
 ARG SERVICE
 # The ZED SDK is installed from what Stereolabs gave you: README.md in that folder. Without it the image has no `pyzed.sl`,
-# and the source `zed` says so. Depth networks and calibration are volumes, written by the service's user.
+# and the source `zed` reports it. Depth networks and calibration are volumes, written by the service's user.
 RUN --mount=type=bind,source=services/camera/sdk,target=/tmp/sdk \
     if [ "$SERVICE" = services/camera ]; then bash /tmp/sdk/install; fi
-# What is written, by whom: recordings, calibration, TensorRT's engines, training runs and compiled kernels. A volume mounted
+# Folders written by the service's user: recordings, calibration, TensorRT's engines, training runs and compiled kernels. A volume mounted
 # on one of these folders starts out writable for that user.
 RUN groupadd --system --gid 10001 krabby \
  && useradd --system --uid 10001 --gid krabby --no-create-home --shell /usr/sbin/nologin krabby \

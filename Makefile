@@ -1,4 +1,4 @@
-# Everything a person types. `make help` lists it.
+# Commands for users and developers. `make help` lists them.
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -6,22 +6,22 @@ SHELL := bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# What is installed, and how: tools/install.py, with uv from an environment of its own.
+# tools/install.py installs the locked packages, with uv from a separate environment.
 TOOLS   := .venv-uv/bin/python
 INSTALL  = $(TOOLS) tools/install.py $(VENV) --python $(PYTHON) --all-packages
 LOCKED  := $(TOOLS) tools/install.py $(wildcard uv.lock */*/uv.lock */pyproject.toml */*/pyproject.toml)
 RUNTIME := $(VENV)/.runtime
 DEV     := $(VENV)/.dev
 
-# The trainer has an environment of its own: Python 3.12, torch, Isaac Lab.
+# The trainer's environment: Python 3.12, torch, Isaac Lab.
 TRAIN_VENV  ?= .venv-train
 TRAIN_BIN   := $(TRAIN_VENV)/bin
 TRAIN_SETUP := $(TRAIN_VENV)/.train
 TRAIN_TEST   = $(TRAIN_BIN)/python -m pytest -c services/trainer/pyproject.toml services/trainer/tests
-# make train: what differs from the defaults, for example ARGS="size=small run.name=first".
+# make train: overrides of the defaults, for example ARGS="size=small run.name=first".
 ARGS        ?=
 
-# make sim: what to run. DURATION in seconds, 0 = until Ctrl-C. COURSE and POLICY are those of `krabby up` where not given.
+# make sim: DURATION in seconds, 0 = until Ctrl-C. COURSE, POLICY and ROBOT default to those of `krabby up`.
 DURATION   ?= 60
 COURSE     ?=
 DIFFICULTY ?= 0.5
@@ -47,7 +47,7 @@ $(TOOLS):
 	@$(SUPPORTED)
 	@$(PYTHON) -m venv .venv-uv || { rm -rf .venv-uv; exit 1; }
 
-# With the tools where they were before: installing the lock takes away what it does not name.
+# Keeps the development tools where they are installed: installing the lock removes packages it does not name.
 $(RUNTIME): $(LOCKED)
 	@$(SUPPORTED)
 	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev)
@@ -58,75 +58,75 @@ $(DEV): $(LOCKED)
 	@$(INSTALL)
 	@touch $(RUNTIME) $@
 
-setup: $(RUNTIME) ## a virtual environment with everything `make sim` needs
+setup: $(RUNTIME) ## virtual environment for `make sim`
 
-sim: $(RUNTIME) ## simulation in the loop: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
+sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
 	@$(BIN)/krabby up --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) --difficulty $(DIFFICULTY) --seed $(SEED) \
 	  $(if $(POLICY),--policy $(POLICY)) $(if $(ROBOT),--robot $(ROBOT)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
 
-up: ## the simulation in containers, watched: Grafana on http://localhost:3000
+up: ## run the stack in containers with Grafana on http://localhost:3000
 	@tools/preflight
 	@docker compose build
-	@tools/preflight  # once more: with an image there is more to check
+	@tools/preflight  # again: an image allows more checks
 	@docker compose up --detach --wait
 	@echo "Grafana http://localhost:$${KRABBY_GRAFANA_PORT:-3000}  Prometheus http://localhost:$${KRABBY_PROMETHEUS_PORT:-9090}  stop: make down" >&2
 
-down: ## stop the containers, keep what Prometheus measured
+down: ## stop the containers, keep the measurements
 	@docker compose down
 
-images: ## build every container image but the trainer's (9 GB): docker compose --profile train build trainer
+images: ## build all images except the trainer's (9 GB; docker compose --profile train build trainer)
 	@docker compose --profile teleop --profile record build
 	@$(JETSON) --profile emulated build
 
-images-robot: ## on the robot: its images, on NVIDIA's base with CUDA and TensorRT
+images-robot: ## on the robot: build its images on NVIDIA's base with CUDA and TensorRT
 	@$(JETSON) --profile robot --profile teleop --profile record --profile drives build
 
-robot: ## on the robot: build and start everything; nothing arms it but a person: krabby arm
+robot: ## on the robot: build and start everything; then arm it with krabby arm
 	@tools/preflight robot
 	@$(JETSON) --profile robot up --build --detach --wait
 
-emulated: ## the same containers walking an emulated robot, on any machine; stop: make robot-down
+emulated: ## the robot's containers with an emulated robot, on any machine; stop: make robot-down
 	@tools/preflight emulated
 	@$(JETSON) --profile emulated up --build --detach --wait
 
-robot-down: ## sit the robot down and stop its containers, or the emulated ones
+robot-down: ## sit the robot (or emulated robot) down and stop its containers
 	@$(JETSON) --profile robot --profile emulated down
 
-doctor: $(RUNTIME) ## is this machine fit to run the robot, and what to do about it: ARGS="--robot --json"
+doctor: $(RUNTIME) ## check this machine for running the robot, with remedies: ARGS="--robot --json"
 	@$(BIN)/krabby doctor $(ARGS)
 
 $(TRAIN_SETUP): $(LOCKED)
 	@python312=$$(tools/find-python312) && $(TOOLS) tools/install.py $(TRAIN_VENV) --python "$$python312" --project services/trainer
 	@touch $@
 
-train-setup: $(TRAIN_SETUP) ## the trainer's own environment: Python 3.12, about 8 GB, some minutes
+train-setup: $(TRAIN_SETUP) ## install the trainer's environment: Python 3.12, about 8 GB, some minutes
 
-train: $(TRAIN_SETUP) ## train a policy: ARGS="run.name=first env.num_envs=4096"; a GPU makes it worth while
+train: $(TRAIN_SETUP) ## train a policy (needs a GPU to be useful): ARGS="run.name=first env.num_envs=4096"
 	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@PYTHONPATH=tools $(BIN)/python -m pytest -p quick_tests $(ARGS)
 
-test-fast: $(DEV) ## the default tests that were quick when last run, under a minute: ARGS="-x libs/krabby"
+test-fast: $(DEV) ## default tests that were quick in the last run, under a minute: ARGS="-x libs/krabby"
 	@PYTHONPATH=tools $(BIN)/python -m pytest -q -p quick_tests --quick $(ARGS)
 
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
 	@tools/last-words $(BIN)/python -m pytest -v --capture=sys -m 'slow and not compose'
 
-test-compose: $(DEV) ## builds the images, runs the stack, kills its services; needs a Docker engine
+test-compose: $(DEV) ## build the images, run the stack, kill its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
 
-test-tensorrt: $(DEV) ## networks become TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
+test-tensorrt: $(DEV) ## build TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
 	@$(INSTALL) --group tensorrt
 	@$(BIN)/python -m pytest -m tensorrt libs/krabby
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)
 
-test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the processor: trains, is killed, resumes, is evaluated
+test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
-gate-coverage: $(DEV) ## the safety gate's tests alone reach every branch of it
+gate-coverage: $(DEV) ## check that the safety gate's tests reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage report --include='*/gate.py,*/limits.py,*/measured.py,*/target.py,*/effort.py' --show-missing --fail-under=100
 
@@ -147,19 +147,19 @@ check: check-fast ## check-fast, types, generated files
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
 
-docs: $(DEV) ## the documentation as a site in build/docs; broken links are errors
+docs: $(DEV) ## build the documentation as a site in build/docs; broken links are errors
 	@$(INSTALL) --group docs
 	@$(BIN)/sphinx-build -W --keep-going -q -n -c docs . build/docs
 	@echo "open build/docs/docs/index.html"
 
-check-train: $(DEV) $(TRAIN_SETUP) ## types of the trainer, which need torch to be known
+check-train: $(DEV) $(TRAIN_SETUP) ## type check of the trainer (needs torch)
 	@$(BIN)/pyright --project services/trainer --pythonpath $(TRAIN_BIN)/python
 
 format: $(DEV) ## format and sort in place
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: $(DEV) ## measure the runtime, each figure beside its floor: DURATION=s COURSE=name POLICY=name
+bench: $(DEV) ## measure the runtime beside a floor of the same run: DURATION=s COURSE=name POLICY=name
 	@$(BIN)/python bench/runtime.py --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) $(if $(POLICY),--policy $(POLICY))
 
 dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashboards.py
@@ -169,10 +169,10 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle
 
-lock: $(TOOLS) ## lock the versions of all packages anew after a manifest changed: ARGS="--upgrade-package numpy"
+lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)
 
-check-arm64: $(TOOLS) ## what the lock has for the robot's images are wheels on 64-bit Arm too; asks the package index
+check-arm64: $(TOOLS) ## check that all locked packages of the robot's images have arm64 wheels; needs the package index
 	@tools/check-arm64
 
 clean: ## remove virtual environments, caches and run logs

@@ -1,4 +1,4 @@
-"""What runs when nobody says what."""
+"""What runs by default."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """The robot's own processes on an emulated robot, in real time: jetson-hal and gameloop.
 
-Drives answer on multicast CAN buses, the IMU on a TCP line, MuJoCo is behind them. It takes two
-cores of its own: a machine that is busy with something else loses replies, and the robot is damped
-for it, rightly. What does not need processes is in test_faults_of_drives.py, in simulated time.
+Drives answer on multicast CAN buses, the IMU on a TCP line, MuJoCo is behind them. It needs
+two free cores: a busy machine loses replies, and the robot is damped for it, rightly. What does
+not need processes is in test_faults_of_drives.py, in simulated time.
 """
 
 import json
@@ -161,8 +161,8 @@ class Robot:
     # --- what is done with it ----------------------------------------------------------------
 
     def goes_on(self):
-        """Whether it walks; after a stumble of this machine it is armed again, and after one of
-        its own it is put back on its feet before: nobody arms a robot that lies on its side."""
+        """Whether it walks; after a stall of this machine it is armed again; after a fall it is
+        put back on its feet before, since a robot on its side must not be armed."""
         if self.mode() in (None, "silent"):
             return False
         if self.safety()["state"] in UNARMED:
@@ -234,7 +234,7 @@ def walk_on(robot, distance_m, timeout_s):
 
 
 def note_times(figures, name, hal):
-    """Write down how regular it was, which depends on the machine; older states nobody walks by."""
+    """Note how regular it was, which depends on the machine; old states are a failure."""
     figures[name] = (
         f"state age at actuation p99 {hal['obs_age_p99_ms']:.1f} ms (at most 12), bus period p99 "
         f"{hal['bus_period_p99_ms']:.2f} ms (5 within 1), exchange p50 "
@@ -401,7 +401,7 @@ def test_after_every_stop_an_arm_alone_moves_nothing(robot):
 
 @pytest.fixture(scope="module")
 def walking(tmp_path_factory):
-    """One robot for all faults, walking; whoever breaks it mends it."""
+    """One walking robot for all faults; each test repairs what it breaks."""
     robot = Robot(tmp_path_factory.mktemp("faults"))
     try:
         robot.start_gameloop()

@@ -68,10 +68,10 @@ def test_the_command_sums_up_as_it_does_for_processes(tmp_path):
 
 
 def test_a_service_that_fails_is_named_and_the_others_are_stopped():
-    nobody = ("--set", "gameloop.endpoints.state=inproc://nobody/state")
+    absent = ("--set", "gameloop.endpoints.state=inproc://absent/state")
     impatient = ("--set", "sim-hal.lockstep.start_timeout_s=0.3")
     with pytest.raises(ServiceDied, match=r"sim-hal failed: no command within 0\.3 s"):
-        run_services(configuration(*nobody, *impatient))
+        run_services(configuration(*absent, *impatient))
 
 
 def test_it_ends_when_it_is_told_to():

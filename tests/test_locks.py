@@ -1,4 +1,4 @@
-"""What is installed is locked: by version and hash, without the addresses of whoever locked."""
+"""What is installed is locked: by version and hash, without addresses of the registries used."""
 
 import importlib.util
 import tomllib

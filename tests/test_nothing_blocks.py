@@ -1,4 +1,4 @@
-"""Real processes: SIGTERM ends each within 3 s, and whoever reads stdout does not matter."""
+"""Real processes: SIGTERM ends each within 3 s, also when stdout is not read."""
 
 import itertools
 import json

@@ -32,7 +32,7 @@ SERVICES = ("sim-hal", "camera", "gameloop")
 
 @pytest.fixture
 def krabby(tmp_path):
-    """Starts `krabby up` with free ports and logs of its own."""
+    """Starts `krabby up` with free ports and separate logs."""
     started = []
 
     def start(*argv):

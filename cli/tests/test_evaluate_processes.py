@@ -71,7 +71,7 @@ def test_ctrl_c_ends_with_a_report_and_the_same_command_goes_on(stack, tmp_path,
     assert evaluate("--seeds", "0") == 0
     fakes["gameloop"], fakes["sim-hal"] = "interrupt", ""
     assert evaluate("--seeds", "0-1") == 1
-    assert "interrupted: the same command goes on here" in capsys.readouterr().err
+    assert "interrupted: the same command continues here" in capsys.readouterr().err
     assert report(tmp_path)["cells"][-1]["runs"] == 2
     fakes["gameloop"], fakes["sim-hal"] = "", "end"
     assert evaluate("--seeds", "0-1") == 0

@@ -129,7 +129,7 @@ def test_every_admitted_command_renews_the_lease_and_a_refused_one_does_not(admi
     assert status(admission, command(1)) is CommandStatus.APPLIED
     later = NOW + 400 * MS
     assert status(admission, command(2, published=later), later) is CommandStatus.APPLIED
-    for sequence in range(3, 6):  # the holder goes on, but too late each time
+    for sequence in range(3, 6):  # the holder continues, but too late each time
         later += 200 * MS
         stale = command(sequence, published=later - 30 * MS)
         assert status(admission, stale, later) is CommandStatus.REJECTED_STALE

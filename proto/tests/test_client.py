@@ -110,7 +110,7 @@ def test_a_silent_server_costs_no_more_than_the_deadline(hal, client):
 
 @pytest.mark.parametrize("missed", [1, 5, 100])
 def test_late_answers_are_never_taken_for_the_newest(hal, client, missed, eventually):
-    """Nor do they harm the connection, however many arrive at once when the server goes on."""
+    """Nor do they harm the connection, however many arrive at once when the server continues."""
     hal.serving = False
     hal.take_note()
     for value in range(missed):
@@ -198,9 +198,9 @@ def test_a_client_with_one_bad_endpoint_opens_none(context):
 
 def test_nobody_answers_hello(context, tmp_path):
     with (
-        HalClient({"command": f"ipc://{tmp_path}/nobody"}, context=context) as client,
+        HalClient({"command": f"ipc://{tmp_path}/absent"}, context=context) as client,
         pytest.raises(
-            RequestTimeout, match=r"no answer from ipc://.*nobody to hello within 0\.7 s; is the"
+            RequestTimeout, match=r"no answer from ipc://.*absent to hello within 0\.7 s; is the"
         ),
     ):
         client.hello(0.7)

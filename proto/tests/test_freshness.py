@@ -24,7 +24,7 @@ STALL_S = 1.0
 
 @pytest.fixture
 def start():
-    """Start a peer as a process of its own; whatever is left is killed."""
+    """Start a peer as a separate process; those left at the end are killed."""
     processes = []
 
     def run(name, *arguments):

@@ -1,4 +1,4 @@
-"""Host names: asked for beside the I/O thread, with patience, and again when nobody answers."""
+"""Host names: resolved beside the I/O thread, within a time limit, and again without an answer."""
 
 import socket
 import threading
@@ -97,7 +97,7 @@ def test_an_answer_that_comes_late_is_taken(service, context, eventually, quick_
 
 @pytest.mark.parametrize("addresses", [("127.0.0.9",), ("127.0.0.9", "127.0.0.1")])
 def test_a_host_that_moved_is_found(service, context, eventually, quick_revival, addresses):
-    service.addresses = addresses  # nobody listens at the first
+    service.addresses = addresses  # there is no listener at the first
     with Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher:
         port = publisher.endpoint.rpartition(":")[2]
         with LatestSubscriber(f"tcp://crab.local:{port}", STATE, context=context) as subscriber:

@@ -1,4 +1,4 @@
-"""A HAL server seen through raw sockets: whatever comes in, it answers by name and goes on."""
+"""A HAL server seen through raw sockets: it answers any input by name and continues."""
 
 import json
 import time

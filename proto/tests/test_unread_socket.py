@@ -1,6 +1,6 @@
 """What libzmq would end the whole process for, or stop all its messages.
 
-Each case is played in a process of its own: a failed assertion of libzmq is an abort.
+Each case runs in a separate process: a failed assertion of libzmq is an abort.
 """
 
 import subprocess

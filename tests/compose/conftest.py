@@ -37,7 +37,7 @@ EMULATED = {
 
 
 LEVEL = {"KRABBY_COURSE": "flat"}
-"""What breaks here is the machinery; whoever stops for that on a gap falls into it."""
+"""These tests break services; a robot that stops on a gap because of that would fall into it."""
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ def _running(project: Stack, ready: Callable[[], bool], saying: str) -> Iterator
     started = time.monotonic()
     try:
         project.compose("up", "--detach")
-        with contextlib.suppress(OSError, ValueError):  # whoever is being started again, below
+        with contextlib.suppress(OSError, ValueError):  # containers that are restarted below
             project.go_first()  # as early as an engine that grants it lets them
         project.compose("up", "--detach", "--wait", "--wait-timeout", "60")
         eventually(ready, 30, saying)

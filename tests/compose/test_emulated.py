@@ -59,7 +59,7 @@ def test_nothing_arms_the_robot_by_itself(emulated, figures):
 
 @pytest.mark.usefixtures("priority")
 def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
-    """The game loop sends commands of its own, so it stands aside."""
+    """The game loop is stopped, since it sends commands too."""
     emulated.compose("stop", GAMELOOP)
     settle(emulated, wait_until)
     told = operate(emulated, "check-hal", "--json", "--host", "jetson-hal", check=False).stdout
@@ -289,7 +289,7 @@ def sit(robot, wait_until):
 
 
 def ask_hal(robot, op):
-    """An operator's request to the gate. Not from a container of its own, whose start takes both
+    """An operator's request to the gate. Not from a new container, whose start takes both
     cores for longer than a silent drive is borne where no loop may have priority."""
     where = {
         name: f"tcp://{robot.settings['KRABBY_ROBOT_BUS']}.3:{port}" for name, port in HAL_PORTS

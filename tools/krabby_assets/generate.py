@@ -1,7 +1,7 @@
 """Write what follows from each robot's sources: `python -m krabby_assets.generate`.
 
 robot.toml and crab_hex.urdf.xacro are the sources; URDF, MJCF, USD and pictures follow from them.
-A robot without a xacro file of its own has the default robot's shape.
+A robot without its own xacro file has the default robot's shape.
 `--check` writes nothing and fails on the first difference. The text formats are the same byte for
 byte on every machine; pictures are only checked to be there, because their last bits depend on the
 versions of MuJoCo and NumPy.

@@ -65,7 +65,7 @@ def _defaults(root: ET.Element, description: RobotDescription) -> None:
     visual = ET.SubElement(top, "default", {"class": "visual"})
     ET.SubElement(visual, "geom", group=str(VISUAL_GROUP), contype="0", conaffinity="0", mass="0")
     collision = ET.SubElement(top, "default", {"class": "collision"})
-    # priority: the robot's friction decides, whatever it stands on.
+    # priority: the robot's friction decides on every ground.
     ET.SubElement(
         collision,
         "geom",
@@ -141,7 +141,7 @@ def _frame(body: ET.Element, link: Link, description: RobotDescription) -> None:
             name="camera",
             pos=numbers(camera.mount_xyz),
             xyaxes=numbers([*right, *-down]),
-            # Degrees whatever the compiler's angle says.
+            # Degrees, independent of the compiler's angle.
             fovy=numbers([math.degrees(camera.vfov_rad)]),
             resolution=f"{camera.width} {camera.height}",
         )

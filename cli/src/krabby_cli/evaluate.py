@@ -64,7 +64,7 @@ examples:
 The output folder has a line per trial in trials.jsonl, report.json and report.md. Ctrl-C keeps the
 trials that have ended; the same command continues. Results do not depend on jobs and shards.
 With --processes every run is a `krabby up` with sockets, in real time or in lock-step.
-Exit status: 0 when every trial was run, whatever its outcome; 1 when some are missing; 2 when
+Exit status: 0 when every trial was run, with any outcome; 1 when some are missing; 2 when
 nothing was started.
 """
 

@@ -1,7 +1,7 @@
 """`krabby evaluate --processes`: the whole runtime over many courses, one run after another.
 
-Every run is a `krabby up` of its own. What it came to is written down before the next one begins,
-so an evaluation that was broken off goes on where it was when the same command is given again.
+Every run is one `krabby up`. Its result is stored before the next one begins, so the same command
+continues an evaluation that was interrupted.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _evaluate(cases: Sequence[Case], plans: _Plans, book: _Book, display: PlainD
             display.say(f"{case}; about {_span(clock.left_s(index))} left")
             summary = up.carry_out(plans.make(case, book.folder), lambda _: display)
             if summary["exit"] == "interrupted":
-                display.say("interrupted: the same command goes on here")
+                display.say("interrupted: the same command continues here")
                 missing += len(left) - index
                 break
             entry = book.add(case, summary)
@@ -119,7 +119,7 @@ def _evaluate(cases: Sequence[Case], plans: _Plans, book: _Book, display: PlainD
             if failures >= _FAILURES:
                 raise CliError(
                     f"{failures} runs in a row failed, the last one: {summary['reason']}; the same "
-                    "command goes on when that is mended"
+                    "command continues when the cause is removed"
                 )
     display.prefix = ""
     return 1 if missing else 0

@@ -322,7 +322,7 @@ def test_the_view_is_checked_at_the_start_and_the_picture_goes_on(sl, folder, sc
 
 
 def test_bring_up_ends_with_what_is_wrong(sl, folder, scene):
-    # recorded on a leaning robot, which nobody tells the service: 25.4 deg in place of 30
+    # recorded on a leaning robot, unknown to the service: 25.4 deg in place of 30
     sl.world.depth = sdk_depth(scene("leaning"))
     check = SelfCheckCfg(when="only", frames=2, state_wait_s=0.0, max_roll_deg=9.0)
     with (

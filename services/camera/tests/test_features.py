@@ -195,7 +195,7 @@ def test_the_encoder_sees_the_state_of_the_pictures_moment(folder, track, hal):
 
 
 def test_without_any_state_the_frame_is_dropped(folder):
-    states = StateTrack(f"ipc://{folder}/nobody")
+    states = StateTrack(f"ipc://{folder}/absent")
     try:
         maker = LatentMaker(OnnxEncoder(bundle(folder, proprio="base_ang_vel")), DESC, states)
         with pytest.raises(FrameDropped) as dropped:

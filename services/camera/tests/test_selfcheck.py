@@ -91,7 +91,7 @@ def test_a_wrong_field_of_view_is_told_from_a_wrong_pitch_by_the_height():
     assert math.degrees(report.hfov_rad) == pytest.approx(92.5, abs=0.1)
 
 
-def run(depth, cfg=None, clock=None, endpoint="inproc://nobody"):
+def run(depth, cfg=None, clock=None, endpoint="inproc://absent"):
     clock = clock or FakeClock()
     check = SelfCheck(cfg or SelfCheckCfg(frames=3), DESC, endpoint, clock)
     for _ in range(1000):

@@ -224,7 +224,7 @@ def test_lock_step_answers_withheld_frames_with_old_features_and_their_own_stamp
         seen = rig.see(first, capture_ns=400 * MS, flags=FLAG_LOCKSTEP)
         later = np.zeros((60, 106), np.float32) if picture == "black" else first
         answer = rig.see(later, capture_ns=1000 * MS, flags=FLAG_LOCKSTEP)
-    # The picture is 600 ms old by then, and the message says so.
+    # The picture is 600 ms old by then, as the message states.
     assert answer.capture_ns == 400 * MS
     assert answer.header.publish_ns == 1000 * MS
     np.testing.assert_array_equal(answer.payload, seen.payload)

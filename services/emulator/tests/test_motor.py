@@ -167,7 +167,7 @@ def test_a_stuck_encoder_makes_the_drive_push_with_what_it_believes(bank):
     bank.law(at, stuck)
     at[0] = 0.45
     law = bank.law(at, stuck)
-    # 100 (0.5 - 0.3) whatever the joint does
+    # 100 (0.5 - 0.3), independent of the joint
     assert torque(law, 0, 0.45, 3.0) == pytest.approx(20.0)
     bank.settle(NOTHING, at, np.ones(18), STEP_S)
     assert bank.reported_pos[0] == 0.3

@@ -1,4 +1,4 @@
-"""Whatever an operator, or anything else, asks for: the next request is answered."""
+"""After any request, valid or not, the next one is answered."""
 
 import json
 import os

@@ -451,7 +451,7 @@ class LockstepHal:
         while len(self.hal.applied) == before:
             assert time.monotonic() < deadline_s, "no answer"
             if not self.hal.server.poll(0.25):
-                self.hal.publish()  # whoever was still connecting missed it
+                self.hal.publish()  # a peer that was still connecting missed it
         return self.hal.applied[before:]
 
     def step(self, flags=0):
@@ -471,7 +471,7 @@ def test_in_lock_step_every_state_is_answered_once_and_at_its_own_time(
             assert [message.capture_ns for message in answers] == [lock.now_ns]
             assert answers[0].header.publish_ns == lock.now_ns
         assert lock.hal.server.poll(0.05) == 0
-        # Standing took 0.3 s and the blend 0.3 s of simulated time, whatever the wall says.
+        # Standing took 0.3 s and the blend 0.3 s of simulated time, at any wall time.
         assert last_offset(lock.hal, desc) == pytest.approx(0.1)
         runtime.stop("test over")
         for _ in range(250):

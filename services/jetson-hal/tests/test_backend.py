@@ -114,7 +114,7 @@ def test_the_capture_time_lies_before_the_drives_measured(rig):
     assert rig.clock() == before + 2 * MS
 
 
-# --- stalls: the process stands still for a while, and then goes on ------------------------
+# --- stalls: the process stands still for a while, and then continues ----------------------
 
 
 def kp_sent(rig):

@@ -55,7 +55,7 @@ class LineRequest:
 
 @pytest.fixture
 def gpiod(monkeypatch):
-    """A chip with whatever line is asked for."""
+    """A chip that has any requested line."""
     module, line = types.ModuleType("gpiod"), types.ModuleType("gpiod.line")
     line.Value, line.Direction, line.Bias = Value, Direction, Bias
     module.line, module.LineSettings, module.requests = line, LineSettings, []

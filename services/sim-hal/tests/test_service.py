@@ -287,7 +287,7 @@ def test_until_it_is_answered_a_turn_is_said_again_and_is_the_same(cfg, client, 
     ):
         client.hello()
         first = walker.receive()
-        # Whoever connects late still gets what the first state announces.
+        # A peer that connects late still gets what the first state announces.
         assert first.flags & FLAG_NAV_DUE
         assert first.flags & FLAG_FEATURES_DUE
         for late in (nav, camera):

@@ -231,7 +231,7 @@ def test_a_policy_that_never_stands_is_relieved_while_no_motion_is_asked_for(res
     assert restless.until(0, 400, command=(0.4, 0.0, 0.0)) == pytest.approx(0.2)
     with captured_logs() as logs:
         assert restless.until(400, 800, command=(0.0, 0.0, 0.0)) == pytest.approx(0.1)
-        # Nothing is wrong: nobody is told that it walks blind.
+        # Nothing is wrong: no warning that it walks blind.
         assert not restless.policies.blind
         assert restless.until(800, 1200, command=(0.0, 0.0, -0.2)) == pytest.approx(0.2)
     assert logs == []

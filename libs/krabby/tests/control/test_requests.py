@@ -178,7 +178,7 @@ class Robot:
         return self.controller.mode
 
     def stall(self, ms):
-        """The loop does nothing while the HAL goes on."""
+        """The loop does nothing while the HAL continues."""
         for _ in range(ms // 5):
             self.pass_5_ms()
 

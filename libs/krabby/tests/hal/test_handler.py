@@ -1,4 +1,4 @@
-"""What a HAL answers to commands and operators, whatever moves its joints."""
+"""What a HAL answers to commands and operators, with any back end."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A robot that is worse than its description, and nobody who acts knows."""
+"""A robot that is worse than its description, unknown to policy and gate."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, whatever is thrown at them."""
+"""Log lines: one JSON object each, for any values and exceptions."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A log call returns although nobody reads stdout; what is lost is counted and told."""
+"""A log call returns while stdout is not read; lost lines are counted and reported."""
 
 import contextlib
 import io

@@ -175,7 +175,7 @@ def test_arming_that_loses_its_measurements_damps(robot):
     assert robot.gate.faults == Fault.STATE_STALE
 
 
-# Stalls: the process stands still for a while, wherever it is, and goes on
+# Stalls: the process stands still for a while at any point, then continues
 
 CALLS = {
     "observe": lambda robot: robot.observe(),
@@ -324,7 +324,7 @@ def test_gains_rise_by_the_credit_of_one_step_at_most(robot):
     robot.observe()
     robot.request("arm")
     assert robot.cycle(8).kp.tolist() == [4.0, 1.6]
-    for _ in range(100):  # measured all the while, but nobody asks what the drives must do
+    for _ in range(100):  # measured all the while, but `step` is not called
         robot.now += 10 * MS
         robot.observe()
         assert robot.command(0.9, 0.4).status is CommandStatus.NOT_ARMED
@@ -478,7 +478,7 @@ def test_a_command_after_the_deadman_does_not_revive_the_drives(active):
     active.now += 90 * MS
     active.observe()
     active.now += 60 * MS
-    result = active.command(0.25, -0.4)  # nobody called step meanwhile
+    result = active.command(0.25, -0.4)  # step was not called meanwhile
     assert (result.status, result.reason) == (CommandStatus.REJECTED_SAFETY, "DAMP: arm again")
     assert active.gate.faults == Fault.COMMAND_TIMEOUT
 

@@ -94,7 +94,7 @@ def test_it_says_now_and_then_how_robots_do(env):
     assert [bool(log) for log in logs].index(True) == 23
     assert len(told) == 2
     assert 1.0 < told[0]["Torque/rms_nm"] < 60.0
-    assert "Episode/mxd" not in told[0]  # nobody had finished yet
+    assert "Episode/mxd" not in told[0]  # no robot had finished yet
     assert told[1]["Episode/mxd"] == 0.0
     assert told[1]["Episode/fall_rate"] == 0.0
 

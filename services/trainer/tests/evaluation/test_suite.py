@@ -24,7 +24,7 @@ def test_the_paper_suite_is_the_published_protocol():
     assert cfg.randomisation.push_interval_s == [6.0, 6.0]
     assert cfg.terrain.random_difficulty
     assert not cfg.curriculum.enabled
-    assert cfg.terrain.levels * cfg.terrain.columns == 256  # a course of its own for each robot
+    assert cfg.terrain.levels * cfg.terrain.columns == 256  # one course for each robot
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_student_begins_as_its_teacher():
     obs = TensorDict(
         {name: torch.randn_like(value) for name, value in example_observations(6).items()}, [6]
     )
-    # Given the teacher's own code of the terrain, it does the same, whatever the age.
+    # Given the teacher's own code of the terrain, it does the same, at any age.
     obs["sight"][:, :32] = teacher.sight(obs)
     assert torch.allclose(student(obs), teacher(obs), atol=1e-6)
     eye = obs["proprio"][:, EYE_INDEX]

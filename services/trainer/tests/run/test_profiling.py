@@ -8,7 +8,7 @@ from krabby_trainer.run.profiling import _Clock
 
 
 class Work:
-    """Spends time on a fake clock: 1 s of its own, and two calls of 2 s."""
+    """Spends time on a fake clock: 1 s itself, and two calls of 2 s."""
 
     def __init__(self):
         self.now_s = 100.0

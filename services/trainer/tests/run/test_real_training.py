@@ -1,6 +1,6 @@
 """The whole way in Isaac Lab on the processor: train, killed, resume, export, evaluate.
 
-Each step is the command a person types, in a process of its own: the simulator is one per process.
+Each step is a command in a separate process: there is one simulator per process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The learning loop in a tiny world: what it saves, when it ends, that it goes on exactly."""
+"""The learning loop in a tiny world: what it saves, when it ends, that it resumes exactly."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_episodes_are_summed_by_robot():
     taken = meter.take()
     assert taken["Train/mean_reward"] == pytest.approx((3 + 60) / 2)
     assert taken["Train/mean_episode_steps"] == pytest.approx(2.5)
-    step(meter, [5.0, 0.0], [1, 0])  # 4 + 5 over two: the sum goes on between calls
+    step(meter, [5.0, 0.0], [1, 0])  # 4 + 5 over two: the sum continues between calls
     assert meter.take()["Train/mean_reward"] == pytest.approx((3 + 60 + 9) / 3)
 
 

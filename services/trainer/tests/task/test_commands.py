@@ -95,7 +95,7 @@ def test_tracking_counts_free_robots_once_they_have_had_time():
             "Free/error_vy": 0.0,
             "Free/error_yaw": 0.1,
             "Free/gain_vx": 0.8,
-            "Free/gain_vy": float("nan"),  # nobody was asked for any
+            "Free/gain_vy": float("nan"),  # none was commanded
             "Free/gain_yaw": float("nan"),
             "Free/still_speed": 0.05,
             "Free/falls_per_min": 40.0,  # one in three times half a second

@@ -156,7 +156,7 @@ def test_motion_is_judged_by_what_the_joints_do(env, parkour):
     env.step(STILL)
     before = parkour.robots.joint_vel.clone()
     env.step(0.5 * torch.randn(N, NUM_JOINTS))
-    # Nobody's episode ended: what the simulator says now is what was judged.
+    # No episode ended: the simulator's present state is what was judged.
     terms, speed = parkour.judge.reward_terms, parkour.robots.joint_vel
     assert_close(terms["power"], (parkour.robots.torque * speed).abs().sum(dim=1))
     assert_close(terms["joint_acceleration"], ((speed - before) / 0.01).square().sum(dim=1))

@@ -105,7 +105,7 @@ def test_feet_are_on_edges_where_the_courses_say_so(terrain, ground):
             start, stop = edges[rng.integers(len(edges), size=600)].transpose(1, 0, 2)
             points = start + rng.uniform(0, 1, (600, 1)) * (stop - start)
             points = points + rng.uniform(-0.08, 0.08, (600, 3))
-        # Where single precision could tip the scales, nobody is asked.
+        # Points where single precision could decide are left out.
         points = points[np.abs(course.distance_to_edge(points) - EDGE_DISTANCE_M) > 1e-4][:540]
         soles = single((points + corner)[: len(points) // 6 * 6].reshape(-1, 6, 3))
         found = ground.feet_on_edge(torch.full((len(soles),), tile), soles)

@@ -64,7 +64,7 @@ _ANSWER_NS: Final = round(LockstepCfg().answer_delay_s * 1e9)
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCfg:
-    """How trials are run, whatever the scenario."""
+    """How trials are run, in every scenario."""
 
     substep_ns: int = SUBSTEP_NS
     """Step of the physics; a whole number of them make a slot of 5 ms. 1 ms for contact peaks."""
@@ -94,7 +94,7 @@ class Policies:
         Args:
             desc: the robot.
             policy: name or folder of the bundle that trials start with.
-            control: of the loop; `policy` takes the place of its own.
+            control: configuration of the loop; `policy` replaces its policy.
             load: makes a runner, for policies that are no bundles.
         """
         base = ControlCfg() if control is None else control
@@ -266,7 +266,7 @@ class Trial:
     def swap(self, name: str | None) -> None:
         """Walk with the policy `name`; None: with the first one again.
 
-        The camera goes on making the features of the first one, as its service does.
+        The camera continues to make the features of the first one, as its service does.
         """
         first = self._policies.runner(self._policies.cfg.policy, "chosen")
         runner = first if name is None else self._policies.runner(name, "swapped")

@@ -76,7 +76,7 @@ def walk_scenario(
         cell: name of the cell, which makes its draws differ from those of other cells.
         courses: taken in turn, seed by seed.
         difficulty: of the course.
-        events: each happens at a random place of the course, whatever its own trigger says. One
+        events: each happens at a random place of the course; its trigger is replaced. One
             without a needed name affects a random joint or leg.
         robot: how it differs from its description.
         pictures: how the camera differs from its description.

@@ -4,7 +4,7 @@ A course is a pure function of its name, a difficulty and a seed. Geometry follo
 Parkour suite in metres, widened for a robot whose feet stand 1.15 m to either side of its middle:
 corridors reach 1.2 m further out, stones are 3.2 m wide, lateral jitter stays within 0.2 m, and
 pits are deeper than a leg is long, so that a gap cannot be waded. Full difficulty is 1; the same
-formulas go on beyond it.
+formulas continue beyond it.
 
 Course frame: x along the lane from the start of the tile, y left of its middle, z up, ground at 0.
 """

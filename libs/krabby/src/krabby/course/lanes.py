@@ -1,6 +1,6 @@
 """A lane to lay obstacles along, and the obstacles of the Extreme Parkour suite.
 
-Beyond difficulty 1 every formula simply goes on, except where an obstacle would stop making sense:
+Beyond difficulty 1 every formula continues, except where an obstacle would stop making sense:
 stones never get shorter than 0.4 m, and the clear run-up between hurdles stops shrinking.
 """
 
@@ -231,7 +231,7 @@ def _mixed_box(lane: Lane, half_width: float) -> None:
 
 
 def _mixed_gap(lane: Lane, half_width: float) -> None:
-    """As wide as the tile, whatever the corridor: nothing to walk round."""
+    """As wide as the tile, not the corridor, so that it cannot be bypassed."""
     run_up = lane.draw(1.2, 2.0)
     lane.goal(lane.x + run_up / 2, lane.jitter())
     lane.x += run_up

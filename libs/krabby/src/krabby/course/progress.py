@@ -157,7 +157,7 @@ class CourseProgress:
         return Pose2(float(x), float(y), math.atan2(dy, dx))
 
     def restart(self) -> None:
-        """The robot was put down at `restart_pose`; counting goes on from there."""
+        """The robot was put down at `restart_pose`; counting continues from there."""
         self._walked_before = self.distance_m
         reached = self._starts[self.index] if not self.completed else self._starts[-1]
         self._origin = self._best = float(reached)

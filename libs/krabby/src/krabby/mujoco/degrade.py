@@ -1,7 +1,7 @@
-"""The robot as it really is, when it is worse than its description says.
+"""A simulated robot that is worse than its description.
 
-Everybody who acts goes on believing `robot.toml`: the policy, the gate, the hello. Only physics
-and sensor are made of what `degraded` returns, so a run shows what an unknown difference does.
+Policy, gate and hello use `robot.toml`; only physics and sensor use what `degraded` returns, so a
+run shows the effect of an unknown difference.
 """
 
 # mujoco is compiled and comes without type stubs.
@@ -68,7 +68,7 @@ def differences(cfg: DegradeCfg) -> dict[str, Any]:
 
 
 def _contact(contact: Contact, friction: float | None) -> Contact:
-    """On slippery ground everything slips; what slipped more than that before goes on doing so."""
+    """The given friction for the feet; for the body at most that."""
     if friction is None:
         return contact
     body = min(contact.body_friction, friction)

@@ -1,7 +1,7 @@
 """A robot on a course, as only a simulator knows it: progress, falls, truth, what the camera sees.
 
-What stands between the robot and its commands, a gate in this process or drives on a bus, is the
-business of whoever derives from `Stage`.
+A class derived from `Stage` connects the robot with its commands: through a gate in this process
+or drives on a bus.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Stage:
         """What the robot's sensors would say in this slot; written anew in every slot."""
         return self._measured
 
-    # --- for whoever derives from it ---------------------------------------------------------
+    # --- for derived classes -----------------------------------------------------------------
 
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         """The robot is about to be put down anew."""

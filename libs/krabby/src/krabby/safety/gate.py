@@ -20,9 +20,10 @@ tried in a test at any speed.
 
 Invariants, for all calls in any order:
 
-* `joint_pos` lies within the limits. It starts at the measured pose with every `arm`, and with the
-  measurement that starts ARMING again; then it is moved by commands alone, each by at most
-  `max_rate` times the time since the one before, of which `max_target_step_s` count at most.
+* `joint_pos` lies within the limits (`krabby.safety.target`). It starts at the measured pose with
+  every `arm`, and with the measurement that starts ARMING again; then it is moved by commands
+  alone, each by at most `max_rate` times the time since the one before, of which
+  `max_target_step_s` count at most.
 * DISARMED, DAMP and ESTOP give no stiffness: kp is zero and only damping remains.
 * From one `step` to the next kp rises by at most the time between them over `arming_s`, of which
   `max_target_step_s` count at most.

@@ -49,7 +49,7 @@ def pair(spec):
 
 @pytest.fixture
 def stranger(spec):
-    """A socket that sends bytes of its own to the bus."""
+    """A socket that sends arbitrary bytes to the bus."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.connect((spec.channel, spec.port))
         yield stranger

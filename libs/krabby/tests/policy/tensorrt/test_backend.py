@@ -152,7 +152,7 @@ def test_tensorrt_without_a_gpu_is_a_warning_or_the_end(order, folder, double):
 
 
 def test_this_machine_is_asked_without_harm(folder, double):
-    """Whatever this machine has: the answer is a device or a reason, and we are still here."""
+    """On any machine the answer is a device or a reason, and the process survives."""
     chosen = open_backend(cfg(folder, backend="auto"), FakeWatch())
     assert chosen.open(double()).backend in ("onnxruntime", "tensorrt")
 

@@ -1,4 +1,4 @@
-"""An engine behaves as ONNX Runtime does, whatever the GPU does."""
+"""An engine behaves as ONNX Runtime does, also when the GPU fails."""
 
 import gc
 import math

@@ -82,7 +82,7 @@ class Conditions:
     """Of the feet; drawn once per robot, the rest of it scaled alike."""
     push_interval_s: tuple[float, float]
     push_speed: float
-    """Largest change of the base's velocity along x and y [m/s]; 0 pushes nobody."""
+    """Largest change of the base's velocity along x and y [m/s]; 0: no pushes."""
     start_xy_m: float
     start_yaw_rad: float
     start_joint_rad: float

@@ -1,6 +1,6 @@
 """Robots over processes: each process simulates its share, all advance one control step at a time.
 
-Results do not depend on the number of processes: whatever a robot draws comes from its own seed.
+Results do not depend on the number of processes: each robot draws from its own seed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RobotPool:
         self._shares = [slice(a, b) for a, b in pairwise(bounds.tolist())]
         self.rows = np.zeros((len(specs), WIDTH), np.float32)
         """Newest report of every robot; see `krabby_trainer.evaluation.physics.FIELDS`."""
-        # A fork would copy torch's threads and locks in whatever state they are.
+        # A fork would copy torch's threads and locks in their present state.
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
@@ -116,7 +116,7 @@ class RobotPool:
     def close(self) -> None:
         """End the processes."""
         for pipe in self._pipes:
-            pipe.close()  # they end when nobody is there to listen
+            pipe.close()  # they end when their pipe is closed
         for process in self._processes:
             process.join(timeout=2.0)
             if process.is_alive():

@@ -25,9 +25,9 @@ _SECONDS: Final = 4.0
 
 
 def speed_at_rest(policy: Policy) -> float:
-    """Speed [m/s] of robots on flat ground that nothing is asked of: the median over four of them.
+    """Speed [m/s] of robots on flat ground on a zero command: the median over four of them.
 
-    In MuJoCo, over the last half of four seconds; whoever falls is as fast as can be, infinity.
+    In MuJoCo, over the last half of four seconds; infinity for a robot that falls.
     """
     cfg = evaluation_env(num_envs=_ROBOTS, types=["flat"], difficulty=(0.0, 0.0))
     cfg.command = CommandCfg(speed_low=0.0, speed_high=0.0)

@@ -98,7 +98,7 @@ class Walkers:
         """Where each robot is, (N,)."""
         self.episode_steps = round(cfg.episode_s / CONTROL_S)
         """The longest that an episode lasts."""
-        # A stream of its own for each robot's speeds, so that one's falls leave the others alone.
+        # Each robot's speeds have a separate stream, so that one's falls do not change the others.
         self._luck = [np.random.Generator(np.random.PCG64((seed, i, 1))) for i in range(count)]
         self.progress = Progress(
             count,
@@ -131,7 +131,7 @@ class Walkers:
         self._pool.close()
 
     def spec(self, robot: int, tile: int, *luck: int) -> RobotSpec:
-        """Robot number `robot` on a tile; `luck` for a body of its own after the first."""
+        """Robot number `robot` on a tile; `luck` draws another body after the first."""
         course = self._courses[tile]
         return RobotSpec(
             course=course.name,
