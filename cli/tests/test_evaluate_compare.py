@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import pytest
-from krabby.benchmark.book import suite_digest
+from krabby.benchmark.book import HEAD_FORMAT, suite_digest
 from krabby.benchmark.suites import find_suite
 from krabby.benchmark.trace import TrialResult
 from krabby_cli.__main__ import main
@@ -15,10 +15,16 @@ def folder(tmp_path):
     """Writes a folder with 8 trials of the cell steps-1."""
 
     def write(policy, successes, **changes):
-        path = tmp_path / policy
+        path = tmp_path / f"{policy}{len(changes)}"
         path.mkdir()
-        head = {"suite": "published", "cells_sha256": suite_digest(find_suite("published")),
-                "policy": policy, "robot": "r", "substep_ns": 2_500_000}  # fmt: skip
+        head = {
+            "format": HEAD_FORMAT,
+            "suite": "published",
+            "cells_sha256": suite_digest(find_suite("published")),
+            "policy": policy,
+            "robot": "r",
+            "substep_ns": 2_500_000,
+        }
         (path / "evaluation.json").write_text(json.dumps(head | changes))
         trials = [
             TrialResult(
@@ -54,5 +60,19 @@ def test_the_exit_status_says_that_trials_are_missing(folder, tmp_path):
 
 
 def test_folders_of_another_version_of_the_suite_are_refused(folder, capsys):
-    assert main(["evaluate", "--compare", folder("gait", 2, cells_sha256="0")]) == 2
-    assert "holds another suite or version than 'published'" in capsys.readouterr().err
+    for index, changes in enumerate(({"cells_sha256": "0"}, {"format": 1})):
+        assert main(["evaluate", "--compare", folder(f"gait{index}", 2, **changes)]) == 2
+        assert "holds another suite or version than 'published'" in capsys.readouterr().err
+
+
+def test_one_policy_on_two_robots_is_not_taken_for_one(folder, capsys, tmp_path):
+    folders = [folder("gait", 2), folder("gait", 8, robot="other")]
+    assert main(["evaluate", "--compare", *folders, "--out", str(tmp_path / "out")]) == 2
+    assert "hold different evaluations of policy 'gait'" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_no_traceback(folder, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    argv = ["evaluate", "--compare", folder("gait", 2), "--out", str(tmp_path / "file")]
+    assert main(argv) == 1
+    assert "the report cannot be written" in capsys.readouterr().err

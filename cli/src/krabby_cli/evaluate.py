@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import fnmatch
 import os
 import platform
@@ -13,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from krabby.benchmark.book import Book, head_of, read_head, suite_digest
+from krabby.benchmark.book import HEAD_FORMAT, Book, head_of, read_head, suite_digest
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
@@ -114,13 +115,20 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     except BenchmarkError as error:
         raise CliError(str(error)) from error
+    except OSError as error:
+        raise CliError(
+            f"the report cannot be written or its trials read ({error}); trials that have ended "
+            "are kept: make room, or give another --out"
+        ) from error
 
 
 def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
+    if args.jobs < 1:
+        raise UsageError(f"--jobs {args.jobs} is too few; give 1 or more")
+    trial = _trial_cfg(args.step_ms)
     desc = RobotDescription.load()
     rate_hz = ControlCfg().rate_hz
     bundle = load_bundle(args.policy, desc, rate_hz, foreign=args.foreign)
-    trial = TrialCfg(substep_ns=round(args.step_ms * 1e6))
     head = head_of(args.suite, suite, bundle, desc, trial)
     shard = args.shard or Shard()
     out = args.out or Path("runs/evaluate") / args.suite / bundle.name
@@ -149,11 +157,30 @@ def _evaluate(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Names
     return 1 if missing else 0
 
 
+def _trial_cfg(step_ms: float) -> TrialCfg:
+    try:
+        return TrialCfg(substep_ns=round(step_ms * 1e6))
+    except (ValueError, OverflowError) as error:
+        raise UsageError(f"--step-ms {step_ms:g} does not divide 5 ms; give 1 or 2.5") from error
+
+
 def _compare(suite: Sequence[Cell], cells: Sequence[Cell], args: argparse.Namespace) -> int:
     """One report of several policies on one suite."""
-    heads = {str(folder): read_head(folder) for folder in args.compare}
+    try:
+        heads = {str(folder): read_head(folder) for folder in args.compare}
+    except BenchmarkError as error:
+        raise UsageError(str(error)) from error
+    first: dict[str, str] = {}
     for folder, head in heads.items():
-        if (head.get("suite"), head.get("cells_sha256")) != (args.suite, suite_digest(suite)):
+        other = first.setdefault(head.get("policy", ""), folder)
+        if heads[other] != head:
+            raise UsageError(
+                f"{other} and {folder} hold different evaluations of policy {head.get('policy')!r} "
+                "(robot, physics step or files of the policy), which a report cannot tell apart; "
+                "compare one of them"
+            )
+        of = tuple(head.get(key) for key in ("format", "suite", "cells_sha256"))
+        if of != (HEAD_FORMAT, args.suite, suite_digest(suite)):
             raise UsageError(f"{folder} holds another suite or version than {args.suite!r}")
     paths = [path for folder in args.compare for path in sorted(folder.glob("trials*.jsonl"))]
     facts = {
@@ -241,9 +268,13 @@ def _chosen(suite: Sequence[Cell], args: argparse.Namespace) -> list[Cell]:
         each for each in patterns if not any(fnmatch.fnmatchcase(c.name, each) for c in suite)
     ]
     if unknown:
+        near = difflib.get_close_matches(unknown[0], [c.name for c in suite], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise UsageError(
-            f"suite {args.suite!r} has no cell {unknown[0]!r}; --list shows those it has"
+            f"suite {args.suite!r} has no cell {unknown[0]!r}; {hint}--list shows those it has"
         )
+    if not cells:
+        raise UsageError(f"--cells {args.cells!r} names no cell; --list shows those there are")
     if args.trials is None:
         return cells
     if args.trials < 1:

@@ -142,10 +142,27 @@ def test_turning_the_wrong_way_is_none(make_facts, make_tick):
 
 
 def test_an_impassable_obstacle_is_won_by_standing_off(make_facts, make_tick):
+    # Two waypoints, 10 m and 20 m ahead, one of them beyond the obstacle: 10 - 1.2 = 8.8 m.
     judge = Judge(make_facts("stand_off"))
-    assert run(judge, make_tick, 30.0, progress_m=3.0) == (None, 30.0)
+    assert run(judge, make_tick, 30.0, progress_m=8.9) == (None, 30.0)
     assert judge.at_end() == Outcome.REFUSED
     assert succeeded("stand_off", Outcome.REFUSED)
+
+
+def test_a_robot_that_never_came_to_the_obstacle_has_not_stood_off(make_facts, make_tick):
+    judge = Judge(make_facts("stand_off"))
+    assert run(judge, make_tick, 30.0, progress_m=8.7) == (None, 30.0)
+    assert judge.at_end() == Outcome.MISSED
+    assert judge.reason == "came to 8.7 m; the obstacle counts from 8.8 m on"
+    assert not succeeded("stand_off", Outcome.MISSED)
+
+
+def test_a_box_that_never_appeared_has_not_been_stood_off(make_facts, make_tick):
+    box = Event(action="box", at_m=3.0, value=2.0)
+    for progress_m, outcome in ((2.9, Outcome.MISSED), (3.0, Outcome.REFUSED)):
+        judge = Judge(make_facts("stand_off", events=(box,)))
+        assert run(judge, make_tick, 30.0, progress_m=progress_m) == (None, 30.0)
+        assert judge.at_end() == outcome
 
 
 def test_rearing_up_on_a_wall_is_leaning(make_facts, make_tick):

@@ -82,6 +82,20 @@ def test_standing_off_is_success_before_what_is_impassable_and_nowhere_else():
     assert "time_ratio" not in refused
 
 
+def test_falls_of_trials_that_the_disturbance_did_not_reach_do_not_count():
+    target = Target(figure="fell_disturbed", at_most=0.02)
+    cells = (make_cell("release", target=target),)
+    stuck = [trial("release", n, outcome="stuck", disturbed=0.0, fell_disturbed=0.0)
+             for n in range(3)]  # fmt: skip
+    row = table.cell_rows(cells, stuck)[0]
+    assert table.judge(target, row.results["parkour"]) == "not measured"
+    fell = trial("release", 3, outcome="fell", disturbed=1.0, fell_disturbed=1.0)
+    early = trial("release", 4, outcome="fell", disturbed=0.0, fell_disturbed=0.0)
+    found = table.cell_rows(cells, [*stuck, fell, early])[0].results["parkour"]
+    assert (found["fell_disturbed"].value, found["fell_disturbed"].n) == (1.0, 1)
+    assert table.judge(target, found) == "missed"
+
+
 def test_families_and_groups_pool_their_trials():
     families = {row.name: row for row in table.family_rows(CELLS, TRIALS)}
     assert families["stairs"].results["parkour"]["success"].n == 6
@@ -147,9 +161,17 @@ def test_contradicting_results_of_one_trial_are_refused():
 
 def test_lines_that_are_no_trial_are_refused(tmp_path):
     path = tmp_path / "trials.jsonl"
-    path.write_text(json.dumps(asdict(trial())) + '\n{"cell": "up", "se')
-    with pytest.raises(TrialsError, match=r"trials\.jsonl, line 2 is not a trial"):
-        table.read_trials([path])
+    for line in ('{"cell": "up", "se', json.dumps(asdict(trial(outcome="won"))), ""):
+        path.write_text(f"{json.dumps(asdict(trial()))}\n{line}\n")
+        with pytest.raises(TrialsError, match=r"trials\.jsonl, line 2 is not a trial"):
+            table.read_trials([path])
+
+
+def test_a_last_line_without_an_end_is_left_out_unless_it_is_whole(tmp_path):
+    path, whole = tmp_path / "trials.jsonl", json.dumps(asdict(trial()))
+    for last, count in (('{"cell": "up", "se', 1), (json.dumps(asdict(trial(seed=1))), 2)):
+        path.write_text(f"{whole}\n{last}")
+        assert len(table.read_trials([path])) == count
 
 
 def test_a_report_is_json_text_and_a_picture(tmp_path):

@@ -116,6 +116,74 @@ def test_a_line_that_was_cut_off_is_run_again(tmp_path):
     assert len(path.read_bytes().splitlines()) == 2
 
 
+def test_a_last_line_without_an_end_gets_one(tmp_path):
+    with Book(tmp_path, HEAD, Shard()) as book:
+        book.add(result(seed=0))
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(path.read_bytes()[:-1])
+    with Book(tmp_path, HEAD, Shard()) as again:
+        again.add(result(seed=1))
+    with Book(tmp_path, HEAD, Shard()) as third:
+        assert [each.seed for each in third.results] == [0, 1]
+
+
+@pytest.mark.parametrize("line", [b"{}", b'{"a": [', b"\0\0\xff"])
+def test_a_broken_line_is_named_and_no_line_is_removed(tmp_path, line):
+    with Book(tmp_path, HEAD, Shard()) as book:
+        book.add(result(seed=0))
+    path = tmp_path / "trials.jsonl"
+    content = line + b"\n" + path.read_bytes()
+    path.write_bytes(content)
+    with pytest.raises(BenchmarkError, match=r"trials\.jsonl, line 1 is not a trial"):
+        Book(tmp_path, HEAD, Shard())
+    assert path.read_bytes() == content
+
+
+def test_a_trial_of_another_policy_does_not_count_as_done(tmp_path):
+    with Book(tmp_path, HEAD, Shard()) as book:
+        book.add(dataclasses.replace(result(), policy="other"))
+    with pytest.raises(BenchmarkError, match="is for policy 'gait' but has a trial of 'other'"):
+        Book(tmp_path, HEAD, Shard())
+
+
+def test_one_evaluation_at_a_time_writes_to_a_file(tmp_path):
+    with Book(tmp_path, HEAD, Shard()):
+        with pytest.raises(BenchmarkError, match="another evaluation may be running"):
+            Book(tmp_path, HEAD, Shard())
+        Book(tmp_path, HEAD, Shard(1, 2)).close()
+    Book(tmp_path, HEAD, Shard()).close()
+
+
+def test_a_full_disk_keeps_the_trials_before(tmp_path, monkeypatch):
+    with Book(tmp_path, HEAD, Shard()) as book:
+        book.add(result(seed=0))
+
+        def full(_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(BenchmarkError, match=r"No space left on device.*1 trials before are"):
+            book.add(result(seed=1))
+    with Book(tmp_path, HEAD, Shard()) as again:
+        assert again.done == {TrialKey("a", 0)}
+
+
+def test_a_folder_that_contradicts_another_is_refused_whole_and_left_alone(tmp_path):
+    for index, time_s in ((1, 1.0), (2, 2.0)):
+        with Book(tmp_path / str(index), HEAD, Shard(index, 2)) as part:
+            part.add(result(seed=index))
+            part.add(result(seed=9, time_s=time_s))
+    torn = tmp_path / "1/trials-1-of-2.jsonl"
+    torn.write_bytes(torn.read_bytes() + b'{"cell')
+    with Book(tmp_path / "all", HEAD, Shard()) as whole:
+        with pytest.raises(BenchmarkError, match="seed 9 differ"):
+            whole.take_in([tmp_path / "1", tmp_path / "2"])
+        assert not whole.results
+        whole.take_in([tmp_path / "1"])
+        assert sorted(key.seed for key in whole.done) == [1, 9]
+    assert torn.read_bytes().endswith(b'{"cell')
+
+
 def test_a_folder_of_another_evaluation_is_refused_and_left_alone(tmp_path):
     with Book(tmp_path, HEAD, Shard()) as book:
         book.add(result())

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from krabby.benchmark.figures import Figures
 from krabby.benchmark.outcome import Judge
 from krabby.benchmark.scenario import (
     Cell,
@@ -137,6 +138,14 @@ def test_released_stick_sit_and_emergency_stop_end_and_the_robot_walks_again(bli
     assert trace.safety[at(10.5)] == SafetyState.ESTOP
     assert trace.safety[at(17.5)] == SafetyState.ACTIVE
     assert trace.walks[at(17.5)]
+
+
+@pytest.mark.parametrize(("at_s", "disturbed"), [(0.1, 1.0), (5.0, 0.0)])
+def test_a_trial_knows_whether_its_disturbance_came_in_time(blind, desc, at_s, disturbed):
+    event = Event(action="release", at_s=at_s, duration_s=0.1)
+    one = trial(blind, desc, duration_s=0.3, events=(event,))
+    figures = one.run(Judge(one.facts), Figures(one.facts)).figures
+    assert (figures["disturbed"], figures["fell_disturbed"]) == (disturbed, 0.0)
 
 
 def test_a_push_changes_the_velocity_at_once_in_the_base_frame(blind, desc):

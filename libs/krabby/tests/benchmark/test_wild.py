@@ -3,6 +3,7 @@ import pickle
 import numpy as np
 import pytest
 from krabby.benchmark.figures import needed_s
+from krabby.benchmark.outcome import Judge, Outcome
 from krabby.benchmark.scenario import ScenarioError
 from krabby.benchmark.suites import SUITES, cell_table, find_suite
 from krabby.benchmark.wild import WILD
@@ -68,6 +69,30 @@ def test_trials_last_30_s_or_1_5_times_what_the_commanded_speed_needs(cell):
             assert scenario.speed == 0.5
 
 
+def test_quick_cells_have_their_baseline_and_stops_count_what_was_disturbed():
+    quick = {cell.name for cell in WILD if cell.quick}
+    assert {c.facts.get("baseline", c.name) for c in WILD if c.quick} <= quick
+    for cell in WILD:
+        if cell.target is not None and cell.target.figure.startswith("fell"):
+            assert cell.target.figure == "fell_disturbed"
+            assert cell.make(0).events
+
+
+@pytest.mark.parametrize("name", ["cliff-1", "pit-1", "wall-1", "door-1", "ceiling-1"])
+def test_a_robot_2_m_before_an_obstacle_has_come_to_it(make_facts, make_tick, name):
+    cell = BY_NAME[name]
+    facts = make_facts("stand_off", cell=cell, scenario=cell.make(0), waypoints=8)
+    front = min(
+        box.center[0] - box.half_extents[0]
+        for box in facts.scenario.course.boxes
+        if box.kind in ("wall", "floor")
+    )
+    for before_m, outcome in ((1.95, Outcome.REFUSED), (2.05, Outcome.MISSED)):
+        judge = Judge(facts)
+        judge.tick(make_tick(progress_m=front - before_m - facts.scenario.course.spawn[0]))
+        assert judge.at_end() == outcome
+
+
 def test_events_happen_at_random_places_of_the_course():
     for name, count in (("release", 1), ("stop-and-go", 4), ("swap", 1), ("outage-0.5", 1)):
         places = []
@@ -111,7 +136,9 @@ def test_the_table_for_readers_names_targets_and_what_is_held_out():
     table = cell_table(WILD).splitlines()
     assert len(table) == len(WILD) + 2
     assert "| beam-1 | beam | 64 | success >= 0.9 | held out | beams 0.6 m wide |" in table
-    assert any(line.startswith("| outage-2 | pictures | 64 | fell <= 0.06 |") for line in table)
+    assert any(
+        line.startswith("| outage-2 | pictures | 64 | fell_disturbed <= 0.06 |") for line in table
+    )
 
 
 def test_a_suite_is_found_by_its_name_or_the_nearest_is_named():

@@ -132,3 +132,10 @@ def test_every_link_of_the_buildable_robot_is_a_body():
     for inertial in RS.inertials.values():
         a, b, c = sorted(inertial.moments)
         assert 0.0 < a <= b <= c < a + b
+
+
+def test_a_tube_has_a_wall_and_a_robot_a_weight():
+    with pytest.raises(ValueError, match="an outer radius above the inner one"):
+        part(mass=1.0, tube=(0.1, 0.2, 0.3))
+    with pytest.raises(ValueError, match=r"bill\.hip weighs .*; correct its masses"):
+        link(part(mass=1e308, sphere=10.0), part(mass=1e308, sphere=10.0))

@@ -247,6 +247,14 @@ def test_a_file_like_itself_or_like_a_path_is_refused(tmp_path):
             RobotDescription.load(path)
 
 
+def test_robots_like_each_other_are_refused(tmp_path):
+    for name, like in (("ant", "bee"), ("bee", "ant")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "robot.toml").write_text(f'like = "{like}"\n')
+    with pytest.raises(DescriptionError, match=r"like is 'ant'.* not like ant or bee in turn"):
+        RobotDescription.load(tmp_path / "ant" / "robot.toml")
+
+
 def test_longer_legs_are_another_geometry_and_heavier_ones_are_not(values, robot):
     values["bill"]["tibia"]["link"]["mass"] = 2.0
     assert RobotDescription.parse(values).geometry_hash == robot.geometry_hash

@@ -47,6 +47,8 @@ class Figure:
 
 
 FIGURES: Final[tuple[Figure, ...]] = (
+    Figure(name="fell_disturbed", title="fell once disturbed", unit="", kind="share",
+           amount="fell_disturbed", exposure="disturbed"),
     Figure(name="obeys", title="trials that track the command", unit="", kind="share",
            amount="obeys", exposure="tracked_s", better="high"),
     Figure(name="error_vx", title="tracking error forward", unit="m/s", kind="ratio",

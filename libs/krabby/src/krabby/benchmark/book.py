@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -11,21 +12,23 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from krabby.benchmark.runner import BenchmarkError, TrialKey
-from krabby.benchmark.trace import TrialResult
+from krabby.benchmark.table import TrialsError, is_trial, merge, read_trials
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from io import BufferedWriter
 
     from krabby.benchmark.runner import Shard
     from krabby.benchmark.scenario import Cell
+    from krabby.benchmark.trace import TrialResult
     from krabby.benchmark.trial import TrialCfg
     from krabby.policy.bundle import PolicyBundle
     from krabby.robot.description import RobotDescription
 
-__all__ = ["Book", "head_of", "read_head", "suite_digest"]
+__all__ = ["HEAD_FORMAT", "Book", "head_of", "read_head", "suite_digest"]
 
 HEAD_FILE: Final = "evaluation.json"
+HEAD_FORMAT: Final = 2
+"""Raised when the rules of outcomes or the sums of a trial change: older trials do not mix."""
 _TRIALS: Final = "trials*.jsonl"
 
 
@@ -49,17 +52,20 @@ class Book:
         self.folder = folder
         part = "" if shard.count == 1 else f"-{shard.index}-of-{shard.count}"
         self._path = folder / f"trials{part}.jsonl"
-        self._file: BufferedWriter | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._check_head(dict(head))
-            self.results = [
-                result for path in sorted(folder.glob(_TRIALS)) for result in _read(path)
-            ]
+            self._file = self._path.open("ab", buffering=0)
         except (OSError, ValueError) as error:
             raise BenchmarkError(
                 f"{folder} cannot hold the evaluation ({error}); give another --out"
             ) from error
+        try:
+            self._lock()
+            self.results = _trials_of(folder, dict(head))
+        except BenchmarkError:
+            self.close()
+            raise
 
     @property
     def done(self) -> set[TrialKey]:
@@ -67,31 +73,59 @@ class Book:
         return {TrialKey(result.cell, result.seed) for result in self.results}
 
     def add(self, result: TrialResult) -> None:
-        """Write a trial down; it is on the disk when this returns."""
-        if self._file is None:
-            self._file = self._path.open("ab")
-        self._file.write(msgspec.json.encode(result) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.results.append(result)
+        """Write a trial down; it is on the disk when this returns.
+
+        Raises:
+            BenchmarkError: the disk is full or broken; the trials before this one are kept.
+        """
+        self._write([result])
+
+    def _write(self, results: Sequence[TrialResult]) -> None:
+        lines = b"".join(msgspec.json.encode(result) + b"\n" for result in results)
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while lines:
+                lines = lines[self._file.write(lines) or 0 :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.truncate(self._path, end)
+            raise BenchmarkError(
+                f"{self._path} cannot be written ({error}); the {len(self.results)} trials before "
+                "are kept, and the same command continues once there is room"
+            ) from error
+        self.results.extend(results)
 
     def take_in(self, folders: Iterable[Path]) -> None:
         """Copy the trials of other folders of the same evaluation.
 
         Raises:
-            BenchmarkError: one belongs to another evaluation.
+            BenchmarkError: one belongs to another evaluation, or has another result of a trial;
+                then nothing is copied.
         """
-        ours, known = read_head(self.folder), self.done
+        ours = read_head(self.folder)
+        found: list[TrialResult] = []
         for folder in folders:
             theirs = read_head(folder)
             if theirs != ours:
                 raise BenchmarkError(f"{folder} {_difference(theirs, ours)}; merge equal ones")
-            for path in sorted(folder.glob(_TRIALS)):
-                for result in _read(path):
-                    key = TrialKey(result.cell, result.seed)
-                    if key not in known:
-                        known.add(key)
-                        self.add(result)
+            found += _trials_of(folder, theirs)
+        try:
+            together = merge([*self.results, *found])
+        except TrialsError as error:
+            raise BenchmarkError(str(error)) from error
+        known = self.done
+        self._write([each for each in together if TrialKey(each.cell, each.seed) not in known])
+
+    def _lock(self) -> None:
+        """Keep other evaluations from writing to the same file, and end its last line."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _mend(self._path)
+        except OSError as error:
+            raise BenchmarkError(
+                f"{self._path} cannot be written ({error}); another evaluation may be running "
+                "there: let it end, or give another --out"
+            ) from error
 
     def _check_head(self, head: dict[str, Any]) -> None:
         path = self.folder / HEAD_FILE
@@ -104,8 +138,7 @@ class Book:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +156,7 @@ def head_of(
 ) -> dict[str, Any]:
     """What is evaluated: equal heads have comparable trials."""
     return {
-        "format": 1,
+        "format": HEAD_FORMAT,
         "suite": suite,
         "cells_sha256": suite_digest(cells),
         "policy": bundle.name,
@@ -154,6 +187,22 @@ def read_head(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+def _trials_of(folder: Path, head: Mapping[str, Any]) -> list[TrialResult]:
+    """All trials of a folder."""
+    try:
+        results = read_trials(sorted(folder.glob(_TRIALS)))
+    except (OSError, TrialsError) as error:
+        raise BenchmarkError(str(error)) from error
+    policy = head.get("policy")
+    for result in results:
+        if result.policy != policy:
+            raise BenchmarkError(
+                f"{folder} is for policy {policy!r} but has a trial of {result.policy!r} (cell "
+                f"{result.cell}, seed {result.seed}); remove its line or give another folder"
+            )
+    return results
+
+
 def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     for key in {**ours, **theirs}:
         if theirs.get(key) != ours.get(key):
@@ -164,19 +213,14 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return "holds another evaluation"
 
 
-def _read(path: Path) -> list[TrialResult]:
-    """Trials of a file; a line that was cut off is removed, and its trial is run again."""
-    lines = path.read_bytes().splitlines()
-    results: list[TrialResult] = []
-    kept: list[bytes] = []
-    for line in lines:
-        try:
-            results.append(msgspec.json.decode(line, type=TrialResult))
-            kept.append(line)
-        except msgspec.MsgspecError:
-            continue
-    if len(kept) < len(lines):
-        staging = path.with_suffix(".tmp")
-        staging.write_bytes(b"".join(line + b"\n" for line in kept))
-        staging.replace(path)
-    return results
+def _mend(path: Path) -> None:
+    """End the last line, or remove it where it was cut off: its trial is run again."""
+    data = path.read_bytes()
+    tail = data[data.rfind(b"\n") + 1 :]
+    if not tail:
+        return
+    if is_trial(tail):
+        with path.open("ab") as file:
+            file.write(b"\n")
+    else:
+        os.truncate(path, len(data) - len(tail))

@@ -88,6 +88,11 @@ class Director:
             "box": lambda event: trial.robot.show_box(None),
         }
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether any event has begun."""
+        return len(self._waiting) < len(self._scenario.events)
+
     def step(self, time_s: float) -> None:
         """End and begin what is due."""
         progress_m = self._trial.robot.progress.furthest_m

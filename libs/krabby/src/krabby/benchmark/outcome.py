@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from krabby.benchmark.scenario import Goal
+    from krabby.benchmark.scenario import Goal, Scenario
     from krabby.benchmark.trace import Tick, TrialFacts
 
 __all__ = ["Judge", "Outcome", "succeeded"]
@@ -34,6 +34,8 @@ TIME_FACTOR: Final = 1.5
 """Waypoints must be reached within this multiple of the time that the commanded speed needs."""
 REARING_RAD: Final = 0.5
 """Tilt for `LEANING_S` that counts as climbing something impassable [rad]."""
+APPROACH_M: Final = 1.2
+"""Standing off needs to have come this near to the last waypoint before the obstacle [m]."""
 DRIFT_M_S: Final = 0.005
 """A robot that stands drifts by less than this [m/s]."""
 
@@ -64,7 +66,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     """On its feet, but the last waypoint was not reached in time."""
     MISSED = "missed"
-    """On its feet to the end, but beyond the bound on tracking or drift."""
+    """On its feet to the end, but beyond a bound, or never near what it had to stand off from."""
 
 
 def succeeded(goal: Goal, outcome: str) -> bool:
@@ -80,7 +82,7 @@ class Judge:
         self._goal = facts.cell.goal
         self._falls = FallMonitor(FallCfg(tilt_rad=facts.tilt_limit_rad))
         self._leaning = self._rearing = 0  # ticks
-        self._walk_s = 0.0
+        self._walk_s = self._came_m = 0.0
         self._progress = _Progress()
         self._tracking = Tracking()
         self._standing = Standing()
@@ -103,6 +105,7 @@ class Judge:
         if tick.time_s < 0.0:
             return None
         self._walk_s += CONTROL_S * tick.walks
+        self._came_m = max(self._came_m, tick.progress_m)
         if self._goal == "track":
             self._tracking.add(tick)
         if self._goal == "stand":
@@ -116,7 +119,7 @@ class Judge:
     def at_end(self) -> str:
         """The outcome of a trial whose time is over."""
         if self._goal == "stand_off":
-            return self._decide(Outcome.REFUSED, "on its feet before the obstacle to the end")
+            return self._stood_off()
         if self._goal == "waypoints":
             return self._decide(Outcome.TIMED_OUT, "the trial's time was over")
         if self._goal == "track":
@@ -132,6 +135,15 @@ class Judge:
         return self._decide(
             Outcome.MISSED, f"drifts by {1e3 * drift:.1f} mm/s, bound {1e3 * DRIFT_M_S:g} mm/s"
         )
+
+    def _stood_off(self) -> Outcome:
+        wanted_m = _approach_m(self._facts.scenario)
+        if self._came_m < wanted_m:
+            return self._decide(
+                Outcome.MISSED,
+                f"came to {self._came_m:.1f} m; the obstacle counts from {wanted_m:.1f} m on",
+            )
+        return self._decide(Outcome.REFUSED, "on its feet before the obstacle to the end")
 
     def _decide(self, outcome: Outcome, reason: str) -> Outcome:
         self._reason = reason
@@ -198,6 +210,21 @@ class Judge:
             f"waypoint {tick.waypoint} of {self._facts.waypoints} after {self._limit_s:.1f} s, "
             f"{TIME_FACTOR:g} times what the commanded speed needs",
         )
+
+
+def _approach_m(scenario: Scenario) -> float:
+    """How far along the course a robot has met the obstacle that it must not cross [m].
+
+    A box is met where it appears. Half of the waypoints of an impassable course lie beyond its
+    obstacle, the last of the others 0.8 m before it.
+    """
+    boxes = [event.at_m for event in scenario.events if event.action == "box"]
+    if boxes:
+        return max(at_m or 0.0 for at_m in boxes)
+    course = scenario.course
+    before = course.waypoints[: len(course.waypoints) // 2, :2]
+    points = np.vstack([(scenario.spawn or course.spawn)[:2], before])
+    return float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum()) - APPROACH_M
 
 
 class _Progress:

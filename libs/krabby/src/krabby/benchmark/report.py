@@ -253,7 +253,7 @@ def _verdict(target: Target | None, found: Mapping[str, Estimate]) -> str:
     verdict = table.judge(target, found)
     if target.figure == "success" or target.figure not in found:
         return verdict
-    return f"{verdict}: {figure_text(target.figure, found[target.figure], with_n=False)}"
+    return f"{verdict}: {figure_text(target.figure, found[target.figure])}"
 
 
 def _others(outcomes: Mapping[str, int]) -> str:

@@ -5,6 +5,7 @@ Rows depend on the set of trials alone: not on their order, nor on how many file
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ __all__ = [
     "cell_rows",
     "family_rows",
     "group_rows",
+    "is_trial",
     "judge",
     "merge",
     "missing",
@@ -66,20 +68,42 @@ class Row:
 def read_trials(paths: Iterable[Path]) -> list[TrialResult]:
     """The trials of several files of JSON lines.
 
+    The last line of an evaluation that was cut off, which has no end, is left out.
+
     Raises:
-        TrialsError: a line is not a trial, for example the last one of an interrupted run.
+        TrialsError: a line is not a trial.
     """
     trials: list[TrialResult] = []
     for path in paths:
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        lines = path.read_bytes().split(b"\n")
+        if not is_trial(lines[-1]):
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
             try:
-                trials.append(msgspec.json.decode(line, type=TrialResult))
-            except msgspec.MsgspecError as error:
+                trials.append(_decode(line))
+            except (msgspec.MsgspecError, ValueError) as error:
                 raise TrialsError(
                     f"{path}, line {number} is not a trial: {error}; remove that line and run its "
                     "trial again"
                 ) from error
     return trials
+
+
+def is_trial(line: bytes) -> bool:
+    """Whether a line of JSON is a whole trial."""
+    try:
+        _decode(line)
+    except (msgspec.MsgspecError, ValueError):
+        return False
+    return True
+
+
+def _decode(line: bytes) -> TrialResult:
+    trial = msgspec.json.decode(line, type=TrialResult)
+    Outcome(trial.outcome)  # ValueError for another word
+    if trial.seed < 0 or not all(map(math.isfinite, trial.figures.values())):
+        raise ValueError(f"seed {trial.seed} or a figure is out of range")
+    return trial
 
 
 def merge(trials: Iterable[TrialResult]) -> list[TrialResult]:

@@ -246,9 +246,17 @@ class Trial:
             of_waypoints=progress.count,
             progress_m=round(progress.furthest_m, 3),
             course_m=round(progress.length_m, 3),
-            figures={} if figures is None else figures.figures(),
+            figures={} if figures is None else figures.figures() | self._disturbance(outcome),
             wall_s=round(self.cpu_s, 3),
         )
+
+    def _disturbance(self, outcome: str) -> dict[str, float]:
+        """Whether the scenario's events reached the robot, and whether it fell then."""
+        if not self.scenario.events:
+            return {}
+        disturbed = self._director.disturbed
+        fell = disturbed and outcome == "fell"
+        return {"disturbed": float(disturbed), "fell_disturbed": float(fell)}
 
     @property
     def sim_time_s(self) -> float:

@@ -48,7 +48,7 @@ _TYPES: Final = ("steps", "gap", "hurdle", "ramps")
 _QUICK: Final = frozenset({
     "steps-1", "gap-1", "hurdle-1", "ramps-1", "leg-riser-0.615", "stairs-1", "rubble-0.5",
     "beam-0.5", "side-slope-0.5", "u-turn-1", "gap-45-0.5", "cliff-1", "wall-1", "release",
-    "outage-0.5", "late-200", "flat-vx0.5", "flat-yaw0.8",
+    "undisturbed", "outage-0.5", "late-200", "flat-vx0.5", "flat-yaw0.8",
 })  # fmt: skip
 """Cells of the quick version: eight trials of each in five minutes of two cores."""
 
@@ -280,7 +280,7 @@ def _impassable() -> Iterator[Cell]:
 
 
 def _stops() -> Iterator[Cell]:
-    target = Target(figure="fell", at_most=0.02)
+    target = Target(figure="fell_disturbed", at_most=0.02)
 
     def row(name: str, summary: str, *events: Event, difficulty: float = 1.0) -> Cell:
         where = f"{summary}, anywhere at difficulty {difficulty:g}"
@@ -310,7 +310,7 @@ def _pictures() -> Iterator[Cell]:
         yield row(
             f"outage-{seconds:g}",
             f"no pictures for {seconds:g} s at a random place",
-            Target(figure="fell", at_most=most),
+            Target(figure="fell_disturbed", at_most=most),
             events=(event,),
         )
     for milliseconds in (120, 200, 500):

@@ -73,7 +73,7 @@ def robot_dir() -> Path:
     folder = assets / robot_name()
     if folder.parent != assets or not (folder / "robot.toml").is_file():
         there = ", ".join(sorted(path.parent.name for path in assets.glob("*/robot.toml")))
-        raise AssetError(f"{ROBOT_ENV}={folder.name}: {assets} has no such robot; it has {there}")
+        raise AssetError(f"{ROBOT_ENV}={robot_name()}: {assets} has no such robot; it has {there}")
     return folder
 
 

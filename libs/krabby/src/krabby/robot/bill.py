@@ -91,6 +91,9 @@ class Part(Config, frozen=True, kw_only=True):
             self.per_metre,
             "a cylinder or a tube with it",
         )
+        if self.tube is not None:
+            outer, inner, _ = self.tube
+            check(inner < outer, "tube", list(self.tube), "an outer radius above the inner one")
         check(len(self.at) > 0, "at", self.at, "at least one place")
 
 
@@ -164,6 +167,8 @@ def _summed(pieces: list[_Piece]) -> Inertial:
             "(yz); place its parts symmetrically about y = 0"
         )
     moments, tilt = _principal(inertia)
+    if not np.isfinite([mass, *moments]).all():
+        raise ValueError(f"weighs {mass:g} kg, with moments {moments}; correct its masses")
     if not (moments > 0.0).all():
         raise ValueError(f"has moments of inertia {moments}; give at least one part a shape")
     for array in (com, moments):

@@ -426,18 +426,23 @@ class RobotDescription:
 _WHOLE = {"bill", "drives", "gait"}
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read(path: Path, above: tuple[str, ...] = ()) -> tuple[dict[str, Any], dict[str, int]]:
     """The tables of a file and the lines of its keys; what it lacks is of the robot it is `like`.
 
-    Tables are merged key by key; `bill`, `drives` and `gait` are given whole.
+    Tables are merged key by key; `bill`, `drives` and `gait` are given whole. `above` are robots
+    that are like this one.
     """
     values, lines = read_toml(path, error=DescriptionError, unreadable=AssetError)
     like = values.pop("like", None)
     if like is None:
         return values, lines
-    if not isinstance(like, str) or Path(like).name != (like or ".") or like == path.parent.name:
-        raise DescriptionError(f"{path}: like is {like!r}; expected the folder of another robot")
-    return _merged(_read(path.parent.parent / like / path.name)[0], values), lines
+    chain = (*above, path.parent.name)
+    if not isinstance(like, str) or Path(like).name != (like or ".") or like in ("..", *chain):
+        raise DescriptionError(
+            f"{path}: like is {like!r}; expected the folder of another robot, which is not like "
+            f"{' or '.join(chain)} in turn"
+        )
+    return _merged(_read(path.parent.parent / like / path.name, chain)[0], values), lines
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
