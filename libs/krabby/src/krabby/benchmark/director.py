@@ -88,10 +88,13 @@ class Director:
             "box": lambda event: trial.robot.show_box(None),
         }
 
-    @property
-    def disturbed(self) -> bool:
-        """Whether any event has begun."""
-        return len(self._waiting) < len(self._scenario.events)
+    def disturbance(self, outcome: str) -> dict[str, float]:
+        """Figures: whether an event has begun, and whether the robot fell in that trial."""
+        if not self._scenario.events:
+            return {}
+        disturbed = len(self._waiting) < len(self._scenario.events)
+        fell = disturbed and outcome == "fell"
+        return {"disturbed": float(disturbed), "fell_disturbed": float(fell)}
 
     def step(self, time_s: float) -> None:
         """End and begin what is due."""

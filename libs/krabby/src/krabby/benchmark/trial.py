@@ -235,6 +235,7 @@ class Trial:
             reason = reason or f"it did not stand up and walk within {_START_S:g} s"
         self.cpu_s += time.process_time() - began_s
         progress = self.robot.progress
+        found = {} if figures is None else figures.figures()
         return TrialResult(
             cell=self.cell.name,
             seed=self.seed,
@@ -246,17 +247,9 @@ class Trial:
             of_waypoints=progress.count,
             progress_m=round(progress.furthest_m, 3),
             course_m=round(progress.length_m, 3),
-            figures={} if figures is None else figures.figures() | self._disturbance(outcome),
+            figures=found | self._director.disturbance(str(outcome)) if found else {},
             wall_s=round(self.cpu_s, 3),
         )
-
-    def _disturbance(self, outcome: str) -> dict[str, float]:
-        """Whether the scenario's events reached the robot, and whether it fell then."""
-        if not self.scenario.events:
-            return {}
-        disturbed = self._director.disturbed
-        fell = disturbed and outcome == "fell"
-        return {"disturbed": float(disturbed), "fell_disturbed": float(fell)}
 
     @property
     def sim_time_s(self) -> float:
@@ -401,7 +394,7 @@ class Trial:
             seed=self.seed,
             policy=self.controller.policies.chosen.bundle.name,
             mass_kg=robot.actual.masses.total,
-            rated_torque=desc.rated_torque * np.ones(len(desc.joint_names)),
+            rated_torque=desc.rated_torque,
             joint_names=desc.joint_names,
             leg_names=desc.leg_names,
             substep_s=self.cfg.substep_ns * 1e-9,
