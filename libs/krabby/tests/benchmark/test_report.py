@@ -133,7 +133,7 @@ def test_targets_are_written_in_the_unit_of_their_figure():
 def test_cells_with_too_few_trials_are_named():
     assert table.missing(CELLS, TRIALS) == {"parkour": ["spiral: 2 of 4"]}
     text = markdown(Report.of(CELLS, [*TRIALS, trial("attic")], {"suite": "wild"}))
-    assert "- parkour: spiral: 2 of 4" in text
+    assert "- parkour, 2 of 4 trials: spiral" in text
     assert "Not in the suite, left out: attic" in text
 
 

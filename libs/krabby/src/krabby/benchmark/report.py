@@ -193,7 +193,15 @@ def markdown(report: Report, *, picture: str = "") -> str:
 
 
 def _missing(report: Report) -> str:
-    lines = [f"- {policy}: {', '.join(names)}" for policy, names in sorted(report.missing.items())]
+    lines: list[str] = []
+    for policy, names in sorted(report.missing.items()):
+        by_count: dict[str, list[str]] = {}
+        for name in names:
+            cell, _, count = name.partition(": ")
+            by_count.setdefault(count, []).append(cell)
+        lines += [
+            f"- {policy}, {count} trials: {', '.join(cells)}" for count, cells in by_count.items()
+        ]
     if report.unknown:
         lines.append(f"- Not in the suite, left out: {', '.join(report.unknown)}")
     return "\n".join(lines) or "Nothing: every cell has all its trials."
