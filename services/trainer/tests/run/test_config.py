@@ -73,7 +73,10 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("env.command.redraw_s=[0,1]", "at least a control step"),
         ("device=gpu", "cuda:<number>"),
         ("agent.algorithm.gamma=2", "agent.algorithm.gamma=2: expected `float` <= 1.0"),
-        ("agent.algorithm.schedule=linear", "agent.algorithm.schedule=linear: invalid"),
+        (
+            "agent.algorithm.schedule=linear",
+            "agent.algorithm.schedule=linear: expected adaptive, fixed",
+        ),
         ("run.keep=0", "keep=0"),
         ("run.name=a/b", "run.name=a/b: expected `str` matching"),
         ("task=teachr", "did you mean teacher?"),

@@ -40,9 +40,10 @@ def test_the_articulation_is_the_robot_described():
     assert cfg.init_state.pos == (0.0, 0.0, 0.46)
     assert cfg.init_state.joint_pos["rr_knee"] == -1.95
     drives = cfg.actuators["drives"]
-    assert drives.saturation_effort == drives.actuator_effort_limit == 120.0
-    assert drives.actuator_velocity_limit == 20.0
-    assert drives.armature == 0.05
+    assert drives.saturation_effort == drives.actuator_effort_limit
+    assert drives.actuator_effort_limit == dict.fromkeys(ROBOT.joint_names, 120.0)
+    assert drives.actuator_velocity_limit == dict.fromkeys(ROBOT.joint_names, 20.0)
+    assert drives.armature == dict.fromkeys(ROBOT.joint_names, 0.05)
     assert set(drives.stiffness) == set(drives.damping) == set(ROBOT.joint_names)
     assert (drives.stiffness["lf_knee"], drives.damping["lf_knee"]) == (250.0, 10.0)
 

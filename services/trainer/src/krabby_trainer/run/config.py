@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
 from krabby.robot.assets import robot_name
@@ -268,6 +268,11 @@ def _built(values: Any) -> TrainCfg:
         )
         if isinstance(value, dict):  # several keys of a table do not go together
             raise ConfigError(f"{key}.{problem}") from error
+        if problem.startswith("Invalid enum"):
+            hint: Any = TrainCfg
+            for part in key.split("."):
+                hint = get_type_hints(hint)[part]
+            problem = f"expected {', '.join(map(str, get_args(hint)))}"
         what = f"{key}={value}: {problem[:1].lower()}{problem[1:]}"
         raise ConfigError(what if key else problem) from error
 
