@@ -56,7 +56,7 @@ def test_the_exit_status_says_that_trials_are_missing(folder, tmp_path):
     assert main([*argv, "--quick", "--cells", "steps-1"]) == 0
     assert main([*argv, "--cells", "steps-1"]) == 1
     text = (tmp_path / "out/report.md").read_text()
-    assert "- gait: steps-1: 8 of 64" in text
+    assert "- gait, 8 of 64 trials: steps-1" in text
 
 
 def test_folders_of_another_version_of_the_suite_are_refused(folder, capsys):
