@@ -464,7 +464,7 @@ def test_a_stall_between_sending_and_reading_never_stiffens_a_drive(rig, after_s
 # --- everything that breaks ----------------------------------------------------------------
 
 
-FIGURE = re.compile(r"(?<=\| )(?P<value>-?\d+(\.\d+)?) (?P<unit>ms|rad)(?= \|)")
+FIGURE = re.compile(r"(?<=\| )(?P<value>[-+]?\d+(\.\d+)?) (?P<unit>ms|rad)(?= \|)")
 """What a run measures of a case: one cell of the page's table."""
 
 
