@@ -28,8 +28,8 @@ def desc():
     return RobotDescription.load()
 
 
-def make(desc, course="flat", difficulty=0.5, conditions=CALM, luck=(0, 0)):
-    spec = RobotSpec(course=course, difficulty=difficulty, course_seed=4, luck=luck)
+def make(desc, course="flat", difficulty=0.5, conditions=CALM, seed=(0, 0)):
+    spec = RobotSpec(course=course, difficulty=difficulty, course_seed=4, seed=seed)
     return Robot(desc, spec, conditions, POINTS)
 
 
@@ -109,13 +109,13 @@ def test_a_push_comes_when_its_time_has_come(desc):
     assert jumps.tolist()[:1] == [5]
 
 
-def test_luck_alone_decides_about_the_draws(desc):
+def test_the_seed_alone_decides_about_the_draws(desc):
     varied = Conditions(
         friction=(0.6, 1.2), push_interval_s=(6.0, 6.0), push_speed=0.5,
         start_xy_m=0.3, start_yaw_rad=0.3, start_joint_rad=0.1,
     )  # fmt: skip
     first, again, other = (
-        make(desc, conditions=varied, luck=luck) for luck in ((1, 5), (1, 5), (1, 6))
+        make(desc, conditions=varied, seed=seed) for seed in ((1, 5), (1, 5), (1, 6))
     )
 
     assert np.array_equal(reported(first)["joint_pos"], reported(again)["joint_pos"])

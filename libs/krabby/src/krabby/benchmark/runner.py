@@ -8,7 +8,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from krabby.benchmark.outcome import Judge
 from krabby.benchmark.teacher import load_any
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.robot.description import RobotDescription
+from krabby.runtime.child import interrupts_ignored
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -130,7 +130,7 @@ def _over_processes(
     work: Work, keys: list[TrialKey], jobs: int
 ) -> Generator[TrialResult, None, None]:
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), _interrupts_ignored():
+    with _one_thread_each(), interrupts_ignored():
         pool = ProcessPoolExecutor(
             min(jobs, max(len(keys), 1)), context, initializer=_begin, initargs=(work,)
         )
@@ -192,19 +192,6 @@ def _begin(work: Work) -> None:
 def _run(key: TrialKey) -> TrialResult:
     assert _runner is not None, "the pool's initialiser made it"
     return _runner.run(key)
-
-
-@contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes that start meanwhile ignore Ctrl-C from their first instruction."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

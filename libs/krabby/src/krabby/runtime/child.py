@@ -14,11 +14,12 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import IO, NamedTuple
 
-__all__ = ["Ended", "become_child", "run_child"]
+__all__ = ["Ended", "become_child", "interrupts_ignored", "run_child"]
 
 _POLL_S = 0.05
 _END_S = 10.0
@@ -139,3 +140,16 @@ def become_child(*, nice: int) -> Callable[[bytes], None]:
         pipe.write(line + b"\n")
 
     return send
+
+
+@contextlib.contextmanager
+def interrupts_ignored() -> Generator[None, None, None]:
+    """Processes that start meanwhile ignore Ctrl-C from their first instruction."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -96,12 +96,12 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class RobotSpec:
-    """Who walks where, and with which luck."""
+    """A robot of an evaluation: its course and the seed of its draws."""
 
     course: str
     difficulty: float
     course_seed: int
-    luck: tuple[int, ...]
+    seed: tuple[int, ...]
     """Seed of everything that is drawn for this robot."""
 
 
@@ -121,7 +121,7 @@ class Robot:
     ) -> None:
         self._desc = desc
         self._conditions = conditions
-        self._rng = np.random.Generator(np.random.PCG64(spec.luck))
+        self._rng = np.random.Generator(np.random.PCG64(spec.seed))
         self._course = make_course(
             spec.course, spec.difficulty, spec.course_seed, border_m=_BORDER_M
         )
@@ -130,7 +130,7 @@ class Robot:
         self.friction = float(self._rng.uniform(*conditions.friction))
         self._push_in_s = float(self._rng.uniform(*conditions.push_interval_s))
         # Streams of their own: what is not varied leaves the other draws as they are.
-        extra = np.random.Generator(np.random.PCG64((*spec.luck, 2)))
+        extra = np.random.Generator(np.random.PCG64((*spec.seed, 2)))
         payload_kg = float(extra.uniform(*conditions.payload_kg))
         strength = float(extra.uniform(*conditions.motor_strength))
         factor = float(extra.uniform(*conditions.mass_factor))

@@ -5,23 +5,21 @@ Results do not depend on the number of processes: each robot draws from its own 
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import signal
-import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from krabby.robot.description import RobotDescription
+from krabby.runtime.child import interrupts_ignored
 
 from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation.physics import WIDTH, Conditions, Robot, RobotSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
@@ -77,7 +75,7 @@ class RobotPool:
                 ours, theirs = context.Pipe()
                 work = _Share(tuple(specs[share]), conditions, scan_points_b)
                 process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-                with _deaf_to_interrupts():
+                with interrupts_ignored():
                     process.start()
                 theirs.close()
                 self._pipes.append(ours)
@@ -128,19 +126,6 @@ class RobotPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """What is started meanwhile ignores Ctrl-C from its first instruction: the parent ends it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _send(pipe: Connection, message: tuple[_Order, Any]) -> None:

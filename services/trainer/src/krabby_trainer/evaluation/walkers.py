@@ -99,7 +99,9 @@ class Walkers:
         self.episode_steps = round(cfg.episode_s / CONTROL_S)
         """The longest that an episode lasts."""
         # Each robot's speeds have a separate stream, so that one's falls do not change the others.
-        self._luck = [np.random.Generator(np.random.PCG64((seed, i, 1))) for i in range(count)]
+        self._speed_rngs = [
+            np.random.Generator(np.random.PCG64((seed, i, 1))) for i in range(count)
+        ]
         self.progress = Progress(
             count,
             "cpu",
@@ -130,14 +132,14 @@ class Walkers:
     def __exit__(self, *_: object) -> None:
         self._pool.close()
 
-    def spec(self, robot: int, tile: int, *luck: int) -> RobotSpec:
-        """Robot number `robot` on a tile; `luck` draws another body after the first."""
+    def spec(self, robot: int, tile: int, *draw: int) -> RobotSpec:
+        """Robot number `robot` on a tile; `draw` gives another body after the first."""
         course = self._courses[tile]
         return RobotSpec(
             course=course.name,
             difficulty=course.difficulty,
             course_seed=course.seed,
-            luck=(self._seed, robot, *luck),
+            seed=(self._seed, robot, *draw),
         )
 
     def get(self, name: str) -> Tensor:
@@ -225,7 +227,9 @@ class Walkers:
         which = torch.from_numpy(chosen)
         self.progress.reset(which)
         for robot in np.flatnonzero(chosen):
-            self._speed[robot] = self._luck[robot].uniform(command.speed_low, command.speed_high)
+            self._speed[robot] = self._speed_rngs[robot].uniform(
+                command.speed_low, command.speed_high
+            )
         self._action = torch.where(which[:, None], 0.0, self._action)
         self._fresh |= which
         if self.cameras is not None:
