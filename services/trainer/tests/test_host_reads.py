@@ -30,6 +30,7 @@ def read_shape_of_mask():
         ("numpy", lambda: VALUES.numpy()),
         ("tensor", lambda: torch.tensor([1.0, 2.0])),
         ("as_tensor", lambda: torch.as_tensor(0.5)),
+        ("normal", lambda: torch.normal(VALUES, VALUES.abs())),
         ("_to_copy", lambda: VALUES.to("meta")),
     ],
 )
@@ -52,6 +53,7 @@ def test_work_on_the_device_counts_nothing():
         target.copy_(VALUES[order])
         target.index_put_((order,), VALUES)
         torch.randperm(5)
+        torch.randn_like(VALUES).normal_(0.0, 2.0)
         torch.as_tensor(VALUES)
         torch.zeros(4).fill_(2.0)
     assert not reads.places

@@ -121,6 +121,8 @@ def _is_read(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: 
         )
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
+    if name == "normal":  # checks that no deviation is negative
+        return isinstance(args[1], Tensor)
     return False
 
 
