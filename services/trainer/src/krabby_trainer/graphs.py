@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -25,12 +25,25 @@ class Replayed:
     """`function` without arguments or result; recorded on CUDA, called as it is elsewhere.
 
     It may draw random numbers, and must neither wait for the device nor branch on its values.
+
+    Args:
+        function: What is recorded.
+        device: Where its kernels run.
+        enabled: False calls it plainly everywhere.
+        pool: `torch.cuda.graph_pool_handle()` of memory that several recordings share; none of
+            them may leave a tensor there that is read after another one has run.
     """
 
     def __init__(
-        self, function: Callable[[], None], device: str | torch.device, *, enabled: bool = True
+        self,
+        function: Callable[[], None],
+        device: str | torch.device,
+        *,
+        enabled: bool = True,
+        pool: Any = None,
     ) -> None:
         self._function = function
+        self._pool = pool
         self._enabled = enabled and torch.device(device).type == "cuda"
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -48,7 +61,7 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self._pool):
                 self._function()
         except RuntimeError as error:
             # Slower, but right: nothing that was recorded has run.
