@@ -12,7 +12,7 @@ import gc
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -29,12 +29,25 @@ class Replayed:
 
     It may draw random numbers and launch Warp kernels. It must neither wait for the device nor
     branch on its values.
+
+    Args:
+        function: What is recorded.
+        device: Where its kernels run.
+        enabled: False calls it plainly everywhere.
+        pool: `torch.cuda.graph_pool_handle()` of memory that several recordings share; none of
+            them may leave a tensor there that is read after another one has run.
     """
 
     def __init__(
-        self, function: Callable[[], None], device: str | torch.device, *, enabled: bool = True
+        self,
+        function: Callable[[], None],
+        device: str | torch.device,
+        *,
+        enabled: bool = True,
+        pool: Any = None,
     ) -> None:
         self._function = function
+        self._pool = pool
         self._enabled = enabled and torch.device(device).type == "cuda"
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -52,9 +65,10 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         try:
-            # Threads of libraries may use the device meanwhile.
+            # Other threads of libraries may use the device meanwhile.
             mode = "thread_local"
-            with _paused_gc(), torch.cuda.graph(graph, capture_error_mode=mode), _warp_too():
+            recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode)
+            with _paused_gc(), recording, _warp_too():
                 self._function()
         except RuntimeError as error:
             # Slower, but right: nothing that was recorded has run.
