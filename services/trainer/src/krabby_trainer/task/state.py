@@ -92,7 +92,9 @@ class State:
         self.applied_target = self.target.clone()
         self.fresh = torch.ones(n, dtype=torch.bool, device=device)
         """Which robots begin an episode, (N,)."""
-        self.episode_steps = torch.zeros(n, dtype=torch.long, device=device)
+        self.asked = torch.zeros_like(self.action)
+        """Actions of the policy for the next step."""
+        self.episode_steps: Tensor = env.episode_length_buf
 
     @property
     def tile(self) -> Tensor:
@@ -107,7 +109,3 @@ class State:
     def command(self) -> Tensor:
         """Velocity command of free robots, (N, 3): 0 in a pause."""
         return torch.where(self.stops.paused[:, None], 0.0, self.free.commands.value)
-
-    def read(self) -> None:
-        self.robots.read()
-        self.episode_steps.copy_(self.env.episode_length_buf)

@@ -78,9 +78,9 @@ class Cameras(Vision):
         self._index = index.to(device)
         self._robots = torch.arange(num_envs, device=device)
 
-    def reset(self, ids: Tensor) -> None:
-        """Draw new cameras for robots `ids` (int64) and drop their images."""
-        self._stream.reset(ids)
+    def reset(self, which: Tensor) -> None:
+        """Draw new cameras for the robots in `which` (N,), bool, and drop their images."""
+        self._stream.reset(which)
 
     def step(self, frame: Tensor, tile: Tensor, base_pos_w: Tensor, base_quat_w: Tensor) -> None:
         """Advance by one control step.
