@@ -182,7 +182,7 @@ class Distillation:
         for rollout, robots in self._mini_batches():
             self._learned_from, self._robots = rollout, self._places[: len(robots)]
             self._robots.copy_(robots)
-            self._step((id(rollout), rollout.used, len(robots)))
+            self._step.descend((id(rollout), rollout.used, len(robots)))
             count += 1
         self._put_aside()
         self.iteration += 1
