@@ -138,6 +138,10 @@ class ParkourEnv(ManagerBasedRLEnv):
     def vision(self) -> Cameras | None:
         return self.parkour.observer.vision
 
+    def take_broken(self) -> dict[str, Tensor] | None:
+        """Robots whose state was not finite since the last call, see `BrokenRobots.take`."""
+        return self.parkour.broken.take()
+
     def checkpoint_state(self) -> dict[str, Tensor]:
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
         state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}

@@ -10,6 +10,7 @@ from krabby.robot.kinematics import foot_positions
 from krabby.safety.gate import GateCfg
 
 from krabby_trainer.sampling import uniform
+from krabby_trainer.task.broken import BrokenRobots
 from krabby_trainer.task.config import EnvCfg
 from krabby_trainer.task.free import FreeRobots
 from krabby_trainer.task.observations import NUM_JOINTS
@@ -62,6 +63,7 @@ class State:
         self.bodies = Bodies.draw(r, n, device, friction=self.desc.contact.foot_friction)
         self.sensors = SensorErrors(r, n, device)
         self.robots = Robots(env.scene, self.desc, self.bodies, device)
+        self.broken = BrokenRobots(n, ("joint_q", "joint_qd"), device)
 
         columns = self.terrain.columns
         self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
