@@ -179,11 +179,10 @@ class Distillation:
             group["lr"].fill_(self.learning_rate)
         self._rollout.finish()
         count = 0
-        for self._learned_from, robots in self._mini_batches():
-            self._robots = self._places[: len(robots)]
+        for rollout, robots in self._mini_batches():
+            self._learned_from, self._robots = rollout, self._places[: len(robots)]
             self._robots.copy_(robots)
-            rollout = self._learned_from
-            self._step((id(rollout), rollout.used, len(robots)))
+            self._step.descend((id(rollout), rollout.used, len(robots)))
             count += 1
         self._put_aside()
         self.iteration += 1

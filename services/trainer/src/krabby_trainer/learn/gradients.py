@@ -115,8 +115,8 @@ class GradientStep:
     number: Tensor
     """A number that the loss may set and that is averaged with the gradients, shape (1,)."""
 
-    def __call__(self, variant: Hashable = None) -> None:
-        """Do a step; everything in the loss that Python decides has to follow from `variant`."""
+    def descend(self, variant: Hashable = None) -> None:
+        """Take the step; all that Python decides in the loss has to follow from `variant`."""
         if variant not in self._recorded:
             self._recorded[variant] = self._stages()
         first, *rest = self._recorded[variant]

@@ -200,7 +200,7 @@ class ParkourPPO(PPO):
         self._replay(self._encode, variant)
         order = torch.randperm(self.num_mini_batches * len(self._index), device=self.device)
         for _ in range(self.num_learning_epochs):
-            self._step_along(order, lambda: self._policy_step(variant))
+            self._step_along(order, lambda: self._policy_step.descend(variant))
         observations = self.storage.observations.flatten(0, 1)
         self._raw_actor.update_normalization(observations)
         self._raw_critic.update_normalization(observations)
@@ -242,7 +242,7 @@ class ParkourPPO(PPO):
         while count > 0:
             order = torch.randperm(total, device=self.device)
             size = len(self._index) * min(count, self.num_mini_batches)
-            self._step_along(order[:size], step)
+            self._step_along(order[:size], step.descend)
             count -= self.num_mini_batches
 
     def _step_along(self, order: Tensor, step: Callable[[], None]) -> None:
