@@ -72,7 +72,8 @@ class Distillation:
         modules = (self.encoder, self.decoder, self.actor.mlp, self.actor.estimator)
         self._learned = [each for module in modules for each in module.parameters()]
         self.optimizer = torch.optim.Adam(self._learned, lr=cfg.learning_rate)
-        self.sight = Sight(self.encoder, env.num_envs, device)
+        self.sight = Sight.of(env, self.encoder, device)
+        self.actor.tolerate(self.sight.unseen_s)
         if torch.device(device).type == "cpu":  # convolutions then take two thirds of the time
             self.encoder.picture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._new_rollout = functools.partial(
