@@ -39,6 +39,8 @@ class Heartbeat:
         self._clock = clock
         self._touched_ns: int | None = None
         self._beat_ns: int | None = None
+        self.beats = 0
+        """How often the loop has turned."""
         self.doing = ""
         """What keeps the process from its work although it is alive, such as "building"; empty
         while nothing does."""
@@ -47,6 +49,7 @@ class Heartbeat:
         """Say that the loop turned. Costs a comparison, and a touch twice a second."""
         now = self._clock() if now_ns is None else now_ns
         self._beat_ns = now
+        self.beats += 1
         if self._path is None:
             return
         if self._touched_ns is None or now - self._touched_ns >= self._touch_every_ns:
