@@ -6,6 +6,7 @@ The loop beats; a beat touches a file at most twice a second, and a container's 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -54,10 +55,14 @@ class Heartbeat:
             return
         if self._touched_ns is None or now - self._touched_ns >= self._touch_every_ns:
             self._touched_ns = now
-            try:
-                os.utime(self._path)
-            except FileNotFoundError:
-                self._path.touch()
+            with contextlib.suppress(OSError):  # a full disk shows as a stalled loop, and ends none
+                self._touch(self._path)
+
+    def _touch(self, path: Path) -> None:
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            path.touch()
 
     def healthy(self) -> bool:
         """Whether the last beat is recent."""
