@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,6 +192,17 @@ def test_a_process_cannot_take_more_memory_than_its_limit(scripts, supervise):
             until(lambda: False, supervisor)
     assert "40 MB" in str(died.value)
     assert "MemoryError" in str(died.value)
+
+
+def test_a_log_that_may_be_incomplete_is_said_to_be(scripts, supervise, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr("krabby_cli.supervise.shutil.disk_usage", lambda _: usage)
+    with supervise(ChildSpec(name="camera", argv=scripts("import sys; sys.exit(1)"))) as supervisor:
+        supervisor.start()
+        with pytest.raises(
+            ServiceDied, match=r"camera\.log, which is incomplete: the disk is full"
+        ):
+            until(lambda: False, supervisor)
 
 
 def test_a_process_that_may_end_by_itself_is_reported_not_raised(scripts, supervise):

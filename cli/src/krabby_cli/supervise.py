@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ _READY: Final = "running"
 _SUMMARY: Final = "summary"
 _LAST_GRACE_S: Final = 2.0
 _RESTART_WINDOW_S: Final = 60.0
+_FULL_BYTES: Final = 1 << 16
 _TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
 
@@ -216,4 +218,8 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
 def _last_words(child: Child, status: int) -> str:
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     lines = "".join(f"\n    {line.readable()}" for line in child.last_lines)
-    return f"{child.name} ended {how}, log {child.log_path}{lines or ', which is empty'}"
+    full = shutil.disk_usage(child.log_path.parent).free < _FULL_BYTES
+    said = (
+        ", which is incomplete: the disk is full" if full else "" if lines else ", which is empty"
+    )
+    return f"{child.name} ended {how}, log {child.log_path}{said}{lines}"

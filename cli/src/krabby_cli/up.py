@@ -333,6 +333,10 @@ def _display(plan: Plan) -> PlainDisplay:
 
 
 def _written(plan: Plan, summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary, once it is in the run's folder."""
-    (plan.folder / "summary.json").write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+    """The summary, once it is in the run's folder; a full disk does not keep it from stdout."""
+    path = plan.folder / "summary.json"
+    try:
+        path.write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"krabby up: cannot write {path}: {error.strerror}\n")
     return summary
