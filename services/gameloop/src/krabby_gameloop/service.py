@@ -82,7 +82,8 @@ class Gameloop:
         if theirs is None:
             return
         if theirs["clock"] != "simulated":
-            self._run_realtime(runtime)
+            with runtime.watched():
+                self._run_realtime(runtime)
             return
         run_lockstep(
             self._io,
