@@ -101,7 +101,8 @@ class BrokenError(AssertionError):
 class Walk:
     """Stands in for the policies: one pose beside the default one."""
 
-    needs_features = False
+    needs_features = halts = False
+    command_range = None
 
     def __init__(self, desc):
         self.active = self

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_LATENT, Message
+from krabby_proto import FLAG_LATENT, MAX_AHEAD_NS, Message, clocks_differ
 from numpy.typing import NDArray
 
 from krabby.control.config import ControlCfg
@@ -258,7 +258,10 @@ class PolicyManager:
                 got=f"{features.payload.size} floats, latent={is_latent}",
             )
             return None
-        if features.age_s(now_ns) > self._cfg.freshness.features_s:
+        age_s = features.age_s(now_ns)
+        if clocks_differ(age_s) and age_s < 0.0:
+            self._warn.warning(f"features not used: {clocks_differ(age_s)}")
+        if not -MAX_AHEAD_NS * 1e-9 <= age_s <= self._cfg.freshness.features_s:
             return None
         if not np.isfinite(features.payload).all():
             # The camera's fault, not the policy's: fed to the policy, it would count against it.
