@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import select
 import sys
@@ -35,6 +36,7 @@ _PERIOD_S: Final = 0.05
 _ANSWER_S: Final = 1.0
 _WATCH_S: Final = 0.5
 _HINT: Final = "1 stand, 2 sit, x e-stop"
+_MEET_S: Final = 5.0
 _FAREWELLS: Final = 3
 """Zero commands at the end: a closed socket drops what it has not sent yet."""
 _DEADMAN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -198,10 +200,20 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
         self._asker = ThreadPoolExecutor(1, "requests")
         self._asked: dict[Request, Future[None]] = {}
         self._stops = 0
+        self._meet_due_s = -math.inf
 
     def publish(self, nav: Nav) -> None:
         """Send a walking command that outranks any mission."""
-        self._nav.publish(nav, capture_ns=time.monotonic_ns(), flags=FLAG_OPERATOR)
+        now_s = time.monotonic()
+        if now_s >= self._meet_due_s:  # for the clock of a loop on another host
+            self._meet_due_s = now_s + _MEET_S
+            self._asker.submit(self._meet)
+        stamp_ns = self._loop.clock.earliest(time.monotonic_ns())
+        self._nav.publish(nav, capture_ns=stamp_ns, publish_ns=stamp_ns, flags=FLAG_OPERATOR)
+
+    def _meet(self) -> None:
+        with contextlib.suppress(ProtoError):
+            self._loop.hello(_ANSWER_S)
 
     def leave(self) -> None:
         """Command zero, give it time to go out, and wait for a pending e-stop."""

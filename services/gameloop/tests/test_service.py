@@ -312,7 +312,7 @@ def test_a_request_to_stand_that_waited_for_over_a_second_is_refused(make_hal, c
             answer = ask(service, "stand", sent_ns=time.monotonic_ns() - second_ns - 50 * MS)
             assert answer["reason"] == "stand was sent more than 1 s ago; send it again"
             answer = ask(service, "stand", sent_ns=time.monotonic_ns() + 3600 * second_ns)
-            assert "ahead of this host's clock" in answer["reason"]
+            assert answer["reason"].startswith("stand refused: clocks differ by 3600 s")
             assert ask(service, "status")["mode"] == "passive"
             assert ask(service, "stand", sent_ns=time.monotonic_ns() - 100 * MS)["ok"]
 

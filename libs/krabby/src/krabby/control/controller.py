@@ -70,9 +70,9 @@ class LocomotionController:
         """
         return self.permission.request(request, silent=self.mode is Mode.SILENT)
 
-    def handle_reply(self, reply: CommandReply) -> None:
-        """Take the HAL's reply to the command of the last tick."""
-        self.permission.handle_reply(reply)
+    def handle_reply(self, reply: CommandReply, sent_ns: int | None = None) -> None:
+        """Take the HAL's reply to the command of the tick at `sent_ns`, the last one when None."""
+        self.permission.handle_reply(reply, sent_ns)
 
     def handle_state(self, state: Message) -> None:
         """Take the newest state; detects a HAL that restarted and a robot that was respawned."""

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
-from krabby_proto import FLAG_LATENT, Message
+from krabby_proto import FLAG_LATENT, MAX_AHEAD_NS, Message, clocks_differ
 from numpy.typing import NDArray
 
 from krabby.control.config import ControlCfg
@@ -241,7 +241,7 @@ class PolicyManager:
     ) -> NDArray[np.float64]:
         """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
         was_blind = self.blind
-        usable = self._usable(features)
+        usable = self._usable(features, now_ns)
         self._judge_sight(usable, now_ns)
         runner = self._choose(now_ns)
         if self._rests(inputs.nav_command, runner):
@@ -273,7 +273,7 @@ class PolicyManager:
         if self._blend is not None:
             self._blend = self._blend._replace(started_ns=self._blend.started_ns + elapsed_ns)
 
-    def _usable(self, features: Message | None) -> Message | None:
+    def _usable(self, features: Message | None, now_ns: int) -> Message | None:
         """The features, however old, if they are what the chosen policy reads."""
         if features is None or not self.chosen.needs_features:
             return None
@@ -286,6 +286,10 @@ class PolicyManager:
                 wants=f"{self.chosen.features_size} floats, latent={wants_latent}",
                 got=f"{features.payload.size} floats, latent={is_latent}",
             )
+            return None
+        age_s = features.age_s(now_ns)
+        if age_s < -MAX_AHEAD_NS * 1e-9:
+            self._warn.warning(f"features not used: {clocks_differ(age_s) or 'from the future'}")
             return None
         if not np.isfinite(features.payload).all():
             # The camera's fault, not the policy's: fed to the policy, it would count against it.
