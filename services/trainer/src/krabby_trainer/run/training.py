@@ -17,7 +17,7 @@ from typing import Any, Final, TextIO
 import torch
 from krabby.robot.assets import choose_robot
 
-from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.errors import CheckpointError, ConfigError, TrainerError, first_line
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import (
     TrainCfg,
@@ -123,7 +123,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 progress.say(f"{len(later)} later checkpoints are in {later[0].parent} now")
             sinks += _sinks(plan, done, progress, output)
             for sink in sinks:
-                stack.callback(sink.close)
+                stack.callback(_close_sink, sink)
             runner.sinks.extend(sinks)
             progress.say(f"training after {duration(time.monotonic() - started)} of preparation")
         try:
@@ -265,12 +265,15 @@ def _own(folder: Path) -> Generator[None]:
 
 def _sinks(plan: Plan, done: int, progress: Progress, output: Aside) -> list[Sink]:
     run = plan.cfg.run
-    sinks: list[Sink] = [
-        output,
-        progress,
-        JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
-        TensorBoard(plan.folder, iteration=done),
-    ]
+    sinks: list[Sink] = [output, progress]
+    for make in (
+        lambda: JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
+        lambda: TensorBoard(plan.folder, iteration=done),
+    ):
+        try:
+            sinks.append(make())
+        except OSError as error:
+            progress.say(f"{first_line(error)}; training continues without this log")
     if run.metrics_port:
         sinks.append(Exposition(run.metrics_port, run.metrics_address))
     return sinks
@@ -310,8 +313,19 @@ def _write_summary(stream: TextIO, summary: dict[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise TrainerError(
+            f"cannot write {path} ({error.strerror}); free some space, or choose another run.dir"
+        ) from error
+
+
+def _close_sink(sink: Sink) -> None:
+    """A log that cannot be completed does not spoil the run."""
+    with contextlib.suppress(OSError):
+        sink.close()
 
 
 def _close(env: Any) -> None:

@@ -12,6 +12,7 @@ from krabby.safety.gate import GateCfg
 from krabby_trainer.sampling import uniform
 from krabby_trainer.task.config import EnvCfg
 from krabby_trainer.task.free import FreeRobots
+from krabby_trainer.task.levels import column_of
 from krabby_trainer.task.observations import NUM_JOINTS
 from krabby_trainer.task.progress import Progress
 from krabby_trainer.task.randomisation import Bodies, SensorErrors
@@ -64,7 +65,7 @@ class State:
         self.robots = Robots(env.scene, self.desc, self.bodies, device)
 
         columns = self.terrain.columns
-        self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
+        self.column = column_of(n, columns, device)
         if cfg.curriculum.enabled:
             high = min(cfg.curriculum.start_level, self.terrain.levels - 1)
             self.level = torch.randint(0, high + 1, (n,), device=device)

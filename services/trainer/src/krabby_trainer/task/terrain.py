@@ -34,7 +34,7 @@ from krabby_trainer.task.config import TerrainCfg
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors"]
+__all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors", "column_types"]
 
 CELL_M: Final = 0.05
 """Cell of the height raster."""
@@ -272,6 +272,11 @@ def _range(cfg: TerrainCfg, name: str) -> tuple[float, float]:
     """Difficulties of a type."""
     low, high = cfg.ranges.get(name, (cfg.difficulty_low, cfg.difficulty_high))
     return low, high
+
+
+def column_types(cfg: TerrainCfg) -> list[str]:
+    """Obstacle type of every column."""
+    return [cfg.types[i] for i in _columns_of(cfg)]
 
 
 def _columns_of(cfg: TerrainCfg) -> NDArray[np.int64]:
