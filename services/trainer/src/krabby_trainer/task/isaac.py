@@ -11,7 +11,6 @@ import gymnasium
 import torch
 from krabby.robot.description import RobotDescription
 
-from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
 from krabby_trainer.task.judge import StepFacts
@@ -277,19 +276,9 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
 
 
 def make_env(cfg: EnvCfg, *, device: str, seed: int) -> RslRlVecEnvWrapper:
-    """The environment as rsl-rl wants it.
-
-    Raises:
-        TrainerError: the configuration cannot be simulated.
-    """
+    """The environment as rsl-rl wants it."""
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
-    step = cfg.physics.step_s * cfg.physics.decimation
-    if abs(step - CONTROL_STEP_S) > 1e-9:
-        raise TrainerError(
-            f"env.physics: {cfg.physics.decimation} steps of {cfg.physics.step_s} s make {step} s; "
-            f"the control step is {CONTROL_STEP_S} s"
-        )
     with _quiet():
         env = ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=seed))
         return RslRlVecEnvWrapper(env)

@@ -10,7 +10,7 @@ from krabby.robot.kinematics import foot_positions
 from krabby.safety.gate import GateCfg
 
 from krabby_trainer.sampling import uniform
-from krabby_trainer.task.config import EnvCfg
+from krabby_trainer.task.config import CONTROL_STEP_S, EnvCfg
 from krabby_trainer.task.free import FreeRobots
 from krabby_trainer.task.levels import column_of
 from krabby_trainer.task.observations import NUM_JOINTS
@@ -23,7 +23,6 @@ __all__ = ["CONTROL_STEP_S", "State"]
 
 Tensor = torch.Tensor
 
-CONTROL_STEP_S: Final = 0.01
 STATURE_M: Final = 0.06
 """How far above the default stand the base may be before `reward.stature` counts."""
 
