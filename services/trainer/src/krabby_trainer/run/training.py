@@ -296,9 +296,13 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
 def _newest(path: Path, key: str) -> Path:
     if not path.is_dir():
         return path
+    if (path / "manifest.json").is_file():
+        return path  # a bundle, which `checkpoints.load` names
     found = checkpoints.newest_intact(path)
     if found is None:
-        raise CheckpointError(f"{key}={path}: no intact checkpoint in it")
+        raise CheckpointError(
+            f"{key}={path}: no intact checkpoint in it; give the folder of a run, or a file"
+        )
     return found
 
 
