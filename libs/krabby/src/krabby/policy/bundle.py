@@ -20,9 +20,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krabby.course.timing import CONTROL_HZ
+from krabby.policy import _exchange
 from krabby.policy._manifest import (
     ENCODER_FILE,
     FORMAT,
@@ -244,7 +243,8 @@ def write_bundle(
     What else lies in the folder, notes or the training it came from, stays.
 
     The new folder is written beside its place, checked as the gameloop would check it and then
-    renamed: a reader finds the old bundle, the new one or, for a moment, none; never half of one.
+    exchanged with the old one: whenever the writer is interrupted or killed, the old bundle or the
+    new one is there. Two writers take turns.
 
     Args:
         path: The bundle's folder.
@@ -264,22 +264,15 @@ def write_bundle(
         text = json.dumps(complete, indent=2, allow_nan=False)  # numbers read back equal
     except (TypeError, ValueError) as error:
         raise BundleError(f"the manifest of {path} cannot be written: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        fresh = staging / "new"
+    with _exchange.staging(path) as folder:
+        fresh = folder / "new"
         fresh.mkdir()
         for name, content in {**files, MANIFEST_FILE: f"{text}\n".encode()}.items():
             _write_durably(fresh / name, content)
         PolicyBundle.load(fresh, desc, control_rate_hz=complete["control_rate_hz"])
         if path.exists():
-            old = path.rename(staging / "old")
-            for other in old.iterdir():
-                if other.name not in _BUNDLE_FILES:
-                    other.rename(fresh / other.name)
-        fresh.rename(path)
-    finally:
-        shutil.rmtree(staging)
+            _exchange.carry_over(path, fresh, without=_BUNDLE_FILES)
+        _exchange.put(fresh, path)
     return PolicyBundle.load(path, desc, control_rate_hz=complete["control_rate_hz"])
 
 
