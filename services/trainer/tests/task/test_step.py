@@ -187,3 +187,29 @@ def test_episode_lengths_set_from_outside_are_those_that_count(env, parkour):
     truncated = env.step(torch.zeros(N, 18, device=env.device))[3]["time_outs"]
     assert bool(truncated.all())
     assert parkour.episode_steps.tolist() == [0] * N
+
+
+def test_a_robot_whose_state_is_not_finite_begins_again_and_is_kept(env, parkour):
+    walk(env, 3)
+    parkour.broken.take()
+    parkour.push_in_s.fill_(100.0)
+    level = parkour.level.clone()
+    simulated("joint_qd")[5, 7] = torch.nan
+    observed, reward, ended, _ = env.step(torch.zeros(N, 18, device=env.device))
+    assert parkour.judge.terminated.nonzero()[:, 0].tolist() == [5]
+    assert bool(ended[5])
+    assert all(bool(group.isfinite().all()) for group in observed.values())
+    assert bool(reward.isfinite().all())
+    assert float(parkour.judge.reward_terms["fall"][5]) == 1.0
+    found = env.unwrapped.take_broken()
+    assert found is not None
+    assert found["robot"].tolist() == [5]
+    assert bool(found["before.joint_q"].isfinite().all())
+    assert not bool(found["broken.joint_q"].isfinite().all())
+    assert env.unwrapped.take_broken() is None
+    # What the solver keeps from step to step is clean too.
+    for _ in range(5):
+        observed = env.step(torch.zeros(N, 18, device=env.device))[0]
+    assert all(bool(group.isfinite().all()) for group in observed.values())
+    assert env.unwrapped.take_broken() is None
+    assert torch.equal(parkour.level[:5], level[:5])

@@ -19,6 +19,7 @@ from krabby_trainer.run import depth_bench
 from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.terrain import Terrain
 from krabby_trainer.vision import depth
+from krabby_trainer.vision.cameras import Cameras
 from krabby_trainer.vision.config import RANGE_M, DepthErrorsCfg, described, flawless
 from krabby_trainer.vision.depth import DepthCamera
 from krabby_trainer.vision.stream import (
@@ -490,6 +491,20 @@ def test_an_image_shows_where_the_robot_was_when_it_was_taken(terrain, camera, d
     assert shown > 30
 
 
+def test_the_robots_state_at_exposure_is_known_half_a_second_later(terrain, device):
+    errors = cfg_without_errors(latency_s=[0.5, 0.5])
+    cameras = Cameras(DESC, terrain, errors, 2, device, torch.arange(3))
+    tile, pos, quat = still(terrain, device, 2)
+    shown = 0
+    for step in range(100):
+        frame = torch.full((2, 69), float(step), device=device)
+        cameras.step(frame, tile, pos, quat)
+        for robot in cameras.arrived.nonzero()[:, 0].tolist():
+            assert cameras.eye[robot].tolist() == [step - 50.0] * 3
+            shown += 1
+    assert shown > 20
+
+
 def test_before_the_first_image_there_is_distance_all_over(terrain, camera, device):
     poses = still(terrain, device, 4)
     stream = DepthStream(camera, flawless(CAMERA), 4)
@@ -656,6 +671,7 @@ def test_a_step_can_be_recorded(terrain, device):
         ({"latency_s": [0.2, 0.1]}, r"latency_s = \[0.2, 0.1\]"),
         ({"range_m": [2.0, 15.0]}, r"range_m .* within 4 to 15"),
         ({"hole_probability": [0.5]}, r"hole_probability = \[0.5\]"),
+        ({"oldest_s": 11.0}, r"oldest_s = 11.0; give a number from 0 to 10"),
         ({"period_jitter": 0.9}, r"period_jitter = 0.9; give a number from 0 to 0.5"),
     ],
 )

@@ -82,7 +82,8 @@ class Distillation:
             world_size=1 if multi_gpu is None else int(multi_gpu["world_size"]),
             enabled=cuda_graphs,
         )
-        self.sight = Sight(self.encoder, env.num_envs, device)
+        self.sight = Sight.of(env, self.encoder, device)
+        self.actor.tolerate(self.sight.unseen_s)
         if torch.device(device).type == "cpu":  # convolutions then take two thirds of the time
             self.encoder.picture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._new_rollout = functools.partial(

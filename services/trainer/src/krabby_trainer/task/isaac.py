@@ -15,16 +15,16 @@ import gymnasium
 import torch
 from krabby.robot.description import RobotDescription
 
-from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
 from krabby_trainer.task.judge import StepFacts
+from krabby_trainer.task.levels import taken_over
 from krabby_trainer.task.observations import GROUP_SIZES, NUM_JOINTS
 from krabby_trainer.task.parkour import PUSH_EVERY, START_HEIGHT_M, Parkour
 from krabby_trainer.task.randomisation import Bodies
 from krabby_trainer.task.state import CONTROL_STEP_S
 from krabby_trainer.task.terminations import TERMINATIONS
-from krabby_trainer.task.terrain import Terrain
+from krabby_trainer.task.terrain import Terrain, column_types
 from krabby_trainer.vision.cameras import Cameras
 
 adapter.require_isaaclab()
@@ -138,18 +138,31 @@ class ParkourEnv(ManagerBasedRLEnv):
     def vision(self) -> Cameras | None:
         return self.parkour.observer.vision
 
+<<<<<<< HEAD
+    def take_broken(self) -> dict[str, Tensor] | None:
+        """Robots whose state was not finite since the last call, see `BrokenRobots.take`."""
+        return self.parkour.broken.take()
+
     def checkpoint_state(self) -> dict[str, Tensor]:
+=======
+    def checkpoint_state(self) -> dict[str, Any]:
+>>>>>>> wt-runs
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
-        state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}
+        state: dict[str, Any] = {
+            "level": self.parkour.level.cpu(),
+            "types": column_types(self.cfg.parkour.terrain),
+            "steps": torch.tensor(self.common_step_counter),
+        }
         state |= {f"body.{key}": value.cpu() for key, value in vars(self.parkour.bodies).items()}
         return state
 
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        """Takes the levels over; with another number of robots, by repeating them."""
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Takes the levels over, those of each obstacle type for themselves."""
         parkour = self.parkour
         level = state["level"].to(self.device)
-        repeated = level.repeat(self.num_envs // len(level) + 1)[: self.num_envs]
-        parkour.level.copy_(repeated.clamp(max=parkour.terrain.levels - 1))
+        ours = column_types(self.cfg.parkour.terrain)
+        taken = taken_over(level, state["types"], parkour.level, ours, parkour.terrain.levels)
+        parkour.level.copy_(taken)
         parkour.tile_level.copy_(parkour.level)
         self.common_step_counter = int(state["steps"])
         if len(level) == self.num_envs:
@@ -304,19 +317,9 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
 
 
 def make_env(cfg: EnvCfg, *, device: str, seed: int) -> RslRlVecEnvWrapper:
-    """The environment as rsl-rl wants it.
-
-    Raises:
-        TrainerError: the configuration cannot be simulated.
-    """
+    """The environment as rsl-rl wants it."""
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
-    step = cfg.physics.step_s * cfg.physics.decimation
-    if abs(step - CONTROL_STEP_S) > 1e-9:
-        raise TrainerError(
-            f"env.physics: {cfg.physics.decimation} steps of {cfg.physics.step_s} s make {step} s; "
-            f"the control step is {CONTROL_STEP_S} s"
-        )
     with _quiet():
         env = ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=seed))
         return RslRlVecEnvWrapper(env)

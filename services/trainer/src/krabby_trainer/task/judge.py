@@ -83,6 +83,7 @@ class Judge:
         """Judge a step; can be recorded."""
         state, dt = self.state, CONTROL_STEP_S
         state.episode_steps += 1
+        state.robots.mend(state.broken)
         state.robots.read()
         robots, ground, tile = state.robots, state.ground, state.tile
         waypoints = ground.waypoints[tile]
@@ -123,7 +124,8 @@ class Judge:
         self.foot_contact.copy_(robots.foot_force_w.norm(dim=-1) > CONTACT_N)
         self.on_edge.copy_(ground.feet_on_edge(tile, soles_w) & self.foot_contact)
         self.base_contact.copy_(robots.base_force_w[:, 0].norm(dim=-1) > CONTACT_N)
-        self.fallen.copy_(terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad))
+        fallen = terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad)
+        self.fallen.copy_(fallen | self.state.broken.mask)
         self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
         left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
         self.left_lane.copy_(left & ~free)

@@ -13,6 +13,7 @@ from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
+from krabby_trainer.task.broken import BrokenRobots
 from krabby_trainer.task.observations import rotate, rotate_inverse
 from krabby_trainer.task.randomisation import Bodies
 
@@ -113,6 +114,17 @@ class Robots:
         )
         self.force_w = torch.zeros_like(s.force_w)
         """Contact force on every sensed body, without friction, (N, B, 3)."""
+
+    def mend(self, broken: BrokenRobots) -> None:
+        """Put robots whose state is not finite at rest at the origin; `broken` keeps their state.
+
+        They have to be reset in the same step.
+        """
+        s = self._simulation
+        broken.step({"joint_q": s.coords, "joint_qd": s.speeds, "force_w": s.force_w})
+        for values in (s.coords, s.speeds, s.force_w, s.friction_w, s.body_pose_w, s.torque):
+            values.masked_fill_(broken.mask.view(-1, *(1,) * (values.dim() - 1)), 0.0)
+        s.coords[:, 6].masked_fill_(broken.mask, 1.0)
 
     def read(self) -> None:
         """Derive what is not in the simulator's arrays."""

@@ -18,7 +18,13 @@ from krabby.robot.description import CameraModel
 from torch.nn.functional import pad
 
 from krabby_trainer.sampling import uniform
-from krabby_trainer.vision.config import BLEED_PX, DepthErrorsCfg, check_errors, flawless
+from krabby_trainer.vision.config import (
+    BLEED_PX,
+    DepthErrorsCfg,
+    check_errors,
+    flawless,
+    longest_latency_s,
+)
 from krabby_trainer.vision.depth import DepthCamera, depth_of
 
 __all__ = ["NO_IMAGE_S", "DepthErrors", "DepthPreprocessor", "DepthStream", "mirror_image"]
@@ -312,5 +318,5 @@ class DepthStream:
     def _slots(self) -> int:
         """The most frames within the longest latency, both ends rounded to control steps."""
         shortest = max(self.step_s, (1.0 - self.cfg.period_jitter) / max(self.cfg.rate_hz))
-        longest = max(self.cfg.latency_s) + self.cfg.latency_jitter_s + 2.0 * self.step_s
+        longest = longest_latency_s(self.cfg) + 2.0 * self.step_s
         return math.floor(longest / shortest) + 1
