@@ -33,6 +33,7 @@ from krabby_trainer.run.config import RunCfg, TrainCfg, rsl_rl_config, to_dict
 from krabby_trainer.run.export import export_bundle
 from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.runner import ParkourRunner, seed_everything
+from krabby_trainer.task.config import CameraCfg, EnvCfg
 from krabby_trainer.task.observations import EYE, EYE_INDEX, PROPRIO
 from krabby_trainer.vision.cameras import Vision
 from tensordict import TensorDict
@@ -230,7 +231,8 @@ def payload(algorithm):
 
 
 def config(task, **run):
-    cfg = TrainCfg(task=task, device="cpu", run=RunCfg(**run))
+    cameras = CameraCfg(enabled=True)
+    cfg = TrainCfg(task=task, device="cpu", run=RunCfg(**run), env=EnvCfg(camera=cameras))
     cfg.agent.num_steps_per_env = 12
     cfg.agent.actor.hidden_dims = cfg.agent.critic.hidden_dims = [16]
     cfg.agent.algorithm.num_learning_epochs = 1
