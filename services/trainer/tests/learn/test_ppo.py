@@ -439,7 +439,8 @@ def test_a_plain_adams_state_is_taken_over_and_given_back(precision):
     ours[0].data.copy_(plain[0].detach())
     for parameters, optimizer in ((plain, before), (ours, after)):
         descend(parameters, optimizer)
-    torch.testing.assert_close(ours[0], plain[0])
+    # A rounded moment changes a step of 0.5 by up to half of its relative rounding, 2^-9.
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-6, atol=0.5 * torch.finfo(precision).eps)
     again = stored(adam_state(after))
     assert again["param_groups"] == before.state_dict()["param_groups"]
     assert again["state"].keys() == {0}
