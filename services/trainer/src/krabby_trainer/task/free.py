@@ -42,6 +42,9 @@ class FreeRobots:
         """Whether any robot is ever free."""
         flat = list(terrain.types).index("flat") if cfg.free_flat else -1
         self._on_field = ground.type_id[column] == flat
+        passable = ground.goals[column] == ground.waypoints.shape[1]
+        self._share = cfg.free_share * passable
+        """Probability of each robot's being free on a course, (N,); 0 on impassable ones."""
         own = [i for i in range(terrain.columns) if int(terrain.type_id[i]) == flat]
         margin = _FIELD_MARGIN_M
         self.field = (0.0, 0.0, 0.0, 0.0)
@@ -68,7 +71,7 @@ class FreeRobots:
     def draw(self, env_ids: Tensor, level: Tensor, tile_level: Tensor) -> None:
         """Draw which robots are free in the next episode, and their levels, in place."""
         draw, device = len(env_ids), self._device
-        share = torch.rand(draw, device=device) < self._cfg.free_share
+        share = torch.rand(draw, device=device) < self._share[env_ids]
         free = self._on_field[env_ids] | share
         anywhere = (torch.rand(draw, device=device) * (level[env_ids] + 1)).long()
         self.mask[env_ids] = free

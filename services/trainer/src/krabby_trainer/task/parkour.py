@@ -129,9 +129,10 @@ class Parkour(State):
             return
         walked_s = self.env.episode_length_buf[env_ids] * CONTROL_STEP_S
         level = self.level[env_ids]
+        all_goals = self.ground.waypoints.shape[1]
         moved = next_level(
             level,
-            goals=self.progress.index[env_ids],
+            goals=torch.where(self.judge.completed, all_goals, self.progress.index)[env_ids],
             fell=self.judge.failed[env_ids],
             distance_m=self.progress.distance_m[env_ids],
             asked_m=self.speed[env_ids] * walked_s,
