@@ -146,7 +146,7 @@ def test_the_drivable_teacher_is_made_of_presets():
     assert (env.command.free_flat, env.command.free_share, env.command.pause_share) == (
         True, 0.25, 0.08,
     )  # fmt: skip
-    assert (env.reward.crouch, env.reward.track_velocity) == (-4.0, 2.5)
+    assert (env.reward.crouch, env.reward.track_velocity) == (-4.0, 3.0)
     assert cfg.agent.algorithm.symmetry.mirror_loss_coeff == 1.0
     assert compose().env.grounded_s == 0.0
 
