@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -67,16 +68,15 @@ class KrabbyOptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = JournalStorage(JournalFileBackend(str(folder / "optuna.journal")))
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / "optuna.journal"))),
-            study_name="sweep",
-            direction="maximize",
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=self.seed),
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True
         )
         # Trials that an earlier start left unfinished come first; their runs resume.
         unfinished = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         ended = len(study.get_trials(deepcopy=False)) - len(unfinished)
+        # The same seed would begin with the same draws again.
+        study.sampler = optuna.samplers.TPESampler(seed=self.seed + ended)
         chosen = [(trial.number, trial.params) for trial in unfinished]
         while ended < self.trials:
             while len(chosen) < min(self.batch, self.trials - ended):
@@ -90,8 +90,9 @@ class KrabbyOptunaSweeper(Sweeper):
                 good = isinstance(value, float) and math.isfinite(value)
                 study.tell(number, value if good else None, None if good else TrialState.FAIL)
             ended += len(batch)
-        done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        return study.best_params if done else {}
+        if not study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            raise HydraException(f"none of {ended} trials has a result; see output.txt in {folder}")
+        return study.best_params
 
 
 def _distribution(override: Override) -> Any:
@@ -106,7 +107,7 @@ def _distribution(override: Override) -> Any:
     if isinstance(sweep, IntervalSweep):
         return FloatDistribution(float(sweep.start), float(sweep.end), log="log" in sweep.tags)
     if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int):
-        step = int(sweep.step)
-        return IntDistribution(sweep.start, int(sweep.stop) - 1, step=step)
+        values = range(sweep.start, int(sweep.stop), int(sweep.step))
+        return IntDistribution(values[0], values[-1], step=values.step)
     assert isinstance(sweep, ChoiceSweep | RangeSweep)
     return CategoricalDistribution([str(value) for value in override.sweep_string_iterator()])

@@ -98,6 +98,8 @@ class RunCfg:
     """Iterations per line of log.jsonl."""
     progress_s: NonNegative = 5.0
     """Between lines of progress when standard error is not a terminal [s]."""
+    wandb: str = ""
+    """Project of Weights & Biases to log to as well; empty for none."""
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """TCP port of the Prometheus exposition; 0 for none."""
     metrics_address: str = "127.0.0.1"

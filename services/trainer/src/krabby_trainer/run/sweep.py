@@ -21,7 +21,7 @@ from typing import Any
 
 from krabby.config import check, load
 
-from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
+from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError, first_line
 from krabby_trainer.run.config import check_run, compose, parsed
 
 __all__ = ["SweepCfg", "sweep"]
@@ -110,7 +110,7 @@ def _need(package: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise MissingDependency(
-            f"{package} not installed here; `make train-setup EXTRAS=sweep` installs it"
+            f"{package} not installed here; `make train-setup` installs it"
         )
 
 
@@ -131,8 +131,7 @@ def _run_hydra(arguments: list[str]) -> None:
         )()
     except (HydraException, MissingConfigException) as error:
         raise ConfigError(
-            f"{str(error).strip().splitlines()[0]} (launchers are installed by "
-            "`make train-setup EXTRAS=sweep`)"
+            f"{first_line(error)} (`make train-setup` installs the launchers joblib and submitit)"
         ) from error
     finally:
         sys.argv = before
