@@ -125,6 +125,18 @@ class RunsCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorBoardCfg:
+    """`python -m krabby_trainer tensorboard`."""
+
+    root: str = "runs"
+    """Folder of the runs."""
+    port: int = 6006
+    """TCP port."""
+    address: str = "127.0.0.1"
+    """Interface it binds; 0.0.0.0 only inside a container network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsCfg:
     """`python -m krabby_trainer weights`."""
 
@@ -193,6 +205,18 @@ def _runs(overrides: Sequence[str]) -> int:
 
     sys.stdout.write(table(Path(cfg.root)))
     return 0
+
+
+def _tensorboard(overrides: Sequence[str]) -> int:
+    """Without plugins of other packages: that of open3d needs libraries of a desktop."""
+    cfg = load(TensorBoardCfg, None, overrides)
+    _need("tensorboard")
+    from tensorboard import default, program
+
+    board = program.TensorBoard(plugins=default.get_static_plugins())
+    where = (f"--logdir={cfg.root}", f"--host={cfg.address}", f"--port={cfg.port}")
+    board.configure(argv=["tensorboard", *where, "--load_fast=false"])
+    return board.main() or 0
 
 
 def _eval(overrides: Sequence[str]) -> int:
@@ -348,6 +372,7 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]
         "run.name=rates agent.algorithm.learning_rate_max=1e-3,2e-3 seed=1,2",
     ),
     "runs": (_runs, RunsCfg, "list the runs in a folder", "root=runs/train"),
+    "tensorboard": (_tensorboard, TensorBoardCfg, "show the runs' curves", "root=runs/train"),
     "eval": (_eval, EvalCfg, "measure a checkpoint", "checkpoint=runs/train/RUN suite=paper"),
     "export": (
         _export,

@@ -428,7 +428,9 @@ def _env_state(env: Any) -> dict[str, Any] | None:
 
 def _where_to_resume(folder: Path | None) -> str:
     intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
-    return f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
+    return (
+        f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
+    )
 
 
 def _halved_rates(config: Mapping[str, Any]) -> str:
@@ -441,9 +443,7 @@ def _halved_rates(config: Mapping[str, Any]) -> str:
     own = agent["algorithm"]
     highest = max(0.5 * own["learning_rate_max"], own["learning_rate_min"])
     start = min(own["learning_rate"], highest)
-    return (
-        f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"
-    )
+    return f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"
 
 
 def _action_std(algorithm: Any) -> float | None:

@@ -109,9 +109,7 @@ def _need(package: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(package) is None:
-        raise MissingDependency(
-            f"{package} not installed here; `make train-setup` installs it"
-        )
+        raise MissingDependency(f"{package} not installed here; `make train-setup` installs it")
 
 
 def _run_hydra(arguments: list[str]) -> None:
@@ -126,9 +124,9 @@ def _run_hydra(arguments: list[str]) -> None:
     sys.argv = ["krabby_trainer sweep", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors are told in one place, by the command line
     try:
-        hydra.main(version_base="1.3", config_path="pkg://krabby_trainer.conf", config_name="config")(
-            job
-        )()
+        hydra.main(
+            version_base="1.3", config_path="pkg://krabby_trainer.conf", config_name="config"
+        )(job)()
     except (HydraException, MissingConfigException) as error:
         raise ConfigError(
             f"{first_line(error)} (`make train-setup` installs the launchers joblib and submitit)"
