@@ -11,6 +11,7 @@ import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from krabby.policy.bundle import (
     MANIFEST_FILE,
     POLICY_FILE,
     SAMPLE_FILES,
+    Abilities,
     MissingRuntime,
     OnnxEncoder,
     OnnxPolicy,
@@ -401,6 +403,29 @@ def test_what_was_written_is_read_back_at_full_precision(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["test"]  # nothing left beside it
 
 
+def test_a_manifest_without_them_declares_no_range_and_the_default_age(folder):
+    bundle = write(folder)
+    assert (bundle.command_range, bundle.features_age_s, bundle.memory_s) == (None, 0.15, None)
+    unknown = Abilities(stands=True, reverses=None, side_steps=None, turns_in_place=None)
+    assert bundle.abilities == unknown
+
+
+def test_range_abilities_and_ages_are_read(folder):
+    bundle = write(
+        folder,
+        seeing_files(),
+        **SEEING,
+        command={"vx": [-0.5, 1.2], "vy": [-0.4, 0.4], "yaw_rate": [-0.8, 0.8]},
+        **{"reverses": True, "side_steps": True, "turns_in_place": False},
+        **{"features_age_s": 1.0, "memory_s": 3.0},
+    )
+    assert bundle.command_range.tolist() == [[-0.5, -0.4, -0.8], [1.2, 0.4, 0.8]]
+    known = Abilities(stands=True, reverses=True, side_steps=True, turns_in_place=False)
+    assert bundle.abilities == known
+    assert (bundle.features_age_s, bundle.memory_s) == (1.0, 3.0)
+    assert bundle.encoder.forget_after_s == 3.0
+
+
 def test_writing_again_replaces_the_bundle(folder):
     write(folder, provenance={"run": 1})
     write(folder, provenance={"run": 2})
@@ -474,7 +499,7 @@ def _with_notes(folder: Path) -> None:
 def test_an_export_interrupted_at_any_line_leaves_the_old_bundle_or_the_new_one(folder):
     _with_notes(folder)
     found, at = set(), 1
-    while _interrupted(lambda: write(folder, name=f"new {at}"), at, _keyboard_interrupt):
+    while _interrupted(partial(write, folder, name=f"new {at}"), at, _keyboard_interrupt):
         name = _old_or_new(folder)
         found.add(name == f"new {at}")
         at += 1
@@ -493,7 +518,7 @@ def test_an_export_killed_at_any_line_leaves_the_old_bundle_or_the_new_one(folde
         if not child:
             try:
                 _interrupted(
-                    lambda: write(folder, name=f"new {at}"),
+                    partial(write, folder, name=f"new {at}"),
                     at,
                     lambda: os.kill(os.getpid(), signal.SIGKILL),
                 )
@@ -696,6 +721,14 @@ def test_a_seeing_policy_wants_its_own_camera_and_a_blind_one_does_not_care(
             put("state", [{"input": "a", "output": "b", "shape": [2, 3], "initial": [0.0]}]),
             r"state\[0\]\.initial has 1 numbers, its shape \[2, 3\] needs 6",
         ),
+        (
+            put("command", {"vx": [0.1, 1.0], "vy": [0, 0], "yaw_rate": [0, 0]}),
+            r"command\.vx is \[0\.1, 1\]; give \[low, high\] around 0",
+        ),
+        (put("command", {"vx": [0, 1.0], "vy": [0, 0]}), "missing required field `yaw_rate`"),
+        (put("reverses", "yes"), r"at `\$\.reverses`"),
+        (put("features_age_s", 0), r"at `\$\.features_age_s`"),
+        (put("memory_s", 2.0), "memory_s without needs_features"),
         (put("files", {}), r"files does not name policy\.onnx"),
         (put("files", "../x", "0" * 64), "files names '../x'"),
         (put("files", "manifest.json", "0" * 64), r"files names 'manifest\.json'"),
@@ -714,6 +747,7 @@ def test_a_malformed_manifest_is_refused_and_says_where(folder, change, message)
     ("change", "message"),
     [
         (put("camera", None), "needs_features without a camera"),
+        (put("memory_s", 0.1), r"memory_s is 0\.1, less than features_age_s = 0\.15"),
         (put("encoder", None), "comes without the key 'encoder'"),
         (
             put("encoder", "proprio", [{"name": "features", "size": 32, "scale": 1, "history": 1}]),

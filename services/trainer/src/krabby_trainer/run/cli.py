@@ -219,6 +219,15 @@ def _tensorboard(overrides: Sequence[str]) -> int:
     return board.main() or 0
 
 
+def _profile(overrides: Sequence[str]) -> int:
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.profiling import profile
+
+    with aside(None):
+        report = profile(overrides)
+    return _print(report)
+
+
 def _eval(overrides: Sequence[str]) -> int:
     cfg = load(EvalCfg, None, overrides)
     checkpoint = _checkpoint(cfg.checkpoint)
@@ -386,6 +395,10 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]
         "checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "profile": (
+        *(_profile, None, "show where the time of an iteration goes"),
+        "env.num_envs=8192 device=cuda",
+    ),
     "config": (_config, None, "show the resolved configuration", "size=small env.num_envs=64"),
 }
 """Handler, class of its keys (None for those of a training run), help, and an example."""

@@ -300,6 +300,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
             "distillation": agent["distillation"],
             "encoder": encoder,
             "max_iterations": agent["max_iterations"],
+            "cuda_graphs": cfg.env.cuda_graphs,
         }
         return common | {"actor": actor, "algorithm": learning}
     groups = {name: list(groups) for name, groups in OBS_GROUPS.items()}
@@ -308,6 +309,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
         "class_name": "krabby_trainer.learn.ppo:ParkourPPO",
         **algorithm,
         "symmetry_cfg": symmetry if wanted else None,
+        "cuda_graphs": cfg.env.cuda_graphs,
     }
     if cfg.task == "student":
         groups["actor"] = ["sight" if name == "scan" else name for name in groups["actor"]]

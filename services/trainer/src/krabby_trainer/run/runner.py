@@ -87,20 +87,6 @@ def seed_everything(seed: int, rank: int = 0) -> int:
     return own
 
 
-def _kl_of(actor: Any) -> list[torch.Tensor]:
-    """Mean divergences that the adaptive schedule computes, as a list that it grows."""
-    kept: list[torch.Tensor] = []
-    compute = actor.get_kl_divergence
-
-    def recorded(*distributions: Any) -> torch.Tensor:
-        kl = compute(*distributions)
-        kept.append(kl.mean())
-        return kl
-
-    actor.get_kl_divergence = recorded
-    return kept
-
-
 class ParkourRunner:
     """Trains one agent in one environment.
 
@@ -152,7 +138,6 @@ class ParkourRunner:
         construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
         self.alg: Any = construct(env.get_observations(), env, train_cfg, device)
         self._meter = Meter(env.num_envs, device)
-        self._kl = _kl_of(self.alg.actor)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
         """Train for so many iterations more, or until something ends the run.
@@ -294,20 +279,15 @@ class ParkourRunner:
         self.env_steps += steps
         self.wall_s += collect_s + learn_s
         scalars = self._meter.take()
-        std = _action_std(self.alg)
         scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
         scalars |= {
-            **({} if std is None else {"Policy/action_std": std}),
-            "Policy/learning_rate": float(self.alg.learning_rate),
+            **{f"Policy/{name}": value for name, value in self.alg.figures.items()},
             "Perf/env_steps_per_s": steps / max(collect_s + learn_s, 1e-9),
             "Perf/collect_s": collect_s,
             "Perf/learn_s": learn_s,
         }
         if hasattr(self._unwrapped, "take_broken"):
             scalars["Robots/replaced"] = self._dump_replaced()
-        if self._kl:
-            scalars["Policy/kl"] = float(torch.stack(self._kl).mean())
-            self._kl.clear()
         self.last_scalars = scalars
         iteration = Iteration(
             number=self.current_learning_iteration,
@@ -444,10 +424,3 @@ def _halved_rates(config: Mapping[str, Any]) -> str:
     highest = max(0.5 * own["learning_rate_max"], own["learning_rate_min"])
     start = min(own["learning_rate"], highest)
     return f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"
-
-
-def _action_std(algorithm: Any) -> float | None:
-    try:
-        return float(algorithm.get_policy().output_std.detach().mean())
-    except AttributeError:  # imitation draws from no distribution
-        return None

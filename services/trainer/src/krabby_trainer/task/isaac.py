@@ -1,4 +1,8 @@
-"""The environment in Isaac Lab: what its managers call. The computing is in `Parkour`."""
+"""The environment in Isaac Lab: its registration, managers and interface.
+
+The terms of the managers name what is computed; all of it is computed together in `Parkour`, which
+`ParkourEnv.step` calls in place of the managers.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +34,6 @@ from isaaclab.envs import ManagerBasedRLEnv, ManagerBasedRLEnvCfg  # noqa: E402
 from isaaclab.managers import (  # noqa: E402
     ActionTerm,
     ActionTermCfg,
-    CurriculumTermCfg,
-    EventTermCfg,
     ObservationGroupCfg,
     ObservationTermCfg,
     RewardTermCfg,
@@ -59,7 +61,7 @@ _LOG_EVERY = 24
 
 
 class ParkourEnv(ManagerBasedRLEnv):
-    """Isaac Lab's environment with `Parkour` behind its terms."""
+    """Isaac Lab's environment, whose step is `Parkour`'s."""
 
     parkour: Parkour
 
@@ -71,14 +73,60 @@ class ParkourEnv(ManagerBasedRLEnv):
         super().load_managers()
         self.parkour.robots.write_bodies()
 
+    @property
+    def episode_length_buf(self) -> Tensor:
+        """Control steps since each episode began, (N,), always in the same memory."""
+        return self._episode_length
+
+    @episode_length_buf.setter
+    def episode_length_buf(self, steps: Tensor) -> None:
+        if hasattr(self, "_episode_length"):
+            self._episode_length.copy_(steps)
+        else:
+            self._episode_length = steps
+
     def step(self, action: Tensor) -> Any:
-        """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
+        """A control step, without waiting for the device; the log every `_LOG_EVERY` steps.
+
+        Returns:
+            Observations, rewards, who failed, whose time was up, and extras, as Isaac Lab does.
+        """
+        parkour, judge = self.parkour, self.parkour.judge
+        parkour.asked.copy_(action)
         if self.common_step_counter % PUSH_EVERY == 0:
-            self.parkour.push()
-        result = super().step(action)
+            parkour.push()
+        parkour.act()
+        self.sim.step(render=False)
+        if self.sim.is_rendering:
+            self.sim.render()
+        self.scene.update(dt=self.step_dt)
+        self._sim_step_counter += self.cfg.decimation
+        self.common_step_counter += 1
+        parkour.after_physics()
+        self.reset_terminated, self.reset_time_outs = (
+            judge.terminated.clone(),
+            judge.truncated.clone(),
+        )
+        self.reset_buf, self.reward_buf = judge.ended.clone(), judge.reward.clone()
+        self.obs_buf = parkour.observer.copy()
         due = self.common_step_counter % _LOG_EVERY == 0
-        self.extras["log"] = self.extras.get("log", {}) | self.parkour.log() if due else {}
-        return result
+        self.extras["log"] = parkour.log() if due else {}
+        return (
+            self.obs_buf,
+            self.reward_buf,
+            self.reset_terminated,
+            self.reset_time_outs,
+            self.extras,
+        )
+
+    def _reset_idx(self, env_ids: Tensor | slice) -> None:
+        """What Isaac Lab's `reset` calls."""
+        which = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        which[env_ids] = True
+        if self.common_step_counter > 0:
+            self.parkour.advance_curriculum(which)
+        self.parkour.reset(which)
+        self.extras["log"] = {}
 
     @property
     def facts(self) -> StepFacts:
@@ -89,6 +137,10 @@ class ParkourEnv(ManagerBasedRLEnv):
     @property
     def vision(self) -> Cameras | None:
         return self.parkour.observer.vision
+
+    def take_broken(self) -> dict[str, Tensor] | None:
+        """Robots whose state was not finite since the last call, see `BrokenRobots.take`."""
+        return self.parkour.broken.take()
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
@@ -124,12 +176,10 @@ class ParkourEnv(ManagerBasedRLEnv):
         self.reset()
 
 
-# What the managers call. Terminations come first in a step, and the first of them judges it.
+# The terms of the managers: what was computed last.
 
 
 def _termination(env: ParkourEnv, name: str) -> Tensor:
-    if name == next(iter(TERMINATIONS)):
-        env.parkour.after_physics()
     return getattr(env.parkour.judge, TERMINATIONS[name][0])
 
 
@@ -137,18 +187,8 @@ def _reward(env: ParkourEnv, name: str) -> Tensor:
     return env.parkour.judge.reward_terms[name]
 
 
-def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
-    if isinstance(env_ids, Tensor):
-        env.parkour.advance_curriculum(env_ids.long())
-
-
-def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
-    ids = env_ids if isinstance(env_ids, Tensor) else torch.arange(env.num_envs, device=env.device)
-    env.parkour.reset(ids.long())
-
-
 def _observation(env: ParkourEnv, group: str) -> Tensor:
-    """The first group of a step observes for all of them."""
+    """The first group observes for all of them; called by Isaac Lab's `reset`."""
     if group == next(iter(GROUP_SIZES)):
         env.parkour.observe()
     return env.parkour.observer.groups[group]
@@ -170,12 +210,11 @@ class _GateAction(ActionTerm):
         return self._env.parkour.applied_target
 
     def process_actions(self, actions: Tensor) -> None:
-        self._env.parkour.act(actions)
+        self._env.parkour.asked.copy_(actions)
+        self._env.parkour.act()
 
     def apply_actions(self) -> None:
-        self._asset.actuators.target_command.set_position_index(
-            value=self._env.parkour.applied_target, full_data=True
-        )
+        """`process_actions` has done it."""
 
 
 class _Generator:
@@ -226,7 +265,6 @@ class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
     rewards: Any = None
     terminations: Any = None
     events: Any = None
-    curriculum: Any = None
 
 
 def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
@@ -263,8 +301,7 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
         name: TerminationTermCfg(func=_termination, params={"name": name}, time_out=time_out)
         for name, (_, time_out) in TERMINATIONS.items()
     }
-    env.events = {"put_back": EventTermCfg(func=_put_back, mode="reset")}
-    env.curriculum = {"levels": CurriculumTermCfg(func=_levels)}
+    env.events = {}  # Isaac Lab's default resets the scene
     env.sim.device = device
     env.sim.dt = cfg.physics.step_s
     env.sim.physics = adapter.physics_cfg(cfg.physics)
