@@ -35,7 +35,7 @@ UP_ARGS    ?=
 JETSON     := docker compose -f compose.jetson.yaml
 
 .PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
-  train-setup train test-train test-train-slow check-train
+  train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -103,6 +103,9 @@ train-setup: $(TRAIN_SETUP) ## install the trainer's environment: Python 3.12, a
 
 train: $(TRAIN_SETUP) ## train a policy (needs a GPU to be useful): ARGS="run.name=first env.num_envs=4096"
 	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
+
+train-demo: $(TRAIN_SETUP) ## a teacher from scratch to MXD 0.95 on the published suite; prints the minutes (one large GPU)
+	@$(TRAIN_BIN)/python -m krabby_trainer demo $(ARGS)
 
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@PYTHONPATH=tools $(BIN)/python -m pytest -p quick_tests $(ARGS)

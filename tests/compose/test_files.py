@@ -92,7 +92,7 @@ def test_nothing_is_published_beyond_the_loopback_interface(compose):
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())
     ]
-    assert len(published) == 2
+    assert len(published) == 3
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
