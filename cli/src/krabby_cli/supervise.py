@@ -38,6 +38,8 @@ class ChildSpec:
     """Whether it logs the end of its startup."""
     may_end: bool = False
     """Whether it may end by itself, with status 0."""
+    expendable: bool = False
+    """Whether it is started again whenever it ends: no other process depends on it."""
     memory_bytes: int = 512 << 20
     """Most private memory; at this limit its allocations fail, and it ends."""
 
@@ -177,7 +179,7 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
                 continue
             if status == 0 and child.spec.may_end:
                 ended = child.name
-            elif self._may_restart(child):
+            elif child.spec.expendable or self._may_restart(child):
                 self.deaths.append(_last_words(child, status))
                 self.children[child.name] = Child(child.spec, self.folder, self.env, child)
             else:
