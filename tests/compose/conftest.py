@@ -305,7 +305,7 @@ def project() -> Stack:
         Stack(
             project="krabby-test",
             files=("compose.yaml", "tests/compose/offline.yaml"),
-            settings={"KRABBY_BUS": "10.83.161", **LEVEL},
+            settings=dict(LEVEL),
         ),
         without_grafana="tests/compose/without-grafana.yaml",
     )

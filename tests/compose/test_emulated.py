@@ -62,7 +62,7 @@ def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
     """The game loop is stopped, since it sends commands too."""
     emulated.compose("stop", GAMELOOP)
     settle(emulated, wait_until)
-    told = operate(emulated, "check-hal", "--json", "--host", "jetson-hal", check=False).stdout
+    told = operate(emulated, "check-hal", "--json", check=False).stdout
     emulated.compose("start", GAMELOOP)
     wait_until(lambda: emulated.turns(GAMELOOP), 10, "the game loop is back")
     emulated.go_first(GAMELOOP)
@@ -73,9 +73,7 @@ def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
 
 
 def test_an_operators_container_reaches_both(emulated):
-    told = operate(
-        emulated, "status", "--host", "jetson-hal", "--endpoint", "control=tcp://gameloop:6006"
-    ).stdout
+    told = operate(emulated, "status").stdout
     assert "safety gate: " in told
     assert "game loop: " in told
 

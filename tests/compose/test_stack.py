@@ -237,15 +237,23 @@ def test_a_container_is_not_root_and_may_nothing(stack, service):
     assert stack.inspect(service)["HostConfig"]["ReadonlyRootfs"]
 
 
-def test_robot_traffic_stays_on_its_own_network(stack):
-    network = docker_json("network", "inspect", f"{stack.project}_bus")
-    assert network["Internal"] is True
-    names = {one["Name"] for one in network["Containers"].values()}
-    others = {f"{stack.project}-{service}-1" for service in ("prometheus", "grafana")}
-    assert {f"{stack.project}-{service}-1" for service in LOOPS} <= names
-    assert not names & others
+def test_robot_traffic_stays_in_a_private_volume(stack):
     for service in LOOPS:
-        assert not any(stack.inspect(service)["NetworkSettings"]["Ports"].values())
+        (mount,) = [
+            one
+            for one in stack.inspect(service)["Mounts"]
+            if one["Destination"] == "/run/bus/krabby"
+        ]
+        assert mount["Name"] == f"{stack.project}_bus"
+        listed = stack.compose("exec", "-T", service, "stat", "-c", "%a %u", "/run/bus/krabby")
+        assert listed.stdout.split() == ["700", "10001"]
+        listening = stack.compose("exec", "-T", service, "cat", "/proc/net/tcp").stdout
+        ports = {
+            int(line.split()[1].partition(":")[2], 16)
+            for line in listening.splitlines()[1:]
+            if line.split()[3] == "0A" and not line.split()[1].startswith("0B00007F")
+        }
+        assert ports == {LOOPS[service]}, "nothing but metrics listens"
 
 
 def test_logs_are_one_json_event_a_line_and_not_one_a_tick(stack):
@@ -270,10 +278,10 @@ def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):
     def operate(*words):
         return stack.compose("--profile", "teleop", "run", "--rm", "-T", "teleop", *words)
 
-    operate("estop", "--host", "sim-hal")
+    operate("estop")
     wait_until(lambda: gate(stack) == "estop", 2, "the gate is in estop")
-    operate("reset", "--host", "sim-hal")
-    operate("arm", "--host", "sim-hal")
+    operate("reset")
+    operate("arm")
     wait_until(stack.walks, 10, "it walks again")
 
 
