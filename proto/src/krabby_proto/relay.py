@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, cast
 
 import zmq
@@ -242,6 +243,8 @@ class _Front(Closing):
 
     def prove(self, fd: int, user: str) -> None:
         """Note whose connection it is."""
+        if fd not in self.connections:
+            self.read_monitor()
         connection = self.connections.get(fd)
         if connection is None or connection.user == user:
             return
@@ -336,19 +339,16 @@ class _Door(Closing):
                 raise RelayEnd(f"a message at {self.name} has over {_MOST_SKIPPED} frames")
         return user, fd, frames if count <= MAX_FRAMES else []
 
-    def forward(self) -> None:
-        """Hand on what is there, in both directions."""
-        for index, front in enumerate(self.fronts):
-            front.read_monitor()
-            for _ in range(_MOST_DRAINED):
-                taken = self.take(front)
-                if taken is None:
-                    break
-                user, fd, frames = taken
-                if frames:
-                    self.from_front(index, front, user, fd, frames)
-        self.back.revive()
-        self.from_back()
+    def drain(self, index: int) -> None:
+        """Hand on what came to one of the fronts."""
+        front = self.fronts[index]
+        for _ in range(_MOST_DRAINED):
+            taken = self.take(front)
+            if taken is None:
+                return
+            user, fd, frames = taken
+            if frames:
+                self.from_front(index, front, user, fd, frames)
 
     def from_front(
         self, index: int, front: _Front, user: str, fd: int, frames: list[bytes]
@@ -594,17 +594,19 @@ class Relay(Closing):
         Raises:
             RelayEnd: a key was changed, the authenticator is dead, or a message has no end.
         """
-        poller = zmq.Poller()
+        handlers: dict[object, Callable[[], None]] = {}
         for door in self.doors:
-            poller.register(door.back.socket, zmq.POLLIN)
-            for front in door.fronts:
-                poller.register(front.socket, zmq.POLLIN)
-                poller.register(front.monitor, zmq.POLLIN)
+            handlers[door.back.socket] = door.from_back
+            for index, front in enumerate(door.fronts):
+                handlers[front.monitor] = front.read_monitor
+                handlers[front.socket] = partial(door.drain, index)
+        poller = zmq.Poller()
+        for socket in handlers:
+            poller.register(socket, zmq.POLLIN)
         deadline_s = time.monotonic() + timeout_s
         while (left_s := deadline_s - time.monotonic()) > 0:
-            poller.poll(max(1, round(1e3 * min(left_s, _WATCH_S))))
-            for door in self.doors:
-                door.forward()
+            for socket, _ in poller.poll(max(1, round(1e3 * min(left_s, _WATCH_S)))):
+                handlers[socket]()
             self._watch()
 
     def _watch(self) -> None:
@@ -613,6 +615,7 @@ class Relay(Closing):
             return
         self._watched_s = now_s
         for door in self.doors:
+            door.back.revive()
             for front in door.fronts:
                 front.watch_bytes(now_s)
         if not self.authenticator.is_alive():
