@@ -180,7 +180,8 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
             if status == 0 and child.spec.may_end:
                 ended = child.name
             elif child.spec.expendable or self._may_restart(child):
-                self.deaths.append(_last_words(child, status))
+                if not child.spec.expendable:
+                    self.deaths.append(_last_words(child, status))
                 self.children[child.name] = Child(child.spec, self.folder, self.env, child)
             else:
                 raise ServiceDied(_last_words(child, status))
