@@ -83,7 +83,7 @@ class Limits:
     bytes_per_s: int = 256 * 1024
     """Received on one connection in any second."""
     requests_per_s: Mapping[str, float] = field(
-        default_factory=lambda: {"command": 250.0, "nav": 100.0, "safety": 20.0, "control": 20.0}
+        default_factory=lambda: {"command": 250.0, "nav": 100.0, "safety": 50.0, "control": 50.0}
     )
     """Of one key at a door; twice as many at once. E-stops are counted apart from the rest."""
 
