@@ -378,7 +378,7 @@ def test_a_message_without_an_end_takes_bounded_memory(make_robot, monkeypatch):
     assert most < 100e6, f"{most / 1e6:.0f} MB"
 
 
-def test_idle_connections_make_room_for_an_e_stop(make_robot):
+def test_idle_connections_make_room_for_an_e_stop(make_robot, eventually):
     robot = make_robot(("anna", "stop"), connections=16)
     port = int(robot.endpoints["safety"].rpartition(":")[2])
     with contextlib.ExitStack() as stack:
@@ -387,6 +387,7 @@ def test_idle_connections_make_room_for_an_e_stop(make_robot):
         assert ask(robot, "safety", "estop") is True
         assert robot.relay.connections["safety"] <= 17
         assert robot.refused("safety")["connections"] >= 180
+    assert eventually(lambda: robot.relay.connections["safety"] == 0), "none is forgotten"
 
 
 def test_one_key_has_few_connections(make_robot, eventually):
