@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from krabby_proto.admission import *
+from krabby_proto.clocks import *
 from krabby_proto.codec import *
 from krabby_proto.errors import *
 from krabby_proto.header import *

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from krabby_proto.clocks import clocks_differ
 from krabby_proto.codec import Message, decode
 from krabby_proto.errors import CorruptPayload, FrameError, SchemaVersionMismatch, WrongLength
 from krabby_proto.header import HEADER_SIZE, MAGIC
@@ -34,6 +35,9 @@ def untimely(op: str, sent_ns: object, now_ns: int) -> str:
     """
     if not isinstance(sent_ns, int):
         return ""
+    differ = clocks_differ((now_ns - sent_ns) * 1e-9)
+    if differ:
+        return f"{op} refused: {differ}"
     if now_ns - sent_ns > _REQUEST_TTL_NS:
         # The client has timed out by then and reported a failure.
         return f"{op} was sent more than 1 s ago; send it again"

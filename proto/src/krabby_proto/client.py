@@ -7,11 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import encode
 from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import SCHEMA_VERSION
-from krabby_proto.hello import HELLO_TOPIC, JsonObject, parse_json, parse_request
+from krabby_proto.hello import (
+    HELLO_TOPIC,
+    HelloAnswer,
+    JsonObject,
+    clock_of,
+    parse_json,
+    parse_request,
+)
 from krabby_proto.replies import CommandReply
 from krabby_proto.sockets import (
     LatestSubscriber,
@@ -31,6 +39,10 @@ __all__ = ["ControlClient", "ControlServer", "HalClient"]
 _CONTROL_BATCH: Final = 16
 _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
+_CONNECT_S: Final = 0.5
+_FAR_LINKS: Final = 4
+"""Commands under way to a HAL on another host: at 100 Hz as many as a round trip of 40 ms has. One
+that takes longer is refused there, since it is over 25 ms old."""
 
 
 class HalClient(Closing):
@@ -60,8 +72,17 @@ class HalClient(Closing):
         """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
+        self.clock = PeerClock()
+        """The HAL's CLOCK_MONOTONIC, from its answers."""
         self._clock_ns = clock_ns
         self._requesters: dict[str, Requester] = {}
+        self._context = context
+        self._links: list[Requester] = []
+        """Connections for commands: a further one for every command that is under way."""
+        self._sent: dict[int, int] = {}
+        """When commands were sent that are not answered yet, by sequence [ns]."""
+        self._probes = False
+        """Whether replies carry the HAL's CLOCK_MONOTONIC: its clock is not simulated."""
         self._state: LatestSubscriber | None = None
         try:
             for stream in (COMMAND, SAFETY):
@@ -89,7 +110,21 @@ class HalClient(Closing):
             RequestTimeout: no answer within `timeout_s`.
         """
         requester = self._requester(via or next(iter(self._requesters), COMMAND.name))
-        return _ask_hello(requester, timeout_s)
+        hello = _ask_hello(requester, self.clock, timeout_s)
+        self._probes = hello.get("clock") == "monotonic"
+        if self._probes and not self.clock.shared and COMMAND.name in self._requesters:
+            self._connect_far()
+        return hello
+
+    def _connect_far(self) -> None:
+        """Have several commands under way from now on."""
+        if not self._links:
+            endpoint = self.endpoints[COMMAND.name]
+            self._links.append(self._requesters[COMMAND.name])
+            for _ in range(_FAR_LINKS - 1):
+                self._links.append(Requester(endpoint, name=COMMAND.name, context=self._context))
+        for link in self._links:
+            link.wait_connected(_CONNECT_S)
 
     def send_command(
         self,
@@ -102,29 +137,60 @@ class HalClient(Closing):
     ) -> CommandReply | None:
         """Send joint targets [rad], shape (18,), and wait for the answer, at most `deadline_s`.
 
-        `capture_ns` is that of the state they answer [ns], `publish_ns` the client's clock when
-        None [ns].
+        `capture_ns` is that of the state they answer, `publish_ns` the HAL's clock as far as the
+        client knows it when None [ns].
+
+        To a HAL on another host several commands may be under way: each has a connection, so that
+        one lost segment delays one command, and an answer that comes after `deadline_s` is returned
+        by a later call.
 
         Returns:
-            The reply; None without one in time: the command may have been applied.
+            The newest reply that has come, see its `request_sequence`; None without one in time:
+            the command may have been applied.
         """
         self.sequence += 1
-        start = time.perf_counter()
+        start_ns = time.monotonic_ns()
         frames = encode(
             COMMAND,
             joint_pos,
             instance_id=self.instance_id,
             sequence=self.sequence,
             capture_ns=capture_ns,
-            publish_ns=self._clock_ns() if publish_ns is None else publish_ns,
+            publish_ns=self.clock.earliest(self._clock_ns()) if publish_ns is None else publish_ns,
             flags=flags,
         )
-        answer = self._requester(COMMAND.name).request(frames, deadline_s)
+        if not self._links:
+            link = self._requester(COMMAND.name)
+            reply = self._take(link.request(frames, deadline_s), start_ns)
+        else:
+            self._sent[self.sequence] = start_ns
+            reply = self._send_far(frames, deadline_s)
+        if reply is None or reply.request_sequence != self.sequence:
+            self.timeouts += 1
+        else:
+            self.last_round_trip_s = (time.monotonic_ns() - start_ns) * 1e-9
+        return reply
+
+    def _send_far(self, frames: list[bytes], deadline_s: float) -> CommandReply | None:
+        """Send through the connection that waits for no answer, or has waited longest."""
+        links = self._links
+        late = [self._take(link.late()) for link in links]
+        link = links[self.sequence % len(links)]
+        replies = [*late, self._take(link.request(frames, deadline_s))]
+        for sequence in [one for one in self._sent if one <= self.sequence - len(links)]:
+            del self._sent[sequence]
+        found = [reply for reply in replies if reply is not None]
+        return max(found, key=lambda reply: reply.request_sequence, default=None)
+
+    def _take(self, answer: list[bytes] | None, sent_ns: int | None = None) -> CommandReply | None:
+        """Read an answer, which tells the HAL's clock."""
         reply = _command_reply(answer) if answer else None
         if reply is None:
-            self.timeouts += 1
             return None
-        self.last_round_trip_s = time.perf_counter() - start
+        if sent_ns is None:
+            sent_ns = self._sent.pop(reply.request_sequence, None)
+        if self._probes and sent_ns is not None:
+            self.clock.note(sent_ns, reply.server_ns, time.monotonic_ns())
         return reply
 
     def safety(self, op: str, by: str, timeout_s: float = 1.0) -> JsonObject:
@@ -136,9 +202,11 @@ class HalClient(Closing):
             RequestTimeout: the HAL did not answer.
         """
         requester = self._requester(SAFETY.name)
+        if op in ("arm", "reset") and not self.clock.known:
+            _ask_hello(requester, self.clock, timeout_s)
 
         def request() -> Mapping[str, Any]:
-            return {"op": op, "by": by, "sent_ns": time.monotonic_ns()}
+            return {"op": op, "by": by, "sent_ns": self.clock.earliest(time.monotonic_ns())}
 
         if op == "estop":
             return _ask_again(requester, SAFETY.topic, request, timeout_s, _ESTOP_TRY_S)
@@ -152,7 +220,7 @@ class HalClient(Closing):
 
     def close(self) -> None:
         """Close all sockets."""
-        for requester in self._requesters.values():
+        for requester in (*self._requesters.values(), *self._links[1:]):
             requester.close()
         if self._state is not None:
             self._state.close()
@@ -167,10 +235,20 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
         return None
 
 
-def _ask_hello(requester: Requester, timeout_s: float) -> JsonObject:
+def _ask_hello(requester: Requester, clock: PeerClock, timeout_s: float) -> JsonObject:
     """Ask repeatedly: a server that is just starting may lose the first request."""
-    ours = {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
-    return _ask_again(requester, HELLO_TOPIC, lambda: ours, timeout_s, _HELLO_TRY_S)
+    sent_ns = 0
+
+    def request() -> Mapping[str, Any]:
+        nonlocal sent_ns
+        sent_ns = time.monotonic_ns()
+        return {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
+
+    hello = _ask_again(requester, HELLO_TOPIC, request, timeout_s, _HELLO_TRY_S)
+    peer_ns = clock_of(hello)
+    if peer_ns is not None:
+        clock.note(sent_ns, peer_ns, time.monotonic_ns())
+    return hello
 
 
 def _ask_again(
@@ -232,8 +310,7 @@ class ControlServer(Closing):
         self.failures = 0
         """Requests whose handler raised."""
         self._asked: Request | None = None
-        instance = {"instance_id": f"{new_instance_id():016x}"}
-        self._hello = json.dumps({**hello, **instance}).encode()
+        self._hello = HelloAnswer(hello, new_instance_id())
 
     @property
     def oversized(self) -> int:
@@ -268,7 +345,7 @@ class ControlServer(Closing):
     ) -> None:
         body = request.body
         if body and body[0] == HELLO_TOPIC:
-            self._router.reply(request, HELLO_TOPIC, self._hello)
+            self._router.reply(request, *self._hello.frames())
             return
         self.requests += 1
         asked = parse_request(body, CONTROL.topic)
@@ -302,17 +379,25 @@ class ControlClient(Closing):
 
     def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
+        self.clock = PeerClock()
+        """CLOCK_MONOTONIC of the game loop's host, from its hello."""
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:
         """The game loop's hello; waits for it to appear, raises `RequestTimeout`."""
-        return _ask_hello(self._requester, timeout_s)
+        return _ask_hello(self._requester, self.clock, timeout_s)
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Send a request and return its answer; raises `RequestTimeout`."""
+        if op == "stand" and not self.clock.known:
+            self.hello(timeout_s)
         return _ask_json(
             self._requester,
             CONTROL.topic,
-            lambda: {"op": op, "sent_ns": time.monotonic_ns(), **arguments},
+            lambda: {
+                "op": op,
+                "sent_ns": self.clock.earliest(time.monotonic_ns()),
+                **arguments,
+            },
             timeout_s,
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from krabby_proto.client import HalClient
+from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import FloatArray, Message, encode
 from krabby_proto.endpoint import Closing, Context, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
@@ -61,7 +62,7 @@ class _Visit(Closing):
         self.context = context
         self.endpoints = endpoints
         self.client = HalClient(endpoints, context=context)
-        self.writer = _Writer(endpoints[COMMAND.name], context)
+        self.writer = _Writer(endpoints[COMMAND.name], context, self.client.clock)
         self.hello: JsonObject = {}
         self.messages: list[Message] = []
 
@@ -86,15 +87,16 @@ class _Visit(Closing):
 class _Writer(Closing):
     """One writing instance that can also send what no client would."""
 
-    def __init__(self, endpoint: str, context: Context | None) -> None:
+    def __init__(self, endpoint: str, context: Context | None, clock: PeerClock) -> None:
         self._requester = Requester(endpoint, name=COMMAND.name, context=context)
+        self._clock = clock
         self.instance_id = new_instance_id()
         self.sequence = 0
 
     def frames(self, joint_pos: ArrayLike, *, age_s: float = 0.0) -> list[bytes]:
         """A command as it should be, stamped `age_s` ago."""
         self.sequence += 1
-        stamp = time.monotonic_ns() - round(age_s * 1e9)
+        stamp = self._clock.earliest(time.monotonic_ns()) - round(age_s * 1e9)
         return encode(
             COMMAND,
             joint_pos,
@@ -144,6 +146,7 @@ def _hello(stream_name: str, visit: _Visit) -> str:
     except RequestTimeout as error:
         raise _Blocked(str(error)) from error
     keys = ("schema_version", "schema_hash", "instance_id", "service", "clock", "robot")
+    hello.pop("clocks", None)  # as they were then
     missing = [key for key in keys if key not in hello]
     if missing:
         raise _Failed(f"hello lacks {', '.join(missing)}")
@@ -215,12 +218,12 @@ def _age(visit: _Visit) -> str:
     newest = visit.client.state.wait(_ANSWER_S)
     if newest is None:
         raise _Failed("the state stream fell silent")
-    on_arrival = newest.age_s(time.monotonic_ns())
+    on_arrival = newest.age_s(visit.client.clock.latest(time.monotonic_ns()))
     worst = max(float(ages.max()), on_arrival)
     if not on_arrival >= 0.0 or worst > limit:
         raise _Failed(
             f"age {on_arrival * 1e3:.1f} ms on arrival, {ages.max() * 1e3:.1f} ms at most when "
-            f"published; expected 0 to {limit * 1e3:g} ms on the host's CLOCK_MONOTONIC"
+            f"published; expected 0 to {limit * 1e3:g} ms on the HAL's CLOCK_MONOTONIC"
         )
     return f"{on_arrival * 1e3:.1f} ms on arrival, {ages.max() * 1e3:.1f} ms at most when published"
 
@@ -318,7 +321,7 @@ def _send_twice(visit: _Visit) -> tuple[CommandReply, CommandReply]:
 
 def _second_writer(visit: _Visit) -> str:
     """The lease keeps a second writer out while the first speaks and lets it in afterwards."""
-    other = _Writer(visit.endpoints[COMMAND.name], visit.context)
+    other = _Writer(visit.endpoints[COMMAND.name], visit.context, visit.client.clock)
     try:
         first = visit.writer.send_valid(visit.measured())
         second = other.send_valid(visit.measured())
@@ -342,7 +345,7 @@ def _second_writer(visit: _Visit) -> str:
 def _oversize(visit: _Visit) -> str:
     """A megabyte where 72 bytes belong: dropped or refused, and the server stays up."""
     topic, header, _ = visit.writer.frames(visit.measured())
-    with _Writer(visit.endpoints[COMMAND.name], visit.context) as offender:
+    with _Writer(visit.endpoints[COMMAND.name], visit.context, visit.client.clock) as offender:
         offender.offer([topic, header, bytes(1 << 20)])
     reply = visit.writer.send_valid(visit.measured())
     return f"then answered {reply.status_name} to the writer"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from krabby_proto.errors import HelloMismatch
@@ -15,8 +16,10 @@ __all__ = [
     "CLOCKS",
     "HELLO_TOPIC",
     "MAX_JSON_BYTES",
+    "HelloAnswer",
     "JsonObject",
     "check_hello",
+    "clock_of",
     "make_hello",
     "parse_json",
     "parse_request",
@@ -53,6 +56,32 @@ def make_hello(
         "camera": dict(camera or {}),
         "extra": dict(extra or {}),
     }
+
+
+class HelloAnswer:
+    """A server's answer to every hello: what `make_hello` gives, its instance and its clocks."""
+
+    def __init__(
+        self,
+        hello: Mapping[str, Any],
+        instance_id: int,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        text = json.dumps({**hello, "instance_id": f"{instance_id:016x}"})
+        self._begin = text.removesuffix("}").encode()
+        self._clock_ns = clock_ns
+
+    def frames(self) -> tuple[bytes, bytes]:
+        """Topic and JSON, with `clocks` as they are now."""
+        clocks = {"monotonic_ns": self._clock_ns(), "wall_ns": time.time_ns()}
+        return HELLO_TOPIC, b'%s, "clocks": %s}' % (self._begin, json.dumps(clocks).encode())
+
+
+def clock_of(hello: Mapping[str, Any]) -> int | None:
+    """CLOCK_MONOTONIC of the host that answered a hello [ns]; None when it does not say."""
+    clocks = hello.get("clocks")
+    found = cast("JsonObject", clocks).get("monotonic_ns") if isinstance(clocks, dict) else None
+    return found if isinstance(found, int) and 0 <= found < 1 << 63 else None
 
 
 def check_hello(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from krabby_proto.admission import CommandAdmission, untimely
 from krabby_proto.codec import Message
 from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError
-from krabby_proto.hello import HELLO_TOPIC, parse_request
+from krabby_proto.hello import HELLO_TOPIC, HelloAnswer, parse_request
 from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
 from krabby_proto.sockets import Publisher, Request, Router, serve_within
 from krabby_proto.states import SAFETY_OPS, CommandStatus
@@ -113,7 +113,7 @@ class HalServer(Closing):
         self._command = self._routers[COMMAND.name]
         self._safety = self._routers.get(SAFETY.name)
         self.instance_id = self._publishers[STATE.name].instance_id
-        self._hello = json.dumps({**hello, "instance_id": f"{self.instance_id:016x}"}).encode()
+        self._hello = HelloAnswer(hello, self.instance_id, self._process_clock_ns)
 
     @property
     def endpoints(self) -> dict[str, str]:
@@ -181,7 +181,7 @@ class HalServer(Closing):
         if not request.body or request.body[0] != HELLO_TOPIC:
             return False
         self.stats.hellos += 1
-        router.reply(request, HELLO_TOPIC, self._hello)
+        router.reply(request, *self._hello.frames())
         return True
 
     def _apply(self, request: Request, message: Message) -> None:

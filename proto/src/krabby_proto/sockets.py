@@ -415,6 +415,13 @@ class Requester(Endpoint):
         )
         self.timeouts = 0
         """Requests sent and not answered in time."""
+        self._waits = False
+
+    def late(self) -> list[bytes] | None:
+        """The answer to the last request, when it came after the deadline; never waits."""
+        answer = self.receive_frames() if self._waits else None
+        self._waits = self._waits and answer is None
+        return answer
 
     def request(self, frames: Sequence[bytes], deadline_s: float) -> list[bytes] | None:
         """Send and wait for the answer, at most `deadline_s`; None at once without a server."""
@@ -423,6 +430,7 @@ class Requester(Endpoint):
         except zmq.Again:
             self.revive()
             return None
+        self._waits = True
         deadline = time.monotonic() + deadline_s
         # Looked at once before waiting, although nothing can be there yet. Every hundredth frame
         # read, and whenever there is none, libzmq hears what became of its connections. With
@@ -436,6 +444,7 @@ class Requester(Endpoint):
                 return None
             # None again when it was one to an earlier request, dropped by the socket
             answer = self.receive_frames()
+        self._waits = False
         return answer
 
     def wait_connected(self, timeout_s: float) -> bool:

@@ -44,6 +44,10 @@ def test_walking_past_half_a_metre_beside_counts_further_out_does_not(progress):
     assert progress.index == 1
     progress.update(np.array([4.05, 0.55]), 10 * MS)
     assert progress.index == 1
+    progress.update(np.array([4.55, 0.0]), 20 * MS)  # on the line, but too far behind it
+    assert progress.index == 1
+    progress.update(np.array([4.45, 0.0]), 30 * MS)
+    assert progress.index == 2
 
 
 def test_distance_is_measured_along_the_way(progress):

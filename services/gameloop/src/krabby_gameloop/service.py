@@ -6,6 +6,7 @@ Lock-step: `krabby_gameloop.lockstep`.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import structlog
 from krabby.control.controller import LocomotionController, Request
+from krabby.control.nav import AXES
 from krabby.control.policy_manager import PolicyManager
 from krabby.policy.network import Backend
 from krabby.policy.tensorrt.backend import EngineBackend, move
@@ -22,7 +24,14 @@ from krabby.runtime.loop import LoopStats
 from krabby.runtime.rate import Rate
 from krabby.runtime.realtime import IdleCollector
 from krabby.runtime.throttle import log_every
-from krabby_proto import LatestSubscriber, Message, RequestTimeout, check_hello, make_hello
+from krabby_proto import (
+    LatestSubscriber,
+    Message,
+    PeerClock,
+    RequestTimeout,
+    check_hello,
+    make_hello,
+)
 
 from krabby_gameloop.config import GameloopCfg
 from krabby_gameloop.control_socket import ControlSocket
@@ -35,6 +44,9 @@ log = structlog.get_logger(__name__)
 
 _HELLO_TIMEOUT_S = 0.2
 _HELLO_PAUSE_NS = 500_000_000
+_CLOCK_ERROR_S = 0.01
+"""Largest error with which the clock of a HAL on another host may be known [s]: stamps of commands
+are older by up to twice as much than they are, and are refused from 25 ms on."""
 _HEAR_OF_ARM_S = 0.05
 """How long a request to stand waits for the gate to be seen armed before it is refused [s]."""
 
@@ -128,8 +140,19 @@ class Gameloop:
             return None
         ours = make_hello(service="gameloop", robot=self._desc.identity)
         check_hello(theirs, {key: ours[key] for key in ("schema_version", "schema_hash", "robot")})
+        clock = self._io.client.clock
+        if clock.error_s > _CLOCK_ERROR_S:
+            # A later hello may have a shorter way.
+            self._warn.warning(
+                "the HAL's clock is not known well enough to move",
+                **_facts(clock),
+                remedy="a link with a round trip below 20 ms",
+            )
+            return None
         # Nothing arrived from it yet, or it is the instance that speaks: either way it is checked.
-        log.info("met the HAL", hal=theirs.get("service"), clock=theirs.get("clock"))
+        log.info(
+            "met the HAL", hal=theirs.get("service"), clock=theirs.get("clock"), **_facts(clock)
+        )
         self.controller.hal_checked = True
         return theirs
 
@@ -147,6 +170,7 @@ class Gameloop:
         self._stats = stats = LoopStats(rate)
         collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
         io, control = self._io, self._control
+        hal_clock = io.client.clock  # states and commands are stamped by it
         phase_ns = round(self._cfg.phase_s * 1e9)
         wait_ns = round(self._cfg.state_wait_s * 1e9)
         while not self._may_leave(runtime, time.monotonic_ns()):
@@ -158,18 +182,18 @@ class Gameloop:
             if before is not None:
                 # A robot that was put back counts, also when a newer state overtakes this one.
                 self.controller.handle_state(before)
-            state = state_of_period(io.client.state, began_ns, due_ns)
+            state = state_of_period(io.client.state, hal_clock.latest(began_ns), due_ns)
             features = io.features.latest()
-            io.take_nav(time.monotonic_ns)
+            io.take_nav(lambda: hal_clock.latest(time.monotonic_ns()))
             if state is not None:
                 self.controller.handle_state(state)
                 self._meet_again(tick.woke_ns)
             now_ns = time.monotonic_ns()
             io.observe("receive", (now_ns - tick.woke_ns) * 1e-9)
             swap = control.take_runner() if control is not None else None
-            sent = io.decide(state, features, now_ns, swap)
+            sent = io.decide(state, features, hal_clock.latest(now_ns), swap)
             if sent is not None:
-                io.send(sent, time.monotonic_ns(), self._cfg.command_deadline_s)
+                io.send(sent, None, self._cfg.command_deadline_s)
             stats.end(time.monotonic_ns())
             io.expose()
             if collector is not None:
@@ -201,14 +225,22 @@ class Gameloop:
         return reason
 
     def _status(self) -> dict[str, object]:
-        controller = self.controller
+        controller, policies = self.controller, self.controller.policies
+        within = policies.command_range
         return {
             "mode": controller.mode.value,
             "safety": controller.permission.safety.name.lower(),
-            "policy": controller.policies.chosen.bundle.name,
-            "walking": controller.policies.active.bundle.name,
-            "blind": controller.policies.blind,
+            "policy": policies.chosen.bundle.name,
+            "walking": policies.active.bundle.name,
+            "blind": policies.blind,
+            "sight": policies.sight,
+            "abilities": dataclasses.asdict(policies.active.bundle.abilities),
+            "command_range": None
+            if within is None
+            else dict(zip(AXES, within.T.tolist(), strict=True)),
             "nav": [round(float(value), 4) for value in controller.nav.command],
+            "nav_asked": [round(float(value), 4) for value in controller.nav.asked],
+            "nav_clamped": list(controller.nav.clamped),
             "nav_source": controller.nav.source,
         }
 
@@ -222,14 +254,27 @@ class Gameloop:
             "lease_losses": self.controller.permission.lease_losses,
             "policy_s": round(policies.ticks / self._cfg.rate_hz, 2),
             "blind_s": round(policies.blind_ticks / self._cfg.rate_hz, 2),
+            "memory_s": round(policies.memory_ticks / self._cfg.rate_hz, 2),
             "blind_switches": policies.blind_switches,
             "bad_outputs": policies.bad_outputs,
             "policy": policies.chosen.bundle.name,
         }
 
 
+def _facts(clock: PeerClock) -> dict[str, float]:
+    """How a HAL's clock differs from this host's, for the log; nothing when they share one."""
+    if clock.shared:
+        return {}
+    return {
+        "clocks_differ_by_s": round(clock.offset_s, 4),
+        "within_ms": round(clock.error_s * 1e3, 2),
+    }
+
+
 def state_of_period(subscriber: LatestSubscriber, begins_ns: int, until_ns: int) -> Message | None:
     """The newest state; one captured before the period began is not taken before `until_ns`.
+
+    `begins_ns` is on the clock of the states, `until_ns` on this host's.
 
     A HAL that is a millisecond late would otherwise be answered from the state before, which is
     5 ms older: that, not the work, was the 98th percentile of the age.

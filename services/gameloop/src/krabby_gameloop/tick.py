@@ -19,6 +19,7 @@ from krabby_proto import (
     HalClient,
     LatestSubscriber,
     Message,
+    clocks_differ,
 )
 
 from krabby_gameloop import metrics
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
+_LATEST_ANSWER = 16
+"""Commands after which an answer is not waited for any more."""
 
 
 class TickIO:
@@ -45,6 +48,8 @@ class TickIO:
             self._sockets = opened.pop_all()
         self.warn = log_every(log)
         self.ticks = 0
+        self._sent: dict[int, int] = {}
+        """Tick of the newest commands, by sequence [ns]."""
         self.not_applied: dict[str, int] = {}
         """Commands that were answered and not applied, by status."""
         self._age = {"state": Quantiles(), "features": Quantiles()}
@@ -68,7 +73,7 @@ class TickIO:
             if refusal is not None:
                 metrics.NAV_REFUSED[refusal.reason].inc()
                 self.warn.warning(
-                    f"walking command refused: {refusal.reason}",
+                    f"walking command refused: {clocks_differ(refusal.age_s) or refusal.reason}",
                     age_s=round(refusal.age_s, 4),
                     operator=bool(message.flags & FLAG_OPERATOR),
                     instance_id=f"{message.header.instance_id:016x}",
@@ -106,8 +111,11 @@ class TickIO:
         self.ticks += 1
         return sent
 
-    def send(self, sent: JointCommand, now_ns: int, deadline_s: float) -> bool:
-        """Send a command and handle the reply; False when there was none."""
+    def send(self, sent: JointCommand, now_ns: int | None, deadline_s: float) -> bool:
+        """Send a command and handle the newest reply; False when there was none to this one.
+
+        `now_ns` stamps it; the client's idea of the HAL's clock when None.
+        """
         started = time.perf_counter()
         reply = self.client.send_command(
             sent.joint_pos,
@@ -117,13 +125,23 @@ class TickIO:
         )
         elapsed_s = time.perf_counter() - started
         metrics.WORK["send"].observe(elapsed_s)
+        sequence = self.client.sequence
+        self._sent[sequence] = self.controller.permission.sent_ns
+        self._sent.pop(sequence - _LATEST_ANSWER, None)
         if reply is None:
             COMMAND_TIMEOUTS.inc()
             self.warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
             return False
-        COMMAND_ROUND_TRIP.observe(elapsed_s)
-        self._round_trip.add(elapsed_s)
-        self.controller.handle_reply(reply)
+        # From another host the answer to an earlier command may be the newest there is.
+        current = reply.request_sequence == sequence
+        if current:
+            COMMAND_ROUND_TRIP.observe(elapsed_s)
+            self._round_trip.add(elapsed_s)
+        sent_ns = self._sent.get(reply.request_sequence)
+        if sent_ns is not None:
+            self.controller.handle_reply(reply, sent_ns)
+        if reply.applied and not current:
+            return False
         if reply.applied:
             self._count_age("state", reply, sent.state)
             if sent.features is not None:
@@ -133,7 +151,7 @@ class TickIO:
             self.not_applied[name] = self.not_applied.get(name, 0) + 1
             if name in metrics.REJECTED:
                 metrics.REJECTED[name].inc()
-        return True
+        return current
 
     def _count_age(self, stream: str, reply: CommandReply, message: Message) -> None:
         age_s = message.age_s(reply.applied_ns)

@@ -127,6 +127,16 @@ def test_stops_are_taught_to_a_new_run_and_to_one_that_goes_on():
     assert compose().env.command.halt_every_s == 0.0
 
 
+def test_rough_pictures_are_a_preset_for_both_stages_of_a_student():
+    for task in ("distill", "student"):
+        usual = compose([f"task={task}"]).env.camera.errors
+        assert (usual.outage_s, usual.oldest_s) == ([0.05, 0.3], 0.0)
+        rough = compose([f"task={task}", "pictures=rough"]).env.camera.errors
+        assert (rough.outage_s, rough.latency_s) == ([0.1, 2.0], [0.02, 0.5])
+        assert rough.oldest_s == 1.0
+        assert rough.noise_rel == usual.noise_rel
+
+
 def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     env, plain = compose(["motion=sparing"]).env, compose().env
     assert (env.num_envs, env.randomisation.mass_factor) == (16384, [0.9, 1.6])

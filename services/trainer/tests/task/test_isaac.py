@@ -24,6 +24,7 @@ pytestmark = pytest.mark.isaac
 N = 8
 ROBOT = RobotDescription.load()
 STILL = torch.zeros(N, NUM_JOINTS)
+ALL = torch.ones(N, dtype=torch.bool)
 
 
 def configuration():
@@ -98,7 +99,7 @@ def put(parkour, robot, position):
 def send(parkour, *, level, tile_level):
     """Put all robots on tiles of `tile_level`."""
     parkour.level[:], parkour.tile_level[:] = level, tile_level
-    parkour.reset(torch.arange(N))
+    parkour.reset(ALL)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -330,7 +331,7 @@ def set_free(parkour):
     command, before = parkour.cfg.command, parkour.free
     changed = dataclasses.replace(command, free_flat=True, free_share=1.0)
     parkour.free = FreeRobots(changed, parkour.terrain, parkour.ground, parkour.column, "cpu")
-    yield lambda: parkour.reset(torch.arange(N))
+    yield lambda: parkour.reset(ALL)
     parkour.free = before
 
 
@@ -369,7 +370,7 @@ def test_free_robots_stand_where_they_begin_on_obstacles_too(env, parkour, set_f
     # On level ground within the field, elsewhere at a waypoint of their tile.
     x0, x1, y0, y1 = parkour.free.field
     assert (x0, y0) == (1.5, 6.0 + 1.5)
-    parkour.read()
+    parkour.robots.read()
     x, y = parkour.robots.base_pos_w[4:, 0], parkour.robots.base_pos_w[4:, 1]
     assert ((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).all()
     points = parkour.ground.waypoints[parkour.tile[:4], :, :2]

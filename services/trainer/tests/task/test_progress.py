@@ -52,7 +52,8 @@ def test_a_robot_beside_the_circle_never_reaches():
     [
         (2.01, 0.45, 1),
         (2.01, -0.45, 1),
-        (2.9, 0.45, 1),
+        (2.45, 0.45, 1),
+        (2.55, 0.0, 0),  # too far behind it
         (1.99, 0.45, 0),  # not yet at its side
         (2.01, 0.55, 0),  # too far to its side
     ],
@@ -75,9 +76,9 @@ def test_passing_is_judged_along_the_leg_from_the_waypoint_before():
 
 
 def test_only_one_waypoint_counts_in_a_step():
-    progress = make()
-    assert stand(progress, 4.0, 0.0) == 1
-    assert stand(progress, 4.0, 0.0) == 2
+    progress = Progress(1, "cpu", reach_m=2.5, dwell_s=0.0, pass_width_m=0.0)
+    assert stand(progress, 3.0, 0.0) == 1
+    assert stand(progress, 3.0, 0.0) == 2
 
 
 def test_nothing_is_reached_beyond_the_last_waypoint():
@@ -98,7 +99,7 @@ def test_a_reset_starts_over_for_the_robots_it_names():
     twice = WAYPOINTS.expand(2, -1, -1)
     for _ in range(15):
         progress.update(torch.tensor([[2.0, 0.0]]).expand(2, -1), twice, START.expand(2, -1), DT)
-    progress.reset(torch.tensor([1]))
+    progress.reset(torch.tensor([False, True]))
     assert progress.index.tolist() == [1, 0]
     assert progress.distance_m.tolist() == [2.0, 0.0]
     # The time near the waypoint is forgotten too.

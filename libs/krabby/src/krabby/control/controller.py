@@ -70,9 +70,9 @@ class LocomotionController:
         """
         return self.permission.request(request, silent=self.mode is Mode.SILENT)
 
-    def handle_reply(self, reply: CommandReply) -> None:
-        """Take the HAL's reply to the command of the last tick."""
-        self.permission.handle_reply(reply)
+    def handle_reply(self, reply: CommandReply, sent_ns: int | None = None) -> None:
+        """Take the HAL's reply to the command of the tick at `sent_ns`, the last one when None."""
+        self.permission.handle_reply(reply, sent_ns)
 
     def handle_state(self, state: Message) -> None:
         """Take the newest state; detects a HAL that restarted and a robot that was respawned."""
@@ -125,7 +125,10 @@ class LocomotionController:
         self._enter(mode, measured, now_ns)
         stale = holds(situation, self._cfg.freshness)
         waits = self._last_target is not None and (stale or self.permission.unapplied)
-        command = self.nav.command if waits or mode is Mode.NO_LEASE else self.nav.step(now_ns)
+        command = self.nav.command
+        if not waits and mode is not Mode.NO_LEASE:
+            policies = self.policies
+            command = self.nav.step(now_ns, policies.command_range, halt=policies.halts)
         used: Message | None = None
         if waits and self._last_target is not None:
             if stale:

@@ -107,9 +107,11 @@ class Permission:
         self._stands_by_itself = self.stand_requested = False
         self._leaving = True
 
-    def handle_reply(self, reply: CommandReply) -> None:
-        """Take the HAL's reply to the command of the last tick."""
-        self._heard_ns = self.sent_ns
+    def handle_reply(self, reply: CommandReply, sent_ns: int | None = None) -> None:
+        """Take the HAL's reply to the command of the tick at `sent_ns`, the last one when None."""
+        if sent_ns is None:
+            sent_ns = self.sent_ns
+        self._heard_ns = sent_ns
         # A newer HAL may know more states; what we do not know we do not follow.
         self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
         if reply.status == CommandStatus.REJECTED_LEASE:
@@ -125,7 +127,7 @@ class Permission:
         if self.safety is SafetyState.ARMING and self._followed:
             self._end_permission("the gate was armed again")
         if reply.status in _TAKEN:
-            self._taken_ns = self.sent_ns
+            self._taken_ns = sent_ns
         self._watch_arming(reply.server_ns)
         self._was_live = True
         self._followed = self.safety.following

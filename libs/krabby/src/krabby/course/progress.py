@@ -39,7 +39,7 @@ REACH_M = 0.2
 DWELL_S = 0.1
 """... for this long [s]; the published rule."""
 PASS_WIDTH_M = 0.5
-"""A waypoint walked past this close to its side counts at once [m]."""
+"""A waypoint walked past counts at once, this close beside and behind it [m]."""
 GROUNDED_S = 0.5
 """A body that lies on the ground for this long, while the targets ask it to stand, has fallen."""
 LEANING_S = 0.5
@@ -68,7 +68,8 @@ def reached(to_go_m: Any, aside_m: Any, near_s: Any, *, pass_width_m: float = PA
         pass_width_m: 0 for the published rule, which does not count waypoints that are passed.
     """
     dwelt = near_s >= DWELL_S - 1e-6
-    return dwelt | ((to_go_m <= 0.0) & (abs(aside_m) <= pass_width_m) & (pass_width_m > 0.0))
+    beside = (to_go_m <= 0.0) & (to_go_m >= -pass_width_m) & (abs(aside_m) <= pass_width_m)
+    return dwelt | (beside & (pass_width_m > 0.0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from krabby_trainer.task.observations import NUM_FEET, NUM_JOINTS
 from krabby_trainer.task.rewards import CONTACT_N, REWARDS, Step
 from krabby_trainer.task.state import CONTROL_STEP_S, State
 from krabby_trainer.task.statistics import Statistics
+from krabby_trainer.task.terminations import TERMINATIONS
 
 __all__ = ["Judge", "StepFacts"]
 
@@ -67,12 +68,23 @@ class Judge:
         self.saturated = flags(NUM_JOINTS)
         self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
         self.failed, self.completed, self.time_out = (flags() for _ in range(3))
-        self.reward_terms = {reward.name: torch.zeros(n, device=device) for reward in REWARDS}
+        self.terminated, self.truncated, self.ended = (flags() for _ in range(3))
+        """Whose episode ended in a failure, as after a time-out, or at all."""
+        self._terms = torch.zeros(len(REWARDS), n, device=device)
+        self.reward_terms = {
+            reward.name: row for reward, row in zip(REWARDS, self._terms, strict=True)
+        }
+        weights = [getattr(state.cfg.reward, reward.name) for reward in REWARDS]
+        self._weights = CONTROL_STEP_S * torch.tensor(weights, device=device)[:, None]
+        self.reward = torch.zeros(n, device=device)
         self.statistics = Statistics(vars(state.cfg.reward), device)
 
     def __call__(self) -> None:
         """Judge a step; can be recorded."""
         state, dt = self.state, CONTROL_STEP_S
+        state.episode_steps += 1
+        state.robots.mend(state.broken)
+        state.robots.read()
         robots, ground, tile = state.robots, state.ground, state.tile
         waypoints = ground.waypoints[tile]
         state.progress.update(robots.base_pos_w[:, :2], waypoints, ground.spawn[tile], dt)
@@ -83,8 +95,8 @@ class Judge:
         state.mean_square += square * min(1.0, dt / _EFFORT_WINDOW_S)
         self._terminate(arrived, gravity_b, soles_w)
         step = self._step(gravity_b, soles_w, waypoints)
-        for reward in REWARDS:
-            self.reward_terms[reward.name].copy_(reward.of(step))
+        torch.stack([reward.of(step) for reward in REWARDS], out=self._terms)
+        torch.sum(self._weights * self._terms, dim=0, out=self.reward)
         state.previous_joint_vel.copy_(robots.joint_vel)
         low, high = torque_envelope(
             robots.joint_vel / state.no_load_speed,
@@ -112,7 +124,8 @@ class Judge:
         self.foot_contact.copy_(robots.foot_force_w.norm(dim=-1) > CONTACT_N)
         self.on_edge.copy_(ground.feet_on_edge(tile, soles_w) & self.foot_contact)
         self.base_contact.copy_(robots.base_force_w[:, 0].norm(dim=-1) > CONTACT_N)
-        self.fallen.copy_(terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad))
+        fallen = terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad)
+        self.fallen.copy_(fallen | self.state.broken.mask)
         self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
         left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
         self.left_lane.copy_(left & ~free)
@@ -120,6 +133,11 @@ class Judge:
         self.completed.copy_(self.state.stops.rested(arrived))
         late = self.state.episode_steps >= self.state.env.max_episode_length
         self.time_out.copy_(late | self.state.free.away(base, tile, self.state.tile_level))
+        flags = [(getattr(self, name), timeout) for name, timeout in TERMINATIONS.values()]
+        for ended, kind in ((self.terminated, False), (self.truncated, True)):
+            some = torch.stack([flag for flag, timeout in flags if timeout is kind])
+            torch.any(some, dim=0, out=ended)
+        torch.logical_or(self.terminated, self.truncated, out=self.ended)
 
     def _step(self, gravity_b: Tensor, soles_w: Tensor, waypoints: Tensor) -> Step:
         state = self.state

@@ -33,9 +33,9 @@ class Stops:
         """Which robots are commanded to stand, (N,)."""
         return self.pause_s > 0.0
 
-    def reset(self, env_ids: Tensor) -> None:
+    def reset(self, which: Tensor) -> None:
         for timer in (self.pause_s, self.rest_s, self.halt_s, self.halted_s):
-            timer[env_ids] = 0.0
+            timer.masked_fill_(which, 0.0)
 
     def rested(self, arrived: Tensor) -> Tensor:
         """Which robots have been at the last waypoint for long enough; `arrived` is (N,)."""

@@ -1,0 +1,235 @@
+"""Clocks of peers: bounds, with numbers worked by hand, and over sockets."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from krabby_proto import (
+    CommandOutcome,
+    CommandStatus,
+    ControlClient,
+    ControlServer,
+    HalClient,
+    HalServer,
+    PeerClock,
+    SafetyOutcome,
+    clocks_differ,
+    make_hello,
+    untimely,
+)
+
+MS = 1_000_000
+S = 1_000_000_000
+
+
+def test_an_answer_bounds_the_offset_by_the_round_trip():
+    clock = PeerClock()
+    # sent at 100 s, answered at 5100.004 s there, received at 100.010 s
+    clock.note(100 * S, 5100 * S + 4 * MS, 100 * S + 10 * MS)
+    assert not clock.shared
+    assert clock.offset_s == pytest.approx(4999.999)  # 4999.994 to 5000.004
+    assert clock.error_s == pytest.approx(0.005, rel=0.01)
+    # and 10 us more, by which the clocks may have drifted apart meanwhile
+    now = 100 * S + 10 * MS
+    assert clock.earliest(now) == pytest.approx(5100 * S + 4 * MS - 10_000, abs=5)
+    assert clock.latest(now) == pytest.approx(5100 * S + 14 * MS + 10_000, abs=5)
+
+
+def test_a_quicker_answer_narrows_the_bounds_and_a_slower_one_does_not_widen_them():
+    clock = PeerClock()
+    clock.note(0, 5000 * S + 5 * MS, 10 * MS)  # 4999.995 to 5000.005
+    clock.note(10 * MS, 5000 * S + 11 * MS, 12 * MS)  # 4999.999 to 5000.001
+    assert clock.error_s == pytest.approx(0.001, rel=0.01)
+    clock.note(20 * MS, 5000 * S + 60 * MS, 100 * MS)  # 4999.960 to 5000.040
+    assert clock.error_s == pytest.approx(0.001, rel=0.1)
+    assert clock.steps == 0
+
+
+def test_the_bounds_widen_by_a_millisecond_a_second_as_two_clocks_may_drift():
+    clock = PeerClock()
+    clock.note(0, 5000 * S, 0)
+    assert clock.latest(10 * S) == pytest.approx(5010 * S + 10 * MS, abs=5)
+    assert clock.earliest(10 * S) == pytest.approx(5010 * S - 10 * MS, abs=5)
+
+
+def test_an_answer_that_contradicts_the_bounds_is_of_another_clock():
+    clock = PeerClock()
+    clock.note(0, 5000 * S, 2 * MS)
+    clock.note(S, 70 * S, S + 2 * MS)  # the peer has booted again
+    assert clock.steps == 1
+    assert clock.offset_s == pytest.approx(69.0, abs=0.0011)
+
+
+def test_a_clock_whose_offset_may_be_zero_is_this_hosts_own():
+    clock = PeerClock()
+    assert clock.shared
+    assert not clock.known
+    clock.note(S, S + MS // 2, S + MS)
+    assert clock.known
+    assert clock.shared
+    assert clock.earliest(7 * S) == clock.latest(7 * S) == 7 * S
+    assert clock.offset_s == clock.error_s == 0.0
+
+
+@given(
+    offset_ns=st.integers(-(10**14), 10**14),
+    drift=st.floats(-900e-6, 900e-6),
+    answers=st.lists(
+        st.tuples(st.integers(0, 20 * S), st.integers(0, 200 * MS), st.integers(0, 200 * MS)),
+        min_size=1,
+        max_size=20,
+    ),
+    later_ns=st.integers(0, 60 * S),
+)
+def test_the_peers_clock_always_lies_within_the_bounds(offset_ns, drift, answers, later_ns):
+    def peer(local_ns):
+        return local_ns + offset_ns + round(local_ns * drift)
+
+    clock, now = PeerClock(), 0
+    for pause, there, back in answers:
+        sent = now + pause
+        now = sent + there + back
+        clock.note(sent, peer(sent + there), now)
+        if not clock.shared:
+            assert clock.earliest(now) - 2 <= peer(now) <= clock.latest(now) + 2
+    now += later_ns
+    if not clock.shared:
+        assert clock.earliest(now) - 2 <= peer(now) <= clock.latest(now) + 2
+    assert clock.steps == 0
+
+
+def test_an_absurd_age_is_named_and_a_late_message_is_not():
+    assert clocks_differ(5000.2).startswith("clocks differ by 5000 s")
+    assert clocks_differ(-3600.0).startswith("clocks differ by 3600 s")
+    assert clocks_differ(9.9) == ""
+
+
+# --- over sockets ---------------------------------------------------------------------------
+
+
+TARGET = np.zeros(18, np.float32)
+
+
+def far_ns():
+    """CLOCK_MONOTONIC of a host that booted 5000 s before this one."""
+    return time.monotonic_ns() + 5000 * S
+
+
+class Handler:
+    def on_command(self, message):
+        return CommandOutcome(CommandStatus.APPLIED, safety_state=2, applied_ns=far_ns())
+
+    def on_safety(self, op, by):
+        return SafetyOutcome(True, "active", (), "")
+
+
+class Hal:
+    """A HAL on that host, served by a thread or by the test."""
+
+    def __init__(self, endpoints, context):
+        self.server = HalServer(
+            endpoints, hello=make_hello(service="far"), handler=Handler(), clock_ns=far_ns,
+            context=context,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._thread = None
+
+    def start(self):
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        while not self._stop.is_set():
+            self.server.poll(0.01)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+    def close(self):
+        if self._thread is not None and self._thread.is_alive():
+            self.stop()
+        self.server.close()
+
+
+@pytest.fixture
+def hal(endpoints, context):
+    hal = Hal(endpoints, context)
+    hal.start()
+    yield hal
+    hal.close()
+
+
+@pytest.fixture
+def client(hal, context):
+    with HalClient(hal.server.endpoints, context=context) as client:
+        yield client
+
+
+def test_commands_to_a_hal_with_another_clock_are_translated_and_untranslated_ones_refused(
+    hal, client
+):
+    client.hello(5.0)
+    assert client.clock.offset_s == pytest.approx(5000.0, abs=client.clock.error_s + 1e-6)
+    untranslated = client.send_command(
+        TARGET, capture_ns=far_ns(), publish_ns=time.monotonic_ns(), deadline_s=2.0
+    )
+    assert untranslated.status == CommandStatus.REJECTED_STALE
+    replies = [client.send_command(TARGET, capture_ns=far_ns(), deadline_s=2.0) for _ in range(40)]
+    statuses = [reply.status_name for reply in replies if reply is not None]
+    assert "rejected_future" not in statuses  # translated with the bound that makes it older
+    assert statuses.count("applied") > 10
+    assert client.clock.steps == 0
+
+
+def test_an_operators_request_to_a_hal_with_another_clock_is_translated(hal, client):
+    assert client.safety("arm", "test", timeout_s=5.0)["ok"]
+    assert not client.clock.shared
+
+
+def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
+    endpoints, context, monkeypatch
+):
+    server = ControlServer(endpoints["control"], hello=make_hello(service="loop"), context=context)
+    monkeypatch.setattr(server._hello, "_clock_ns", far_ns)
+    done = threading.Event()
+
+    def serve():
+        while not done.is_set():
+            server.poll(0.01, lambda asked: {"late": untimely("stand", asked["sent_ns"], far_ns())})
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with ControlClient(server.endpoint, context=context) as loop:
+            assert loop.request("stand", timeout_s=5.0)["late"] == ""
+    finally:
+        done.set()
+        thread.join()
+        server.close()
+
+
+def test_an_answer_that_comes_after_the_deadline_is_returned_by_a_later_call(hal, client):
+    client.hello(5.0)
+    hal.stop()  # the network takes longer than the deadline from here on
+
+    def send():
+        return client.send_command(TARGET, capture_ns=far_ns(), deadline_s=0.001)
+
+    def served(count):
+        end = time.monotonic() + 5.0
+        while sum(hal.server.stats.commands.values()) < count and time.monotonic() < end:
+            hal.server.poll(0.01)
+        time.sleep(0.02)  # for the answer's way back
+
+    assert send() is None
+    served(1)
+    reply = None
+    while reply is None and client.sequence < 1000:  # further connections come up meanwhile
+        reply = send()
+    assert 1 <= reply.request_sequence < client.sequence
+    assert client.timeouts == client.sequence
