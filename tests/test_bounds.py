@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from krabby.runtime.testing import until
@@ -14,23 +14,8 @@ from krabby_proto import HalClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-SABOTAGE = """
-    import signal
-
-    def stick(*_):
-        while True:
-            pass
-
-    def eat(*_):
-        kept = []
-        while True:
-            kept.append(bytearray(8 << 20))
-
-    signal.signal(signal.SIGUSR1, stick)
-    signal.signal(signal.SIGUSR2, eat)
-"""
-"""Read by every Python at its start: the main thread does it when the signal comes."""
-
+SABOTAGE = Path(__file__).with_name("sabotage")
+"""Signals that make a process fail."""
 SAFE_S = 0.15
 BACK_S = 3.0
 """Or as long as the first start took, where the machine is so busy that this took longer."""
@@ -42,8 +27,6 @@ class Run:
     """A `krabby up` without a camera, its log and the states it publishes."""
 
     def __init__(self, folder):
-        (folder / "sabotage").mkdir()
-        (folder / "sabotage" / "sitecustomize.py").write_text(textwrap.dedent(SABOTAGE))
         self._folder = folder / "runs"
         began_s = time.monotonic()
         self.process = subprocess.Popen(
@@ -52,7 +35,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(folder / "sabotage")},
+            env={**os.environ, "PYTHONPATH": str(SABOTAGE)},
         )  # fmt: skip
         until(lambda: self.times("gameloop", "running"), timeout_s=60)
         until(lambda: self.times("sim-hal", "running"), timeout_s=60)
