@@ -16,8 +16,9 @@ from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.learn.networks import GROUP_SIZES
+from krabby_trainer.task import rewards
 from krabby_trainer.task.config import EnvCfg, TerrainCfg
-from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
+from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO, PROPRIO_SIZE
 
 pytestmark = pytest.mark.isaac
 
@@ -256,6 +257,59 @@ def test_a_robot_on_its_back_or_out_of_its_lane_has_failed(env, parkour):
     assert torch.nonzero(parkour.judge.fallen).flatten().tolist() == [5]
     assert torch.nonzero(parkour.judge.left_lane).flatten().tolist() == [6]
     assert not timed_out.any()
+
+
+@pytest.fixture
+def barred(parkour):
+    """Robot 4 at the end of the way that it can go."""
+    goals = parkour.ground.goals
+    tile = int(parkour.tile[4])
+    goals[tile], parkour.progress.index[4] = 4, 4
+    parkour.cfg.command.stand_off_s = 0.025
+    yield
+    goals[tile], parkour.cfg.command.stand_off_s = 8, 10.0
+
+
+def test_before_something_impassable_standing_earns_though_walking_is_commanded(
+    env, parkour, barred
+):
+    ended = []
+    for _ in range(3):
+        observed, _, terminated, timed_out, _ = env.step(STILL)
+        ended.append(bool(timed_out[4]))
+        assert not terminated.any()
+        if not ended[-1]:
+            assert float(parkour.commanded_speed[4]) > 0.0
+            assert parkour.sensible_speed[3:5].tolist() == [float(parkour.commanded_speed[3]), 0.0]
+            earned = rewards.goal_velocity(
+                parkour.robots.base_lin_vel_w, torch.ones(N, 2), torch.zeros(N)
+            )
+            assert parkour.judge.reward_terms["goal_velocity"][4] == earned[4]
+            command = observed["proprio"][4, PROPRIO.slices["nav_command"]]
+            assert float(command.abs().sum()) > 0.0
+    assert ended == [False, False, True]
+
+
+def test_a_robot_that_crosses_something_impassable_has_failed(env, parkour, barred):
+    parkour.progress.index[4] = 5
+    _, _, terminated, timed_out, _ = env.step(STILL)
+    assert torch.nonzero(terminated).flatten().tolist() == [4]
+    assert torch.nonzero(parkour.judge.crossed).flatten().tolist() == [4]
+    assert not timed_out.any()
+
+
+def test_a_base_that_rests_on_the_ground_has_failed_after_a_while(env, parkour, monkeypatch):
+    force = torch.zeros(N, 1, 3)
+    force[4, 0, 2] = 50.0
+    monkeypatch.setattr(type(parkour.robots), "base_force_w", property(lambda _: force))
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.025)
+    failed = []
+    for _ in range(3):
+        _, _, terminated, _, _ = env.step(STILL)
+        failed.append(torch.nonzero(terminated).flatten().tolist())
+    assert failed == [[], [], [4]]
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.0)
+    assert not any(env.step(STILL)[2].any() for _ in range(4))
 
 
 def test_a_finished_course_and_the_clock_are_time_outs(env, parkour):

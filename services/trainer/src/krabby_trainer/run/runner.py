@@ -286,14 +286,8 @@ class ParkourRunner:
             "Perf/collect_s": collect_s,
             "Perf/learn_s": learn_s,
         }
-<<<<<<< HEAD
-=======
         if hasattr(self._unwrapped, "take_broken"):
             scalars["Robots/replaced"] = self._dump_replaced()
-        if self._kl:
-            scalars["Policy/kl"] = float(torch.stack(self._kl).mean())
-            self._kl.clear()
->>>>>>> wt-runs
         self.last_scalars = scalars
         iteration = Iteration(
             number=self.current_learning_iteration,
@@ -414,10 +408,9 @@ def _env_state(env: Any) -> dict[str, Any] | None:
 
 def _where_to_resume(folder: Path | None) -> str:
     intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
-<<<<<<< HEAD
-    return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
-=======
-    return f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
+    return (
+        f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
+    )
 
 
 def _halved_rates(config: Mapping[str, Any]) -> str:
@@ -430,14 +423,4 @@ def _halved_rates(config: Mapping[str, Any]) -> str:
     own = agent["algorithm"]
     highest = max(0.5 * own["learning_rate_max"], own["learning_rate_min"])
     start = min(own["learning_rate"], highest)
-    return (
-        f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"
-    )
-
-
-def _action_std(algorithm: Any) -> float | None:
-    try:
-        return float(algorithm.get_policy().output_std.detach().mean())
-    except AttributeError:  # imitation draws from no distribution
-        return None
->>>>>>> wt-runs
+    return f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"

@@ -69,9 +69,7 @@ class Plan:
     """Iterations it has."""
 
 
-def train(
-    overrides: Sequence[str], *, started: float | None = None, base: str = ""
-) -> int:
+def train(overrides: Sequence[str], *, started: float | None = None, base: str = "") -> int:
     """Train until the iterations are done, the time limit or a signal.
 
     Args:
@@ -186,9 +184,7 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None, base: str
     return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)
 
 
-def resolve(
-    overrides: Sequence[str], *, base: str = ""
-) -> tuple[TrainCfg, Path | None, int]:
+def resolve(overrides: Sequence[str], *, base: str = "") -> tuple[TrainCfg, Path | None, int]:
     """The configuration, the checkpoint that it resumes if any, and its iterations.
 
     Raises:
@@ -243,9 +239,7 @@ def _check_shapes(cfg: TrainCfg, payload: Mapping[str, Any], path: Path) -> None
         has = ", ".join(f"{key}={value}" for key, _, value in differ)
         wants = ", ".join(f"{key}={value}" for key, value, _ in differ)
         give = " ".join(f"{key}={str(value).replace(' ', '').lower()}" for key, _, value in differ)
-        raise ConfigError(
-            f"{path} has networks with {has}, this run asks for {wants}; give {give}"
-        )
+        raise ConfigError(f"{path} has networks with {has}, this run asks for {wants}; give {give}")
 
 
 def resolve_device(device: str) -> str:

@@ -138,15 +138,11 @@ class ParkourEnv(ManagerBasedRLEnv):
     def vision(self) -> Cameras | None:
         return self.parkour.observer.vision
 
-<<<<<<< HEAD
     def take_broken(self) -> dict[str, Tensor] | None:
         """Robots whose state was not finite since the last call, see `BrokenRobots.take`."""
         return self.parkour.broken.take()
 
-    def checkpoint_state(self) -> dict[str, Tensor]:
-=======
     def checkpoint_state(self) -> dict[str, Any]:
->>>>>>> wt-runs
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
         state: dict[str, Any] = {
             "level": self.parkour.level.cpu(),
