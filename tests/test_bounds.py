@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from krabby.runtime.testing import until
 from krabby_proto import HalClient
+from krabby_proto.recording import Recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -133,6 +135,30 @@ def test_a_service_that_cannot_continue_ends_and_is_back_within_3_s(walking, nam
     assert (summary["exit"], summary["falls"]) == ("failed", 0)
     assert f"{name} ended with status 1" in summary["reason"]
     assert "started again" in said
+
+
+def test_a_disk_that_fills_up_ends_a_recorded_run_with_one_line(tmp_path):
+    """No file may grow beyond 700 kB, which fails as a full disk does: the recording is first."""
+    limit = 700_000
+    ended = subprocess.run(
+        [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-camera", "--policy",
+         "gait", "--duration", "60", "--runs-dir", str(tmp_path / "runs"), "--record",
+         str(tmp_path / "run.mcap")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if "recorder" in line or "recording" in line]
+    assert any("recorder ended with status 1" in line for line in said)
+    assert any("File too large; it can be read up to there" in line for line in said)
+    assert "Traceback" not in ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert summary["exit"] == "failed"
+    reading = Recording(tmp_path / "run.mcap")
+    assert {message.stream.name for message in reading} >= {"state", "truth"}
+    assert reading.damage.startswith("it ends in the middle")
 
 
 @pytest.mark.parametrize("name", ["gameloop", "sim-hal"])

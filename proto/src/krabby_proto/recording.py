@@ -34,8 +34,11 @@ _FOOTER, _MESSAGE, _CHUNK, _DATA_END = 0x02, 0x05, 0x06, 0x0F
 _CHUNK_HEAD: Final = struct.Struct("<QQQII")
 _MESSAGE_HEAD: Final = 22
 """Bytes of a message record before its data."""
+_WRITTEN_BYTES: Final = 1 << 18
+"""Of a chunk that is written, and one message: what a power cut or a full disk loses at most. All
+streams of a robot that sees fill it in 0.3 s, its state alone in 7 s."""
 _CHUNK_BYTES: Final = 32 << 20
-"""Largest record and largest chunk that are read; a chunk has 1 MiB and one message at most."""
+"""Largest record and largest chunk that are read."""
 _HELD_BYTES: Final = 32 << 20
 """Most that is held back to give messages in order of time."""
 
@@ -62,7 +65,7 @@ class Recorder(Closing):
             raise RecordingError(
                 f"cannot write the recording {path}: {error.strerror}; give another path"
             ) from error
-        self._writer: Any = writer_module.Writer(self._file)
+        self._writer: Any = writer_module.Writer(self._file, chunk_size=_WRITTEN_BYTES)
         self._failed = False
         self._writer.start(profile=_PROFILE, library=f"krabby-proto schema {schema_hash()}")
         self._writer.add_metadata("krabby", {"schema_hash": schema_hash(), **dict(metadata or {})})
