@@ -1,0 +1,71 @@
+"""`python -m krabby_faults`: the table of faults, or a soak of random ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from krabby.policy.testing import write_seeing_gait
+from krabby.robot.description import RobotDescription
+
+from krabby_faults.measure import Row, measure
+from krabby_faults.report import line, write_rows
+from krabby_faults.soak import soak
+from krabby_faults.stack import ROBOTS, Stack
+from krabby_faults.table import FAULTS, Fault
+
+
+def main() -> int:
+    """Run; returns 1 when something is not as it has to be."""
+    args = _parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="kf-policy-") as folder:
+        policy = str(
+            write_seeing_gait(
+                Path(folder) / "seeing", RobotDescription.load(), features="image"
+            ).path
+        )
+        if args.soak:
+            return soak(policy, args.soak, args.seed, args.write)
+        chosen = [fault for fault in FAULTS if args.only in fault.name]
+        rows = [row for robot in args.robot for row in run(robot, policy, chosen)]
+    if args.write:
+        write_rows(rows)
+    bad = [row for row in rows if row.problems()]
+    sys.stdout.write(f"{len(rows)} rows, {len(bad)} with problems\n")
+    return 1 if bad else 0
+
+
+def run(robot: str, policy: str, faults: list[Fault]) -> list[Row]:
+    """Measure faults on one robot, with a camera and without for those that need none."""
+    faults = [fault for fault in faults if robot in fault.robots]
+    rows: list[Row] = []
+    for camera in (False, True):
+        group = [fault for fault in faults if fault.needs_camera is camera]
+        if not group:
+            continue
+        stack = Stack(robot, policy if camera else "gait", camera=camera)  # type: ignore[arg-type]
+        try:
+            stack.start()
+            for fault in group:
+                rows.append(measure(stack, fault))
+                sys.stdout.write(line(rows[-1]) + "\n")
+                sys.stdout.flush()
+        finally:
+            stack.close()
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m krabby_faults", description=__doc__)
+    parser.add_argument("--robot", nargs="+", choices=ROBOTS, default=ROBOTS)
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults with TEXT in the name")
+    parser.add_argument("--write", action="store_true", help="write docs/faults.md and .json")
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--seed", type=int, default=0, help="of the soak")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
