@@ -79,10 +79,12 @@ def running_services(tmp_path, timeout_s=60):
     while time.monotonic() < end:
         lines = log_lines(tmp_path)
         if set(lines) == set(SERVICES) and all(
-            any(line["event"] == "running" for line in each) for each in lines.values()
+            [line["event"] for line in each if line["event"] in ("starting", "running")][-1:]
+            == ["running"]
+            for each in lines.values()
         ):
             return {
-                name: next(line["pid"] for line in each if line["event"] == "starting")
+                name: [line["pid"] for line in each if line["event"] == "starting"][-1]
                 for name, each in lines.items()
             }
         time.sleep(0.1)
@@ -163,8 +165,24 @@ def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
 
 
-def test_a_killed_camera_is_named_and_the_rest_is_stopped(krabby, tmp_path):
+def test_a_killed_camera_is_started_again_and_the_run_has_failed(krabby, tmp_path):
     process = krabby()
+    pids = running_services(tmp_path)
+    os.kill(pids["camera"], signal.SIGKILL)
+    until(lambda: running_services(tmp_path)["camera"] != pids["camera"], timeout_s=30)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    status, summary, err = finished(process)
+
+    assert status == 1
+    assert summary["exit"] == "failed"
+    assert "camera ended by SIGKILL" in err
+    assert "started again" in err
+    assert "camera ended by SIGKILL" in summary["reason"]
+
+
+def test_in_lock_step_a_killed_camera_ends_the_run(krabby, tmp_path):
+    process = krabby("--speed", "0")
     pids = running_services(tmp_path)
     os.kill(pids["camera"], signal.SIGKILL)
     status, summary, err = finished(process)

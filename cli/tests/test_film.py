@@ -90,3 +90,30 @@ def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch, capsys, argv, statu
     write(tmp_path / "robot.mcap", truth=False)
     assert main(["film", *argv]) == status
     assert said in capsys.readouterr().err
+
+
+def test_a_recording_cut_short_is_drawn_as_far_as_it_goes_with_one_line(tmp_path, capsys):
+    path = write(tmp_path / "run.mcap")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b"\x0f" + (4).to_bytes(8, "little"))])  # the end of data
+    assert (
+        main(["film", str(path), str(tmp_path / "x.png"), "--width", "64", "--pictures", "1"]) == 0
+    )
+    err = capsys.readouterr().err
+    assert err.startswith(f"krabby film: {path} is not complete: it ends in the middle; ")
+    assert err.count("\n") == 1
+
+
+def test_a_part_of_a_recording_is_read_alone(tmp_path):
+    poses = read_poses(write(tmp_path / "run.mcap"), 0.3, 0.5)
+    assert [poses[0].time_s, poses[-1].time_s] == pytest.approx([0.3, 0.5])
+    default = RobotDescription.load().default_joint_pos
+    assert poses[0].joint_pos - default == pytest.approx(np.full(18, 0.03), abs=1e-6)
+
+
+def test_more_poses_than_are_held_are_refused_with_what_to_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("krabby_cli.film._MOST_POSES", 100)
+    path = write(tmp_path / "run.mcap")
+    assert main(["film", str(path), str(tmp_path / "x.png")]) == 1
+    assert "more than 100 states and poses" in capsys.readouterr().err
+    assert main(["film", str(path), str(tmp_path / "x.png"), "--end", "0.4", "--width", "64"]) == 0

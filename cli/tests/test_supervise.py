@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,79 @@ def test_a_process_killed_by_a_signal_is_said_to_be(scripts, supervise):
     with supervise(spec) as supervisor:
         supervisor.start()
         with pytest.raises(ServiceDied, match="camera ended by SIGSEGV"):
+            until(lambda: False, supervisor)
+
+
+def ready_then(code):
+    return f"""
+        import json, os, sys, time
+        print(json.dumps({{"level": "info", "event": "running", "pid": os.getpid()}}), flush=True)
+        time.sleep(0.05)
+        {code}
+    """
+
+
+def test_a_process_that_dies_after_its_startup_is_started_again(tmp_path, scripts, supervise):
+    once = tmp_path / "once"
+    mortal = ready_then(
+        f"os.path.exists({str(once)!r}) or (open({str(once)!r}, 'w'), os.kill(os.getpid(), 9)); "
+        "time.sleep(60)"
+    )
+    spec = ChildSpec(name="gameloop", argv=scripts(mortal))
+    with supervise(spec, restarts=1) as supervisor:
+        supervisor.start()
+        first = supervisor.children["gameloop"].pid
+        until(lambda: supervisor.deaths and supervisor.all_ready, supervisor)
+        assert supervisor.children["gameloop"].pid != first
+        (death,) = supervisor.deaths
+    assert death.startswith("gameloop ended by SIGKILL")
+    text = (tmp_path / "gameloop.log").read_text()
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines] == ["running", "running"], "one log of both"
+    assert lines[0]["pid"] == first
+
+
+def test_a_process_that_dies_again_and_again_is_given_up(scripts, supervise):
+    spec = ChildSpec(name="gameloop", argv=scripts(ready_then("os.kill(os.getpid(), 9)")))
+    with supervise(spec, restarts=2) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied, match="gameloop ended by SIGKILL"):
+            until(lambda: False, supervisor)
+    assert len(supervisor.deaths) == 2
+
+
+def test_a_process_that_dies_in_its_startup_is_not_started_again(scripts, supervise):
+    spec = ChildSpec(name="gameloop", argv=scripts("import sys; sys.exit(2)"))
+    with supervise(spec, restarts=3) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied, match="gameloop ended with status 2"):
+            until(lambda: False, supervisor)
+    assert supervisor.deaths == []
+
+
+def test_a_process_cannot_take_more_memory_than_its_limit(scripts, supervise):
+    hungry = """
+        kept = [bytearray(40 << 20)]
+        print("40 MB")
+        kept.append(bytearray(200 << 20))
+    """
+    spec = ChildSpec(name="gameloop", argv=scripts(hungry), memory_bytes=150 << 20)
+    with supervise(spec) as supervisor:
+        supervisor.start()
+        with pytest.raises(ServiceDied) as died:
+            until(lambda: False, supervisor)
+    assert "40 MB" in str(died.value)
+    assert "MemoryError" in str(died.value)
+
+
+def test_a_log_that_may_be_incomplete_is_said_to_be(scripts, supervise, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr("krabby_cli.supervise.shutil.disk_usage", lambda _: usage)
+    with supervise(ChildSpec(name="camera", argv=scripts("import sys; sys.exit(1)"))) as supervisor:
+        supervisor.start()
+        with pytest.raises(
+            ServiceDied, match=r"camera\.log, which is incomplete: the disk is full"
+        ):
             until(lambda: False, supervisor)
 
 

@@ -13,8 +13,8 @@ from krabby.runtime.testing import free_ports, until
 from krabby_cli.__main__ import main
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.keys import JS_EVENT, Nav
-from krabby_cli.teleop import GamepadDevice, Operator
-from krabby_proto import FLAG_OPERATOR, NAV, LatestSubscriber
+from krabby_cli.teleop import GamepadDevice, Operator, describe
+from krabby_proto import FLAG_OPERATOR, NAV, ControlServer, LatestSubscriber
 from krabby_proto.testing import FakeHal
 
 HELD = JS_EVENT.pack(0, 1, 1, 4)
@@ -166,6 +166,46 @@ def test_without_terminal_and_gamepad_there_is_nothing_to_drive_with(monkeypatch
 def test_limits_have_to_be_positive(capsys):
     assert main(["teleop", "--max-speed", "0"]) == 2
     assert "greater than 0" in capsys.readouterr().err
+
+
+STATUS = {
+    "ok": True,
+    "walking": "parkour",
+    "blind": False,
+    "sight": "fresh",
+    "abilities": {"stands": True, "reverses": True, "side_steps": None, "turns_in_place": False},
+    "command_range": {"vx": [-0.2, 0.6], "vy": [0.0, 0.0], "yaw_rate": [-0.5, 0.5]},
+    "nav_asked": [0.25, 0.3, 0.0],
+    "nav_clamped": ["vy"],
+}
+
+
+def test_the_range_the_abilities_and_what_is_clamped_are_shown():
+    policy = "parkour, vx -0.2..0.6, vy 0..0, yaw_rate -0.5..0.5, cannot turn in place"
+    assert describe(STATUS) == f"CLAMPED vy +0.30   {policy}"
+    assert describe({**STATUS, "nav_clamped": [], "sight": "lost"}) == (
+        f"NO PICTURE: stands   {policy}"
+    )
+    assert describe({"walking": "gait", "blind": True, "command_range": None}) == (
+        "walks blind   gait"
+    )
+
+
+def test_nothing_is_said_about_a_loop_that_does_not_answer():
+    assert describe({}) == ""
+
+
+def test_the_status_of_the_loop_is_asked_beside_the_requests(endpoints):
+    with Operator(endpoints) as operator, ControlServer(endpoints["control"], hello={}) as loop:
+
+        def answered():
+            operator.watch(time.monotonic())
+            loop.poll(0.05, lambda request: STATUS if request["op"] == "status" else None)
+            return operator.loop
+
+        until(answered)
+        assert operator.loop["nav_clamped"] == ["vy"]
+        assert operator.said == ""
 
 
 class Teleop:

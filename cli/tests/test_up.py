@@ -251,3 +251,20 @@ def test_a_summary_that_is_not_read_does_not_keep_the_process(monkeypatch):
         monkeypatch.setattr(sys, "stdout", full)
         assert not up_module._tell("{}")
         os.close(reader)  # frees the thread that writes
+
+
+def test_a_summary_that_cannot_be_written_is_printed_all_the_same(
+    fakes, tmp_path, capsys, monkeypatch
+):
+    write = up_module.Path.write_text
+
+    def full(path, *args, **options):
+        if path.name == "summary.json":
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(up_module.Path, "write_text", full)
+    assert up("--duration", "0.2") == 0
+    summary, said = summary_of(capsys)
+    assert summary["exit"] == "finished"
+    assert "summary.json: No space left on device" in said

@@ -1,3 +1,6 @@
+import contextlib
+import struct
+import subprocess
 import sys
 
 import numpy as np
@@ -67,18 +70,42 @@ def test_an_empty_recording_is_one(tmp_path):
 def test_a_file_that_is_no_recording_is_refused(tmp_path):
     path = tmp_path / "x.mcap"
     path.write_bytes(b"not a recording at all, but long enough to be read")
-    with pytest.raises(RecordingError, match=r"x\.mcap is not a readable MCAP file"):
+    with pytest.raises(RecordingError, match=r"x\.mcap is not a readable recording"):
         list(Recording(path))
 
 
-def test_a_recording_cut_short_is_refused(tmp_path):
-    path = tmp_path / "cut.mcap"
+def recorded(path, count=50, stream=STATE):
     with Recorder(path) as recorder:
-        for n in range(1, 50):
-            recorder.write(message(STATE, n, 1_000_000 * n))
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(RecordingError, match="was the recorder stopped cleanly"):
-        list(Recording(path))
+        for n in range(1, count):
+            recorder.write(message(stream, n, 1_000_000 * n))
+    return path.read_bytes()
+
+
+def test_a_recording_cut_short_at_any_place_gives_what_is_readable(tmp_path):
+    """Chunks of 1 MiB hold 3000 states: two whole ones, and the rest in a third."""
+    path = tmp_path / "cut.mcap"
+    whole = recorded(path, 7000)
+    counts = []
+    for size in sorted({*range(0, 400, 7), *range(400, len(whole), len(whole) // 40)}):
+        path.write_bytes(whole[:size])
+        reading = Recording(path)
+        counts.append(0)
+        with contextlib.suppress(RecordingError):  # nothing is readable
+            counts[-1] = sum(1 for _ in reading)
+        if counts[-1] < 6999:
+            assert reading.damage
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] == 6999
+    assert len(set(counts)) == 4
+
+
+def test_a_recording_cut_short_says_so(tmp_path):
+    path = tmp_path / "cut.mcap"
+    path.write_bytes(recorded(path, 7000)[:-100_000])
+    reading = Recording(path)
+    assert len(list(reading)) > 3000
+    assert reading.damage == "it ends in the middle; was the recorder stopped cleanly?"
 
 
 def test_a_missing_file_and_an_unwritable_place_are_named(tmp_path):
@@ -88,13 +115,116 @@ def test_a_missing_file_and_an_unwritable_place_are_named(tmp_path):
         Recorder(tmp_path / "none" / "x.mcap")
 
 
-def test_a_corrupt_message_in_a_recording_is_named(tmp_path):
+def test_a_corrupt_message_is_left_out_and_named(tmp_path):
+    path = tmp_path / "bad.mcap"
+    good, other = message(STATE, 1, 1_000), message(STATE, 2, 2_000)
+    with Recorder(path) as recorder:
+        recorder.write(good._replace(payload=good.payload + 1))
+        recorder.write(other)
+    reading = Recording(path)
+    assert [each.sequence for each in reading] == [2]
+    assert "state payload has CRC-32" in reading.damage
+
+
+def test_a_recording_of_corrupt_messages_alone_is_refused(tmp_path):
     path = tmp_path / "bad.mcap"
     good = message(STATE, 1, 1_000)
     with Recorder(path) as recorder:
         recorder.write(good._replace(payload=good.payload + 1))
-    with pytest.raises(RecordingError, match="cannot be replayed: state payload has CRC-32"):
+    with pytest.raises(RecordingError, match="not a readable recording: state payload has CRC-32"):
         list(Recording(path))
+
+
+def test_a_chunk_that_is_damaged_is_left_out(tmp_path):
+    path = tmp_path / "bad.mcap"
+    content = bytearray(recorded(path, 7000))
+    content[2000] ^= 0x10  # within the first chunk
+    path.write_bytes(content)
+    reading = Recording(path)
+    assert 3000 < len(list(reading)) < 4500
+    assert "a chunk is damaged" in reading.damage
+
+
+def peak_mb(tmp_path, path):
+    """Peak memory of a process that reads `path`, and what it said."""
+    code = (
+        "import resource, sys\nfrom pathlib import Path\n"
+        "from krabby_proto import RecordingError\nfrom krabby_proto.recording import Recording\n"
+        "try: print(sum(1 for _ in Recording(Path(sys.argv[1]))))\n"
+        "except RecordingError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    argv = [sys.executable, "-c", code, str(path)]
+    said, peak = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )[:2]
+    return said, int(peak)
+
+
+@pytest.mark.parametrize("claims", [None, 1 << 20])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_in_bounded_memory(tmp_path, claims):
+    """2 GB of zeros in 60 kB; honest about it, or with the size of an ordinary chunk."""
+    import zstandard
+
+    packer = zstandard.ZstdCompressor().compressobj()
+    zeros = bytes(16 << 20)
+    packed = b"".join(packer.compress(zeros) for _ in range(128)) + packer.flush()
+    size = (2 << 30) if claims is None else claims
+    content = struct.pack("<QQQII", 0, 1, size, 0, 4) + b"zstd" + struct.pack("<Q", len(packed))
+    record = struct.pack("<BQ", 6, len(content) + len(packed)) + content + packed
+    path = tmp_path / "bomb.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + record)
+    assert path.stat().st_size < 300_000
+    said, peak = peak_mb(tmp_path, path)
+    assert "a chunk is damaged (it claims" in said
+    assert peak < 200
+
+
+def test_a_record_that_claims_terabytes_is_refused_in_bounded_memory(tmp_path):
+    path = tmp_path / "huge.mcap"
+    path.write_bytes(b"\x89MCAP0\r\n" + struct.pack("<BQ", 6, 1 << 42) + bytes(100))
+    said, peak = peak_mb(tmp_path, path)
+    assert "a record claims 4398046511104 bytes" in said
+    assert peak < 200
+
+
+def test_messages_of_one_time_that_fill_memory_are_given_out(tmp_path):
+    """Every chunk says that it begins at 0, so that nothing could ever be given out in order."""
+    path = tmp_path / "held.mcap"
+    content = recorded(path, 7000)
+    assert len(list(Recording(path))) == 6999
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("krabby_proto.recording._HELD_BYTES", 100_000)
+        assert len(list(Recording(path))) == 6999
+    assert content
+
+
+def test_a_full_disk_ends_a_recording_with_one_error_and_leaves_it_readable(tmp_path):
+    """A limit on the size of files fails as a full disk does, with another reason."""
+    code = (
+        "import resource, signal, sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from krabby_proto import CAMERA, RecordingError, decode, encode\n"
+        "from krabby_proto.recording import Recorder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))\n"
+        "noise = np.random.default_rng(0).random(5000, dtype=np.float32)\n"
+        "def message(n): return decode(encode(CAMERA, noise + n, instance_id=1, sequence=n, "
+        "capture_ns=n, publish_ns=n))\n"
+        "recorder = Recorder(Path(sys.argv[1]))\n"
+        "try:\n    for n in range(1, 1000): recorder.write(message(n))\n"
+        "except RecordingError as error: print(error, recorder.messages)\n"
+        "recorder.close()"
+    )
+    path = tmp_path / "full.mcap"
+    argv = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert said.startswith(f"the recording {path} ends after ")
+    assert "File too large; it can be read up to there" in said
+    written = int(said.split()[-1])
+    reading = Recording(path)
+    readable = len(list(reading))
+    assert 0 < readable < written
+    assert reading.damage
 
 
 def test_without_the_extra_the_remedy_is_named(tmp_path, monkeypatch):

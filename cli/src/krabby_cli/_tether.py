@@ -1,11 +1,12 @@
-"""Starts a service so that the kernel ends it when the supervisor dies (Linux only).
+"""Starts a service with a memory limit that the kernel ends when the supervisor dies (Linux only).
 
 It is a script, since Python code between fork and exec is unsafe in a process with threads. Usage:
-``python -IS _tether.py SUPERVISOR_PID PROGRAM [ARGUMENT ...]``.
+``python -IS _tether.py SUPERVISOR_PID MEMORY_BYTES PROGRAM [ARGUMENT ...]``.
 """
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -13,10 +14,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    supervisor, *argv = sys.argv[1:]
+    supervisor, memory_bytes, *argv = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(supervisor):
         sys.exit("the supervisor has gone")
+    # Of private writable memory; RLIMIT_AS would count what libraries only reserve.
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
     # A shell that starts the command in the background has it ignored, which is inherited.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -26,6 +28,10 @@ _ANIMATIONS: Final = (".webp", ".gif")
 _STRIPS: Final = (".png",)
 _SKY_SAMPLES: Final = 8
 _STRIP_COLUMNS: Final = 4
+_MOST_POSES: Final = 1_000_000
+"""States and poses that are held, over an hour of them; some 300 MB."""
+_BEFORE_S: Final = 1.0
+"""States of that long before the first pose are kept: one of them belongs to it."""
 
 _EPILOG: Final = """\
 examples:
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if not low <= getattr(args, name) <= high:
             raise UsageError(f"--{name} {getattr(args, name)}: give {low:g} to {high:g}")
     course = make_course(args.course, args.difficulty, args.seed)
-    poses = [pose for pose in read_poses(args.recording) if args.begin <= pose.time_s <= args.end]
+    poses = read_poses(args.recording, args.begin, args.end)
     if not poses:
         raise UsageError(
             f"nothing between {args.begin:g} and {args.end:g} s in {args.recording}; give other "
@@ -105,37 +111,59 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_poses(path: Path) -> list[Pose]:
+def read_poses(path: Path, begin_s: float = 0.0, end_s: float = math.inf) -> list[Pose]:
     """Of a robot in simulation, in order of time: joints as measured, the base as it really was.
+
+    A file that is damaged or cut short gives what is readable, with a line on stderr.
 
     Raises:
         RecordingError: The file cannot be read.
-        CliError: It has no ground truth, as on a robot.
+        CliError: It has no ground truth, as on a robot, or more poses than are held.
     """
+    recording = Recording(path)
+    seen: set[str] = set()
+    first_ns: int | None = None
     joints: list[tuple[int, NDArray[np.float64]]] = []
     bases: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
-    for message in Recording(path):
+    for message in recording:
+        seen.add(message.stream.name)
+        stamp_ns = message.capture_ns
+        if message.stream is TRUTH and first_ns is None:
+            first_ns = stamp_ns
+        time_s = 0.0 if first_ns is None else (stamp_ns - first_ns) * 1e-9
+        if time_s > end_s or time_s < begin_s - _BEFORE_S:
+            continue
+        if len(joints) + len(bases) >= _MOST_POSES:
+            raise CliError(
+                f"{path} has more than {_MOST_POSES} states and poses in that time; give a shorter "
+                "one with --begin and --end"
+            )
         if message.stream is STATE:
             values = unpack(STATE, message.payload)
-            joints.append((message.header.capture_ns, values["joint_pos"].astype(np.float64)))
+            joints.append((stamp_ns, values["joint_pos"].astype(np.float64)))
         elif message.stream is TRUTH:
             values = unpack(TRUTH, message.payload)
             pos = values["base_pos_w"].astype(np.float64)
             quat = values["base_quat_w"].astype(np.float64)
-            bases.append((message.header.capture_ns, pos, quat))
-    if not joints or not bases:
-        missing = "state" if not joints else "truth"
-        raise CliError(
-            f"{path} has no stream {missing!r}: only a run in simulation, with every stream "
-            "recorded, can be drawn"
-        )
+            bases.append((stamp_ns, pos, quat))
+    if recording.damage:
+        sys.stderr.write(f"krabby film: {path} is not complete: {recording.damage}\n")
+    for stream in (STATE, TRUTH):
+        if stream.name not in seen:
+            raise CliError(
+                f"{path} has no stream {stream.name!r}: only a run in simulation, with every "
+                "stream recorded, can be drawn"
+            )
+    if first_ns is None or not joints:
+        return []
     joints.sort(key=lambda each: each[0])
     bases.sort(key=lambda each: each[0])
     times = [stamp for stamp, _ in joints]
-    return [
-        Pose((stamp - bases[0][0]) * 1e-9, pos, quat, joints[_newest(times, stamp)][1])
+    poses = (
+        Pose((stamp - first_ns) * 1e-9, pos, quat, joints[_newest(times, stamp)][1])
         for stamp, pos, quat in bases
-    ]
+    )
+    return [pose for pose in poses if begin_s <= pose.time_s <= end_s]
 
 
 def along(poses: Sequence[Pose], count: int) -> list[Pose]:

@@ -29,6 +29,8 @@ _MODULES: Final = {
     "camera": "krabby_camera",
     "gameloop": "krabby_gameloop",
 }
+_MEMORY_BYTES: Final = {"sim-hal": 1 << 30, "camera": 512 << 20, "gameloop": 512 << 20}
+"""As `mem_limit` in compose.yaml; they use 100 to 200 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             name=name,
             argv=(*service_command(name), *configuration[name]),
             may_end=name == "sim-hal",
+            memory_bytes=_MEMORY_BYTES[name],
         )
         for name in (names if not args.in_process else ())
     ]

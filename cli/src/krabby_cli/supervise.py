@@ -1,9 +1,10 @@
-"""Starts services as processes, watches them and stops them in order."""
+"""Starts services as processes, watches them, restarts those that died, stops them in order."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ _READY: Final = "running"
 """The event a service logs when its startup is over."""
 _SUMMARY: Final = "summary"
 _LAST_GRACE_S: Final = 2.0
+_RESTART_WINDOW_S: Final = 60.0
+_FULL_BYTES: Final = 1 << 16
 _TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
 
@@ -35,12 +38,21 @@ class ChildSpec:
     """Whether it logs the end of its startup."""
     may_end: bool = False
     """Whether it may end by itself, with status 0."""
+    memory_bytes: int = 512 << 20
+    """Most private memory; at this limit its allocations fail, and it ends."""
 
 
 class Child:
     """A running process and its log so far."""
 
-    def __init__(self, spec: ChildSpec, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        spec: ChildSpec,
+        folder: Path,
+        env: Mapping[str, str],
+        before: Child | None = None,
+    ) -> None:
+        """Start it; one that replaces the process `before` continues its log."""
         self.spec = spec
         self.name = spec.name
         self.log_path = folder / f"{spec.name}.log"
@@ -48,10 +60,17 @@ class Child:
         self.summary: dict[str, Any] = {}
         """Facts of its last event; empty until it came."""
         self.last_lines: deque[LogLine] = deque(maxlen=_LAST_LINES)
-        self._log = LogFollower(self.log_path)
-        with self.log_path.open("wb") as log:
+        self._log = LogFollower(self.log_path) if before is None else before._log
+        with self.log_path.open("wb" if before is None else "ab") as log:
             self.process = subprocess.Popen(
-                (sys.executable, "-IS", _TETHER, str(os.getpid()), *spec.argv),
+                (
+                    sys.executable,
+                    "-IS",
+                    _TETHER,
+                    str(os.getpid()),
+                    str(spec.memory_bytes),
+                    *spec.argv,
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -122,9 +141,14 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
     """Names in the order to stop; the others are stopped last."""
     grace_s: float = 10.0
     """Longest wait for a process to end after SIGINT [s]."""
+    restarts: int = 0
+    """How often in a minute a process that died after its startup is started again."""
     is_impatient: Callable[[], bool] = lambda: False
     """Asked while waiting for an end; True skips the grace."""
     children: dict[str, Child] = field(default_factory=dict)
+    deaths: list[str] = field(default_factory=list)
+    """How processes died that were started again, each with its last lines."""
+    _restarted_s: dict[str, deque[float]] = field(default_factory=dict)
 
     def start(self) -> None:
         for spec in self.specs:
@@ -140,22 +164,38 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
         return [child.name for child in self.children.values() if not child.is_ready]
 
     def poll(self) -> str | None:
-        """Follow the logs; returns the name of a process that ended as it may, else None.
+        """Follow the logs, restart; returns the name of a process that ended as it may, else None.
 
         Raises:
             ServiceDied: one ended that must not; the message has the last lines of its log.
         """
         ended = None
-        for child in self.children.values():
+        for child in tuple(self.children.values()):
             status = child.status
             self._follow(child)
             if status is None:
                 continue
             if status == 0 and child.spec.may_end:
                 ended = child.name
+            elif self._may_restart(child):
+                self.deaths.append(_last_words(child, status))
+                self.children[child.name] = Child(child.spec, self.folder, self.env, child)
             else:
                 raise ServiceDied(_last_words(child, status))
         return ended
+
+    def _may_restart(self, child: Child) -> bool:
+        """Whether it had started up, and has not died too often; counts the restart."""
+        if not (child.is_ready and child.spec.has_ready_event):
+            return False
+        now = time.monotonic()
+        times = self._restarted_s.setdefault(child.name, deque())
+        while times and now - times[0] > _RESTART_WINDOW_S:
+            times.popleft()
+        if len(times) >= self.restarts:
+            return False
+        times.append(now)
+        return True
 
     def stop(self) -> dict[str, int]:
         rank = {name: index for index, name in enumerate(self.stop_order)}
@@ -178,4 +218,8 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
 def _last_words(child: Child, status: int) -> str:
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     lines = "".join(f"\n    {line.readable()}" for line in child.last_lines)
-    return f"{child.name} ended {how}, log {child.log_path}{lines or ', which is empty'}"
+    full = shutil.disk_usage(child.log_path.parent).free < _FULL_BYTES
+    said = (
+        ", which is incomplete: the disk is full" if full else "" if lines else ", which is empty"
+    )
+    return f"{child.name} ended {how}, log {child.log_path}{said}{lines}"

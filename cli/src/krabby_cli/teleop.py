@@ -30,10 +30,11 @@ from krabby_cli.options import add_command, option
 from krabby_cli.signals import Signals
 from krabby_cli.terminal import Keyboard, StatusLine
 
-__all__ = ["GamepadDevice", "Operator", "add_parser"]
+__all__ = ["GamepadDevice", "Operator", "add_parser", "describe"]
 
 _PERIOD_S: Final = 0.05
 _ANSWER_S: Final = 1.0
+_WATCH_S: Final = 0.5
 _HINT: Final = "1 stand, 2 sit, x e-stop"
 _MEET_S: Final = 5.0
 _FAREWELLS: Final = 3
@@ -131,12 +132,43 @@ def _drive(
             due_s = max(due_s + _PERIOD_S, now_s)
             operator.publish(command)
             if line is not None:
-                line.show(_text(command, drive.countdown(input_s), operator.said or _HINT))
+                operator.watch(now_s)
+                said = drive.countdown(input_s), operator.said or _HINT
+                line.show(_text(command, *said, describe(operator.loop)))
 
 
 def _text(nav: Nav, *said: str) -> str:
     motion = f"vx {nav.vx:+.2f} m/s  vy {nav.vy:+.2f} m/s  yaw {nav.yaw_rate:+.2f} rad/s"
     return "   ".join(each for each in (motion, *said) if each)
+
+
+_SIGHTS: Final = {
+    "memory": "NO PICTURE: walks on memory",
+    "lost": "NO PICTURE: stands",
+}
+_INABILITIES: Final = {
+    "stands": "cannot stand",
+    "reverses": "cannot reverse",
+    "side_steps": "cannot side-step",
+    "turns_in_place": "cannot turn in place",
+}
+
+
+def describe(loop: Mapping[str, Any]) -> str:
+    """What the game loop's status says about driving: what is clamped, sight, the policy's range.
+
+    Empty before the first answer; keys that an older loop does not send are left out.
+    """
+    asked = dict(zip(Nav._fields, loop.get("nav_asked", ()), strict=False))
+    said = [f"CLAMPED {axis} {asked.get(axis, 0):+.2f}" for axis in loop.get("nav_clamped", ())]
+    said.append("walks blind" if loop.get("blind") else _SIGHTS.get(loop.get("sight", ""), ""))
+    if "walking" in loop:
+        limits = loop.get("command_range") or {}
+        ranges = [f"{axis} {low:g}..{high:g}" for axis, (low, high) in limits.items()]
+        abilities = loop.get("abilities", {})
+        cannot = [text for name, text in _INABILITIES.items() if abilities.get(name) is False]
+        said.append(", ".join((str(loop["walking"]), *ranges, *cannot)))
+    return "   ".join(filter(None, said))
 
 
 _UNCONFIRMED: Final = "E-STOP NOT CONFIRMED, use the switch on the robot: "
@@ -146,17 +178,24 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
     """The operator's sockets: walking commands and requests to the game loop, safety to the HAL.
 
     A request waits for its answer up to a second, walking commands do not wait for it. An e-stop
-    has its own thread and socket, so that it is never behind another request.
+    has its own thread and socket, so that it is never behind another request; so have the
+    questions for the loop's status.
     """
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:
         self.name = f"{operator_name()} (teleop)"
         self.said = ""
         """Result of the last request; empty before the first answer."""
+        self.loop: Mapping[str, Any] = {}
+        """Newest status of the game loop; empty before the first answer and after none came."""
         self._nav = Publisher(endpoints["nav"], NAV, bind=False)
         self._stop = HalClient({"safety": endpoints["safety"]})
         self._hal = HalClient({"safety": endpoints["safety"]})
         self._loop = ControlClient(endpoints["control"])
+        self._watched = ControlClient(endpoints["control"])
+        self._watcher = ThreadPoolExecutor(1, "status")
+        self._watch: Future[None] | None = None
+        self._watch_due_s = 0.0
         self._stopper = ThreadPoolExecutor(1, "estop")
         self._asker = ThreadPoolExecutor(1, "requests")
         self._asked: dict[Request, Future[None]] = {}
@@ -194,6 +233,18 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
             executor = self._stopper if request == "estop" else self._asker
             self._asked[request] = executor.submit(self._carry_out, request, self._stops)
 
+    def watch(self, now_s: float) -> None:
+        """Ask for the loop's status every half second; the answer appears in `loop`."""
+        if now_s >= self._watch_due_s and (self._watch is None or self._watch.done()):
+            self._watch_due_s = now_s + _WATCH_S
+            self._watch = self._watcher.submit(self._ask_status)
+
+    def _ask_status(self) -> None:
+        try:
+            self.loop = self._watched.request("status", timeout_s=_WATCH_S)
+        except ProtoError:
+            self.loop = {}
+
     @property
     def idle(self) -> bool:
         """Whether no request is under way."""
@@ -223,8 +274,9 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
     def close(self) -> None:
         """Close the sockets; waits for pending requests, a second at most."""
         self._stopper.shutdown()
-        self._asker.shutdown(cancel_futures=True)
-        for each in (self._nav, self._stop, self._hal, self._loop):
+        for executor in (self._asker, self._watcher):
+            executor.shutdown(cancel_futures=True)
+        for each in (self._nav, self._stop, self._hal, self._loop, self._watched):
             each.close()
 
     def __exit__(self, *_: object) -> None:

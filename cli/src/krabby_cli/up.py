@@ -1,5 +1,8 @@
 """`krabby up`: run simulator, camera and game loop as three supervised processes.
 
+A service that dies after its start is started again, three times a minute at most; the run then
+counts as failed. In lock-step its death ends the run.
+
 Course, policy, ports and recording are checked before anything starts. The last line on stdout is
 one JSON object, however the run ended.
 """
@@ -44,6 +47,8 @@ __all__ = ["add_parser", "carry_out", "run_plan"]
 
 _STOP_ORDER: Final = ("gameloop", "camera", "sim-hal", "recorder")
 _TICK_S: Final = 0.1
+_RESTARTS: Final = 3
+"""How often in a minute a service that died is started again, in real time."""
 _SAMPLE_TICKS: Final = 10
 _TELL_S: Final = 1.0
 """Longest time for the summary to be printed; it is in the run's folder as well [s]."""
@@ -56,7 +61,8 @@ examples:
   krabby up --set gameloop.phase_s=0.002 --set sim-hal.mission.speed=0.2
 
 The last line on stdout is one JSON object, also after Ctrl-C. Logs are in runs/<time>-<run id>/.
-Exit status: 0 after the duration or a signal, 1 when a process failed, 2 when nothing was started.
+Exit status: 0 after the duration or a signal, 1 when a process failed, also one that was restarted,
+2 when nothing was started.
 """
 
 
@@ -138,6 +144,8 @@ def carry_out(plan: Plan, make_display: Callable[[Plan], PlainDisplay]) -> dict[
             env=_environment(plan.run_id),
             stop_order=_STOP_ORDER,
             echo=Echo(display.say),
+            # In lock-step a run repeats exactly or has failed.
+            restarts=0 if plan.lockstep else _RESTARTS,
             is_impatient=lambda: signals.count > 1,
         )
         with supervisor:
@@ -183,6 +191,7 @@ class _Watch:
     _ready_s: float | None = None
     _walking: bool = False
     _meter: CpuMeter | None = None
+    _told: int = 0
 
     def run(self) -> RunEnd:
         """Start, watch until the end and stop the processes."""
@@ -206,6 +215,7 @@ class _Watch:
             for name, status in self.supervisor.stop().items()
             if status != 0
         ]
+        bad = [death.partition("\n")[0] for death in self.supervisor.deaths] + bad
         if bad and end != "failed":
             end, reason = "failed", "; ".join(bad)
             self.display.say(f"krabby up: {reason}")
@@ -215,6 +225,7 @@ class _Watch:
         started = time.monotonic()
         for tick in itertools.count():
             ended = self.supervisor.poll()
+            self._tell_deaths()
             self.progress.poll()
             now = time.monotonic()
             if self.signals.count:
@@ -232,6 +243,11 @@ class _Watch:
             self._show(now)
             time.sleep(_TICK_S)
         raise AssertionError("ticks never end")
+
+    def _tell_deaths(self) -> None:
+        for death in self.supervisor.deaths[self._told :]:
+            self.display.say(f"krabby up: {death}\n  started again")
+        self._told = len(self.supervisor.deaths)
 
     def _time_is_up(self, now: float) -> bool:
         """In lock-step the simulator counts its own time and ends by itself."""
@@ -317,6 +333,10 @@ def _display(plan: Plan) -> PlainDisplay:
 
 
 def _written(plan: Plan, summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary, once it is in the run's folder."""
-    (plan.folder / "summary.json").write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+    """The summary, once it is in the run's folder; a full disk does not keep it from stdout."""
+    path = plan.folder / "summary.json"
+    try:
+        path.write_text(f"{json.dumps(summary)}\n", encoding="utf-8")
+    except OSError as error:
+        sys.stderr.write(f"krabby up: cannot write {path}: {error.strerror}\n")
     return summary

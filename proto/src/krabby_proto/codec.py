@@ -19,7 +19,7 @@ from krabby_proto.errors import (
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header, unpack_header
 from krabby_proto.streams import STREAMS, Stream
 
-__all__ = ["FloatArray", "Message", "decode", "encode", "pack", "unpack"]
+__all__ = ["FloatArray", "Message", "decode", "encode", "pack", "topic_of", "unpack"]
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -127,6 +127,16 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
             f"{known.name} payload has CRC-32 {found:#010x}, its header says {header.crc32:#010x}"
         )
     return Message(header, np.frombuffer(raw, dtype=_F4))
+
+
+def topic_of(raw_header: bytes) -> bytes:
+    """Topic of the stream that a packed header names; empty for none of the table.
+
+    Raises:
+        FrameError: it is not a header of this contract.
+    """
+    known = _BY_ID.get(unpack_header(raw_header).stream_id)
+    return b"" if known is None else known.topic
 
 
 def _sizes(stream: Stream) -> str:

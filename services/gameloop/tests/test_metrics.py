@@ -11,13 +11,17 @@ from prometheus_client import REGISTRY
 
 def runner(name):
     bundle = SimpleNamespace(name=name, kind="test", hashes={"policy.onnx": f"hash of {name}"})
-    return SimpleNamespace(bundle=bundle, infer_s=0.0012)
+    bundle.features_age_s = 0.5
+    return SimpleNamespace(bundle=bundle, infer_s=0.0012, needs_features=name == "two")
 
 
 @pytest.fixture
 def controller():
-    policies = SimpleNamespace(chosen=runner("one"), blind=False, blind_switches=0, bad_outputs=0)
-    nav = SimpleNamespace(command=np.array([0.4, 0.0, -0.2]))
+    policies = SimpleNamespace(
+        chosen=runner("one"), blind=False, sight="none", blind_switches=0, bad_outputs=0
+    )
+    steps = {"vx": 5, "vy": 0, "yaw_rate": 0}
+    nav = SimpleNamespace(command=np.array([0.4, 0.0, -0.2]), clamped_steps=steps)
     return SimpleNamespace(mode=Mode.SILENT, holds=0, lease_losses=0, policies=policies, nav=nav)
 
 
@@ -46,10 +50,16 @@ def test_blindness_and_a_swapped_policy_show_after_the_tick(controller):
     assert value("krabby_gameloop_blind") == 0.0
     one = {"name": "one", "kind": "test", "policy": "hash of one"}
     assert value("krabby_policy_info", **one) == 1.0
+    assert value("krabby_gameloop_sight", sight="none") == 1.0
+    assert value("krabby_policy_features_age_limit_seconds") == 0.0
     controller.policies.blind = True
+    controller.policies.sight = "lost"
     controller.policies.chosen = runner("two")
     watch.note_tick(0)
     assert value("krabby_gameloop_blind") == 1.0
+    assert value("krabby_gameloop_sight", sight="none") == 0.0
+    assert value("krabby_gameloop_sight", sight="lost") == 1.0
+    assert value("krabby_policy_features_age_limit_seconds") == 0.5
     assert value("krabby_policy_info", **one) is None
     two = {"name": "two", "kind": "test", "policy": "hash of two"}
     assert value("krabby_policy_info", **two) == 1.0
@@ -69,6 +79,8 @@ def test_totals_and_the_walking_command_show_at_the_next_update(controller):
     assert [value(name) - was for name, was in zip(names, before, strict=True)] == [7, 1, 2, 3]
     axes = [value("krabby_nav_command", axis=axis) for axis in ("vx", "vy", "yaw_rate")]
     assert axes == [0.4, 0.0, -0.2]
+    clamped = "krabby_nav_clamped_ticks_total"
+    assert [value(clamped, axis=axis) for axis in ("vx", "vy")] == [5, 0]
 
 
 def test_a_step_of_a_policy_is_counted_under_its_name(controller):

@@ -664,3 +664,34 @@ def test_in_lock_step_it_does_not_wait_for_a_hal_that_has_ended_to_sit_down(make
         lock.hal.stop()
         # It may sit down for longer than `running` waits for it.
         service._leave_at_ns = time.monotonic_ns() + 60_000 * MS
+
+
+def test_status_shows_sight_and_what_the_range_of_the_policy_cuts(
+    make_hal, connected, ask, policies
+):
+    """It stands without a picture, and follows -0.2 of the -0.4 m/s asked for with one."""
+    with make_hal(armed=True) as hal:
+        cfg = connected(hal.endpoints, policy=str(policies / "remembering"))
+        service = Gameloop(cfg)
+        with (
+            running(service),
+            Publisher(cfg.endpoints.nav, NAV, bind=False) as operator,
+            Publisher(cfg.endpoints.features, FEATURES) as camera,
+        ):
+            reaches(ask, service, "policy")
+            assert eventually(lambda: ask(service, "status")["sight"] == "lost")
+            status = ask(service, "status")
+            assert (status["blind"], status["abilities"]["side_steps"]) == (False, False)
+            assert status["command_range"]["vx"] == [-0.2, 0.6]
+
+            def follows():
+                stamp_ns = time.monotonic_ns()
+                camera.publish(np.zeros(5046, np.float32), capture_ns=stamp_ns)
+                operator.publish((-0.4, 0.0, 0.0), capture_ns=stamp_ns, flags=FLAG_OPERATOR)
+                status = ask(service, "status")
+                return status if status["nav"][0] == pytest.approx(-0.2) else None
+
+            status = eventually(follows)
+            assert status["sight"] == "fresh"
+            assert status["nav_asked"] == [-0.4, 0.0, 0.0]
+            assert status["nav_clamped"] == ["vx"]

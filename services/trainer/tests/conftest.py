@@ -27,6 +27,8 @@ class FakeVision:
         self.eye = torch.zeros(num_envs, 48)
         self.age = torch.full((num_envs,), 0.05)
 
+    oldest_s = 0.0
+
     def step(self, frame: torch.Tensor, ended: torch.Tensor) -> None:
         self.arrived = (torch.rand(len(ended)) < 0.3) & ~ended
         fresh = self.arrived

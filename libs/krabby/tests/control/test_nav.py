@@ -302,3 +302,45 @@ def test_after_it_forgot_a_person_still_outranks_a_mission(run, hear, nav_filter
     nav_filter.forget(10 * MS)
     hear(500, 0.4)  # 1 s is the person's
     np.testing.assert_array_equal(run(500, 600), 0.0)
+
+
+@pytest.fixture
+def within():
+    return np.array([[-0.2, 0.0, -0.5], [0.6, 0.0, 0.5]])
+
+
+def test_a_command_beyond_the_range_of_the_policy_is_cut_counted_and_logged_once(
+    nav_filter, nav, clock, within
+):
+    with captured_logs() as logs:
+        for ms in range(0, 1000, 10):
+            clock.now_ns = ms * MS
+            nav_filter.receive(nav(clock.now_ns, (-0.4, 0.3, 0.1), sequence=ms + 1), clock.now_ns)
+            command = nav_filter.step(clock.now_ns, within)
+    np.testing.assert_allclose(command, [-0.2, 0.0, 0.1], atol=1e-6)
+    np.testing.assert_allclose(nav_filter.asked, [-0.4, 0.3, 0.1], atol=1e-6)
+    assert nav_filter.clamped == ("vx", "vy")
+    assert nav_filter.clamped_steps == {"vx": 100, "vy": 100, "yaw_rate": 0}
+    clamped = [each for each in logs if each["event"] == "walking command clamped"]
+    assert [(each["axis"], each["asked"], each["low"], each["high"]) for each in clamped] == [
+        ("vx", -0.4, -0.2, 0.6),
+        ("vy", 0.3, 0.0, 0.0),
+    ]
+
+
+def test_a_command_at_the_limit_in_float32_is_not_cut(nav_filter, nav, within):
+    # float32(0.6) is 0.60000002
+    nav_filter.receive(nav(0, (0.6, 0.0, 0.5)), 0)
+    nav_filter.step(0, within)
+    assert nav_filter.clamped == ()
+
+
+def test_a_halt_slows_down_by_the_allowed_deceleration(nav_filter, hear, run, clock, within):
+    run(0, 0)
+    hear(0, 0.5)
+    run(10, 290)
+    assert nav_filter.command[0] == pytest.approx(0.29)
+    clock.now_ns = 300 * MS
+    # 1 m/s² for 10 ms
+    assert nav_filter.step(300 * MS, within, halt=True)[0] == pytest.approx(0.28)
+    assert nav_filter.clamped == ()

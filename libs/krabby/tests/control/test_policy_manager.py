@@ -273,3 +273,72 @@ def test_a_policy_for_a_robot_of_another_mass_is_loaded_with_a_warning(desc):
     assert [(e["log_level"], e["mass_kg"], e["this_robot_kg"]) for e in events] == [
         ("warning", 28.6, 48.6)
     ]
+
+
+@pytest.fixture
+def remembering(cfg, policies, desc, inputs):
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "remembering"))
+    return Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
+
+
+def test_a_policy_that_remembers_walks_on_old_features_then_on_the_token_then_stands(
+    remembering, inputs, features
+):
+    """0.5 s of features, 2 s in all, as its manifest says; the blind policy never takes over."""
+    policies = remembering.policies
+    remembering.until(0, 400, features)
+    for age_ms, sight, told_s, halts in (
+        (10, "fresh", 0.01, False),
+        (500, "fresh", 0.5, False),
+        (510, "memory", 0.5, False),
+        (2000, "memory", 0.5, False),
+        (2010, "lost", 0.5, True),
+        (9000, "lost", 0.5, True),
+        (20, "fresh", 0.02, False),
+    ):
+        seen = inputs((0.4, 0.0, 0.0))
+        now_ns = (10_000 + age_ms) * MS
+        image = features(10_000 * MS)._replace(payload=np.full(5046, 0.25, np.float32))
+        policies.step(seen, image, remembering.target, now_ns)
+        assert (policies.sight, policies.halts, policies.blind) == (sight, halts, False)
+        assert seen.features_age == pytest.approx([told_s])
+        np.testing.assert_array_equal(seen.features, 0.25 if sight == "fresh" else 0.0)
+    assert policies.blind_switches == 0
+    assert policies.memory_ticks == 4
+
+
+def test_a_policy_that_remembers_stands_on_the_token_before_the_first_picture(
+    remembering, features
+):
+    with captured_logs() as logs:
+        assert remembering.until(0, 400) == pytest.approx(0.2)
+        assert remembering.policies.halts
+        remembering.until(400, 420, features)
+        assert not remembering.policies.halts
+    (warning,) = (each for each in logs if each["log_level"] == "warning")
+    assert warning["event"] == "no picture for longer than the policy remembers"
+
+
+def test_a_policy_that_remembers_but_does_not_stand_is_handed_over_when_memory_ends(
+    cfg, policies, desc, inputs, features
+):
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "forgetful"))
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
+    ahead = (0.4, 0.0, 0.0)
+    assert walk.until(0, 400, features, ahead) == pytest.approx(0.2)
+    walk.until(400, 2400, lambda now_ns: features(390 * MS), ahead)  # 2.0 s old at the end
+    assert (walk.policies.blind, walk.policies.sight) == (False, "memory")
+    assert walk.until(2400, 2800, lambda now_ns: features(390 * MS), ahead) == pytest.approx(0.1)
+    assert (walk.policies.blind, walk.policies.halts) == (True, False)
+
+
+def test_the_range_of_commands_is_that_of_the_policy_that_walks(
+    cfg, policies, desc, inputs, features
+):
+    cfg = msgspec.structs.replace(cfg, policy=str(policies / "forgetful"))
+    walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
+    walk.until(0, 400, features, (0.4, 0.0, 0.0))
+    assert walk.policies.command_range.tolist() == [[-0.2, 0.0, -0.5], [0.6, 0.0, 0.5]]
+    walk.until(400, 800, command=(0.4, 0.0, 0.0))
+    assert walk.policies.blind
+    assert walk.policies.command_range is None

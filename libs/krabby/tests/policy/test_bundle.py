@@ -1,21 +1,28 @@
 """Bundles that fit are run, and every way of not fitting has its own message."""
 
 import builtins
+import errno
 import io
 import json
 import math
+import os
+import signal
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from krabby.policy import _exchange
 from krabby.policy.bundle import (
     ENCODER_FILE,
     MANIFEST_FILE,
     POLICY_FILE,
     SAMPLE_FILES,
+    Abilities,
     MissingRuntime,
     OnnxEncoder,
     OnnxPolicy,
@@ -395,6 +402,29 @@ def test_what_was_written_is_read_back_at_full_precision(folder):
     assert [p.name for p in folder.parent.iterdir()] == ["test"]  # nothing left beside it
 
 
+def test_a_manifest_without_them_declares_no_range_and_the_default_age(folder):
+    bundle = write(folder)
+    assert (bundle.command_range, bundle.features_age_s, bundle.memory_s) == (None, 0.15, None)
+    unknown = Abilities(stands=True, reverses=None, side_steps=None, turns_in_place=None)
+    assert bundle.abilities == unknown
+
+
+def test_range_abilities_and_ages_are_read(folder):
+    bundle = write(
+        folder,
+        seeing_files(),
+        **SEEING,
+        command={"vx": [-0.5, 1.2], "vy": [-0.4, 0.4], "yaw_rate": [-0.8, 0.8]},
+        **{"reverses": True, "side_steps": True, "turns_in_place": False},
+        **{"features_age_s": 1.0, "memory_s": 3.0},
+    )
+    assert bundle.command_range.tolist() == [[-0.5, -0.4, -0.8], [1.2, 0.4, 0.8]]
+    known = Abilities(stands=True, reverses=True, side_steps=True, turns_in_place=False)
+    assert bundle.abilities == known
+    assert (bundle.features_age_s, bundle.memory_s) == (1.0, 3.0)
+    assert bundle.encoder.forget_after_s == 3.0
+
+
 def test_writing_again_replaces_the_bundle(folder):
     write(folder, provenance={"run": 1})
     write(folder, provenance={"run": 2})
@@ -416,6 +446,133 @@ def test_numbers_that_json_has_not_are_not_written(folder):
     with pytest.raises(BundleError, match="cannot be written"):
         write(folder, evaluation={"score": np.float32(1.0)})
     assert not folder.exists()
+
+
+def _interrupted(action, at: int, how) -> bool:
+    """Do `action`, and `how` at the line number `at` of what writes files for it."""
+    left, writers = at, ["krabby/policy/bundle.py", "krabby/policy/_exchange.py"]
+    if how is not _keyboard_interrupt:  # shutil's own clean-up fails on one
+        writers.append("/shutil.py")
+
+    def trace(frame, event, _):
+        nonlocal left
+        code = frame.f_code
+        if not code.co_filename.endswith(tuple(writers)) or code.co_name == "__del__":
+            return None  # Python ignores what a destructor raises
+        if event == "line":
+            left -= 1
+            if left == 0:
+                how()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left <= 0
+
+
+def _keyboard_interrupt():
+    raise KeyboardInterrupt
+
+
+def _old_or_new(folder: Path) -> str:
+    """Name of the bundle in `folder`, whose notes have to be there whichever it is."""
+    assert (folder / "training" / "checkpoint.pt").read_bytes() == b"the only one"
+    assert (folder / "README.md").read_text() == "notes"
+    return PolicyBundle.load(folder, DESC).name
+
+
+def _with_notes(folder: Path) -> None:
+    write(folder, name="old")
+    (folder / "README.md").write_text("notes")
+    (folder / "training").mkdir()
+    (folder / "training" / "checkpoint.pt").write_bytes(b"the only one")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files left open
+def test_an_export_interrupted_at_any_line_leaves_the_old_bundle_or_the_new_one(folder):
+    _with_notes(folder)
+    found, at = set(), 1
+    while _interrupted(lambda: write(folder, name=f"new {at}"), at, _keyboard_interrupt):
+        name = _old_or_new(folder)
+        found.add(name == f"new {at}")
+        at += 1
+    assert at > 50
+    assert found == {True, False}
+    write(folder, name="last")
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.slow
+def test_an_export_killed_at_any_line_leaves_the_old_bundle_or_the_new_one(folder):
+    _with_notes(folder)
+    found, at, reached = set(), 1, True
+    while reached:
+        child = os.fork()
+        if not child:
+            try:
+                _interrupted(
+                    lambda: write(folder, name=f"new {at}"),
+                    at,
+                    lambda: os.kill(os.getpid(), signal.SIGKILL),
+                )
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        reached = os.WIFSIGNALED(status)
+        found.add(_old_or_new(folder) == f"new {at}")
+        at += 1
+    assert at > 50
+    assert found == {True, False}
+    write(folder, name="last")
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_where_names_cannot_be_exchanged_an_interrupt_loses_nothing(folder, monkeypatch, how):
+    """The moment between two renames: an interrupt is undone at once, a kill by the next export."""
+    _with_notes(folder)
+    monkeypatch.setattr(_exchange.ctypes, "get_errno", lambda: errno.EINVAL)
+    monkeypatch.setattr(
+        _exchange.ctypes, "CDLL", lambda *_, **__: types.SimpleNamespace(renameat2=lambda *_: -1)
+    )
+    real = Path.rename
+
+    def rename(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        if how == "kill" and self.name == "old":
+            raise SystemExit  # the undoing does not happen either
+        return real(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        if how == "kill":
+            patched.setattr(_exchange.shutil, "rmtree", lambda _: None)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            write(folder, name="new")
+    if how == "interrupt":
+        assert _old_or_new(folder) == "old"
+    write(folder, name="newer")
+    assert _old_or_new(folder) == "newer"
+
+
+def test_two_writers_take_turns(folder):
+    _with_notes(folder)
+
+    def repeat(name):
+        for _ in range(10):
+            write(folder, name=name)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(repeat, name) for name in ("one", "other")]:
+            done.result()
+    assert _old_or_new(folder) in ("one", "other")
 
 
 def test_a_folder_that_is_no_bundle_is_not_replaced(folder):
@@ -563,6 +720,14 @@ def test_a_seeing_policy_wants_its_own_camera_and_a_blind_one_does_not_care(
             put("state", [{"input": "a", "output": "b", "shape": [2, 3], "initial": [0.0]}]),
             r"state\[0\]\.initial has 1 numbers, its shape \[2, 3\] needs 6",
         ),
+        (
+            put("command", {"vx": [0.1, 1.0], "vy": [0, 0], "yaw_rate": [0, 0]}),
+            r"command\.vx is \[0\.1, 1\]; give \[low, high\] around 0",
+        ),
+        (put("command", {"vx": [0, 1.0], "vy": [0, 0]}), "missing required field `yaw_rate`"),
+        (put("reverses", "yes"), r"at `\$\.reverses`"),
+        (put("features_age_s", 0), r"at `\$\.features_age_s`"),
+        (put("memory_s", 2.0), "memory_s without needs_features"),
         (put("files", {}), r"files does not name policy\.onnx"),
         (put("files", "../x", "0" * 64), "files names '../x'"),
         (put("files", "manifest.json", "0" * 64), r"files names 'manifest\.json'"),
@@ -581,6 +746,7 @@ def test_a_malformed_manifest_is_refused_and_says_where(folder, change, message)
     ("change", "message"),
     [
         (put("camera", None), "needs_features without a camera"),
+        (put("memory_s", 0.1), r"memory_s is 0\.1, less than features_age_s = 0\.15"),
         (put("encoder", None), "comes without the key 'encoder'"),
         (
             put("encoder", "proprio", [{"name": "features", "size": 32, "scale": 1, "history": 1}]),

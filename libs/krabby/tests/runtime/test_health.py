@@ -41,3 +41,10 @@ def test_a_loop_that_stops_turning_is_not_healthy():
     assert not heart.healthy()
     heart.beat(clock())
     assert heart.healthy()
+
+
+def test_a_beat_that_cannot_touch_its_file_does_not_end_the_loop(tmp_path):
+    heart = Heartbeat(tmp_path / "missing" / "alive")
+    heart.beat()
+    assert heart.beats == 1
+    assert heart.healthy()

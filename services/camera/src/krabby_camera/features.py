@@ -14,7 +14,6 @@ from krabby_camera.states import StateTrack, check_terms, observation_inputs
 __all__ = ["Eye", "FeatureMaker", "FrameDropped", "LatentMaker"]
 
 _STATE_TIMEOUT_S = 1.0
-_FORGET_AFTER_NS = 1_000_000_000
 _AT_LENS = 1.1
 """Readings within this many times the nearest one show that something is on the lens."""
 
@@ -72,6 +71,7 @@ class LatentMaker(FeatureMaker):
         self._encoder, self._states = encoder, states
         self._builder = ObservationBuilder(spec.proprio, desc) if spec.proprio else None
         self._period_ns = round(1e9 / spec.rate_hz)
+        self._forget_after_ns = round(1e9 * spec.forget_after_s)
         self._last_ns: int | None = None
         # The first run allocates; better now than on the first frame.
         proprio = None if spec.proprio is None else np.zeros((1, spec.proprio.size), np.float32)
@@ -125,7 +125,7 @@ class LatentMaker(FeatureMaker):
                 states.update()
             if states.reset_before(capture_ns):
                 self.forget()
-        if last is not None and not 0 <= capture_ns - last < _FORGET_AFTER_NS:
+        if last is not None and not 0 <= capture_ns - last < self._forget_after_ns:
             self.forget()  # what it remembers is another time and place
         if self._builder is None or states is None:
             return None

@@ -101,24 +101,27 @@ class CameraService:
         source, maker, publisher = self._source, self._maker, self._publisher
         assert source is not None, "startup comes first"
         assert publisher is not None
-        while not runtime.stopping:
-            runtime.beat()
-            frame = source.wait(_WAIT_S)
-            runtime.doing(source.doing)
-            if frame is not None:
-                if self._raw is not None:
-                    self._raw.publish(frame.payload, capture_ns=frame.capture_ns, flags=frame.flags)
-                self._check_view(frame, runtime)
-                self._handle(frame, maker, publisher)
-                for name, counter in _COUNTERS.items():
-                    self._totals.show(counter, getattr(source, name))
-            elif source.exhausted:
-                log.info("recording ended", path=self._cfg.replay.path)
-                break
-            else:
-                maker.idle()
-                if self._answer is None:  # else simulated time stands still
-                    self._watch.silence(self._warn)
+        with runtime.watched():
+            while not runtime.stopping:
+                runtime.beat()
+                frame = source.wait(_WAIT_S)
+                runtime.doing(source.doing)
+                if frame is not None:
+                    if self._raw is not None:
+                        self._raw.publish(
+                            frame.payload, capture_ns=frame.capture_ns, flags=frame.flags
+                        )
+                    self._check_view(frame, runtime)
+                    self._handle(frame, maker, publisher)
+                    for name, counter in _COUNTERS.items():
+                        self._totals.show(counter, getattr(source, name))
+                elif source.exhausted:
+                    log.info("recording ended", path=self._cfg.replay.path)
+                    break
+                else:
+                    maker.idle()
+                    if self._answer is None:  # else simulated time stands still
+                        self._watch.silence(self._warn)
 
     def shutdown(self) -> Mapping[str, object]:
         """Close the sockets."""

@@ -5,12 +5,15 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 from krabby_proto import CAMERA, FLAG_LOCKSTEP, LatestSubscriber, Message
 from krabby_proto.recording import Recording
 
 from krabby_camera.errors import CameraError
 
 __all__ = ["FrameSource", "HalSource", "ReplaySource"]
+
+log = structlog.get_logger(__name__)
 
 
 class FrameSource(Protocol):
@@ -124,6 +127,8 @@ class ReplaySource(FrameSource):
         self._spacing_ns = max(played.capture_ns - self._last_capture_ns, 0) or self._spacing_ns
         self._last_capture_ns = played.capture_ns
         self._next = next(self._frames, None)
+        if self._next is None and self._recording.damage:
+            log.warning("the recording is not complete", reason=self._recording.damage)
         if self._next is None and self._loop:
             self._frames = self._messages()
             self._next = next(self._frames, None)

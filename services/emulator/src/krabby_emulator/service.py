@@ -108,29 +108,30 @@ class RobotEmulator:
         collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
         self._started_s = time.monotonic()
         next_ns = (time.monotonic_ns() // SUBSTEP_NS + 1) * SUBSTEP_NS + _PHASE_NS
-        while not runtime.stopping and not self._finished():
-            now_ns = time.monotonic_ns()
-            if now_ns < next_ns:
-                self.can.serve(next_ns)
-                continue
-            missed = (now_ns - next_ns) // SUBSTEP_NS
-            if (lost := missed - _CATCH_UP) > 0:
-                SKIPPED_CYCLES.inc(lost)
-                self._skipped += lost
-                next_ns += lost * SUBSTEP_NS
-                self.robot.bank.stood_still(lost * SUBSTEP_NS)
-            if missed:
-                # It was this process that slept: what came meanwhile was in time for a drive.
-                self.can.serve(now_ns)
-            LOOP_LATENESS.observe((now_ns - next_ns) * 1e-9)
-            self._lateness.add((now_ns - next_ns) * 1e-9)
-            self._substep(next_ns, now_ns)
-            next_ns += SUBSTEP_NS
-            if time.monotonic_ns() > next_ns:
-                DEADLINE_MISSES.inc()
-            if collector is not None:
-                collector.offer(next_ns)
-            runtime.beat()
+        with runtime.watched():
+            while not runtime.stopping and not self._finished():
+                now_ns = time.monotonic_ns()
+                if now_ns < next_ns:
+                    self.can.serve(next_ns)
+                    continue
+                missed = (now_ns - next_ns) // SUBSTEP_NS
+                if (lost := missed - _CATCH_UP) > 0:
+                    SKIPPED_CYCLES.inc(lost)
+                    self._skipped += lost
+                    next_ns += lost * SUBSTEP_NS
+                    self.robot.bank.stood_still(lost * SUBSTEP_NS)
+                if missed:
+                    # It was this process that slept: what came meanwhile was in time for a drive.
+                    self.can.serve(now_ns)
+                LOOP_LATENESS.observe((now_ns - next_ns) * 1e-9)
+                self._lateness.add((now_ns - next_ns) * 1e-9)
+                self._substep(next_ns, now_ns)
+                next_ns += SUBSTEP_NS
+                if time.monotonic_ns() > next_ns:
+                    DEADLINE_MISSES.inc()
+                if collector is not None:
+                    collector.offer(next_ns)
+                runtime.beat()
 
     def shutdown(self) -> Mapping[str, object]:
         camera = self.robot.camera

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from krabby.control.controller import LocomotionController
 from krabby.control.modes import Mode
-from krabby.control.nav import REFUSAL_REASONS
-from krabby.control.policy_manager import PolicyRunner
+from krabby.control.nav import AXES, REFUSAL_REASONS
+from krabby.control.policy_manager import SIGHTS, PolicyRunner
 from krabby.runtime.metrics import (
     COMMAND_REJECTED,
     LOOP_WORK,
@@ -44,6 +44,13 @@ LEASE_LOSSES = Counter(
 )
 BLIND = Gauge("krabby_gameloop_blind", "1 while the blind policy walks in place of the chosen one")
 BLIND_SWITCHES = Counter("krabby_gameloop_blind_switches_total", "Times the blind policy took over")
+SIGHT = children(
+    Gauge("krabby_gameloop_sight", "1 for what the chosen policy acts on now", ["sight"]), SIGHTS
+)
+FEATURES_LIMIT = Gauge(
+    "krabby_policy_features_age_limit_seconds",
+    "Oldest features that the chosen policy acts on; 0 for one that reads none",
+)
 BAD_OUTPUTS = Counter("krabby_policy_bad_outputs_total", "Policy outputs that were not finite")
 POLICY_INFO = Info("krabby_policy", "The policy that was chosen to walk with")
 INFERENCE = Histogram(
@@ -51,7 +58,15 @@ INFERENCE = Histogram(
 )
 NAV_COMMAND = children(
     Gauge("krabby_nav_command", "What the policy is asked to walk: m/s, m/s, rad/s", ["axis"]),
-    ("vx", "vy", "yaw_rate"),
+    AXES,
+)
+NAV_CLAMPED = children(
+    Counter(
+        "krabby_nav_clamped_ticks_total",
+        "Ticks that were asked for more than configuration or policy allow, by axis",
+        ["axis"],
+    ),
+    AXES,
 )
 NAV_REFUSED = children(
     Counter("krabby_nav_refused_total", "Walking commands left out, by reason", ["reason"]),
@@ -77,8 +92,8 @@ STREAM_COUNTERS = {
 class ControlMetrics:
     """Hands what the controller counts to the metrics.
 
-    Mode, policy and blindness are compared in every tick, so that their gauges and the time stamp
-    of a mode are exact; the totals follow a few times a second.
+    Mode, policy, blindness and sight are compared in every tick, so that their gauges and the time
+    stamp of a mode are exact; the totals follow a few times a second.
     """
 
     def __init__(self, controller: LocomotionController) -> None:
@@ -88,6 +103,8 @@ class ControlMetrics:
         self._mode = controller.mode
         self._blind = False
         BLIND.set(False)
+        self._sight = controller.policies.sight
+        SIGHT[self._sight].set(1.0)
         self._chosen: PolicyRunner | None = None
         self._inference: dict[str, Histogram] = {}
         MODE[self._mode.value].set(1.0)
@@ -119,14 +136,21 @@ class ControlMetrics:
         self._totals.show(BAD_OUTPUTS, policies.bad_outputs)
         for gauge, value in zip(NAV_COMMAND.values(), controller.nav.command, strict=True):
             gauge.set(value)
+        for axis, steps in controller.nav.clamped_steps.items():
+            self._totals.show(NAV_CLAMPED[axis], steps)
 
     def _note_policies(self) -> None:
         policies = self._controller.policies
         if policies.blind is not self._blind:
             self._blind = policies.blind
             BLIND.set(self._blind)
+        if policies.sight != self._sight:
+            SIGHT[self._sight].set(0.0)
+            SIGHT[policies.sight].set(1.0)
+            self._sight = policies.sight
         if policies.chosen is not self._chosen:
             self._chosen = policies.chosen
             bundle = self._chosen.bundle
+            FEATURES_LIMIT.set(bundle.features_age_s if self._chosen.needs_features else 0.0)
             hashes = {name.removesuffix(".onnx"): digest for name, digest in bundle.hashes.items()}
             POLICY_INFO.info({"name": bundle.name, "kind": bundle.kind, **hashes})

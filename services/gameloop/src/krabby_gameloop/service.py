@@ -6,6 +6,7 @@ Lock-step: `krabby_gameloop.lockstep`.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import structlog
 from krabby.control.controller import LocomotionController, Request
+from krabby.control.nav import AXES
 from krabby.control.policy_manager import PolicyManager
 from krabby.policy.network import Backend
 from krabby.policy.tensorrt.backend import EngineBackend, move
@@ -90,7 +92,8 @@ class Gameloop:
         if theirs is None:
             return
         if theirs["clock"] != "simulated":
-            self._run_realtime(runtime)
+            with runtime.watched():
+                self._run_realtime(runtime)
             return
         run_lockstep(
             self._io,
@@ -222,14 +225,22 @@ class Gameloop:
         return reason
 
     def _status(self) -> dict[str, object]:
-        controller = self.controller
+        controller, policies = self.controller, self.controller.policies
+        within = policies.command_range
         return {
             "mode": controller.mode.value,
             "safety": controller.permission.safety.name.lower(),
-            "policy": controller.policies.chosen.bundle.name,
-            "walking": controller.policies.active.bundle.name,
-            "blind": controller.policies.blind,
+            "policy": policies.chosen.bundle.name,
+            "walking": policies.active.bundle.name,
+            "blind": policies.blind,
+            "sight": policies.sight,
+            "abilities": dataclasses.asdict(policies.active.bundle.abilities),
+            "command_range": None
+            if within is None
+            else dict(zip(AXES, within.T.tolist(), strict=True)),
             "nav": [round(float(value), 4) for value in controller.nav.command],
+            "nav_asked": [round(float(value), 4) for value in controller.nav.asked],
+            "nav_clamped": list(controller.nav.clamped),
             "nav_source": controller.nav.source,
         }
 
@@ -243,6 +254,7 @@ class Gameloop:
             "lease_losses": self.controller.permission.lease_losses,
             "policy_s": round(policies.ticks / self._cfg.rate_hz, 2),
             "blind_s": round(policies.blind_ticks / self._cfg.rate_hz, 2),
+            "memory_s": round(policies.memory_ticks / self._cfg.rate_hz, 2),
             "blind_switches": policies.blind_switches,
             "bad_outputs": policies.bad_outputs,
             "policy": policies.chosen.bundle.name,

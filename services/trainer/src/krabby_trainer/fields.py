@@ -24,8 +24,10 @@ def check(condition: bool, key: str, value: object, expected: str) -> None:
         raise ConfigError(f"{key}={value} is out of range, expected {expected}")
 
 
-def check_ordered(cfg: Any, *keys: str, least: float = -math.inf, of: str = "") -> None:
-    """Refuse pairs that are not [low, high] with `least` <= low; `of` is that in words."""
+def check_ordered(
+    cfg: Any, *keys: str, least: float = -math.inf, most: float = math.inf, of: str = ""
+) -> None:
+    """Refuse pairs that are not `least` <= low <= high <= `most`; `of` is that in words."""
     for key in keys:
         low, high = getattr(cfg, key)
-        check(least <= low <= high, key, [low, high], f"[low, high]{of}")
+        check(least <= low <= high <= most, key, [low, high], f"[low, high]{of}")

@@ -7,9 +7,12 @@ memory every time, so a function given here keeps its state in tensors that it w
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
-from collections.abc import Callable
-from typing import Final
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 
@@ -24,13 +27,27 @@ _WARM_UP: Final = 3
 class Replayed:
     """`function` without arguments or result; recorded on CUDA, called as it is elsewhere.
 
-    It may draw random numbers, and must neither wait for the device nor branch on its values.
+    It may draw random numbers and launch Warp kernels. It must neither wait for the device nor
+    branch on its values.
+
+    Args:
+        function: What is recorded.
+        device: Where its kernels run.
+        enabled: False calls it plainly everywhere.
+        pool: `torch.cuda.graph_pool_handle()` of memory that several recordings share; none of
+            them may leave a tensor there that is read after another one has run.
     """
 
     def __init__(
-        self, function: Callable[[], None], device: str | torch.device, *, enabled: bool = True
+        self,
+        function: Callable[[], None],
+        device: str | torch.device,
+        *,
+        enabled: bool = True,
+        pool: Any = None,
     ) -> None:
         self._function = function
+        self._pool = pool
         self._enabled = enabled and torch.device(device).type == "cuda"
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -48,7 +65,10 @@ class Replayed:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph):
+            # Other threads of libraries may use the device meanwhile.
+            mode = "thread_local"
+            recording = torch.cuda.graph(graph, pool=self._pool, capture_error_mode=mode)
+            with _paused_gc(), recording, _warp_too():
                 self._function()
         except RuntimeError as error:
             # Slower, but right: nothing that was recorded has run.
@@ -61,3 +81,31 @@ class Replayed:
             return
         self._graph = graph
         graph.replay()
+
+
+@contextlib.contextmanager
+def _warp_too() -> Iterator[None]:
+    """Record Warp's kernels too: they go to the stream that torch records."""
+    warp = sys.modules.get("warp")
+    if warp is None:
+        yield
+        return
+    stream = warp.stream_from_torch(torch.cuda.current_stream())
+    with warp.ScopedStream(stream, sync_enter=False):
+        warp.capture_begin(stream=stream, external=True)
+        try:
+            yield
+        finally:
+            warp.capture_end(stream=stream)
+
+
+@contextlib.contextmanager
+def _paused_gc() -> Iterator[None]:
+    """Memory that is freed while kernels are recorded breaks the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

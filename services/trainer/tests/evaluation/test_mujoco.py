@@ -5,14 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from krabby.robot.assets import assets_dir
 from krabby_trainer.errors import EvaluationError
 from krabby_trainer.evaluation import evaluate
 from krabby_trainer.evaluation.metrics import summarise
 from krabby_trainer.evaluation.mujoco import evaluate_mujoco
-from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
 from krabby_trainer.evaluation.suite import SUITES
-from krabby_trainer.run.policies import load_policy, load_subject
+from krabby_trainer.run.policies import load_subject
 from krabby_trainer.task.observations import SCAN_POINTS_B
 
 pytestmark = pytest.mark.slow
@@ -39,22 +37,6 @@ def test_a_policy_that_stands_gets_nowhere_and_does_not_fall():
     assert outcome.poses.base_pos_w.shape == (16, 4, 3)
     assert outcome.poses.base_pos_w[10, :, 2] == pytest.approx(np.full(4, 0.42), abs=0.03)
     assert outcome.poses.episode[-1].tolist() == [1, 1, 1, 1]
-
-
-def test_who_stands_is_measured():
-    class Held:
-        sees = False
-        rate_hz = 0.0
-
-        def __call__(self, obs):
-            return stand(obs)
-
-    assert speed_at_rest(Held()) < 0.01
-
-
-def test_a_teacher_that_was_never_asked_to_pause_walks_on():
-    teacher = load_policy(assets_dir() / "policies/teacher/training/checkpoint.pt")
-    assert speed_at_rest(teacher) > 4.0 * STILL_M_S
 
 
 def test_results_do_not_depend_on_the_number_of_processes():

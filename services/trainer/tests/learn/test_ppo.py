@@ -1,20 +1,22 @@
 """PPO's additions: what each trains and leaves alone, schedules, bounds, and an exact resume."""
 
-import copy
 import io
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.host_reads import HostReads
+from krabby_trainer.learn import symmetry
 from krabby_trainer.learn.networks import GROUP_SIZES, OBS_GROUPS, TeacherActor, TeacherCritic
 from krabby_trainer.learn.ppo import ParkourPPO
 from krabby_trainer.learn.symmetry import mirror
+from rsl_rl.algorithms import PPO
 from rsl_rl.extensions import Symmetry
-from rsl_rl.storage import RolloutStorage
 from tensordict import TensorDict
 
 ROBOTS, STEPS = 32, 6
@@ -248,24 +250,6 @@ def test_exploration_stays_within_its_range(entropy_coef, bound):
     torch.testing.assert_close(parameter.exp(), torch.full((18,), bound))
 
 
-def test_the_mirror_loss_is_rsl_rls():
-    alg = make(symmetry_cfg=MIRROR)
-    theirs = Symmetry(
-        env=None, data_augmentation_func=lambda env, obs, actions: mirror(obs, actions), **MIRROR
-    )
-    obs = random_groups()
-    for augmented in (False, True):
-        alg.symmetry.use_data_augmentation = theirs.use_data_augmentation = augmented
-        batches = [RolloutStorage.Batch(observations=obs, actions=torch.zeros(ROBOTS, 18))] * 2
-        ours, other = (copy.copy(batch) for batch in batches)
-        if augmented:
-            for batch in (ours, other):
-                batch.observations, batch.actions = mirror(batch.observations, batch.actions)
-        alg.actor(ours.observations, stochastic_output=True)
-        loss = alg.symmetry.compute_loss(alg.actor, ours, ROBOTS)
-        torch.testing.assert_close(loss, theirs.compute_loss(alg.actor, other, ROBOTS))
-
-
 def test_the_mirror_loss_makes_the_policy_symmetric():
     alg = make(symmetry_cfg={**MIRROR, "mirror_loss_coeff": 100.0}, learning_rate=1e-3)
     alg.schedule = "fixed"
@@ -275,18 +259,132 @@ def test_the_mirror_loss_makes_the_policy_symmetric():
     assert last < 0.5 * first
 
 
-def test_augmentation_doubles_each_minibatch():
-    alg = make(symmetry_cfg={"use_data_augmentation": True})
-    collect(alg)
-    batch = next(alg.storage.mini_batch_generator(2, 1))
-    size = ROBOTS * STEPS // 2
-    advantages = batch.advantages
-    alg.symmetry.augment_batch(batch, size)
-    assert batch.observations.batch_size == torch.Size([2 * size])
-    assert batch.actions.shape == (2 * size, 18)
-    for name in ("advantages", "returns", "values", "old_actions_log_prob"):
-        assert getattr(batch, name).shape == (2 * size, 1)
-    assert torch.equal(batch.advantages[size:], advantages)
+class Pulled(Symmetry):
+    """rsl_rl's symmetry; the pull of the privileged code goes with its loss."""
+
+    def __init__(self, pull, **symmetry):
+        def both(env, obs, actions):
+            groups = {} if obs is None else dict(obs.items())
+            batch = mirror(groups if actions is None else groups | {"actions": actions})
+            acted = batch.pop("actions", None)
+            size = None if obs is None else [2 * obs.batch_size[0]]
+            return TensorDict(batch, batch_size=size) if batch else None, acted
+
+        super().__init__(env=None, data_augmentation_func=both, **symmetry)
+        self.pull, self.weight, self.use_mirror_loss = pull, self.mirror_loss_coeff, True
+        self.mirror_loss_coeff = 1.0
+
+    def compute_loss(self, actor, batch, original_batch_size):
+        learned = batch.observations
+        loss = self.weight * super().compute_loss(actor, batch, original_batch_size)
+        if actor.latent_source == "privileged" and self.pull:
+            with torch.no_grad():
+                target = actor.history_encoder(actor.frames(learned))
+            distance = actor.privileged_latent(learned) - target
+            loss = loss + self.pull * distance.norm(dim=-1).mean()
+        return loss
+
+
+def eager_update(alg):
+    """The update as rsl_rl does it, and the two fits with a plain Adam, operation by operation."""
+    actor, means = alg.actor, {}
+    alg.symmetry.pull = alg.regularisation
+    # rsl_rl draws actions again in every minibatch and uses none of them.
+    with mock.patch.object(actor.distribution, "sample", return_value=None):
+        losses = PPO.update(alg)
+    rollout = alg.storage.observations.flatten(0, 1)
+    size = ROBOTS * STEPS // alg.num_mini_batches
+
+    def estimator(batch):
+        return actor.velocity(actor.frames(batch).detach()), batch["velocity"]
+
+    def history(batch):
+        target = actor.privileged_latent(batch).detach()
+        return actor.history_encoder(actor.frames(batch).detach()), target
+
+    fits = (
+        ("estimator", estimator, actor.estimator, alg._cfg.estimator_mini_batches),
+        ("adaptation", history, actor.history_encoder, alg._history_steps),
+    )
+    for name, of, module, count in fits:
+        optimizer = alg.plain[name]
+        for i in range(count):
+            part = i % alg.num_mini_batches
+            if part == 0:
+                order = torch.randperm(ROBOTS * STEPS)
+            loss = torch.nn.functional.mse_loss(*of(rollout[order[part * size :][:size]]))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), alg.max_grad_norm)
+            optimizer.step()
+            means[name] = means.get(name, 0.0) + loss.item() / count
+    alg.iteration += 1
+    alg._choose_latent()
+    return losses | means
+
+
+@pytest.fixture
+def double_precision():
+    """Rounding stays small for hundreds of updates, each of which amplifies it."""
+    torch.set_default_dtype(torch.float64)
+    symmetry._on.cache_clear()
+    yield
+    torch.set_default_dtype(torch.float32)
+    symmetry._on.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("augments", "iterations"),
+    [(False, 40), (True, 20), pytest.param(False, 200, marks=pytest.mark.slow)],
+)
+def test_the_update_is_rsl_rls(double_precision, augments, iterations):
+    wanted = {**MIRROR, "use_data_augmentation": augments, "mirror_loss_coeff": 0.5}
+    settings = {"regularisation_start": 5, "regularisation_end": 100, "adaptation_interval": 7}
+    settings |= {"learning_rate_max": 5e-3, "desired_kl": 0.004}
+    ours = make(symmetry_cfg=wanted, hidden_dims=(16,), **settings)
+    theirs = make(symmetry_cfg=wanted, hidden_dims=(16,), **settings)
+    for each in ("actor", "critic"):
+        getattr(theirs, each).load_state_dict(getattr(ours, each).state_dict())
+    theirs.symmetry = Pulled(0.0, **wanted)
+    theirs.optimizer = torch.optim.Adam(
+        [*theirs.actor.parameters(), *theirs.critic.parameters()], lr=1e-3
+    )
+    theirs.optimizer.register_step_post_hook(lambda *_: theirs.actor.clamp_std())
+    theirs.plain = {
+        name: torch.optim.Adam(module.parameters(), lr=1e-3)
+        for name, module in (
+            ("estimator", theirs.actor.estimator),
+            ("adaptation", theirs.actor.history_encoder),
+        )
+    }
+    world, rates = linear_world(), set()
+    for iteration in range(iterations):
+        losses = []
+        for alg, update in ((ours, ours.update), (theirs, lambda: eager_update(theirs))):
+            torch.manual_seed(iteration)
+            collect(alg, world)
+            losses.append(update())
+        for name in ("value", "surrogate", "entropy", "estimator", "adaptation"):
+            first, second = losses[0][name], losses[1][name]
+            assert first == pytest.approx(second, rel=1e-6, abs=1e-9), (iteration, name)
+        assert ours.learning_rate == pytest.approx(theirs.learning_rate, rel=1e-12)
+        rates.add(ours.learning_rate)
+    assert len(rates) > 3, "the schedule was not tried"
+    for name, value in ours.actor.state_dict().items():
+        torch.testing.assert_close(
+            value, theirs.actor.state_dict()[name], rtol=1e-5, atol=1e-7, msg=name
+        )
+
+
+def test_the_host_waits_for_an_update_once():
+    alg = make(symmetry_cfg=MIRROR, regularisation_start=0, regularisation_end=0)
+    iterate(alg)
+    for _ in range(2):
+        with HostReads() as reads:
+            iterate(alg)
+        assert list(reads.places.values()) == [1], reads.places
+        alg.iteration = alg._cfg.adaptation_interval - 1
+        alg._choose_latent()
 
 
 def stored(state):

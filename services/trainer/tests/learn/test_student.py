@@ -1,11 +1,12 @@
 """The student: its networks, what it remembers, imitation and fine-tuning in a tiny world."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
-from krabby.policy.bundle import OnnxEncoder, OnnxPolicy
+from krabby.policy.bundle import Abilities, OnnxEncoder, OnnxPolicy
 from krabby_trainer.errors import CheckpointError, ConfigError, ExportError
 from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.networks import (
@@ -113,6 +114,48 @@ def test_the_student_reads_code_and_age_of_its_own_stream_alone():
         other = obs.clone()
         other[name] = other[name] + 1.0
         assert torch.equal(student(other), before), name
+
+
+def test_on_an_image_that_is_too_old_the_student_reads_zeros_of_the_oldest_age():
+    actor = make_student()
+    age = torch.tensor([[0.05], [0.99], [1.0], [60.0]])
+    group = torch.cat((torch.full((4, 64), 0.5), age), dim=1)
+    old = actor.sight({"sight": group})
+    assert old[:, -1].tolist() == pytest.approx([0.5, 9.9, 10.0, 600.0])
+    assert (old[:, :-1] == 0.5).all()
+    actor.tolerate(1.0)
+    seen = actor.sight({"sight": group})
+    assert seen[:, -1].tolist() == pytest.approx([0.5, 9.9, 10.0, 10.0])
+    assert seen[:, 0].tolist() == [0.5, 0.5, 0.0, 0.0]
+    assert actor.architecture["oldest_s"] == 1.0
+
+
+def test_before_the_first_image_the_student_reads_the_token(fake_env):
+    env = fake_env(3)
+    env.vision.oldest_s = 1.0
+    sight = Sight.of(env, DepthEncoder(SMALL), "cpu")
+    sight.seen[1] = True
+    assert sight.group(torch.tensor([60.0, 0.05, 60.0]))[:, -1].tolist() == pytest.approx(
+        [1.0, 0.05, 1.0]
+    )
+
+
+@pytest.mark.parametrize("task", ["distill", "student"])
+def test_both_stages_of_a_student_take_the_oldest_age_from_the_cameras(
+    fake_env, teacher_file, tmp_path, task
+):
+    env = fake_env(3)
+    env.vision.oldest_s = 1.0
+    runner = make_runner(env, "distill", tmp_path / "first")
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    if task == "student":
+        distilled = runner.last_checkpoint
+        runner = make_runner(env, "student", tmp_path / "second")
+        runner.begin_with(distilled)
+        runner.learn(1)
+    policy = load_policy(runner.last_checkpoint)
+    assert policy.actor.oldest_s == runner.alg.sight.unseen_s == 1.0
 
 
 def test_the_streams_change_places_in_the_mirror():
@@ -427,18 +470,20 @@ def test_a_students_bundle_runs_as_on_the_robot(fake_env, teacher_file, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("rates", "pause_share", "at_rest", "rate_hz", "stands"),
+    ("rates", "pause_share", "able", "rate_hz", "stands"),
     [
-        ([10.0, 15.0], 0.0, 0.0, 15.0, False),
-        ([10.0, 60.0], 0.08, 0.005, 30.0, True),
-        ([10.0, 60.0], 0.08, 0.03, 30.0, False),  # it creeps
-        ([10.0, 60.0], 0.08, 0.33, 30.0, False),  # it was asked to stand, and walks on
+        ([10.0, 15.0], 0.0, True, 15.0, False),  # it never had to stand
+        ([10.0, 60.0], 0.08, True, 30.0, True),
+        ([10.0, 60.0], 0.08, False, 30.0, False),  # it creeps, or walks on
     ],
 )
 def test_a_bundle_says_how_it_was_trained_to_look_and_whether_it_stands(
-    fake_env, teacher_file, tmp_path, monkeypatch, rates, pause_share, at_rest, rate_hz, stands
+    fake_env, teacher_file, tmp_path, monkeypatch, rates, pause_share, able, rate_hz, stands
 ):
-    monkeypatch.setattr("krabby_trainer.run.export.speed_at_rest", lambda _: at_rest)
+    def measure(folder, desc, names):
+        return {name: (able, 0.003 if able else math.inf) for name in names}
+
+    monkeypatch.setattr("krabby_trainer.run.export.measure", measure)
     cfg = config("distill")
     cfg.env.camera.errors.rate_hz, cfg.env.command.pause_share = rates, pause_share
     runner = ParkourRunner(
@@ -449,8 +494,39 @@ def test_a_bundle_says_how_it_was_trained_to_look_and_whether_it_stands(
     bundle = export_bundle(runner.last_checkpoint, tmp_path / "student", name="student")
     # The robot's camera gives 30 pictures a second.
     assert bundle.encoder.rate_hz == rate_hz
-    assert bundle.stands is stands
+    assert bundle.abilities.stands is stands
+    assert bundle.command_range.tolist() == [[0.0, 0.0, -0.5], [1.0, 0.0, 0.5]]
+    assert (bundle.features_age_s, bundle.memory_s) == (0.15, None)
+    figure = 0.003 if able else None
+    assert bundle.provenance["abilities"] == ({"stands": figure} if pause_share else {})
     assert load_policy(runner.last_checkpoint).rate_hz == rate_hz
+
+
+def test_a_bundle_declares_the_commands_it_was_trained_with_as_far_as_it_can_follow(
+    fake_env, teacher_file, tmp_path, monkeypatch
+):
+    def measure(folder, desc, names):
+        assert list(names) == ["stands", "reverses", "side_steps", "turns_in_place"]
+        return {name: (name != "side_steps", 0.2) for name in names}
+
+    monkeypatch.setattr("krabby_trainer.run.export.measure", measure)
+    cfg = config("distill")
+    cfg.env.command.free_share, cfg.env.command.free_vx = 0.3, [-0.5, 1.2]
+    cfg.env.camera.errors.oldest_s, cfg.env.camera.errors.outage_s = 1.0, [0.1, 2.0]
+    env = fake_env(3)
+    env.vision.oldest_s = 1.0
+    runner = ParkourRunner(
+        env, rsl_rl_config(cfg), tmp_path / "run", "cpu", run=cfg.run, config=to_dict(cfg)
+    )
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    bundle = export_bundle(runner.last_checkpoint, tmp_path / "student", name="student")
+    # It does not step sideways, so -0.4 to 0.4 m/s are cut to 0.
+    assert bundle.command_range.tolist() == [[-0.5, 0.0, -0.8], [1.2, 0.0, 0.8]]
+    assert bundle.abilities == Abilities(
+        stands=True, reverses=True, side_steps=False, turns_in_place=True
+    )
+    assert (bundle.features_age_s, bundle.memory_s) == (1.0, 2.0)
 
 
 def test_a_student_that_does_not_act_as_in_torch_is_not_exported(

@@ -152,22 +152,14 @@ def test_the_critic_sees_headings_turned_round_and_feet_swapped():
 
 
 def test_a_batch_is_followed_by_its_mirror_image():
-    obs, actions = random_groups(3), torch.randn(3, 18)
-    both, both_actions = mirror(obs=obs, actions=actions)
-    assert both.batch_size == torch.Size([6])
-    assert both_actions.shape == (6, 18)
-    for name in GROUP_SIZES:
-        assert torch.equal(both[name][:3], obs[name])
-        assert torch.equal(both[name][3:], reflections()[name](obs[name]))
-    assert torch.equal(both_actions[:3], actions)
-
-
-def test_observations_or_actions_may_be_left_out():
-    assert mirror(obs=None, actions=torch.zeros(2, 18))[0] is None
-    assert mirror(obs=random_groups(2), actions=None)[1] is None
+    batch = {**dict(random_groups(3).items()), "actions": torch.randn(3, 18)}
+    both = mirror(batch)
+    assert set(both) == {*GROUP_SIZES, "actions"}
+    for name, values in batch.items():
+        assert torch.equal(both[name][:3], values)
+        assert torch.equal(both[name][3:], reflections()[name](values))
 
 
 def test_a_group_without_a_mirror_image_is_refused_by_name():
-    obs = TensorDict({"camera": torch.zeros(2, 5)}, batch_size=[2])
     with pytest.raises(ConfigError, match="'camera' has no mirror image"):
-        mirror(obs=obs, actions=None)
+        mirror({"camera": torch.zeros(2, 5)})

@@ -127,6 +127,16 @@ def test_stops_are_taught_to_a_new_run_and_to_one_that_goes_on():
     assert compose().env.command.halt_every_s == 0.0
 
 
+def test_rough_pictures_are_a_preset_for_both_stages_of_a_student():
+    for task in ("distill", "student"):
+        usual = compose([f"task={task}"]).env.camera.errors
+        assert (usual.outage_s, usual.oldest_s) == ([0.05, 0.3], 0.0)
+        rough = compose([f"task={task}", "pictures=rough"]).env.camera.errors
+        assert (rough.outage_s, rough.latency_s) == ([0.1, 2.0], [0.02, 0.5])
+        assert rough.oldest_s == 1.0
+        assert rough.noise_rel == usual.noise_rel
+
+
 def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     env, plain = compose(["motion=sparing"]).env, compose().env
     assert (env.num_envs, env.randomisation.mass_factor) == (16384, [0.9, 1.6])
@@ -139,12 +149,23 @@ def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
 
 
+def test_the_drivable_teacher_is_made_of_presets():
+    cfg = compose(["terrain=wild", "motion=upright", "commands=drive"])
+    env = cfg.env
+    assert (env.num_envs, env.grounded_s, env.randomisation.mass_factor) == (16384, 0.5, [0.9, 1.2])
+    assert (env.command.free_flat, env.command.free_share, env.command.pause_share) == (
+        True, 0.25, 0.08,
+    )  # fmt: skip
+    assert (env.reward.crouch, env.reward.track_velocity) == (-4.0, 3.0)
+    assert cfg.agent.algorithm.symmetry.mirror_loss_coeff == 1.0
+    assert compose().env.grounded_s == 0.0
+
+
 def test_the_wild_terrain_has_every_family_that_is_not_held_out():
     cfg = compose(["terrain=wild"]).env.terrain
     held_out = {"spiral", "gap-45"}
     left_out = {"demo", "field"}  # fixed; too large for a tile
-    passable = {name for name, recipe in COURSES.items() if recipe.passable}
-    assert set(cfg.types) == passable - held_out - left_out
+    assert set(cfg.types) == set(COURSES) - held_out - left_out
     cfg.levels, cfg.columns = 2, len(cfg.types)
     assert len(Terrain(cfg).courses[0]) == len(cfg.types)
     assert compose(["terrain=wild", "commands=flat"]).env.terrain.shares == cfg.shares

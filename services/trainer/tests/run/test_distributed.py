@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from krabby_trainer.learn.sharing import average_gradients
+from krabby_trainer.learn.gradients import GradientStep, adam
 from krabby_trainer.run import checkpoints
 
 pytestmark = pytest.mark.slow
@@ -86,21 +86,30 @@ def test_gradients_and_a_number_travel_in_one_message():
     """One process of two whose other one has nothing to say: half of everything is left."""
     from torch import distributed
 
+    first, second, unused = (torch.nn.Parameter(torch.zeros(n)) for n in (2, 1, 3))
+    optimizer = adam([first, second, unused], 0.1, "cpu")
+    seen = []
+
+    def loss():
+        step.number.fill_(6.0)
+        return (first * torch.tensor([1.0, 2.0])).sum() - 8.0 * second.sum()
+
+    def adapt():
+        seen.extend([first.grad.tolist(), second.grad.tolist(), unused.grad, step.number.item()])
+
+    step = GradientStep(
+        loss, optimizer, [[first, second, unused]], max_norm=100.0, world_size=2, adapt=adapt
+    )
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        first, second, unused = (
-            torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (1,), (3,))
-        )
-        first.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-        second.grad = torch.tensor([-8.0])
-        mean = average_gradients([first, second, unused], 2, torch.tensor(6.0))
-        assert average_gradients([first], 1) is None
+        step.descend()
     finally:
         distributed.destroy_process_group()
-    assert first.grad.tolist() == [[0.5, 1.0], [1.5, 2.0]]
-    assert second.grad.tolist() == [-4.0]
-    assert unused.grad is None
-    assert float(mean) == 3.0
+    assert seen == [[0.5, 1.0], [-4.0], None, 3.0]
+    # Adam's first step is its rate, against the sign of the gradient.
+    torch.testing.assert_close(first.detach(), torch.tensor([-0.1, -0.1]))
+    torch.testing.assert_close(second.detach(), torch.tensor([0.1]))
+    assert unused.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_two_processes_learn_one_policy_and_one_of_them_writes(tmp_path):

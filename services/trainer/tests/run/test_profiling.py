@@ -1,10 +1,10 @@
-"""The profiler's bill adds up."""
+"""The profiler's bill adds up, and the device's busy time counts overlapping kernels once."""
 
 from types import SimpleNamespace
 
 import pytest
 from krabby_trainer.run import profiling
-from krabby_trainer.run.profiling import _Clock
+from krabby_trainer.run.profiling import Marks, busy_s
 
 
 class Work:
@@ -32,21 +32,26 @@ def work(monkeypatch):
 
 
 def test_nested_parts_count_for_themselves_alone(work):
-    clock = _Clock("cpu")
-    clock.around(work, "inner", "inside")
-    clock.around(work, "outer", "outside")
-    clock.on = True
-
+    marks = Marks("cpu")
+    marks.around(work, "inner", "inside")
+    marks.around(work, "outer", "outside")
+    marks.start()
     assert work.outer() == 11
-    assert clock.seconds == {"inside": 4.0, "outside": 1.0}
-    work.outer()
+    work.now_s += 0.5
     work.inner(1)
-    assert clock.seconds == {"inside": 10.0, "outside": 2.0}
-    assert sum(clock.seconds.values()) == work.now_s - 100.0
+    assert marks.stop() == {"outside": 1.0, "inside": 6.0, "other": 0.5}
+    assert work.now_s == 107.5
 
 
-def test_nothing_is_counted_while_the_clock_is_off(work):
-    clock = _Clock("cpu")
-    clock.around(work, "outer", "outside")
+def test_nothing_is_counted_before_the_start(work):
+    marks = Marks("cpu")
+    marks.around(work, "outer", "outside")
     assert work.outer() == 11
-    assert not clock.seconds
+    marks.start()
+    assert marks.stop() == {"other": 0.0}
+
+
+def test_overlapping_kernels_count_once():
+    # 0 to 5 with a kernel inside, a pause, 8 to 12 in two parts that overlap.
+    assert busy_s([(8, 10), (0, 5), (1, 3), (9, 12)]) == pytest.approx(9e-9)
+    assert busy_s([]) == 0.0

@@ -123,7 +123,7 @@ def test_ends_on_the_clock_with_a_checkpoint(make_runner):
     assert runner.last_checkpoint == checkpoints.newest_intact(runner.folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_first_signal_finishes_the_iteration_and_saves(make_runner, number):
     at_two = Recorder(lambda it: os.kill(os.getpid(), number) if it.number == 2 else None)
     before = signal.getsignal(number)
@@ -192,3 +192,79 @@ def test_mixed_precision_learns_too(fake_env):
     after = runner.alg.get_policy().mlp[0].weight
     assert after.dtype is torch.float32
     assert not torch.equal(before, after)
+
+
+class Failing(Recorder):
+    """A log on a disk that is full in the second and third iteration."""
+
+    def write(self, iteration):
+        if iteration.number in (2, 3):
+            raise OSError(28, "No space left on device")
+        super().write(iteration)
+
+
+def test_a_log_that_cannot_be_written_is_reported_once_and_training_goes_on(make_runner, caplog):
+    log, other = Failing(), Recorder()
+    runner = make_runner(sinks=[log, other])
+    runner.learn(5)
+    assert [each.number for each in log.iterations] == [1, 4, 5]
+    assert [each.number for each in other.iterations] == [1, 2, 3, 4, 5]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("Failing cannot be written in iteration 2 (")
+    assert "No space left" in said
+
+
+def test_an_interim_checkpoint_that_cannot_be_written_is_tried_again(
+    make_runner, caplog, monkeypatch
+):
+    save, tried = checkpoints.save, []
+
+    def full(path, payload):
+        tried.append(path.name)
+        if len(tried) == 2:
+            raise CheckpointError(f"cannot write the checkpoint {path} (No space left)")
+        save(path, payload)
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    runner = make_runner(checkpoint_minutes=0, keep=9)
+    runner.learn(4)
+    names = [path.name for path in checkpoints.find_checkpoints(runner.folder)]
+    assert names == [checkpoints.checkpoint_name(n) for n in (1, 3, 4)]
+    assert "training continues without this checkpoint" in caplog.text
+
+
+def test_the_last_checkpoint_has_to_be_written(make_runner, monkeypatch):
+    def full(path, payload):
+        raise CheckpointError("cannot write")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    with pytest.raises(CheckpointError, match="cannot write"):
+        make_runner().learn(1)
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored(make_runner):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        hang_up = Recorder(lambda it: os.kill(os.getpid(), signal.SIGHUP))
+        runner = make_runner(sinks=[hang_up])
+        runner.learn(2)
+        assert runner.stopped_by == "max_iterations"
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_broken_robots_are_counted_and_dumped(make_runner, fake_env, caplog):
+    class Breaks(fake_env):
+        def take_broken(self):
+            if self.steps != 8:  # in the second iteration of four steps
+                return None
+            return {"robot": torch.tensor([2]), "before.joint_pos": torch.zeros(1, 18)}
+
+    seen = Recorder()
+    runner = make_runner(env=Breaks(), sinks=[seen])
+    runner.learn(3)
+    assert [each.scalars["Robots/replaced"] for each in seen.iterations] == [0.0, 1.0, 0.0]
+    (dump,) = (runner.folder / "replaced").iterdir()
+    assert dump.name == "iteration_000002.pt"
+    assert torch.load(dump, weights_only=True)["robot"].tolist() == [2]
+    assert "1 robots whose state was not finite were replaced" in caplog.text

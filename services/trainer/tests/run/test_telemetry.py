@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -153,3 +154,55 @@ def test_durations():
     assert duration(3725) == "1:02:05"
     assert duration(math.inf) == "?"
     assert duration(-3) == "0:00:00"
+
+
+def full(monkeypatch, path):
+    """A file on a disk that has room for 10 bytes more."""
+    real = type(path).open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(bytes(data)[:10])
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(
+        type(path), "open", lambda self, mode="r", **how: Full(real(self, mode, **how))
+    )
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    with monkeypatch.context() as patched:
+        full(patched, path)
+        log = JsonLines(path, every=1)
+    with pytest.raises(OSError, match="No space left"):
+        log.write(iteration(1))
+    log._file = log._file.file  # space again
+    log.write(iteration(2))
+    log.close()
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [2]
+
+
+def test_tensorboard_begins_a_new_file_after_a_failure(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.directory_watcher import DirectoryWatcher
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    board = TensorBoard(tmp_path)
+    board.write(iteration(1, Loss__value=1.0))
+    file = board._writer._writer
+    monkeypatch.setattr(board._writer, "write", lambda _: file.write(b"half") and _no_space())
+    with pytest.raises(OSError, match="No space left"):
+        board.write(iteration(2, Loss__value=2.0))
+    board.write(iteration(3, Loss__value=3.0))
+    board.close()
+    events = DirectoryWatcher(str(tmp_path), EventFileLoader).Load()
+    assert [each.step for each in events if each.summary.value] == [1, 3]
+
+
+def _no_space():
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -167,7 +167,7 @@ def test_folder_of_another_run_is_not_written_into(world, capfd):
 def test_finished_run_says_what_would_go_on(world, capfd):
     train("agent.max_iterations=1", "run.dir=r")
     assert main(["train", "run.resume=r"]) == 2
-    assert "raise that to go on" in capfd.readouterr().err
+    assert "give more, for example agent.max_iterations=2" in capfd.readouterr().err
     assert main(["train", "run.resume=auto", "run.dir=r"]) == 0
     out, err = capfd.readouterr()
     assert "nothing left to do" in err

@@ -74,7 +74,7 @@ def test_a_command_holds_until_its_time_is_over_and_stays_in_its_memory():
 def test_a_reset_gives_a_new_command_to_those_named_alone():
     asked = commands(3)
     asked.value[:], asked.since_s[:] = 9.0, 1.0
-    asked.reset(torch.tensor([1]))
+    asked.reset(torch.tensor([False, True, False]))
     assert (asked.value.abs().amax(-1) > 1.0).tolist() == [True, False, True]
     assert asked.since_s.tolist() == [1.0, 0.0, 1.0]
     assert asked.left_s[1] >= 3.0
@@ -113,6 +113,6 @@ def test_tracking_looks_at_the_mean_of_half_a_second():
     tracking.add(torch.tensor([[1.0, 0.0, 0.0]]), asked, settled, true, none, 0.1)
     # A fifth of the way from rest: 0.2 of 1 m/s.
     assert float(tracking.log()["Free/error_vx"]) == pytest.approx(0.8)
-    tracking.reset(torch.tensor([0]))
+    tracking.reset(torch.tensor([True]))
     tracking.add(torch.zeros(1, 3), asked, settled, true, none, 0.1)
     assert float(tracking.log()["Free/error_vx"]) == pytest.approx(1.0)

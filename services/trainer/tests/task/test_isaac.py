@@ -16,14 +16,16 @@ from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.learn.networks import GROUP_SIZES
+from krabby_trainer.task import rewards
 from krabby_trainer.task.config import EnvCfg, TerrainCfg
-from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
+from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO, PROPRIO_SIZE
 
 pytestmark = pytest.mark.isaac
 
 N = 8
 ROBOT = RobotDescription.load()
 STILL = torch.zeros(N, NUM_JOINTS)
+ALL = torch.ones(N, dtype=torch.bool)
 
 
 def configuration():
@@ -98,7 +100,7 @@ def put(parkour, robot, position):
 def send(parkour, *, level, tile_level):
     """Put all robots on tiles of `tile_level`."""
     parkour.level[:], parkour.tile_level[:] = level, tile_level
-    parkour.reset(torch.arange(N))
+    parkour.reset(ALL)
 
 
 def assert_close(found, expected, tolerance=1e-5):
@@ -257,6 +259,59 @@ def test_a_robot_on_its_back_or_out_of_its_lane_has_failed(env, parkour):
     assert not timed_out.any()
 
 
+@pytest.fixture
+def barred(parkour):
+    """Robot 4 at the end of the way that it can go."""
+    goals = parkour.ground.goals
+    tile = int(parkour.tile[4])
+    goals[tile], parkour.progress.index[4] = 4, 4
+    parkour.cfg.command.stand_off_s = 0.025
+    yield
+    goals[tile], parkour.cfg.command.stand_off_s = 8, 10.0
+
+
+def test_before_something_impassable_standing_earns_though_walking_is_commanded(
+    env, parkour, barred
+):
+    ended = []
+    for _ in range(3):
+        observed, _, terminated, timed_out, _ = env.step(STILL)
+        ended.append(bool(timed_out[4]))
+        assert not terminated.any()
+        if not ended[-1]:
+            assert float(parkour.commanded_speed[4]) > 0.0
+            assert parkour.sensible_speed[3:5].tolist() == [float(parkour.commanded_speed[3]), 0.0]
+            earned = rewards.goal_velocity(
+                parkour.robots.base_lin_vel_w, torch.ones(N, 2), torch.zeros(N)
+            )
+            assert parkour.judge.reward_terms["goal_velocity"][4] == earned[4]
+            command = observed["proprio"][4, PROPRIO.slices["nav_command"]]
+            assert float(command.abs().sum()) > 0.0
+    assert ended == [False, False, True]
+
+
+def test_a_robot_that_crosses_something_impassable_has_failed(env, parkour, barred):
+    parkour.progress.index[4] = 5
+    _, _, terminated, timed_out, _ = env.step(STILL)
+    assert torch.nonzero(terminated).flatten().tolist() == [4]
+    assert torch.nonzero(parkour.judge.crossed).flatten().tolist() == [4]
+    assert not timed_out.any()
+
+
+def test_a_base_that_rests_on_the_ground_has_failed_after_a_while(env, parkour, monkeypatch):
+    force = torch.zeros(N, 1, 3)
+    force[4, 0, 2] = 50.0
+    monkeypatch.setattr(type(parkour.robots), "base_force_w", property(lambda _: force))
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.025)
+    failed = []
+    for _ in range(3):
+        _, _, terminated, _, _ = env.step(STILL)
+        failed.append(torch.nonzero(terminated).flatten().tolist())
+    assert failed == [[], [], [4]]
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.0)
+    assert not any(env.step(STILL)[2].any() for _ in range(4))
+
+
 def test_a_finished_course_and_the_clock_are_time_outs(env, parkour):
     assert env.max_episode_length == 3000
     last = parkour.ground.waypoints[parkour.tile[4], -1]
@@ -330,7 +385,7 @@ def set_free(parkour):
     command, before = parkour.cfg.command, parkour.free
     changed = dataclasses.replace(command, free_flat=True, free_share=1.0)
     parkour.free = FreeRobots(changed, parkour.terrain, parkour.ground, parkour.column, "cpu")
-    yield lambda: parkour.reset(torch.arange(N))
+    yield lambda: parkour.reset(ALL)
     parkour.free = before
 
 
@@ -369,7 +424,7 @@ def test_free_robots_stand_where_they_begin_on_obstacles_too(env, parkour, set_f
     # On level ground within the field, elsewhere at a waypoint of their tile.
     x0, x1, y0, y1 = parkour.free.field
     assert (x0, y0) == (1.5, 6.0 + 1.5)
-    parkour.read()
+    parkour.robots.read()
     x, y = parkour.robots.base_pos_w[4:, 0], parkour.robots.base_pos_w[4:, 1]
     assert ((x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)).all()
     points = parkour.ground.waypoints[parkour.tile[:4], :, :2]

@@ -99,7 +99,7 @@ def test_a_reset_starts_over_for_the_robots_it_names():
     twice = WAYPOINTS.expand(2, -1, -1)
     for _ in range(15):
         progress.update(torch.tensor([[2.0, 0.0]]).expand(2, -1), twice, START.expand(2, -1), DT)
-    progress.reset(torch.tensor([1]))
+    progress.reset(torch.tensor([False, True]))
     assert progress.index.tolist() == [1, 0]
     assert progress.distance_m.tolist() == [2.0, 0.0]
     # The time near the waypoint is forgotten too.

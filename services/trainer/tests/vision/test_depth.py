@@ -19,6 +19,7 @@ from krabby_trainer.run import depth_bench
 from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.terrain import Terrain
 from krabby_trainer.vision import depth
+from krabby_trainer.vision.cameras import Cameras
 from krabby_trainer.vision.config import RANGE_M, DepthErrorsCfg, described, flawless
 from krabby_trainer.vision.depth import DepthCamera
 from krabby_trainer.vision.stream import (
@@ -419,12 +420,18 @@ def test_every_robot_has_its_own_camera_until_it_is_reset():
     assert float(angle.abs().max()) == pytest.approx(math.radians(2.0), rel=0.01)
     assert float(errors.mount_error[:, :3].abs().max()) == pytest.approx(0.01, rel=0.01)
     before = errors.mount_error.clone()
-    errors.reset(torch.tensor([3, 5]))
+    errors.reset(chosen(2000, [3, 5]))
     changed = (errors.mount_error != before).all(dim=1)
     assert changed.nonzero()[:, 0].tolist() == [3, 5]
 
 
 # Time.
+
+
+def chosen(count, robots, device="cpu"):
+    mask = torch.zeros(count, dtype=torch.bool, device=device)
+    mask[robots] = True
+    return mask
 
 
 def still(terrain, device, count):
@@ -484,6 +491,20 @@ def test_an_image_shows_where_the_robot_was_when_it_was_taken(terrain, camera, d
     assert shown > 30
 
 
+def test_the_robots_state_at_exposure_is_known_half_a_second_later(terrain, device):
+    errors = cfg_without_errors(latency_s=[0.5, 0.5])
+    cameras = Cameras(DESC, terrain, errors, 2, device, torch.arange(3))
+    tile, pos, quat = still(terrain, device, 2)
+    shown = 0
+    for step in range(100):
+        frame = torch.full((2, 69), float(step), device=device)
+        cameras.step(frame, tile, pos, quat)
+        for robot in cameras.arrived.nonzero()[:, 0].tolist():
+            assert cameras.eye[robot].tolist() == [step - 50.0] * 3
+            shown += 1
+    assert shown > 20
+
+
 def test_before_the_first_image_there_is_distance_all_over(terrain, camera, device):
     poses = still(terrain, device, 4)
     stream = DepthStream(camera, flawless(CAMERA), 4)
@@ -499,9 +520,8 @@ def test_a_reset_forgets_what_is_on_its_way(terrain, camera, device):
     poses = still(terrain, device, 8)
     stream = DepthStream(camera, cfg_without_errors(latency_s=[0.2, 0.2]), 8)
     Watched(stream, poses, 30)
-    ids = torch.tensor([1, 6], device=device)
-    stream.reset(ids)
-    assert float(stream.age_s[ids].min()) >= NO_IMAGE_S
+    stream.reset(chosen(8, [1, 6], device))
+    assert float(stream.age_s[[1, 6]].min()) >= NO_IMAGE_S
     after = Watched(stream, poses, 30)
     assert not bool(after.arrived[:20, [1, 6]].any())
     assert bool(after.arrived[20:, [1, 6]].any(dim=0).all())
@@ -616,7 +636,7 @@ def test_on_a_gpu_no_shape_depends_on_a_value_and_nothing_is_waited_for(terrain)
         tile = torch.zeros(4096, dtype=torch.long, device="cuda")
         pos, quat = torch.zeros(4096, 3, device="cuda"), torch.zeros(4096, 4, device="cuda")
         stream.step(tile, pos, quat)
-        stream.reset(torch.arange(5, device="cuda"))
+        stream.reset(tile > 0)
         assert stream.image.shape == (4096, 58, 87)
         with pytest.raises(DataDependentOutputException):
             bool(stream.arrived.any())
@@ -632,7 +652,7 @@ def test_a_step_can_be_recorded(terrain, device):
     for k in range(100):
         step()
         if k == 50:
-            stream.reset(torch.arange(8, device=device))
+            stream.reset(chosen(64, list(range(8)), device))
         arrived += int(stream.arrived.sum())
         images.add(round(float(stream.image.float().sum()), 3))
     assert step._graph is not None
@@ -651,6 +671,7 @@ def test_a_step_can_be_recorded(terrain, device):
         ({"latency_s": [0.2, 0.1]}, r"latency_s = \[0.2, 0.1\]"),
         ({"range_m": [2.0, 15.0]}, r"range_m .* within 4 to 15"),
         ({"hole_probability": [0.5]}, r"hole_probability = \[0.5\]"),
+        ({"oldest_s": 11.0}, r"oldest_s = 11.0; give a number from 0 to 10"),
         ({"period_jitter": 0.9}, r"period_jitter = 0.9; give a number from 0 to 0.5"),
     ],
 )

@@ -27,7 +27,6 @@ _MIN_SEEN: Final = 0.02
 """A picture with a smaller share of pixels that see something is withheld."""
 _FROZEN_NS: Final = 500_000_000
 """Pictures whose content has not changed for this long are withheld."""
-_FORGET_AFTER_NS: Final = 1_000_000_000
 _STATES: Final = 100
 
 
@@ -48,6 +47,8 @@ class Sight:
         self._builder = None if proprio is None else ObservationBuilder(proprio, desc)
         rate_hz = 0.0 if bundle.encoder is None else bundle.encoder.rate_hz
         self._period_ns = round(1e9 / rate_hz) if rate_hz else 0
+        forget_after_s = 0.0 if bundle.encoder is None else bundle.encoder.forget_after_s
+        self._forget_after_ns = round(1e9 * forget_after_s)
         self._preprocess = DepthPreprocessor(desc.camera)
         self._at_lens_m = np.float32(desc.camera.near_m * _AT_LENS)
         self._states: deque[tuple[int, dict[str, NDArray[np.float32]]]] = deque(maxlen=_STATES)
@@ -85,7 +86,7 @@ class Sight:
         if self._encoder is None:
             return Features(image.ravel(), capture_ns, 0)
         last = self._last_ns
-        if last is not None and not 0 <= capture_ns - last < _FORGET_AFTER_NS:
+        if last is not None and not 0 <= capture_ns - last < self._forget_after_ns:
             self._forget()
         try:
             latent = self._encoder.step(image, self._proprio(capture_ns))

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from krabby_proto.streams import FEATURES, NAV, STATE
+from krabby_proto.streams import NAV, STATE
 from msgspec import Meta
 
 from krabby.config import Config, check
@@ -25,10 +25,9 @@ class FreshnessCfg(Config, frozen=True, kw_only=True):
     """State older than this: the last target is held [s]."""
     state_stop_s: Age = 0.1
     """State older than this: no more commands, the HAL's deadman damps the robot [s]."""
-    features_s: Age = FEATURES.max_age_s
-    """Features older than this: the blind policy walks [s]."""
     features_recover_s: Age = 0.5
-    """Features must have been fresh for this long before they are trusted again [s]."""
+    """After the blind policy had to walk, features must have been fresh for this long before the
+    chosen one takes over again [s]."""
     nav_s: Age = NAV.max_age_s
     """Walking commands older than this are ignored; the robot then stands still [s]."""
     operator_s: Age = 1.0

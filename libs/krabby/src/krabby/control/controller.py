@@ -125,7 +125,10 @@ class LocomotionController:
         self._enter(mode, measured, now_ns)
         stale = holds(situation, self._cfg.freshness)
         waits = self._last_target is not None and (stale or self.permission.unapplied)
-        command = self.nav.command if waits or mode is Mode.NO_LEASE else self.nav.step(now_ns)
+        command = self.nav.command
+        if not waits and mode is not Mode.NO_LEASE:
+            policies = self.policies
+            command = self.nav.step(now_ns, policies.command_range, halt=policies.halts)
         used: Message | None = None
         if waits and self._last_target is not None:
             if stale:

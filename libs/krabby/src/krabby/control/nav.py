@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from krabby.control.config import FreshnessCfg, NavCfg
 
-__all__ = ["REFUSAL_REASONS", "NavFilter"]
+__all__ = ["AXES", "REFUSAL_REASONS", "NavFilter"]
 
 log = structlog.get_logger(__name__)
 
 RefusalReason = Literal["nonfinite", "future", "stale"]
+AXES: Final[tuple[str, ...]] = ("vx", "vy", "yaw_rate")
 REFUSAL_REASONS: Final[tuple[RefusalReason, ...]] = ("nonfinite", "future", "stale")
 NavSource = Literal["operator", "mission", "none"]
 
+_CUT: Final = 1e-6
+"""More than the rounding of float32, by which a command at a limit may be beyond it."""
 _LONGEST_STEP_S: Final = 0.05
 """A command changes by this much time's worth at most, however late the tick is."""
 
@@ -67,6 +70,13 @@ class NavFilter:
         """Who drove in the last step."""
         self.command: NDArray[np.float64] = np.zeros(3)
         """vx, vy [m/s], yaw_rate [rad/s], limited, shape (3,)."""
+        self.asked: NDArray[np.float64] = np.zeros(3)
+        """What the last step was asked for, before any limit, shape (3,)."""
+        self.clamped: tuple[str, ...] = ()
+        """Of `AXES`, those that the last step was asked for beyond a limit."""
+        self.clamped_steps: dict[str, int] = dict.fromkeys(AXES, 0)
+        """Steps in which that was so."""
+        self._told: set[tuple[str, float, float]] = set()
 
     def receive(self, message: Message, now_ns: int) -> Refusal | None:
         """Take a message in; messages of several writers may come in any order.
@@ -91,8 +101,7 @@ class NavFilter:
             return Refusal(reason, message.age_s(clock_ns))
         if message.capture_ns <= self._forgotten_ns.get(is_operator, -1) <= clock_ns:
             return None
-        values = np.clip(message.payload.astype(np.float64), -self._bound, self._bound)
-        command = _Command(values, min(message.capture_ns, clock_ns))
+        command = _Command(message.payload.astype(np.float64), min(message.capture_ns, clock_ns))
         if is_operator:
             self._operator = _newer(self._operator, command, clock_ns)
         else:
@@ -108,8 +117,16 @@ class NavFilter:
             return "stale"
         return None
 
-    def step(self, now_ns: int) -> NDArray[np.float64]:
-        """The command of this tick; goes to zero when there is no recent one."""
+    def step(
+        self, now_ns: int, within: NDArray[np.float64] | None = None, *, halt: bool = False
+    ) -> NDArray[np.float64]:
+        """The command of this tick; goes to zero when there is no recent one.
+
+        Args:
+            now_ns: The loop's clock [ns].
+            within: Lowest and highest command of the policy that walks, shape (2, 3); None: any.
+            halt: Whether it goes to zero in any case.
+        """
         host_ns = self._host_clock()
         until_ns = self._operator_until_ns
         if until_ns is not None and host_ns < until_ns:
@@ -121,9 +138,38 @@ class NavFilter:
         dt_s = 0.0 if self._stepped_ns is None else (now_ns - self._stepped_ns) * 1e-9
         self._stepped_ns = now_ns
         reach = self._slew * min(max(dt_s, 0.0), _LONGEST_STEP_S)
-        target = np.zeros(3) if wanted is None else wanted
+        self.asked = np.zeros(3) if wanted is None else wanted
+        if halt:
+            target, self.clamped = np.zeros(3), ()
+        else:
+            target = self._clamp(self.asked, within)
         self.command = np.clip(target, self.command - reach, self.command + reach)
         return self.command
+
+    def _clamp(
+        self, asked: NDArray[np.float64], within: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """Cut to the limits of configuration and policy; logs each limit that cuts once."""
+        low, high = -self._bound, self._bound
+        if within is not None:
+            low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
+        target = np.clip(asked, low, high)
+        cut = np.abs(target - asked) > _CUT
+        self.clamped = tuple(axis for axis, is_cut in zip(AXES, cut, strict=True) if is_cut)
+        for axis in self.clamped:
+            self.clamped_steps[axis] += 1
+            i = AXES.index(axis)
+            limit = (axis, float(low[i]), float(high[i]))
+            if limit not in self._told:
+                self._told.add(limit)
+                log.warning(
+                    "walking command clamped",
+                    axis=axis,
+                    asked=round(float(asked[i]), 4),
+                    low=limit[1],
+                    high=limit[2],
+                )
+        return target
 
     def _fresh(self, command: _Command | None, clock_ns: int) -> NDArray[np.float64] | None:
         # Simulated time starts again when the HAL does: a stamp ahead of it is from before.

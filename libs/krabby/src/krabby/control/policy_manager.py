@@ -1,10 +1,16 @@
-"""Which policy walks: the chosen one, or the blind one without features; hand-overs are blended."""
+"""Which policy walks, and on what: hand-overs are blended, old features become a token.
+
+A policy that sees acts on features up to the age that its manifest declares. Beyond it the blind
+policy takes over, unless the manifest declares `memory_s`: then the policy walks on the no-picture
+token, features of zero at the oldest age, and beyond `memory_s` it is commanded to stand on it.
+"""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
@@ -19,7 +25,12 @@ from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.throttle import log_every
 
-__all__ = ["PolicyManager", "PolicyRunner", "load_runner"]
+__all__ = ["SIGHTS", "PolicyManager", "PolicyRunner", "load_runner"]
+
+Sight = Literal["none", "fresh", "memory", "lost"]
+SIGHTS: Final[tuple[Sight, ...]] = ("none", "fresh", "memory", "lost")
+"""What the chosen policy acts on. none: it reads no features. fresh: features young enough. memory:
+the no-picture token, for at most its `memory_s`. lost: neither."""
 
 log = structlog.get_logger(__name__)
 
@@ -168,6 +179,10 @@ class PolicyManager:
         self._warn = log_every(log, clock=clock)
         self._standing = False
         self._resting = False
+        self.sight: Sight = "none"
+        """What the chosen policy had in the last step; one of `SIGHTS`."""
+        self.memory_ticks = 0
+        """Steps that the chosen policy walked or stood on the no-picture token."""
         self.blind_switches = 0
         """Times the blind policy took over, or the robot stood still for want of one."""
         self.ticks = 0
@@ -186,6 +201,16 @@ class PolicyManager:
     def blind(self) -> bool:
         """Whether the chosen policy cannot walk: another one does, or none."""
         return self._standing or (self.active is not self.chosen and not self._resting)
+
+    @property
+    def halts(self) -> bool:
+        """Whether the policy is to stand because its last picture is too long ago."""
+        return self.sight == "lost" and self.active is self.chosen and not self.blind
+
+    @property
+    def command_range(self) -> NDArray[np.float64] | None:
+        """Commands that are followed now, shape (2, 3); None: any."""
+        return (self.active if self.blind else self.chosen).bundle.command_range
 
     @property
     def needs_features(self) -> bool:
@@ -217,7 +242,8 @@ class PolicyManager:
         """Targets of this tick [rad], shape (18,); the last ones when there is nothing better."""
         was_blind = self.blind
         usable = self._usable(features, now_ns)
-        runner = self._choose(usable is not None, now_ns)
+        self._judge_sight(usable, now_ns)
+        runner = self._choose(now_ns)
         if self._rests(inputs.nav_command, runner):
             runner = self._blind
         if runner is not self.active or self._standing:
@@ -226,11 +252,14 @@ class PolicyManager:
         self.blind_ticks += self.blind
         if runner is None:
             return last_target
-        if usable is not None and runner.needs_features:
+        inputs.features = inputs.features_age = None
+        if runner.needs_features and self.sight == "fresh" and usable is not None:
             inputs.features = usable.payload
             inputs.features_age = np.array([usable.age_s(now_ns)])
-        else:
-            inputs.features = inputs.features_age = None
+        elif runner.needs_features:
+            self.memory_ticks += 1
+            inputs.features = np.zeros(runner.features_size)
+            inputs.features_age = np.array([runner.bundle.features_age_s])
         try:
             target = runner.step(inputs)
         except PolicyOutputError as error:
@@ -245,7 +274,7 @@ class PolicyManager:
             self._blend = self._blend._replace(started_ns=self._blend.started_ns + elapsed_ns)
 
     def _usable(self, features: Message | None, now_ns: int) -> Message | None:
-        """The features if they are what the chosen policy reads, and fresh."""
+        """The features, however old, if they are what the chosen policy reads."""
         if features is None or not self.chosen.needs_features:
             return None
         is_latent = bool(features.flags & FLAG_LATENT)
@@ -259,9 +288,8 @@ class PolicyManager:
             )
             return None
         age_s = features.age_s(now_ns)
-        if clocks_differ(age_s) and age_s < 0.0:
-            self._warn.warning(f"features not used: {clocks_differ(age_s)}")
-        if not -MAX_AHEAD_NS * 1e-9 <= age_s <= self._cfg.freshness.features_s:
+        if age_s < -MAX_AHEAD_NS * 1e-9:
+            self._warn.warning(f"features not used: {clocks_differ(age_s) or 'from the future'}")
             return None
         if not np.isfinite(features.payload).all():
             # The camera's fault, not the policy's: fed to the policy, it would count against it.
@@ -269,9 +297,38 @@ class PolicyManager:
             return None
         return features
 
-    def _choose(self, sees: bool, now_ns: int) -> PolicyRunner | None:
+    def _judge_sight(self, features: Message | None, now_ns: int) -> None:
+        bundle, before = self.chosen.bundle, self.sight
+        age_s = math.inf if features is None else features.age_s(now_ns)
+        if not self.chosen.needs_features:
+            self.sight = "none"
+        elif age_s <= bundle.features_age_s:
+            self.sight = "fresh"
+        else:
+            self.sight = "memory" if age_s <= (bundle.memory_s or 0.0) else "lost"
+        if bundle.memory_s is None or self.sight == before:
+            return
+        if self.sight == "lost":
+            self._warn.warning(
+                "no picture for longer than the policy remembers",
+                policy=bundle.name,
+                memory_s=bundle.memory_s,
+                remedy="see to the camera service; `krabby policy gait` walks without pictures",
+            )
+        else:
+            log.debug("sight", now=self.sight, before=before)
+
+    @property
+    def _able(self) -> bool:
+        """Whether the chosen policy can walk, or at least stand, on what it has."""
+        bundle = self.chosen.bundle
+        stands = bundle.memory_s is not None and bundle.abilities.stands
+        return self.sight != "lost" or stands
+
+    def _choose(self, now_ns: int) -> PolicyRunner | None:
         """Which policy walks this tick; None for none."""
-        if not sees:
+        able = self._able
+        if not able:
             self._fresh_since_ns = None
         elif self._fresh_since_ns is None:
             self._fresh_since_ns = now_ns
@@ -279,7 +336,7 @@ class PolicyManager:
             return self._blind
         if not self.chosen.needs_features:
             return self.chosen
-        if not sees:
+        if not able:
             return self._blind
         assert self._fresh_since_ns is not None
         if not self.blind or now_ns - self._fresh_since_ns >= self._recover_ns:
@@ -293,8 +350,8 @@ class PolicyManager:
         """
         largest = float(np.abs(command).max())
         still = largest < (_WALK_ABOVE if self._resting else _REST_BELOW)
-        able = runner is self.chosen and not self.chosen.bundle.stands and self._blind is not None
-        self._resting = still and able
+        restless = runner is self.chosen and not self.chosen.bundle.abilities.stands
+        self._resting = still and restless and self._blind is not None
         return self._resting
 
     def _switch(

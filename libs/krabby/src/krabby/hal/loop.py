@@ -110,7 +110,8 @@ class HalLoop:
         if sim is not None and isinstance(clock, SimulatedClock):
             Lockstep(self._out, sim, clock, self._lockstep).run(runtime, self._finished)
         else:
-            self._run_realtime(runtime)
+            with runtime.watched():
+                self._run_realtime(runtime)
 
     def shutdown(self) -> Mapping[str, object]:
         """Disarm, let the back end leave the robot limp, return the summary of the run."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
+from krabby_proto import FEATURES
 
 from krabby.config import Config, Positive, Text
 from krabby.course.timing import CONTROL_HZ
@@ -97,6 +98,16 @@ class CameraEntry(Config, frozen=True, kw_only=True):
     mount_pitch_rad: float
 
 
+Range = tuple[float, float]
+FeaturesAge = Annotated[float, msgspec.Meta(ge=0.001, le=10)]
+
+
+class CommandEntry(Config, frozen=True, kw_only=True):
+    vx: Range
+    vy: Range
+    yaw_rate: Range
+
+
 class EncoderEntry(Config, frozen=True, kw_only=True):
     rate_hz: Positive
     proprio: tuple[ObservationTerm, ...] = ()
@@ -117,7 +128,13 @@ class Manifest(Config, frozen=True, kw_only=True):
     observation: tuple[ObservationTerm, ...]
     action: ActionEntry
     needs_features: Features
+    command: CommandEntry | None = None
     stands: bool = True
+    reverses: bool | None = None
+    side_steps: bool | None = None
+    turns_in_place: bool | None = None
+    features_age_s: FeaturesAge = FEATURES.max_age_s
+    memory_s: FeaturesAge | None = None
     camera: CameraEntry | None = None
     state: tuple[StateEntry, ...] = ()
     encoder: EncoderEntry | None = None
@@ -237,6 +254,7 @@ def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]
         )
     if manifest.needs_features != "none" and manifest.camera is None:
         yield "needs_features without a camera; say which camera the policy was trained with"
+    yield from _command_contradictions(manifest)
     proprio = () if manifest.encoder is None else manifest.encoder.proprio
     for key, terms in (("observation", manifest.observation), ("encoder.proprio", proprio)):
         size = sum(term.size * term.history for term in terms)
@@ -263,6 +281,23 @@ def _contradictions(manifest: Manifest, desc: RobotDescription) -> Iterator[str]
         if any(term.name == "height_scan" for term in manifest.encoder.proprio):
             yield "encoder.proprio holds 'height_scan', which no robot knows; drop it"
     yield from _file_contradictions(manifest)
+
+
+def _command_contradictions(manifest: Manifest) -> Iterator[str]:
+    if manifest.command is not None:
+        for axis, (low, high) in msgspec.structs.asdict(manifest.command).items():
+            if not low <= 0.0 <= high:
+                yield f"command.{axis} is [{low:g}, {high:g}]; give [low, high] around 0"
+    memory_s = manifest.memory_s
+    if memory_s is None:
+        return
+    if manifest.needs_features == "none":
+        yield "memory_s without needs_features; a policy that does not see remembers no picture"
+    if memory_s < manifest.features_age_s:
+        yield (
+            f"memory_s is {memory_s:g}, less than features_age_s = {manifest.features_age_s:g}; "
+            "memory begins where features are too old"
+        )
 
 
 def _state_contradictions(key: str, entries: tuple[StateEntry, ...]) -> Iterator[str]:

@@ -20,9 +20,7 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import stat
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krabby.course.timing import CONTROL_HZ
+from krabby.policy import _exchange
 from krabby.policy._manifest import (
     ENCODER_FILE,
     FORMAT,
@@ -66,6 +65,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 """Largest manifest that is read; the shipped ones have 5 kB."""
 MAX_FILE_BYTES = 256 << 20
 """Largest network or recording that is read."""
+_FORGET_AFTER_S = 1.0
 _BUNDLE_FILES = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values()}
 
 __all__ = [
@@ -75,6 +75,7 @@ __all__ = [
     "MANIFEST_FILE",
     "POLICY_FILE",
     "SAMPLE_FILES",
+    "Abilities",
     "MissingRuntime",
     "OnnxEncoder",
     "OnnxPolicy",
@@ -110,6 +111,19 @@ class EncoderSpec:
     proprio: ObservationLayout | None
     """Its second input, or None when it sees the image alone."""
     state: tuple[StateTensor, ...]
+    forget_after_s: float
+    """Images further apart than this show another place: its memory is cleared between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abilities:
+    """What a policy was measured to do on flat ground; None where the manifest does not say."""
+
+    stands: bool
+    """Holds the stance on a zero command; if not, the blind policy stands in its place."""
+    reverses: bool | None
+    side_steps: bool | None
+    turns_in_place: bool | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,8 +144,14 @@ class PolicyBundle:
     action: ActionSpec
     needs_features: Features
     """What the observation term "features" is: nothing, the depth image or the latent."""
-    stands: bool
-    """Whether it stands still on a zero command; if not, the blind policy stands in its place."""
+    command_range: NDArray[np.float64] | None
+    """Lowest and highest vx, vy [m/s], yaw_rate [rad/s] it follows, shape (2, 3); None: any."""
+    abilities: Abilities
+    features_age_s: float
+    """Oldest features that it acts on [s]; older ones are no picture."""
+    memory_s: float | None
+    """Up to this age of the last picture [s] it walks on without one, told so by the no-picture
+    token; None: it was not trained for that, and the blind policy walks in its place."""
     state: tuple[StateTensor, ...]
     """Recurrent state of `policy.onnx`."""
     encoder: EncoderSpec | None
@@ -174,7 +194,15 @@ class PolicyBundle:
             observation=layout_of(manifest.observation, source),
             action=_action_spec(manifest),
             needs_features=manifest.needs_features,
-            stands=manifest.stands,
+            command_range=_command_range(manifest),
+            abilities=Abilities(
+                stands=manifest.stands,
+                reverses=manifest.reverses,
+                side_steps=manifest.side_steps,
+                turns_in_place=manifest.turns_in_place,
+            ),
+            features_age_s=manifest.features_age_s,
+            memory_s=manifest.memory_s,
             state=tuple(map(_state_tensor, manifest.state)),
             encoder=_encoder_spec(manifest, source),
             files={name: _read_file(path / name, want) for name, want in manifest.files.items()},
@@ -215,7 +243,8 @@ def write_bundle(
     What else lies in the folder, notes or the training it came from, stays.
 
     The new folder is written beside its place, checked as the gameloop would check it and then
-    renamed: a reader finds the old bundle, the new one or, for a moment, none; never half of one.
+    exchanged with the old one: whenever the writer is interrupted or killed, the old bundle or the
+    new one is there. Two writers take turns.
 
     Args:
         path: The bundle's folder.
@@ -235,22 +264,15 @@ def write_bundle(
         text = json.dumps(complete, indent=2, allow_nan=False)  # numbers read back equal
     except (TypeError, ValueError) as error:
         raise BundleError(f"the manifest of {path} cannot be written: {error}") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        fresh = staging / "new"
+    with _exchange.staging(path) as folder:
+        fresh = folder / "new"
         fresh.mkdir()
         for name, content in {**files, MANIFEST_FILE: f"{text}\n".encode()}.items():
             _write_durably(fresh / name, content)
         PolicyBundle.load(fresh, desc, control_rate_hz=complete["control_rate_hz"])
         if path.exists():
-            old = path.rename(staging / "old")
-            for other in old.iterdir():
-                if other.name not in _BUNDLE_FILES:
-                    other.rename(fresh / other.name)
-        fresh.rename(path)
-    finally:
-        shutil.rmtree(staging)
+            _exchange.carry_over(path, fresh, without=_BUNDLE_FILES)
+        _exchange.put(fresh, path)
     return PolicyBundle.load(path, desc, control_rate_hz=complete["control_rate_hz"])
 
 
@@ -440,6 +462,11 @@ def _state_tensor(entry: StateEntry) -> StateTensor:
     return StateTensor(input=entry.input, output=entry.output, initial=initial)
 
 
+def _command_range(manifest: Manifest) -> NDArray[np.float64] | None:
+    command = manifest.command
+    return None if command is None else np.array([command.vx, command.vy, command.yaw_rate]).T
+
+
 def _encoder_spec(manifest: Manifest, source: str) -> EncoderSpec | None:
     entry = manifest.encoder
     if entry is None:
@@ -448,6 +475,7 @@ def _encoder_spec(manifest: Manifest, source: str) -> EncoderSpec | None:
         rate_hz=entry.rate_hz,
         proprio=layout_of(entry.proprio, source) if entry.proprio else None,
         state=tuple(map(_state_tensor, entry.state)),
+        forget_after_s=max(_FORGET_AFTER_S, manifest.memory_s or 0.0),
     )
 
 

@@ -157,29 +157,42 @@ def _tensor(name: str, *shape: int) -> onnx.ValueInfoProto:
 
 
 def write_constant_policies(root: Path, desc: RobotDescription) -> None:
-    """Write six bundles into a folder; each holds the default pose plus a constant [rad].
+    """Write bundles into a folder; each holds the default pose plus a constant [rad].
 
     blind: +0.1, sees nothing. other: -0.1, likewise. seeing: +0.2, reads the depth image.
     broken: NaN. teacher: +0.3, reads the height scan. restless: +0.2, sees nothing and does not
-    stand still on a zero command.
+    stand still on a zero command. remembering: +0.2, reads the depth image and its age up to 0.5 s,
+    walks on without for 2 s; vx -0.2 to 0.6 m/s, vy 0, yaw rate +-0.5 rad/s. forgetful: likewise,
+    but it does not stand.
     """
     nothing = (standard_term("nav_command"), standard_term("joint_pos_rel"))
     image = (*nothing, standard_term("features", size=_IMAGE_SIZE))
-    for name, value, terms in (
-        ("blind", 0.1, nothing),
-        ("other", -0.1, nothing),
-        ("seeing", 0.2, image),
-        ("broken", np.nan, nothing),
-        ("teacher", 0.3, (*nothing, standard_term("height_scan"))),
-        ("restless", 0.2, nothing),
+    aged = (*image, standard_term("features_age"))
+    memory = {
+        "command": {"vx": [-0.2, 0.6], "vy": [0.0, 0.0], "yaw_rate": [-0.5, 0.5]},
+        "reverses": True,
+        "side_steps": False,
+        "turns_in_place": True,
+        "features_age_s": 0.5,
+        "memory_s": 2.0,
+    }
+    for name, value, terms, extra in (
+        ("blind", 0.1, nothing, {}),
+        ("other", -0.1, nothing, {}),
+        ("seeing", 0.2, image, {}),
+        ("broken", np.nan, nothing, {}),
+        ("teacher", 0.3, (*nothing, standard_term("height_scan")), {}),
+        ("restless", 0.2, nothing, {"stands": False}),
+        ("remembering", 0.2, aged, memory),
+        ("forgetful", 0.2, aged, {**memory, "stands": False}),
     ):
         layout = ObservationLayout(terms)
         manifest = {
             "name": name,
             "observation": layout.to_manifest(),
             "action": {"scale": 1.0, "offset": desc.default_joint_pos.tolist(), "clip": 10.0},
-            "needs_features": "image" if terms is image else "none",
-            "stands": name != "restless",
+            "needs_features": "image" if terms in (image, aged) else "none",
+            **extra,
         }
         write_bundle(root / name, manifest, {POLICY_FILE: _constant(layout.size, value)}, desc)
 

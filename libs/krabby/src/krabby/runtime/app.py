@@ -41,6 +41,7 @@ from krabby.runtime.logging import (
 )
 from krabby.runtime.metrics import SERVICE_INFO, MetricsPortInUse, MetricsServer
 from krabby.runtime.realtime import apply_realtime, freeze_garbage
+from krabby.runtime.watchdog import watched
 
 __all__ = ["Preparing", "Runtime", "Service", "main"]
 
@@ -58,8 +59,18 @@ the wake-up lateness 4.9 ms at the default, 0.8 ms at this, with a scraper askin
 class Runtime:
     """What the process gives its service while it runs."""
 
-    def __init__(self, service: str, run_id: str = "", heartbeat: Heartbeat | None = None) -> None:
+    def __init__(
+        self,
+        service: str,
+        run_id: str = "",
+        heartbeat: Heartbeat | None = None,
+        *,
+        watched: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self.service = service
+        self.watched = watched
+        """Context in which a loop that does not beat for `watchdog.STUCK_S` ends the process; for
+        loops in real time. In a thread that is not a process's main one it watches nothing."""
         self.run_id = run_id
         self.heartbeat = Heartbeat() if heartbeat is None else heartbeat
         self.stop_reason = ""
@@ -166,7 +177,7 @@ def main(
         runtime = _runtime(service, run_id, cfg)
         with Ending(runtime.stop, flush_logs) as ending:
             try:
-                _run(runtime, cfg, instance)
+                _run(runtime, cfg, instance, ending)
                 status = 0
             except expected as error:
                 log.error("failed", error=type(error).__name__, reason=str(error))
@@ -180,10 +191,12 @@ def main(
 
 def _runtime(service: str, run_id: str, cfg: ServiceCfg) -> Runtime:
     heartbeat = Heartbeat(Path(cfg.health_file) if cfg.health_file else None)
-    return Runtime(service, run_id, heartbeat)
+    return Runtime(
+        service, run_id, heartbeat, watched=lambda: watched(lambda: heartbeat.beats, flush_logs)
+    )
 
 
-def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service) -> None:
+def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service, ending: Ending) -> None:
     service, heartbeat = runtime.service, runtime.heartbeat
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -216,6 +229,7 @@ def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service) -> None:
             log.info("running")
             instance.run(runtime)
         finally:
+            ending.expect()
             runtime.summary = dict(instance.shutdown())
             log.info(
                 "summary",
@@ -225,7 +239,7 @@ def _run(runtime: Runtime, cfg: ServiceCfg, instance: Service) -> None:
             )
 
 
-_OURS = frozenset({"output", "ending", "deadline", "metrics"})
+_OURS = frozenset({"output", "ending", "deadline", "metrics", "watchdog"})
 
 
 def _finish(ending: Ending, status: int) -> None:

@@ -23,7 +23,7 @@ from types import FrameType
 
 import structlog
 
-__all__ = ["EXIT_FAILED", "STOP_S", "Ending"]
+__all__ = ["EXIT_FAILED", "STOP_S", "Ending", "stack_of"]
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +62,8 @@ class Ending:
         self._limit_s = limit_s
         self._main = threading.get_ident()
         self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._end_s = math.inf
         self._before: dict[int, object] = {}
         self._heard, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
@@ -70,8 +72,8 @@ class Ending:
 
     @property
     def left_s(self) -> float:
-        """What is left of the time to end in [s]; infinite before the first signal."""
-        return self.asked_s + self._limit_s - time.monotonic()
+        """What is left of the time to end in [s]; infinite while no end is expected."""
+        return self._end_s - time.monotonic()
 
     def __enter__(self) -> Ending:
         self._before = {
@@ -115,9 +117,16 @@ class Ending:
                 first_s = time.monotonic()
                 self.asked_s = min(self.asked_s, first_s)
                 self._stop(signal.Signals(number).name)
-                threading.Thread(target=self._end_late, name="deadline", daemon=True).start()
+                self.expect()
         os.close(self._heard)
         os.close(self._wake)
+
+    def expect(self) -> None:
+        """The process ends within the limit from now on, or from an earlier call."""
+        with self._lock:
+            if self._end_s == math.inf:
+                self._end_s = time.monotonic() + self._limit_s
+                threading.Thread(target=self._end_late, name="deadline", daemon=True).start()
 
     def _end_late(self) -> None:
         if self._over.wait(max(self.left_s - _LAST_WORDS_S, 0.0)):
@@ -125,14 +134,14 @@ class Ending:
         log.error(
             "did not end in time, ended by force",
             limit_s=self._limit_s,
-            stuck_at=_stack(self._main),
+            stuck_at=stack_of(self._main),
             threads=[thread.name for thread in threading.enumerate()],
         )
         self._flush(max(self.left_s, 0.05))
         os._exit(EXIT_FAILED)
 
 
-def _stack(thread: int) -> list[str]:
+def stack_of(thread: int) -> list[str]:
     """Where a thread is, innermost last: file, line and function."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
     if frame is None:

@@ -6,6 +6,7 @@ The loop beats; a beat touches a file at most twice a second, and a container's 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -39,6 +40,8 @@ class Heartbeat:
         self._clock = clock
         self._touched_ns: int | None = None
         self._beat_ns: int | None = None
+        self.beats = 0
+        """How often the loop has turned."""
         self.doing = ""
         """What keeps the process from its work although it is alive, such as "building"; empty
         while nothing does."""
@@ -47,14 +50,19 @@ class Heartbeat:
         """Say that the loop turned. Costs a comparison, and a touch twice a second."""
         now = self._clock() if now_ns is None else now_ns
         self._beat_ns = now
+        self.beats += 1
         if self._path is None:
             return
         if self._touched_ns is None or now - self._touched_ns >= self._touch_every_ns:
             self._touched_ns = now
-            try:
-                os.utime(self._path)
-            except FileNotFoundError:
-                self._path.touch()
+            with contextlib.suppress(OSError):  # a full disk shows as a stalled loop, and ends none
+                self._touch(self._path)
+
+    def _touch(self, path: Path) -> None:
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            path.touch()
 
     def healthy(self) -> bool:
         """Whether the last beat is recent."""

@@ -233,7 +233,7 @@ class Walkers:
         self._action = torch.where(which[:, None], 0.0, self._action)
         self._fresh |= which
         if self.cameras is not None:
-            self.cameras.reset(which.nonzero()[:, 0])
+            self.cameras.reset(which)
         self.age[chosen] = 0
 
     def _privileged(self) -> Tensor:

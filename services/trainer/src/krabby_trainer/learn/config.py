@@ -28,13 +28,21 @@ _LOWEST_RATE: Final = 1e-5
 _HIGHEST_RATE: Final = 1e-2
 """Bounds of rsl_rl's own adaptive schedule, which ours lie within."""
 
+Dims = Annotated[list[Count], Meta(min_length=1)]
+"""Sizes of hidden layers."""
+Activation = Literal[
+    *("elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu"),
+    *("swish", "mish", "identity"),
+]
+"""As rsl-rl names them."""
+
 
 @dataclass
 class ActorCfg:
     """The teacher's policy network."""
 
-    hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128])
-    activation: str = "elu"
+    hidden_dims: Dims = field(default_factory=lambda: [512, 256, 128])
+    activation: Activation = "elu"
     obs_normalization: bool = True
     init_std: float = 0.8
     """Standard deviation of the actions at the start of training."""
@@ -55,8 +63,8 @@ class ActorCfg:
 class CriticCfg:
     """The value network, which reads privileged observations."""
 
-    hidden_dims: list[int] = field(default_factory=lambda: [512, 256, 128])
-    activation: str = "elu"
+    hidden_dims: Dims = field(default_factory=lambda: [512, 256, 128])
+    activation: Activation = "elu"
     obs_normalization: bool = True
 
 
@@ -68,7 +76,7 @@ class SymmetryCfg:
     """Learn from every step's mirror image too; twice the work."""
     use_mirror_loss: bool = True
     """Penalise actions that differ from those in the mirror."""
-    mirror_loss_coeff: float = 0.1
+    mirror_loss_coeff: NonNegative = 0.1
 
 
 @dataclass
@@ -80,13 +88,13 @@ class AlgorithmCfg:
     clip_param: Positive = 0.2
     gamma: Annotated[float, Meta(gt=0, le=1)] = 0.995
     lam: Share = 0.95
-    value_loss_coef: float = 1.0
+    value_loss_coef: NonNegative = 1.0
     use_clipped_value_loss: bool = True
-    entropy_coef: float = 0.002
+    entropy_coef: NonNegative = 0.002
     learning_rate: Positive = 1e-3
     """At the start."""
-    learning_rate_min: float = 1e-5
-    learning_rate_max: float = 1e-3
+    learning_rate_min: Positive = 1e-5
+    learning_rate_max: Positive = 1e-3
     """The adaptive schedule stays between the two."""
     schedule: Literal["adaptive", "fixed"] = "adaptive"
     """`adaptive` follows the KL divergence, `fixed` stays."""
@@ -94,7 +102,7 @@ class AlgorithmCfg:
     max_grad_norm: Positive = 1.0
     use_mixed_precision: bool = False
     """Compute losses in bfloat16 where that is safe."""
-    regularisation_coef: float = 0.1
+    regularisation_coef: NonNegative = 0.1
     """Weight of the privileged code's distance from the history's; it grows from zero ..."""
     regularisation_start: int = 500
     """... from this iteration ..."""
@@ -102,15 +110,15 @@ class AlgorithmCfg:
     """... to this one."""
     adaptation_interval: int = 20
     """Every how many iterations robots act on the history's code."""
-    adaptation_epochs: int = 5
+    adaptation_epochs: Annotated[int, Meta(ge=0)] = 5
     """Passes over such a rollout to fit the history encoder."""
-    adaptation_learning_rate: float = 1e-3
+    adaptation_learning_rate: Positive = 1e-3
     """Of the history encoder."""
-    history_mini_batches: int = 2
+    history_mini_batches: Annotated[int, Meta(ge=0)] = 2
     """Minibatches of every other rollout to keep it fitted."""
-    estimator_mini_batches: int = 4
+    estimator_mini_batches: Annotated[int, Meta(ge=0)] = 4
     """Minibatches of every rollout to fit the velocity estimator."""
-    estimator_learning_rate: float = 1e-3
+    estimator_learning_rate: Positive = 1e-3
     symmetry: SymmetryCfg = field(default_factory=SymmetryCfg)
 
     def __post_init__(self) -> None:
@@ -153,16 +161,16 @@ class DistillationCfg:
     """How many older ones are kept for that; they are not in checkpoints."""
     num_mini_batches: Count = 16
     """Parts of the robots per pass; memory is learned along a whole rollout of each."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """At the start ..."""
-    learning_rate_end: float = 1e-4
+    learning_rate_end: Positive = 1e-4
     """... and at the last iteration; a cosine between the two."""
-    max_grad_norm: float = 1.0
-    code_coef: float = 0.5
+    max_grad_norm: Positive = 1.0
+    code_coef: NonNegative = 0.5
     """Weight of the code's distance from the teacher's."""
-    scan_coef: float = 0.5
+    scan_coef: NonNegative = 0.5
     """Weight of the decoded scan's distance from the true one."""
-    teacher_iterations: int = 8
+    teacher_iterations: Annotated[int, Meta(ge=0)] = 8
     """Iterations over which the share of robots that the teacher controls falls from 1 to 0."""
     action_noise: NonNegative = 0.1
     """Standard deviation of noise on the student's actions, for more varied states."""

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from krabby_trainer.errors import UNFIT_RESUME, ConfigError, unfit
 from krabby_trainer.learn.config import DistillationCfg, EncoderCfg
+from krabby_trainer.learn.gradients import GradientStep, Sums, adam, adam_state, load_adam
 from krabby_trainer.learn.networks import TeacherActor, actor_of, example_observations
 from krabby_trainer.learn.rollout import Rollout
-from krabby_trainer.learn.sharing import average_gradients
 from krabby_trainer.learn.student import (
     STUDENT_GROUPS,
     DepthEncoder,
@@ -57,6 +57,7 @@ class Distillation:
         max_iterations: int,
         device: str,
         multi_gpu: Mapping[str, Any] | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.cfg, self.device, self._env = cfg, device, env
         self.iteration, self._max_iterations = 0, max_iterations
@@ -70,20 +71,34 @@ class Distillation:
         self._teacher_state: dict[str, Any] = {}
         """What the checkpoint keeps of the teacher: its actor, and its critic for fine-tuning."""
         modules = (self.encoder, self.decoder, self.actor.mlp, self.actor.estimator)
-        self._learned = [each for module in modules for each in module.parameters()]
-        self.optimizer = torch.optim.Adam(self._learned, lr=cfg.learning_rate)
-        self.sight = Sight(self.encoder, env.num_envs, device)
+        learned = [each for module in modules for each in module.parameters()]
+        self.optimizer = adam(learned, cfg.learning_rate, device)
+        self._sums = Sums(("action", "code", "scan", "estimator"), device)
+        self._step = GradientStep(
+            self._loss,
+            self.optimizer,
+            [learned],
+            max_norm=cfg.max_grad_norm,
+            world_size=1 if multi_gpu is None else int(multi_gpu["world_size"]),
+            enabled=cuda_graphs,
+        )
+        self.sight = Sight.of(env, self.encoder, device)
+        self.actor.tolerate(self.sight.unseen_s)
         if torch.device(device).type == "cpu":  # convolutions then take two thirds of the time
             self.encoder.picture.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._new_rollout = functools.partial(
             Rollout, num_steps, env.num_envs, encoder_cfg.memory, device
         )
         self._rollout = self._new_rollout()
+        self._learned_from = self._rollout
+        """Rollout of the minibatch."""
+        self._places = torch.zeros(env.num_envs, dtype=torch.long, device=device)
+        self._robots = self._places
+        """Robots of the minibatch: the first numbers of `_places`."""
         self._older: list[Rollout] = []
         self._begins = torch.ones(env.num_envs, dtype=torch.bool, device=device)
         self._rank = torch.rand(env.num_envs, device=device)
         """The teacher controls the robots whose value is below its share."""
-        self._world = 1 if multi_gpu is None else int(multi_gpu["world_size"])
 
     @staticmethod
     def construct_algorithm(obs: TensorDict, env: Any, cfg: dict[str, Any], device: str) -> Any:
@@ -96,6 +111,7 @@ class Distillation:
             max_iterations=cfg["algorithm"]["max_iterations"],
             device=device,
             multi_gpu=cfg["multi_gpu"],
+            cuda_graphs=cfg["algorithm"]["cuda_graphs"],
         )
 
     @property
@@ -154,29 +170,24 @@ class Distillation:
     def compute_returns(self, obs: TensorDict) -> None:
         """Imitation has no returns."""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of the next update, for the log."""
+        return {"learning_rate": self.learning_rate}
+
     def update(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        history: list[dict[str, Tensor]] = []
-        cfg = self.cfg
+            group["lr"].fill_(self.learning_rate)
+        self._rollout.finish()
+        count = 0
         for rollout, robots in self._mini_batches():
-            losses = self._losses(rollout, robots)
-            loss = (
-                losses["action"]
-                + cfg.code_coef * losses["code"]
-                + cfg.scan_coef * losses["scan"]
-                + losses["estimator"]
-            )
-            self.optimizer.zero_grad()
-            loss.backward()
-            if self._world > 1:
-                average_gradients(self._learned, self._world)
-            nn.utils.clip_grad_norm_(self._learned, cfg.max_grad_norm)
-            self.optimizer.step()
-            history.append({name: value.detach() for name, value in losses.items()})
+            self._learned_from, self._robots = rollout, self._places[: len(robots)]
+            self._robots.copy_(robots)
+            self._step.descend((id(rollout), rollout.used, len(robots)))
+            count += 1
         self._put_aside()
         self.iteration += 1
-        means = {name: float(sum(each[name] for each in history)) / len(history) for name in losses}
+        means = {name: total / count for name, total in self._sums.take().items()}
         return means | {"led_share": self.led_share}
 
     def _mini_batches(self) -> Iterator[tuple[Rollout, Tensor]]:
@@ -204,6 +215,18 @@ class Distillation:
             full = len(self._older) > self.cfg.replay_rollouts
             self._rollout = self._older.pop(0) if full else self._new_rollout()
         self._rollout.step = 0
+
+    def _loss(self) -> Tensor:
+        """Of the minibatch."""
+        losses = self._losses(self._learned_from, self._robots)
+        for name, value in losses.items():
+            self._sums.add(name, value)
+        return (
+            losses["action"]
+            + self.cfg.code_coef * losses["code"]
+            + self.cfg.scan_coef * losses["scan"]
+            + losses["estimator"]
+        )
 
     def _losses(self, r: Rollout, robots: Tensor) -> dict[str, Tensor]:
         """Of one minibatch of robots (B,), some of them in the mirror."""
@@ -263,7 +286,7 @@ class Distillation:
             **{f"{name}_state_dict": model.state_dict() for name, model in self._models().items()},
             "actor_architecture": self.actor.architecture,
             "encoder_architecture": dataclasses.asdict(self.encoder.cfg),
-            "optimizer_state_dict": self.optimizer.state_dict(),
+            "optimizer_state_dict": adam_state(self.optimizer),
             "updates": self.iteration,
             "teacher": self._teacher_state,
         }
@@ -278,7 +301,8 @@ class Distillation:
             self._take_teacher({"algorithm": loaded["teacher"]}, "the checkpoint's teacher")
             for name, model in self._models().items():
                 model.load_state_dict(loaded[f"{name}_state_dict"], strict=strict)
-            self.optimizer.load_state_dict(loaded["optimizer_state_dict"])
+            load_adam(self.optimizer, loaded["optimizer_state_dict"])
+            self._step.forget()
             self.iteration = int(loaded["updates"])
         return True
 

@@ -36,12 +36,13 @@ class StudentPPO(ParkourPPO):
         obs: TensorDict, env: VecEnv, cfg: dict[str, Any], device: str
     ) -> StudentPPO:
         encoder = DepthEncoder(EncoderCfg(**cfg["algorithm"].pop("encoder"))).to(device)
-        sight = Sight(encoder, env.num_envs, device)
+        sight = Sight.of(env, encoder, device)
         seen = sight.group(torch.zeros(env.num_envs, device=device))
         alg = cast(
             "StudentPPO",
             ParkourPPO.construct_algorithm(_with(obs, seen), env, cfg, device),
         )
+        alg._raw_actor.tolerate(sight.unseen_s)
         alg._attach(env, encoder, sight)
         return alg
 

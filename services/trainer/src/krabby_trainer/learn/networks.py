@@ -170,6 +170,12 @@ class TeacherActor(MLPModel):
         else:
             with torch.no_grad():
                 latent = self.history_encoder(frames)
+        return self.joined(obs, velocity, latent)
+
+    def joined(
+        self, obs: Mapping[str, Tensor] | TensorDict, velocity: Tensor, latent: Tensor
+    ) -> Tensor:
+        """What the body reads, with estimate (N, 3) and code of the unsensed (N, 20) computed."""
         proprio = self.proprio_normalizer(obs["proprio"])
         return torch.cat((proprio, self.sight(obs), velocity, latent), dim=-1)
 
@@ -188,8 +194,13 @@ class TeacherActor(MLPModel):
         """Code (N, 20) of the true values."""
         return self.privileged_encoder(self.privileged_normalizer(obs["privileged"]))
 
-    def history_latent(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
-        return self.history_encoder(self.frames(obs))
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each action, (18,); learned."""
+        distribution: Any = self.distribution
+        if distribution.std_type == "log":
+            return distribution.log_std_param.clamp(*distribution.log_std_range).exp()
+        return distribution.std_param.clamp(*distribution.std_range)
 
     @torch.no_grad()
     def clamp_std(self) -> None:
@@ -325,12 +336,38 @@ _NORMALISER_EPS: Final = 0.1
 in training (a sideways command) must not be amplified a hundredfold."""
 
 
+class Normalizer(EmpiricalNormalization):
+    """rsl_rl's, whose statistics stay in their tensors and need no host: recordings read them."""
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in values (N, k), as many in every process."""
+        if not self.training:
+            return
+        var, mean = torch.var_mean(x, dim=0, correction=0, keepdim=True)
+        count = len(x)
+        if torch.distributed.is_initialized():
+            world = torch.distributed.get_world_size()
+            moments = torch.stack((mean, var)).double()
+            moments[1] += moments[0].square()
+            moments /= world
+            torch.distributed.all_reduce(moments)
+            mean, var = moments[0].float(), (moments[1] - moments[0].square()).float()
+            count *= world
+        self.count += count
+        rate = count / self.count
+        delta = mean - self._mean
+        self._mean += rate * delta
+        self._var += rate * (var - self._var + delta * (mean - self._mean))
+        torch.sqrt(self._var, out=self._std)
+
+
 def _normalizer(size: int, enabled: bool) -> nn.Module:
-    return EmpiricalNormalization(size, eps=_NORMALISER_EPS) if enabled else nn.Identity()
+    return Normalizer(size, eps=_NORMALISER_EPS) if enabled else nn.Identity()
 
 
 def _update(normalizer: nn.Module, values: Tensor) -> None:
-    if isinstance(normalizer, EmpiricalNormalization):
+    if isinstance(normalizer, Normalizer):
         normalizer.update(values)
 
 

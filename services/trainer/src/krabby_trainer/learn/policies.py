@@ -63,7 +63,12 @@ class StudentPolicy:
     def __call__(self, obs: TensorDict) -> Tensor:
         with torch.inference_mode():
             if self._sight is None:
-                self._sight = Sight(self.encoder, obs.batch_size[0], self._device)
+                self._sight = Sight(
+                    self.encoder,
+                    obs.batch_size[0],
+                    self._device,
+                    unseen_s=self.actor.oldest_s,
+                )
             age = obs["age"][:, 0]
             self._sight.forget(obs["begins"][:, 0])
             self._sight.look(Vision(obs["arrived"][:, 0], obs["image"], obs["eye"], age))

@@ -54,6 +54,8 @@ class Rollout:
         self.scan = zeros(steps, n, SCAN_SIZE, dtype=torch.float16)
         self.velocity = zeros(steps, n, 3)
         self.step = 0
+        self.used = frames
+        """Images of a robot that are learned from, at most."""
 
     def begin(self, sight: Sight) -> None:
         """Start a new rollout from the robots' present memories."""
@@ -86,6 +88,16 @@ class Rollout:
         self.velocity[t] = groups["velocity"]
         self.step += 1
 
+    def finish(self) -> None:
+        """Count the images that are learned from; waits for the device.
+
+        In steps of four on CUDA, where kernels are recorded for each number.
+        """
+        most = int(self.count.max()) if self.image is not None else 0
+        if self.count.is_cuda:
+            most = min((most + 3) // 4 * 4, self.frames)
+        self.used = most
+
     def encoded(
         self, encoder: DepthEncoder, robots: Tensor, stream: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -103,7 +115,7 @@ class Rollout:
         code, memory = self.code[stream, robots], self.memory[stream, robots]
         codes, memories = [code], [memory]
         count = self.count[robots]
-        frames = int(count.max()) if self.image is not None else 0
+        frames = self.used
         if frames:
             assert self.image is not None
             image = self.image[:frames, robots]

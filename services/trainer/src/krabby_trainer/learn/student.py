@@ -2,7 +2,9 @@
 
 `DepthEncoder` is recurrent: it computes a code from each image that arrives and its memory; it runs
 in the camera service. `StudentActor` is the teacher's actor with that code in place of the code of
-the terrain scan, so it can start with the teacher's weights; it also reads the image's age.
+the terrain scan, so it can start with the teacher's weights; it also reads the image's age. Beyond
+the age `oldest_s` it reads the no-picture token in place of both: a code of zeros of that age. The
+token is the actor's part because in an outage the camera service sends nothing.
 
 A second stream of the encoder sees every image mirrored. So the actor's input in the mirror is
 known, and its symmetry can be trained without a symmetric encoder.
@@ -129,13 +131,22 @@ class StudentActor(TeacherActor):
     observation: ClassVar[ObservationLayout] = STUDENT_OBSERVATION
     sight_size: ClassVar[int] = SCAN_LATENT + 1
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, oldest_s: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.latent_source = "history"
+        self.tolerate(oldest_s)
+
+    def tolerate(self, oldest_s: float) -> None:
+        """Read the no-picture token from this age of the image on [s]; 0: never."""
+        self.oldest_s = oldest_s
+        self.architecture["oldest_s"] = oldest_s
 
     def sight(self, obs: Mapping[str, Tensor] | TensorDict) -> Tensor:
-        seen = obs["sight"]
-        return torch.cat((seen[..., :SCAN_LATENT], seen[..., -1:] * _AGE_SCALE), dim=-1)
+        code, age = obs["sight"][..., :SCAN_LATENT], obs["sight"][..., -1:]
+        if self.oldest_s:
+            fresh = age < self.oldest_s
+            code, age = torch.where(fresh, code, 0.0), torch.where(fresh, age, self.oldest_s)
+        return torch.cat((code, age * _AGE_SCALE), dim=-1)
 
     def deployed_sight(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Code and age of the newest image, as the group `sight`."""
@@ -185,16 +196,32 @@ class Sight:
         encoder: Runs without gradients here.
         num_envs: N.
         device: Of everything.
+        unseen_s: Age that robots read before their first image [s]: that of the no-picture token.
     """
 
-    def __init__(self, encoder: DepthEncoder, num_envs: int, device: str | torch.device) -> None:
+    def __init__(
+        self,
+        encoder: DepthEncoder,
+        num_envs: int,
+        device: str | torch.device,
+        *,
+        unseen_s: float = 0.0,
+    ) -> None:
         self.encoder = encoder
+        self.unseen_s = unseen_s
         memory = encoder.cfg.memory
         self.code = torch.zeros(2, num_envs, SCAN_LATENT, device=device)
         """Newest code of the pictures, and of the mirrored ones."""
         self.memory = torch.zeros(2, num_envs, memory, device=device)
         self.seen = torch.zeros(num_envs, dtype=torch.bool, device=device)
         """Which robots have had an image in this episode."""
+
+    @classmethod
+    def of(cls, env: Any, encoder: DepthEncoder, device: str | torch.device) -> Sight:
+        """Of the robots of `env`, with the no-picture token that its cameras ask for."""
+        vision = env.unwrapped.vision
+        unseen_s = 0.0 if vision is None else vision.oldest_s
+        return cls(encoder, env.num_envs, device, unseen_s=unseen_s)
 
     def forget(self, begins: Tensor) -> None:
         """Clear the memories of robots (N,) bool whose episode begins."""
@@ -218,7 +245,8 @@ class Sight:
 
     def group(self, age: Tensor) -> Tensor:
         """The observation group `sight`, (N, 65); `age` is (N,) [s]."""
-        return torch.cat((self.code[0], self.code[1], (age * self.seen)[:, None]), dim=-1)
+        known = torch.where(self.seen, age, self.unseen_s)
+        return torch.cat((self.code[0], self.code[1], known[:, None]), dim=-1)
 
 
 class DeployedEncoder(nn.Module):

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from krabby.robot.description import JOINT_KINDS, RobotDescription
-from tensordict import TensorDict
 from torch import Tensor
 
 from krabby_trainer.errors import ConfigError
@@ -142,32 +141,22 @@ def action_reflection(device: torch.device | str = "cpu") -> Reflection:
     return _on(str(device))["actions"]
 
 
-def mirror(
-    obs: TensorDict | None, actions: Tensor | None
-) -> tuple[TensorDict | None, Tensor | None]:
+def mirror(groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch followed by its mirror image.
 
     Args:
-        obs: Observation groups (N, size), or None.
-        actions: (N, 18), or None.
+        groups: Observation groups by name, and "actions", each (N, size).
 
     Returns:
-        Groups (2N, size) and actions (2N, 18): the first N are those given.
+        The same groups (2N, size): the first N are those given.
+
+    Raises:
+        ConfigError: A group has no mirror image.
     """
-    both_obs, both_actions = None, None
-    if obs is not None:
-        groups: dict[str, Any] = dict(obs.items())
-        known = reflections(next(iter(groups.values())).device)
-        if unknown := sorted(set(groups) - set(known)):
-            raise ConfigError(
-                f"observation group {unknown[0]!r} has no mirror image; train without symmetry or "
-                "say in learn/symmetry.py how it is reflected"
-            )
-        both_obs = TensorDict(
-            {name: torch.cat((value, known[name](value))) for name, value in groups.items()},
-            batch_size=[2 * obs.batch_size[0]],
-            device=obs.device,
+    known = reflections(next(iter(groups.values())).device)
+    if unknown := sorted(set(groups) - set(known)):
+        raise ConfigError(
+            f"observation group {unknown[0]!r} has no mirror image; train without symmetry or "
+            "say in learn/symmetry.py how it is reflected"
         )
-    if actions is not None:
-        both_actions = torch.cat((actions, action_reflection(actions.device)(actions)))
-    return both_obs, both_actions
+    return {name: torch.cat((value, known[name](value))) for name, value in groups.items()}

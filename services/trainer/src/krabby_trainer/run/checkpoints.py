@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from krabby_trainer.errors import CheckpointDamaged, CheckpointError, first_line
+from krabby_trainer.run import foreign
 from krabby_trainer.task.observations import described
 
 __all__ = [
@@ -162,10 +163,21 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
             written by another version.
         CheckpointDamaged: It is not what was written; the message names the newest intact one.
     """
-    if not path.is_file():
+    if not path.exists():
         there = [each.name for each in find_checkpoints(path.parent)]
         hint = f"that folder has {', '.join(there)}" if there else "that folder has none"
         raise CheckpointError(f"no checkpoint {path}; {hint}")
+    ours = _sum_path(path).is_file() or bool(_NAME.fullmatch(path.name))
+    if path.is_dir() or not ours:
+        try:
+            kind = foreign.named(path)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+        if kind:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of this trainer but {kind}; give a file "
+                "iteration_NNNNNN.pt of a run's checkpoints, or the run's folder"
+            )
     problem = verify(path)
     if problem:
         raise CheckpointDamaged(f"{path} is damaged: {problem}; {_remedy(path)}")

@@ -21,7 +21,7 @@ from krabby.benchmark.suites import SUITES
 from krabby.config import check, describe, load
 from krabby.robot.assets import choose_robot
 
-from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError
+from krabby_trainer.errors import ConfigError, MissingDependency, TrainerError, first_line
 from krabby_trainer.run.output import aside
 
 __all__ = ["main"]
@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(_keys(args.command))
         return 0
     try:
-        return args.handler(args.overrides)
+        base = {"base": args.base} if args.command in _TAKES_BASE else {}
+        return args.handler(args.overrides, **base)
     except (ConfigError, MissingDependency, config.ConfigError) as error:
         return _complain(args.command, error, _EXIT_USAGE)
     except TrainerError as error:
@@ -145,27 +146,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            reason = TrainerError(f"GPU memory ran out; lower env.num_envs ({error})")
+        if _ran_out_of_memory(error):
+            reason = TrainerError(f"memory ran out; lower env.num_envs ({first_line(error)})")
             return _complain(args.command, reason, _EXIT_FAILED)
         if type(error).__module__.partition(".")[0] == "krabby":
             return _complain(args.command, error, _EXIT_FAILED)
         raise
 
 
-def _train(overrides: Sequence[str]) -> int:
+def _train(overrides: Sequence[str], *, base: str = "") -> int:
     _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
     from krabby_trainer.run.training import train
 
-    return train(overrides, started=_STARTED)
+    return train(overrides, started=_STARTED, base=base)
 
 
-def _config(overrides: Sequence[str]) -> int:
-    _need("hydra")
-    from krabby_trainer.run.config import compose, to_yaml
+def _config(overrides: Sequence[str], *, base: str = "") -> int:
+    _need("torch", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.config import to_yaml
+    from krabby_trainer.run.training import resolve
 
-    sys.stdout.write(to_yaml(compose(overrides)))
+    cfg, _, _ = resolve(overrides, base=base)
+    sys.stdout.write(to_yaml(cfg))
     return 0
+
+
+def _profile(overrides: Sequence[str]) -> int:
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.profiling import profile
+
+    with aside(None):
+        report = profile(overrides)
+    return _print(report)
 
 
 def _eval(overrides: Sequence[str]) -> int:
@@ -329,9 +341,14 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]
         "checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "profile": (
+        *(_profile, None, "show where the time of an iteration goes"),
+        "env.num_envs=8192 device=cuda",
+    ),
     "config": (_config, None, "show the resolved configuration", "size=small env.num_envs=64"),
 }
 """Handler, class of its keys (None for those of a training run), help, and an example."""
+_TAKES_BASE: Final = ("train", "config")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -349,6 +366,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", nargs="*", metavar="KEY=VALUE", help="overrides of the defaults"
         )
+        if name in _TAKES_BASE:
+            command.add_argument(
+                "--from",
+                dest="base",
+                metavar="config.yaml",
+                default="",
+                help="begin with this configuration instead of the defaults",
+            )
         command.add_argument("--keys", action="store_true", help="list the keys and exit")
         command.set_defaults(handler=handler)
     return parser
@@ -428,6 +453,17 @@ def _machine() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {**provenance("cpu"), "device": "cuda:0" if gpus else "cpu", "gpu": gpus or None}
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, as torch says it, or of this machine."""
+    said = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in said
+        or "Failed to allocate" in said  # Warp
+    )
 
 
 def _print(facts: dict[str, Any]) -> int:

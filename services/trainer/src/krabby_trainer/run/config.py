@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
-from krabby.robot.assets import robot_name
+from krabby.robot.assets import choose_robot, robot_name
+from krabby.robot.description import RobotDescription
+from krabby.robot.errors import RobotError
 from msgspec import Meta
 
 from krabby_trainer.errors import ConfigError, first_line
@@ -30,13 +33,16 @@ from krabby_trainer.learn.config import (
     EncoderCfg,
 )
 from krabby_trainer.task.config import EnvCfg
+from krabby_trainer.vision.config import check_errors
 
 __all__ = [
     "AgentCfg",
     "RunCfg",
     "TrainCfg",
+    "check_run",
     "choices",
     "compose",
+    "compose_from",
     "continue_from",
     "from_dict",
     "read_config",
@@ -50,7 +56,7 @@ __all__ = [
 class AgentCfg:
     max_iterations: Count = 2000
     """Iterations of the run in all, those before a resume included."""
-    num_steps_per_env: Count = 24
+    num_steps_per_env: Annotated[int, Meta(ge=1, le=10_000)] = 24
     """Control steps each robot takes per iteration."""
     init_at_random_ep_len: bool = True
     """Start episodes at random ages, so that not all robots restart together."""
@@ -88,7 +94,7 @@ class RunCfg:
     """Wall clock after which the run ends with a checkpoint; 0 for no limit."""
     log_every: Count = 1
     """Iterations per line of log.jsonl."""
-    progress_s: float = 5.0
+    progress_s: NonNegative = 5.0
     """Between lines of progress when standard error is not a terminal [s]."""
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """TCP port of the Prometheus exposition; 0 for none."""
@@ -103,7 +109,7 @@ class TrainCfg:
     which is fine-tuned by PPO."""
     robot: str = field(default_factory=robot_name)
     """Folder of the assets folder; the one in KRABBY_ROBOT, or else crab_hex."""
-    seed: Annotated[int, Meta(ge=0)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     device: str = "auto"
     """`auto` is this process's GPU where there is one, else `cpu`."""
     env: EnvCfg = field(default_factory=EnvCfg)
@@ -116,6 +122,10 @@ class TrainCfg:
             kind in ("cpu", "cuda") and (not index or index.isdigit())
         )
         check(usable, "device", self.device, "auto, cpu, cuda or cuda:<number>")
+        self._check_sizes()
+        if self.task != "teacher":
+            enabled = self.env.camera.enabled
+            check(enabled, "env.camera.enabled", enabled, f"true for the task {self.task}")
         backend = self.env.physics.backend
         if backend == "isaac":
             return
@@ -124,6 +134,38 @@ class TrainCfg:
         check(self.task == "distill", key, backend, reason)
         reason = f"isaac, since env.command has {keys} and MuJoCo has neither stops nor free robots"
         check(not keys, key, backend, reason)
+
+    def _check_sizes(self) -> None:
+        """Every minibatch of an update has to have a sample."""
+        if self.task == "distill":
+            return
+        steps, robots = self.agent.num_steps_per_env, self.env.num_envs
+        parts = self.agent.algorithm.num_mini_batches
+        check(
+            parts <= steps * robots,
+            "agent.algorithm.num_mini_batches",
+            parts,
+            f"at most agent.num_steps_per_env * env.num_envs, {steps} * {robots} = "
+            f"{steps * robots} samples",
+        )
+
+
+def check_run(cfg: TrainCfg) -> TrainCfg:
+    """Refuse what only the robot and the courses can tell: all of it before a simulator starts.
+
+    Raises:
+        ConfigError: Names the key and what is valid.
+    """
+    from krabby_trainer.task.terrain import check_terrain
+
+    try:
+        choose_robot(cfg.robot)
+    except RobotError as error:
+        raise ConfigError(f"robot={cfg.robot}: {error}") from error
+    check_terrain(cfg.env.terrain)
+    if cfg.env.camera.enabled:
+        check_errors(cfg.env.camera.errors, RobotDescription.load().camera)
+    return cfg
 
 
 def compose(overrides: Sequence[str] = ()) -> TrainCfg:
@@ -184,6 +226,22 @@ def continue_from(config: Mapping[str, Any], overrides: Sequence[str]) -> TrainC
     return _built(OmegaConf.to_container(node))
 
 
+def compose_from(path: Path, overrides: Sequence[str]) -> TrainCfg:
+    """A file's configuration with overrides on top of it; what the file leaves out is default.
+
+    Raises:
+        ConfigError: As `compose`, also for keys of the file.
+    """
+    config = read_config(path)
+    try:
+        for key in _leaves(config):
+            if not key.startswith("env.terrain.ranges."):  # names of courses
+                _check_key(key)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return continue_from({"task": TrainCfg.task, **config}, overrides)
+
+
 def from_dict(config: Mapping[str, Any]) -> TrainCfg:
     """The tree from what `to_dict` made of it; keys this version does not know are left out."""
     return continue_from(config, ())
@@ -232,6 +290,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
             "distillation": agent["distillation"],
             "encoder": encoder,
             "max_iterations": agent["max_iterations"],
+            "cuda_graphs": cfg.env.cuda_graphs,
         }
         return common | {"actor": actor, "algorithm": learning}
     groups = {name: list(groups) for name, groups in OBS_GROUPS.items()}
@@ -240,6 +299,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
         "class_name": "krabby_trainer.learn.ppo:ParkourPPO",
         **algorithm,
         "symmetry_cfg": symmetry if wanted else None,
+        "cuda_graphs": cfg.env.cuda_graphs,
     }
     if cfg.task == "student":
         groups["actor"] = ["sight" if name == "scan" else name for name in groups["actor"]]
@@ -256,6 +316,7 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
 def _built(values: Any) -> TrainCfg:
     """The tree from plain values; constraints are checked here."""
     values = _texts(values, to_dict(TrainCfg()))
+    _check_finite(values)
     try:
         return msgspec.convert(values, TrainCfg)
     except msgspec.ValidationError as error:
@@ -275,6 +336,16 @@ def _built(values: Any) -> TrainCfg:
             problem = f"expected {', '.join(map(str, get_args(hint)))}"
         what = f"{key}={value}: {problem[:1].lower()}{problem[1:]}"
         raise ConfigError(what if key else problem) from error
+
+
+def _check_finite(values: Any, key: str = "") -> None:
+    if isinstance(values, float) and not math.isfinite(values):
+        raise ConfigError(f"{key}={values}: expected a finite number")
+    parts = values.items() if isinstance(values, dict) else ()
+    if isinstance(values, list):
+        parts = ((None, value) for value in values)
+    for name, value in parts:
+        _check_finite(value, ".".join(filter(None, (key, name))))
 
 
 def _texts(values: Any, defaults: Any) -> Any:
@@ -343,14 +414,15 @@ def _check_key(key: str) -> None:
 
 @functools.cache
 def _keys() -> tuple[str, ...]:
-    def walk(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        for name, value in values.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{name}.")
-            else:
-                yield prefix + name
+    return tuple(_leaves(to_dict(TrainCfg())))
 
-    return tuple(walk(to_dict(TrainCfg()), ""))
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _said(error: BaseException) -> str:

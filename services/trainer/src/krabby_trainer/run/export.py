@@ -10,14 +10,17 @@ import contextlib
 import hashlib
 import io
 import logging
+import math
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
+from krabby.course.mission import MAX_YAW_RATE
 from krabby.policy.bundle import (
     ENCODER_FILE,
     POLICY_FILE,
@@ -34,17 +37,17 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from krabby_trainer.errors import ExportError
-from krabby_trainer.evaluation.standing import STILL_M_S, speed_at_rest
+from krabby_trainer.evaluation.abilities import ABILITIES, measure
 from krabby_trainer.learn.networks import (
     DeployedActor,
     TeacherActor,
     actor_of,
     bundle_observation,
 )
-from krabby_trainer.learn.policies import StudentPolicy
 from krabby_trainer.learn.student import DeployedEncoder, DepthEncoder, StudentActor, student_of
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.policies import image_rate_hz
+from krabby_trainer.task.config import CommandCfg
 from krabby_trainer.task.observations import (
     ACTION_CLIP,
     ACTION_SCALE,
@@ -107,6 +110,7 @@ def export_bundle(
         subject = _Student(*student_of(payload, str(checkpoint)))
     else:
         subject = _Teacher(actor_of(payload, str(checkpoint)), observations)
+    config = payload["config"] or {}
     manifest = {
         "name": name,
         "action": {
@@ -115,7 +119,7 @@ def export_bundle(
             "clip": ACTION_CLIP,
         },
         "observation": subject.actor.observation.to_manifest(),
-        **subject.manifest(payload["config"] or {}),
+        **subject.manifest(config),
         "provenance": _provenance(payload, checkpoint, desc),
         "evaluation": dict(evaluation or {}),
     }
@@ -124,6 +128,7 @@ def export_bundle(
         with tempfile.TemporaryDirectory() as folder:
             trial = write_bundle(Path(folder) / "trial", manifest, files, desc)
             manifest["provenance"]["parity"] = subject.compare(trial)
+            manifest |= subject.measured(trial, config, desc, manifest["provenance"])
         return write_bundle(out, manifest, files, desc)
     except (RobotError, OSError) as error:
         raise ExportError(f"cannot export {checkpoint} to {out}: {error}") from error
@@ -138,6 +143,16 @@ class _Subject(Protocol):
         ...
 
     def files(self) -> dict[str, bytes]: ...
+
+    def measured(
+        self,
+        trial: PolicyBundle,
+        config: Mapping[str, Any],
+        desc: RobotDescription,
+        provenance: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What the manifest says of its commands and abilities; figures go to `provenance`."""
+        ...
 
     def compare(self, trial: PolicyBundle) -> dict[str, Any]:
         """How far the bundle is from torch; raises `ExportError` when too far."""
@@ -164,6 +179,10 @@ class _Teacher:
         worst = _compare(trial, bundle_observation(history, scan).numpy(), wanted)
         return {"observations": self._source, "rows": len(scan), "largest_difference": worst}
 
+    def measured(self, *_: object) -> dict[str, Any]:
+        """Nothing: no game loop walks with a teacher."""
+        return {}
+
 
 class _Student:
     def __init__(self, actor: StudentActor, encoder: DepthEncoder) -> None:
@@ -173,7 +192,7 @@ class _Student:
         state = {"input": "memory", "output": "next_memory", "shape": [1, self._encoder.cfg.memory]}
         return {
             "needs_features": "latent",
-            "stands": self._stands(config),
+            **_ages(config),
             "encoder": {
                 # As trained; the camera service skips images beyond this rate.
                 "rate_hz": image_rate_hz(config),
@@ -182,13 +201,27 @@ class _Student:
             },
         }
 
-    def _stands(self, config: Mapping[str, Any]) -> bool:
-        """Whether training had zero commands, and the policy stands still on them."""
-        if config.get("env", {}).get("command", {}).get("pause_share", 0.0) <= 0.0:
-            return False
-        speed = speed_at_rest(StudentPolicy(self.actor, self._encoder, "cpu"))
-        log.info("on a zero command it moves at %.2f m/s", speed)
-        return speed < STILL_M_S
+    def measured(
+        self,
+        trial: PolicyBundle,
+        config: Mapping[str, Any],
+        desc: RobotDescription,
+        provenance: dict[str, Any],
+    ) -> dict[str, Any]:
+        command = {**asdict(CommandCfg()), **config.get("env", {}).get("command", {})}
+        span = _span(command)
+        found = measure(trial.path, desc, _trained(command, span))
+        able = {name: found.get(name, (False, 0.0))[0] for name in ABILITIES}
+        for name, (_, figure) in found.items():
+            log.info("%s: %s (%.3g)", name, able[name], figure)
+        provenance["abilities"] = {
+            name: figure if math.isfinite(figure) else None for name, (_, figure) in found.items()
+        }
+        if not able["reverses"]:
+            span["vx"] = [0.0, span["vx"][1]]
+        if not able["side_steps"]:
+            span["vy"] = [0.0, 0.0]
+        return {"command": span, **able}
 
     def files(self) -> dict[str, bytes]:
         encoder = DeployedEncoder(self._encoder)
@@ -216,11 +249,48 @@ class _Student:
             frames = _around(
                 self.actor.proprio_normalizer, (_ROWS, HISTORY, PROPRIO_SIZE), generator
             )
-            age = torch.rand(_ROWS, 1, generator=generator)
+            # Scaled, as a bundle's observation has it; up to twice the oldest where there is one.
+            age = max(1.0, 20.0 * self.actor.oldest_s) * torch.rand(_ROWS, 1, generator=generator)
             rows = bundle_observation(frames.flatten(1), torch.cat((torch.cat(codes), age), dim=1))
             wanted = DeployedActor(self.actor)(rows).numpy()
         worst = max(worst, _compare(trial, rows.numpy(), wanted))
         return {"observations": "made up", "rows": _ROWS, "largest_difference": worst}
+
+
+def _span(command: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Lowest and highest commands of training, by axis: waypoints', and those of free robots."""
+    spans = {
+        "vx": [0.0, command["speed_high"]],
+        "vy": [0.0, 0.0],
+        "yaw_rate": [-MAX_YAW_RATE, MAX_YAW_RATE],
+    }
+    if command["free_flat"] or command["free_share"]:
+        for axis, (low, high) in spans.items():
+            free = command[f"free_{axis}"]
+            spans[axis] = [min(low, free[0]), max(high, free[1])]
+    return spans
+
+
+def _trained(command: Mapping[str, Any], span: Mapping[str, list[float]]) -> list[str]:
+    """The abilities that training had commands for."""
+    free = command["free_flat"] or command["free_share"]
+    stops = command["pause_share"] or command["rest_s"] or (free and command["free_still"])
+    asked = {
+        "stands": stops,
+        "reverses": span["vx"][0],
+        "side_steps": any(span["vy"]),
+        "turns_in_place": free,
+    }
+    return [name for name in ABILITIES if asked[name]]
+
+
+def _ages(config: Mapping[str, Any]) -> dict[str, float]:
+    """Manifest keys for ages of features; none without the no-picture token in training."""
+    errors = config.get("env", {}).get("camera", {}).get("errors", {})
+    oldest_s = errors.get("oldest_s", 0.0)
+    if not oldest_s:
+        return {}
+    return {"features_age_s": oldest_s, "memory_s": max(oldest_s, errors["outage_s"][1])}
 
 
 def to_onnx(actor: TeacherActor) -> bytes:

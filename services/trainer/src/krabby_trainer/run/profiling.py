@@ -1,18 +1,17 @@
-"""Time of the parts of an iteration: `python -m krabby_trainer.run.profiling [key=value ...]`.
+"""`python -m krabby_trainer profile`: where the time of an iteration goes.
 
-Runs the same iterations as training twice: undisturbed, for the rate, and with the device
-synchronised around every part, for the shares. One JSON line at the end.
+The same iterations as in training run three times: undisturbed, for the rate; with a mark between
+parts, for the bill; and under torch's profiler, for the share of time in which the device is busy.
+Marks are events on the device, so nothing waits for it.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import statistics
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,108 +20,197 @@ import torch
 from krabby_trainer.run.config import compose, rsl_rl_config, to_dict
 from krabby_trainer.run.training import resolve_device
 
-__all__ = ["profile"]
+__all__ = ["Marks", "busy_s", "profile"]
 
-_WARM_UP: Final = 3
-_ITERATIONS: Final = 8
+_WARM_UP: Final = 2
+"""Iterations in which kernels are recorded."""
+_TRACED: Final = 2
 
 
-class _Clock:
-    """Adds up the time of wrapped functions, without that of nested ones."""
+class Marks:
+    """Attributes time to the innermost of the wrapped functions that runs.
+
+    On CUDA it is the device's time, from the end of the work before a mark to the next mark.
+    """
 
     def __init__(self, device: str) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
         self.on = False
-        self._synchronise = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-        self._inner = [0.0]
+        self._cuda = device.startswith("cuda")
+        self._stack = ["other"]
+        self._marks: list[tuple[str, Any]] = []
 
     def around(self, owner: Any, name: str, part: str) -> None:
+        """Count calls of the attribute `name` as `part`."""
         original: Callable[..., Any] = getattr(owner, name)
 
-        @functools.wraps(original)
-        def timed(*args: Any, **kwargs: Any) -> Any:
+        def marked(*args: Any, **kwargs: Any) -> Any:
             if not self.on:
                 return original(*args, **kwargs)
-            self._synchronise()
-            begin = time.perf_counter()
-            self._inner.append(0.0)
-            result = original(*args, **kwargs)
-            self._synchronise()
-            elapsed = time.perf_counter() - begin
-            self.seconds[part] += elapsed - self._inner.pop()
-            self._inner[-1] += elapsed
-            return result
+            self._stack.append(part)
+            self._mark()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._stack.pop()
+                self._mark()
 
-        setattr(owner, name, timed)
+        if hasattr(original, "__name__"):
+            functools.update_wrapper(marked, original)
+        setattr(owner, name, marked)
+
+    def start(self) -> None:
+        self.on = True
+        self._mark()
+
+    def stop(self) -> dict[str, float]:
+        """Time of each part since `start` [s]."""
+        self._mark()
+        self.on = False
+        if self._cuda:
+            torch.cuda.synchronize()
+        parts: dict[str, float] = defaultdict(float)
+        for (part, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            parts[part] += 1e-3 * begin.elapsed_time(end) if self._cuda else end - begin
+        self._marks.clear()
+        return dict(parts)
+
+    def _mark(self) -> None:
+        """From here on the innermost part is that on top of the stack."""
+        if self._cuda:
+            moment: Any = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            moment = time.perf_counter()
+        self._marks.append((self._stack[-1], moment))
 
 
-def profile(overrides: Sequence[str]) -> dict[str, Any]:
-    from krabby_trainer.run.runner import ParkourRunner
+def busy_s(intervals: Iterable[tuple[int, int]]) -> float:
+    """Length of the union of intervals, (begin, end) [ns] each, in seconds."""
+    total, reached = 0, -1
+    for begin, end in sorted(intervals):
+        total += max(end - max(begin, reached), 0)
+        reached = max(reached, end)
+    return 1e-9 * total
+
+
+def profile(overrides: Sequence[str], iterations: int = 8) -> dict[str, Any]:
+    """Rate, bill and device-busy share of iterations of `train` with these overrides."""
+    from krabby_trainer.run.runner import ParkourRunner, seed_everything
     from krabby_trainer.task.isaac import make_env
 
     cfg = compose(overrides)
     device = resolve_device(cfg.device)
     torch.set_float32_matmul_precision("high")
     begin = time.perf_counter()
-    env = make_env(cfg.env, device=device, seed=cfg.seed)
+    seed = seed_everything(cfg.seed)
+    env = make_env(cfg.env, device=device, seed=seed)
     created_s = time.perf_counter() - begin
     runner = ParkourRunner(
         env, rsl_rl_config(cfg), None, device, run=cfg.run, config=to_dict(cfg), provenance={}
     )
     if cfg.run.init:
         runner.begin_with(Path(cfg.run.init))
-    algorithm, parkour = runner.alg, env.unwrapped.parkour
-    clock = _Clock(device)
-    clock.around(env.unwrapped.sim, "step", "physics")
-    clock.around(env.unwrapped.scene, "update", "sensors")
-    clock.around(parkour, "after_physics", "measure")
-    clock.around(parkour, "observe", "observations")
-    if parkour.observer.vision is not None:
-        clock.around(parkour, "see_replayed", "cameras")
-        clock.around(algorithm.sight, "look", "encoder")
-    clock.around(env.unwrapped.reward_manager, "compute", "rewards")
-    clock.around(env.unwrapped, "_reset_idx", "resets")
-    clock.around(env, "step", "managers")
-    clock.around(algorithm, "act", "act")
-    clock.around(algorithm, "process_env_step", "store")
-    clock.around(algorithm, "compute_returns", "returns")
-    clock.around(algorithm, "update", "learning")
+    marks = Marks(device)
+    _mark_parts(marks, runner)
+    on_gpu = device.startswith("cuda")
+    obs = env.get_observations().to(device)
+    env.episode_length_buf = torch.randint_like(
+        env.episode_length_buf, high=int(env.max_episode_length)
+    )
 
     def iterate() -> float:
+        nonlocal obs
         start = time.perf_counter()
-        obs = env.get_observations().to(device)
-        with torch.inference_mode():
-            for _ in range(cfg.agent.num_steps_per_env):
-                obs, reward, done, extras = env.step(algorithm.act(obs))
-                algorithm.process_env_step(obs, reward, done, extras)
-            algorithm.compute_returns(obs)
-        algorithm.update()
-        if device.startswith("cuda"):
+        obs = runner._collect(obs)
+        runner.alg.update()
+        if on_gpu:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    algorithm.train_mode()
+    runner.alg.train_mode()
     for _ in range(_WARM_UP):
         iterate()
-    undisturbed = [iterate() for _ in range(_ITERATIONS)]
-    clock.on = True
-    disturbed = [iterate() for _ in range(_ITERATIONS)]
+    median_s = statistics.median(iterate() for _ in range(iterations))
+    marks.start()
+    for _ in range(iterations):
+        iterate()
+    bill = {part: 1e3 * total / iterations for part, total in marks.stop().items()}
     steps = cfg.agent.num_steps_per_env * cfg.env.num_envs
-    median = statistics.median(undisturbed)
-    bill = {part: 1e3 * total / _ITERATIONS for part, total in clock.seconds.items()}
-    report = {
+    report: dict[str, Any] = {
+        "task": cfg.task,
         "num_envs": cfg.env.num_envs,
         "created_s": round(created_s, 1),
-        "iteration_ms": round(1e3 * median, 1),
-        "env_steps_per_s": round(steps / median),
-        "iteration_ms_measured": round(1e3 * statistics.median(disturbed), 1),
+        "iteration_ms": round(1e3 * median_s, 1),
+        "env_steps_per_s": round(steps / median_s),
         "bill_ms": {k: round(v, 1) for k, v in sorted(bill.items(), key=lambda kv: -kv[1])},
     }
-    if device.startswith("cuda"):
+    if on_gpu:
+        report |= _device_share(lambda: [iterate() for _ in range(_TRACED)], steps, median_s)
         report["gpu"] = torch.cuda.get_device_name()
-        report["memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        report |= memory()
     return report
 
 
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(profile(sys.argv[1:])) + "\n")
+def memory() -> dict[str, float]:
+    """Memory of the device [GiB]: what all its processes use now, and torch's largest part."""
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "memory_gib": round((total - free) / 2**30, 2),
+        "torch_memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+    }
+
+
+def _mark_parts(marks: Marks, runner: Any) -> None:
+    algorithm, env = runner.alg, runner.env
+    parkour = env.unwrapped.parkour
+    parts = [
+        (env, "step", "step"),
+        (env.unwrapped.sim, "step", "physics"),
+        (env.unwrapped.scene, "update", "sensors"),
+        (parkour, "push", "push"),
+        (parkour, "act", "gate"),
+        (parkour, "judge_step", "judge"),
+        (parkour, "renew", "reset and observe"),
+        (parkour, "take_log", "log"),
+        (runner, "_collect", "collect"),
+        (runner._meter, "step", "meter"),
+        (algorithm, "act", "act"),
+        (algorithm, "process_env_step", "store"),
+        (algorithm, "compute_returns", "returns"),
+        (algorithm, "update", "update"),
+    ]
+    if hasattr(algorithm, "sight"):
+        parts.append((algorithm.sight, "look", "depth encoder"))
+    steps = {
+        "_policy_step": "update: policy",
+        "_estimator_step": "update: estimator",
+        "_history_step": "update: history encoder",
+        "_step": "update: student",
+    }
+    for name, part in steps.items():
+        if hasattr(algorithm, name):
+            parts.append((getattr(algorithm, name), "descend", part))
+    for owner, name, part in parts:
+        marks.around(owner, name, part)
+
+
+def _device_share(run: Callable[[], Any], steps: int, median_s: float) -> dict[str, float]:
+    """How busy the device is: its kernels and copies, recorded while `run` does `_TRACED`."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+        run()
+    events: Any = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    work = [
+        (event.start_ns(), event.end_ns())
+        for event in events
+        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation()
+    ]
+    busy = busy_s(work) / _TRACED
+    return {
+        "device_busy_ms": round(1e3 * busy, 1),
+        "device_busy_share": round(busy / median_s, 3),
+        "device_ns_per_step": round(1e9 * busy / steps, 1),
+        "kernels": round(len(work) / _TRACED),
+    }

@@ -2,13 +2,16 @@
 
 It calls algorithm and environment in the order of rsl_rl's `OnPolicyRunner`. It stops on a signal,
 at a time limit or at the end, always with a checkpoint; resumes exactly; trains in several
-processes under torchrun, of which the first writes; and reports to sinks.
+processes under torchrun, of which the first writes; and reports to sinks. A sink or an interim
+checkpoint that cannot be written is reported, and training continues.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
+import logging
 import math
 import os
 import random
@@ -23,16 +26,20 @@ import numpy as np
 import torch
 from rsl_rl.utils import resolve_callable
 
-from krabby_trainer.errors import CheckpointError, TrainerError
+from krabby_trainer.errors import CheckpointError, TrainerError, first_line
 from krabby_trainer.run import checkpoints
-from krabby_trainer.run.config import RunCfg
+from krabby_trainer.run.config import AgentCfg, RunCfg
 from krabby_trainer.run.processes import Processes
-from krabby_trainer.run.telemetry import Iteration, Meter, Sink
+from krabby_trainer.run.telemetry import Iteration, Meter, Progress, Sink
+from krabby_trainer.task.config import TerrainCfg
 from krabby_trainer.task.observations import described
+from krabby_trainer.task.terrain import column_types
 
 __all__ = ["NotFinite", "ParkourRunner", "seed_everything"]
 
-StopReason = Literal["max_iterations", "max_minutes", "SIGINT", "SIGTERM"]
+log = logging.getLogger(__name__)
+
+StopReason = Literal["max_iterations", "max_minutes", "SIGHUP", "SIGINT", "SIGTERM"]
 
 
 class NotFinite(TrainerError):  # noqa: N818 - named for what happened
@@ -40,14 +47,17 @@ class NotFinite(TrainerError):  # noqa: N818 - named for what happened
 
 
 class Stop:
-    """Turns the first SIGTERM or Ctrl-C into a flag; the second one ends the process."""
+    """Turns the first SIGTERM, SIGHUP or Ctrl-C into a flag; the second one ends the process."""
 
     def __init__(self) -> None:
-        self.received: Literal["SIGINT", "SIGTERM"] | None = None
+        self.received: Literal["SIGHUP", "SIGINT", "SIGTERM"] | None = None
 
     @contextlib.contextmanager
     def installed(self) -> Generator[None]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in numbers}
+        if before[signal.SIGHUP] is signal.SIG_IGN:  # started by nohup
+            del before[signal.SIGHUP]
         for number in before:
             signal.signal(number, self._handle)
         try:
@@ -58,7 +68,7 @@ class Stop:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
-            self.received = "SIGINT" if number == signal.SIGINT else "SIGTERM"
+            self.received = signal.Signals(number).name  # type: ignore[assignment]
             return
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -75,20 +85,6 @@ def seed_everything(seed: int, rank: int = 0) -> int:
     np.random.seed(own % 2**32)  # noqa: NPY002 - libraries draw from it
     torch.manual_seed(own)
     return own
-
-
-def _kl_of(actor: Any) -> list[torch.Tensor]:
-    """Mean divergences that the adaptive schedule computes, as a list that it grows."""
-    kept: list[torch.Tensor] = []
-    compute = actor.get_kl_divergence
-
-    def recorded(*distributions: Any) -> torch.Tensor:
-        kl = compute(*distributions)
-        kept.append(kl.mean())
-        return kl
-
-    actor.get_kl_divergence = recorded
-    return kept
 
 
 class ParkourRunner:
@@ -135,13 +131,13 @@ class ParkourRunner:
         self._started = time.monotonic() if started is None else started
         self._saved_at = time.monotonic()
         self._ages_restored = False
+        self._failed: list[Sink] = []
         self._unwrapped: Any = getattr(env, "unwrapped", env)
         self.processes = Processes(device)
         train_cfg["multi_gpu"] = self.processes.settings()
         construct = resolve_callable(train_cfg["algorithm"]["class_name"]).construct_algorithm
         self.alg: Any = construct(env.get_observations(), env, train_cfg, device)
         self._meter = Meter(env.num_envs, device)
-        self._kl = _kl_of(self.alg.actor)
 
     def learn(self, num_learning_iterations: int, init_at_random_ep_len: bool = False) -> None:
         """Train for so many iterations more, or until something ends the run.
@@ -178,30 +174,44 @@ class ParkourRunner:
                     self.stopped_by = reason
                     break
                 if self._is_time_to_save():
-                    self.checkpoint()
+                    self.checkpoint(interim=True)
             else:
                 self.stopped_by = "max_iterations"
             self.checkpoint()
 
-    def checkpoint(self) -> Path | None:
+    def checkpoint(self, *, interim: bool = False) -> Path | None:
         """Write a checkpoint now, unless this iteration has one; all processes call this together.
 
+        Args:
+            interim: A failure is logged instead of raised: training continues, and the next one
+                is tried at its time.
+
         Returns:
-            Its path; None where nothing is written.
+            The newest checkpoint's path; None where nothing is written.
+
+        Raises:
+            CheckpointError: It cannot be written.
         """
         if self.folder is None:
             return None
         name = checkpoints.checkpoint_name(self.current_learning_iteration)
         path = self.folder / "checkpoints" / name
+        self._saved_at = time.monotonic()
         if path != self.last_checkpoint:
             others = self.processes.gather(
                 {"environment": _env_state(self._unwrapped), "random": checkpoints.random_state()}
             )
-            if self.processes.is_first:
-                checkpoints.save(path, self._payload(others))
-                checkpoints.prune(path.parent, keep=self.run.keep, keep_every=self.run.keep_every)
+            try:
+                if self.processes.is_first:
+                    checkpoints.save(path, self._payload(others))
+                    keep, keep_every = self.run.keep, self.run.keep_every
+                    checkpoints.prune(path.parent, keep=keep, keep_every=keep_every)
+            except CheckpointError as error:
+                if not interim:
+                    raise
+                self._report(f"{error}; training continues without this checkpoint")
+                return self.last_checkpoint
             self.last_checkpoint = path
-        self._saved_at = time.monotonic()
         return path
 
     def load(self, path: Path) -> None:
@@ -215,9 +225,15 @@ class ParkourRunner:
         checkpoints.require_kind(payload, path, [self.alg.kind], "resuming this run")
         self.alg.load(payload["algorithm"])
         own = self._own_part(payload)
-        if own["environment"] is not None and hasattr(self._unwrapped, "load_checkpoint_state"):
+        state = dict(own["environment"] or {})
+        if state and hasattr(self._unwrapped, "load_checkpoint_state"):
+            if "level" in state and "types" not in state:  # an older checkpoint
+                terrain = (payload["config"] or {}).get("env", {}).get("terrain", {})
+                known = {field.name for field in dataclasses.fields(TerrainCfg)}
+                given = {key: value for key, value in terrain.items() if key in known}
+                state["types"] = column_types(TerrainCfg(**given))
             try:
-                self._unwrapped.load_checkpoint_state(own["environment"])
+                self._unwrapped.load_checkpoint_state(state)
             except (KeyError, RuntimeError, ValueError) as error:
                 raise CheckpointError(
                     f"{path}: its environment does not fit this one ({error}); resume with the "
@@ -229,7 +245,7 @@ class ParkourRunner:
         if own["random"] is not None:
             checkpoints.restore_random_state(own["random"])
         # A simulator restarts its robots; their ages are then drawn again.
-        self._ages_restored = "episode_length" in (own["environment"] or {})
+        self._ages_restored = "episode_length" in state
 
     def begin_with(self, path: Path) -> None:
         """Begin a new run with the networks of a checkpoint.
@@ -263,18 +279,15 @@ class ParkourRunner:
         self.env_steps += steps
         self.wall_s += collect_s + learn_s
         scalars = self._meter.take()
-        std = _action_std(self.alg)
         scalars |= {f"Loss/{name}": float(value) for name, value in losses.items()}
         scalars |= {
-            **({} if std is None else {"Policy/action_std": std}),
-            "Policy/learning_rate": float(self.alg.learning_rate),
+            **{f"Policy/{name}": value for name, value in self.alg.figures.items()},
             "Perf/env_steps_per_s": steps / max(collect_s + learn_s, 1e-9),
             "Perf/collect_s": collect_s,
             "Perf/learn_s": learn_s,
         }
-        if self._kl:
-            scalars["Policy/kl"] = float(torch.stack(self._kl).mean())
-            self._kl.clear()
+        if hasattr(self._unwrapped, "take_broken"):
+            scalars["Robots/replaced"] = self._dump_replaced()
         self.last_scalars = scalars
         iteration = Iteration(
             number=self.current_learning_iteration,
@@ -285,13 +298,52 @@ class ParkourRunner:
             scalars=scalars,
         )
         for sink in self.sinks:
-            sink.write(iteration)
+            try:
+                sink.write(iteration)
+            except Exception as error:
+                self._sink_failed(sink, error)
         bad = [name for name, value in scalars.items() if not math.isfinite(value)]
         if bad:
             raise NotFinite(
                 f"iteration {self.current_learning_iteration}: {', '.join(bad)} is not finite; "
-                f"{_where_to_resume(self.folder)} with a lower agent.algorithm.learning_rate_max"
+                f"{_where_to_resume(self.folder)} {_halved_rates(self._config)}"
             )
+
+    def _sink_failed(self, sink: Sink, error: Exception) -> None:
+        """Report a sink's first failure; it is tried again in every iteration."""
+        if sink in self._failed:
+            return
+        self._failed.append(sink)
+        self._report(
+            f"{type(sink).__name__} cannot be written in iteration "
+            f"{self.current_learning_iteration} ({first_line(error)}); training continues"
+        )
+
+    def _report(self, message: str) -> None:
+        """One line for the person at the keyboard."""
+        log.warning(message)
+        for sink in self.sinks:
+            if isinstance(sink, Progress):
+                sink.say(message)
+
+    def _dump_replaced(self) -> float:
+        """Keep the states in which robots broke, in the run's folder; how many broke."""
+        broken = self._unwrapped.take_broken()
+        if broken is None:
+            return 0.0
+        count = len(broken["robot"])
+        if self.folder is not None:
+            rank = f"-rank{self.processes.rank}" if self.processes.rank else ""
+            name = f"iteration_{self.current_learning_iteration:06d}{rank}.pt"
+            path = self.folder / "replaced" / name
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(broken, path)
+            except (OSError, RuntimeError) as error:
+                self._report(f"cannot write {path} ({first_line(error)}); training continues")
+            else:
+                self._report(f"{count} robots whose state was not finite were replaced, see {path}")
+        return float(count)
 
     def _eta(self, total: int, last_s: float) -> float:
         left = (total - self.current_learning_iteration) * last_s
@@ -301,7 +353,7 @@ class ParkourRunner:
 
     def _reason_to_stop(self, last_s: float) -> StopReason | None:
         """What ends the run now; all processes come to the same answer."""
-        reasons: tuple[StopReason, ...] = ("max_minutes", "SIGTERM", "SIGINT")
+        reasons: tuple[StopReason, ...] = ("max_minutes", "SIGHUP", "SIGTERM", "SIGINT")
         own = 0
         if self.run.max_minutes:
             elapsed = time.monotonic() - self._started
@@ -356,11 +408,19 @@ def _env_state(env: Any) -> dict[str, Any] | None:
 
 def _where_to_resume(folder: Path | None) -> str:
     intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
-    return f"resume {intact} (run.resume=auto)" if intact else "there is no checkpoint yet"
+    return (
+        f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
+    )
 
 
-def _action_std(algorithm: Any) -> float | None:
-    try:
-        return float(algorithm.get_policy().output_std.detach().mean())
-    except AttributeError:  # imitation draws from no distribution
-        return None
+def _halved_rates(config: Mapping[str, Any]) -> str:
+    """Overrides that halve the highest learning rate of a run."""
+    agent = config.get("agent", dataclasses.asdict(AgentCfg()))
+    if config.get("task") == "distill":
+        own = agent["distillation"]
+        rate = max(0.5 * own["learning_rate"], own["learning_rate_end"])
+        return f"agent.distillation.learning_rate={rate:g}"
+    own = agent["algorithm"]
+    highest = max(0.5 * own["learning_rate_max"], own["learning_rate_min"])
+    start = min(own["learning_rate"], highest)
+    return f"agent.algorithm.learning_rate_max={highest:g} agent.algorithm.learning_rate={start:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -212,13 +213,13 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, every: int, iteration: int = 0) -> None:
-        self._every = every
+        self._every, self._path = every, path
         if path.exists():
             kept = [line for line in _lines(path) if line[0] <= iteration]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(text + "\n" for _, text in kept), encoding="utf-8")
             partial.replace(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, iteration: Iteration) -> None:
         if iteration.number % self._every and iteration.number != iteration.total:
@@ -229,29 +230,61 @@ class JsonLines:
             "wall_s": round(iteration.wall_s, 3),
             **{name: _rounded(value) for name, value in iteration.scalars.items()},
         }
-        self._file.write(json.dumps(facts, allow_nan=False) + "\n")
+        line = json.dumps(facts, allow_nan=False).encode() + b"\n"
+        end = os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) != len(line):  # the disk is full: take the half line back
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         self._file.close()
 
 
 class TensorBoard:
-    """Event files in the run's folder, the iteration as the step."""
+    """Event files in the run's folder, the iteration as the step.
+
+    Written in the caller's thread, so that a failure is the caller's to handle; after one, the next
+    write begins a new file.
+    """
 
     def __init__(self, folder: Path, *, iteration: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        self._folder = folder
         # Events after the checkpoint are purged: the run is about to write them again.
-        purge = iteration + 1 if iteration else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge, flush_secs=10)
+        self._writer: Any = self._open(iteration + 1 if iteration else None)
 
     def write(self, iteration: Iteration) -> None:
-        for name, value in iteration.scalars.items():
-            self._writer.add_scalar(name, value, iteration.number)
-        self._writer.add_scalar("Progress/env_steps", iteration.env_steps, iteration.number)
+        scalars = {**iteration.scalars, "Progress/env_steps": iteration.env_steps}
+        if self._writer is None:
+            self._writer = self._open(None)
+        values = [{"tag": tag, "simple_value": float(v)} for tag, v in scalars.items()]
+        self._put(step=iteration.number, summary={"value": values})
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _open(self, purge_step: int | None) -> Any:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"  # read in this order
+        self._writer = RecordWriter((self._folder / name).open("wb"))
+        step = purge_step or 0
+        self._put(step=step, file_version="brain.Event:2")
+        if purge_step is not None:
+            self._put(step=step, session_log={"status": "START"})
+        return self._writer
+
+    def _put(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        try:
+            self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            self._writer.flush()
+        except OSError:
+            writer, self._writer = self._writer, None
+            with contextlib.suppress(OSError):
+                writer.close()
+            raise
 
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:

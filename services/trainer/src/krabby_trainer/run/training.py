@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
 import torch
-from krabby.robot.assets import choose_robot
 
-from krabby_trainer.errors import CheckpointError, ConfigError
+from krabby_trainer.errors import CheckpointError, ConfigError, TrainerError, first_line
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import (
     TrainCfg,
+    check_run,
     compose,
+    compose_from,
     continue_from,
     rsl_rl_config,
     to_dict,
@@ -33,7 +35,7 @@ from krabby_trainer.run.provenance import provenance
 from krabby_trainer.run.runner import NotFinite, ParkourRunner, seed_everything
 from krabby_trainer.run.telemetry import JsonLines, Progress, Sink, TensorBoard, duration
 
-__all__ = ["Plan", "plan_run", "resolve_device", "train"]
+__all__ = ["Plan", "plan_run", "resolve", "resolve_device", "train"]
 
 _INTERRUPTED: Final = 130
 _LINGER_S: Final = 15.0
@@ -48,6 +50,13 @@ _BEGINS_WITH: Final[dict[str, tuple[checkpoints.Kind, ...]]] = {
 """Kinds of checkpoints that a task may begin with."""
 
 
+_SHAPES: Final = (
+    *("hidden_dims", "activation", "obs_normalization"),
+    *("channels", "picture", "memory", "remember"),
+)
+"""Keys of actor, critic and encoder that decide the shape of a network."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A resolved run: configuration, folder, checkpoint."""
@@ -60,12 +69,13 @@ class Plan:
     """Iterations it has."""
 
 
-def train(overrides: Sequence[str], *, started: float | None = None) -> int:
+def train(overrides: Sequence[str], *, started: float | None = None, base: str = "") -> int:
     """Train until the iterations are done, the time limit or a signal.
 
     Args:
         overrides: `dotted.key=value` and `preset=name`, as typed.
         started: `time.monotonic()` when the process began.
+        base: A `config.yaml` that takes the place of the defaults.
 
     Returns:
         The exit status: 0, or 130 after Ctrl-C.
@@ -74,7 +84,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
         TrainerError: What cannot be trained, and what to do about it.
     """
     started = time.monotonic() if started is None else started
-    plan = plan_run(overrides)
+    plan = plan_run(overrides, base=base)
     cfg = plan.cfg
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = resolve_device(cfg.device)
@@ -123,7 +133,7 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
                 progress.say(f"{len(later)} later checkpoints are in {later[0].parent} now")
             sinks += _sinks(plan, done, progress, output)
             for sink in sinks:
-                stack.callback(sink.close)
+                stack.callback(_close_sink, sink)
             runner.sinks.extend(sinks)
             progress.say(f"training after {duration(time.monotonic() - started)} of preparation")
         try:
@@ -139,17 +149,53 @@ def train(overrides: Sequence[str], *, started: float | None = None) -> int:
     return _INTERRUPTED if runner.stopped_by == "SIGINT" else 0
 
 
-def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
+def plan_run(overrides: Sequence[str], *, now: datetime | None = None, base: str = "") -> Plan:
     """Resolve configuration, folder and checkpoint.
+
+    Args:
+        overrides: As typed.
+        now: Names the folder of a new run.
+        base: A `config.yaml` that takes the place of the defaults.
 
     Raises:
         ConfigError: The configuration cannot be used, or the folder holds another run.
-        CheckpointError: `run.resume` names nothing that can be resumed.
+        CheckpointError: `run.resume` names nothing that can be resumed, or networks of a
+            checkpoint have another shape than this run's.
     """
-    cfg = compose(overrides)
+    cfg, checkpoint, done = resolve(overrides, base=base)
+    if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
+        kinds = " or a ".join(_BEGINS_WITH[cfg.task])
+        raise ConfigError(
+            f"run.init: the task {cfg.task} begins with a {kinds}'s checkpoint; give run.init=PATH"
+        )
+    folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
+    if checkpoint is None and checkpoints.find_checkpoints(folder):
+        raise ConfigError(
+            f"run.dir={folder} already holds a run; add run.resume=auto to go on with it, or name "
+            "another folder"
+        )
+    automatic = any(text == "run.resume=auto" for text in overrides)
+    if done >= cfg.agent.max_iterations and not automatic:
+        raise ConfigError(
+            f"{checkpoint} has {done} iterations, as many as agent.max_iterations="
+            f"{cfg.agent.max_iterations} asks for; to go on give more, for example "
+            f"agent.max_iterations={done + max(done, 1)}"
+        )
+    return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)
+
+
+def resolve(overrides: Sequence[str], *, base: str = "") -> tuple[TrainCfg, Path | None, int]:
+    """The configuration, the checkpoint that it resumes if any, and its iterations.
+
+    Raises:
+        ConfigError, CheckpointError: As `plan_run`.
+    """
+    cfg = compose_from(Path(base), overrides) if base else compose(overrides)
     typed = {text.partition("=")[0] for text in overrides}
+    if base and "run.dir" not in typed:
+        cfg.run.dir = ""  # another run's
     checkpoint = _to_resume(cfg, by_name="run.name" in typed) if cfg.run.resume else None
-    automatic, done = cfg.run.resume == "auto", 0
+    done = 0
     if checkpoint is not None:
         payload = checkpoints.load_to_resume(checkpoint)
         done = int(payload["iteration"])
@@ -158,31 +204,42 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None) -> Plan:
             cfg.run.dir = ""
             if checkpoint.parent.name == "checkpoints":
                 cfg.run.dir = str(checkpoint.parent.parent)
-    choose_robot(cfg.robot)
-    if checkpoint is None and cfg.task != "teacher" and not cfg.run.init:
-        kinds = " or a ".join(_BEGINS_WITH[cfg.task])
-        raise ConfigError(
-            f"run.init: the task {cfg.task} begins with a {kinds}'s checkpoint; give run.init=PATH"
-        )
-    if checkpoint is None and cfg.run.init:  # checked before the simulator is started
+        _check_shapes(cfg, payload, checkpoint)
+    elif cfg.run.init:
         path = _newest(Path(cfg.run.init), "run.init")
         cfg.run.init = str(path)
         payload = checkpoints.load(path)
         checkpoints.require_kind(
             payload, path, _BEGINS_WITH[cfg.task], f"run.init of task={cfg.task}"
         )
-    folder = Path(cfg.run.dir) if cfg.run.dir else _new_folder(cfg, now or datetime.now())
-    if checkpoint is None and checkpoints.find_checkpoints(folder):
-        raise ConfigError(
-            f"run.dir={folder} already holds a run; add run.resume=auto to go on with it, or name "
-            "another folder"
-        )
-    if done >= cfg.agent.max_iterations and not automatic:
-        raise ConfigError(
-            f"{checkpoint} has {done} iterations, as many as agent.max_iterations="
-            f"{cfg.agent.max_iterations} asks for; raise that to go on"
-        )
-    return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)
+        _check_shapes(cfg, payload, path)
+    return check_run(cfg), checkpoint, done
+
+
+def _check_shapes(cfg: TrainCfg, payload: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint whose networks have other shapes than this run's.
+
+    Raises:
+        ConfigError: Names every key that differs, with the checkpoint's value.
+    """
+    algorithm, agent = payload["algorithm"] or {}, (payload["config"] or {}).get("agent", {})
+    theirs = {
+        "actor": algorithm.get("actor_architecture", {}),
+        "critic": {} if cfg.task == "distill" else agent.get("critic", {}),
+        "encoder": algorithm.get("encoder_architecture", {}),
+    }
+    ours = dataclasses.asdict(cfg.agent)
+    differ = [
+        (f"agent.{part}.{key}", ours[part][key], theirs[part][key])
+        for part in theirs
+        for key in _SHAPES
+        if key in theirs[part] and key in ours[part] and theirs[part][key] != ours[part][key]
+    ]
+    if differ:
+        has = ", ".join(f"{key}={value}" for key, _, value in differ)
+        wants = ", ".join(f"{key}={value}" for key, value, _ in differ)
+        give = " ".join(f"{key}={str(value).replace(' ', '').lower()}" for key, _, value in differ)
+        raise ConfigError(f"{path} has networks with {has}, this run asks for {wants}; give {give}")
 
 
 def resolve_device(device: str) -> str:
@@ -233,9 +290,13 @@ def _to_resume(cfg: TrainCfg, *, by_name: bool) -> Path | None:
 def _newest(path: Path, key: str) -> Path:
     if not path.is_dir():
         return path
+    if (path / "manifest.json").is_file():
+        return path  # a bundle, which `checkpoints.load` names
     found = checkpoints.newest_intact(path)
     if found is None:
-        raise CheckpointError(f"{key}={path}: no intact checkpoint in it")
+        raise CheckpointError(
+            f"{key}={path}: no intact checkpoint in it; give the folder of a run, or a file"
+        )
     return found
 
 
@@ -265,12 +326,15 @@ def _own(folder: Path) -> Generator[None]:
 
 def _sinks(plan: Plan, done: int, progress: Progress, output: Aside) -> list[Sink]:
     run = plan.cfg.run
-    sinks: list[Sink] = [
-        output,
-        progress,
-        JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
-        TensorBoard(plan.folder, iteration=done),
-    ]
+    sinks: list[Sink] = [output, progress]
+    for make in (
+        lambda: JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
+        lambda: TensorBoard(plan.folder, iteration=done),
+    ):
+        try:
+            sinks.append(make())
+        except OSError as error:
+            progress.say(f"{first_line(error)}; training continues without this log")
     if run.metrics_port:
         sinks.append(Exposition(run.metrics_port, run.metrics_address))
     return sinks
@@ -310,8 +374,19 @@ def _write_summary(stream: TextIO, summary: dict[str, Any]) -> None:
 
 def _write(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise TrainerError(
+            f"cannot write {path} ({error.strerror}); free some space, or choose another run.dir"
+        ) from error
+
+
+def _close_sink(sink: Sink) -> None:
+    """A log that cannot be completed does not spoil the run."""
+    with contextlib.suppress(OSError):
+        sink.close()
 
 
 def _close(env: Any) -> None:

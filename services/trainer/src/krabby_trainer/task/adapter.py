@@ -21,6 +21,7 @@ from krabby_trainer.task.config import PhysicsCfg
 __all__ = [
     "ISAACLAB_VERSION",
     "TERRAIN_FRICTION",
+    "Simulation",
     "articulation_cfg",
     "physics_cfg",
     "require_isaaclab",
@@ -91,6 +92,59 @@ def articulation_cfg(desc: RobotDescription, *, base_height_m: float) -> Any:
             )
         },
     )
+
+
+class Simulation:
+    """Newton's arrays of N robots as tensors that share their memory; written in place.
+
+    Args:
+        articulation: The robots.
+        contacts: The contact sensor of all their bodies.
+    """
+
+    def __init__(self, articulation: Any, contacts: Any) -> None:
+        import warp
+        from isaaclab_newton.physics import NewtonManager
+
+        view = warp.to_torch
+        state, control = NewtonManager.get_state_0(), NewtonManager.get_control()
+        robots = articulation.num_instances
+        self._manager: Any = NewtonManager
+        self.coords = view(state.joint_q).view(robots, -1)
+        """Base position [m] and orientation (xyzw), then joints [rad]; (N, 25)."""
+        self.speeds = view(state.joint_qd).view(robots, -1)
+        """Of the base's centre of mass, linear and angular, world frame, then of joints; (N, 24)
+        [m/s, rad/s]."""
+        self.body_pose_w = view(state.body_q).view(robots, -1, 7)
+        self.com_b = tensor(articulation.data.body_com_pos_b)[:, 0]
+        """Of the base, (N, 3) [m]."""
+        self.torque = tensor(articulation.actuators.applied_effort)
+        sensor = contacts.contact_view
+        self.force_w, self.friction_w = (
+            view(force).view(robots, -1, 3)
+            for force in (sensor.total_force, sensor.total_force_friction)
+        )
+        """Contact forces on the sensed bodies, in all and by friction, (N, B, 3) [N]."""
+        self._target = view(control.joint_target_q).view(robots, -1)[:, 7:]
+        self._told = tensor(articulation.actuators.target_command.position)
+        # One mask for worlds, of which the last is global, and articulations: one of each a robot.
+        self._worlds = warp.zeros(robots + 1, dtype=warp.bool, device=str(state.joint_q.device))
+        self._articulations = self._worlds[:robots]
+        self._which = view(self._articulations)
+
+    def drive(self, target: torch.Tensor) -> None:
+        """Give the drives their targets, (N, 18) [rad]."""
+        self._target.copy_(target)
+        self._told.copy_(target)  # torques are reported from it
+
+    def settle(self, which: torch.Tensor) -> None:
+        """Bodies of the robots in `which` (N,), bool, follow `coords` and `speeds`.
+
+        What the solver keeps from step to step is forgotten.
+        """
+        self._which.copy_(which)
+        self._manager._reset_solver_internals_delegate(self._worlds)
+        self._manager._eval_fk(self._worlds, self._articulations)
 
 
 def silence_solver() -> None:

@@ -57,19 +57,18 @@ class VelocityCommands:
         long = torch.rand(count, device=self._device) < self._cfg.long_share
         return torch.where(long, _LONG * hold, hold)
 
-    def reset(self, env_ids: Tensor) -> None:
-        self.value[env_ids] = self.draw(len(env_ids))
-        self.left_s[env_ids] = self.draw_hold(len(env_ids))
-        self.since_s[env_ids] = 0.0
+    def reset(self, which: Tensor) -> None:
+        """Give the robots in `which` (N,), bool, another command."""
+        count = len(self.left_s)
+        self.left_s.copy_(torch.where(which, self.draw_hold(count), self.left_s))
+        self.since_s.masked_fill_(which, 0.0)
+        self.value.copy_(torch.where(which[:, None], self.draw(count), self.value))
 
     def step(self, dt: float) -> None:
         """Time passes; those whose command has held long enough get another."""
-        count = len(self.left_s)
-        left = self.left_s - dt
-        due = left <= 0.0
-        self.left_s.copy_(torch.where(due, self.draw_hold(count), left))
-        self.since_s.copy_(torch.where(due, 0.0, self.since_s + dt))
-        self.value.copy_(torch.where(due[:, None], self.draw(count), self.value))
+        self.left_s -= dt
+        self.since_s += dt
+        self.reset(self.left_s <= 0.0)
 
 
 class Tracking:
@@ -82,8 +81,8 @@ class Tracking:
         self._mean = torch.zeros(num_envs, 3, device=device)
         self._sums = torch.zeros(14, device=device)
 
-    def reset(self, env_ids: Tensor) -> None:
-        self._mean[env_ids] = 0.0
+    def reset(self, which: Tensor) -> None:
+        self._mean.masked_fill_(which[:, None], 0.0)
 
     def add(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, make_dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from krabby.course.progress import DWELL_S, PASS_WIDTH_M, REACH_M
 from msgspec import Meta
@@ -13,6 +13,7 @@ from krabby_trainer.fields import (
     Count,
     NonNegative,
     Pair,
+    Positive,
     Share,
     check,
     check_ordered,
@@ -21,6 +22,7 @@ from krabby_trainer.task.rewards import REWARDS
 from krabby_trainer.vision.config import DepthErrorsCfg
 
 __all__ = [
+    "CONTROL_STEP_S",
     "CameraCfg",
     "CommandCfg",
     "CurriculumCfg",
@@ -35,6 +37,8 @@ __all__ = [
     "teacher_env",
 ]
 
+CONTROL_STEP_S: Final = 0.01
+
 
 @dataclass
 class TerrainCfg:
@@ -46,8 +50,8 @@ class TerrainCfg:
     """Courses of `krabby.course.courses`."""
     shares: list[float] = field(default_factory=lambda: [0.2, 0.2, 0.2, 0.25, 0.1, 0.05])
     """Share of the columns of each type; every type gets one at least."""
-    levels: int = 13
-    columns: int = 24
+    levels: Annotated[int, Meta(ge=1, le=1000)] = 13
+    columns: Annotated[int, Meta(ge=1, le=1000)] = 24
     difficulty_low: float = 0.0
     difficulty_high: float = 1.8
     """1 is the hardest of the published suite."""
@@ -55,26 +59,26 @@ class TerrainCfg:
     """Difficulties [low, high] of types that have their own."""
     random_difficulty: bool = False
     """Draw every tile's difficulty uniformly instead of raising it from row to row."""
-    seed: int = 0
+    seed: Annotated[int, Meta(ge=0)] = 0
 
 
 @dataclass
 class CommandCfg:
     """Waypoints and velocity commands."""
 
-    speed_low: float = 0.3
-    speed_high: float = 1.0
+    speed_low: NonNegative = 0.3
+    speed_high: Positive = 1.0
     """Commanded speed [m/s], drawn once per episode."""
-    reach_m: float = REACH_M
+    reach_m: Positive = REACH_M
     """A waypoint counts once the base has been this near ..."""
-    dwell_s: float = DWELL_S
+    dwell_s: NonNegative = DWELL_S
     """... for this long."""
-    pass_width_m: float = PASS_WIDTH_M
+    pass_width_m: NonNegative = PASS_WIDTH_M
     """A waypoint passed this close to its side counts too; 0 for the published rule."""
-    hurry_speed: float = 1.0
+    hurry_speed: Positive = 1.0
     """Allowed speed [m/s], or the commanded one plus `hurry_margin` if that is more; above it
     `reward.overspeed` counts."""
-    hurry_margin: float = 0.0
+    hurry_margin: NonNegative = 0.0
     """[m/s]"""
     pause_share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Share of the time with a zero command."""
@@ -82,6 +86,8 @@ class CommandCfg:
     """Length of a pause."""
     rest_s: NonNegative = 0.0
     """How long robots are commanded to stand at the last waypoint before the episode ends [s]."""
+    stand_off_s: NonNegative = 10.0
+    """How long robots are to stand before something impassable until the episode ends [s]."""
     halt_every_s: NonNegative = 0.0
     """Mean time between halts [s], 0 for none: the joints go to the default pose within
     `krabby.safety.trajectories.HALT_S` and ignore the policy, as when the runtime stops the robot.
@@ -109,6 +115,8 @@ class CommandCfg:
     def __post_init__(self) -> None:
         check_ordered(self, "pause_s", "halt_s", least=TINY, of=", above 0")
         check_ordered(self, "free_vx", "free_vy", "free_yaw_rate")
+        low, high = self.speed_low, self.speed_high
+        check(low <= high, "speed_high", high, f"at least speed_low, {low}")
         check_ordered(self, "redraw_s", least=0.01, of=", at least a control step of 0.01")
 
     def only_in_isaac(self) -> list[str]:
@@ -122,17 +130,17 @@ class CurriculumCfg:
     """When a robot moves to a harder or an easier tile; see `krabby_trainer.task.curriculum`."""
 
     enabled: bool = True
-    start_level: int = 2
+    start_level: Annotated[int, Meta(ge=0)] = 2
     """Robots start at a random level up to this one."""
-    promote_levels: int = 2
+    promote_levels: Count = 2
     """How many levels a robot moves up at once."""
-    promote_goals: int = 7
+    promote_goals: Count = 7
     """Waypoints reached in an episode that move it up."""
-    demote_goals: int = 3
+    demote_goals: Annotated[int, Meta(ge=0)] = 3
     """A fall before this many waypoints moves it down."""
-    demote_speed: float = 0.4
+    demote_speed: Share = 0.4
     """So does less than this share of the commanded distance at a time-out."""
-    revisit: float = 0.4
+    revisit: Share = 0.4
     """Share of the episodes on tiles easier than the robot's level, against forgetting."""
 
 
@@ -159,25 +167,28 @@ class RandomisationCfg:
     command_delay: Pair = field(default_factory=lambda: [0.3, 1.0])
     """From observation to the drive, in control steps."""
     push_interval_s: Pair = field(default_factory=lambda: [6.0, 10.0])
-    push_speed: float = 0.5
+    push_speed: NonNegative = 0.5
     """Largest change of the base's velocity along x and y [m/s]."""
-    joint_pos_bias: float = 0.01
+    joint_pos_bias: NonNegative = 0.01
     """Largest constant error of an encoder [rad]."""
-    gyro_bias: float = 0.03
+    gyro_bias: NonNegative = 0.03
     """Largest constant error of the gyro [rad/s]."""
-    joint_pos_noise: float = 0.005
-    joint_vel_noise: float = 0.1
-    gyro_noise: float = 0.05
-    gravity_noise: float = 0.01
-    scan_noise_m: float = 0.01
-    scan_bias_m: float = 0.02
-    start_xy_m: float = 0.3
+    joint_pos_noise: NonNegative = 0.005
+    joint_vel_noise: NonNegative = 0.1
+    gyro_noise: NonNegative = 0.05
+    gravity_noise: NonNegative = 0.01
+    scan_noise_m: NonNegative = 0.01
+    scan_bias_m: NonNegative = 0.02
+    start_xy_m: NonNegative = 0.3
     """Start position, plus or minus."""
-    start_yaw_rad: float = 0.3
-    start_joint_rad: float = 0.1
+    start_yaw_rad: NonNegative = 0.3
+    start_joint_rad: NonNegative = 0.1
 
     def __post_init__(self) -> None:
-        check_ordered(self, "mass_factor", least=TINY, of=", above 0")
+        above = ("friction", "mass_factor", "gain_factor", "motor_strength", "push_interval_s")
+        check_ordered(self, *above, least=TINY, of=", above 0")
+        check_ordered(self, "added_mass_kg", "com_offset_m")
+        check_ordered(self, "command_delay", least=0.0, most=1.0, of=" within 0 to 1")
 
 
 _WEIGHTS = [(term.name, float, field(default=term.weight)) for term in REWARDS]
@@ -195,19 +206,28 @@ class PhysicsCfg:
     backend: Literal["isaac", "mujoco"] = "isaac"
     """`mujoco` is for the task distill on a machine without a GPU; of the other keys only
     `processes` applies then."""
-    processes: int = 0
+    processes: Annotated[int, Meta(ge=0)] = 0
     """Processes that share MuJoCo's physics; 0 for one per core."""
-    step_s: float = 0.005
-    decimation: int = 2
-    iterations: int = 5
+    step_s: Positive = 0.005
+    decimation: Count = 2
+    iterations: Count = 5
     """Most robots need two; the step takes as long as the slowest."""
-    ls_iterations: int = 20
-    max_constraints: int = 400
+    ls_iterations: Count = 20
+    max_constraints: Count = 400
     """Per robot."""
-    max_contacts: int = 100
+    max_contacts: Count = 100
     """Per robot."""
     warn: bool = False
     """Let the solver print when iterations or contacts exceed their limits: slow."""
+
+    def __post_init__(self) -> None:
+        steps = CONTROL_STEP_S / self.step_s
+        check(
+            abs(self.decimation - steps) < 1e-6,
+            "decimation",
+            self.decimation,
+            f"{steps:g}, since step_s={self.step_s:g} and the control step is {CONTROL_STEP_S:g} s",
+        )
 
 
 @dataclass
@@ -218,8 +238,10 @@ class CameraCfg:
 
 @dataclass
 class EnvCfg:
-    num_envs: Count = 4096
-    episode_s: float = 30.0
+    num_envs: Annotated[int, Meta(ge=1, le=2**20)] = 4096
+    episode_s: Annotated[float, Meta(ge=0.1)] = 30.0
+    grounded_s: NonNegative = 0.0
+    """A base in contact for this long has failed, as in the benchmark; 0: it has not [s]."""
     terrain: TerrainCfg = field(default_factory=TerrainCfg)
     command: CommandCfg = field(default_factory=CommandCfg)
     curriculum: CurriculumCfg = field(default_factory=CurriculumCfg)

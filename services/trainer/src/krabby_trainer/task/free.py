@@ -42,6 +42,9 @@ class FreeRobots:
         """Whether any robot is ever free."""
         flat = list(terrain.types).index("flat") if cfg.free_flat else -1
         self._on_field = ground.type_id[column] == flat
+        passable = ground.goals[column] == ground.waypoints.shape[1]
+        self._share = cfg.free_share * passable
+        """Probability of each robot's being free on a course, (N,); 0 on impassable ones."""
         own = [i for i in range(terrain.columns) if int(terrain.type_id[i]) == flat]
         margin = _FIELD_MARGIN_M
         self.field = (0.0, 0.0, 0.0, 0.0)
@@ -65,41 +68,41 @@ class FreeRobots:
         off_tile = (x < begin) | (x > begin + self._tile_length_m) | off_lane
         return self.mask & torch.where(self._on_field, off_field, off_tile)
 
-    def draw(self, env_ids: Tensor, level: Tensor, tile_level: Tensor) -> None:
-        """Draw which robots are free in the next episode, and their levels, in place."""
-        draw, device = len(env_ids), self._device
-        share = torch.rand(draw, device=device) < self._cfg.free_share
-        free = self._on_field[env_ids] | share
-        anywhere = (torch.rand(draw, device=device) * (level[env_ids] + 1)).long()
-        self.mask[env_ids] = free
-        tile_level[env_ids] = torch.where(free, anywhere, tile_level[env_ids])
-        self.commands.reset(env_ids)
-        self.tracking.reset(env_ids)
+    def draw(self, which: Tensor, level: Tensor, tile_level: Tensor) -> None:
+        """Draw which robots are free in the next episode, and their levels, in place.
+
+        Of the robots in `which` (N,), bool, whose episode begins.
+        """
+        drawn = torch.rand(2, len(which), device=self._device)
+        free = self._on_field | (drawn[0] < self._share)
+        anywhere = (drawn[1] * (level + 1)).long()
+        self.mask.copy_(torch.where(which, free, self.mask))
+        tile_level.copy_(torch.where(which & free, anywhere, tile_level))
+        self.commands.reset(which)
+        self.tracking.reset(which)
 
     def start(
         self,
-        env_ids: Tensor,
         tile: Tensor,
         pose: Tensor,
         yaw: Tensor,
         soles_xy: Tensor,
         height_m: float,
     ) -> Tensor:
-        """Start free robots (n,) anywhere, with any heading.
+        """Start free robots anywhere, with any heading.
 
         Args:
-            env_ids: Whose episode begins.
-            tile: Their tiles, (n,).
-            pose: Position and orientation of all of them, (n, 7); positions are changed.
-            yaw: Headings of the others, (n,) [rad].
+            tile: Tiles of all robots, (N,).
+            pose: Position and orientation of all of them, (N, 7); positions are changed.
+            yaw: Headings of the others, (N,) [rad].
             soles_xy: Of the default pose, base frame, (6, 2) [m].
             height_m: Of the base above the ground.
 
         Returns:
-            The headings of all of them, (n,).
+            The headings of all of them, (N,).
         """
-        draw, device = len(env_ids), self._device
-        free, ground = self.mask[env_ids], self._ground
+        draw, device = len(tile), self._device
+        free, ground = self.mask, self._ground
         waypoints = ground.waypoints[tile]
         which = torch.randint(waypoints.shape[1], (draw,), device=device)
         start = waypoints[torch.arange(draw, device=device), which, :2]
@@ -107,7 +110,7 @@ class FreeRobots:
         field = torch.stack(
             (uniform((x0, x1), (draw,), device), uniform((y0, y1), (draw,), device)), dim=-1
         )
-        start = torch.where(self._on_field[env_ids, None], field, start)
+        start = torch.where(self._on_field[:, None], field, start)
         yaw = torch.where(free, uniform((-math.pi, math.pi), (draw,), device), yaw)
         # Above the highest ground under the body and the feet, so that nothing penetrates.
         cos, sin = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]

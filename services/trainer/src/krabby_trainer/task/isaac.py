@@ -1,4 +1,8 @@
-"""The environment in Isaac Lab: what its managers call. The computing is in `Parkour`."""
+"""The environment in Isaac Lab: its registration, managers and interface.
+
+The terms of the managers name what is computed; all of it is computed together in `Parkour`, which
+`ParkourEnv.step` calls in place of the managers.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,16 @@ import gymnasium
 import torch
 from krabby.robot.description import RobotDescription
 
-from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
 from krabby_trainer.task.judge import StepFacts
+from krabby_trainer.task.levels import taken_over
 from krabby_trainer.task.observations import GROUP_SIZES, NUM_JOINTS
 from krabby_trainer.task.parkour import PUSH_EVERY, START_HEIGHT_M, Parkour
 from krabby_trainer.task.randomisation import Bodies
 from krabby_trainer.task.state import CONTROL_STEP_S
 from krabby_trainer.task.terminations import TERMINATIONS
-from krabby_trainer.task.terrain import Terrain
+from krabby_trainer.task.terrain import Terrain, column_types
 from krabby_trainer.vision.cameras import Cameras
 
 adapter.require_isaaclab()
@@ -30,8 +34,6 @@ from isaaclab.envs import ManagerBasedRLEnv, ManagerBasedRLEnvCfg  # noqa: E402
 from isaaclab.managers import (  # noqa: E402
     ActionTerm,
     ActionTermCfg,
-    CurriculumTermCfg,
-    EventTermCfg,
     ObservationGroupCfg,
     ObservationTermCfg,
     RewardTermCfg,
@@ -59,7 +61,7 @@ _LOG_EVERY = 24
 
 
 class ParkourEnv(ManagerBasedRLEnv):
-    """Isaac Lab's environment with `Parkour` behind its terms."""
+    """Isaac Lab's environment, whose step is `Parkour`'s."""
 
     parkour: Parkour
 
@@ -71,14 +73,60 @@ class ParkourEnv(ManagerBasedRLEnv):
         super().load_managers()
         self.parkour.robots.write_bodies()
 
+    @property
+    def episode_length_buf(self) -> Tensor:
+        """Control steps since each episode began, (N,), always in the same memory."""
+        return self._episode_length
+
+    @episode_length_buf.setter
+    def episode_length_buf(self, steps: Tensor) -> None:
+        if hasattr(self, "_episode_length"):
+            self._episode_length.copy_(steps)
+        else:
+            self._episode_length = steps
+
     def step(self, action: Tensor) -> Any:
-        """Isaac Lab's step; pushes come with it, and the log every `_LOG_EVERY` steps."""
+        """A control step, without waiting for the device; the log every `_LOG_EVERY` steps.
+
+        Returns:
+            Observations, rewards, who failed, whose time was up, and extras, as Isaac Lab does.
+        """
+        parkour, judge = self.parkour, self.parkour.judge
+        parkour.asked.copy_(action)
         if self.common_step_counter % PUSH_EVERY == 0:
-            self.parkour.push()
-        result = super().step(action)
+            parkour.push()
+        parkour.act()
+        self.sim.step(render=False)
+        if self.sim.is_rendering:
+            self.sim.render()
+        self.scene.update(dt=self.step_dt)
+        self._sim_step_counter += self.cfg.decimation
+        self.common_step_counter += 1
+        parkour.after_physics()
+        self.reset_terminated, self.reset_time_outs = (
+            judge.terminated.clone(),
+            judge.truncated.clone(),
+        )
+        self.reset_buf, self.reward_buf = judge.ended.clone(), judge.reward.clone()
+        self.obs_buf = parkour.observer.copy()
         due = self.common_step_counter % _LOG_EVERY == 0
-        self.extras["log"] = self.extras.get("log", {}) | self.parkour.log() if due else {}
-        return result
+        self.extras["log"] = parkour.log() if due else {}
+        return (
+            self.obs_buf,
+            self.reward_buf,
+            self.reset_terminated,
+            self.reset_time_outs,
+            self.extras,
+        )
+
+    def _reset_idx(self, env_ids: Tensor | slice) -> None:
+        """What Isaac Lab's `reset` calls."""
+        which = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
+        which[env_ids] = True
+        if self.common_step_counter > 0:
+            self.parkour.advance_curriculum(which)
+        self.parkour.reset(which)
+        self.extras["log"] = {}
 
     @property
     def facts(self) -> StepFacts:
@@ -90,18 +138,27 @@ class ParkourEnv(ManagerBasedRLEnv):
     def vision(self) -> Cameras | None:
         return self.parkour.observer.vision
 
-    def checkpoint_state(self) -> dict[str, Tensor]:
+    def take_broken(self) -> dict[str, Tensor] | None:
+        """Robots whose state was not finite since the last call, see `BrokenRobots.take`."""
+        return self.parkour.broken.take()
+
+    def checkpoint_state(self) -> dict[str, Any]:
         """What a resumed run needs of the environment: the curriculum and every robot's body."""
-        state = {"level": self.parkour.level.cpu(), "steps": torch.tensor(self.common_step_counter)}
+        state: dict[str, Any] = {
+            "level": self.parkour.level.cpu(),
+            "types": column_types(self.cfg.parkour.terrain),
+            "steps": torch.tensor(self.common_step_counter),
+        }
         state |= {f"body.{key}": value.cpu() for key, value in vars(self.parkour.bodies).items()}
         return state
 
-    def load_checkpoint_state(self, state: dict[str, Tensor]) -> None:
-        """Takes the levels over; with another number of robots, by repeating them."""
+    def load_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """Takes the levels over, those of each obstacle type for themselves."""
         parkour = self.parkour
         level = state["level"].to(self.device)
-        repeated = level.repeat(self.num_envs // len(level) + 1)[: self.num_envs]
-        parkour.level.copy_(repeated.clamp(max=parkour.terrain.levels - 1))
+        ours = column_types(self.cfg.parkour.terrain)
+        taken = taken_over(level, state["types"], parkour.level, ours, parkour.terrain.levels)
+        parkour.level.copy_(taken)
         parkour.tile_level.copy_(parkour.level)
         self.common_step_counter = int(state["steps"])
         if len(level) == self.num_envs:
@@ -119,12 +176,10 @@ class ParkourEnv(ManagerBasedRLEnv):
         self.reset()
 
 
-# What the managers call. Terminations come first in a step, and the first of them judges it.
+# The terms of the managers: what was computed last.
 
 
 def _termination(env: ParkourEnv, name: str) -> Tensor:
-    if name == next(iter(TERMINATIONS)):
-        env.parkour.after_physics()
     return getattr(env.parkour.judge, TERMINATIONS[name][0])
 
 
@@ -132,18 +187,8 @@ def _reward(env: ParkourEnv, name: str) -> Tensor:
     return env.parkour.judge.reward_terms[name]
 
 
-def _levels(env: ParkourEnv, env_ids: Tensor) -> None:
-    if isinstance(env_ids, Tensor):
-        env.parkour.advance_curriculum(env_ids.long())
-
-
-def _put_back(env: ParkourEnv, env_ids: Tensor) -> None:
-    ids = env_ids if isinstance(env_ids, Tensor) else torch.arange(env.num_envs, device=env.device)
-    env.parkour.reset(ids.long())
-
-
 def _observation(env: ParkourEnv, group: str) -> Tensor:
-    """The first group of a step observes for all of them."""
+    """The first group observes for all of them; called by Isaac Lab's `reset`."""
     if group == next(iter(GROUP_SIZES)):
         env.parkour.observe()
     return env.parkour.observer.groups[group]
@@ -165,12 +210,11 @@ class _GateAction(ActionTerm):
         return self._env.parkour.applied_target
 
     def process_actions(self, actions: Tensor) -> None:
-        self._env.parkour.act(actions)
+        self._env.parkour.asked.copy_(actions)
+        self._env.parkour.act()
 
     def apply_actions(self) -> None:
-        self._asset.actuators.target_command.set_position_index(
-            value=self._env.parkour.applied_target, full_data=True
-        )
+        """`process_actions` has done it."""
 
 
 class _Generator:
@@ -221,7 +265,6 @@ class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
     rewards: Any = None
     terminations: Any = None
     events: Any = None
-    curriculum: Any = None
 
 
 def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
@@ -258,8 +301,7 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
         name: TerminationTermCfg(func=_termination, params={"name": name}, time_out=time_out)
         for name, (_, time_out) in TERMINATIONS.items()
     }
-    env.events = {"put_back": EventTermCfg(func=_put_back, mode="reset")}
-    env.curriculum = {"levels": CurriculumTermCfg(func=_levels)}
+    env.events = {}  # Isaac Lab's default resets the scene
     env.sim.device = device
     env.sim.dt = cfg.physics.step_s
     env.sim.physics = adapter.physics_cfg(cfg.physics)
@@ -271,19 +313,9 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
 
 
 def make_env(cfg: EnvCfg, *, device: str, seed: int) -> RslRlVecEnvWrapper:
-    """The environment as rsl-rl wants it.
-
-    Raises:
-        TrainerError: the configuration cannot be simulated.
-    """
+    """The environment as rsl-rl wants it."""
     from isaaclab_rl.rsl_rl import RslRlVecEnvWrapper
 
-    step = cfg.physics.step_s * cfg.physics.decimation
-    if abs(step - CONTROL_STEP_S) > 1e-9:
-        raise TrainerError(
-            f"env.physics: {cfg.physics.decimation} steps of {cfg.physics.step_s} s make {step} s; "
-            f"the control step is {CONTROL_STEP_S} s"
-        )
     with _quiet():
         env = ParkourEnv(cfg=isaac_cfg(cfg, device=device, seed=seed))
         return RslRlVecEnvWrapper(env)

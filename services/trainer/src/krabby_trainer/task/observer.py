@@ -24,13 +24,22 @@ class Observer:
         n, device = state.num_envs, state.device
         self.privileged = state.bodies.privileged(state.desc.masses.total)
         self.history = torch.zeros(n, HISTORY, PROPRIO_SIZE, device=device)
-        self.groups = {
-            name: torch.zeros(n, size, device=device) for name, size in GROUP_SIZES.items()
-        }
+        sizes = [n * size for size in GROUP_SIZES.values()]
+        self._all = torch.zeros(sum(sizes), device=device)
+        self.groups = self._divided(self._all)
         self.vision: Cameras | None = None
         if state.cfg.camera.enabled:
             errors = state.cfg.camera.errors
             self.vision = Cameras(state.desc, state.terrain, errors, n, device, EYE_INDEX)
+
+    def _divided(self, values: Tensor) -> dict[str, Tensor]:
+        sizes = [self.state.num_envs * size for size in GROUP_SIZES.values()]
+        parts = zip(GROUP_SIZES.items(), values.split(sizes), strict=True)
+        return {name: part.view(-1, size) for (name, size), part in parts}
+
+    def copy(self) -> dict[str, Tensor]:
+        """The groups in memory of the caller's."""
+        return self._divided(self._all.clone())
 
     def see(self) -> None:
         """Advance the cameras by a step; can be recorded."""
@@ -42,6 +51,7 @@ class Observer:
 
     def observe(self) -> None:
         """Compute every group and add a frame to the history; can be recorded."""
+        self.state.robots.read()
         robots, sensors, height_at = (
             self.state.robots,
             self.state.sensors,
@@ -76,7 +86,7 @@ class Observer:
             base_height_m=pos_w[:, 2] - height_at(pos_w[:, :2]),
             feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
             speed=torch.where(
-                free, self.state.command[:, :2].norm(dim=-1), self.state.commanded_speed
+                free, self.state.command[:, :2].norm(dim=-1), self.state.sensible_speed
             ),
             episode_progress=self.state.episode_steps / self.state.env.max_episode_length,
         )

@@ -58,9 +58,10 @@ class Progress:
         """Furthest along the way through the waypoints, since the start of the episode [m]."""
         self._near_s = torch.zeros(num_envs, device=device)
 
-    def reset(self, env_ids: Tensor) -> None:
+    def reset(self, which: Tensor) -> None:
+        """Start over for the robots in `which`, (N,) bool."""
         for state in (self.index, self.distance_m, self._near_s):
-            state[env_ids] = 0
+            state.masked_fill_(which, 0)
 
     def update(self, pos_xy: Tensor, waypoints: Tensor, start_xy: Tensor, dt: float) -> None:
         """Take in where the bases are; state stays in the same memory.

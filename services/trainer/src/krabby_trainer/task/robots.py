@@ -1,4 +1,8 @@
-"""The simulated robots: reads their state from Isaac Lab, and writes bodies and poses into it."""
+"""The simulated robots: reads their state from Isaac Lab, and writes bodies and poses into it.
+
+Isaac Lab's derived properties are computed when Python asks for them, which a CUDA graph never
+does. So `Robots` reads and writes the arrays of the simulation itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ from krabby.robot.description import RobotDescription
 
 from krabby_trainer.errors import TrainerError
 from krabby_trainer.task import adapter
+from krabby_trainer.task.broken import BrokenRobots
+from krabby_trainer.task.observations import rotate, rotate_inverse
 from krabby_trainer.task.randomisation import Bodies
 
 __all__ = ["Robots"]
@@ -21,21 +27,10 @@ _GRAVITY_M_S2: Final = 9.81
 class Robots:
     """N robots of a scene, which has the entities `robot` and `contact_forces`.
 
-    `read` brings the attributes up to date; they are views of the simulator's arrays. N robots, SI
-    units, `_w` world, `_b` base frame; joints in the order of `robot.toml`.
+    Attributes are views of the simulator's arrays, or follow from them in `read`. `read`, `place`,
+    `push` and `drive` can be recorded. N robots, SI units, `_w` world, `_b` base frame; joints in
+    the order of `robot.toml`.
     """
-
-    base_pos_w: Tensor
-    base_quat_w: Tensor
-    """(N, 4), xyzw."""
-    base_lin_vel_w: Tensor
-    base_lin_vel_b: Tensor
-    base_ang_vel_b: Tensor
-    joint_pos: Tensor
-    joint_vel: Tensor
-    torque: Tensor
-    force_w: Tensor
-    """Contact force on every sensed body, (N, B, 3)."""
 
     def __init__(self, scene: Any, desc: RobotDescription, bodies: Bodies, device: str) -> None:
         self.bodies, self.device = bodies, device
@@ -63,8 +58,14 @@ class Robots:
             for each in (desc.peak_torque, desc.kp, desc.kd)
         )
         self.weight_n = torch.zeros(len(bodies.friction), device=device)
-        # As described: what `write_bodies` starts from, however often it is called.
         data = self.articulation.data
+        if data.has_joint_ordering or data.has_body_ordering:
+            raise TrainerError(
+                "the robot's USD has its joints or bodies in another order than robot.toml; run "
+                "`make assets`"
+            )
+        self._view_simulation(adapter.Simulation(self.articulation, self._contacts))
+        # As described: what `write_bodies` starts from, however often it is called.
         self._nominal_mass = adapter.tensor(data.body_mass).clone()
         self._nominal_inertia = adapter.tensor(data.body_inertia).clone()
         self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, [self._base]].clone()
@@ -101,19 +102,40 @@ class Robots:
         ):
             write_group_parameter(robot.actuators, "drives", group, key, values=values)
 
+    def _view_simulation(self, simulation: adapter.Simulation) -> None:
+        self._simulation = s = simulation
+        self.base_pos_w, self.base_quat_w = s.coords[:, :3], s.coords[:, 3:7]
+        """(N, 3) and (N, 4), xyzw."""
+        self.joint_pos, self.joint_vel = s.coords[:, 7:], s.speeds[:, 6:]
+        self.torque = s.torque
+        self._body_pos_w = s.body_pose_w[..., :3]
+        self.base_lin_vel_w, self.base_lin_vel_b, self.base_ang_vel_b = (
+            torch.zeros_like(self.base_pos_w) for _ in range(3)
+        )
+        self.force_w = torch.zeros_like(s.force_w)
+        """Contact force on every sensed body, without friction, (N, B, 3)."""
+
+    def mend(self, broken: BrokenRobots) -> None:
+        """Put robots whose state is not finite at rest at the origin; `broken` keeps their state.
+
+        They have to be reset in the same step.
+        """
+        s = self._simulation
+        broken.step({"joint_q": s.coords, "joint_qd": s.speeds, "force_w": s.force_w})
+        for values in (s.coords, s.speeds, s.force_w, s.friction_w, s.body_pose_w, s.torque):
+            values.masked_fill_(broken.mask.view(-1, *(1,) * (values.dim() - 1)), 0.0)
+        s.coords[:, 6].masked_fill_(broken.mask, 1.0)
+
     def read(self) -> None:
-        """Let the simulator update its derived quantities; the views stay the same."""
-        data = self.articulation.data
-        self.base_pos_w = adapter.tensor(data.root_link_pos_w)
-        self.base_quat_w = adapter.tensor(data.root_link_quat_w)
-        self.base_lin_vel_w = adapter.tensor(data.root_link_lin_vel_w)
-        self.base_lin_vel_b = adapter.tensor(data.root_link_lin_vel_b)
-        self.base_ang_vel_b = adapter.tensor(data.root_link_ang_vel_b)
-        self.joint_pos = adapter.tensor(data.joint_pos)
-        self.joint_vel = adapter.tensor(data.joint_vel)
-        self._body_pos_w = adapter.tensor(data.body_link_pos_w)
-        self.force_w = adapter.tensor(self._contacts.data.net_normal_forces_w)
-        self.torque = adapter.tensor(self.articulation.actuators.applied_effort)
+        """Derive what is not in the simulator's arrays."""
+        s, quat = self._simulation, self.base_quat_w
+        angular = s.speeds[:, 3:6]
+        # The simulator has the velocity of the base's centre of mass.
+        arm = rotate(quat, s.com_b)
+        self.base_lin_vel_w.copy_(s.speeds[:, :3] - torch.linalg.cross(angular, arm))
+        self.base_lin_vel_b.copy_(rotate_inverse(quat, self.base_lin_vel_w))
+        self.base_ang_vel_b.copy_(rotate_inverse(quat, angular))
+        torch.sub(s.force_w, s.friction_w, out=self.force_w)
 
     @property
     def soles_w(self) -> Tensor:
@@ -135,21 +157,24 @@ class Robots:
         """(N, 1, 3) [N]."""
         return self.force_w[:, self._base_sensed, None]
 
-    def place(self, env_ids: Tensor, pose: Tensor, joint_pos: Tensor) -> None:
-        """Put robots (n,) down at rest: base poses (n, 7) xyz, xyzw, and joints (n, 18) [rad]."""
-        robot, at_rest = self.articulation, torch.zeros(len(env_ids), 6, device=self.device)
-        robot.write_root_pose_to_sim_index(root_pose=pose, env_ids=env_ids)
-        robot.write_root_velocity_to_sim_index(root_velocity=at_rest, env_ids=env_ids)
-        robot.write_joint_state_to_sim_index(
-            position=joint_pos, velocity=torch.zeros_like(joint_pos), env_ids=env_ids
-        )
+    def place(self, which: Tensor, pose: Tensor, joint_pos: Tensor) -> None:
+        """Put the robots in `which` (N,), bool, down at rest.
 
-    def push(self, change: Tensor) -> None:
-        """Add (N, 2) [m/s] to the bases' velocities along x and y.
-
-        All robots are written, most with the velocity they have: selecting would wait for the
-        device.
+        Args:
+            which: Whom.
+            pose: Of the bases, (N, 7) xyz, xyzw.
+            joint_pos: (N, 18) [rad].
         """
-        velocity = adapter.tensor(self.articulation.data.root_com_vel_w).clone()
-        velocity[:, :2] += change
-        self.articulation.write_root_velocity_to_sim_index(root_velocity=velocity)
+        s, chosen = self._simulation, which[:, None]
+        s.coords.copy_(torch.where(chosen, torch.cat((pose, joint_pos), dim=-1), s.coords))
+        s.speeds.masked_fill_(chosen, 0.0)
+        s.settle(which)
+
+    def push(self, which: Tensor, change: Tensor) -> None:
+        """Add (N, 2) [m/s] to the velocities along x and y of the bases of robots in `which`."""
+        self._simulation.speeds[:, :2] += torch.where(which[:, None], change, 0.0)
+        self._simulation.settle(which)
+
+    def drive(self, target: Tensor) -> None:
+        """Give the drives their targets, (N, 18) [rad]."""
+        self._simulation.drive(target)

@@ -10,8 +10,10 @@ from krabby.robot.kinematics import foot_positions
 from krabby.safety.gate import GateCfg
 
 from krabby_trainer.sampling import uniform
-from krabby_trainer.task.config import EnvCfg
+from krabby_trainer.task.broken import BrokenRobots
+from krabby_trainer.task.config import CONTROL_STEP_S, EnvCfg
 from krabby_trainer.task.free import FreeRobots
+from krabby_trainer.task.levels import column_of
 from krabby_trainer.task.observations import NUM_JOINTS
 from krabby_trainer.task.progress import Progress
 from krabby_trainer.task.randomisation import Bodies, SensorErrors
@@ -22,7 +24,6 @@ __all__ = ["CONTROL_STEP_S", "State"]
 
 Tensor = torch.Tensor
 
-CONTROL_STEP_S: Final = 0.01
 STATURE_M: Final = 0.06
 """How far above the default stand the base may be before `reward.stature` counts."""
 
@@ -56,15 +57,17 @@ class State:
         soles[:, 2] -= self.desc.geometry.foot_radius
         self.soles_xy = constant(soles[:, :2])
         """Of the default pose, base frame, (6, 2) [m]."""
-        self.free_height_m = STATURE_M - float(soles[:, 2].mean())
+        self.stand_height_m = -float(soles[:, 2].mean())
+        self.free_height_m = STATURE_M + self.stand_height_m
 
         r = cfg.randomisation
         self.bodies = Bodies.draw(r, n, device, friction=self.desc.contact.foot_friction)
         self.sensors = SensorErrors(r, n, device)
         self.robots = Robots(env.scene, self.desc, self.bodies, device)
+        self.broken = BrokenRobots(n, ("joint_q", "joint_qd"), device)
 
         columns = self.terrain.columns
-        self.column = torch.arange(n, device=device) * columns // max(n, 1) % columns
+        self.column = column_of(n, columns, device)
         if cfg.curriculum.enabled:
             high = min(cfg.curriculum.start_level, self.terrain.levels - 1)
             self.level = torch.randint(0, high + 1, (n,), device=device)
@@ -92,7 +95,9 @@ class State:
         self.applied_target = self.target.clone()
         self.fresh = torch.ones(n, dtype=torch.bool, device=device)
         """Which robots begin an episode, (N,)."""
-        self.episode_steps = torch.zeros(n, dtype=torch.long, device=device)
+        self.asked = torch.zeros_like(self.action)
+        """Actions of the policy for the next step."""
+        self.episode_steps: Tensor = env.episode_length_buf
 
     @property
     def tile(self) -> Tensor:
@@ -104,10 +109,17 @@ class State:
         return torch.where(self.stops.paused, 0.0, self.speed)
 
     @property
+    def barred(self) -> Tensor:
+        """Which robots stand before something impassable that they are commanded to cross, (N,)."""
+        goals, index = self.ground.goals[self.tile], self.progress.index
+        return (goals < self.ground.waypoints.shape[1]) & (index >= goals) & ~self.free.mask
+
+    @property
+    def sensible_speed(self) -> Tensor:
+        """What a robot earns for [m/s], (N,): 0 in a pause, and before something impassable."""
+        return torch.where(self.barred, 0.0, self.commanded_speed)
+
+    @property
     def command(self) -> Tensor:
         """Velocity command of free robots, (N, 3): 0 in a pause."""
         return torch.where(self.stops.paused[:, None], 0.0, self.free.commands.value)
-
-    def read(self) -> None:
-        self.robots.read()
-        self.episode_steps.copy_(self.env.episode_length_buf)

@@ -34,7 +34,15 @@ from krabby_trainer.task.config import TerrainCfg
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors"]
+__all__ = [
+    "BORDER_M",
+    "CELL_M",
+    "Terrain",
+    "TerrainTensors",
+    "check_terrain",
+    "column_types",
+    "reachable_goals",
+]
 
 CELL_M: Final = 0.05
 """Cell of the height raster."""
@@ -49,7 +57,7 @@ class Terrain:
     """The courses of a `TerrainCfg`, laid out."""
 
     def __init__(self, cfg: TerrainCfg) -> None:
-        _check(cfg)
+        check_terrain(cfg)
         self.types = tuple(cfg.types)
         self.levels, self.columns = cfg.levels, cfg.columns
         self.type_id = _columns_of(cfg)
@@ -141,6 +149,7 @@ class Terrain:
             type_id=torch.as_tensor(np.tile(self.type_id, self.levels), device=device),
             difficulty=tensor(self.difficulty.ravel()),
             seed=torch.as_tensor(self.seeds.ravel(), device=device),
+            goals=torch.as_tensor([reachable_goals(c) for c, _ in placed], device=device),
         )
 
     def _edges(self) -> NDArray[np.float64]:
@@ -206,6 +215,8 @@ class TerrainTensors:
     """(T,)."""
     seed: torch.Tensor
     """(T,)."""
+    goals: torch.Tensor
+    """Waypoints that can be reached, (T,): on impassable courses those before the obstacle."""
 
     def height_at(self, xy: torch.Tensor) -> torch.Tensor:
         """Ground height [m] of points (..., 2) [m]; 0 beyond the tiles."""
@@ -233,7 +244,17 @@ class TerrainTensors:
         return sunk & (self.height_at(points_w[..., :2]) < -0.5 * PIT_DEPTH_M)
 
 
-def _check(cfg: TerrainCfg) -> None:
+def reachable_goals(course: Course) -> int:
+    """Waypoints that a robot can reach: half of those of an impassable course lie beyond it."""
+    return len(course.waypoints) // (1 if COURSES[course.name].passable else 2)
+
+
+def check_terrain(cfg: TerrainCfg) -> None:
+    """Refuse courses that cannot be laid out or that no training may have.
+
+    Raises:
+        ConfigError: Names the key.
+    """
     unknown = [name for name in cfg.types if name not in COURSES]
     if unknown or not cfg.types:
         raise ConfigError(
@@ -272,6 +293,11 @@ def _range(cfg: TerrainCfg, name: str) -> tuple[float, float]:
     """Difficulties of a type."""
     low, high = cfg.ranges.get(name, (cfg.difficulty_low, cfg.difficulty_high))
     return low, high
+
+
+def column_types(cfg: TerrainCfg) -> list[str]:
+    """Obstacle type of every column."""
+    return [cfg.types[i] for i in _columns_of(cfg)]
 
 
 def _columns_of(cfg: TerrainCfg) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ import torch
 from krabby.robot.description import RobotDescription
 from tensordict import TensorDict
 
-from krabby_trainer.vision.config import DepthErrorsCfg
+from krabby_trainer.vision.config import DepthErrorsCfg, longest_latency_s
 from krabby_trainer.vision.depth import DepthCamera, Tiles
 from krabby_trainer.vision.stream import DepthStream
 
@@ -18,8 +19,6 @@ __all__ = ["Cameras", "Vision", "seen"]
 Tensor = torch.Tensor
 
 _STEP_S: Final = 0.01
-_POSES: Final = 40
-"""Control steps that states are kept for: longer than any image's latency."""
 
 
 @dataclass
@@ -34,6 +33,8 @@ class Vision:
     """The robot's state (`EYE`) at its exposure, (N, 48)."""
     age: Tensor
     """Time since its exposure [s], (N,)."""
+    oldest_s: float = 0.0
+    """Age from which on a student has no picture [s]; see `DepthErrorsCfg`."""
 
 
 def seen(obs: TensorDict, vision: Vision, begins: Tensor) -> TensorDict:
@@ -72,15 +73,17 @@ class Cameras(Vision):
     ) -> None:
         stream = DepthStream(DepthCamera(desc, terrain, device), errors, num_envs, step_s=_STEP_S)
         eye = torch.zeros(num_envs, len(index), device=device)
-        super().__init__(stream.arrived, stream.image, eye, stream.age_s)
+        super().__init__(stream.arrived, stream.image, eye, stream.age_s, errors.oldest_s)
         self._stream = stream
-        self._poses = torch.zeros(_POSES, *eye.shape, device=device)
+        # As far back as an image that arrives can have been exposed, both ends rounded to steps.
+        self._steps = math.ceil(longest_latency_s(stream.cfg) / _STEP_S) + 2
+        self._poses = torch.zeros(self._steps, *eye.shape, device=device)
         self._index = index.to(device)
         self._robots = torch.arange(num_envs, device=device)
 
-    def reset(self, ids: Tensor) -> None:
-        """Draw new cameras for robots `ids` (int64) and drop their images."""
-        self._stream.reset(ids)
+    def reset(self, which: Tensor) -> None:
+        """Draw new cameras for the robots in `which` (N,), bool, and drop their images."""
+        self._stream.reset(which)
 
     def step(self, frame: Tensor, tile: Tensor, base_pos_w: Tensor, base_quat_w: Tensor) -> None:
         """Advance by one control step.
@@ -93,6 +96,6 @@ class Cameras(Vision):
         """
         self._poses.copy_(torch.cat((self._poses[1:], frame[None, :, self._index])))
         self._stream.step(tile, base_pos_w, base_quat_w)
-        steps = (self.age / _STEP_S).round().long().clamp(0, _POSES - 1)
-        then = self._poses[_POSES - 1 - steps, self._robots]
+        steps = (self.age / _STEP_S).round().long().clamp(0, self._steps - 1)
+        then = self._poses[self._steps - 1 - steps, self._robots]
         self.eye.copy_(torch.where(self.arrived[:, None], then, self.eye))

@@ -10,7 +10,15 @@ from krabby.robot.description import CameraModel
 
 from krabby_trainer.errors import ConfigError
 
-__all__ = ["BLEED_PX", "RANGE_M", "DepthErrorsCfg", "check_errors", "described", "flawless"]
+__all__ = [
+    "BLEED_PX",
+    "RANGE_M",
+    "DepthErrorsCfg",
+    "check_errors",
+    "described",
+    "flawless",
+    "longest_latency_s",
+]
 
 RANGE_M: Final = 15.0
 """Farthest distance reported [m], as in sim-hal; beyond it there is no reading."""
@@ -47,6 +55,9 @@ class DepthErrorsCfg:
     """Rate of outages, in which all frames are lost ..."""
     outage_s: list[float] = field(default_factory=lambda: [0.2, 2.0])
     """... and their lengths."""
+    oldest_s: float = 0.0
+    """Students act on an image up to this age [s]; on an older one, and before the first, they
+    read the no-picture token: a code of zeros of this age. 0: they act on any."""
     rate_hz: list[float] = field(default_factory=lambda: [10.0, 30.0])
     """Rate of exposures."""
     period_jitter: float = 0.1
@@ -104,9 +115,14 @@ _RANGES: Final = {
         *("drop_probability", "latency_s"),
     )
 }
-_LARGEST: Final = {"outage_per_s": 10.0} | dict.fromkeys(
+_LARGEST: Final = {"outage_per_s": 10.0, "oldest_s": 10.0} | dict.fromkeys(
     ("period_jitter", "latency_jitter_s", "mount_angle_rad", "mount_pitch_rad", "mount_xyz_m"), 0.5
 )
+
+
+def longest_latency_s(cfg: DepthErrorsCfg) -> float:
+    """From exposure to arrival at most."""
+    return max(cfg.latency_s) + cfg.latency_jitter_s
 
 
 def check_errors(cfg: DepthErrorsCfg, camera: CameraModel) -> None:
@@ -119,10 +135,10 @@ def check_errors(cfg: DepthErrorsCfg, camera: CameraModel) -> None:
         bounds = getattr(cfg, name)
         if len(bounds) != 2 or not least <= bounds[0] <= bounds[1] <= most:
             raise ConfigError(
-                f"depth.{name} = {list(bounds)}; give [low, high] within {least:g} to {most:g}"
+                f"env.camera.errors.{name} = {list(bounds)}; give [low, high] within {least:g} to {most:g}"
             )
     for name, most in _LARGEST.items():
         if not 0.0 <= getattr(cfg, name) <= most:
             raise ConfigError(
-                f"depth.{name} = {getattr(cfg, name)}; give a number from 0 to {most:g}"
+                f"env.camera.errors.{name} = {getattr(cfg, name)}; give a number from 0 to {most:g}"
             )

@@ -18,7 +18,13 @@ from krabby.robot.description import CameraModel
 from torch.nn.functional import pad
 
 from krabby_trainer.sampling import uniform
-from krabby_trainer.vision.config import BLEED_PX, DepthErrorsCfg, check_errors, flawless
+from krabby_trainer.vision.config import (
+    BLEED_PX,
+    DepthErrorsCfg,
+    check_errors,
+    flawless,
+    longest_latency_s,
+)
 from krabby_trainer.vision.depth import DepthCamera, depth_of
 
 __all__ = ["NO_IMAGE_S", "DepthErrors", "DepthPreprocessor", "DepthStream", "mirror_image"]
@@ -94,16 +100,24 @@ class DepthErrors:
         """Parameters by name, each (N,)."""
         self.mount_error = torch.zeros(num_envs, 6, device=device)
         """As `DepthCamera.render` takes it, (N, 6)."""
-        self.reset(torch.arange(num_envs, device=device))
+        self.reset(torch.ones(num_envs, dtype=torch.bool, device=device))
 
-    def reset(self, ids: Tensor) -> None:
-        cfg, size = self.cfg, (len(ids),)
+    def reset(self, which: Tensor) -> None:
+        """Draw new parameters for the robots in `which`, (N,) bool."""
+        cfg, size = self.cfg, which.shape
         for name, values in self.drawn.items():
-            values[ids] = uniform(getattr(cfg, name), size, self._device)
+            drawn = uniform(getattr(cfg, name), size, self._device)
+            values.copy_(torch.where(which, drawn, values))
         xyz, angle = cfg.mount_xyz_m, cfg.mount_angle_rad
-        self.mount_error[ids, :3] = uniform((-xyz, xyz), (*size, 3), self._device)
-        self.mount_error[ids, 3:] = uniform((-angle, angle), (*size, 3), self._device)
-        self.mount_error[ids, 4] += cfg.mount_pitch_rad
+        error = torch.cat(
+            (
+                uniform((-xyz, xyz), (*size, 3), self._device),
+                uniform((-angle, angle), (*size, 3), self._device),
+            ),
+            dim=-1,
+        )
+        error[:, 4] += cfg.mount_pitch_rad
+        self.mount_error.copy_(torch.where(which[:, None], error, self.mount_error))
 
     def __call__(self, inverse: Tensor, ids: Tensor) -> Tensor:
         """What the cameras of robots `ids` (M,) report: depth (M, H, W) [m], 0 for no reading.
@@ -209,21 +223,26 @@ class DepthStream:
         self._arrives_s, self._since_s = zeros(self.slots), zeros(self.slots)
         self._head = zeros(dtype=torch.long)
         self._robots = torch.arange(num_envs, device=device)
-        self.reset(self._robots)
+        self.reset(torch.ones_like(self.arrived))
 
-    def reset(self, ids: Tensor) -> None:
-        cfg, size, device = self.cfg, (len(ids),), self._device
-        self.errors.reset(ids)
-        self._period_s[ids] = 1.0 / uniform(cfg.rate_hz, size, device)
-        self._latency_s[ids] = uniform(cfg.latency_s, size, device)
-        self._drop[ids] = uniform(cfg.drop_probability, size, device)
-        self._next_s[ids] = self._period_s[ids] * torch.rand(size, device=device)
-        self._arrives_s[ids] = torch.inf
-        self._outage_s[ids] = 0.0
-        self._newest_s[ids] = 0.0
-        self.image[ids] = 0.5
-        self.age_s[ids] = NO_IMAGE_S
-        self.arrived[ids] = False
+    def reset(self, which: Tensor) -> None:
+        """Draw new cameras for the robots in `which` (N,), bool, and drop their images."""
+        cfg, size, device = self.cfg, which.shape, self._device
+        self.errors.reset(which)
+        period = 1.0 / uniform(cfg.rate_hz, size, device)
+        for values, drawn in (
+            (self._period_s, period),
+            (self._latency_s, uniform(cfg.latency_s, size, device)),
+            (self._drop, uniform(cfg.drop_probability, size, device)),
+            (self._next_s, period * torch.rand(size, device=device)),
+        ):
+            values.copy_(torch.where(which, drawn, values))
+        self._arrives_s.masked_fill_(which[:, None], torch.inf)
+        self._outage_s.masked_fill_(which, 0.0)
+        self._newest_s.masked_fill_(which, 0.0)
+        self.image.masked_fill_(which[:, None, None], 0.5)
+        self.age_s.masked_fill_(which, NO_IMAGE_S)
+        self.arrived.masked_fill_(which, False)
 
     def step(self, tile: Tensor, base_pos_w: Tensor, base_quat_w: Tensor) -> None:
         """One control step on: tiles (N,), poses (N, 3) [m] and (N, 4) of all robots now."""
@@ -299,5 +318,5 @@ class DepthStream:
     def _slots(self) -> int:
         """The most frames within the longest latency, both ends rounded to control steps."""
         shortest = max(self.step_s, (1.0 - self.cfg.period_jitter) / max(self.cfg.rate_hz))
-        longest = max(self.cfg.latency_s) + self.cfg.latency_jitter_s + 2.0 * self.step_s
+        longest = longest_latency_s(self.cfg) + 2.0 * self.step_s
         return math.floor(longest / shortest) + 1

@@ -1,0 +1,75 @@
+"""Every way in which the host can wait for the device is counted, and nothing else."""
+
+import pytest
+import torch
+from krabby_trainer.host_reads import HostReads
+
+VALUES = torch.tensor([3.0, -1.0, 2.0])
+MASK = VALUES > 0
+
+
+def read_shape_of_mask():
+    target = torch.zeros(3)
+    target[MASK] = VALUES[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("_local_scalar_dense", lambda: VALUES.sum().item()),
+        ("_local_scalar_dense", lambda: float(VALUES[0])),
+        ("_local_scalar_dense", lambda: 1 if MASK.any() else 0),
+        ("nonzero", lambda: MASK.nonzero()),
+        ("nonzero", lambda: torch.where(MASK)),
+        ("masked_select", lambda: VALUES.masked_select(MASK)),
+        ("index", lambda: VALUES[MASK]),
+        ("index_put_", read_shape_of_mask),
+        ("equal", lambda: torch.equal(VALUES, VALUES)),
+        ("cpu", lambda: VALUES.cpu()),
+        ("tolist", lambda: VALUES.tolist()),
+        ("numpy", lambda: VALUES.numpy()),
+        ("tensor", lambda: torch.tensor([1.0, 2.0])),
+        ("as_tensor", lambda: torch.as_tensor(0.5)),
+        ("normal", lambda: torch.normal(VALUES, VALUES.abs())),
+        ("_to_copy", lambda: VALUES.to("meta")),
+    ],
+)
+def test_a_host_read_is_counted_once_with_its_place(name, read):
+    with HostReads() as reads:
+        read()
+    assert reads.total == 1, reads.places
+    (place,) = reads.places
+    assert place.startswith(f"{name} at test_host_reads.py:")
+
+
+def test_work_on_the_device_counts_nothing():
+    weight = torch.nn.Parameter(torch.ones(3))
+    target, order = torch.zeros(3), torch.tensor([2, 0, 1])
+    with HostReads() as reads:
+        loss = torch.where(MASK, VALUES * weight, 0.0).square().sum()
+        loss.backward()
+        target[MASK] = 0.5
+        target.masked_fill_(~MASK, 1.0)
+        target.copy_(VALUES[order])
+        target.index_put_((order,), VALUES)
+        torch.randperm(5)
+        torch.randn_like(VALUES).normal_(0.0, 2.0)
+        torch.as_tensor(VALUES)
+        torch.zeros(4).fill_(2.0)
+    assert not reads.places
+
+
+def test_a_read_within_the_backward_pass_is_counted():
+    class Reads(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[override]
+            return grad * grad.sum().item()
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    with HostReads() as reads:
+        Reads.apply(weight).sum().backward()
+    assert reads.total == 1
