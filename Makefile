@@ -34,7 +34,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
   train-setup train test-train test-train-slow check-train
 
 help: ## this list
@@ -171,6 +171,16 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)
+
+sbom: $(TOOLS) ## bills of material of the package locks, CycloneDX, in build/
+	@mkdir -p build
+	@$(TOOLS) -m uv export --quiet --frozen --all-packages --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-runtime.cdx.json >/dev/null
+	@$(TOOLS) -m uv export --quiet --frozen --project services/trainer --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-trainer.cdx.json >/dev/null
+	@wc -c build/sbom-*.cdx.json
+
+audit: $(TOOLS) ## compare the package locks with the OSV database of known vulnerabilities; needs api.osv.dev
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command --project services/trainer
 
 check-arm64: $(TOOLS) ## check that all locked packages of the robot's images have arm64 wheels; needs the package index
 	@tools/check-arm64
