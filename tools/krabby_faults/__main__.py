@@ -13,8 +13,9 @@ from krabby.robot.description import RobotDescription
 from krabby_faults.measure import Row, measure
 from krabby_faults.report import line, write_rows
 from krabby_faults.soak import soak
-from krabby_faults.stack import ROBOTS, Stack
+from krabby_faults.stack import ROBOTS, Robot, Stack
 from krabby_faults.table import FAULTS, Fault
+from krabby_faults.tun import Link
 
 
 def main() -> int:
@@ -37,15 +38,16 @@ def main() -> int:
     return 1 if bad else 0
 
 
-def run(robot: str, policy: str, faults: list[Fault]) -> list[Row]:
-    """Measure faults on one robot, with a camera and without for those that need none."""
+def run(robot: Robot, policy: str, faults: list[Fault]) -> list[Row]:
+    """Measure faults on one robot, on one stack for all that need the same."""
     faults = [fault for fault in faults if robot in fault.robots]
     rows: list[Row] = []
-    for camera in (False, True):
-        group = [fault for fault in faults if fault.needs_camera is camera]
+    for camera, far in ((False, False), (True, False), (False, True)):
+        group = [one for one in faults if (one.needs_camera, one.far) == (camera, far)]
         if not group:
             continue
-        stack = Stack(robot, policy if camera else "gait", camera=camera)  # type: ignore[arg-type]
+        link = Link(clock_ahead_s=5000) if far else None
+        stack = Stack(robot, policy if camera else "gait", camera=camera, link=link)
         try:
             stack.start()
             for fault in group:
@@ -54,6 +56,8 @@ def run(robot: str, policy: str, faults: list[Fault]) -> list[Row]:
                 sys.stdout.flush()
         finally:
             stack.close()
+            if link is not None:
+                link.close()
     return rows
 
 

@@ -103,7 +103,10 @@ def measure(stack: Stack, fault: Fault) -> Row:
     mended_ns = time.monotonic_ns()
     fault.mend(stack)
     recovery_s, recovered = _recover(stack, mended_ns)
-    safe_ns, limp_ns, by = _times(stack, began_ns, mended_ns, drives_ns)
+    stops_simulation = stack.robot == "simulated" and fault.name.startswith("hal ")
+    safe_ns, limp_ns, by = _times(
+        stack, began_ns, mended_ns, drives_ns, stops_simulation=stops_simulation
+    )
     worst = stack.probe.worst(began_ns)
     return Row(
         fault=fault.name,
@@ -161,7 +164,7 @@ def _recover(stack: Stack, mended_ns: int) -> tuple[float | None, str]:
 
 
 def _times(
-    stack: Stack, began_ns: int, mended_ns: int, drives_ns: int | None
+    stack: Stack, began_ns: int, mended_ns: int, drives_ns: int | None, *, stops_simulation: bool
 ) -> tuple[int | None, int | None, str]:
     """When it was safe and when limp, and who saw to it."""
     entered = [
@@ -170,12 +173,11 @@ def _times(
     safe_ns = next((one.time_ns for one in entered if one.state in _SAFE), None)
     limp_ns = next((one.time_ns for one in entered if one.state in _LIMP), None)
     by = "gate"
+    if stops_simulation:
+        return None, None, "simulation"
     if drives_ns is not None and (limp_ns is None or drives_ns < limp_ns):
         limp_ns, by = drives_ns, "drives"
         safe_ns = drives_ns if safe_ns is None else min(safe_ns, drives_ns)
-    stopped = stack.robot == "simulated" and (safe_ns is None or safe_ns > mended_ns)
-    if stopped and entered and entered[0].time_ns >= mended_ns:
-        return None, None, "simulation"
     return safe_ns, limp_ns, by
 
 

@@ -34,27 +34,26 @@ def line(row: Row) -> str:
 
 def write_rows(rows: Sequence[Row]) -> None:
     """Put measured rows into the data and the page; rows of other faults and robots stay."""
-    data = _read()
-    kept = {(row["robot"], row["fault"]): row for row in data.get("stack", {}).get("rows", [])}
+    known = _read().get("stack", {}).get("rows", [])
+    kept = {(row["robot"], row["fault"]): row for row in known}
     kept |= {(row.robot, row.fault): _rounded(row.facts()) for row in rows}
-    data["stack"] = {**_provenance(), "limits": LIMITS._asdict(), "rows": list(kept.values())}
     fields = Row._fields
     table = [Row(**{name: row[name] for name in fields}) for row in kept.values()]
     text = _HEAD + "".join(_cells(row) + "\n" for row in table)
-    revision = data["stack"]["revision"]
-    note = f"Revision {revision}, {data['stack']['machine']}.\n\n"
-    write_section("stack", note + text, data)
+    where = _provenance()
+    note = f"Revision {where['revision']}, {where['machine']}.\n\n"
+    write_section("stack", note + text, {"limits": LIMITS._asdict(), "rows": list(kept.values())})
 
 
 def write_soak(facts: dict[str, Any]) -> None:
     """Put the result of a soak into the data and the page."""
-    data = _read()
-    data["soak"] = {**_provenance(), **facts}
+    data = {**_provenance(), **facts}
     text = (
-        f"Revision {data['soak']['revision']}, {facts['minutes']:g} minutes, {facts['faults']} random "
-        f"faults, {facts['commands']} commands applied, {facts['stale']} of them stale; the oldest "
-        f"{facts['since_publish_ms']:.1f} ms after publication and {facts['since_capture_ms']:.1f} ms "
-        "after capture.\n\n| process | memory | growth | observed for |\n| --- | --- | --- | --- |\n"
+        f"Revision {data['revision']}, {facts['minutes']:g} minutes, {facts['faults']} "
+        f"random faults, {facts['commands']} commands applied, {facts['stale']} of them stale; "
+        f"the oldest {facts['since_publish_ms']:.1f} ms after publication and "
+        f"{facts['since_capture_ms']:.1f} ms after capture.\n\n"
+        "| process | memory | growth | observed for |\n| --- | --- | --- | --- |\n"
     )
     for name, memory in facts["memory"].items():
         text += (
@@ -64,12 +63,13 @@ def write_soak(facts: dict[str, Any]) -> None:
     write_section("soak", text, data)
 
 
-def write_section(name: str, text: str, data: dict[str, Any]) -> None:
-    """Replace a section of the page, and the data."""
+def write_section(name: str, text: str, facts: dict[str, Any]) -> None:
+    """Replace a section of the page, and its data."""
     page = PAGE.read_text()
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, rest = page.split(begin)
     PAGE.write_text(before + begin + text + end + rest.split(end)[1])
+    data = {**_read(), name: {**_provenance(), **facts}}
     DATA.write_text(json.dumps(data, indent=1) + "\n")
 
 

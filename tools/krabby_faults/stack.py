@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,6 +25,7 @@ from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import free_port, free_ports, until
 from krabby_proto import (
     STATE,
+    STREAMS,
     ControlClient,
     HalClient,
     LatestSubscriber,
@@ -33,13 +33,16 @@ from krabby_proto import (
     default_endpoints,
     unpack,
 )
+from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 
 from krabby_faults.probe import Probe
+from krabby_faults.tun import ADDRESSES, Link
 
 __all__ = ["ROBOTS", "Robot", "Stack"]
 
 Robot = Literal["simulated", "emulated"]
 ROBOTS: Final[tuple[Robot, ...]] = ("simulated", "emulated")
+BASE_PORT: Final = 6000
 _UNARMED: Final = ("disarmed", "damp")
 _LOOP: Final = ("state", "command", "features", "nav", "control")
 
@@ -69,6 +72,7 @@ class _Joints(threading.Thread):
                     self.beyond_rad = max(self.beyond_rad, beyond)
 
     def stop(self) -> None:
+        """End the watch."""
         self._stopped.set()
         self.join(2.0)
 
@@ -76,8 +80,20 @@ class _Joints(threading.Thread):
 class Stack:
     """One robot's processes; `hal` and `loop` are its clients."""
 
-    def __init__(self, robot: Robot, policy: str, *, camera: bool) -> None:
+    def __init__(
+        self, robot: Robot, policy: str, *, camera: bool = False, link: Link | None = None
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            robot: Which one.
+            policy: Name or folder of the bundle.
+            camera: Whether there is a camera.
+            link: Runs the game loop on the other host; state and command go through a relay and
+                the link, with a key.
+        """
         self.robot: Robot = robot
+        self.link = link
         self._folder = tempfile.TemporaryDirectory(prefix="kf-")
         self.folder = Path(self._folder.name)
         self.endpoints = default_endpoints(f"ipc://{self.folder}/s")
@@ -92,6 +108,8 @@ class Stack:
             source = {"camera": self.endpoints["raw" if robot == "emulated" else "camera"]}
             self._service("camera", "krabby_camera", ("state", "features"), source, bundle=policy)
         self._service("gameloop", "krabby_gameloop", _LOOP, policy=policy, auto_stand="false")
+        if link is not None:
+            self._move_loop(link)
         self.services = tuple(self._argv)
         self.hal = HalClient({name: self.endpoints[name] for name in ("command", "safety")})
         self.loop = ControlClient(self.endpoints["control"])
@@ -108,19 +126,40 @@ class Stack:
     def _simulated(self) -> None:
         streams = ("state", "camera", "command", "safety", "truth", "nav", "fault")
         options = {"auto_arm": "false", "mission.repeat": "true", "course.name": "flat"}
-        self._service("sim-hal", "krabby_sim_hal", streams, **options)
+        self._service("sim-hal", "krabby_sim_hal", streams, None, **options)
 
     def _emulated(self, camera: bool) -> None:
         hardware = self.folder / "hardware.toml"
         hardware.write_text(_own_buses((robot_dir() / "hardware.toml").read_text()))
         port = free_port()
-        options = {"can.hardware": hardware, "imu.listen": f"tcp://127.0.0.1:{port}"}
+        options: dict[str, object] = {
+            "can.hardware": hardware,
+            "imu.listen": f"tcp://127.0.0.1:{port}",
+        }
         options |= {"camera.enabled": str(camera).lower(), "course.name": "flat"}
         streams = ("raw", "truth", "fault", "nav")
-        self._service("robot-emulator", "krabby_emulator", streams, **options)
+        self._service("robot-emulator", "krabby_emulator", streams, None, **options)
         options = {"can.hardware": hardware, "imu.port": f"socket://127.0.0.1:{port}"}
         streams = ("state", "camera", "command", "safety", "raw")
-        self._service("jetson-hal", "krabby_jetson_hal", streams, **options)
+        self._service("jetson-hal", "krabby_jetson_hal", streams, None, **options)
+
+    def _move_loop(self, link: Link) -> None:
+        """Put the loop on the other host, and a relay on this one."""
+        address, keys = ADDRESSES[0], KeyFolder(self.folder / "keys")
+        pair = KeyPair.make()
+        keys.authorise("loop", pair.public, ("see", "command"))
+        key = self.folder / "loop.toml"
+        ClientKey(pair, keys.robot().public).write(key)
+        served = [f"--endpoint={name}={self.endpoints[name]}" for name in STREAMS]
+        self._argv["relay"] = [
+            *(sys.executable, "-m", "krabby_cli", "relay", "--address", address, *served),
+            *("--keys", str(keys.path), "--base-port", str(BASE_PORT)),
+        ]
+        loop = self._argv.pop("gameloop")
+        for name in ("state", "command"):
+            far = f"curve://{address}:{STREAMS[name].port}"
+            loop[loop.index(f"endpoints.{name}={self.endpoints[name]}")] = f"endpoints.{name}={far}"
+        self._argv["gameloop"] = link.on_host(["env", f"KRABBY_KEY={key}", *loop])
 
     def _service(
         self,
@@ -151,13 +190,16 @@ class Stack:
         self.start(*(n for n, p in self.processes.items() if p.poll() is not None))
 
     def signal(self, name: str, number: signal.Signals) -> None:
+        """Send a signal to a service."""
         self.processes[name].send_signal(number)
 
     def kill(self, name: str) -> None:
+        """Kill a service and wait for its end."""
         self.processes[name].kill()
         self.processes[name].wait()
 
     def close(self) -> None:
+        """End everything."""
         self.joints.stop()
         for process in self.processes.values():
             process.kill()
@@ -174,13 +216,16 @@ class Stack:
     # --- what they say -----------------------------------------------------------------------
 
     def safety(self, op: str = "status") -> dict[str, Any]:
+        """Ask the safety gate."""
         return self.hal.safety(op, "faults", timeout_s=2.0)
 
     def status(self) -> dict[str, Any]:
+        """What the game loop answers."""
         return self.loop.request("status", timeout_s=1.0)
 
     @property
     def is_walking(self) -> bool:
+        """Whether the policy moves it and the gate lets it."""
         with contextlib.suppress(ProtoError):
             return self.status()["mode"] == "policy" and self.safety()["state"] == "active"
         return False

@@ -15,6 +15,7 @@ from krabby_faults.stack import ROBOTS, Robot, Stack
 
 __all__ = ["FAULTS", "Fault"]
 
+Becomes = Literal["limp", "holds", "walks", "sits", "any"]
 Act = Callable[[Stack], object]
 
 
@@ -23,14 +24,16 @@ class Fault(NamedTuple):
 
     name: str
     inject: Act
-    becomes: Literal["limp", "holds", "walks", "sits"]
+    becomes: Becomes
     """The robot is damped; it holds its last target and continues by itself; it keeps walking; it
-    sits down first."""
+    sits down first; any of these, as chance has it."""
     mend: Act = lambda stack: None
     lasts_s: float = 1.0
     """Between `inject` and `mend`."""
     robots: tuple[Robot, ...] = ROBOTS
     needs_camera: bool = False
+    far: bool = False
+    """Whether the game loop is on another host; needs root."""
     short: bool = False
     """Whether it belongs to the short form."""
 
@@ -51,7 +54,7 @@ def _revive(stack: Stack) -> None:
     stack.revive()
 
 
-def _frozen(name: str, lasts_s: float, becomes: Literal["limp", "holds", "walks"], **more) -> Fault:  # noqa: ANN003
+def _frozen(name: str, lasts_s: float, becomes: Becomes, **more) -> Fault:  # noqa: ANN003
     return Fault(
         f"{name} frozen for {lasts_s:g} s", _send(name, signal.SIGSTOP), becomes,
         _send(name, signal.SIGCONT), lasts_s, **more,
@@ -148,8 +151,36 @@ _ATTACKS: Final = tuple(
     if run.__doc__
 )
 
+
+def _over_link(**settings: float) -> Act:
+    def inject(stack: Stack) -> None:
+        assert stack.link is not None
+        stack.link.set(**settings)
+
+    return inject
+
+
+def _link(name: str, becomes: Becomes, lasts_s: float,
+          **settings: float) -> Fault:  # fmt: skip
+    return Fault(name, _over_link(**settings), becomes, _over_link(), lasts_s,
+                 ("simulated",), far=True)  # fmt: skip
+
+
+_LINKS: Final = (
+    _link("link: nothing", "walks", 5.0),
+    _link("link: 5 ms delay each way", "walks", 10.0, delay_s=0.005),
+    _link("link: 5 ms delay, 1 % loss", "any", 20.0, delay_s=0.005, loss=0.01),
+    _link("link: 5 % loss", "any", 10.0, loss=0.05),
+    _link("link: 40 ms delay each way", "limp", 2.0, delay_s=0.04),
+    _link("link: down for 1 s", "limp", 1.0, there=0, back=0),
+    _link("link: down for 5 s", "limp", 5.0, there=0, back=0),
+    _link("link: states arrive, commands do not", "limp", 1.0, there=0),
+    _link("link: commands arrive, states do not", "limp", 1.0, back=0),
+)
+"""The game loop on another host with another clock."""
+
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault("nothing", lambda stack: None, "walks", lasts_s=5.0, short=True),
-    *_PROCESSES, *_CAMERA, *_DRIVES, *_ATTACKS,
+    *_PROCESSES, *_CAMERA, *_DRIVES, *_ATTACKS, *_LINKS,
 )  # fmt: skip
 """The first is the floor: what this machine does to a stack that nothing breaks."""

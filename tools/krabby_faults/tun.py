@@ -60,7 +60,9 @@ class Link:
             self.close()
             raise OSError("the relay between two network namespaces did not start; it needs root")
 
-    def set(self, delay_s: float = 0.0, loss: float = 0.0, there: float = 1, back: float = 1) -> None:
+    def set(
+        self, delay_s: float = 0.0, loss: float = 0.0, there: float = 1, back: float = 1
+    ) -> None:
         """Change the link; `there` and `back` are 0 for a direction that is cut."""
         assert self._relay.stdin is not None
         self._relay.stdin.write(f"delay_s={delay_s} loss={loss} there={there} back={back}\n")
