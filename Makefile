@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -136,6 +136,17 @@ test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 
 test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
+
+# Root measures in a network namespace of its own, and only root has a link between two.
+NETNS := $(if $(filter 0,$(shell id -u)),unshare -n sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
+MINUTES ?= 30
+
+faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
+	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
+
+soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)
 
 gate-coverage: $(DEV) ## check that the safety gate's tests reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
