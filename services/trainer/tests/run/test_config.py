@@ -83,7 +83,7 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("size=huge", "there are full, small"),
         ("+env.x=1", "neither added nor removed"),
         ("~env.num_envs=1", "neither added nor removed"),
-        ("seed=1,2", "one run per value"),
+        ("seed=1,2", "`python -m krabby_trainer sweep seed=1,2` starts one run for each"),
         ("seed", "write dotted.key=value"),
         ("run.resume=a=b", "quote a value with"),
     ],
@@ -149,12 +149,23 @@ def test_sparing_motion_is_a_preset_and_changes_nothing_unasked():
     assert compose(["motion=sparing", "size=small"]).env.num_envs == 32
 
 
+def test_the_drivable_teacher_is_made_of_presets():
+    cfg = compose(["terrain=wild", "motion=upright", "commands=drive"])
+    env = cfg.env
+    assert (env.num_envs, env.grounded_s, env.randomisation.mass_factor) == (16384, 0.5, [0.9, 1.2])
+    assert (env.command.free_flat, env.command.free_share, env.command.pause_share) == (
+        True, 0.25, 0.08,
+    )  # fmt: skip
+    assert (env.reward.crouch, env.reward.track_velocity) == (-4.0, 3.0)
+    assert cfg.agent.algorithm.symmetry.mirror_loss_coeff == 1.0
+    assert compose().env.grounded_s == 0.0
+
+
 def test_the_wild_terrain_has_every_family_that_is_not_held_out():
     cfg = compose(["terrain=wild"]).env.terrain
     held_out = {"spiral", "gap-45"}
     left_out = {"demo", "field"}  # fixed; too large for a tile
-    passable = {name for name, recipe in COURSES.items() if recipe.passable}
-    assert set(cfg.types) == passable - held_out - left_out
+    assert set(cfg.types) == set(COURSES) - held_out - left_out
     cfg.levels, cfg.columns = 2, len(cfg.types)
     assert len(Terrain(cfg).courses[0]) == len(cfg.types)
     assert compose(["terrain=wild", "commands=flat"]).env.terrain.shares == cfg.shares

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import gymnasium
@@ -14,10 +15,10 @@ import pytest
 import torch
 from krabby.course.lanes import TILE_HALF_WIDTH_M
 from krabby.robot.description import RobotDescription
-from krabby_trainer.errors import TrainerError
 from krabby_trainer.learn.networks import GROUP_SIZES
+from krabby_trainer.task import rewards
 from krabby_trainer.task.config import EnvCfg, TerrainCfg
-from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO_SIZE
+from krabby_trainer.task.observations import HISTORY, NUM_JOINTS, PROPRIO, PROPRIO_SIZE
 
 pytestmark = pytest.mark.isaac
 
@@ -258,6 +259,59 @@ def test_a_robot_on_its_back_or_out_of_its_lane_has_failed(env, parkour):
     assert not timed_out.any()
 
 
+@pytest.fixture
+def barred(parkour):
+    """Robot 4 at the end of the way that it can go."""
+    goals = parkour.ground.goals
+    tile = int(parkour.tile[4])
+    goals[tile], parkour.progress.index[4] = 4, 4
+    parkour.cfg.command.stand_off_s = 0.025
+    yield
+    goals[tile], parkour.cfg.command.stand_off_s = 8, 10.0
+
+
+def test_before_something_impassable_standing_earns_though_walking_is_commanded(
+    env, parkour, barred
+):
+    ended = []
+    for _ in range(3):
+        observed, _, terminated, timed_out, _ = env.step(STILL)
+        ended.append(bool(timed_out[4]))
+        assert not terminated.any()
+        if not ended[-1]:
+            assert float(parkour.commanded_speed[4]) > 0.0
+            assert parkour.sensible_speed[3:5].tolist() == [float(parkour.commanded_speed[3]), 0.0]
+            earned = rewards.goal_velocity(
+                parkour.robots.base_lin_vel_w, torch.ones(N, 2), torch.zeros(N)
+            )
+            assert parkour.judge.reward_terms["goal_velocity"][4] == earned[4]
+            command = observed["proprio"][4, PROPRIO.slices["nav_command"]]
+            assert float(command.abs().sum()) > 0.0
+    assert ended == [False, False, True]
+
+
+def test_a_robot_that_crosses_something_impassable_has_failed(env, parkour, barred):
+    parkour.progress.index[4] = 5
+    _, _, terminated, timed_out, _ = env.step(STILL)
+    assert torch.nonzero(terminated).flatten().tolist() == [4]
+    assert torch.nonzero(parkour.judge.crossed).flatten().tolist() == [4]
+    assert not timed_out.any()
+
+
+def test_a_base_that_rests_on_the_ground_has_failed_after_a_while(env, parkour, monkeypatch):
+    force = torch.zeros(N, 1, 3)
+    force[4, 0, 2] = 50.0
+    monkeypatch.setattr(type(parkour.robots), "base_force_w", property(lambda _: force))
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.025)
+    failed = []
+    for _ in range(3):
+        _, _, terminated, _, _ = env.step(STILL)
+        failed.append(torch.nonzero(terminated).flatten().tolist())
+    assert failed == [[], [], [4]]
+    monkeypatch.setattr(parkour.cfg, "grounded_s", 0.0)
+    assert not any(env.step(STILL)[2].any() for _ in range(4))
+
+
 def test_a_finished_course_and_the_clock_are_time_outs(env, parkour):
     assert env.max_episode_length == 3000
     last = parkour.ground.waypoints[parkour.tile[4], -1]
@@ -470,7 +524,7 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
 
     parkour.level.copy_(torch.tensor([2, 1, 0, 2, 1, 0, 2, 1]))
     env.common_step_counter = 12345
-    state = {name: value.clone() for name, value in env.checkpoint_state().items()}
+    state = copy.deepcopy(env.checkpoint_state())
     parkour.level.zero_()
     env.common_step_counter = 7
     parkour.bodies.copy_(Bodies.draw(parkour.cfg.randomisation, N, "cpu", friction=0.9))
@@ -484,7 +538,8 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
     assert parkour.level.tolist() == [2, 1, 0, 2, 1, 0, 2, 1]
     assert env.common_step_counter == 12346
     restored = env.checkpoint_state()
-    for name in set(state) - {"steps"}:
+    assert restored["types"] == state["types"]
+    for name in set(state) - {"steps", "types"}:
         assert torch.equal(restored[name], state[name])
     assert torch.equal(parkour.observer.groups["privileged"], parkour.bodies.privileged(28.6))
     heavy = 10.0 * state["body.mass_factor"] + state["body.added_mass_kg"]
@@ -493,8 +548,9 @@ def test_a_checkpoint_brings_back_levels_and_bodies(env, parkour):
 
 def test_levels_of_fewer_robots_are_repeated_and_cut_to_the_hardest_there_is(env, parkour):
     bodies = {name: value.clone() for name, value in vars(parkour.bodies).items()}
-    env.load_checkpoint_state({"level": torch.tensor([0, 1, 9]), "steps": torch.tensor(5)})
-    assert parkour.level.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    state = {"level": torch.tensor([0, 1, 9]), "types": ["gap", "flat"], "steps": torch.tensor(5)}
+    env.load_checkpoint_state(state)
+    assert parkour.level.tolist() == [0, 0, 1, 1, 2, 2, 2, 2]
     for name, value in vars(parkour.bodies).items():
         assert torch.equal(value, bodies[name])
 
@@ -507,15 +563,6 @@ def test_environments_are_registered_under_their_names(parkour):
 
     assert set(ENV_IDS) == {"teacher", "student", "play"}
     assert set(ENV_IDS.values()) <= set(gymnasium.registry)
-
-
-def test_physics_that_does_not_make_a_control_step_is_refused():
-    from krabby_trainer.task.isaac import make_env
-
-    cfg = configuration()
-    cfg.physics.decimation = 3
-    with pytest.raises(TrainerError, match=r"3 steps of 0\.005 s make 0\.015 s.*0\.01 s"):
-        make_env(cfg, device="cpu", seed=0)
 
 
 # The last tests take the simulator from the environment above: there is one per process.

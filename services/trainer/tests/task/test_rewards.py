@@ -227,3 +227,37 @@ def test_a_robot_has_left_its_lane_beyond_half_its_width_to_either_side():
     position = torch.stack((torch.zeros(4), y, torch.zeros(4)), dim=-1)
     lost = terminations.left_lane(position, torch.full((4,), 9.0), 3.0)
     assert lost.tolist() == [False, False, True, True]
+
+
+def test_a_crouch_is_what_the_base_lacks_to_ten_centimetres_below_the_stand():
+    soles = torch.zeros(3, 6, 3)
+    soles[1, :, 2] = 0.3
+    base = torch.tensor([[0.0, 0.0, 0.21], [0.0, 0.0, 0.58], [0.0, 0.0, 0.35]])
+    contact = torch.ones(3, 6, dtype=torch.bool)
+    found = term(
+        "crouch", base_pos_w=base, soles_w=soles, foot_contact=contact, stand_height_m=0.42
+    )
+    # 0.32 - 0.21; 0.32 - 0.28 above feet at 0.3; high enough.
+    assert found.tolist() == near([0.11, 0.04, 0.0])
+
+
+def test_targets_count_by_how_far_they_are_beyond_what_the_gate_lets_through():
+    action = torch.tensor([[1.0, -2.0, 9.0], [0.0, 0.0, 0.0]])
+    lower, upper = torch.full((3,), -0.5), torch.full((3,), 0.5)
+    found = rewards.beyond_limits(action, torch.tensor([0.0, 0.0, 0.1]), lower, upper)
+    # 0.4 is within, -0.8 is 0.3 beyond; 9 is cut to 6: 0.1 + 2.4 is 2 beyond.
+    assert found.tolist() == near([2.3, 0.0])
+
+
+def test_touchdowns_count_per_second_and_low_swings_by_what_they_lack():
+    landed = torch.tensor([[True, True, True, False, False, False], [False] * 6])
+    rise = torch.tensor([[0.0, 0.03, 0.2, 0.0, 0.0, 0.0], [0.0] * 6])
+    assert term("touchdowns", landed=landed, dt=0.01).tolist() == near([300.0, 0.0])
+    # Nothing of 6 cm, half of it, more.
+    found = term("low_swing", landed=landed, rise_m=rise, dt=0.01)
+    assert found.tolist() == near([150.0, 0.0])
+
+
+def test_feet_that_are_missing_to_three_on_the_ground_count():
+    contact = torch.tensor([[True] * n + [False] * (6 - n) for n in (6, 3, 1, 0)])
+    assert term("few_feet", foot_contact=contact).tolist() == [0.0, 0.0, 2.0, 3.0]

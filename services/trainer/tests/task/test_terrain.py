@@ -309,3 +309,13 @@ def test_a_terrain_that_cannot_be_is_refused_with_its_key_and_values(change, wor
         Terrain(replace(CFG, **change))
     for word in ["env.terrain", *words]:
         assert word in str(refused.value)
+
+
+def test_half_of_the_waypoints_of_an_impassable_course_can_be_reached():
+    terrain = Terrain(TerrainCfg(types=["wall", "flat"], shares=[1, 1], levels=1, columns=2))
+    assert terrain.to("cpu").goals.tolist() == [4, 8]
+    course = terrain.courses[0][0]
+    front = next(box for box in course.boxes if box.kind == "wall")
+    before = front.center[0] - front.half_extents[0]
+    assert course.waypoints[3, 0] == pytest.approx(before - 0.8)
+    assert course.waypoints[4, 0] > before

@@ -144,6 +144,26 @@ class InfoCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunsCfg:
+    """`python -m krabby_trainer runs`."""
+
+    root: str = "runs"
+    """Folder that is searched."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorBoardCfg:
+    """`python -m krabby_trainer tensorboard`."""
+
+    root: str = "runs"
+    """Folder of the runs."""
+    port: int = 6006
+    """TCP port."""
+    address: str = "127.0.0.1"
+    """Interface it binds; 0.0.0.0 only inside a container network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class WeightsCfg:
     """`python -m krabby_trainer weights`."""
 
@@ -196,6 +216,34 @@ def _config(overrides: Sequence[str], *, base: str = "") -> int:
     cfg, _, _ = resolve(overrides, base=base)
     sys.stdout.write(to_yaml(cfg))
     return 0
+
+
+def _sweep(overrides: Sequence[str]) -> int:
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.sweep import sweep
+
+    return sweep(overrides)
+
+
+def _runs(overrides: Sequence[str]) -> int:
+    cfg = load(RunsCfg, None, overrides)
+    _need("torch", "hydra")
+    from krabby_trainer.run.runs import table
+
+    sys.stdout.write(table(Path(cfg.root)))
+    return 0
+
+
+def _tensorboard(overrides: Sequence[str]) -> int:
+    """Without plugins of other packages: that of open3d needs libraries of a desktop."""
+    cfg = load(TensorBoardCfg, None, overrides)
+    _need("tensorboard")
+    from tensorboard import default, program
+
+    board = program.TensorBoard(plugins=default.get_static_plugins())
+    where = (f"--logdir={cfg.root}", f"--host={cfg.address}", f"--port={cfg.port}")
+    board.configure(argv=["tensorboard", *where, "--load_fast=false"])
+    return board.main() or 0
 
 
 def _profile(overrides: Sequence[str]) -> int:
@@ -369,6 +417,12 @@ def _weights(overrides: Sequence[str]) -> int:
 
 _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]] = {
     "train": (_train, None, "train a policy", "env.num_envs=8192 run.name=first"),
+    "sweep": (
+        *(_sweep, None, "train every combination of several values, or Optuna's trials"),
+        "run.name=rates agent.algorithm.learning_rate_max=1e-3,2e-3 seed=1,2",
+    ),
+    "runs": (_runs, RunsCfg, "list the runs in a folder", "root=runs/train"),
+    "tensorboard": (_tensorboard, TensorBoardCfg, "show the runs' curves", "root=runs/train"),
     "eval": (_eval, EvalCfg, "measure a checkpoint", "checkpoint=runs/train/RUN suite=paper"),
     "export": (
         _export,

@@ -86,6 +86,8 @@ class CommandCfg:
     """Length of a pause."""
     rest_s: NonNegative = 0.0
     """How long robots are commanded to stand at the last waypoint before the episode ends [s]."""
+    stand_off_s: NonNegative = 10.0
+    """How long robots are to stand before something impassable until the episode ends [s]."""
     halt_every_s: NonNegative = 0.0
     """Mean time between halts [s], 0 for none: the joints go to the default pose within
     `krabby.safety.trajectories.HALT_S` and ignore the policy, as when the runtime stops the robot.
@@ -238,6 +240,8 @@ class CameraCfg:
 class EnvCfg:
     num_envs: Annotated[int, Meta(ge=1, le=2**20)] = 4096
     episode_s: Annotated[float, Meta(ge=0.1)] = 30.0
+    grounded_s: NonNegative = 0.0
+    """A base in contact for this long has failed, as in the benchmark; 0: it has not [s]."""
     terrain: TerrainCfg = field(default_factory=TerrainCfg)
     command: CommandCfg = field(default_factory=CommandCfg)
     curriculum: CurriculumCfg = field(default_factory=CurriculumCfg)

@@ -42,6 +42,9 @@ class FreeRobots:
         """Whether any robot is ever free."""
         flat = list(terrain.types).index("flat") if cfg.free_flat else -1
         self._on_field = ground.type_id[column] == flat
+        passable = ground.goals[column] == ground.waypoints.shape[1]
+        self._share = cfg.free_share * passable
+        """Probability of each robot's being free on a course, (N,); 0 on impassable ones."""
         own = [i for i in range(terrain.columns) if int(terrain.type_id[i]) == flat]
         margin = _FIELD_MARGIN_M
         self.field = (0.0, 0.0, 0.0, 0.0)
@@ -71,7 +74,7 @@ class FreeRobots:
         Of the robots in `which` (N,), bool, whose episode begins.
         """
         drawn = torch.rand(2, len(which), device=self._device)
-        free = self._on_field | (drawn[0] < self._cfg.free_share)
+        free = self._on_field | (drawn[0] < self._share)
         anywhere = (drawn[1] * (level + 1)).long()
         self.mask.copy_(torch.where(which, free, self.mask))
         tile_level.copy_(torch.where(which & free, anywhere, tile_level))

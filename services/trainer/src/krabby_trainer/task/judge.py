@@ -13,6 +13,7 @@ from krabby_trainer.task.observations import NUM_FEET, NUM_JOINTS
 from krabby_trainer.task.rewards import CONTACT_N, REWARDS, Step
 from krabby_trainer.task.state import CONTROL_STEP_S, State
 from krabby_trainer.task.statistics import Statistics
+from krabby_trainer.task.swings import Swings
 from krabby_trainer.task.terminations import TERMINATIONS
 
 __all__ = ["Judge", "StepFacts"]
@@ -30,6 +31,7 @@ _MEASURED: Final = (
 _KEPT: Final = (
     *("previous_joint_vel", "action", "previous_action", "mean_square", "command"),
     *("default_joint_pos", "target_lower", "target_upper", "rated_torque", "free_height_m"),
+    "stand_height_m",
 )
 """What a `Step` has of the robots and of the state."""
 
@@ -67,7 +69,10 @@ class Judge:
         self.foot_contact, self.on_edge = flags(NUM_FEET), flags(NUM_FEET)
         self.saturated = flags(NUM_JOINTS)
         self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
+        self.grounded, self.crossed = flags(), flags()
         self.failed, self.completed, self.time_out = (flags() for _ in range(3))
+        self._grounded_s = torch.zeros(n, device=device)
+        self.swings = Swings(n, device)
         self.terminated, self.truncated, self.ended = (flags() for _ in range(3))
         """Whose episode ended in a failure, as after a time-out, or at all."""
         self._terms = torch.zeros(len(REWARDS), n, device=device)
@@ -77,7 +82,7 @@ class Judge:
         weights = [getattr(state.cfg.reward, reward.name) for reward in REWARDS]
         self._weights = CONTROL_STEP_S * torch.tensor(weights, device=device)[:, None]
         self.reward = torch.zeros(n, device=device)
-        self.statistics = Statistics(vars(state.cfg.reward), device)
+        self.statistics = Statistics(vars(state.cfg.reward), state.terrain.types, device)
 
     def __call__(self) -> None:
         """Judge a step; can be recorded."""
@@ -111,6 +116,7 @@ class Judge:
             index=state.progress.index,
             completed=self.completed,
             time_out=self.time_out,
+            kind=state.ground.type_id[state.tile],
         )
         if state.free.some:
             planar = (robots.base_lin_vel_b[:, :2], robots.base_ang_vel_b[:, 2:])
@@ -129,8 +135,15 @@ class Judge:
         self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
         left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
         self.left_lane.copy_(left & ~free)
-        self.failed.copy_(self.fallen | self.sunk | self.left_lane)
-        self.completed.copy_(self.state.stops.rested(arrived))
+        least_s, goals = self.state.cfg.grounded_s, ground.goals[tile]
+        self._grounded_s.copy_(
+            torch.where(self.base_contact, self._grounded_s + CONTROL_STEP_S, 0.0)
+        )
+        self.grounded.copy_((self._grounded_s > least_s) & (least_s > 0.0))
+        self.crossed.copy_((self.state.progress.index > goals) & ~free)
+        self.failed.copy_(self.fallen | self.sunk | self.left_lane | self.grounded | self.crossed)
+        self.swings.step(self.foot_contact, soles_w[..., 2])
+        self.completed.copy_(self.state.stops.rested(arrived, self.state.barred))
         late = self.state.episode_steps >= self.state.env.max_episode_length
         self.time_out.copy_(late | self.state.free.away(base, tile, self.state.tile_level))
         flags = [(getattr(self, name), timeout) for name, timeout in TERMINATIONS.values()]
@@ -141,7 +154,7 @@ class Judge:
 
     def _step(self, gravity_b: Tensor, soles_w: Tensor, waypoints: Tensor) -> Step:
         state = self.state
-        robots, command, speed = state.robots, state.cfg.command, state.commanded_speed
+        robots, command, speed = state.robots, state.cfg.command, state.sensible_speed
         yaw = observations.yaw_of(robots.base_quat_w)
         hurried = (speed + command.hurry_margin).clamp(min=command.hurry_speed)
         measured = {name: getattr(robots, name) for name in _MEASURED}
@@ -153,6 +166,8 @@ class Judge:
             gravity_b=gravity_b,
             soles_w=soles_w,
             foot_contact=self.foot_contact,
+            landed=self.swings.landed,
+            rise_m=self.swings.rise_m,
             on_edge=self.on_edge,
             in_pit=state.ground.in_pit(state.tile, soles_w),
             failed=self.failed,

@@ -86,7 +86,7 @@ class Observer:
             base_height_m=pos_w[:, 2] - height_at(pos_w[:, :2]),
             feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
             speed=torch.where(
-                free, self.state.command[:, :2].norm(dim=-1), self.state.commanded_speed
+                free, self.state.command[:, :2].norm(dim=-1), self.state.sensible_speed
             ),
             episode_progress=self.state.episode_steps / self.state.env.max_episode_length,
         )

@@ -16,6 +16,7 @@ from typing import Final
 
 import torch
 
+from krabby_trainer.task.observations import ACTION_CLIP, ACTION_SCALE
 from krabby_trainer.task.progress import Goal
 
 __all__ = ["REWARDS", "Reward", "Step"]
@@ -26,6 +27,10 @@ CONTACT_N: Final = 1.0
 """Contact force above which a body touches something."""
 FEET_HIGH_M: Final = 0.05
 """How far above the base a foot may be before `feet_high` counts."""
+CROUCH_M: Final = 0.1
+"""How far below the default stand the base may be before `crouch` counts."""
+CLEARANCE_M: Final = 0.06
+"""Rise of a swing from which `low_swing` is 0."""
 LIMIT_MARGIN_RAD: Final = 0.05
 """How near a joint may come to the limits of its target before `joint_limits` counts."""
 _REFERENCE_TORQUE: Final = 40.0
@@ -46,7 +51,9 @@ class Step:
     yaw rate, instead of waypoints. `speed` (N,) is commanded, 0 in a pause; above `allowed_speed`
     (N,) `overspeed` counts. `mean_square` (N, 18) is filtered squared torque, `fold_start` the
     share of its rated value from which the safety gate reduces the limit; above `free_height_m`
-    over the supporting feet `stature` counts.
+    over the supporting feet `stature` counts, and `stand_height_m` is that of the default pose.
+    `landed` (N, 6) are feet that touched down in this step, after a swing that rose by `rise_m`
+    (N, 6) above the higher of its ends.
     """
 
     dt: float
@@ -72,7 +79,10 @@ class Step:
     target_upper: Tensor
     command: Tensor
     free_height_m: float
+    stand_height_m: float
     foot_contact: Tensor
+    landed: Tensor
+    rise_m: Tensor
     on_edge: Tensor
     in_pit: Tensor
     failed: Tensor
@@ -173,6 +183,30 @@ def _stature(s: Step) -> Tensor:
     return stature(s.base_pos_w[:, 2], s.soles_w, s.foot_contact, s.free_height_m)
 
 
+def _crouch(s: Step) -> Tensor:
+    # `stature` upside down.
+    least = s.stand_height_m - CROUCH_M
+    return stature(-s.base_pos_w[:, 2], -s.soles_w, s.foot_contact, -least)
+
+
+def beyond_limits(action: Tensor, default: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """By how much the safety gate cuts the targets of actions (N, 18) to its limits, summed [rad].
+
+    A joint whose target lies beyond its limit rests on the end stop, which carries load for free.
+    """
+    target = default + ACTION_SCALE * action.clamp(-ACTION_CLIP, ACTION_CLIP)
+    return (torch.relu(lower - target) + torch.relu(target - upper)).sum(-1)
+
+
+def _beyond_limits(s: Step) -> Tensor:
+    return beyond_limits(s.action, s.default_joint_pos, s.target_lower, s.target_upper)
+
+
+def _low_swing(s: Step) -> Tensor:
+    low = (1.0 - s.rise_m / CLEARANCE_M).clamp(0.0, 1.0)
+    return (s.landed * low).sum(-1) / s.dt
+
+
 def _feet_high(s: Step) -> Tensor:
     return torch.relu(s.soles_w[..., 2] - s.base_pos_w[:, 2][:, None] - FEET_HIGH_M).sum(-1)
 
@@ -222,6 +256,10 @@ def _contact_force(s: Step) -> Tensor:
     return torch.relu(s.foot_force_w.norm(dim=-1) / s.weight_n[:, None] - 1.0).sum(-1)
 
 
+def _few_feet(s: Step) -> Tensor:
+    return torch.relu(3.0 - s.foot_contact.float().sum(-1))
+
+
 def stumble(foot_force_w: Tensor) -> Tensor:
     """1 where any foot is pushed sideways by more than four times its vertical load."""
     sideways = foot_force_w[..., :2].norm(dim=-1)
@@ -240,10 +278,12 @@ REWARDS: Final = (
     Reward("joint_deviation", -0.02, _joint_deviation, "Squared distance from the default pose."),
     Reward("rest_pose", 0.0, _rest_pose, "Joint deviation, added while commanded to stand."),
     Reward("stature", 0.0, _stature, "Base more than 6 cm above the default stand [m]."),
+    Reward("crouch", 0.0, _crouch, "Base more than 10 cm below the default stand [m]."),
     Reward("feet_high", 0.0, _feet_high, "Feet more than 5 cm above the base, summed [m]."),
     Reward(
         "action_rate", -0.01, lambda s: _squares(s.action - s.previous_action), "Squared change."
     ),
+    Reward("beyond_limits", 0.0, _beyond_limits, "Targets beyond the gate's limits, summed [rad]."),
     Reward("joint_acceleration", 0.0, _acceleration, "Squared [rad²/s⁴]; weights are about -1e-7."),
     Reward("joint_limits", 0.0, _joint_limits, "Joints within 0.05 rad of a limit, summed [rad]."),
     Reward("power", 0.0, _power, "Mechanical, magnitudes summed: drives do not recuperate [W]."),
@@ -252,6 +292,9 @@ REWARDS: Final = (
     Reward("base_contact", -1.0, lambda s: bodies_touching(s.base_force_w), "Base in contact."),
     Reward("leg_contact", -0.1, lambda s: bodies_touching(s.leg_force_w), "Leg links in contact."),
     Reward("contact_force", 0.0, _contact_force, "Load per foot beyond the weight [weights]."),
+    Reward("touchdowns", 0.0, lambda s: s.landed.sum(-1) / s.dt, "Of all feet, per second."),
+    Reward("low_swing", 0.0, _low_swing, "Touchdowns, by how little the swing rose, per second."),
+    Reward("few_feet", 0.0, _few_feet, "Feet missing to three on the ground."),
     Reward("stumble", -0.3, lambda s: stumble(s.foot_force_w), "Any foot pushed sideways."),
     Reward("edge", -6.0, lambda s: s.on_edge.float().sum(-1), "Loaded feet on an edge."),
     Reward("pit", -1.0, lambda s: s.in_pit.float().sum(-1), "Feet in a pit."),

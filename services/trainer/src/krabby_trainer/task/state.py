@@ -57,7 +57,8 @@ class State:
         soles[:, 2] -= self.desc.geometry.foot_radius
         self.soles_xy = constant(soles[:, :2])
         """Of the default pose, base frame, (6, 2) [m]."""
-        self.free_height_m = STATURE_M - float(soles[:, 2].mean())
+        self.stand_height_m = -float(soles[:, 2].mean())
+        self.free_height_m = STATURE_M + self.stand_height_m
 
         r = cfg.randomisation
         self.bodies = Bodies.draw(r, n, device, friction=self.desc.contact.foot_friction)
@@ -106,6 +107,17 @@ class State:
     def commanded_speed(self) -> Tensor:
         """Speed towards the waypoint [m/s], (N,): 0 in a pause."""
         return torch.where(self.stops.paused, 0.0, self.speed)
+
+    @property
+    def barred(self) -> Tensor:
+        """Which robots stand before something impassable that they are commanded to cross, (N,)."""
+        goals, index = self.ground.goals[self.tile], self.progress.index
+        return (goals < self.ground.waypoints.shape[1]) & (index >= goals) & ~self.free.mask
+
+    @property
+    def sensible_speed(self) -> Tensor:
+        """What a robot earns for [m/s], (N,): 0 in a pause, and before something impassable."""
+        return torch.where(self.barred, 0.0, self.commanded_speed)
 
     @property
     def command(self) -> Tensor:

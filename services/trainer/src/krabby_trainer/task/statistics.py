@@ -21,7 +21,10 @@ _GOALS = 7
 class Statistics:
     """Sums of what N robots did since they were logged last; `add` can be recorded."""
 
-    def __init__(self, weights: dict[str, float], device: str) -> None:
+    def __init__(self, weights: dict[str, float], types: tuple[str, ...], device: str) -> None:
+        self._types = types
+        self._by_type = torch.zeros(3, len(types), device=device)
+        """Episodes, falls and successes by type of course."""
         self._sums = {key: torch.zeros((), device=device) for key in _SUMS}
         self._rewards = torch.zeros(len(REWARDS), device=device)
         self._weights = weights
@@ -35,6 +38,7 @@ class Statistics:
         index: Tensor,
         completed: Tensor,
         time_out: Tensor,
+        kind: Tensor,
     ) -> None:
         """Add one step.
 
@@ -45,6 +49,7 @@ class Statistics:
             index: Waypoints reached, (N,).
             completed: Which robots completed the course, (N,).
             time_out: Which robots timed out, (N,).
+            kind: Index of the type of each robot's course, (N,).
         """
         ended = (step.failed | completed | time_out) & ~step.free
         s = self._sums
@@ -62,6 +67,11 @@ class Statistics:
         s["falls"] += (ended & step.failed).sum()
         s["goals"] += torch.where(ended, index.clamp(max=_GOALS), 0).sum()
         s["completed"] += (ended & completed).sum()
+        good = completed | (index >= _GOALS)
+        for sums, which in zip(
+            self._by_type, (ended, ended & step.failed, ended & good), strict=True
+        ):
+            sums.index_add_(0, kind, which.float())
 
     def take(self) -> dict[str, Tensor]:
         """Means since the last call, by name; `Reward/*` are weighted, per second."""
@@ -86,6 +96,10 @@ class Statistics:
         for name, weight in self._weights.items():
             if weight != 0.0:
                 log[f"Reward/{name}"] = weight * means[name]
-        for total in (*s.values(), self._rewards):
+        count, falls, successes = self._by_type.unbind()
+        for i, name in enumerate(self._types):  # NaN without episodes
+            log[f"Success/{name}"] = successes[i] / count[i]
+            log[f"Fell/{name}"] = falls[i] / count[i]
+        for total in (*s.values(), self._rewards, self._by_type):
             total.zero_()
         return log

@@ -37,10 +37,17 @@ class Stops:
         for timer in (self.pause_s, self.rest_s, self.halt_s, self.halted_s):
             timer.masked_fill_(which, 0.0)
 
-    def rested(self, arrived: Tensor) -> Tensor:
-        """Which robots have been at the last waypoint for long enough; `arrived` is (N,)."""
-        self.rest_s.copy_(torch.where(arrived, self.rest_s + self._dt, 0.0))
-        return arrived & (self.rest_s > self._cfg.rest_s)
+    def rested(self, arrived: Tensor, barred: Tensor) -> Tensor:
+        """Which robots have been for long enough where their way ends.
+
+        Args:
+            arrived: Which are at the last waypoint, (N,).
+            barred: Which stand before something impassable, (N,).
+        """
+        ends = arrived | barred
+        self.rest_s.copy_(torch.where(ends, self.rest_s + self._dt, 0.0))
+        least_s = torch.where(barred, self._cfg.stand_off_s, self._cfg.rest_s)
+        return ends & (self.rest_s > least_s)
 
     def step(self, arrived: Tensor) -> None:
         self._pause(arrived)

@@ -14,6 +14,8 @@ TERMINATIONS: Final = {
     "fell": ("fallen", False),
     "sunk": ("sunk", False),
     "left_lane": ("left_lane", False),
+    "grounded": ("grounded", False),
+    "crossed": ("crossed", False),
     "completed": ("completed", True),
     "time_out": ("time_out", True),
 }

@@ -34,7 +34,15 @@ from krabby_trainer.task.config import TerrainCfg
 if TYPE_CHECKING:
     import trimesh
 
-__all__ = ["BORDER_M", "CELL_M", "Terrain", "TerrainTensors", "check_terrain", "column_types"]
+__all__ = [
+    "BORDER_M",
+    "CELL_M",
+    "Terrain",
+    "TerrainTensors",
+    "check_terrain",
+    "column_types",
+    "reachable_goals",
+]
 
 CELL_M: Final = 0.05
 """Cell of the height raster."""
@@ -141,6 +149,7 @@ class Terrain:
             type_id=torch.as_tensor(np.tile(self.type_id, self.levels), device=device),
             difficulty=tensor(self.difficulty.ravel()),
             seed=torch.as_tensor(self.seeds.ravel(), device=device),
+            goals=torch.as_tensor([reachable_goals(c) for c, _ in placed], device=device),
         )
 
     def _edges(self) -> NDArray[np.float64]:
@@ -206,6 +215,8 @@ class TerrainTensors:
     """(T,)."""
     seed: torch.Tensor
     """(T,)."""
+    goals: torch.Tensor
+    """Waypoints that can be reached, (T,): on impassable courses those before the obstacle."""
 
     def height_at(self, xy: torch.Tensor) -> torch.Tensor:
         """Ground height [m] of points (..., 2) [m]; 0 beyond the tiles."""
@@ -231,6 +242,11 @@ class TerrainTensors:
         """Which points (N, P, 3) have sunk into a pit of their tile, (N, P)."""
         sunk = points_w[..., 2] < self.pit_entry_z[tile][:, None]
         return sunk & (self.height_at(points_w[..., :2]) < -0.5 * PIT_DEPTH_M)
+
+
+def reachable_goals(course: Course) -> int:
+    """Waypoints that a robot can reach: half of those of an impassable course lie beyond it."""
+    return len(course.waypoints) // (1 if COURSES[course.name].passable else 2)
 
 
 def check_terrain(cfg: TerrainCfg) -> None:

@@ -1,0 +1,30 @@
+"""Swings of feet: when each touches down, and how high it rose since it lifted off."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["Swings"]
+
+Tensor = torch.Tensor
+
+
+class Swings:
+    """Of N robots with six feet; written in place."""
+
+    def __init__(self, num_envs: int, device: str) -> None:
+        self.landed = torch.zeros(num_envs, 6, dtype=torch.bool, device=device)
+        """Which feet touched down in the last step, (N, 6)."""
+        self.rise_m = torch.zeros(num_envs, 6, device=device)
+        """Of the swing that ended, above the higher of lift-off and touchdown, (N, 6) [m]."""
+        self._contact = torch.zeros_like(self.landed)
+        self._lift_m, self._top_m = torch.zeros_like(self.rise_m), torch.zeros_like(self.rise_m)
+
+    def step(self, contact: Tensor, height_m: Tensor) -> None:
+        """Take in which feet touch the ground (N, 6), and their heights (N, 6) [m]."""
+        self.landed.copy_(contact & ~self._contact)
+        top = torch.maximum(self._top_m, height_m)
+        self.rise_m.copy_(top - torch.maximum(self._lift_m, height_m))
+        self._lift_m.copy_(torch.where(contact, height_m, self._lift_m))
+        self._top_m.copy_(torch.where(contact, height_m, top))
+        self._contact.copy_(contact)
