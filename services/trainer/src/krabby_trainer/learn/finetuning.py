@@ -19,7 +19,7 @@ from torch import Tensor
 from krabby_trainer.errors import CheckpointError, ConfigError, unfit
 from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.ppo import ParkourPPO
-from krabby_trainer.learn.student import DepthEncoder, Sight
+from krabby_trainer.learn.student import DepthEncoder, Sight, StudentActor
 
 __all__ = ["StudentPPO"]
 
@@ -28,6 +28,7 @@ class StudentPPO(ParkourPPO):
     """`ParkourPPO` of a student; the code of the unsensed always comes from the history."""
 
     kind = "fine-tuned student"
+    _raw_actor: StudentActor
     _encoder: DepthEncoder
     sight: Sight
 
@@ -80,6 +81,12 @@ class StudentPPO(ParkourPPO):
         self._begins.zero_()
         self.sight.look(vision)
         return super().act(_with(obs, self.sight.group(vision.age)))
+
+    def update(self) -> dict[str, float]:
+        """As PPO's."""
+        losses = super().update()
+        self.sight.fit_capacity()
+        return losses
 
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]
