@@ -116,10 +116,12 @@ def _guided(target: Target, count: int, seed: int, limit_s: float, findings: Pat
         sys.exit("krabby_fuzz: --guided needs atheris (x86-64); run: make fuzz")
     corpus = findings / "corpus" / target.name
     corpus.mkdir(parents=True, exist_ok=True)
-    for number, data in enumerate(target.seeds()):
+    seeds = target.seeds()
+    for number, data in enumerate(seeds):
         (corpus / f"seed{number}").write_bytes(data)
+    longest = max(256, 2 * max(map(len, seeds)))
     arguments = [
-        f"-runs={count}", f"-seed={seed}", f"-max_total_time={round(limit_s)}", "-max_len=65536",
+        f"-runs={count}", f"-seed={seed}", f"-max_total_time={round(limit_s)}", f"-max_len={longest}",
         f"-timeout={_SLOW_S}", "-rss_limit_mb=1024", f"-artifact_prefix={findings}/{target.name}-",
     ]  # fmt: skip
     code = f"from krabby_fuzz.guided import run; run({target.name!r})"
