@@ -38,8 +38,8 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
-  train-setup train test-train test-train-slow check-train
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
+  train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -108,6 +108,9 @@ train-setup: $(TRAIN_SETUP) ## install the trainer's environment: Python 3.12, a
 train: $(TRAIN_SETUP) ## train a policy (needs a GPU to be useful): ARGS="run.name=first env.num_envs=4096"
 	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
+train-demo: $(TRAIN_SETUP) ## a teacher from scratch to MXD 0.95 on the published suite; prints the minutes (one large GPU)
+	@$(TRAIN_BIN)/python -m krabby_trainer demo $(ARGS)
+
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@PYTHONPATH=tools $(BIN)/python -m pytest -p quick_tests $(ARGS)
 
@@ -133,6 +136,17 @@ test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 
 test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
+
+# Root measures in a network namespace of its own, and only root has a link between two.
+NETNS := $(if $(filter 0,$(shell id -u)),unshare -n sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
+MINUTES ?= 30
+
+faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
+	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
+
+soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)
 
 gate-coverage: $(DEV) ## check that the safety gate's tests reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
@@ -179,6 +193,16 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)
+
+sbom: $(TOOLS) ## bills of material of the package locks, CycloneDX, in build/
+	@mkdir -p build
+	@$(TOOLS) -m uv export --quiet --frozen --all-packages --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-runtime.cdx.json >/dev/null
+	@$(TOOLS) -m uv export --quiet --frozen --project services/trainer --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-trainer.cdx.json >/dev/null
+	@wc -c build/sbom-*.cdx.json
+
+audit: $(TOOLS) ## compare the package locks with the OSV database of known vulnerabilities; needs api.osv.dev
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command --project services/trainer
 
 check-arm64: $(TOOLS) ## check that all locked packages of the robot's images have arm64 wheels; needs the package index
 	@tools/check-arm64

@@ -20,8 +20,10 @@ from krabby_cli import (
     dump,
     evaluate,
     film,
+    key_files,
     operate,
     record,
+    relay,
     teleop,
     up,
 )  # fmt: skip
@@ -54,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives):
+    for module in (
+        *(up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives),
+        *(relay, key_files),
+    ):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser

@@ -12,6 +12,7 @@ import types
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -525,7 +526,7 @@ def _with_notes(folder: Path) -> None:
 def test_an_export_interrupted_at_any_line_leaves_the_old_bundle_or_the_new_one(folder):
     _with_notes(folder)
     found, at = set(), 1
-    while _interrupted(lambda: write(folder, name=f"new {at}"), at, _keyboard_interrupt):
+    while _interrupted(partial(write, folder, name=f"new {at}"), at, _keyboard_interrupt):
         name = _old_or_new(folder)
         found.add(name == f"new {at}")
         at += 1
@@ -544,7 +545,7 @@ def test_an_export_killed_at_any_line_leaves_the_old_bundle_or_the_new_one(folde
         if not child:
             try:
                 _interrupted(
-                    lambda: write(folder, name=f"new {at}"),
+                    partial(write, folder, name=f"new {at}"),
                     at,
                     lambda: os.kill(os.getpid(), signal.SIGKILL),
                 )
