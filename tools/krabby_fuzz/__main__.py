@@ -121,9 +121,10 @@ def _guided(target: Target, count: int, seed: int, limit_s: float, findings: Pat
         (corpus / f"seed{number}").write_bytes(data)
     longest = max(256, 2 * max(map(len, seeds)))
     arguments = [
-        f"-runs={count}", f"-seed={seed}", f"-max_total_time={round(limit_s)}",
-        f"-max_len={longest}", f"-timeout={_SLOW_S}", "-rss_limit_mb=1024", f"-artifact_prefix={findings}/{target.name}-",
-    ]  # fmt: skip
+        *(f"-runs={count}", f"-seed={seed}", f"-max_total_time={round(limit_s)}"),
+        *(f"-max_len={longest}", f"-timeout={_SLOW_S}", "-rss_limit_mb=1024"),
+        f"-artifact_prefix={findings}/{target.name}-",
+    ]
     code = f"from krabby_fuzz.guided import run; run({target.name!r})"
     ended = subprocess.run(
         [sys.executable, "-c", code, *arguments, str(corpus)],
