@@ -127,7 +127,7 @@ test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, k
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
 # Root measures in a network namespace of its own, and only root has a link between two.
-NETNS := $(if $(filter 0,$(shell id -u)),unshare -n sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
+NETNS := $(if $(filter 0,$(shell id -u)),unshare -n -m sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
 MINUTES ?= 30
 
 faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +14,7 @@ from krabby_proto import (
     COMMAND,
     FLAG_OPERATOR,
     NAV,
+    STREAMS,
     HalClient,
     Publisher,
     RequestTimeout,
@@ -23,8 +23,9 @@ from krabby_proto import (
 )
 
 from krabby_faults.stack import Stack
+from krabby_faults.tun import ADDRESSES
 
-__all__ = ["ATTACKS", "attack"]
+__all__ = ["ATTACKS", "plain_tcp"]
 
 _SENT_MB: Final = 64
 """Most that an endless attack sends."""
@@ -154,14 +155,17 @@ def request_storm(stack: Stack) -> None:
             time.sleep(0.005)
 
 
+def plain_tcp(stack: Stack) -> None:
+    """200 peers that speak plain TCP to the relay, send requests and a PING, and hang up."""
+    ping = b"\x04\x0a\x04PING\x00\x0aabc"
+    request = _frame(b"", more=True) + _frame(b"m" * 100, more=False)
+    for number in range(200):
+        name = ("command", "safety", "state")[number % 3]
+        endpoint = f"tcp://{ADDRESSES[0]}:{STREAMS[name].port}"
+        _send(endpoint, b"DEALER", iter([request * 500 + ping]))
+
+
 ATTACKS: Final = (
     many_frames, endless_message, subscriptions, idle_connections, garbage, command_flood,
     future_mission, request_storm,
 )  # fmt: skip
-
-
-def attack(stack: Stack, run) -> threading.Thread:  # noqa: ANN001
-    """Start an attack in a thread."""
-    thread = threading.Thread(target=run, args=(stack,), daemon=True)
-    thread.start()
-    return thread

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from krabby_proto import HalClient
 
-from krabby_faults.attacks import ATTACKS
+from krabby_faults.attacks import ATTACKS, plain_tcp
 from krabby_faults.stack import ROBOTS, Robot, Stack
 
 __all__ = ["FAULTS", "Fault"]
@@ -33,7 +33,8 @@ class Fault(NamedTuple):
     robots: tuple[Robot, ...] = ROBOTS
     needs_camera: bool = False
     far: bool = False
-    """Whether the game loop is on another host; needs root."""
+    """Whether the game loop is on another host."""
+    needs_root: bool = False
     short: bool = False
     """Whether it belongs to the short form."""
 
@@ -125,6 +126,15 @@ _PROCESSES: Final = (
     Fault("another writer takes the lease", _second_writer, "limp"),
 )  # fmt: skip
 
+_HOST: Final = (
+    Fault("wall clock an hour ahead", lambda stack: stack.wall.step(3600), "walks",
+          lambda stack: stack.wall.step(0)),
+    Fault("wall clock a day back", lambda stack: stack.wall.step(-86400), "walks",
+          lambda stack: stack.wall.step(0)),
+    Fault("disk with the logs full", lambda stack: stack.fill_logs(full=True), "walks",
+          lambda stack: stack.fill_logs(full=False), 3.0, needs_root=True),
+)  # fmt: skip
+
 _CAMERA: Final = tuple(
     Fault(text, _break(kind), "walks", _clear, 2.0, ("simulated",), needs_camera=True)
     for kind, text in (
@@ -163,7 +173,7 @@ def _over_link(**settings: float) -> Act:
 def _link(name: str, becomes: Becomes, lasts_s: float,
           **settings: float) -> Fault:  # fmt: skip
     return Fault(name, _over_link(**settings), becomes, _over_link(), lasts_s,
-                 ("simulated",), far=True)  # fmt: skip
+                 ("simulated",), far=True, needs_root=True)  # fmt: skip
 
 
 _LINKS: Final = (
@@ -176,11 +186,15 @@ _LINKS: Final = (
     _link("link: down for 5 s", "limp", 5.0, there=0, back=0),
     _link("link: states arrive, commands do not", "limp", 1.0, there=0),
     _link("link: commands arrive, states do not", "limp", 1.0, back=0),
-)
+    Fault("link: relay killed", _kill("relay"), "limp", _revive, robots=("simulated",), far=True,
+          needs_root=True),
+    Fault("attack on the relay: plain TCP peers without a key", plain_tcp, "walks",
+          robots=("simulated",), far=True, needs_root=True),
+)  # fmt: skip
 """The game loop on another host with another clock."""
 
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault("nothing", lambda stack: None, "walks", lasts_s=5.0, short=True),
-    *_PROCESSES, *_CAMERA, *_DRIVES, *_ATTACKS, *_LINKS,
+    *_PROCESSES, *_HOST, *_CAMERA, *_DRIVES, *_ATTACKS, *_LINKS,
 )  # fmt: skip
 """The first is the floor: what this machine does to a stack that nothing breaks."""
