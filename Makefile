@@ -30,12 +30,16 @@ POLICY     ?=
 ROBOT      ?=
 RECORD     ?=
 SPEED      ?= 1
+
+# make fuzz: inputs in all, and minutes in all, 0 = no limit.
+INPUTS     ?= 10000000
+MINUTES    ?= 0
 UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage faults soak check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
-  train-setup train test-train test-train-slow check-train
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
+  train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
@@ -104,6 +108,9 @@ train-setup: $(TRAIN_SETUP) ## install the trainer's environment: Python 3.12, a
 train: $(TRAIN_SETUP) ## train a policy (needs a GPU to be useful): ARGS="run.name=first env.num_envs=4096"
 	@$(TRAIN_BIN)/python -m krabby_trainer train $(ARGS)
 
+train-demo: $(TRAIN_SETUP) ## a teacher from scratch to MXD 0.95 on the published suite; prints the minutes (one large GPU)
+	@$(TRAIN_BIN)/python -m krabby_trainer demo $(ARGS)
+
 test: $(DEV) ## the default tests, under ten minutes on two cores
 	@PYTHONPATH=tools $(BIN)/python -m pytest -p quick_tests $(ARGS)
 
@@ -112,6 +119,10 @@ test-fast: $(DEV) ## default tests that were quick in the last run, under a minu
 
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
 	@tools/last-words $(BIN)/python -m pytest -v --capture=sys -m 'slow and not compose'
+
+fuzz: $(DEV) ## fuzz every parser, guided by coverage (x86-64): INPUTS=n MINUTES=m ARGS="messages manifests"
+	@$(INSTALL) --group fuzz
+	@PYTHONPATH=tools $(BIN)/python -m krabby_fuzz $(if $(filter x86_64,$(shell uname -m)),--guided) --inputs $(INPUTS) --minutes $(MINUTES) $(ARGS)
 
 test-compose: $(DEV) ## build the images, run the stack, kill its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose

@@ -273,6 +273,8 @@ def test_an_operators_command_without_a_key_says_what_to_do(serving, capsys, mon
     ClientKey(KeyPair.make(), KeyFolder(tmp_path / "keys").robot().public).write(stranger)
     assert main(["estop", *where, "--key", str(stranger)]) == 1
     assert "the robot does not know this key" in capsys.readouterr().err
+    assert main(["dump", "state", "--once", *where, "--key", str(stranger)]) == 1
+    assert "the robot does not know this key" in capsys.readouterr().err
     assert main(["estop", *where, "--key", str(tmp_path / "keys" / "operator.toml")]) == 0
     assert serving.hal.operators[-1][0] == "estop"
 

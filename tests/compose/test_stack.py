@@ -339,6 +339,36 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
     assert started_at(stack, "sim-hal", "camera") == others
 
 
+@pytest.mark.parametrize(
+    ("kind", "number"), [("stuck", signal.SIGUSR1), ("out of memory", signal.SIGUSR2)]
+)
+@pytest.mark.parametrize("service", ["gameloop", "sim-hal"])
+def test_a_loop_that_cannot_continue_is_restarted(
+    stack, wait_until, figures, service, kind, number
+):
+    """Stuck, it ends itself; at its memory limit the kernel ends it (tests/sabotage)."""
+    wait_until(stack.walks, 20, "it walks")
+    other = "sim-hal" if service == "gameloop" else "gameloop"
+    others = started_at(stack, other)
+    began_s = crash(stack, service, number)
+    if service == "gameloop":
+        wait_until(lambda: entered(stack, "damp") > began_s, 2, "the gate damps")
+        safe_s = entered(stack, "damp") - began_s
+    else:
+        wait_until(lambda: silent(stack) > began_s, 2, "the game loop is silent")
+        safe_s = silent(stack) - began_s
+    back_s = recover(stack, wait_until, service, began_s, within_s=6.0)
+    if kind == "stuck":
+        stuck = [e for e in events(stack, service) if e["event"] == "loop stuck, process ended"]
+        gone_s = stuck[-1]["mono_ns"] * 1e-9 - began_s
+        assert gone_s < 1.0
+        assert stuck[-1]["stuck_at"][-1].endswith(" stick")
+    figures[f"{service} {kind}"] = f"safe after {1e3 * safe_s:.0f} ms, back after {back_s:.1f} s"
+    assert safe_s <= 0.165  # 150 ms after the last command, and one slot to notice
+    assert started_at(stack, other) == others
+    wait_until(stack.walks, 20, "it walks again")
+
+
 def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wait_until, figures):
     wait_until(stack.walks, 10, "it walks")
     others = started_at(stack, "gameloop", "camera")
@@ -507,8 +537,8 @@ _CRASHED = {}
 """When those who were killed had been started."""
 
 
-def crash(stack, service):
-    """Kill a service's process the hard way; returns the moment on CLOCK_MONOTONIC [s].
+def crash(stack, service, number=signal.SIGKILL):
+    """Signal a service's process from outside; returns the moment on CLOCK_MONOTONIC [s].
 
     Not `docker compose kill`: the engine takes that for an operator's wish and does not restart.
     """
@@ -516,7 +546,7 @@ def crash(stack, service):
     _CRASHED[service] = started_at(stack, service)
     now_s = time.monotonic()
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except PermissionError:
         pytest.skip("killing a container's process takes the rights of root on this machine")
     return now_s

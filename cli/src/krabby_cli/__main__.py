@@ -28,6 +28,7 @@ from krabby_cli import (
     up,
 )  # fmt: skip
 from krabby_cli.errors import CliError, UsageError
+from krabby_cli.terminal import LINES, printable
 
 __all__ = ["main"]
 
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _complain(command: str, error: Exception, status: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        sys.stderr.write(f"krabby {command}: {error}\n")
+        sys.stderr.write(f"krabby {command}: {printable(str(error), keep=LINES)}\n")
     return status
 
 

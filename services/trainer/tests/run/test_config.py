@@ -83,7 +83,7 @@ def test_what_is_typed_wins_over_a_preset_wherever_it_stands():
         ("size=huge", "there are full, small"),
         ("+env.x=1", "neither added nor removed"),
         ("~env.num_envs=1", "neither added nor removed"),
-        ("seed=1,2", "one run per value"),
+        ("seed=1,2", "`python -m krabby_trainer sweep seed=1,2` starts one run for each"),
         ("seed", "write dotted.key=value"),
         ("run.resume=a=b", "quote a value with"),
     ],

@@ -127,7 +127,12 @@ class AlgorithmCfg:
         check(_LOWEST_RATE <= low <= high, "learning_rate_min", low, bounds)
         check(high <= _HIGHEST_RATE, "learning_rate_max", high, bounds)
         rate = self.learning_rate
-        check(low <= rate <= high, "learning_rate", rate, f"its own range, {low:g} to {high:g}")
+        check(
+            low <= rate <= high,
+            "learning_rate",
+            rate,
+            f"learning_rate_min to learning_rate_max, {low:g} to {high:g}",
+        )
         end = self.regularisation_end
         after = f"at least regularisation_start, {self.regularisation_start}, which is at least 0"
         check(0 <= self.regularisation_start <= end, "regularisation_end", end, after)

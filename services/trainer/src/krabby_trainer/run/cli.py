@@ -109,11 +109,58 @@ class PlayCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoCfg:
+    """`python -m krabby_trainer demo`."""
+
+    seed: int = 0
+    """Of training."""
+    num_envs: int = 8192
+    """Robots in training."""
+    mxd: float = 0.95
+    """Share of the waypoints that has to be reached, mean of the published suite in MuJoCo."""
+    max_minutes: float = 8.0
+    """Training ends then, reached or not."""
+    robots: int = 0
+    """Of an evaluation; 0 for the suite's own number."""
+    out: str = ""
+    """Folder of the run; empty for runs/demo/seed<seed>."""
+    device: str = "auto"
+    """As for training."""
+
+    def __post_init__(self) -> None:
+        check(0.0 < self.mxd <= 1.0, "mxd", self.mxd, "above 0, at most 1")
+        check(self.max_minutes > 0.0, "max_minutes", self.max_minutes, "above 0")
+        check(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+        for key in ("robots", "seed"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoCfg:
     """`python -m krabby_trainer info`."""
 
     checkpoint: str = ""
     """Checkpoint to describe; empty for this machine."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunsCfg:
+    """`python -m krabby_trainer runs`."""
+
+    root: str = "runs"
+    """Folder that is searched."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TensorBoardCfg:
+    """`python -m krabby_trainer tensorboard`."""
+
+    root: str = "runs"
+    """Folder of the runs."""
+    port: int = 6006
+    """TCP port."""
+    address: str = "127.0.0.1"
+    """Interface it binds; 0.0.0.0 only inside a container network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -171,6 +218,34 @@ def _config(overrides: Sequence[str], *, base: str = "") -> int:
     return 0
 
 
+def _sweep(overrides: Sequence[str]) -> int:
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
+    from krabby_trainer.run.sweep import sweep
+
+    return sweep(overrides)
+
+
+def _runs(overrides: Sequence[str]) -> int:
+    cfg = load(RunsCfg, None, overrides)
+    _need("torch", "hydra")
+    from krabby_trainer.run.runs import table
+
+    sys.stdout.write(table(Path(cfg.root)))
+    return 0
+
+
+def _tensorboard(overrides: Sequence[str]) -> int:
+    """Without plugins of other packages: that of open3d needs libraries of a desktop."""
+    cfg = load(TensorBoardCfg, None, overrides)
+    _need("tensorboard")
+    from tensorboard import default, program
+
+    board = program.TensorBoard(plugins=default.get_static_plugins())
+    where = (f"--logdir={cfg.root}", f"--host={cfg.address}", f"--port={cfg.port}")
+    board.configure(argv=["tensorboard", *where, "--load_fast=false"])
+    return board.main() or 0
+
+
 def _profile(overrides: Sequence[str]) -> int:
     _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict")
     from krabby_trainer.run.profiling import profile
@@ -178,6 +253,20 @@ def _profile(overrides: Sequence[str]) -> int:
     with aside(None):
         report = profile(overrides)
     return _print(report)
+
+
+def _demo(overrides: Sequence[str]) -> int:
+    cfg = load(DemoCfg, None, overrides)
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict", "mujoco")
+    from krabby_trainer.run.demo import demo
+
+    out = Path(cfg.out or f"runs/demo/seed{cfg.seed}")
+    if out.exists():
+        raise ConfigError(f"out={out} exists; name a new folder, out=PATH, or remove it")
+    keys = ("seed", "num_envs", "mxd", "max_minutes", "robots", "device")
+    report = demo(out, **{key: getattr(cfg, key) for key in keys})
+    _print(report)
+    return 0 if report["reached"] else _EXIT_FAILED
 
 
 def _eval(overrides: Sequence[str]) -> int:
@@ -328,6 +417,12 @@ def _weights(overrides: Sequence[str]) -> int:
 
 _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]] = {
     "train": (_train, None, "train a policy", "env.num_envs=8192 run.name=first"),
+    "sweep": (
+        *(_sweep, None, "train every combination of several values, or Optuna's trials"),
+        "run.name=rates agent.algorithm.learning_rate_max=1e-3,2e-3 seed=1,2",
+    ),
+    "runs": (_runs, RunsCfg, "list the runs in a folder", "root=runs/train"),
+    "tensorboard": (_tensorboard, TensorBoardCfg, "show the runs' curves", "root=runs/train"),
     "eval": (_eval, EvalCfg, "measure a checkpoint", "checkpoint=runs/train/RUN suite=paper"),
     "export": (
         _export,
@@ -341,6 +436,10 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]
         "checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "demo": (
+        *(_demo, DemoCfg, "train a teacher from scratch and print the minutes until it walks"),
+        "seed=1 mxd=0.95",
+    ),
     "profile": (
         *(_profile, None, "show where the time of an iteration goes"),
         "env.num_envs=8192 device=cuda",

@@ -45,7 +45,9 @@ __all__ = [
     "compose_from",
     "continue_from",
     "from_dict",
+    "parsed",
     "read_config",
+    "register_schema",
     "rsl_rl_config",
     "to_dict",
     "to_yaml",
@@ -96,6 +98,8 @@ class RunCfg:
     """Iterations per line of log.jsonl."""
     progress_s: NonNegative = 5.0
     """Between lines of progress when standard error is not a terminal [s]."""
+    wandb: str = ""
+    """Project of Weights & Biases to log to as well; empty for none."""
     metrics_port: Annotated[int, Meta(ge=0, le=65535)] = 0
     """TCP port of the Prometheus exposition; 0 for none."""
     metrics_address: str = "127.0.0.1"
@@ -179,13 +183,12 @@ def compose(overrides: Sequence[str] = ()) -> TrainCfg:
             the key, the value and the nearest valid one.
     """
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_overrides(overrides)
-    ConfigStore.instance().store(name="schema", node=to_dict(TrainCfg()))
+    parsed(overrides)
+    register_schema()
     try:
         with hydra.initialize_config_module("krabby_trainer.conf", version_base="1.3"):
             composed = hydra.compose("config", list(overrides))
@@ -208,8 +211,8 @@ def continue_from(config: Mapping[str, Any], overrides: Sequence[str]) -> TrainC
     node = OmegaConf.create(dict(config))
     try:
         # As in a new run, where Hydra composes the presets before it sets any key.
-        ordered = sorted(_check_overrides(overrides), key=lambda o: o.key_or_group not in choices())
-        for override in ordered:
+        typed = [override for _, override in parsed(overrides)]
+        for override in sorted(typed, key=lambda each: each.key_or_group not in choices()):
             key, value = override.key_or_group, override.value()
             if key == "task" and value != config.get("task"):
                 raise ConfigError(
@@ -224,6 +227,13 @@ def continue_from(config: Mapping[str, Any], overrides: Sequence[str]) -> TrainC
     except OmegaConfBaseException as error:
         raise ConfigError(_said(error)) from error
     return _built(OmegaConf.to_container(node))
+
+
+def register_schema() -> None:
+    """Tell Hydra the keys: `conf/config.yaml` begins with them."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=to_dict(TrainCfg()))
 
 
 def compose_from(path: Path, overrides: Sequence[str]) -> TrainCfg:
@@ -355,13 +365,22 @@ def _texts(values: Any, defaults: Any) -> Any:
     return str(values) if isinstance(defaults, str) and isinstance(values, int | float) else values
 
 
-def _check_overrides(overrides: Sequence[str]) -> list[Any]:
+def parsed(overrides: Sequence[str], *, sweeps: bool = False) -> list[tuple[str, Any]]:
+    """Overrides as typed and as Hydra parses them; their keys and presets are checked.
+
+    Args:
+        overrides: `dotted.key=value`, or `preset=name`.
+        sweeps: Allow several values of a key.
+
+    Raises:
+        ConfigError: As `compose`.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import OverrideType
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    parsed = []
+    found: list[tuple[str, Any]] = []
     for text in overrides:
         if "=" not in text:
             raise ConfigError(f"{text!r} is not an override; write dotted.key=value")
@@ -376,15 +395,18 @@ def _check_overrides(overrides: Sequence[str]) -> list[Any]:
             raise ConfigError(
                 f"{text!r}: keys are neither added nor removed, write dotted.key=value"
             )
-        if override.is_sweep_override():
-            raise ConfigError(f"{text!r} is a sweep; start one run per value")
         key = override.key_or_group
-        if key in choices():
-            _check_preset(key, str(override.value()))
-        else:
+        if override.is_sweep_override() and not sweeps:
+            raise ConfigError(
+                f"{text!r} is several values; `python -m krabby_trainer sweep {text}` starts one "
+                "run for each"
+            )
+        if key not in choices():
             _check_key(key)
-        parsed.append(override)
-    return parsed
+        elif not override.is_sweep_override():
+            _check_preset(key, str(override.value()))
+        found.append((text, override))
+    return found
 
 
 def _check_preset(key: str, value: str) -> None:

@@ -18,7 +18,16 @@ from typing import Any, Final, Protocol, TextIO
 import torch
 from torch import Tensor
 
-__all__ = ["Iteration", "JsonLines", "Meter", "Progress", "Sink", "TensorBoard", "duration"]
+__all__ = [
+    "Iteration",
+    "JsonLines",
+    "Meter",
+    "Progress",
+    "Sink",
+    "TensorBoard",
+    "WeightsAndBiases",
+    "duration",
+]
 
 _EPISODES: Final = 100
 """Episodes that the mean reward is taken over, at least."""
@@ -285,6 +294,47 @@ class TensorBoard:
             with contextlib.suppress(OSError):
                 writer.close()
             raise
+
+
+class WeightsAndBiases:
+    """The same for Weights & Biases; without a key it is written into the run's folder.
+
+    Raises:
+        OSError: The service cannot be reached or refuses.
+    """
+
+    def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        known = folder / ".wandb-id"  # a resumed run goes on under its name there
+        if not known.exists():
+            known.write_text(os.urandom(4).hex(), encoding="utf-8")
+        mode = os.environ.get("WANDB_MODE", "online")
+        try:
+            if mode == "online":
+                wandb.Api()
+        except wandb.Error:  # no key
+            mode = "offline"
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=folder.name,
+                id=known.read_text(encoding="utf-8"),
+                resume="allow",
+                dir=folder,
+                config=dict(config),
+                mode=mode,  # type: ignore[arg-type]
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise OSError(f"Weights & Biases: {error}") from error
+
+    def write(self, iteration: Iteration) -> None:
+        scalars = {**iteration.scalars, "Progress/env_steps": iteration.env_steps}
+        self._run.log(scalars, step=iteration.number)
+
+    def close(self) -> None:
+        self._run.finish()
 
 
 def _lines(path: Path) -> Iterable[tuple[int, str]]:

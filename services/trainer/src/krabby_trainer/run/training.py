@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any, Final, TextIO
 
 import torch
 
-from krabby_trainer.errors import CheckpointError, ConfigError, TrainerError, first_line
+from krabby_trainer.errors import (
+    CheckpointError,
+    ConfigError,
+    MissingDependency,
+    TrainerError,
+    first_line,
+)
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import (
     TrainCfg,
@@ -33,7 +40,14 @@ from krabby_trainer.run.metrics import Exposition
 from krabby_trainer.run.output import Aside, aside
 from krabby_trainer.run.provenance import provenance
 from krabby_trainer.run.runner import NotFinite, ParkourRunner, seed_everything
-from krabby_trainer.run.telemetry import JsonLines, Progress, Sink, TensorBoard, duration
+from krabby_trainer.run.telemetry import (
+    JsonLines,
+    Progress,
+    Sink,
+    TensorBoard,
+    WeightsAndBiases,
+    duration,
+)
 
 __all__ = ["Plan", "plan_run", "resolve", "resolve_device", "train"]
 
@@ -88,6 +102,8 @@ def train(overrides: Sequence[str], *, started: float | None = None, base: str =
     cfg = plan.cfg
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = resolve_device(cfg.device)
+    if cfg.run.wandb and importlib.util.find_spec("wandb") is None:
+        raise MissingDependency("run.wandb: wandb not installed here; `make train-setup` does it")
     first = rank == 0
     progress = Progress(period_s=cfg.run.progress_s)
     if plan.done >= cfg.agent.max_iterations:  # started again and again until it is done
@@ -327,10 +343,13 @@ def _own(folder: Path) -> Generator[None]:
 def _sinks(plan: Plan, done: int, progress: Progress, output: Aside) -> list[Sink]:
     run = plan.cfg.run
     sinks: list[Sink] = [output, progress]
-    for make in (
+    makers: list[Callable[[], Sink]] = [
         lambda: JsonLines(plan.folder / "log.jsonl", every=run.log_every, iteration=done),
         lambda: TensorBoard(plan.folder, iteration=done),
-    ):
+    ]
+    if run.wandb:
+        makers.append(lambda: WeightsAndBiases(plan.folder, run.wandb, to_dict(plan.cfg)))
+    for make in makers:
         try:
             sinks.append(make())
         except OSError as error:

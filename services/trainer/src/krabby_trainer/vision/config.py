@@ -135,7 +135,8 @@ def check_errors(cfg: DepthErrorsCfg, camera: CameraModel) -> None:
         bounds = getattr(cfg, name)
         if len(bounds) != 2 or not least <= bounds[0] <= bounds[1] <= most:
             raise ConfigError(
-                f"env.camera.errors.{name} = {list(bounds)}; give [low, high] within {least:g} to {most:g}"
+                f"env.camera.errors.{name} = {list(bounds)}; give [low, high] within "
+                f"{least:g} to {most:g}"
             )
     for name, most in _LARGEST.items():
         if not 0.0 <= getattr(cfg, name) <= most:
