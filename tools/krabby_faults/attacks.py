@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import zmq
 from krabby_proto import (
     COMMAND,
     FLAG_OPERATOR,
@@ -21,11 +23,12 @@ from krabby_proto import (
     encode,
     new_instance_id,
 )
+from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 
 from krabby_faults.stack import Stack
 from krabby_faults.tun import ADDRESSES
 
-__all__ = ["ATTACKS", "plain_tcp"]
+__all__ = ["ATTACKS", "plain_tcp", "unlisted_key"]
 
 _SENT_MB: Final = 64
 """Most that an endless attack sends."""
@@ -163,6 +166,19 @@ def plain_tcp(stack: Stack) -> None:
         name = ("command", "safety", "state")[number % 3]
         endpoint = f"tcp://{ADDRESSES[0]}:{STREAMS[name].port}"
         _send(endpoint, b"DEALER", iter([request * 500 + ping]))
+
+
+def unlisted_key(stack: Stack) -> None:
+    """An e-stop and an arm with a key that the robot does not know: neither is answered."""
+    key = ClientKey(KeyPair.make(), KeyFolder(stack.folder / "keys").robot().public)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        for option, value in key.options:
+            peer.setsockopt(option, value)
+        peer.connect(f"tcp://{ADDRESSES[0]}:{STREAMS['safety'].port}")
+        for op in ("estop", "arm"):
+            peer.send_multipart([b"", b"safety", json.dumps({"op": op, "by": "nobody"}).encode()])
+        assert not peer.poll(1000), "an unlisted key was answered"
 
 
 ATTACKS: Final = (

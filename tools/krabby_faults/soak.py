@@ -115,4 +115,4 @@ def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
 
 
 def _ends_a_process(name: str) -> bool:
-    return any(word in name for word in ("killed", "ended", "stuck", "memory"))
+    return any(word in name for word in ("killed", "ended", "stuck", "takes all memory"))

@@ -39,7 +39,7 @@ from krabby_faults.probe import Probe
 from krabby_faults.tun import ADDRESSES, Link
 from krabby_faults.wall import WallClock
 
-__all__ = ["ROBOTS", "Robot", "Stack"]
+__all__ = ["ROBOTS", "Robot", "Stack", "own_buses"]
 
 Robot = Literal["simulated", "emulated"]
 ROBOTS: Final[tuple[Robot, ...]] = ("simulated", "emulated")
@@ -142,7 +142,7 @@ class Stack:
 
     def _emulated(self, camera: bool) -> None:
         hardware = self.folder / "hardware.toml"
-        hardware.write_text(_own_buses((robot_dir() / "hardware.toml").read_text()))
+        hardware.write_text(own_buses((robot_dir() / "hardware.toml").read_text()))
         port = free_port()
         options: dict[str, object] = {
             "can.hardware": hardware,
@@ -292,8 +292,8 @@ class Stack:
         return armed
 
 
-def _own_buses(hardware: str) -> str:
-    """`hardware.toml` with multicast buses of this run's own."""
+def own_buses(hardware: str) -> str:
+    """`hardware.toml` with multicast buses that no other run uses."""
     ports = iter(free_ports(3))
 
     def bus(match: re.Match[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from krabby_proto import HalClient
 
-from krabby_faults.attacks import ATTACKS, plain_tcp
+from krabby_faults.attacks import ATTACKS, plain_tcp, unlisted_key
 from krabby_faults.stack import ROBOTS, Robot, Stack
 
 __all__ = ["FAULTS", "Fault"]
@@ -53,6 +53,25 @@ def _of(stack: Stack, name: str) -> str:
 
 def _revive(stack: Stack) -> None:
     stack.revive()
+
+
+def _renew(name: str) -> Act:
+    """Start a service again, which its watchdog or the kernel has ended by now, or has not."""
+
+    def renew(stack: Stack) -> None:
+        stack.kill(_of(stack, name))
+        stack.revive()
+
+    return renew
+
+
+def _late_pictures(stack: Stack) -> None:
+    """The camera service stands for 0.2 s, five times."""
+    for _ in range(5):
+        stack.signal("camera", signal.SIGSTOP)
+        time.sleep(0.2)
+        stack.signal("camera", signal.SIGCONT)
+        time.sleep(0.1)
 
 
 def _frozen(name: str, lasts_s: float, becomes: Becomes, **more) -> Fault:  # noqa: ANN003
@@ -107,12 +126,14 @@ _PROCESSES: Final = (
     _frozen("gameloop", 0.1, "holds"),
     _frozen("gameloop", 1.0, "limp", short=True),
     _frozen("gameloop", 5.0, "limp"),
-    Fault("gameloop stuck in a loop", _send("gameloop", signal.SIGUSR1), "limp", lambda stack: (
-        stack.kill("gameloop"), stack.revive())),
-    Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp", lambda stack: (
-        stack.kill("gameloop"), stack.revive())),
+    Fault("gameloop stuck in a loop", _send("gameloop", signal.SIGUSR1), "limp",
+          _renew("gameloop")),
+    Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp",
+          _renew("gameloop")),
     Fault("hal killed", _kill("hal"), "limp", _revive, short=True),
     Fault("hal ended and started", _end("hal"), "limp", _revive),
+    Fault("hal stuck in a loop", _send("hal", signal.SIGUSR1), "limp", _renew("hal")),
+    Fault("hal takes all memory", _send("hal", signal.SIGUSR2), "limp", _renew("hal")),
     _frozen("hal", 0.1, "holds", robots=("simulated",)),
     _frozen("hal", 0.1, "limp", robots=("emulated",)),
     _frozen("hal", 1.0, "limp", short=True),
@@ -121,6 +142,7 @@ _PROCESSES: Final = (
     _frozen("robot-emulator", 1.0, "limp", robots=("emulated",)),
     Fault("camera killed", _kill("camera"), "walks", _revive, needs_camera=True),
     _frozen("camera", 1.0, "walks", needs_camera=True),
+    Fault("camera late, by up to 0.2 s", _late_pictures, "walks", needs_camera=True),
     Fault("emergency stop", _operate("estop"), "limp", short=True),
     Fault("disarmed by an operator", _operate("disarm"), "limp"),
     Fault("another writer takes the lease", _second_writer, "limp"),
@@ -189,6 +211,8 @@ _LINKS: Final = (
     Fault("link: relay killed", _kill("relay"), "limp", _revive, robots=("simulated",), far=True,
           needs_root=True),
     Fault("attack on the relay: plain TCP peers without a key", plain_tcp, "walks",
+          robots=("simulated",), far=True, needs_root=True),
+    Fault("attack on the relay: a key that is not authorised", unlisted_key, "walks",
           robots=("simulated",), far=True, needs_root=True),
 )  # fmt: skip
 """The game loop on another host with another clock."""
