@@ -56,13 +56,14 @@ ARG SERVICE
 # and the source `zed` reports it. Depth networks and calibration are volumes, written by the service's user.
 RUN --mount=type=bind,source=services/camera/sdk,target=/tmp/sdk \
     if [ "$SERVICE" = services/camera ]; then bash /tmp/sdk/install; fi
-# Folders written by the service's user: recordings, calibration, TensorRT's engines, training runs and compiled kernels. A volume mounted
-# on one of these folders starts out writable for that user.
+# Folders written by the service's user: recordings, calibration, TensorRT's engines, training runs and compiled kernels; and two private
+# ones, for Unix sockets and for keys. A volume mounted on one of these folders starts out with its owner and mode.
 RUN groupadd --system --gid 10001 krabby \
  && useradd --system --uid 10001 --gid krabby --no-create-home --shell /usr/sbin/nologin krabby \
- && install -d -o krabby -g krabby /recordings /var/lib/krabby /var/cache/krabby /runs /caches
+ && install -d -o krabby -g krabby /recordings /var/lib/krabby /var/cache/krabby /runs /caches \
+ && install -d -o krabby -g krabby -m 0700 /run/bus/krabby /var/lib/krabby-keys
 COPY --from=builder /opt/venv /opt/venv
 COPY assets /opt/krabby/assets
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 KRABBY_ASSETS=/opt/krabby/assets
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 KRABBY_ASSETS=/opt/krabby/assets XDG_RUNTIME_DIR=/run/bus
 USER krabby
 ENTRYPOINT ["/opt/venv/bin/start"]

@@ -30,11 +30,15 @@ POLICY     ?=
 ROBOT      ?=
 RECORD     ?=
 SPEED      ?= 1
+
+# make fuzz: inputs in all, and minutes in all, 0 = no limit.
+INPUTS     ?= 10000000
+MINUTES    ?= 0
 UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -116,6 +120,10 @@ test-fast: $(DEV) ## default tests that were quick in the last run, under a minu
 test-slow: $(DEV) ## the slow suites: real processes, stalls, a million fuzzed frames
 	@tools/last-words $(BIN)/python -m pytest -v --capture=sys -m 'slow and not compose'
 
+fuzz: $(DEV) ## fuzz every parser, guided by coverage (x86-64): INPUTS=n MINUTES=m ARGS="messages manifests"
+	@$(INSTALL) --group fuzz
+	@PYTHONPATH=tools $(BIN)/python -m krabby_fuzz $(if $(filter x86_64,$(shell uname -m)),--guided) --inputs $(INPUTS) --minutes $(MINUTES) $(ARGS)
+
 test-compose: $(DEV) ## build the images, run the stack, kill its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
 
@@ -128,6 +136,17 @@ test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 
 test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
+
+# Root measures in a network namespace of its own, and only root has a link between two.
+NETNS := $(if $(filter 0,$(shell id -u)),unshare -n sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
+MINUTES ?= 30
+
+faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
+	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
+
+soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
+	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)
 
 gate-coverage: $(DEV) ## check that the safety gate's tests reach every branch of it
 	@COVERAGE_FILE=.coverage.gate $(BIN)/python -m coverage run --branch --source=krabby.safety -m pytest -q libs/krabby/tests/safety/test_gate*.py
@@ -174,6 +193,16 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)
+
+sbom: $(TOOLS) ## bills of material of the package locks, CycloneDX, in build/
+	@mkdir -p build
+	@$(TOOLS) -m uv export --quiet --frozen --all-packages --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-runtime.cdx.json >/dev/null
+	@$(TOOLS) -m uv export --quiet --frozen --project services/trainer --no-dev --preview-features sbom-export --format cyclonedx1.5 --output-file build/sbom-trainer.cdx.json >/dev/null
+	@wc -c build/sbom-*.cdx.json
+
+audit: $(TOOLS) ## compare the package locks with the OSV database of known vulnerabilities; needs api.osv.dev
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command
+	@$(TOOLS) -m uv audit --frozen --preview-features audit-command --project services/trainer
 
 check-arm64: $(TOOLS) ## check that all locked packages of the robot's images have arm64 wheels; needs the package index
 	@tools/check-arm64

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +38,7 @@ from krabby.runtime.rate import Rate
 from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
-from krabby_proto.testing import FakeHal
+from krabby_proto.access import use_client_key
 from onnx import TensorProto, helper
 
 Samples = list[float]
@@ -149,34 +150,106 @@ class Echo:
                 return
 
 
-def bench_command(table: Table, transport: str, n: int) -> None:
-    """A command's round trip beside a bare echo of as many bytes, both paced at 100 Hz."""
-    streams = ("state", "camera", "command", "safety")
-    with tempfile.TemporaryDirectory() as folder:
-        base = f"ipc://{folder}/" if transport == "ipc" else "tcp://127.0.0.1:*"
-        place = (lambda name: base + name) if transport == "ipc" else (lambda _: base)
-        with (
-            FakeHal({name: place(name) for name in streams}) as hal,
-            HalClient(hal.server.endpoints) as client,
-        ):
-            echo = Echo(place("echo"))
-            client.hello()
-            target = np.zeros(18, dtype=np.float32)
-            same_bytes = [bytes(7 + 48), bytes(72)]
-            rate = Rate(0.01)
-            ours: Samples = []
-            floor: Samples = []
-            for turn in range(n):
+_HAL: Final = """
+import json, sys, time
+from krabby_proto.testing import FakeHal
+with FakeHal(json.loads(sys.argv[1])) as ipc, FakeHal() as tcp:
+    print(json.dumps([ipc.endpoints, tcp.endpoints]), flush=True)
+    sys.stdin.read()
+"""
+_RELAY: Final = """
+import json, sys
+from pathlib import Path
+import krabby_proto.relay
+from krabby_proto.access import ClientKey, KeyFolder, KeyPair
+from krabby_proto.relay import Relay
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+keys, pair = KeyFolder(folder / "keys"), KeyPair.make()
+keys.authorise("bench", pair.public, ["see", "command"])
+ClientKey(pair, keys.robot().public).write(folder / "bench.toml")
+if sys.argv[3] == "without keys":
+    krabby_proto.relay._security = lambda *_: ()
+relay = Relay(keys, json.loads(sys.argv[2]), lambda *_: "tcp://127.0.0.1:*",
+              streams=("state", "command"))
+print(json.dumps(relay.endpoints), flush=True)
+while True:
+    relay.poll(1.0)
+"""
+
+
+def _started(stack: ExitStack, script: str, *arguments: str) -> Any:
+    """What a Python process says in its first line; it is ended with the stack."""
+    command = [sys.executable, "-c", script, *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    stack.callback(process.wait)
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+def bench_transports(table: Table, n: int) -> None:
+    """Command round trip and age of a state on arrival, over each transport in turn, at 100 Hz.
+
+    HAL, relays and client are processes; the floor is a bare echo of as many bytes over TCP.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        inside = {name: f"ipc://{folder}/{name}" for name in ("state", "command")}
+        ipc, tcp = _started(stack, _HAL, json.dumps(inside))
+        kinds = ("with keys", "without keys")
+        keyed, open_ = (
+            _started(stack, _RELAY, str(folder / kind), json.dumps(ipc), kind) for kind in kinds
+        )
+        bare = {name: place.replace("curve", "tcp") for name, place in open_.items()}
+        use_client_key(folder / kinds[0] / "bench.toml")
+        clients = {
+            name: stack.enter_context(HalClient(places))
+            for name, places in (
+                ("Unix socket", ipc),
+                ("plain TCP", tcp),
+                ("relay with keys", keyed),
+                ("relay without keys", bare),
+            )
+        }
+        echo = Echo("tcp://127.0.0.1:*")
+        stack.callback(echo.close)
+        target, same_bytes = np.zeros(18, dtype=np.float32), [bytes(7 + 48), bytes(72)]
+        trips: dict[str, Samples] = {name: [] for name in clients}
+        ages: dict[str, Samples] = {name: [] for name in clients}
+        floor: Samples = []
+        for client in clients.values():
+            client.hello(5.0)
+            client.state.wait(5.0)
+        rate = Rate(0.01)
+        for _ in range(n):
+            for name, client in clients.items():
                 now_ns = rate.wait().woke_ns
                 start = time.perf_counter()
-                if turn % 2:
-                    echo(same_bytes)
-                    floor.append(time.perf_counter() - start)
-                elif client.send_command(target, capture_ns=now_ns, deadline_s=0.1):
-                    ours.append(time.perf_counter() - start)
-            echo.close()
-    what = f"command round trip, {transport}, paced at 100 Hz"
-    table.compare(what, "ms", ours, floor, "REQ/REP echo of two frames")
+                if client.send_command(target, capture_ns=now_ns, deadline_s=0.1):
+                    trips[name].append(time.perf_counter() - start)
+                client.state.latest()
+                state = client.state.wait(
+                    0.02
+                )  # waits for the next one: its age is the transport's
+                if state is not None:
+                    ages[name].append((time.monotonic_ns() - state.header.publish_ns) * 1e-9)
+            rate.wait()
+            start = time.perf_counter()
+            echo(same_bytes)
+            floor.append(time.perf_counter() - start)
+        for name in clients:
+            what = f"command round trip, {name}"
+            table.compare(what, "ms", trips[name], floor, "REQ/REP echo of two frames, TCP")
+        for name in clients:
+            table.compare(f"age of a state on arrival, {name}", "ms", ages[name], None, "")
+        for what, one, other in (
+            ("keys", "relay with keys", "relay without keys"),
+            ("the relay", "relay without keys", "plain TCP"),
+        ):
+            more, less = (quantiles(trips[name], "ms") for name in (one, other))
+            p50, p99 = (more[key] - less[key] for key in ("p50", "p99"))
+            print(f"{what}: round trip p50 {p50:+.3f} ms, p99 {p99:+.3f} ms")
 
 
 def bench_gate(table: Table, desc: RobotDescription) -> None:
@@ -394,8 +467,7 @@ def main() -> None:
         bench_policy(table, desc, policy)
         bench_networks(table, desc, stand_in if bundle.encoder is None else bundle)
         bench_depth(table, desc)
-        for transport in ("tcp", "ipc"):
-            bench_command(table, transport, 600)
+        bench_transports(table, 500)
         summary = bench_stack(table, options.duration, policy, options.course)
     print(json.dumps({"rows": table.rows, "stack": summary}))
 

@@ -7,7 +7,7 @@ from krabby.robot.description import RobotDescription
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--write-faults", action="store_true", help="write docs/faults.md from test_emulated_robot"
+        "--write-faults", action="store_true", help="write the drives into docs/faults.md, .json"
     )
 
 

@@ -2,35 +2,22 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from krabby.runtime.testing import until
 from krabby_proto import HalClient
+from krabby_proto.recording import Recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-SABOTAGE = """
-    import signal
-
-    def stick(*_):
-        while True:
-            pass
-
-    def eat(*_):
-        kept = []
-        while True:
-            kept.append(bytearray(8 << 20))
-
-    signal.signal(signal.SIGUSR1, stick)
-    signal.signal(signal.SIGUSR2, eat)
-"""
-"""Read by every Python at its start: the main thread does it when the signal comes."""
-
+SABOTAGE = Path(__file__).with_name("sabotage")
+"""Signals that make a process fail."""
 SAFE_S = 0.15
 BACK_S = 3.0
 """Or as long as the first start took, where the machine is so busy that this took longer."""
@@ -42,8 +29,6 @@ class Run:
     """A `krabby up` without a camera, its log and the states it publishes."""
 
     def __init__(self, folder):
-        (folder / "sabotage").mkdir()
-        (folder / "sabotage" / "sitecustomize.py").write_text(textwrap.dedent(SABOTAGE))
         self._folder = folder / "runs"
         began_s = time.monotonic()
         self.process = subprocess.Popen(
@@ -52,7 +37,7 @@ class Run:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(folder / "sabotage")},
+            env={**os.environ, "PYTHONPATH": str(SABOTAGE)},
         )  # fmt: skip
         until(lambda: self.times("gameloop", "running"), timeout_s=60)
         until(lambda: self.times("sim-hal", "running"), timeout_s=60)
@@ -150,6 +135,30 @@ def test_a_service_that_cannot_continue_ends_and_is_back_within_3_s(walking, nam
     assert (summary["exit"], summary["falls"]) == ("failed", 0)
     assert f"{name} ended with status 1" in summary["reason"]
     assert "started again" in said
+
+
+def test_a_disk_that_fills_up_ends_a_recorded_run_with_one_line(tmp_path):
+    """No file may grow beyond 700 kB, which fails as a full disk does: the recording is first."""
+    limit = 700_000
+    ended = subprocess.run(
+        [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-camera", "--policy",
+         "gait", "--duration", "60", "--runs-dir", str(tmp_path / "runs"), "--record",
+         str(tmp_path / "run.mcap")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    said = [line for line in ended.stderr.splitlines() if "recorder" in line or "recording" in line]
+    assert any("recorder ended with status 1" in line for line in said)
+    assert any("File too large; it can be read up to there" in line for line in said)
+    assert "Traceback" not in ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    assert summary["exit"] == "failed"
+    reading = Recording(tmp_path / "run.mcap")
+    assert {message.stream.name for message in reading} >= {"state", "truth"}
+    assert reading.damage.startswith("it ends in the middle")
 
 
 @pytest.mark.parametrize("name", ["gameloop", "sim-hal"])

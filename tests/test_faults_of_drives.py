@@ -11,7 +11,6 @@ docs/faults.md is written from such a run and compared with it:
 """
 
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +37,7 @@ from krabby_emulator.can import CanSide
 from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.faults import FAULTS
 from krabby_emulator.robot import EmulatedRobot
+from krabby_faults.report import section, write_section
 from krabby_jetson_hal.backend import Robot
 from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
 from krabby_jetson_hal.devices import HEALTH, Devices
@@ -46,7 +46,6 @@ from krabby_proto import COMMAND, STATE, CommandStatus, Fault, SafetyState, deco
 slow = pytest.mark.slow
 patient = pytest.mark.timeout(900)
 
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
 LIMIT_MS = 150.0
 STOPS_GIVE_RAD = 0.15
 """Legs that give way fall into their stops, which give a little; the gate takes up to this for that
@@ -505,8 +504,8 @@ def test_the_page_of_faults_says_what_this_run_measured(rows, pytestconfig):
         pytest.skip("needs the whole file, and every fault found")
     text = page(rows.values())
     if pytestconfig.getoption("--write-faults"):
-        PAGE.write_text(text)
-    said, measured = PAGE.read_text(), text
+        write_section("drives", text, {"rows": [facts(row) for row in rows.values()]})
+    said, measured = section("drives"), text
     stale = "docs/faults.md is stale; write it as this file's head says"
     assert FIGURE.sub("", said) == FIGURE.sub("", measured), stale
     # Another processor rounds otherwise, and a walk is never the same to the last step.
@@ -518,7 +517,7 @@ def test_the_page_of_faults_says_what_this_run_measured(rows, pytestconfig):
 
 def test_everything_the_emulator_can_break_is_broken_here_and_on_the_page():
     assert {case.kind for case in CASES} == set(FAULTS)
-    text = PAGE.read_text()
+    text = section("drives")
     for case in CASES:
         assert f"| {case.text} | `{case.typed}` |" in text
 
@@ -533,16 +532,7 @@ def words(events):
     return "; ".join(found)
 
 
-_HEAD = f"""# Faults, and how fast they are found
-
-Written by `python -m pytest -m slow tests/test_faults_of_drives.py --write-faults`, and compared
-with every later run. The emulated robot walks with `gait` at 0.3 m/s, something breaks, and the run
-notes when jetson-hal's gate damps, what was found by then, when no drive holds a position any more,
-and how far the worst joint came beyond its range until the robot lay on the ground (negative: it
-never did; falling into its stops it may, by {STOPS_GIVE_RAD} rad). Simulated time, in steps of
-2.5 ms; the limit is {LIMIT_MS:g} ms. What each name means and what to do about it:
-[bring-up.md](bring-up.md). Afterwards: `krabby reset`, `krabby arm`.
-
+_HEAD = """\
 | broken | injected as | found | named after | limp after | beyond its range |
 | --- | --- | --- | --- | --- | --- |
 """
@@ -554,3 +544,12 @@ def page(rows):
         f"{row.limp_ms:.0f} ms | {row.excess_rad:+.3f} rad |\n"
         for row in rows
     )
+
+
+def facts(row):
+    """For docs/faults.json."""
+    values = row._asdict()
+    return {"fault": values.pop("case").text} | {
+        name: round(value, 3) if isinstance(value, float) else value
+        for name, value in values.items()
+    }

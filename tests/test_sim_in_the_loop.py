@@ -11,7 +11,7 @@ import time
 
 import psutil
 import pytest
-from krabby.runtime.testing import until
+from krabby.runtime.testing import free_port, until
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import (
     CAMERA,
@@ -21,8 +21,10 @@ from krabby_proto import (
     STATE,
     TRUTH,
     ControlClient,
+    HalClient,
     Publisher,
 )
+from krabby_proto.access import use_client_key
 from krabby_proto.recording import Recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
@@ -73,12 +75,12 @@ def logged(tmp_path, event):
     return any(line["event"] == event for line in lines)
 
 
-def running_services(tmp_path, timeout_s=60):
+def running_services(tmp_path, timeout_s=60, others=()):
     """Pids by service of the one run in the folder, once all are past their startup."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         lines = log_lines(tmp_path)
-        if set(lines) == set(SERVICES) and all(
+        if set(lines) == {*SERVICES, *others} and all(
             [line["event"] for line in each if line["event"] in ("starting", "running")][-1:]
             == ["running"]
             for each in lines.values()
@@ -86,6 +88,7 @@ def running_services(tmp_path, timeout_s=60):
             return {
                 name: [line["pid"] for line in each if line["event"] == "starting"][-1]
                 for name, each in lines.items()
+                if name in SERVICES
             }
         time.sleep(0.1)
     raise AssertionError(f"not all of {SERVICES} were running after {timeout_s} s")
@@ -155,7 +158,7 @@ def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_f
 
 
 def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):
-    process = krabby("--transport", "ipc")
+    process = krabby("--transport", "tcp")
     pids = running_services(tmp_path)
     process.send_signal(signal.SIGINT)
     status, summary, err = finished(process)
@@ -163,6 +166,46 @@ def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):
     assert status == 0, err
     assert (summary["exit"], summary["reason"]) == ("interrupted", "SIGINT")
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
+
+
+def test_nothing_but_metrics_listens_and_a_relay_may_die(krabby, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setattr("krabby_proto.access._chosen", None)
+    base_port = free_port() // 20 * 20
+    process = krabby("--base-port", str(base_port), "--listen", "127.0.0.1", "--course", "flat")
+    pids = running_services(tmp_path, others=("relay",))
+    listening = {
+        connection.laddr.port
+        for pid in pids.values()
+        for connection in psutil.Process(pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {base_port + 11, base_port + 12, base_port + 13}, "metrics"
+
+    (record,) = tmp_path.glob("runs/*/run.json")
+    inside = json.loads(record.read_text())["endpoints"]
+    assert all(endpoint.startswith("ipc://") for endpoint in inside.values())
+    use_client_key(tmp_path / "config" / "krabby" / "keys" / "operator.toml")
+    with HalClient({"safety": f"curve://127.0.0.1:{base_port + 5}"}) as operator:
+        until(lambda: operator.safety("status", "test", 5.0)["state"] == "active", timeout_s=30)
+        for relay in relays(process):
+            relay.kill()
+        operator.hello(10.0)  # asked again until it is answered: a request dies with a relay
+        assert operator.safety("status", "test", 5.0)["state"] == "active"
+        assert all(psutil.pid_exists(pid) for pid in pids.values())
+        assert operator.safety("estop", "test", 5.0)["state"] == "estop"
+    process.send_signal(signal.SIGINT)
+    status, summary, err = finished(process)
+    assert (status, summary["exit"]) == (0, "interrupted"), err
+
+
+def relays(process):
+    """The relay's processes of a run."""
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "relay" in child.cmdline()
+    ]
 
 
 def test_a_killed_camera_is_started_again_and_the_run_has_failed(krabby, tmp_path):

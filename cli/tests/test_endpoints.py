@@ -26,7 +26,7 @@ def options(*argv):
 
 def test_the_standard_wiring_is_the_streams_table():
     wiring = wire("tcp", 6000)
-    assert wiring.endpoints == default_endpoints()
+    assert wiring.endpoints == default_endpoints("tcp://127.0.0.1")
     assert wiring.metrics_ports == {"sim-hal": 9101, "camera": 9102, "gameloop": 9103}
 
 
@@ -47,8 +47,10 @@ def test_base_port_zero_finds_ports_that_are_all_different_and_free():
 
 def test_unix_sockets_have_one_folder_per_user_or_one_per_run(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert wire("ipc", 6000).endpoints["state"] == f"ipc://{tmp_path}/krabby/state"
-    assert endpoints_of(options("--transport", "ipc"))["state"] == f"ipc://{tmp_path}/krabby/state"
+    assert wire("ipc", 6000).endpoints == default_endpoints(f"ipc://{tmp_path}/krabby")
+    assert endpoints_of(options()) == default_endpoints()
+    assert wire("ipc", 7000).endpoints["state"] == f"ipc://{tmp_path}/krabby-7000/state"
+    assert endpoints_of(options("--base-port", "7000")) == wire("ipc", 7000).endpoints
     own = wire("ipc", 0)
     assert own.own_folder
     assert own.endpoints["nav"] == f"ipc://{own.own_folder}/nav"
@@ -106,9 +108,9 @@ def test_a_busy_unix_socket_is_noticed_and_a_dead_one_is_not(tmp_path):
 
 
 def test_one_stream_may_be_elsewhere():
-    endpoints = endpoints_of(options("--host", "crab", "--endpoint", "state=tcp://10.0.0.5:7001"))
-    assert endpoints["state"] == "tcp://10.0.0.5:7001"
-    assert endpoints["camera"] == "tcp://crab:6000"
+    endpoints = endpoints_of(options("--host", "crab", "--endpoint", "state=tcp://127.0.0.1:7001"))
+    assert endpoints["state"] == "tcp://127.0.0.1:7001"
+    assert endpoints["camera"] == "curve://crab:6000"
 
 
 def test_the_endpoints_of_a_run_are_read_from_its_folder(tmp_path):

@@ -1,3 +1,5 @@
+import json
+
 from krabby_cli.logs import LogFollower, LogLine
 
 
@@ -49,3 +51,23 @@ def test_a_long_fact_is_cut():
     line = LogLine.parse('{"level":"info","event":"starting","config":"' + "x" * 500 + '"}')
     assert len(line.readable()) < 250
     assert line.readable().endswith("...")
+
+
+EVIL = "/x\x1b]0;pwned\x07\x1b[31mFORGED\nkrabby up: all is well\u202e"
+
+
+def test_what_a_peer_put_into_a_line_is_shown_and_not_obeyed():
+    line = LogLine.parse(json.dumps({"level": "warning", "event": "refused", "policy": EVIL}))
+    said = line.readable()
+    assert said == (
+        "warning: refused policy=/x\\x1b]0;pwned\\x07\\x1b[31mFORGED\\n"
+        "krabby up: all is well\\u202e"
+    )
+    assert LogLine.parse("\x1b[31mplain\ttext").readable() == "\\x1b[31mplain\ttext"
+
+
+def test_a_traceback_keeps_its_lines():
+    facts = {"level": "error", "event": "crashed", "exception": "Traceback:\n  File\n\x1bError"}
+    assert LogLine.parse(json.dumps(facts)).readable() == (
+        "error: crashed\nTraceback:\n  File\n\\x1bError"
+    )

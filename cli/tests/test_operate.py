@@ -89,3 +89,14 @@ def test_status_asks_both(hal, loop, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("safety gate: disarmed")
     assert said[1].startswith("game loop: stand_up")
+
+
+def test_what_a_loop_answers_cannot_forge_a_line_or_drive_the_terminal(loop, capsys):
+    where = f"--endpoint=control={loop.endpoint}"
+    loop.answer = {"ok": False, "reason": "\x1b[2Jno\nkrabby stand: done"}
+    assert main(["stand", where]) == 1
+    said = capsys.readouterr().err
+    assert said == "krabby stand: the game loop refused stand: \\x1b[2Jno\\nkrabby stand: done\n"
+    loop.answer = {"ok": True, "mode": "sit\r\x1b[31m"}
+    assert main(["stand", where]) == 0
+    assert capsys.readouterr().out == "game loop: sit\\r\\x1b[31m\n"

@@ -170,7 +170,7 @@ def test_a_busy_port_is_said_before_anything_starts(fakes, tmp_path, capsys):
         busy.listen()
         port = busy.getsockname()[1]
         base = min(max(port, 1024), 65000)
-        assert main(["up", "--base-port", str(base)]) == 2
+        assert main(["up", "--transport", "tcp", "--base-port", str(base)]) == 2
     err = capsys.readouterr().err
     assert f"{base} (camera) is already in use" in err
     assert "--base-port" in err

@@ -62,7 +62,7 @@ def test_where_there_is_no_name_nobody_is_asked(service, endpoint):
 
 def test_a_name_becomes_addresses_the_older_kind_first(service):
     service.addresses = ("::1", "10.0.0.7", "10.0.0.7")
-    name = HostName.of("tcp://crab.local:6001")
+    name = HostName.of("tcp://localhost:6001")
     assert name.endpoints(5.0) == ("tcp://10.0.0.7:6001", "tcp://[::1]:6001")
 
 
@@ -78,7 +78,7 @@ def test_a_name_server_that_does_not_answer_holds_nobody_up(service, context, ev
         LatestSubscriber(publisher.endpoint, STATE, context=context) as neighbour,
     ):
         begun_s = time.monotonic()
-        with LatestSubscriber("tcp://crab.local:6001", STATE, context=context) as subscriber:
+        with LatestSubscriber("tcp://localhost:6001", STATE, context=context) as subscriber:
             assert time.monotonic() - begun_s < 1.0
             assert subscriber.latest() is None
             assert eventually(lambda: flows(publisher, neighbour))
@@ -89,7 +89,7 @@ def test_an_answer_that_comes_late_is_taken(service, context, eventually, quick_
     service.answers.clear()
     with Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher:
         port = publisher.endpoint.rpartition(":")[2]
-        with LatestSubscriber(f"tcp://crab.local:{port}", STATE, context=context) as subscriber:
+        with LatestSubscriber(f"tcp://localhost:{port}", STATE, context=context) as subscriber:
             assert not flows(publisher, subscriber)
             service.answers.set()
             assert eventually(lambda: flows(publisher, subscriber))
@@ -100,7 +100,7 @@ def test_a_host_that_moved_is_found(service, context, eventually, quick_revival,
     service.addresses = addresses  # there is no listener at the first
     with Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher:
         port = publisher.endpoint.rpartition(":")[2]
-        with LatestSubscriber(f"tcp://crab.local:{port}", STATE, context=context) as subscriber:
+        with LatestSubscriber(f"tcp://localhost:{port}", STATE, context=context) as subscriber:
             assert not flows(publisher, subscriber)
             service.addresses = (*addresses[1:], "127.0.0.1")
             assert eventually(lambda: flows(publisher, subscriber))
@@ -113,5 +113,5 @@ def test_a_host_that_moved_is_found(service, context, eventually, quick_revival,
 def test_a_name_that_is_known_connects_at_once(service, context, eventually):
     with Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher:
         port = publisher.endpoint.rpartition(":")[2]
-        with LatestSubscriber(f"tcp://crab.local:{port}", STATE, context=context) as subscriber:
+        with LatestSubscriber(f"tcp://localhost:{port}", STATE, context=context) as subscriber:
             assert eventually(lambda: flows(publisher, subscriber), timeout_s=0.9)

@@ -21,7 +21,10 @@ from krabby_proto import (
     header,
     schema_hash,
 )
+from krabby_proto.access import ROLES, KeyFolder, KeyPair
+from krabby_proto.endpoint import MAX_FRAMES
 from krabby_proto.header import HEADER_FORMAT
+from krabby_proto.relay import Limits, Relay
 from krabby_proto.replies import REPLY_FORMAT
 from krabby_proto.testing import FakeHal
 
@@ -163,11 +166,14 @@ typedef struct { void *socket; int fd; short events, revents; } zmq_pollitem_t;
 int zmq_poll(zmq_pollitem_t *, int, long);
 enum { ZMQ_REQ = 3, ZMQ_POLLIN = 1, ZMQ_POLLOUT = 2, ZMQ_DONTWAIT = 1, ZMQ_SNDMORE = 2,
        ZMQ_LINGER = 17, ZMQ_RCVHWM = 24, ZMQ_IMMEDIATE = 39, ZMQ_REQ_CORRELATE = 52,
-       ZMQ_REQ_RELAXED = 53 };
+       ZMQ_REQ_RELAXED = 53, ZMQ_CURVE_PUBLICKEY = 48, ZMQ_CURVE_SECRETKEY = 49,
+       ZMQ_CURVE_SERVERKEY = 50 };
 """
 
 
-def test_the_c_client_commands_a_hal(c_files, context):
+@pytest.fixture(scope="module")
+def command_c(c_files):
+    """The README's client, built."""
     libraries = sorted((Path(zmq.__file__).parents[1] / "pyzmq.libs").glob("libzmq*.so*"))
     if not libraries:
         pytest.skip("pyzmq does not bring its own libzmq here")
@@ -175,14 +181,49 @@ def test_the_c_client_commands_a_hal(c_files, context):
     folder = libraries[0].parent
     # Its own companions are found at run time, by the path written into the program.
     options = [str(libraries[0]), f"-Wl,-rpath,{folder},--allow-shlib-undefined", f"-I{c_files}"]
-    program = build(c_files, "command", *options)
+    return build(c_files, "command", *options)
+
+
+def test_the_c_client_commands_a_hal(command_c, context):
     with FakeHal(armed=True, context=context, ttl_s=5.0) as hal:
         for instance, status in (("a1", 0), ("a1", 24), ("b2", 23)):
             output = subprocess.run(
-                [program, hal.endpoints["command"], instance],
+                [command_c, hal.endpoints["command"], instance],
                 capture_output=True,
                 text=True,
                 check=True,
             ).stdout
             assert CommandStatus(int(output)) == status
         assert [message.header.instance_id for message in hal.applied] == [0xA1]
+
+
+@pytest.mark.parametrize(("role", "status"), [("command", 0), ("see", 255)])
+def test_the_c_client_commands_a_hal_through_the_relay_with_a_key(
+    command_c, tmp_path, context, role, status
+):
+    keys, pair = KeyFolder(tmp_path / "keys"), KeyPair.make()
+    keys.authorise("c", pair.public, [role])
+    inside = {name: f"ipc://{tmp_path}/{name}" for name in ("state", "command")}
+    with (
+        FakeHal(inside, armed=True, context=context, ttl_s=5.0) as hal,
+        Relay(keys, inside, lambda *_: "tcp://127.0.0.1:*", streams=("command",)) as relay,
+    ):
+        place = relay.endpoints["command"].replace("curve", "tcp")
+        arguments = (place, "a1", keys.robot().public, *pair)
+        with subprocess.Popen([command_c, *arguments], stdout=subprocess.PIPE, text=True) as client:
+            while client.poll() is None:
+                relay.poll(0.05)
+            assert int(client.stdout.read()) == status
+        assert len(hal.applied) == (role == "command")
+
+
+def test_the_limits_of_the_relay_are_those_of_the_code():
+    limits = Limits()
+    rows = {row[0]: row[1] for row in table("limit of the relay", "value")}
+    assert rows["frames of a message"] == str(MAX_FRAMES)
+    assert rows["received on a connection"].startswith(f"{limits.bytes_per_s // 1024} KiB")
+    assert rows["connections of a port"] == str(limits.connections)
+    assert rows["connections of a key at a port"] == str(limits.connections_of_key)
+    rates = ", ".join(f"{name} {rate:g}" for name, rate in limits.requests_per_s.items())
+    assert rows["messages of a key per second"].startswith(rates)
+    assert [row[0] for row in table("role", "ports")] == [*ROLES[:3], "every key"]

@@ -78,6 +78,7 @@ def test_a_fault_bit_that_is_appended_keeps_old_and_new_peers_together(monkeypat
     [
         ("tcp://127.0.0.1", "tcp://127.0.0.1:6001"),
         ("tcp://[::1]", "tcp://[::1]:6001"),
+        ("curve://crab", "curve://crab:6001"),
         ("ipc:///run/krabby/", "ipc:///run/krabby/state"),
         ("inproc://test", "inproc://test/state"),
     ],
@@ -86,9 +87,18 @@ def test_default_endpoints_follow_their_base(base, state):
     assert default_endpoints(base)["state"] == state
 
 
+def test_endpoints_are_by_default_in_the_folder_of_this_user(monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert default_endpoints()["state"] == "ipc:///run/user/7/krabby/state"
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("krabby_proto.folder.tempfile.gettempdir", lambda: "/tmp")
+    monkeypatch.setattr("krabby_proto.folder.os.geteuid", lambda: 7)
+    assert default_endpoints()["state"] == "ipc:///tmp/krabby-7/state"
+
+
 @pytest.mark.parametrize("base", ["udp://127.0.0.1", "tcp://", "127.0.0.1"])
 def test_a_base_without_a_known_transport_is_refused(base):
-    with pytest.raises(EndpointError, match="give tcp://HOST, ipc:///some/folder"):
+    with pytest.raises(EndpointError, match="give ipc:///some/folder, curve://HOST"):
         default_endpoints(base)
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -22,6 +23,8 @@ from pathlib import Path
 
 import pytest
 from krabby.runtime.testing import free_port, may_go_first
+from krabby_proto import STREAMS
+from krabby_proto.access import use_client_key
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +66,9 @@ class Stack:
     """Service to the port of its metrics."""
     hal: str = "sim-hal"
     gameloop: str = "gameloop"
+    relay: str = "relay"
+    key: str = ""
+    """Key file of the operator, once it was copied."""
     raises_limits: bool = True
     """Whether the engine lets a container ask for priority."""
     up_s: float = 0.0
@@ -110,6 +116,18 @@ class Stack:
     def healthy(self, service: str) -> bool:
         """Whether its last health check passed."""
         return self.inspect(service)["State"].get("Health", {}).get("Status") == "healthy"
+
+    def through_relay(self, stream: str) -> str:
+        """Endpoint of a stream for this process, a client of the relay with the operator's key."""
+        if not self.key:
+            folder = tempfile.mkdtemp(prefix="krabby-key-")
+            self.key = f"{folder}/operator.toml"
+            self.compose("cp", f"{self.relay}:/var/lib/krabby-keys/operator.toml", self.key)
+            os.chmod(self.key, 0o600)
+        use_client_key(Path(self.key))
+        networks = self.inspect(self.relay)["NetworkSettings"]["Networks"]
+        address = networks[f"{self.project}_clients"]["IPAddress"]
+        return f"curve://{address}:{STREAMS[stream].port}"
 
     def turns(self, service: str) -> bool:
         """Whether its loop says at this moment that it turned lately."""
@@ -305,7 +323,7 @@ def project() -> Stack:
         Stack(
             project="krabby-test",
             files=("compose.yaml", "tests/compose/offline.yaml"),
-            settings={"KRABBY_BUS": "10.83.161", **LEVEL},
+            settings={"KRABBY_LISTEN": "127.0.0.61", **LEVEL},
         ),
         without_grafana="tests/compose/without-grafana.yaml",
     )
@@ -321,10 +339,16 @@ def emulated_project() -> Stack:
         Stack(
             project="krabby-test-robot",
             files=("compose.jetson.yaml",),
-            settings={"KRABBY_ROBOT_BUS": "10.83.163", "COMPOSE_PROFILES": "emulated", **LEVEL},
+            settings={
+                "KRABBY_ROBOT_BUS": "10.83.163",
+                "KRABBY_LISTEN": "127.0.0.63",
+                "COMPOSE_PROFILES": "emulated",
+                **LEVEL,
+            },
             ports=EMULATED,
             hal="emulated-jetson-hal",
             gameloop="emulated-gameloop",
+            relay="emulated-relay",
         ),
         without_grafana="tests/compose/without-grafana-emulated.yaml",
     )

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 HAL, GAMELOOP, CAMERA, EMULATOR = (
     "emulated-jetson-hal", "emulated-gameloop", "emulated-camera", "robot-emulator",
 )  # fmt: skip
-HAL_PORTS = (("state", 6001), ("command", 6002), ("safety", 6005))
 PROFILES = ("robot", "emulated", "teleop", "record", "drives", "emulated-teleop", "*")
 HARDWARE = ("krabby_drive_", "krabby_bus_", "krabby_imu_", "krabby_foot_")
 RIGHTLY_EMPTY = {"krabby_drive_fault_active == 1"}
@@ -62,7 +61,7 @@ def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
     """The game loop is stopped, since it sends commands too."""
     emulated.compose("stop", GAMELOOP)
     settle(emulated, wait_until)
-    told = operate(emulated, "check-hal", "--json", "--host", "jetson-hal", check=False).stdout
+    told = operate(emulated, "check-hal", "--json", check=False).stdout
     emulated.compose("start", GAMELOOP)
     wait_until(lambda: emulated.turns(GAMELOOP), 10, "the game loop is back")
     emulated.go_first(GAMELOOP)
@@ -73,9 +72,7 @@ def test_it_keeps_the_contract_of_every_hal(emulated, wait_until, figures):
 
 
 def test_an_operators_container_reaches_both(emulated):
-    told = operate(
-        emulated, "status", "--host", "jetson-hal", "--endpoint", "control=tcp://gameloop:6006"
-    ).stdout
+    told = operate(emulated, "status").stdout
     assert "safety gate: " in told
     assert "game loop: " in told
 
@@ -291,25 +288,20 @@ def sit(robot, wait_until):
 def ask_hal(robot, op):
     """An operator's request to the gate. Not from a new container, whose start takes both
     cores for longer than a silent drive is borne where no loop may have priority."""
-    where = {
-        name: f"tcp://{robot.settings['KRABBY_ROBOT_BUS']}.3:{port}" for name, port in HAL_PORTS
-    }
-    with HalClient(where) as hal:
+    with HalClient({"safety": robot.through_relay("safety")}) as hal:
         return hal.safety(op, "test", timeout_s=5.0)
 
 
 def ask_loop(robot, op, **words):
     """An operator's request to the game loop, likewise."""
-    with ControlClient(f"tcp://{robot.settings['KRABBY_ROBOT_BUS']}.5:6006") as loop:
+    with ControlClient(robot.through_relay("control")) as loop:
         answer = loop.request(op, timeout_s=10.0, **words)
     assert answer["ok"], answer
 
 
 def ask_emulator(robot, op):
     """Who breaks the emulated robot, and puts it back on its feet."""
-    with ControlClient(f"tcp://{robot.settings['KRABBY_ROBOT_BUS']}.2:6021") as emulator:
-        answer = emulator.request(op, timeout_s=10.0)
-    assert answer["ok"], answer
+    robot.compose("exec", "-T", "robot-emulator", "python", "-m", "krabby_emulator", op)
 
 
 def operate(robot, *words, check=True):

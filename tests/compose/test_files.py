@@ -17,12 +17,13 @@ from krabby_sim_hal.config import SimHalCfg
 ROOT = Path(__file__).parents[2]
 CONFIGS = {"sim-hal": SimHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
 ROBOT = {"jetson-hal": JetsonHalCfg, "camera": CameraCfg, "gameloop": GameloopCfg}
+LOOPBACK = ("127.0.0.1:", "${KRABBY_LISTEN:-127.0.0.1}:")
 PLACES = {
-    "compose": {name: f"services/{name}/compose.toml" for name in CONFIGS},
-    "emulated": {name: f"services/{name}/emulated.toml" for name in ROBOT}
-    | {"robot-emulator": "services/emulator/emulated.toml"},
+    "compose": CONFIGS,
+    "emulated": {**ROBOT, "emulator": EmulatorCfg},
+    "jetson": ROBOT,
 }
-"""Which files make one network, and where."""
+"""Which services share one volume of sockets, by the name of their files."""
 
 
 @pytest.fixture(scope="module")
@@ -67,33 +68,38 @@ def test_configuration_of_the_emulator_is_accepted_by_it():
     assert (cfg.metrics_address, cfg.can.interface) == ("0.0.0.0", "udp_multicast")
 
 
-@pytest.mark.parametrize("name", ROBOT)
-def test_on_the_robot_everything_is_on_the_loopback_interface(name):
-    """There the containers share the host's network, so what is bound elsewhere is published."""
-    cfg = load(ROBOT[name], ROOT / "services" / name / "jetson.toml")
-    endpoints = to_dict(cfg.endpoints).values()
-    assert all(endpoint.startswith("tcp://127.0.0.1:") for endpoint in endpoints)
-
-
 @pytest.mark.parametrize("place", PLACES)
-def test_every_connected_endpoint_is_bound_by_the_service_it_names(place):
-    read = {
-        name: tomllib.loads((ROOT / path).read_text()).get("endpoints", {})
-        for name, path in PLACES[place].items()
-    }
-    for name, endpoints in read.items():
-        for stream, endpoint in endpoints.items():
-            host, port = re.fullmatch(r"tcp://([a-z0-9.-]+):(\d+)", endpoint).groups()
-            if host != "0.0.0.0":
-                assert f"tcp://0.0.0.0:{port}" in read[host].values(), (name, stream)
+def test_every_stream_is_a_unix_socket_in_the_volume_that_the_services_share(place):
+    for name, cfg_class in PLACES[place].items():
+        path = ROOT / "services" / name / f"{place}.toml"
+        written = tomllib.loads(path.read_text()).get("endpoints", {}).values()
+        assert all(endpoint.startswith("ipc:///run/bus/krabby/") for endpoint in written)
+        for stream, endpoint in to_dict(load(cfg_class, path).endpoints).items():
+            assert not endpoint or endpoint.startswith("ipc://"), (name, stream)
+
+
+@pytest.mark.parametrize("file", ["compose", "jetson"])
+def test_loops_and_operators_share_the_volume_of_sockets_and_operators_have_no_network(
+    file, request
+):
+    services = request.getfixturevalue(file)["services"]
+    watchers = {"trainer", "prometheus", "grafana", "emulated-prometheus", "emulated-grafana"}
+    for name in services.keys() - watchers - {"drives"}:
+        assert "bus:/run/bus/krabby" in services[name]["volumes"], name
+    operators = [name for name in services if "teleop" in name]
+    assert operators
+    assert all(services[name]["network_mode"] == "none" for name in operators)
+    image = (ROOT / "Dockerfile").read_text()
+    assert "install -d -o krabby -g krabby -m 0700 /run/bus/krabby" in image
+    assert "XDG_RUNTIME_DIR=/run/bus" in image
 
 
 def test_nothing_is_published_beyond_the_loopback_interface(compose):
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())
     ]
-    assert len(published) == 3
-    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert len(published) == 5
+    assert all(port.startswith(LOOPBACK) for port in published)
 
 
 def test_the_emulated_robot_publishes_nothing_but_its_watchers_on_loopback(jetson):
@@ -102,8 +108,8 @@ def test_the_emulated_robot_publishes_nothing_but_its_watchers_on_loopback(jetso
         for name, service in jetson["services"].items()
         for port in service.get("ports", ())
     }
-    assert set(published) == {"emulated-prometheus", "emulated-grafana"}
-    assert all(port.startswith("127.0.0.1:") for port in published.values())
+    assert set(published) == {"emulated-prometheus", "emulated-grafana", "emulated-relay"}
+    assert all(port.startswith(LOOPBACK) for port in published.values())
 
 
 def test_on_the_robot_the_watchers_listen_on_loopback_only(jetson):
@@ -124,7 +130,8 @@ def test_every_service_is_confined(file, request):
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["init"] is True, name
         assert {"max-size", "max-file"} <= service["logging"]["options"].keys(), name
-        assert "mem_limit" in service, name
+        # Without swap: at its limit a process ends and is restarted, and does not crawl.
+        assert service["mem_limit"] == service["memswap_limit"], name
         assert re.search(r":(v?\d|\$\{KRABBY_VERSION)", service["image"]), name
 
 
@@ -140,7 +147,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
     emulated = {
         name: one for name, one in jetson["services"].items() if one["profiles"] == ["emulated"]
     }
-    assert len(emulated) == 6
+    assert len(emulated) == 7
     for name, one in emulated.items():
         assert not one.keys() & {"runtime", "devices", "network_mode", "device_cgroup_rules"}, name
 
@@ -148,7 +155,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
 def test_what_runs_when_no_profile_is_named_is_the_robot(jetson):
     (chosen,) = re.findall(r"(?m)^COMPOSE_PROFILES=(.+)$", (ROOT / ".env").read_text())
     robot = {name for name, one in jetson["services"].items() if chosen in one["profiles"]}
-    assert robot == {*ROBOT, "prometheus", "grafana"}
+    assert robot == {*ROBOT, "relay", "prometheus", "grafana"}
     assert all(one["profiles"] for one in jetson["services"].values())
 
 

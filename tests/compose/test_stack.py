@@ -12,12 +12,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
+from krabby_proto import STATE, AccessRefused, HalClient, LatestSubscriber
+from krabby_proto.access import ClientKey, KeyPair, use_client_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
 
@@ -237,15 +240,23 @@ def test_a_container_is_not_root_and_may_nothing(stack, service):
     assert stack.inspect(service)["HostConfig"]["ReadonlyRootfs"]
 
 
-def test_robot_traffic_stays_on_its_own_network(stack):
-    network = docker_json("network", "inspect", f"{stack.project}_bus")
-    assert network["Internal"] is True
-    names = {one["Name"] for one in network["Containers"].values()}
-    others = {f"{stack.project}-{service}-1" for service in ("prometheus", "grafana")}
-    assert {f"{stack.project}-{service}-1" for service in LOOPS} <= names
-    assert not names & others
+def test_robot_traffic_stays_in_a_private_volume(stack):
     for service in LOOPS:
-        assert not any(stack.inspect(service)["NetworkSettings"]["Ports"].values())
+        (mount,) = [
+            one
+            for one in stack.inspect(service)["Mounts"]
+            if one["Destination"] == "/run/bus/krabby"
+        ]
+        assert mount["Name"] == f"{stack.project}_bus"
+        listed = stack.compose("exec", "-T", service, "stat", "-c", "%a %u", "/run/bus/krabby")
+        assert listed.stdout.split() == ["700", "10001"]
+        listening = stack.compose("exec", "-T", service, "cat", "/proc/net/tcp").stdout
+        ports = {
+            int(line.split()[1].partition(":")[2], 16)
+            for line in listening.splitlines()[1:]
+            if line.split()[3] == "0A" and not line.split()[1].startswith("0B00007F")
+        }
+        assert ports == {stack.ports[service]}, "nothing but metrics listens"
 
 
 def test_logs_are_one_json_event_a_line_and_not_one_a_tick(stack):
@@ -270,11 +281,39 @@ def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):
     def operate(*words):
         return stack.compose("--profile", "teleop", "run", "--rm", "-T", "teleop", *words)
 
-    operate("estop", "--host", "sim-hal")
+    operate("estop")
     wait_until(lambda: gate(stack) == "estop", 2, "the gate is in estop")
-    operate("reset", "--host", "sim-hal")
-    operate("arm", "--host", "sim-hal")
+    operate("reset")
+    operate("arm")
     wait_until(stack.walks, 10, "it walks again")
+
+
+def test_a_client_with_the_first_key_reaches_the_robot_through_the_relay(stack, wait_until):
+    with (
+        HalClient({"safety": stack.through_relay("safety")}) as hal,
+        LatestSubscriber(stack.through_relay("state"), STATE) as reader,
+    ):
+        assert hal.safety("status", "test", timeout_s=5.0)["state"] == "active"
+        assert reader.wait(5.0) is not None
+        stack.compose("kill", "relay")
+        stack.compose("up", "--detach", "relay")
+        assert hal.hello(20.0)["service"] == "sim-hal"
+        assert hal.safety("estop", "test", timeout_s=5.0)["state"] == "estop"
+        assert hal.safety("reset", "test", timeout_s=5.0)["ok"]
+        assert hal.safety("arm", "test", timeout_s=5.0)["ok"]
+    wait_until(stack.walks, 10, "it walks again")
+
+
+def test_whoever_has_no_key_is_refused_and_counted(stack):
+    place = stack.through_relay("safety")
+    with tempfile.TemporaryDirectory() as folder:
+        eve = Path(folder, "eve.toml")
+        ClientKey(KeyPair.make(), ClientKey.read(Path(stack.key)).robot).write(eve)
+        use_client_key(eve)
+        with HalClient({"safety": place}) as hal, pytest.raises(AccessRefused, match="this key"):
+            hal.safety("estop", "eve", timeout_s=3.0)
+    assert gate(stack) != "estop"
+    assert "refused at safety: unknown_key" in stack.compose("logs", "relay").stdout
 
 
 # --- crashes --------------------------------------------------------------------------------
@@ -298,6 +337,36 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
     assert hold_s <= 0.150
     assert damp_s <= 0.165  # 150 ms after the last command, and one slot to notice
     assert started_at(stack, "sim-hal", "camera") == others
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"), [("stuck", signal.SIGUSR1), ("out of memory", signal.SIGUSR2)]
+)
+@pytest.mark.parametrize("service", ["gameloop", "sim-hal"])
+def test_a_loop_that_cannot_continue_is_restarted(
+    stack, wait_until, figures, service, kind, number
+):
+    """Stuck, it ends itself; at its memory limit the kernel ends it (tests/sabotage)."""
+    wait_until(stack.walks, 20, "it walks")
+    other = "sim-hal" if service == "gameloop" else "gameloop"
+    others = started_at(stack, other)
+    began_s = crash(stack, service, number)
+    if service == "gameloop":
+        wait_until(lambda: entered(stack, "damp") > began_s, 2, "the gate damps")
+        safe_s = entered(stack, "damp") - began_s
+    else:
+        wait_until(lambda: silent(stack) > began_s, 2, "the game loop is silent")
+        safe_s = silent(stack) - began_s
+    back_s = recover(stack, wait_until, service, began_s, within_s=6.0)
+    if kind == "stuck":
+        stuck = [e for e in events(stack, service) if e["event"] == "loop stuck, process ended"]
+        gone_s = stuck[-1]["mono_ns"] * 1e-9 - began_s
+        assert gone_s < 1.0
+        assert stuck[-1]["stuck_at"][-1].endswith(" stick")
+    figures[f"{service} {kind}"] = f"safe after {1e3 * safe_s:.0f} ms, back after {back_s:.1f} s"
+    assert safe_s <= 0.165  # 150 ms after the last command, and one slot to notice
+    assert started_at(stack, other) == others
+    wait_until(stack.walks, 20, "it walks again")
 
 
 def test_without_the_hal_the_game_loop_falls_silent_and_all_comes_back(stack, wait_until, figures):
@@ -412,10 +481,6 @@ def docker(*args):
     return subprocess.run(["docker", *args], capture_output=True, text=True, check=True).stdout
 
 
-def docker_json(*args):
-    return json.loads(docker(*args))[0]
-
-
 def preflight(*profiles, **settings):
     return subprocess.run(
         [ROOT / "tools/preflight", *profiles],
@@ -472,8 +537,8 @@ _CRASHED = {}
 """When those who were killed had been started."""
 
 
-def crash(stack, service):
-    """Kill a service's process the hard way; returns the moment on CLOCK_MONOTONIC [s].
+def crash(stack, service, number=signal.SIGKILL):
+    """Signal a service's process from outside; returns the moment on CLOCK_MONOTONIC [s].
 
     Not `docker compose kill`: the engine takes that for an operator's wish and does not restart.
     """
@@ -481,7 +546,7 @@ def crash(stack, service):
     _CRASHED[service] = started_at(stack, service)
     now_s = time.monotonic()
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except PermissionError:
         pytest.skip("killing a container's process takes the rights of root on this machine")
     return now_s

@@ -20,12 +20,15 @@ from krabby_cli import (
     dump,
     evaluate,
     film,
+    key_files,
     operate,
     record,
+    relay,
     teleop,
     up,
 )  # fmt: skip
 from krabby_cli.errors import CliError, UsageError
+from krabby_cli.terminal import LINES, printable
 
 __all__ = ["main"]
 
@@ -53,7 +56,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives):
+    for module in (
+        *(up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives),
+        *(relay, key_files),
+    ):
         module.add_parser(commands)
     operate.add_parsers(commands)
     return parser
@@ -61,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _complain(command: str, error: Exception, status: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        sys.stderr.write(f"krabby {command}: {error}\n")
+        sys.stderr.write(f"krabby {command}: {printable(str(error), keep=LINES)}\n")
     return status
 
 

@@ -20,8 +20,8 @@ __all__ = ["add_parser", "parse_place"]
 _EPILOG: Final = """\
 examples:
   krabby check-hal                                  the HAL of this host
-  krabby check-hal tcp://192.168.55.1               standard ports of another host
-  krabby check-hal state=tcp://10.0.0.5:7001 command=tcp://10.0.0.5:7002 safety=tcp://10.0.0.5:7005
+  krabby check-hal curve://192.168.55.1             standard ports of another host, with a key
+  krabby check-hal state=ipc:///run/x/state command=ipc:///run/x/command safety=ipc:///run/x/safety
 
 Start a simulated one to try it on:  python -m krabby_sim_hal auto_arm=false mission.enabled=false
 Exit status: 0 when every check passed, 1 otherwise.
@@ -39,7 +39,7 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         type=parse_place,
         metavar="ENDPOINT",
-        help="base of all endpoints (tcp://HOST, ipc:///folder) or STREAM=ENDPOINT",
+        help="base of all endpoints (ipc:///folder, curve://HOST) or STREAM=ENDPOINT",
     )
     flag(parser, "--json", "print one JSON object per check")
     add_endpoint_options(parser)
@@ -49,11 +49,11 @@ def parse_place(text: str) -> dict[str, str]:
     if "=" in text:
         return dict([parse_endpoint(text)])
     scheme, _, rest = text.partition("://")
-    is_base = scheme == "ipc" or (scheme == "tcp" and ":" not in rest.rpartition("]")[2])
+    is_base = scheme == "ipc" or (scheme in ("tcp", "curve") and ":" not in rest.rpartition("]")[2])
     if not rest or not is_base:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a base (tcp://HOST, ipc:///folder) nor STREAM=ENDPOINT, "
-            "for example state=tcp://127.0.0.1:6001"
+            f"{text!r} is neither a base (ipc:///folder, curve://HOST) nor STREAM=ENDPOINT, "
+            "for example state=ipc:///run/krabby/state"
         )
     return default_endpoints(text)
 

@@ -15,6 +15,7 @@ from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 from krabby_cli import scrape
 from krabby_cli.logs import LogLine
 from krabby_cli.scrape import LiveFigures, Scrape
+from krabby_cli.terminal import LINES, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,7 +94,7 @@ class PlainDisplay:
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"{self.prefix}{text}\n")
+            sys.stderr.write(f"{self.prefix}{printable(text, keep=LINES)}\n")
             sys.stderr.flush()
 
     def close(self) -> None:
@@ -131,7 +132,7 @@ class LiveDisplay(PlainDisplay):
             self._live.update(self._table(view), refresh=True)
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text, keep=LINES), markup=False, highlight=False)
 
     def close(self) -> None:
         self._live.stop()
@@ -155,7 +156,7 @@ class LiveDisplay(PlainDisplay):
         except ProtoError:
             return "no answer"
         faults = ", ".join(map(str, answer.get("faults", ())))
-        return str(answer.get("state", "?")) + (f" ({faults})" if faults else "")
+        return printable(str(answer.get("state", "?")) + (f" ({faults})" if faults else ""))
 
     def _loop_state(self) -> str:
         try:
@@ -163,7 +164,7 @@ class LiveDisplay(PlainDisplay):
         except RequestTimeout:
             return "no answer"
         blind = " (blind)" if answer.get("blind") else ""
-        return f"{answer.get('mode', '?')}, {answer.get('walking', '?')}{blind}"
+        return printable(f"{answer.get('mode', '?')}, {answer.get('walking', '?')}{blind}")
 
     def _table(self, view: RunView) -> Table:
         from rich.table import Table

@@ -70,7 +70,8 @@ class _Screen:
 
     def show(self, text: str) -> None:
         up = f"\x1b[{self._lines}A\x1b[J" if self._lines and sys.stdout.isatty() else ""
-        print_line(f"{up}{text}")
+        sys.stdout.write(up)
+        print_line(text)
         self._lines = text.count("\n") + 1
 
     def keep(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import os
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from krabby_proto import STREAMS, default_endpoints
+from krabby_proto import STREAMS, default_endpoints, runtime_folder
+from krabby_proto.access import use_client_key
 
 from krabby_cli.errors import UsageError
 from krabby_cli.options import option
@@ -27,7 +27,9 @@ __all__ = [
     "add_endpoint_options",
     "check_free",
     "endpoints_of",
+    "ipc_folder",
     "parse_endpoint",
+    "stream_ports",
     "wire",
     "wire_in_process",
 ]
@@ -54,11 +56,12 @@ class Wiring:
 
 
 def wire(transport: str, base_port: int) -> Wiring:
-    """Lay out a run on the loopback interface, or in a folder of Unix sockets.
+    """Lay out a run in a folder of Unix sockets, or as plain TCP on the loopback interface.
 
     Args:
-        transport: ``tcp`` or ``ipc``.
-        base_port: of the first stream; 0 finds free ports, and with ipc a new folder.
+        transport: ``ipc`` or ``tcp``.
+        base_port: of the first stream; it also selects the folder of the sockets. 0: free ports
+            and a new folder.
     """
     if not (base_port == 0 or 1024 <= base_port <= 65535 - _MAX_OFFSET):
         raise UsageError(
@@ -70,14 +73,14 @@ def wire(transport: str, base_port: int) -> Wiring:
         streams = {name: next(ports) for name in STREAMS}
         metrics = {name: next(ports) for name in _STANDARD_METRICS}
     else:
-        streams = _stream_ports(base_port)
+        streams = stream_ports(base_port)
         metrics = dict(_STANDARD_METRICS)
         if base_port != BASE_PORT:
             first = base_port + _METRICS_OFFSET
             metrics = {name: first + index for index, name in enumerate(metrics)}
     if transport == "ipc":
         own = tempfile.mkdtemp(prefix="krabby-") if base_port == 0 else None
-        endpoints = default_endpoints(f"ipc://{own or _ipc_folder()}")
+        endpoints = default_endpoints(f"ipc://{own or ipc_folder(base_port)}")
         return Wiring(endpoints=endpoints, metrics_ports=metrics, own_folder=own)
     endpoints = {name: f"tcp://127.0.0.1:{port}" for name, port in streams.items()}
     return Wiring(endpoints=endpoints, metrics_ports=metrics)
@@ -111,9 +114,13 @@ def check_free(wiring: Wiring) -> None:
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     """The options that say where a running robot or simulation is."""
     group = parser.add_argument_group("where the robot is")
-    option(group, "--host", "HOST", "127.0.0.1", "host of the streams")
-    option(group, "--base-port", "N", BASE_PORT, "first port")
-    option(group, "--transport", None, "tcp", "TCP or Unix sockets", choices=("tcp", "ipc"))
+    text = "another host, whose relay is reached with a key (default: this host's Unix sockets)"
+    option(group, "--host", "HOST", None, text)
+    text = "key file for --host (default: $KRABBY_KEY, else ~/.config/krabby/key.toml)"
+    option(group, "--key", "FILE", None, text, type=Path)
+    option(group, "--base-port", "N", BASE_PORT, "first port, as given to `krabby up`")
+    text = "Unix sockets, or plain TCP on the loopback interface"
+    option(group, "--transport", None, "ipc", text, choices=("ipc", "tcp"))
     text = "folder of a run of `krabby up`, whose endpoints replace the options above"
     option(group, "--run", "DIR", None, text, type=Path)
     group.add_argument(
@@ -122,19 +129,22 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="STREAM=ENDPOINT",
-        help="endpoint of one stream, for example state=tcp://10.0.0.5:6001; repeatable",
+        help="endpoint of one stream, for example state=curve://10.0.0.5:6001; repeatable",
     )
 
 
 def endpoints_of(args: argparse.Namespace) -> dict[str, str]:
     """Stream name to endpoint, from the options of `add_endpoint_options`."""
+    if args.key is not None:
+        use_client_key(args.key)
     if args.run is not None:
         endpoints = _endpoints_of_run(args.run)
-    elif args.transport == "ipc":
-        endpoints = default_endpoints(f"ipc://{_ipc_folder()}")
+    elif args.host is None and args.transport == "ipc":
+        endpoints = default_endpoints(f"ipc://{ipc_folder(args.base_port)}")
     else:
-        ports = _stream_ports(args.base_port)
-        endpoints = {name: f"tcp://{args.host}:{port}" for name, port in ports.items()}
+        base = f"curve://{args.host}" if args.host else "tcp://127.0.0.1"
+        ports = stream_ports(args.base_port)
+        endpoints = {name: f"{base}:{port}" for name, port in ports.items()}
     return endpoints | dict(args.endpoint)
 
 
@@ -143,12 +153,13 @@ def parse_endpoint(text: str) -> tuple[str, str]:
     if not equals or name not in STREAMS or "://" not in endpoint:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not STREAM=ENDPOINT; streams are {', '.join(STREAMS)}, "
-            "endpoints look like tcp://HOST:PORT or ipc:///path"
+            "endpoints look like ipc:///path, curve://HOST:PORT or tcp://127.0.0.1:PORT"
         )
     return name, endpoint
 
 
-def _stream_ports(base_port: int) -> dict[str, int]:
+def stream_ports(base_port: int) -> dict[str, int]:
+    """Port of each stream."""
     return {name: base_port + stream.port - BASE_PORT for name, stream in STREAMS.items()}
 
 
@@ -164,10 +175,9 @@ def _endpoints_of_run(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def _ipc_folder() -> str:
-    """One folder per user, so that the other commands find it."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return f"{runtime}/krabby" if runtime else f"{tempfile.gettempdir()}/krabby-{os.getuid()}"
+def ipc_folder(base_port: int) -> Path:
+    """One folder per user and base port, so that the other commands find it."""
+    return runtime_folder("krabby" if base_port == BASE_PORT else f"krabby-{base_port}")
 
 
 def _free_ports(count: int) -> list[int]:

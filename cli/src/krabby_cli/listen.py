@@ -79,6 +79,9 @@ class Listener(ExitStack):
     def silence(self) -> str:
         """The message for a user when no stream has spoken."""
         places = ", ".join(f"{name} at {s.endpoint}" for name, s in self.subscribers.items())
+        refusals = {s.refusal for s in self.subscribers.values() if s.refusal}
+        if refusals:
+            return f"nothing heard from {places}: {'; '.join(sorted(refusals))}"
         return (
             f"nothing heard from {places}; start it (`krabby up`), or say where it is with "
             "--host, --base-port, --transport, --run or --endpoint"

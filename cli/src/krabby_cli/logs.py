@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from krabby_cli.terminal import LINES, printable
+
 __all__ = ["LogFollower", "LogLine"]
 
 _ROUTINE: Final = frozenset(
@@ -44,13 +46,20 @@ class LogLine:
         return self.facts.get("level") in _LOUD
 
     def readable(self) -> str:
+        """For a terminal: what a peer sent is shown, and neither obeyed nor taken for a line."""
         if not self.facts:
-            return self.text
+            return printable(self.text, keep="\t")
         extra = " ".join(
             f"{key}={_short(value)}" for key, value in self.facts.items() if key not in _ROUTINE
         )
-        trace = f"\n{self.facts['exception']}" if self.facts.get("exception") else ""
-        return f"{self.facts.get('level', 'info')}: {self.event} {extra}".rstrip() + trace
+        trace = (
+            printable(f"\n{self.facts['exception']}", keep=LINES)
+            if self.facts.get("exception")
+            else ""
+        )
+        return (
+            printable(f"{self.facts.get('level', 'info')}: {self.event} {extra}".rstrip()) + trace
+        )
 
 
 def _short(value: object) -> str:

@@ -13,6 +13,7 @@ from krabby_proto import ControlClient, HalClient, JsonObject
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError
 from krabby_cli.options import POLICY_HELP, add_command, option, print_line
+from krabby_cli.terminal import printable
 
 __all__ = ["Refused", "add_parsers", "operator_name"]
 
@@ -88,14 +89,16 @@ def _ask_both(args: argparse.Namespace) -> int:
 
 def _report(who: str, op: str, answer: JsonObject) -> int:
     if not answer.get("ok"):
-        raise Refused(f"the {who} refused {op}: {answer.get('reason') or 'no reason given'}")
+        raise Refused(
+            f"the {who} refused {op}: {printable(str(answer.get('reason') or 'no reason given'))}"
+        )
     state = answer.get("state") or answer.get("mode") or "done"
     shown = ("ok", "state", "mode", "reason")
     facts = {key: value for key, value in answer.items() if key not in shown}
     extra = "".join(
         f", {key} {_plain(value)}" for key, value in facts.items() if value or value == 0
     )
-    print_line(f"{who}: {state}{extra}")
+    print_line(printable(f"{who}: {state}{extra}"))
     return 0
 
 

@@ -15,6 +15,8 @@ from typing import Any, Final
 from krabby.control.config import DEFAULT_POLICY
 from krabby.course.courses import COURSES, MAX_DIFFICULTY
 
+from krabby_cli.terminal import LINES, printable
+
 __all__ = [
     "DEFAULT_COURSE",
     "DEFAULT_POLICY",
@@ -88,7 +90,7 @@ def add_difficulty_options(parser: Any, seed: str = "seed of the course's layout
 
 
 def print_line(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{printable(text, keep=LINES)}\n")
     sys.stdout.flush()
 
 

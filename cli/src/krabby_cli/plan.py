@@ -16,10 +16,13 @@ from typing import Final
 from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
+from krabby_proto import STREAMS
 
 from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
+from krabby_cli.key_files import default_folder
 from krabby_cli.options import DEFAULT_COURSE, DEFAULT_POLICY
+from krabby_cli.relay import check_listen, relay_command
 from krabby_cli.supervise import ChildSpec
 
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
@@ -78,6 +81,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     run_id = secrets.token_hex(4)
     if args.no_camera and "camera" in settings:
         raise UsageError("--set camera.… with --no-camera: there is no camera to set; drop one")
+    check_listen(args.listen, args.base_port, tuple(STREAMS))
     if args.in_process:
         _check_in_process(args)
         wiring = wire_in_process(run_id)
@@ -101,6 +105,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
     ]
     if args.record is not None:
         children.append(_recorder(args.record, wiring))
+    if args.listen is not None:
+        command = relay_command(args.listen, args.base_port, default_folder(), wiring.endpoints)
+        children.append(
+            ChildSpec(name="relay", argv=command, has_ready_event=False, expendable=True)
+        )
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return Plan(
         run_id=run_id,
@@ -180,7 +189,11 @@ def _check_in_process(args: argparse.Namespace) -> None:
             "--in-process with --speed 1: threads of one interpreter cannot keep 100 Hz; "
             "add --speed 0 for lock-step, or leave --in-process out"
         )
-    for option, given in (("--record", args.record is not None), ("--until-over", args.until_over)):
+    for option, given in (
+        ("--record", args.record is not None),
+        ("--until-over", args.until_over),
+        ("--listen", args.listen is not None),
+    ):
         if given:
             raise UsageError(f"{option} needs separate processes; drop --in-process")
 

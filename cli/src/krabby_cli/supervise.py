@@ -38,6 +38,8 @@ class ChildSpec:
     """Whether it logs the end of its startup."""
     may_end: bool = False
     """Whether it may end by itself, with status 0."""
+    expendable: bool = False
+    """Whether it is started again whenever it ends: no other process depends on it."""
     memory_bytes: int = 512 << 20
     """Most private memory; at this limit its allocations fail, and it ends."""
 
@@ -177,8 +179,9 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
                 continue
             if status == 0 and child.spec.may_end:
                 ended = child.name
-            elif self._may_restart(child):
-                self.deaths.append(_last_words(child, status))
+            elif child.spec.expendable or self._may_restart(child):
+                if not child.spec.expendable:
+                    self.deaths.append(_last_words(child, status))
                 self.children[child.name] = Child(child.spec, self.folder, self.env, child)
             else:
                 raise ServiceDied(_last_words(child, status))

@@ -45,7 +45,7 @@ from krabby_cli.supervise import Supervisor
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 
-_STOP_ORDER: Final = ("gameloop", "camera", "sim-hal", "recorder")
+_STOP_ORDER: Final = ("relay", "gameloop", "camera", "sim-hal", "recorder")
 _TICK_S: Final = 0.1
 _RESTARTS: Final = 3
 """How often in a minute a service that died is started again, in real time."""
@@ -85,9 +85,12 @@ def add_parser(commands: Any) -> None:
     )
     flag(parser, "--no-camera", "run without a depth camera")
     option(parser, "--record", "FILE", None, "record all streams to this MCAP file", type=Path)
-    text = "loopback TCP or Unix sockets"
-    option(parser, "--transport", None, "tcp", text, choices=("tcp", "ipc"))
-    option(parser, "--base-port", "N", BASE_PORT, "first port; 0: find free ones")
+    text = "Unix sockets of this user, or plain TCP on the loopback interface for all users"
+    option(parser, "--transport", None, "ipc", text, choices=("ipc", "tcp"))
+    text = "first port, and one folder of sockets per number; 0: free ports, a new folder"
+    option(parser, "--base-port", "N", BASE_PORT, text)
+    text = "address for clients with keys, also of other hosts: see `krabby relay` (default: none)"
+    option(parser, "--listen", "HOST", None, text)
     parser.add_argument(
         "--set",
         action="append",

@@ -286,3 +286,26 @@ def test_configuration_as_plain_data(tmp_path):
         "record": "a.mcap",
         "enabled": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = " + "[" * 3000, "is nested too deeply"),
+        ("x = " + "9" * 5000, "is not TOML: Exceeds the limit"),
+        ("# " + "x" * (1 << 20), "has over 1048576 bytes"),
+        ("x = 1\n\xa7".encode("latin-1"), "is not TOML: 'utf-8' codec"),
+    ],
+    ids=["deep", "digits", "large", "not UTF-8"],
+)
+def test_a_hostile_file_is_one_error(tmp_path, text, said):
+    path = tmp_path / "x.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=said):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000])
+def test_a_hostile_override_is_taken_as_text_and_refused(value):
+    with pytest.raises(ConfigError, match="expected"):
+        load(Cfg, None, [f"course.difficulty={value}"])

@@ -14,6 +14,7 @@ from krabby_proto.admission import *
 from krabby_proto.clocks import *
 from krabby_proto.codec import *
 from krabby_proto.errors import *
+from krabby_proto.folder import *
 from krabby_proto.header import *
 from krabby_proto.hello import *
 from krabby_proto.replies import *

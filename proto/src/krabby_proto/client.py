@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import encode
 from krabby_proto.endpoint import Closing, Context
-from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
+from krabby_proto.errors import AccessRefused, EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import SCHEMA_VERSION
 from krabby_proto.hello import (
     HELLO_TOPIC,
@@ -286,6 +286,8 @@ def _ask_json(
 
 
 def _no_answer(requester: Requester, topic: bytes, timeout_s: float) -> RequestTimeout:
+    if requester.refusal and not requester.connected:
+        return AccessRefused(f"{requester.endpoint} refused {topic.decode()}: {requester.refusal}")
     return RequestTimeout(
         f"no answer from {requester.endpoint} to {topic.decode()} within {timeout_s:g} s; "
         "is the process that binds it running, and is the endpoint right?"

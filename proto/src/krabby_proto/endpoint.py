@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
+import logging
 import os
 import re
 import select
@@ -11,12 +13,15 @@ import socket as unix
 import stat
 import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, Self, TypeAlias, cast
 
 import zmq
 
+from krabby_proto.access import client_key
 from krabby_proto.errors import EndpointError, EndpointInUse
+from krabby_proto.folder import private_folder
 from krabby_proto.names import HostName
 
 __all__ = [
@@ -54,12 +59,26 @@ REVIVE_S: Final = 1.0
 _LOOK_UP_S: Final = 0.2
 """How long a new endpoint waits for its host's address; later ones are taken by `revive`."""
 _MONITORED: Final = (
-    zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+_REFUSALS: Final[Mapping[int, str]] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the robot does not know this key, or the key lacks the role "
+    "for this endpoint; see krabby keys show on the robot",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake fails: the robot has another key than the "
+    "one in this process's key file, or one side uses keys and the other does not",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "the peer speaks another protocol: one side uses keys and "
+    "the other does not, or it is not a robot",
+}
 _MONITOR_EVENT = struct.Struct("=Hi")
 _monitor_numbers = itertools.count()
-_TCP_PORT: Final = re.compile(r"tcp://.+:(\*|\d+)")
+_TCP_PORT: Final = re.compile(r"(?:tcp|curve)://.+:(\*|\d+)")
 _LAST_PORT: Final = 65535
+_log = logging.getLogger(__name__)
 
 
 def wait_readable(sockets: Sequence[Socket], timeout_s: float) -> bool:
@@ -127,6 +146,13 @@ class Endpoint(Closing):
         options: Iterable[tuple[int, int | bytes]] = (),
     ) -> None:
         _check_port(endpoint, name)
+        options = [*options, *_access_options(endpoint, name, bind)]
+        self.endpoint: str = endpoint
+        """Where it is; a bound wildcard port is resolved to the port that was found."""
+        self._refusal = ""
+        self.refusals = 0
+        """Handshakes that failed."""
+        endpoint = endpoint.replace("curve://", "tcp://", 1)
         self._host = None if bind else HostName.of(endpoint)
         self._target: str | None = endpoint
         """Where libzmq connects to: `endpoint` with an address; None while none is known."""
@@ -160,8 +186,6 @@ class Endpoint(Closing):
         except BaseException:
             self.close()
             raise
-        self.endpoint: str = endpoint
-        """Where it is; a bound wildcard port is resolved to the port that was found."""
         self.revivals = 0
         """Times a connection that had failed for good was made anew."""
         self._connected = False
@@ -252,6 +276,12 @@ class Endpoint(Closing):
         self._read_monitor()
         return self._connected
 
+    @property
+    def refusal(self) -> str:
+        """Why the last handshake failed; empty once one succeeds."""
+        self._read_monitor()
+        return self._refusal
+
     def revive(self) -> None:
         """Connect again when libzmq has given up; checks once a second, cheap at any rate.
 
@@ -294,8 +324,18 @@ class Endpoint(Closing):
             except zmq.Again:
                 return
             kind, _ = _MONITOR_EVENT.unpack(event)
+            self._note_refusal(kind)
             self._connected = kind == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._dead = kind == zmq.EVENT_DISCONNECTED  # until it says that it retries
+
+    def _note_refusal(self, kind: int) -> None:
+        if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self._refusal = ""
+        elif kind in _REFUSALS:
+            self.refusals += 1
+            if self._refusal != _REFUSALS[kind]:
+                self._refusal = _REFUSALS[kind]
+                _log.warning("%s (%s): %s", self.endpoint, self._name, self._refusal)
 
     def close(self) -> None:
         """Close at once; what was not sent yet is dropped."""
@@ -351,12 +391,8 @@ def _bind(socket: Socket, endpoint: str, name: str) -> None:
 
 def _try_bind(socket: Socket, endpoint: str, name: str) -> bool:
     """Bind; False when the endpoint is in use."""
-    if endpoint.startswith("ipc:///"):
-        path = endpoint.removeprefix("ipc://")
-        if _is_served(path):
-            return False
-        with contextlib.suppress(OSError):  # the bind below says what is wrong
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+    if endpoint.startswith("ipc://") and _is_served(endpoint.removeprefix("ipc://")):
+        return False
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -377,7 +413,7 @@ def _unusable(endpoint: str, name: str, verb: str, error: zmq.ZMQError | str) ->
     reason = error if isinstance(error, str) else error.strerror
     return EndpointError(
         f"{endpoint!r} ({name}) cannot be {verb}: {reason}; set endpoints.{name} to "
-        "tcp://HOST:PORT, ipc:///path or inproc://name"
+        "ipc:///path, curve://HOST:PORT (to connect with a key) or tcp://127.0.0.1:PORT"
     )
 
 
@@ -386,6 +422,45 @@ def _check_port(endpoint: str, name: str) -> None:
     found = _TCP_PORT.fullmatch(endpoint)
     if found and found[1] != "*" and int(found[1]) > _LAST_PORT:
         raise _unusable(endpoint, name, "used", f"ports end at {_LAST_PORT}")
+
+
+def _access_options(endpoint: str, name: str, bind: bool) -> list[tuple[int, int | bytes]]:
+    """Check that only those meant to can reach an endpoint; the options that see to it.
+
+    Unix sockets lie in a folder of this user alone, and libzmq asks the kernel for the user of
+    every peer. Plain TCP is confined to the loopback interface: any user of this host can use it.
+    """
+    scheme, _, rest = endpoint.partition("://")
+    if scheme == "ipc":
+        if not rest.startswith("/"):
+            raise _unusable(endpoint, name, "used", "the path is not absolute")
+        private_folder(Path(rest).parent)
+        return [(zmq.IPC_FILTER_UID, os.geteuid())] if bind else []
+    if scheme == "curve":
+        if bind:
+            raise _unusable(endpoint, name, "bound", "run krabby relay, which serves keys over TCP")
+        return list(client_key().options)
+    if scheme == "tcp":
+        if not _is_loopback(rest.rpartition(":")[0] or rest):
+            raise _unusable(
+                endpoint,
+                name,
+                "bound" if bind else "connected",
+                "plain TCP is for the loopback interface only",
+            )
+        if bind:
+            _log.warning("%s (%s) is plain TCP: every user of this host can use it", endpoint, name)
+    return []
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _is_served(path: str) -> bool:

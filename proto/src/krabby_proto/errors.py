@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "AccessRefused",
     "BadMagic",
     "CorruptPayload",
     "EncodeError",
@@ -13,6 +14,7 @@ __all__ = [
     "EndpointInUse",
     "FrameError",
     "HelloMismatch",
+    "KeyFileError",
     "ProtoError",
     "RecordingError",
     "RequestTimeout",
@@ -72,8 +74,16 @@ class EndpointInUse(EndpointError):
     """Another process has bound the endpoint."""
 
 
+class KeyFileError(EndpointError):
+    """A key file is missing, unusable or readable by others."""
+
+
 class RequestTimeout(ProtoError):
     """A peer did not answer in time."""
+
+
+class AccessRefused(RequestTimeout):
+    """A peer refused the connection, or is not the robot whose key this process has."""
 
 
 class HelloMismatch(ProtoError):

@@ -14,7 +14,6 @@ import json
 import struct
 import zlib
 from collections.abc import Generator, Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -32,10 +31,14 @@ _U32: Final = 0xFFFFFFFF
 _MAGIC: Final = b"\x89MCAP0\r\n"
 _RECORD: Final = struct.Struct("<BQ")
 _FOOTER, _MESSAGE, _CHUNK, _DATA_END = 0x02, 0x05, 0x06, 0x0F
+_CHUNK_HEAD: Final = struct.Struct("<QQQII")
 _MESSAGE_HEAD: Final = 22
 """Bytes of a message record before its data."""
+_WRITTEN_BYTES: Final = 1 << 18
+"""Of a chunk that is written, and one message: what a power cut or a full disk loses at most. All
+streams of a robot that sees fill it in 0.3 s, its state alone in 7 s."""
 _CHUNK_BYTES: Final = 32 << 20
-"""Largest record and largest chunk that are read; a chunk has 1 MiB and one message at most."""
+"""Largest record and largest chunk that are read."""
 _HELD_BYTES: Final = 32 << 20
 """Most that is held back to give messages in order of time."""
 
@@ -52,7 +55,7 @@ class Recorder(Closing):
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        writer_module = _mcap("writer")
+        writer_module = _extra("mcap.writer")
         self.path = path
         self.messages = 0
         """Messages written."""
@@ -62,7 +65,7 @@ class Recorder(Closing):
             raise RecordingError(
                 f"cannot write the recording {path}: {error.strerror}; give another path"
             ) from error
-        self._writer: Any = writer_module.Writer(self._file)
+        self._writer: Any = writer_module.Writer(self._file, chunk_size=_WRITTEN_BYTES)
         self._failed = False
         self._writer.start(profile=_PROFILE, library=f"krabby-proto schema {schema_hash()}")
         self._writer.add_metadata("krabby", {"schema_hash": schema_hash(), **dict(metadata or {})})
@@ -135,7 +138,6 @@ class Recording:
     """
 
     def __init__(self, path: Path) -> None:
-        _mcap("records")
         self.path = path
         self.damage = ""
         """What the last iteration could not read; empty when it read everything."""
@@ -197,14 +199,14 @@ class Recording:
     def _opened(self, content: bytes) -> Iterator[tuple[int, bytes]]:
         """The records of a chunk, decompressed; nothing when it is damaged."""
         try:
-            chunk = _mcap("records").Chunk.read(
-                _mcap("data_stream").ReadDataStream(BytesIO(content))
-            )
-            records = _decompress(chunk)
-        except (ValueError, _mcap("exceptions").McapError, struct.error) as error:
+            start_ns, _, size, crc, count = _CHUNK_HEAD.unpack_from(content)
+            compression = content[_CHUNK_HEAD.size :][:count]
+            packed = content[_CHUNK_HEAD.size + count + 8 :]  # behind its own length
+            records = _unpacked(compression, packed, size, crc)
+        except (ValueError, struct.error) as error:
             self._note(f"a chunk is damaged ({error})")
             return
-        yield chunk.message_start_time, records
+        yield start_ns, records
 
     def _messages(self, records: bytes) -> Iterator[Message]:
         view = memoryview(records)
@@ -230,32 +232,30 @@ class Recording:
         self.damage = self.damage or damage
 
 
-def _decompress(chunk: Any) -> bytes:
-    """The records of a chunk.
+def _unpacked(compression: bytes, packed: bytes, size: int, crc: int) -> bytes:
+    """The records of a chunk, `size` bytes with that CRC-32 (0 for none).
 
     Raises:
         ValueError: they are not what the chunk says, or more than is read.
     """
-    size: int = chunk.uncompressed_size
     if size > _CHUNK_BYTES:
         raise ValueError(f"it claims {size} bytes, at most {_CHUNK_BYTES} are read")
-    if chunk.compression == "zstd":
-        zstandard = importlib.import_module("zstandard")
+    if compression == b"zstd":
+        zstandard = _extra("zstandard")
         opener = zstandard.ZstdDecompressor(max_window_size=_CHUNK_BYTES)
         try:
-            with opener.stream_reader(chunk.data) as reader:
+            with opener.stream_reader(packed) as reader:
                 data: bytes = reader.read(size + 1)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
-    elif chunk.compression == "":
-        data = chunk.data
+    elif compression == b"":
+        data = packed
     else:
-        raise ValueError(f"its compression {chunk.compression!r} is not supported")
+        raise ValueError(f"its compression {compression!r} is not supported")
     if len(data) != size:
-        raise ValueError(
-            f"it claims {size} bytes and has {'more' if len(data) > size else len(data)}"
-        )
-    if chunk.uncompressed_crc not in (0, zlib.crc32(data)):
+        has = f"more than {size}" if len(data) > size else f"{len(data)}"
+        raise ValueError(f"it claims {size} bytes and has {has}")
+    if crc not in (0, zlib.crc32(data)):
         raise ValueError("its CRC-32 is another one")
     return data
 
@@ -275,9 +275,9 @@ def _describe(stream: Stream) -> bytes:
     return json.dumps(description).encode()
 
 
-def _mcap(module: str) -> Any:
+def _extra(module: str) -> Any:
     try:
-        return importlib.import_module(f"mcap.{module}")
+        return importlib.import_module(module)
     except ImportError as error:
         raise RecordingError(
             "recordings need the mcap package; install krabby-proto[recording]"

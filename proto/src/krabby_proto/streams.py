@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from krabby_proto.errors import EndpointError
+from krabby_proto.folder import runtime_folder
 from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
 from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
 from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
@@ -203,22 +204,24 @@ def schema_hash() -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
-def default_endpoints(base: str = "tcp://127.0.0.1") -> dict[str, str]:
+def default_endpoints(base: str | None = None) -> dict[str, str]:
     """Every stream's endpoint below one base.
 
     Args:
-        base: ``tcp://HOST`` (ports of the table), ``ipc:///some/folder`` or ``inproc://prefix``.
+        base: ``ipc:///some/folder``, ``curve://HOST`` or ``tcp://HOST`` (ports of the table), or
+            ``inproc://prefix``; the private folder of this user's sockets when None.
 
     Returns:
-        Stream name to endpoint, for example ``{"state": "tcp://127.0.0.1:6001", ...}``.
+        Stream name to endpoint, for example ``{"state": "ipc:///run/user/1000/krabby/state"}``.
     """
+    base = base or f"ipc://{runtime_folder()}"
     scheme, _, rest = base.partition("://")
     rest = rest.rstrip("/")
-    if not rest or scheme not in ("tcp", "ipc", "inproc"):
+    if not rest or scheme not in ("tcp", "curve", "ipc", "inproc"):
         raise EndpointError(
             f"{base!r} is not a base for endpoints; "
-            "give tcp://HOST, ipc:///some/folder or inproc://prefix"
+            "give ipc:///some/folder, curve://HOST, tcp://HOST or inproc://prefix"
         )
-    if scheme == "tcp":
-        return {name: f"tcp://{rest}:{stream.port}" for name, stream in STREAMS.items()}
+    if scheme in ("tcp", "curve"):
+        return {name: f"{scheme}://{rest}:{stream.port}" for name, stream in STREAMS.items()}
     return {name: f"{scheme}://{rest}/{name}" for name in STREAMS}

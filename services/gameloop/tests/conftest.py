@@ -28,40 +28,20 @@ def policies(tmp_path_factory, desc):
     return root
 
 
-@pytest.fixture
-def endless(tmp_path, policies):
-    """A bundle whose network runs for 2^62 steps."""
-    folder = tmp_path / "endless"
+_TENSOR = helper.make_tensor_value_info
+
+
+def bundle_of(policies, folder, nodes, **constants):
+    """The blind policy's bundle with another network, from `obs` to `actions`."""
     shutil.copytree(policies / "blind", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     size = sum(term["size"] * term["history"] for term in manifest["observation"])
-    tensor = helper.make_tensor_value_info
-    turn = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Add", ["sum", "sum"], ["more"]),
-        ],
-        "turn",
-        [
-            tensor("turn", TensorProto.INT64, []),
-            tensor("go", TensorProto.BOOL, []),
-            tensor("sum", TensorProto.FLOAT, [1, 18]),
-        ],
-        [tensor("go_on", TensorProto.BOOL, []), tensor("more", TensorProto.FLOAT, [1, 18])],
-    )
     graph = helper.make_graph(
-        [
-            helper.make_node("Gather", ["obs", "first"], ["some"], axis=1),
-            helper.make_node("Loop", ["turns", "yes", "some"], ["actions"], body=turn),
-        ],
-        "endless",
-        [tensor("obs", TensorProto.FLOAT, [1, size])],
-        [tensor("actions", TensorProto.FLOAT, [1, 18])],
-        [
-            numpy_helper.from_array(np.arange(18), "first"),
-            numpy_helper.from_array(np.array(2**62), "turns"),
-            numpy_helper.from_array(np.array(True), "yes"),
-        ],
+        nodes,
+        folder.name,
+        [_TENSOR("obs", TensorProto.FLOAT, [1, size])],
+        [_TENSOR("actions", TensorProto.FLOAT, [1, 18])],
+        [numpy_helper.from_array(np.array(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     content = model.SerializeToString()
@@ -69,6 +49,42 @@ def endless(tmp_path, policies):
     manifest["files"] = {POLICY_FILE: hashlib.sha256(content).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+@pytest.fixture
+def endless(tmp_path, policies):
+    """A bundle whose network runs for 2^62 steps."""
+    turn = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["sum", "sum"], ["more"]),
+        ],
+        "turn",
+        [
+            _TENSOR("turn", TensorProto.INT64, []),
+            _TENSOR("go", TensorProto.BOOL, []),
+            _TENSOR("sum", TensorProto.FLOAT, [1, 18]),
+        ],
+        [_TENSOR("go_on", TensorProto.BOOL, []), _TENSOR("more", TensorProto.FLOAT, [1, 18])],
+    )
+    nodes = [
+        helper.make_node("Gather", ["obs", "first"], ["some"], axis=1),
+        helper.make_node("Loop", ["turns", "yes", "some"], ["actions"], body=turn),
+    ]
+    constants = {"first": np.arange(18), "turns": 2**62, "yes": True}
+    return bundle_of(policies, tmp_path / "endless", nodes, **constants)
+
+
+@pytest.fixture(params=[175_000_000, 10_000_000_000], ids=["700 MB", "40 GB"])
+def hungry(request, tmp_path, policies):
+    """A bundle of 1 kB whose network takes that many numbers of memory."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["big"]),
+        helper.make_node("ReduceSum", ["big", "axes"], ["sum"], keepdims=0),
+        helper.make_node("Expand", ["sum", "out"], ["actions"]),
+    ]
+    constants = {"shape": [request.param], "axes": [0], "out": [1, 18]}
+    return bundle_of(policies, tmp_path / "hungry", nodes, **constants)
 
 
 @pytest.fixture

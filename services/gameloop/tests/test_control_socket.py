@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import time
 
@@ -192,6 +193,14 @@ def test_a_network_that_never_ends_is_given_up(endless, desc):
     with pytest.raises(BundleError, match="not loaded within 3 s, given up"):
         rehearse(str(endless), desc, 100.0, limit_s=3.0)
     assert time.monotonic() - began_s < 6.0
+
+
+def test_a_network_that_takes_all_memory_is_refused_in_bounded_memory(hungry, desc):
+    before_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with pytest.raises(BundleError, match=r"Failed to allocate memory .*; export it again$"):
+        rehearse(str(hungry), desc, 100.0)
+    peak_kb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert peak_kb < max(400_000, before_kb + 1)  # of any child of this process so far
 
 
 def test_a_rehearsal_ends_when_the_loop_does(endless, desc):

@@ -6,6 +6,12 @@ from krabby_trainer.host_reads import HostReads
 
 VALUES = torch.tensor([3.0, -1.0, 2.0])
 MASK = VALUES > 0
+ORDER = torch.tensor([2, 0, 1])
+
+
+def put_number_at_indices():
+    target = torch.zeros(3)
+    target[ORDER] = 1.0
 
 
 def read_shape_of_mask():
@@ -24,6 +30,7 @@ def read_shape_of_mask():
         ("masked_select", lambda: VALUES.masked_select(MASK)),
         ("index", lambda: VALUES[MASK]),
         ("index_put_", read_shape_of_mask),
+        ("index_put_", put_number_at_indices),
         ("equal", lambda: torch.equal(VALUES, VALUES)),
         ("cpu", lambda: VALUES.cpu()),
         ("tolist", lambda: VALUES.tolist()),
@@ -44,14 +51,15 @@ def test_a_host_read_is_counted_once_with_its_place(name, read):
 
 def test_work_on_the_device_counts_nothing():
     weight = torch.nn.Parameter(torch.ones(3))
-    target, order = torch.zeros(3), torch.tensor([2, 0, 1])
+    target = torch.zeros(3)
     with HostReads() as reads:
         loss = torch.where(MASK, VALUES * weight, 0.0).square().sum()
         loss.backward()
         target[MASK] = 0.5
         target.masked_fill_(~MASK, 1.0)
-        target.copy_(VALUES[order])
-        target.index_put_((order,), VALUES)
+        target.copy_(VALUES[ORDER])
+        target.index_put_((ORDER,), VALUES)
+        target.index_fill_(0, ORDER, 0.5)
         torch.randperm(5)
         torch.randn_like(VALUES).normal_(0.0, 2.0)
         torch.as_tensor(VALUES)

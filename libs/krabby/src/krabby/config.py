@@ -64,6 +64,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(min_length=1)]
 
 _COMMAND_LINE: Final = "command line"
+_MOST_BYTES: Final = 1 << 20
+"""Of a TOML file; the largest shipped one has 6 kB."""
 _TABLE_LINE: Final = re.compile(r"^\s*\[+\s*([^\[\]]+?)\s*\]")
 _KEY_LINE: Final = re.compile(r"""^\s*([A-Za-z0-9_\-."' ]+?)\s*=""")
 _INDEX: Final = re.compile(r" - at `\$((?:\[\d+\])+)")
@@ -152,13 +154,19 @@ def read_toml(
         advice: What to do about that.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        if len(raw) > _MOST_BYTES:
+            raise error(f"{path} has over {_MOST_BYTES} bytes; {advice}")
+        text = raw.decode()
         return tomllib.loads(text), _line_numbers(text)
     except OSError as problem:
         message = f"cannot read {path}: {problem.strerror}; {advice}"
         raise (unreadable or error)(message) from problem
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+    except ValueError as problem:  # also a number of thousands of digits
         raise error(f"{path} is not TOML: {problem}; correct that line") from problem
+    except RecursionError as problem:
+        raise error(f"{path} is nested too deeply; {advice}") from problem
 
 
 def split_override(text: str) -> tuple[str, str]:
@@ -306,7 +314,7 @@ def _value(text: str) -> object:
     """An override's value: TOML, or a bare word."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if set(parsed) == {"value"} else text
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import types
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from krabby.policy import _exchange
 from krabby.policy.bundle import (
     ENCODER_FILE,
     MANIFEST_FILE,
+    MAX_FILE_BYTES,
     POLICY_FILE,
     SAMPLE_FILES,
     Abilities,
@@ -309,6 +311,25 @@ def samples_file(**arrays) -> bytes:
     return buffer.getvalue()
 
 
+def packed(content):
+    """An archive with one compressed array file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("obs.npy", content)
+    return buffer.getvalue()
+
+
+def header(shape):
+    """Of an array file that claims this shape."""
+    text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).encode() + b"\n"
+    return len(text).to_bytes(2, "little") + text
+
+
+def damaged(content):
+    """The compressed data changed."""
+    return content.replace(b"obs.npy", b"obs.npy\xff\xff", 1)
+
+
 def test_a_bundle_may_carry_recorded_inputs_of_its_network(folder):
     recorded = np.arange(2 * N, dtype=np.float32).reshape(2, 1, N)
     files = {POLICY_FILE: linear(), SAMPLE_FILES[POLICY_FILE]: samples_file(obs=recorded)}
@@ -325,7 +346,13 @@ def test_a_bundle_may_carry_recorded_inputs_of_its_network(folder):
         samples_file(obs=np.zeros((2, 1, N))),
         samples_file(obs=np.zeros((0, 1, N), np.float32)),
         samples_file(image=np.zeros((2, 1, N), np.float32)),
+        b"",
+        packed(np.lib.format.magic(1, 0) + header((10**13,))),
+        packed(np.lib.format.magic(1, 0) + header((10**30,))),
+        packed(bytes(MAX_FILE_BYTES + 1)),
+        damaged(packed(bytes(1000))),
     ],
+    ids=range(10),
 )
 def test_recorded_inputs_that_do_not_fit_are_refused(folder, content):
     bundle = write(folder, {POLICY_FILE: linear(), SAMPLE_FILES[POLICY_FILE]: content})
@@ -899,3 +926,11 @@ def test_a_new_bundle_keeps_what_lies_beside_the_old_one(folder):
         "policy.onnx",
         "training",
     ]
+
+
+def test_a_manifest_that_is_not_text_is_refused(folder):
+    bundle = write(folder, {POLICY_FILE: linear()})
+    path = bundle.path / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"name": "', b'"name": "\xa7', 1))
+    with pytest.raises(BundleError, match="is not JSON"):
+        PolicyBundle.load(bundle.path, RobotDescription.load())

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.policy.tensorrt.config import InferenceCfg
 from krabby.runtime.config import ServiceCfg
-from krabby_proto import FEATURES, default_endpoints
+from krabby_proto import FEATURES, default_endpoints, runtime_folder
 from msgspec import Meta
 
 __all__ = [
@@ -22,7 +22,7 @@ _ENDPOINTS = default_endpoints()
 
 
 class EndpointsCfg(Config, frozen=True, kw_only=True):
-    """Where the streams are: tcp://, ipc:// or inproc://."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT."""
 
     camera: str = _ENDPOINTS["camera"]
     """Connected: raw depth from the HAL."""
@@ -30,7 +30,7 @@ class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Connected only when a depth encoder has a memory or wants to know the robot's state."""
     features: str = _ENDPOINTS["features"]
     """Bound: what the game loop reads."""
-    raw: str = "tcp://127.0.0.1:6020"
+    raw: str = f"ipc://{runtime_folder()}/raw"
     """Bound, with a camera of this machine only: its depth, for the HAL to pass on."""
 
 

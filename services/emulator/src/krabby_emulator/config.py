@@ -9,7 +9,7 @@ from typing import Annotated
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.drivers.can.config import CanCfg
 from krabby.mujoco.config import StageCfg
-from krabby_proto import default_endpoints
+from krabby_proto import default_endpoints, runtime_folder
 from msgspec import Meta
 
 __all__ = ["DriveCfg", "EmulatorCfg", "EndpointsCfg", "ImuCfg", "SupplyCfg"]
@@ -99,13 +99,13 @@ class ImuCfg(Config, frozen=True, kw_only=True):
 
 
 class EndpointsCfg(Config, frozen=True, kw_only=True):
-    """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT. All are bound but nav."""
 
-    raw: str = "tcp://127.0.0.1:6020"
+    raw: str = f"ipc://{runtime_folder()}/raw"
     """Bound: depth images, as the camera service publishes them on the robot."""
     truth: str = _ENDPOINTS["truth"]
     """Bound: what only a simulator knows; for evaluation."""
-    fault: str = "tcp://127.0.0.1:6021"
+    fault: str = f"ipc://{runtime_folder()}/fault"
     """Bound: what breaks and mends the robot; empty for none."""
     nav: str = _ENDPOINTS["nav"]
     """Connected: where the game loop listens for walking commands."""

@@ -14,7 +14,7 @@ _ENDPOINTS = default_endpoints()
 
 
 class EndpointsCfg(Config, frozen=True, kw_only=True):
-    """Where the streams are: tcp://, ipc:// or inproc://."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT."""
 
     state: str = _ENDPOINTS["state"]
     """Connected: what the robot measures."""

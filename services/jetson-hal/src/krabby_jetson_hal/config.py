@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from krabby.config import Config, check
 from krabby.drivers.can.config import CanCfg
 from krabby.hal.config import HalCfg, HalEndpointsCfg
+from krabby_proto import runtime_folder
 from msgspec import Meta
 
 __all__ = [
@@ -75,9 +76,9 @@ class EstopCfg(Config, frozen=True, kw_only=True):
 
 
 class EndpointsCfg(HalEndpointsCfg, frozen=True, kw_only=True):
-    """Where the streams are: tcp://, ipc:// or inproc://. All are bound but raw."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT. All are bound but raw."""
 
-    raw: str = "tcp://127.0.0.1:6020"
+    raw: str = f"ipc://{runtime_folder()}/raw"
     """Connected: where the camera process publishes its depth images; empty for none."""
 
 

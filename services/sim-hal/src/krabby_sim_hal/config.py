@@ -8,7 +8,7 @@ __all__ = ["EndpointsCfg", "SimHalCfg"]
 
 
 class EndpointsCfg(HalEndpointsCfg, frozen=True, kw_only=True):
-    """Where the streams are: tcp://, ipc:// or inproc://. All are bound but nav."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT. All are bound but nav."""
 
     truth: str = DEFAULT_ENDPOINTS["truth"]
     """Bound: what only a simulator knows; for evaluation."""

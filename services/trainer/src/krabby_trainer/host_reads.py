@@ -114,11 +114,10 @@ def _is_read(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], result: 
         source = args[1] if name == "copy_" else args[0]
         return isinstance(result, Tensor) and source.device != result.device
     if name in ("index", "index_put", "index_put_"):
-        # One number for all that a mask chooses is filled in place; more are counted first.
-        fills = name != "index" and args[2].numel() == 1
-        return not fills and any(
-            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
-        )
+        masks = [i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]]
+        # A Python number is filled in under a mask, and copied to the device for indices.
+        is_number = name != "index" and args[2].dim() == 0
+        return any(masks) != is_number
     if name == "repeat_interleave":
         return kwargs.get("output_size") is None
     if name == "normal":  # checks that no deviation is negative

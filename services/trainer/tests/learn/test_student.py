@@ -8,6 +8,7 @@ import pytest
 import torch
 from krabby.policy.bundle import Abilities, OnnxEncoder, OnnxPolicy
 from krabby_trainer.errors import CheckpointError, ConfigError, ExportError
+from krabby_trainer.host_reads import HostReads
 from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.networks import (
     OBS_GROUPS,
@@ -32,7 +33,9 @@ from krabby_trainer.run.config import RunCfg, TrainCfg, rsl_rl_config, to_dict
 from krabby_trainer.run.export import export_bundle
 from krabby_trainer.run.policies import load_policy
 from krabby_trainer.run.runner import ParkourRunner, seed_everything
+from krabby_trainer.task.config import CameraCfg, EnvCfg
 from krabby_trainer.task.observations import EYE, EYE_INDEX, PROPRIO
+from krabby_trainer.vision.cameras import Vision
 from tensordict import TensorDict
 
 SMALL = EncoderCfg(channels=[2, 2, 2], picture=4, memory=5)
@@ -228,7 +231,8 @@ def payload(algorithm):
 
 
 def config(task, **run):
-    cfg = TrainCfg(task=task, device="cpu", run=RunCfg(**run))
+    cameras = CameraCfg(enabled=True)
+    cfg = TrainCfg(task=task, device="cpu", run=RunCfg(**run), env=EnvCfg(camera=cameras))
     cfg.agent.num_steps_per_env = 12
     cfg.agent.actor.hidden_dims = cfg.agent.critic.hidden_dims = [16]
     cfg.agent.algorithm.num_learning_epochs = 1
@@ -257,11 +261,13 @@ def collected(runner):
     return torch.stack(codes)
 
 
-def test_learning_retraces_what_was_seen_in_the_rollout(fake_env, teacher_file):
+@pytest.mark.parametrize("capacity", [None, 5, 2])
+def test_learning_retraces_what_was_seen_in_the_rollout(fake_env, teacher_file, capacity):
     """Over two rollouts, with episodes that end in between: the same codes, in both streams."""
     runner = make_runner(fake_env(5), "distill")
     runner.begin_with(teacher_file)
     alg = runner.alg
+    alg.sight.capacity = capacity
     for _ in range(2):
         alg._rollout.step = 0
         codes = collected(runner)
@@ -278,6 +284,59 @@ def test_learning_retraces_what_was_seen_in_the_rollout(fake_env, teacher_file):
         )
         assert torch.allclose(used, acted, atol=1e-5)
         assert (used.abs().sum(-1) == 0.0).any()
+
+
+def test_images_beyond_the_capacity_are_encoded_in_the_next_step():
+    encoder = DepthEncoder(SMALL).eval()
+    exact, limited = (Sight(encoder, 4, "cpu") for _ in range(2))
+    limited.capacity = 2
+    image, eye, none = torch.rand(4, 58, 87), torch.randn(4, 48), torch.zeros(4, dtype=torch.bool)
+    three = torch.tensor([True, False, True, True])
+    exact.look(Vision(three, image, eye, torch.zeros(4)))
+    assert limited.look(Vision(three, image, eye, torch.zeros(4))).robots.tolist() == [0, 2]
+    assert limited.seen.tolist() == [True, False, True, False]
+    late = limited.look(Vision(none, image, eye, torch.zeros(4)))
+    assert late.robots.tolist() == [3, 4]  # 4 stands for no robot
+    assert late.first[0]
+    torch.testing.assert_close(limited.code, exact.code)
+    torch.testing.assert_close(limited.memory, exact.memory)
+    limited.look(Vision(three, image, eye, torch.zeros(4)))
+    limited.forget(torch.tensor([False, False, False, True]))  # an image that waits is dropped
+    assert limited.look(Vision(none, image, eye, torch.zeros(4))).robots.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("task", ["distill", "student"])
+def test_the_host_waits_for_nothing_while_a_student_acts(fake_env, teacher_file, tmp_path, task):
+    runner = make_runner(fake_env(5), "distill", tmp_path)
+    runner.begin_with(teacher_file)
+    runner.learn(1)
+    if task == "student":
+        source = runner.last_checkpoint
+        runner = make_runner(fake_env(5), "student")
+        runner.begin_with(source)
+    alg, env = runner.alg, runner.env
+    alg.sight.capacity = 3
+    with torch.inference_mode():
+        obs = env.get_observations()
+        for _ in range(3):
+            with HostReads() as reads:
+                actions = alg.act(obs)
+            assert not reads.places
+            obs, rewards, dones, extras = env.step(actions)
+            with HostReads() as reads:
+                alg.process_env_step(obs, rewards, dones, extras)
+            assert not reads.places
+
+
+def test_an_update_of_a_student_waits_twice(fake_env, teacher_file):
+    """For the number of images and for the losses; on CUDA also for the capacity."""
+    runner = make_runner(fake_env(5), "distill")
+    runner.begin_with(teacher_file)
+    for _ in range(2):
+        collected(runner)
+        with HostReads() as reads:
+            runner.alg.update()
+        assert reads.total == 2, reads.places
 
 
 def test_a_student_learns_to_act_as_its_teacher(fake_env, teacher_file):

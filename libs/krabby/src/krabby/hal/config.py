@@ -15,7 +15,7 @@ DEFAULT_ENDPOINTS = default_endpoints()
 
 
 class HalEndpointsCfg(Config, frozen=True, kw_only=True):
-    """Endpoints of a HAL's streams: tcp://, ipc:// or inproc://."""
+    """Endpoints of a HAL's streams: ipc:///path, or tcp://127.0.0.1:PORT."""
 
     state: str = DEFAULT_ENDPOINTS["state"]
     """Bound: measurements of the robot."""

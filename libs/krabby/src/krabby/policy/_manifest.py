@@ -178,7 +178,7 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
         raise BundleError(f"{source}: {error}; see assets/policies/README.md") from error
     except ObservationError as error:
         raise BundleError(f"{source}: {error}") from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{source} is not JSON: {error}; export the policy again") from error
     except RecursionError as error:
         raise BundleError(f"{source} is nested too deeply; export the policy again") from error

@@ -149,9 +149,7 @@ class Distillation:
         self._begins.zero_()
         if rollout.step == 0:
             rollout.begin(sight)
-        unseen = ~sight.seen
-        pictures = sight.look(vision)
-        rollout.add_pictures(pictures, unseen[pictures.robots])
+        rollout.add_pictures(sight.look(vision))
         groups: dict[str, Any] = dict(obs.items())
         groups["sight"] = sight.group(vision.age)
         action = self.actor.mlp(self.actor.get_latent(groups))
@@ -179,6 +177,7 @@ class Distillation:
         for group in self.optimizer.param_groups:
             group["lr"].fill_(self.learning_rate)
         self._rollout.finish()
+        self.sight.fit_capacity()
         count = 0
         for rollout, robots in self._mini_batches():
             self._learned_from, self._robots = rollout, self._places[: len(robots)]

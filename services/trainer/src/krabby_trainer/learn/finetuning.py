@@ -81,6 +81,12 @@ class StudentPPO(ParkourPPO):
         self.sight.look(vision)
         return super().act(_with(obs, self.sight.group(vision.age)))
 
+    def update(self) -> dict[str, float]:
+        """As PPO's."""
+        losses = super().update()
+        self.sight.fit_capacity()
+        return losses
+
     def process_env_step(
         self, obs: TensorDict, rewards: Tensor, dones: Tensor, extras: dict[str, Tensor]
     ) -> None:

@@ -35,11 +35,12 @@ class Rollout:
             return torch.zeros(*size, dtype=dtype, device=device)
 
         n = num_envs
-        self.image: Tensor | None = None  # (F, N, 58, 87), made when the first picture comes
-        self.eye = zeros(frames, n, EYE_SIZE)
-        self.begins = zeros(frames, n, dtype=torch.bool)
+        # One robot more than there are, for images that are not there.
+        self.image: Tensor | None = None  # (F, N + 1, 58, 87), made when the first picture comes
+        self.eye = zeros(frames, n + 1, EYE_SIZE)
+        self.begins = zeros(frames, n + 1, dtype=torch.bool)
         """Whether a picture is the first of its episode: memory is empty before it."""
-        self.count = zeros(n, dtype=torch.long)
+        self.count = zeros(n + 1, dtype=torch.long)
         """Pictures that came."""
         self.memory = zeros(2, n, memory)
         """Of both streams, before the first picture."""
@@ -63,23 +64,23 @@ class Rollout:
         self.memory.copy_(sight.memory)
         self.code.copy_(sight.code)
 
-    def add_pictures(self, pictures: Pictures, begins: Tensor) -> None:
-        """Keep images (M, ...); `begins` (M,) are the first of their episodes."""
-        robots, image, eye = pictures
+    def add_pictures(self, pictures: Pictures) -> None:
+        """Keep images (M, ...)."""
+        robots, image, eye, first = pictures
         if self.image is None:
-            shape = (self.frames, self.num_envs, *image.shape[1:])
+            shape = (self.frames, self.num_envs + 1, *image.shape[1:])
             with torch.inference_mode(False):  # it is learned from
                 self.image = torch.zeros(shape, dtype=image.dtype, device=image.device)
         where = self.count[robots].clamp(max=self.frames - 1)
         self.image[where, robots] = image
         self.eye[where, robots] = eye
-        self.begins[where, robots] = begins
+        self.begins[where, robots] = first
         self.count[robots] = where + 1
 
     def add_step(self, sight: Sight, groups: dict[str, Tensor], wanted: Tensor) -> None:
         """Keep a control step: observation groups, and the teacher's actions (N, 18)."""
         t = self.step
-        self.newest[t] = self.count
+        self.newest[t] = self.count[:-1]
         self.blind[t] = ~sight.seen
         self.age[t] = groups["sight"][:, -1]
         self.history[t] = groups["history"]
@@ -93,7 +94,7 @@ class Rollout:
 
         In steps of four on CUDA, where kernels are recorded for each number.
         """
-        most = int(self.count.max()) if self.image is not None else 0
+        most = int(self.count[:-1].max()) if self.image is not None else 0
         if self.count.is_cuda:
             most = min((most + 3) // 4 * 4, self.frames)
         self.used = most

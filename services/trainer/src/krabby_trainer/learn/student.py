@@ -176,11 +176,13 @@ class Pictures(NamedTuple):
     """Images that arrived in one step."""
 
     robots: Tensor
-    """Whose, (M,)."""
+    """Whose, (M,); the number of robots where there is none."""
     image: Tensor
     """(M, 58, 87)."""
     eye: Tensor
     """The robot's state at exposure, (M, 48)."""
+    first: Tensor
+    """Whether it is the first of an episode, (M,) bool."""
 
 
 def mirrored_too(image: Tensor, eye: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,12 +211,21 @@ class Sight:
     ) -> None:
         self.encoder = encoder
         self.unseen_s = unseen_s
-        memory = encoder.cfg.memory
-        self.code = torch.zeros(2, num_envs, SCAN_LATENT, device=device)
+        self.capacity: int | None = None
+        """Images encoded in a step at most, others in the next; None for all, which the host
+        counts."""
+        # The last place is written for images that are not there.
+        self._code = torch.zeros(2, num_envs + 1, SCAN_LATENT, device=device)
+        self._memory = torch.zeros(2, num_envs + 1, encoder.cfg.memory, device=device)
+        self._seen = torch.zeros(num_envs + 1, dtype=torch.bool, device=device)
+        self.code = self._code[:, :num_envs]
         """Newest code of the pictures, and of the mirrored ones."""
-        self.memory = torch.zeros(2, num_envs, memory, device=device)
-        self.seen = torch.zeros(num_envs, dtype=torch.bool, device=device)
+        self.memory = self._memory[:, :num_envs]
+        self.seen = self._seen[:num_envs]
         """Which robots have had an image in this episode."""
+        self._waits = torch.zeros_like(self.seen)
+        self._most = torch.zeros((), dtype=torch.long, device=device)
+        self._robots = torch.arange(num_envs, device=device)
 
     @classmethod
     def of(cls, env: Any, encoder: DepthEncoder, device: str | torch.device) -> Sight:
@@ -229,19 +240,44 @@ class Sight:
         self.code *= keep[None, :, None]
         self.memory *= keep[None, :, None]
         self.seen &= keep
+        self._waits &= keep
 
     @torch.no_grad()
     def look(self, vision: Vision) -> Pictures:
         """Encode the images that arrived."""
-        robots = vision.arrived.nonzero().squeeze(-1)
-        pictures = Pictures(robots, vision.image[robots], vision.eye[robots])
+        self._waits |= vision.arrived
+        self._most.copy_(torch.maximum(self._most, self._waits.sum()))
+        robots = self._next()
+        there = robots.clamp(max=len(self._robots) - 1)
+        pictures = Pictures(robots, vision.image[there], vision.eye[there], ~self._seen[robots])
         if len(robots):
             image, eye = mirrored_too(pictures.image, pictures.eye)
-            code, memory = self.encoder(image, eye, self.memory[:, robots].flatten(0, 1))
-            self.code[:, robots] = code.view(2, len(robots), -1)
-            self.memory[:, robots] = memory.view(2, len(robots), -1)
-            self.seen[robots] = True
+            code, memory = self.encoder(image, eye, self._memory[:, robots].flatten(0, 1))
+            self._code[:, robots] = code.view(2, len(robots), -1)
+            self._memory[:, robots] = memory.view(2, len(robots), -1)
+            self._seen.index_fill_(0, robots, True)
         return pictures
+
+    def fit_capacity(self) -> None:
+        """On CUDA, choose the capacity by the steps since the last call; waits for the device."""
+        if self._most.is_cuda:
+            self.capacity = min(int(self._most) * 5 // 4 + 16, len(self._robots))
+            self._most.zero_()
+
+    def _next(self) -> Tensor:
+        """Robots whose image is encoded now."""
+        waits = self._waits
+        if self.capacity is None:
+            robots = waits.nonzero().squeeze(-1)
+            waits.zero_()
+            return robots
+        place = waits.cumsum(0) - 1
+        taken = waits & (place < self.capacity)
+        place = torch.where(taken, place, self.capacity)
+        robots = place.new_full((self.capacity + 1,), len(place))
+        robots.scatter_(0, place, self._robots)
+        waits &= ~taken
+        return robots[: self.capacity]
 
     def group(self, age: Tensor) -> Tensor:
         """The observation group `sight`, (N, 65); `age` is (N,) [s]."""

@@ -109,6 +109,33 @@ class PlayCfg:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DemoCfg:
+    """`python -m krabby_trainer demo`."""
+
+    seed: int = 0
+    """Of training."""
+    num_envs: int = 8192
+    """Robots in training."""
+    mxd: float = 0.95
+    """Share of the waypoints that has to be reached, mean of the published suite in MuJoCo."""
+    max_minutes: float = 8.0
+    """Training ends then, reached or not."""
+    robots: int = 0
+    """Of an evaluation; 0 for the suite's own number."""
+    out: str = ""
+    """Folder of the run; empty for runs/demo/seed<seed>."""
+    device: str = "auto"
+    """As for training."""
+
+    def __post_init__(self) -> None:
+        check(0.0 < self.mxd <= 1.0, "mxd", self.mxd, "above 0, at most 1")
+        check(self.max_minutes > 0.0, "max_minutes", self.max_minutes, "above 0")
+        check(self.num_envs >= 1, "num_envs", self.num_envs, "at least 1")
+        for key in ("robots", "seed"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InfoCfg:
     """`python -m krabby_trainer info`."""
 
@@ -226,6 +253,20 @@ def _profile(overrides: Sequence[str]) -> int:
     with aside(None):
         report = profile(overrides)
     return _print(report)
+
+
+def _demo(overrides: Sequence[str]) -> int:
+    cfg = load(DemoCfg, None, overrides)
+    _need("torch", "isaaclab", "rsl_rl", "hydra", "tensordict", "mujoco")
+    from krabby_trainer.run.demo import demo
+
+    out = Path(cfg.out or f"runs/demo/seed{cfg.seed}")
+    if out.exists():
+        raise ConfigError(f"out={out} exists; name a new folder, out=PATH, or remove it")
+    keys = ("seed", "num_envs", "mxd", "max_minutes", "robots", "device")
+    report = demo(out, **{key: getattr(cfg, key) for key in keys})
+    _print(report)
+    return 0 if report["reached"] else _EXIT_FAILED
 
 
 def _eval(overrides: Sequence[str]) -> int:
@@ -395,6 +436,10 @@ _COMMANDS: Final[dict[str, tuple[Callable[[Sequence[str]], int], Any, str, str]]
         "checkpoint=runs/train/RUN out=weights.pt",
     ),
     "info": (_info, InfoCfg, "describe a checkpoint, or this machine", "checkpoint=runs/train/RUN"),
+    "demo": (
+        *(_demo, DemoCfg, "train a teacher from scratch and print the minutes until it walks"),
+        "seed=1 mxd=0.95",
+    ),
     "profile": (
         *(_profile, None, "show where the time of an iteration goes"),
         "env.num_envs=8192 device=cuda",

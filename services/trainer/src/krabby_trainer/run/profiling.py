@@ -93,8 +93,14 @@ def busy_s(intervals: Iterable[tuple[int, int]]) -> float:
     return 1e-9 * total
 
 
-def profile(overrides: Sequence[str], iterations: int = 8) -> dict[str, Any]:
-    """Rate, bill and device-busy share of iterations of `train` with these overrides."""
+def profile(overrides: Sequence[str], *, iterations: int = 8, parts: bool = True) -> dict[str, Any]:
+    """Measure iterations of `train` with these overrides.
+
+    Args:
+        overrides: As of `train`.
+        iterations: That are measured, each time.
+        parts: Not only rate and memory, but the bill and the device-busy share.
+    """
     from krabby_trainer.run.runner import ParkourRunner, seed_everything
     from krabby_trainer.task.isaac import make_env
 
@@ -131,10 +137,6 @@ def profile(overrides: Sequence[str], iterations: int = 8) -> dict[str, Any]:
     for _ in range(_WARM_UP):
         iterate()
     median_s = statistics.median(iterate() for _ in range(iterations))
-    marks.start()
-    for _ in range(iterations):
-        iterate()
-    bill = {part: 1e3 * total / iterations for part, total in marks.stop().items()}
     steps = cfg.agent.num_steps_per_env * cfg.env.num_envs
     report: dict[str, Any] = {
         "task": cfg.task,
@@ -142,16 +144,21 @@ def profile(overrides: Sequence[str], iterations: int = 8) -> dict[str, Any]:
         "created_s": round(created_s, 1),
         "iteration_ms": round(1e3 * median_s, 1),
         "env_steps_per_s": round(steps / median_s),
-        "bill_ms": {k: round(v, 1) for k, v in sorted(bill.items(), key=lambda kv: -kv[1])},
     }
+    if parts:
+        marks.start()
+        for _ in range(iterations):
+            iterate()
+        bill = sorted(marks.stop().items(), key=lambda item: -item[1])
+        report["bill_ms"] = {part: round(1e3 * s / iterations, 1) for part, s in bill}
     if on_gpu:
-        report |= _device_share(lambda: [iterate() for _ in range(_TRACED)], steps, median_s)
-        report["gpu"] = torch.cuda.get_device_name()
-        report |= memory()
+        if parts:
+            report |= _device_share(lambda: [iterate() for _ in range(_TRACED)], steps, median_s)
+        report |= {"gpu": torch.cuda.get_device_name(), **_memory()}
     return report
 
 
-def memory() -> dict[str, float]:
+def _memory() -> dict[str, float]:
     """Memory of the device [GiB]: what all its processes use now, and torch's largest part."""
     free, total = torch.cuda.mem_get_info()
     return {

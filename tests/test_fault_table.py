@@ -1,0 +1,33 @@
+"""The short form of `make faults`, on both robots; with every figure within its limit."""
+
+import pytest
+from krabby_faults.measure import measure
+from krabby_faults.stack import ROBOTS, Stack
+from krabby_faults.table import FAULTS
+
+SHORT = [fault for fault in FAULTS if fault.short]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module", params=ROBOTS)
+def stack(request):
+    stack = Stack(request.param, "gait")
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.close()
+
+
+@pytest.mark.parametrize("fault", SHORT, ids=lambda fault: fault.name.replace(" ", "-"))
+def test_a_fault_makes_it_safe_in_time_and_it_walks_again(stack, fault, figures):
+    row = measure(stack, fault)
+    figures[f"{row.robot}, {row.fault}"] = f"safe after {row.safe_ms} ms, limp {row.limp_ms} ms"
+    assert row.problems() == []
+    assert row.commands > 0
+
+
+def test_every_fault_has_a_name_of_its_own_on_each_robot():
+    names = [(robot, fault.name) for fault in FAULTS for robot in fault.robots]
+    assert len(set(names)) == len(names)

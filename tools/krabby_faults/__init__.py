@@ -1,0 +1,1 @@
+"""Faults on the running stack: inject, measure, recover, report. `make faults`, `make soak`."""

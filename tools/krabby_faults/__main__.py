@@ -1,0 +1,75 @@
+"""`python -m krabby_faults`: the table of faults, or a soak of random ones."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from krabby.policy.testing import write_seeing_gait
+from krabby.robot.description import RobotDescription
+
+from krabby_faults.measure import Row, measure
+from krabby_faults.report import line, write_rows
+from krabby_faults.soak import soak
+from krabby_faults.stack import ROBOTS, Robot, Stack
+from krabby_faults.table import FAULTS, Fault
+from krabby_faults.tun import Link
+
+
+def main() -> int:
+    """Run; returns 1 when something is not as it has to be."""
+    args = _parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="kf-policy-") as folder:
+        policy = str(
+            write_seeing_gait(
+                Path(folder) / "seeing", RobotDescription.load(), features="image"
+            ).path
+        )
+        if args.soak:
+            return soak(policy, args.soak, args.seed, args.write)
+        chosen = [fault for fault in FAULTS if args.only in fault.name]
+        rows = [row for robot in args.robot for row in run(robot, policy, chosen)]
+    if args.write:
+        write_rows(rows)
+    bad = [row for row in rows if row.problems()]
+    sys.stdout.write(f"{len(rows)} rows, {len(bad)} with problems\n")
+    return 1 if bad else 0
+
+
+def run(robot: Robot, policy: str, faults: list[Fault]) -> list[Row]:
+    """Measure faults on one robot, on one stack for all that need the same."""
+    faults = [fault for fault in faults if robot in fault.robots]
+    rows: list[Row] = []
+    for camera, far in ((False, False), (True, False), (False, True)):
+        group = [one for one in faults if (one.needs_camera, one.far) == (camera, far)]
+        if not group:
+            continue
+        link = Link(clock_ahead_s=5000) if far else None
+        stack = Stack(robot, policy if camera else "gait", camera=camera, link=link)
+        try:
+            stack.start()
+            for fault in group:
+                rows.append(measure(stack, fault))
+                sys.stdout.write(line(rows[-1]) + "\n")
+                sys.stdout.flush()
+        finally:
+            stack.close()
+            if link is not None:
+                link.close()
+    return rows
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m krabby_faults", description=__doc__)
+    parser.add_argument("--robot", nargs="+", choices=ROBOTS, default=ROBOTS)
+    parser.add_argument("--only", default="", metavar="TEXT", help="faults with TEXT in the name")
+    parser.add_argument("--write", action="store_true", help="write docs/faults.md and .json")
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--seed", type=int, default=0, help="of the soak")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Random faults for a long time: memory and stale commands."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from krabby_faults.measure import LIMITS, measure
+from krabby_faults.report import write_soak
+from krabby_faults.stack import Stack
+from krabby_faults.table import FAULTS
+
+__all__ = ["soak"]
+
+_SAMPLE_S: Final = 2.0
+_SETTLE: Final = 1 / 3
+"""Share of the time after which processes are left alone, so that their memory can be compared."""
+_MOST_MB_PER_HOUR: Final = 1.0
+
+
+class _Sample(NamedTuple):
+    time_s: float
+    pid: int
+    rss_mb: float
+
+
+class _Memory(threading.Thread):
+    """Samples the resident memory of each service."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__(daemon=True)
+        self._stack = stack
+        self._stopped = threading.Event()
+        self.samples: dict[str, list[_Sample]] = {name: [] for name in stack.services}
+
+    def run(self) -> None:
+        while not self._stopped.wait(_SAMPLE_S):
+            for name, process in list(self._stack.processes.items()):
+                try:
+                    rss_mb = self._stack.rss_mb(name)
+                except (OSError, IndexError):
+                    continue
+                self.samples[name].append(_Sample(time.monotonic(), process.pid, rss_mb))
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+    def slopes(self, since_s: float) -> dict[str, dict[str, float]]:
+        """Growth of each process that lived from then to the end: [MB/h], median of all pairs."""
+        found = {}
+        for name, samples in self.samples.items():
+            last = samples[-1].pid
+            kept = [s for s in samples if s.pid == last and s.time_s >= since_s]
+            times = np.array([s.time_s for s in kept]) / 3600.0
+            sizes = np.array([s.rss_mb for s in kept])
+            found[name] = {
+                "mb_per_hour": round(_median_slope(times, sizes), 3),
+                "mb": round(float(sizes[-1]), 1),
+                "minutes": round(float(times[-1] - times[0]) * 60.0, 1),
+            }
+        return found
+
+
+def _median_slope(x: np.ndarray, y: np.ndarray) -> float:
+    """Theil-Sen: the median over pairs, which one step does not move."""
+    i, j = np.triu_indices(len(x), k=max(len(x) // 4, 1))
+    return float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+
+
+def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
+    """Random faults on the simulated robot with a camera; returns the exit status."""
+    chance = random.Random(seed)
+    faults = [fault for fault in FAULTS if "simulated" in fault.robots]
+    gentle = [fault for fault in faults if not _ends_a_process(fault.name)]
+    stack = Stack("simulated", policy, camera=True)
+    memory = _Memory(stack)
+    problems: list[str] = []
+    began_ns, count = time.monotonic_ns(), 0
+    try:
+        stack.start()
+        stack.make_walk()
+        memory.start()
+        began_s = time.monotonic()
+        end_s, settle_s = began_s + 60.0 * minutes, began_s + 60.0 * minutes * _SETTLE
+        while time.monotonic() < end_s:
+            fault = chance.choice(faults if time.monotonic() < settle_s else gentle)
+            row = measure(stack, fault)
+            count += 1
+            problems += [f"{row.fault}: {each}" for each in row.problems()]
+        memory.stop()
+        slopes = memory.slopes(settle_s + 0.1 * (end_s - settle_s))
+        worst = stack.probe.worst(began_ns)
+        stale = stack.probe.stale(
+            began_ns, LIMITS.since_publish_ms * 1e-3, LIMITS.since_capture_ms * 1e-3
+        )
+    finally:
+        stack.close()
+    facts: dict[str, Any] = {
+        "minutes": minutes, "seed": seed, "faults": count, "commands": worst.commands,
+        "stale": stale, "since_publish_ms": round(worst.since_publish_s * 1e3, 2),
+        "since_capture_ms": round(worst.since_capture_s * 1e3, 2), "memory": slopes,
+        "problems": problems,
+    }  # fmt: skip
+    sys.stdout.write("".join(f"{key}: {value}\n" for key, value in facts.items()))
+    if write:
+        write_soak(facts)
+    grows = any(each["mb_per_hour"] > _MOST_MB_PER_HOUR for each in slopes.values())
+    return 1 if stale or grows or problems else 0
+
+
+def _ends_a_process(name: str) -> bool:
+    return any(word in name for word in ("killed", "ended", "stuck", "memory"))
