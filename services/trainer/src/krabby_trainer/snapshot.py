@@ -1,4 +1,4 @@
-"""The tensors that an object and its parts hold, for a checkpoint, and back into the same memory."""
+"""The tensors that an object and its parts hold, for a checkpoint; and back in the same memory."""
 
 from __future__ import annotations
 

@@ -162,8 +162,12 @@ def test_same_seed_is_the_same_twenty_steps():
 
 
 _CONTINUED = {
-    "teacher": ["commands=everywhere", "stops=taught", "env.terrain.types=[gap,flat]"],
-    "distill": ["task=distill", "agent.distillation.num_mini_batches=2", "agent.max_iterations=3"],
+    "teacher": ["commands=everywhere", "stops=taught", "env.terrain.shares=[1,1,1,1,1,1]"],
+    "distill": ["task=distill", "agent.distillation.num_mini_batches=2"],
+    "distill in MuJoCo": [
+        *("task=distill", "agent.distillation.num_mini_batches=2", "env.physics.backend=mujoco"),
+        "env.physics.processes=2",
+    ],
 }
 
 
@@ -171,9 +175,8 @@ _CONTINUED = {
 @pytest.mark.parametrize("task", _CONTINUED)
 def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(task, tmp_path):
     """On the processor: networks, optimisers, levels and every robot's episode."""
-    given = [*TINY, "env.terrain.shares=[1,1]", *_CONTINUED[task], "run.checkpoint_minutes=0"]
-    if task == "distill":
-        given = [text for text in given if "shares" not in text]
+    given = [*TINY, *_CONTINUED[task], "run.checkpoint_minutes=0"]
+    if task != "teacher":
         given.append("run.init=assets/policies/teacher/training/checkpoint.pt")
     trainer("train", *given, f"run.dir={tmp_path / 'whole'}", "agent.max_iterations=3")
     first = tmp_path / "whole" / "checkpoints" / "iteration_000001.pt"
