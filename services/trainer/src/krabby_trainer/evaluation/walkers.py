@@ -173,7 +173,7 @@ class Walkers:
         if self.cameras is not None:
             self.cameras.step(frame, self.tile, pos + self._corners[self.tile], quat)
         # The processes looked the ground up at these very points.
-        scan = observations.scan(lambda _: self.get("heights"), pos, quat)
+        scan = observations.scan(self.get("heights"), pos)
         return TensorDict(
             {
                 "proprio": frame,
