@@ -598,7 +598,6 @@ class Relay(Closing):
         for door in self.doors:
             handlers[door.back.socket] = door.from_back
             for index, front in enumerate(door.fronts):
-                handlers[front.monitor] = front.read_monitor
                 handlers[front.socket] = partial(door.drain, index)
         poller = zmq.Poller()
         for socket in handlers:
@@ -617,6 +616,7 @@ class Relay(Closing):
         for door in self.doors:
             door.back.revive()
             for front in door.fronts:
+                front.read_monitor()
                 front.watch_bytes(now_s)
         if not self.authenticator.is_alive():
             raise RelayEnd("the authenticator is dead")
