@@ -17,6 +17,7 @@ from krabby.runtime.testing import until
 from krabby_cli.__main__ import main
 from krabby_proto import STATE, HalClient, LatestSubscriber
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair, use_client_key
+from krabby_proto.recording import Recording
 from krabby_proto.relay import NEXT_PORTS
 from krabby_proto.testing import FakeHal
 
@@ -289,3 +290,14 @@ def test_check_hal_passes_through_the_relay_with_all_roles(serving, tmp_path, ca
     serving.hal.safety_state = 0
     where = ["--host", "127.0.0.1", "--base-port", str(serving.base_port), "--key", str(path)]
     assert main(["check-hal", *where]) == 0, capsys.readouterr().out
+
+
+def test_a_recording_through_the_relay_has_every_state(serving, tmp_path, capsys):
+    where = ["--host", "127.0.0.1", "--base-port", str(serving.base_port)]
+    where += ["--key", str(serving.folder / "keys" / "operator.toml")]
+    file = tmp_path / "run.mcap"
+    assert main(["record", str(file), "state", "--duration", "1.5", *where]) == 0
+    assert "missed" not in capsys.readouterr().out
+    sequences = [message.sequence for message in Recording(file)]
+    assert len(sequences) > 50
+    assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))
