@@ -15,7 +15,7 @@ import psutil
 import pytest
 from krabby.runtime.testing import until
 from krabby_cli.__main__ import main
-from krabby_proto import STATE, HalClient, LatestSubscriber
+from krabby_proto import STATE, HalClient, LatestSubscriber, RequestTimeout
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair, use_client_key
 from krabby_proto.recording import Recording
 from krabby_proto.relay import NEXT_PORTS
@@ -206,6 +206,19 @@ def test_a_revoked_key_is_cut_off_within_two_seconds_and_the_others_come_back(se
             assert time.monotonic() - begun < 2.0
             assert anna.wait(5.0) is not None
             assert eve.wait(0.3) is None
+
+
+def test_a_key_folder_that_others_can_enter_shuts_everyone_out_until_it_is_mended(serving):
+    folder = serving.folder / "keys"
+    with HalClient({"safety": serving.place("safety")}) as client:
+        assert client.safety("status", "anna", timeout_s=5.0)["ok"]
+        folder.chmod(0o755)
+        until(lambda: serving.events("relay cannot serve"), timeout_s=10)
+        with pytest.raises(RequestTimeout):
+            client.safety("status", "anna", timeout_s=0.5)
+        assert "run chmod 700" in serving.events("relay cannot serve")[-1]["reason"]
+        folder.chmod(0o700)
+        assert client.hello(10.0)["service"] == "fake-hal"
 
 
 def test_the_e_stop_has_its_own_process_and_descriptors(serving):
