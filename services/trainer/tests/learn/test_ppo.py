@@ -12,6 +12,7 @@ import torch
 from krabby_trainer.errors import CheckpointError, ConfigError
 from krabby_trainer.host_reads import HostReads
 from krabby_trainer.learn import symmetry
+from krabby_trainer.learn.gradients import adam, adam_state, load_adam
 from krabby_trainer.learn.networks import GROUP_SIZES, OBS_GROUPS, TeacherActor, TeacherCritic
 from krabby_trainer.learn.ppo import ParkourPPO
 from krabby_trainer.learn.symmetry import mirror
@@ -412,6 +413,38 @@ def test_a_resumed_run_goes_on_exactly():
     assert losses[0] == losses[1]
     assert not moved(resumed.actor, parameters(alg.actor))
     assert not moved(resumed.critic, parameters(alg.critic))
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_plain_adams_state_is_taken_over_and_given_back(precision):
+    """That of checkpoints before, whose moments may have been stored in half of the bytes."""
+    plain = [torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.nn.Parameter(torch.zeros(3))]
+    ours = [torch.nn.Parameter(p.detach().clone()) for p in plain]
+    before = torch.optim.Adam(plain, lr=0.5)
+    after = adam(ours, 0.1, "cpu")
+    rate = after.param_groups[0]["lr"]
+
+    def descend(parameters, optimizer):
+        parameters[0].grad = torch.tensor([0.5, -0.25])  # the second one gets no gradient
+        optimizer.step()
+
+    descend(plain, before)
+    state = stored(before.state_dict())
+    for name in ("exp_avg", "exp_avg_sq"):
+        state["state"][0][name] = state["state"][0][name].to(precision)
+    load_adam(after, state)
+    assert after.param_groups[0]["lr"] is rate
+    assert rate == 0.5
+    assert [after.state[ours[0]][name].dtype for name in ("step", "exp_avg")] == [torch.float32] * 2
+    ours[0].data.copy_(plain[0].detach())
+    for parameters, optimizer in ((plain, before), (ours, after)):
+        descend(parameters, optimizer)
+    # A rounded moment changes a step of 0.5 by up to half of its relative rounding, 2^-9.
+    torch.testing.assert_close(ours[0], plain[0], rtol=1e-6, atol=0.5 * torch.finfo(precision).eps)
+    again = stored(adam_state(after))
+    assert again["param_groups"] == before.state_dict()["param_groups"]
+    assert again["state"].keys() == {0}
+    assert again["state"][0]["step"] == 2.0
 
 
 def test_networks_alone_can_be_taken_over():

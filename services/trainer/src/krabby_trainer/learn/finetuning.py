@@ -19,7 +19,7 @@ from torch import Tensor
 from krabby_trainer.errors import CheckpointError, ConfigError, unfit
 from krabby_trainer.learn.config import EncoderCfg
 from krabby_trainer.learn.ppo import ParkourPPO
-from krabby_trainer.learn.student import DepthEncoder, Sight
+from krabby_trainer.learn.student import DepthEncoder, Sight, StudentActor
 
 __all__ = ["StudentPPO"]
 
@@ -28,6 +28,7 @@ class StudentPPO(ParkourPPO):
     """`ParkourPPO` of a student; the code of the unsensed always comes from the history."""
 
     kind = "fine-tuned student"
+    _raw_actor: StudentActor
     _encoder: DepthEncoder
     sight: Sight
 

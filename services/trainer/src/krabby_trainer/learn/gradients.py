@@ -22,9 +22,8 @@ def adam(
     parameters: Iterable[nn.Parameter], learning_rate: float, device: str | torch.device
 ) -> torch.optim.Adam:
     """Adam in one kernel; each group's learning rate is a tensor () on `device`."""
-    return torch.optim.Adam(
-        parameters, lr=torch.tensor(learning_rate, device=device), **_kind_on(device)
-    )
+    kind: Any = _kind_on(device)
+    return torch.optim.Adam(parameters, lr=torch.tensor(learning_rate, device=device), **kind)
 
 
 def adam_state(optimizer: torch.optim.Adam) -> dict[str, Any]:

@@ -367,7 +367,7 @@ class ParkourPPO(PPO):
         """Everything that recordings read and write, in its place."""
         st, device = self.storage, self.device
         steps, robots = st.actions.shape[:2]
-        groups = dict(st.observations.items())
+        groups: dict[str, Any] = dict(st.observations.items())
         self._seen = TensorDict(
             {name: torch.zeros_like(group[0]) for name, group in groups.items()},
             batch_size=[robots],

@@ -212,7 +212,7 @@ def _device_share(run: Callable[[], Any], steps: int, median_s: float) -> dict[s
     work = [
         (event.start_ns(), event.end_ns())
         for event in events
-        if event.device_type() == torch.autograd.DeviceType.CUDA and not event.is_user_annotation()
+        if event.device_type().name == "CUDA" and not event.is_user_annotation()
     ]
     busy = busy_s(work) / _TRACED
     return {
