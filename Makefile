@@ -138,12 +138,14 @@ test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, k
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
 # Root measures in a network namespace of its own, and only root has a link between two.
-NETNS := $(if $(filter 0,$(shell id -u)),unshare -n sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
+NETNS := $(if $(filter 0,$(shell id -u)),unshare -n -m sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
 MINUTES ?= 30
 
 faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
 	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
+	@if docker info >/dev/null 2>&1; then $(BIN)/python -m pytest -q -m compose tests/compose/test_fault_table.py --write-faults; \
+	  else echo "no Docker engine answers: the rows of containers stay as they are" >&2; fi
 
 soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)

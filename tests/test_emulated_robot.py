@@ -6,7 +6,6 @@ not need processes is in test_faults_of_drives.py, in simulated time.
 """
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import pytest
 from krabby.robot.assets import robot_dir
 from krabby.runtime.testing import free_ports, until
+from krabby_faults.stack import own_buses
 from krabby_proto import (
     TRUTH,
     ControlClient,
@@ -186,21 +186,6 @@ class Robot:
         answer = self.emulator.request("fault", timeout_s=5.0, kind=case.kind, **where)
         assert answer["ok"], answer
         return answer["now_ns"]
-
-
-def own_buses(hardware):
-    """`hardware.toml` with multicast buses of this run's own."""
-    ports = iter(free_ports(3))
-
-    def bus(match):
-        number = int(match[1]) + 1
-        return (
-            f'interface = "udp_multicast"\nchannel = "239.74.163.{number}"\nport = {next(ports)}\n'
-        )
-
-    text, count = re.subn(r'interface = "socketcan"\nchannel = "can(\d)"\n', bus, hardware)
-    assert count == 3
-    return text
 
 
 def until_walked(robot, distance_m, timeout_s=60):

@@ -260,25 +260,6 @@ def test_without_a_blind_policy_a_broken_camera_makes_the_robot_stand_still(tmp_
     assert stack.events("gameloop")[-1]["blind_s"] > 0.5
 
 
-def test_a_killed_game_loop_damps_the_robot_and_a_new_one_walks_it(stack):
-    stack.processes["gameloop"].kill()
-    until(lambda: stack.safety() == "damp", timeout_s=5)
-    stack.processes["gameloop"].wait()
-    stack.start_gameloop()
-    until(stack.is_walking, timeout_s=30)
-    assert stack.stop()["gameloop"] == 0
-    assert stack.events("sim-hal")[-1]["falls"] == 0
-
-
-def test_a_killed_hal_silences_the_loop_and_a_new_one_is_walked(stack):
-    stack.processes["sim-hal"].kill()
-    until(lambda: stack._mode() == "silent", timeout_s=5)
-    stack.processes["sim-hal"].wait()
-    stack.start_sim()
-    until(stack.is_walking, timeout_s=30)
-    assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
-
-
 def test_an_emergency_stop_stays_until_an_operator_resets_and_arms(stack):
     assert stack.hal.safety("estop", "test")["state"] == "estop"
     until(lambda: stack._mode() == "passive", timeout_s=5)

@@ -14,7 +14,7 @@ from krabby_cli.__main__ import main
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.keys import JS_EVENT, Nav
 from krabby_cli.teleop import GamepadDevice, Operator, describe
-from krabby_proto import FLAG_OPERATOR, NAV, ControlServer, LatestSubscriber
+from krabby_proto import FLAG_OPERATOR, NAV, ControlServer, LatestSubscriber, make_hello
 from krabby_proto.testing import FakeHal
 
 HELD = JS_EVENT.pack(0, 1, 1, 4)
@@ -59,6 +59,33 @@ def test_a_persons_command_carries_the_operator_flag(nav, endpoints):
     assert message.flags & FLAG_OPERATOR
     assert message.payload.tolist() == [0.25, 0.0, -0.5]
     assert 0 <= message.age_s(time.monotonic_ns()) < 5
+
+
+def test_walking_commands_to_a_loop_with_another_clock_are_translated(nav, tmp_path, monkeypatch):
+    hour_ns = 3_600_000_000_000
+    places = {name: f"ipc://{tmp_path}/{name}" for name in ("safety", "control")}
+    done = threading.Event()
+    server = ControlServer(places["control"], hello=make_hello(service="gameloop"))
+    monkeypatch.setattr(server._hello, "_clock_ns", lambda: time.monotonic_ns() + hour_ns)
+
+    def serve():
+        with server:
+            while not done.is_set():
+                server.poll(0.02, lambda asked: {"ok": True})
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with Operator(places | {"nav": nav.endpoint}) as operator:
+            until(lambda: operator.publish(Nav()) or operator._loop.clock.known)
+            while nav.wait(0.1) is not None:
+                pass
+            message = heard(nav, operator, Nav(vx=0.25))
+    finally:
+        done.set()
+        thread.join()
+    age_s = message.age_s(time.monotonic_ns() + hour_ns)
+    assert 0 <= age_s < 5
 
 
 def test_the_emergency_stop_goes_to_the_gate(hal, endpoints):

@@ -15,6 +15,8 @@ from krabby_proto import (
     HalClient,
     HalServer,
     PeerClock,
+    Requester,
+    Router,
     SafetyOutcome,
     clocks_differ,
     make_hello,
@@ -233,3 +235,16 @@ def test_an_answer_that_comes_after_the_deadline_is_returned_by_a_later_call(hal
         reply = send()
     assert 1 <= reply.request_sequence < client.sequence
     assert client.timeouts == client.sequence
+
+
+def test_an_answer_is_not_waited_for_after_a_request_that_could_not_be_sent(
+    endpoints, context, eventually
+):
+    server = Router(endpoints["control"], name="control", context=context)
+    with Requester(server.endpoint, name="control", context=context) as requester:
+        assert requester.wait_connected(5.0)
+        assert requester.request([b"control", b"{}"], 0.001) is None
+        server.close()  # for longer than the connection lasts
+        eventually(lambda: not requester.wait_connected(0.01))
+        assert requester.request([b"control", b"{}"], 0.001) is None
+        assert requester.late() is None

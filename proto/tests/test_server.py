@@ -132,6 +132,22 @@ def frames(clock):
     return make
 
 
+def test_a_command_that_aged_while_others_were_read_is_not_applied(
+    server, call, frames, clock, handler, monkeypatch
+):
+    """25 ms after publication; the batch is judged at one moment, and a busy machine takes time."""
+    admit = server.admission.admit
+
+    def slow(*args):
+        admission = admit(*args)
+        clock.advance_s(0.026)
+        return admission
+
+    monkeypatch.setattr(server.admission, "admit", slow)
+    assert call().command(frames(1)).status == CommandStatus.REJECTED_STALE
+    assert handler.commands == []
+
+
 def test_an_applied_command_is_answered_with_all_the_client_needs(server, call, frames, clock):
     server._handler.outcome = CommandOutcome(
         CommandStatus.APPLIED,

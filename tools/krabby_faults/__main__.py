@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from krabby.policy.testing import write_seeing_gait
 from krabby.robot.description import RobotDescription
+from krabby_proto import ProtoError
 
 from krabby_faults.measure import Row, measure
 from krabby_faults.report import line, write_rows
@@ -30,35 +33,40 @@ def main() -> int:
         if args.soak:
             return soak(policy, args.soak, args.seed, args.write)
         chosen = [fault for fault in FAULTS if args.only in fault.name]
-        rows = [row for robot in args.robot for row in run(robot, policy, chosen)]
-    if args.write:
-        write_rows(rows)
-    bad = [row for row in rows if row.problems()]
+        rows = [row for robot in args.robot for row in run(robot, policy, chosen, write=args.write)]
+    bad = [row for row in rows if row is None or row.problems()]
     sys.stdout.write(f"{len(rows)} rows, {len(bad)} with problems\n")
     return 1 if bad else 0
 
 
-def run(robot: Robot, policy: str, faults: list[Fault]) -> list[Row]:
-    """Measure faults on one robot, on one stack for all that need the same."""
-    faults = [fault for fault in faults if robot in fault.robots]
-    rows: list[Row] = []
+def run(robot: Robot, policy: str, faults: list[Fault], *, write: bool) -> Iterator[Row | None]:
+    """Measure faults on one robot, on one stack for all that need the same.
+
+    None for a fault after which nothing could be measured: the next one gets a new stack.
+    """
+    root = os.geteuid() == 0
+    faults = [one for one in faults if robot in one.robots and (root or not one.needs_root)]
     for camera, far in ((False, False), (True, False), (False, True)):
         group = [one for one in faults if (one.needs_camera, one.far) == (camera, far)]
-        if not group:
-            continue
-        link = Link(clock_ahead_s=5000) if far else None
-        stack = Stack(robot, policy if camera else "gait", camera=camera, link=link)
-        try:
-            stack.start()
-            for fault in group:
-                rows.append(measure(stack, fault))
-                sys.stdout.write(line(rows[-1]) + "\n")
-                sys.stdout.flush()
-        finally:
-            stack.close()
-            if link is not None:
-                link.close()
-    return rows
+        while group:
+            link = Link(clock_ahead_s=5000) if far else None
+            stack = Stack(robot, policy if camera else "gait", camera=camera, link=link)
+            try:
+                stack.start()
+                while group:
+                    row = measure(stack, group.pop(0))
+                    sys.stdout.write(line(row) + "\n")
+                    sys.stdout.flush()
+                    if write:
+                        write_rows([row])
+                    yield row
+            except (TimeoutError, ProtoError) as error:
+                sys.stdout.write(f"PROBLEM: not measured: {error}\n")
+                yield None
+            finally:
+                stack.close()
+                if link is not None:
+                    link.close()
 
 
 def _parser() -> argparse.ArgumentParser:

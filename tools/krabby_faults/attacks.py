@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import zmq
 from krabby_proto import (
     COMMAND,
     FLAG_OPERATOR,
     NAV,
+    STREAMS,
     HalClient,
     Publisher,
     RequestTimeout,
     encode,
     new_instance_id,
 )
+from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 
 from krabby_faults.stack import Stack
+from krabby_faults.tun import ADDRESSES
 
-__all__ = ["ATTACKS", "attack"]
+__all__ = ["ATTACKS", "plain_tcp", "unlisted_key"]
 
 _SENT_MB: Final = 64
 """Most that an endless attack sends."""
@@ -154,14 +158,30 @@ def request_storm(stack: Stack) -> None:
             time.sleep(0.005)
 
 
+def plain_tcp(stack: Stack) -> None:
+    """200 peers that speak plain TCP to the relay, send requests and a PING, and hang up."""
+    ping = b"\x04\x0a\x04PING\x00\x0aabc"
+    request = _frame(b"", more=True) + _frame(b"m" * 100, more=False)
+    for number in range(200):
+        name = ("command", "safety", "state")[number % 3]
+        endpoint = f"tcp://{ADDRESSES[0]}:{STREAMS[name].port}"
+        _send(endpoint, b"DEALER", iter([request * 500 + ping]))
+
+
+def unlisted_key(stack: Stack) -> None:
+    """An e-stop and an arm with a key that the robot does not know: neither is answered."""
+    key = ClientKey(KeyPair.make(), KeyFolder(stack.folder / "keys").robot().public)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        for option, value in key.options:
+            peer.setsockopt(option, value)
+        peer.connect(f"tcp://{ADDRESSES[0]}:{STREAMS['safety'].port}")
+        for op in ("estop", "arm"):
+            peer.send_multipart([b"", b"safety", json.dumps({"op": op, "by": "nobody"}).encode()])
+        assert not peer.poll(1000), "an unlisted key was answered"
+
+
 ATTACKS: Final = (
     many_frames, endless_message, subscriptions, idle_connections, garbage, command_flood,
     future_mission, request_storm,
 )  # fmt: skip
-
-
-def attack(stack: Stack, run) -> threading.Thread:  # noqa: ANN001
-    """Start an attack in a thread."""
-    thread = threading.Thread(target=run, args=(stack,), daemon=True)
-    thread.start()
-    return thread

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from krabby.runtime.testing import until
 from krabby_proto import ProtoError, SafetyState
 
-from krabby_faults.stack import Robot, Stack
+from krabby_faults.stack import Stack
 from krabby_faults.table import Fault
 
 __all__ = ["LIMITS", "Row", "measure"]
@@ -36,7 +36,8 @@ class Row(NamedTuple):
     """What was measured; times from the injection."""
 
     fault: str
-    robot: Robot
+    robot: str
+    """`simulated` or `emulated`, and `in containers`."""
     becomes: str
     """What it has to become."""
     safe_ms: float | None
@@ -47,17 +48,17 @@ class Row(NamedTuple):
     """Who stopped it: the gate, or the drives' own watchdogs."""
     commands: int
     """Applied from the injection to the end of the recovery."""
-    since_publish_ms: float
-    """Oldest applied command, since it was published."""
+    since_publish_ms: float | None
+    """Oldest applied command, since it was published; None where it is not seen."""
     since_capture_ms: float
     """The same since the state it answers was measured."""
     stale: int
     """Commands applied beyond these limits."""
-    rate: float
-    """Fastest change of a target over the limit of its joint."""
-    beyond_rad: float
-    """Farthest target beyond the range of its joint."""
-    measured_beyond_rad: float
+    rate: float | None
+    """Fastest change of a target over the limit of its joint; None where it is not seen."""
+    beyond_rad: float | None
+    """Farthest target beyond the range of its joint; None where it is not seen."""
+    measured_beyond_rad: float | None
     """Farthest measured joint beyond its range; negative within."""
     recovery_s: float | None
     """From the repair to walking; None: not within a minute."""
@@ -77,9 +78,9 @@ class Row(NamedTuple):
             found.append("never limp")
         if self.stale:
             found.append(f"{self.stale} stale commands applied")
-        if self.rate > LIMITS.rate:
-            found.append(f"rate {self.rate:.3f} of its limit")
-        if self.beyond_rad > LIMITS.beyond_rad:
+        if (self.rate or 0.0) > LIMITS.rate:
+            found.append(f"rate {self.rate:.6f} of its limit")
+        if (self.beyond_rad or 0.0) > LIMITS.beyond_rad:
             found.append(f"target {self.beyond_rad:.3f} rad beyond the range")
         if self.recovery_s is None:
             found.append("did not walk again")

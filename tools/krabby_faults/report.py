@@ -99,12 +99,11 @@ def _cells(row: Row) -> str:
     safe = "the simulation stops too" if row.by == "simulation" else _ms(row.safe_ms)
     limp = "—" if row.by == "simulation" else _ms(row.limp_ms)
     again = "no" if row.recovery_s is None else f"{row.recovered}, {row.recovery_s:.1f} s"
-    oldest = f"{row.since_publish_ms:.1f} / {row.since_capture_ms:.1f} ms"
+    published = "—" if row.since_publish_ms is None else f"{row.since_publish_ms:.1f}"
+    oldest = f"{published} / {row.since_capture_ms:.1f} ms"
+    rate = "—" if row.rate is None else f"{100 * row.rate:.0f} %"
     by = ", drives" if row.by == "drives" else ""
-    return (
-        f"| {row.robot} | {row.fault} | {safe} | {limp}{by} | {oldest} | {100 * row.rate:.0f} % "
-        f"| {again} |"
-    )
+    return f"| {row.robot} | {row.fault} | {safe} | {limp}{by} | {oldest} | {rate} | {again} |"
 
 
 def _ms(value: float | None) -> str:

@@ -37,8 +37,9 @@ from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 
 from krabby_faults.probe import Probe
 from krabby_faults.tun import ADDRESSES, Link
+from krabby_faults.wall import WallClock
 
-__all__ = ["ROBOTS", "Robot", "Stack"]
+__all__ = ["ROBOTS", "Robot", "Stack", "own_buses"]
 
 Robot = Literal["simulated", "emulated"]
 ROBOTS: Final[tuple[Robot, ...]] = ("simulated", "emulated")
@@ -99,6 +100,17 @@ class Stack:
         self.endpoints = default_endpoints(f"ipc://{self.folder}/s")
         self.endpoints |= {name: f"ipc://{self.folder}/s/{name}" for name in ("fault", "raw")}
         (self.folder / "s").mkdir(mode=0o700)
+        self.logs = self.folder / "logs"
+        """A disk of its own for root, which may be filled."""
+        self.logs.mkdir()
+        self._mounted = (
+            os.geteuid() == 0
+            and not subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=32m", "krabby-faults", str(self.logs)],
+                check=False,
+            ).returncode
+        )
+        self.wall = WallClock(self.folder)
         self.probe = Probe(self.folder / "probe")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._argv: dict[str, list[str]] = {}
@@ -130,7 +142,7 @@ class Stack:
 
     def _emulated(self, camera: bool) -> None:
         hardware = self.folder / "hardware.toml"
-        hardware.write_text(_own_buses((robot_dir() / "hardware.toml").read_text()))
+        hardware.write_text(own_buses((robot_dir() / "hardware.toml").read_text()))
         port = free_port()
         options: dict[str, object] = {
             "can.hardware": hardware,
@@ -180,8 +192,10 @@ class Stack:
     def start(self, *names: str) -> None:
         """Start services, all when none is named."""
         for name in names or self.services:
-            with (self.folder / f"{name}.log").open("ab") as log:
-                self.processes[name] = subprocess.Popen(self._argv[name], stdout=log, stderr=log)
+            with (self.logs / f"{name}.log").open("ab") as log:
+                self.processes[name] = subprocess.Popen(
+                    self._argv[name], stdout=log, stderr=log, env={**os.environ, **self.wall.env}
+                )
             if name == "robot-emulator":
                 self.simulator.request("status", timeout_s=60.0)
 
@@ -206,7 +220,19 @@ class Stack:
             process.wait()
         for client in (self.hal, self.loop, self.simulator):
             client.close()
+        if self._mounted:
+            subprocess.run(["umount", "--lazy", str(self.logs)], check=False)
         self._folder.cleanup()
+
+    def fill_logs(self, *, full: bool) -> None:
+        """Leave no room on the disk with the logs, or make room again."""
+        assert self._mounted, "the logs are not on a disk of their own; that needs root"
+        rest = self.logs / "rest"
+        rest.unlink(missing_ok=True)
+        if full:
+            with contextlib.suppress(OSError), rest.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
 
     def rss_mb(self, name: str) -> float:
         """Resident memory of a service [MB]."""
@@ -237,7 +263,7 @@ class Stack:
 
     def events(self, name: str, since_ns: int) -> list[dict[str, Any]]:
         """Log lines of a service from a time on."""
-        lines = (self.folder / f"{name}.log").read_text().splitlines()
+        lines = (self.logs / f"{name}.log").read_text().splitlines()
         found = [json.loads(line) for line in lines if line[:1] == "{" and line[-1:] == "}"]
         return [each for each in found if each.get("mono_ns", 0) >= since_ns]
 
@@ -266,8 +292,8 @@ class Stack:
         return armed
 
 
-def _own_buses(hardware: str) -> str:
-    """`hardware.toml` with multicast buses of this run's own."""
+def own_buses(hardware: str) -> str:
+    """`hardware.toml` with multicast buses that no other run uses."""
     ports = iter(free_ports(3))
 
     def bus(match: re.Match[str]) -> str:

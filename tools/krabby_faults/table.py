@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from krabby_proto import HalClient
 
-from krabby_faults.attacks import ATTACKS
+from krabby_faults.attacks import ATTACKS, plain_tcp, unlisted_key
 from krabby_faults.stack import ROBOTS, Robot, Stack
 
 __all__ = ["FAULTS", "Fault"]
@@ -33,7 +33,8 @@ class Fault(NamedTuple):
     robots: tuple[Robot, ...] = ROBOTS
     needs_camera: bool = False
     far: bool = False
-    """Whether the game loop is on another host; needs root."""
+    """Whether the game loop is on another host."""
+    needs_root: bool = False
     short: bool = False
     """Whether it belongs to the short form."""
 
@@ -52,6 +53,25 @@ def _of(stack: Stack, name: str) -> str:
 
 def _revive(stack: Stack) -> None:
     stack.revive()
+
+
+def _renew(name: str) -> Act:
+    """Start a service again, which its watchdog or the kernel has ended by now, or has not."""
+
+    def renew(stack: Stack) -> None:
+        stack.kill(_of(stack, name))
+        stack.revive()
+
+    return renew
+
+
+def _late_pictures(stack: Stack) -> None:
+    """The camera service stands for 0.2 s, five times."""
+    for _ in range(5):
+        stack.signal("camera", signal.SIGSTOP)
+        time.sleep(0.2)
+        stack.signal("camera", signal.SIGCONT)
+        time.sleep(0.1)
 
 
 def _frozen(name: str, lasts_s: float, becomes: Becomes, **more) -> Fault:  # noqa: ANN003
@@ -106,12 +126,14 @@ _PROCESSES: Final = (
     _frozen("gameloop", 0.1, "holds"),
     _frozen("gameloop", 1.0, "limp", short=True),
     _frozen("gameloop", 5.0, "limp"),
-    Fault("gameloop stuck in a loop", _send("gameloop", signal.SIGUSR1), "limp", lambda stack: (
-        stack.kill("gameloop"), stack.revive())),
-    Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp", lambda stack: (
-        stack.kill("gameloop"), stack.revive())),
+    Fault("gameloop stuck in a loop", _send("gameloop", signal.SIGUSR1), "limp",
+          _renew("gameloop")),
+    Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp",
+          _renew("gameloop")),
     Fault("hal killed", _kill("hal"), "limp", _revive, short=True),
     Fault("hal ended and started", _end("hal"), "limp", _revive),
+    Fault("hal stuck in a loop", _send("hal", signal.SIGUSR1), "limp", _renew("hal")),
+    Fault("hal takes all memory", _send("hal", signal.SIGUSR2), "limp", _renew("hal")),
     _frozen("hal", 0.1, "holds", robots=("simulated",)),
     _frozen("hal", 0.1, "limp", robots=("emulated",)),
     _frozen("hal", 1.0, "limp", short=True),
@@ -120,9 +142,19 @@ _PROCESSES: Final = (
     _frozen("robot-emulator", 1.0, "limp", robots=("emulated",)),
     Fault("camera killed", _kill("camera"), "walks", _revive, needs_camera=True),
     _frozen("camera", 1.0, "walks", needs_camera=True),
+    Fault("camera late, by up to 0.2 s", _late_pictures, "walks", needs_camera=True),
     Fault("emergency stop", _operate("estop"), "limp", short=True),
     Fault("disarmed by an operator", _operate("disarm"), "limp"),
     Fault("another writer takes the lease", _second_writer, "limp"),
+)  # fmt: skip
+
+_HOST: Final = (
+    Fault("wall clock an hour ahead", lambda stack: stack.wall.step(3600), "walks",
+          lambda stack: stack.wall.step(0)),
+    Fault("wall clock a day back", lambda stack: stack.wall.step(-86400), "walks",
+          lambda stack: stack.wall.step(0)),
+    Fault("disk with the logs full", lambda stack: stack.fill_logs(full=True), "walks",
+          lambda stack: stack.fill_logs(full=False), 3.0, needs_root=True),
 )  # fmt: skip
 
 _CAMERA: Final = tuple(
@@ -163,7 +195,7 @@ def _over_link(**settings: float) -> Act:
 def _link(name: str, becomes: Becomes, lasts_s: float,
           **settings: float) -> Fault:  # fmt: skip
     return Fault(name, _over_link(**settings), becomes, _over_link(), lasts_s,
-                 ("simulated",), far=True)  # fmt: skip
+                 ("simulated",), far=True, needs_root=True)  # fmt: skip
 
 
 _LINKS: Final = (
@@ -176,11 +208,17 @@ _LINKS: Final = (
     _link("link: down for 5 s", "limp", 5.0, there=0, back=0),
     _link("link: states arrive, commands do not", "limp", 1.0, there=0),
     _link("link: commands arrive, states do not", "limp", 1.0, back=0),
-)
+    Fault("link: relay killed", _kill("relay"), "limp", _revive, robots=("simulated",), far=True,
+          needs_root=True),
+    Fault("attack on the relay: plain TCP peers without a key", plain_tcp, "walks",
+          robots=("simulated",), far=True, needs_root=True),
+    Fault("attack on the relay: a key that is not authorised", unlisted_key, "walks",
+          robots=("simulated",), far=True, needs_root=True),
+)  # fmt: skip
 """The game loop on another host with another clock."""
 
 FAULTS: Final[tuple[Fault, ...]] = (
     Fault("nothing", lambda stack: None, "walks", lasts_s=5.0, short=True),
-    *_PROCESSES, *_CAMERA, *_DRIVES, *_ATTACKS, *_LINKS,
+    *_PROCESSES, *_HOST, *_CAMERA, *_DRIVES, *_ATTACKS, *_LINKS,
 )  # fmt: skip
 """The first is the floor: what this machine does to a stack that nothing breaks."""

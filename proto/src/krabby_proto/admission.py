@@ -99,16 +99,20 @@ class CommandAdmission:
         self._lease_until_ns = process_ns + self._lease_ns
         return Admission(CommandStatus.APPLIED, header.sequence, message)
 
+    def is_stale(self, message: Message, now_ns: int) -> bool:
+        """Whether a command is too old; also to be asked right before it is applied."""
+        return (
+            now_ns - message.header.publish_ns > self._ttl_ns
+            or now_ns - message.capture_ns > self._capture_ttl_ns
+        )
+
     def _refusal(self, message: Message, now_ns: int, process_ns: int) -> CommandStatus | None:
         header = message.header
         if not np.isfinite(message.payload).all():
             return CommandStatus.REJECTED_NONFINITE
         if max(header.publish_ns, header.capture_ns) - now_ns > MAX_AHEAD_NS:
             return CommandStatus.REJECTED_FUTURE
-        if (
-            now_ns - header.publish_ns > self._ttl_ns
-            or now_ns - header.capture_ns > self._capture_ttl_ns
-        ):
+        if self.is_stale(message, now_ns):
             return CommandStatus.REJECTED_STALE
         newcomer = header.instance_id != self.holder
         if newcomer and self.holder is not None and process_ns < self._lease_until_ns:

@@ -116,6 +116,11 @@ class HalClient(Closing):
             self._connect_far()
         return hello
 
+    @property
+    def far(self) -> bool:
+        """Whether the HAL is on another host, so that answers come by later calls."""
+        return bool(self._links)
+
     def _connect_far(self) -> None:
         """Have several commands under way from now on."""
         if not self._links:

@@ -172,7 +172,11 @@ class HalServer(Closing):
                 others.append((newest[0], CommandStatus.SUPERSEDED, newest[1].sequence))
             newest = (request, message)
         if newest is not None:
-            self._apply(*newest)  # answered first: no client waits for the others any more
+            # Reading the others took time, more of it on a machine that is busy.
+            if self.admission.is_stale(newest[1], self._clock_ns()):
+                others.append((newest[0], CommandStatus.REJECTED_STALE, newest[1].sequence))
+            else:
+                self._apply(*newest)  # answered first: no client waits for the others any more
         for request, status, sequence in others:
             self._answer(request, status, sequence)
         return len(requests)

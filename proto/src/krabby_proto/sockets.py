@@ -425,6 +425,7 @@ class Requester(Endpoint):
 
     def request(self, frames: Sequence[bytes], deadline_s: float) -> list[bytes] | None:
         """Send and wait for the answer, at most `deadline_s`; None at once without a server."""
+        self._waits = False  # also when it is not sent: the socket drops what it waited for
         try:
             send_frames(self.socket, frames)
         except zmq.Again:

@@ -554,6 +554,25 @@ def test_a_mission_stamped_ahead_moves_nothing_and_is_counted_and_named(make_hal
             assert ask(service, "status")["nav_source"] == "operator"
 
 
+@pytest.mark.parametrize("shift_s", [3600, -3600])
+def test_walking_commands_of_another_clock_are_refused_by_that_name(
+    make_hal, connected, ask, shift_s
+):
+    with make_hal(armed=True) as hal, captured_logs() as logs:
+        cfg = connected(hal.endpoints)
+        service = Gameloop(cfg)
+        with running(service), Publisher(cfg.endpoints.nav, NAV, bind=False) as laptop:
+            reaches(ask, service, "policy")
+
+            def said():
+                stamp_ns = time.monotonic_ns() + shift_s * 1_000_000_000
+                laptop.publish((0.3, 0, 0), capture_ns=stamp_ns, flags=FLAG_OPERATOR)
+                return [e for e in logs if "clocks differ by 3600 s" in e["event"]]
+
+            assert eventually(said)[0]["event"].startswith("walking command refused: clocks differ")
+            assert not service.controller.nav.command.any()
+
+
 def test_in_lock_step_a_person_is_heard_without_a_mission(make_hal, connected):
     lock = LockstepHal(make_hal)
     cfg = connected(lock.hal.endpoints, sit_on_exit_s=0.0)

@@ -98,6 +98,17 @@ def test_features_older_than_150_ms_are_walked_without(seeing, features):
     assert seeing.policies.blind_switches == 1
 
 
+@pytest.mark.parametrize(
+    ("ahead_ms", "said"), [(100, "from the future"), (5_000_000, "clocks differ by 5000 s")]
+)
+def test_features_from_the_future_are_not_fresh_for_ever(seeing, features, ahead_ms, said):
+    seeing.until(0, 1000, features)
+    with captured_logs() as logs:
+        seeing.until(1000, 1500, lambda now_ns: features(now_ns + ahead_ms * MS))
+    assert seeing.policies.blind
+    assert any(said in each["event"] for each in logs)
+
+
 def test_a_policy_sees_again_after_half_a_second_of_fresh_features(seeing, features):
     seeing.until(0, 400)
     assert seeing.policies.blind

@@ -130,7 +130,8 @@ class TickIO:
         self._sent.pop(sequence - _LATEST_ANSWER, None)
         if reply is None:
             COMMAND_TIMEOUTS.inc()
-            self.warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
+            if not self.client.far:  # else it is under way
+                self.warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
             return False
         # From another host the answer to an earlier command may be the newest there is.
         current = reply.request_sequence == sequence
