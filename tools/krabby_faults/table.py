@@ -187,7 +187,7 @@ _ATTACKS: Final = tuple(
         _revive,
         lasts_s=0.5,
         grows=run in UNBOUNDED,
-    )  # fmt: skip
+    )
     for run in ATTACKS
     if run.__doc__
 )
