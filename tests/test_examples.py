@@ -47,3 +47,43 @@ def test_a_gentle_push_is_survived_and_a_hard_one_shifts_the_robot():
     assert (gentle.outcome, gentle.time_s) == ("success", pytest.approx(8.0))
     assert hard.outcome == "missed"
     assert "drifts by" in hard.reason
+
+
+def driven(manoeuvre, seconds=200.0):
+    """A driver, and the end of the way of a robot that follows every command exactly."""
+    drive = example("scripted_drive")
+    driver = drive.Driver(drive.MANOEUVRES[manoeuvre]())
+    xy, yaw, commands = np.zeros(2), 0.0, []
+    for step in range(round(seconds / 0.05)):
+        if driver.done:
+            break
+        commands.append(driver.command(0.05 * step, xy, yaw))
+        vx, rate = commands[-1]
+        yaw += 0.05 * rate
+        xy = xy + 0.05 * vx * np.array([np.cos(yaw), np.sin(yaw)])
+    return driver, driver.report(xy, yaw), np.array(commands)
+
+
+@pytest.mark.parametrize(
+    ("manoeuvre", "metres"),
+    # Two circles of 2 m; 11 m of slalom and its curves; 3 m ahead, a quarter of 1.5 m and 1 m back.
+    [("figure-eight", 25.1), ("slalom", 12.0), ("reverse-parking", 6.4)],
+)
+def test_a_driver_keeps_a_robot_that_obeys_on_the_path(manoeuvre, metres):
+    _, report, commands = driven(manoeuvre)
+    assert report["completed"]
+    assert report["path_error_rms_m"] < 0.06
+    assert report["end_error_m"] < 0.1
+    assert abs(report["end_heading_error_rad"]) < 0.15
+    walked = 0.05 * np.abs(commands[:, 0]).sum()
+    assert walked == pytest.approx(metres, rel=0.03)
+    assert np.abs(commands[:, 1]).max() <= 0.5
+
+
+def test_a_driver_releases_the_stick_for_five_seconds_at_each_stop():
+    driver, report, commands = driven("stop-on-stairs")
+    assert report["completed"]
+    assert driver.drifts_m_s == [0.0, 0.0]
+    # 7 m at 0.3 m/s, two stops of 5 s
+    assert 0.05 * np.count_nonzero(commands[:, 0] == 0.0) == pytest.approx(10.0, abs=0.3)
+    assert 0.05 * len(commands) == pytest.approx(33.3, abs=0.5)

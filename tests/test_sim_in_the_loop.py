@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -155,6 +156,25 @@ def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_f
         assert logged(tmp_path, "walking command refused: future")
         until(lambda: status()["nav_source"] == "mission")
         assert logged(tmp_path, "walking commands")
+
+
+def test_the_gait_is_parked_backwards_by_a_script(krabby, tmp_path, figures):
+    krabby("--course", "field", "--difficulty", "0", "--policy", "gait")
+    running_services(tmp_path)
+    (record,) = tmp_path.glob("runs/*/run.json")
+    script = Path(__file__).parents[1] / "examples/scripted_drive.py"
+    done = subprocess.run(
+        [sys.executable, script, "reverse-parking", "--run", record.parent, "--limit", "100"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    figures["path error of reverse parking"] = f"{report['path_error_rms_m']} m RMS"
+    assert (report["completed"], report["fell"], report["clamped"]) == (True, False, [])
+    assert report["path_error_rms_m"] < 0.15
+    assert report["end_error_m"] < 0.4
+    assert abs(report["end_heading_error_rad"]) < 0.3
 
 
 def test_ctrl_c_leaves_no_process_and_still_sums_up(krabby, tmp_path):

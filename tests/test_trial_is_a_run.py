@@ -58,4 +58,3 @@ def test_pictures_are_withheld_by_the_camera_services_own_limits():
     assert cfg.min_valid_ratio == sight._MIN_SEEN
     assert round(cfg.frozen_after_s * 1e9) == sight._FROZEN_NS
     assert sight._AT_LENS == features._AT_LENS
-    assert sight._FORGET_AFTER_NS == features._FORGET_AFTER_NS

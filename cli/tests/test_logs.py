@@ -66,6 +66,11 @@ def test_what_a_peer_put_into_a_line_is_shown_and_not_obeyed():
     assert LogLine.parse("\x1b[31mplain\ttext").readable() == "\\x1b[31mplain\ttext"
 
 
+def test_a_line_that_is_nested_too_deeply_is_plain_text():
+    assert LogLine.parse("[" * 100_000).facts == {}
+    assert LogLine.parse('{"a":' * 100_000).facts == {}
+
+
 def test_a_traceback_keeps_its_lines():
     facts = {"level": "error", "event": "crashed", "exception": "Traceback:\n  File\n\x1bError"}
     assert LogLine.parse(json.dumps(facts)).readable() == (

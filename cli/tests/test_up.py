@@ -268,3 +268,11 @@ def test_a_summary_that_cannot_be_written_is_printed_all_the_same(
     summary, said = summary_of(capsys)
     assert summary["exit"] == "finished"
     assert "summary.json: No space left on device" in said
+
+
+def test_each_service_has_the_memory_limit_of_its_container():
+    plan = plan_module.make_plan(parsed("--set", "gameloop.inference.backend=tensorrt"))
+    limits = {child.name: child.memory_bytes >> 20 for child in plan.children}
+    assert limits == {"sim-hal": 1024, "camera": 512, "gameloop": 6144}
+    plan = plan_module.make_plan(parsed("--set", "gameloop.inference.backend=onnxruntime"))
+    assert plan.children[2].memory_bytes == 512 << 20

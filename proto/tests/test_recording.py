@@ -82,7 +82,7 @@ def recorded(path, count=50, stream=STATE):
 
 
 def test_a_recording_cut_short_at_any_place_gives_what_is_readable(tmp_path):
-    """262144 bytes hold 730 records of 9 + 22 + 48 + 280 bytes: nine chunks, the rest in a tenth."""
+    """262144 bytes hold 730 records of 9 + 22 + 48 + 280 bytes: nine chunks, the rest in one."""
     path = tmp_path / "cut.mcap"
     whole = recorded(path, 7000)
     counts = []

@@ -28,6 +28,7 @@ from krabby_proto import (
     make_hello,
 )
 from krabby_proto.access import ROLES, ClientKey, KeyFolder, KeyPair, use_client_key
+from krabby_proto.errors import KeyFileError
 from krabby_proto.relay import Limits, Relay, RelayEnd
 from krabby_proto.testing import FakeHal
 
@@ -494,3 +495,23 @@ def test_one_key_has_one_name(tmp_path):
     with pytest.raises(EndpointError, match="authorised already, as anna"):
         keys.authorise("eve", public, ["command"])
     assert [(one.name, one.roles) for one in keys.authorised()] == [("anna", {"stop"})]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'robot = "x"',
+        b"robot = " + b"[" * 3000,
+        b"\xa7",
+        b'robot = "' + b"#" * 40 + b'"',  # five characters beyond 2^32
+        b"x" * 5000,
+    ],
+    ids=range(5),
+)
+def test_a_damaged_key_file_is_one_error(tmp_path, damaged):
+    path = tmp_path / "key.toml"
+    ClientKey(KeyPair.make(), KeyPair.make().public).write(path)
+    whole = path.read_bytes()
+    path.write_bytes(damaged + b"\n" + whole.partition(b"\n")[2])
+    with pytest.raises(KeyFileError, match=r"key\.toml"):
+        ClientKey.read(path)

@@ -83,7 +83,14 @@ def test_loops_and_operators_share_the_volume_of_sockets_and_operators_have_no_n
     file, request
 ):
     services = request.getfixturevalue(file)["services"]
-    watchers = {"trainer", "prometheus", "grafana", "emulated-prometheus", "emulated-grafana"}
+    watchers = {
+        "trainer",
+        "tensorboard",
+        "prometheus",
+        "grafana",
+        "emulated-prometheus",
+        "emulated-grafana",
+    }
     for name in services.keys() - watchers - {"drives"}:
         assert "bus:/run/bus/krabby" in services[name]["volumes"], name
     operators = [name for name in services if "teleop" in name]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import zmq
 from krabby.config import Config, ConfigError, load
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.codec import Frame, Scale
@@ -53,9 +54,12 @@ from krabby_proto import (
     decode,
     make_hello,
 )
+from krabby_proto.access import ClientKey, KeyPair
 from krabby_proto.admission import CommandAdmission
+from krabby_proto.errors import KeyFileError
 from krabby_proto.hello import parse_request
 from krabby_proto.recording import Recorder, Recording
+from zmq.utils import z85
 
 __all__ = ["TARGETS", "Target", "frames_of", "joined"]
 
@@ -233,6 +237,21 @@ def _calibration_seeds() -> list[bytes]:
         return [path.read_bytes().replace(b'measured = ""', b'measured = "today"')]
 
 
+def _key_file(data: bytes) -> None:
+    with _as_file(data) as path:
+        path.chmod(0o600)
+        assert len(ClientKey.read(path).options) == 3
+
+
+def _key_files() -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "key.toml"
+        secret = z85.encode(bytes(range(32)))
+        public = zmq.curve_public(secret).decode()
+        ClientKey(KeyPair(public, secret.decode()), public).write(path)
+        return [path.read_bytes()]
+
+
 def _recording(data: bytes) -> None:
     with _as_file(data) as path:
         for message in Recording(path):
@@ -346,7 +365,8 @@ TARGETS = {
         Target("can", 0.12, _can_seeds, _can_frame, (DriveError,)),
         Target("imu", 0.08, _imu_seeds, _imu),
         Target("operator", 0.05, _inputs, _operator),
-        Target("logs", 0.05, _log_seeds, _log_line),
+        Target("keys", 0.005, _key_files, _key_file, (KeyFileError,)),
+        Target("logs", 0.045, _log_seeds, _log_line),
         Target("recordings", 0.012, _recordings, _recording, (RecordingError,)),
         Target(
             "manifests", 0.008,

@@ -48,25 +48,10 @@ def test_a_finding_is_kept_and_fails(tmp_path, capsys, monkeypatch):
     planted = Target("planted", 1.0, lambda: [b"abc"], parse, (KeyError,))
     monkeypatch.setitem(TARGETS, "planted", planted)
     monkeypatch.setattr("krabby_fuzz.__main__.resource.setrlimit", lambda *_: None)
-    monkeypatch.setattr("krabby_fuzz.__main__.signal", NoSignals)
     assert main(["planted", "--inputs", "2000", "--findings", str(tmp_path)]) == 1
     (kept,) = tmp_path.iterdir()
     assert b"\x00" in kept.read_bytes()
     assert "a planted bug" in capsys.readouterr().out
-
-
-class NoSignals:
-    """pytest-timeout has the alarm of this process."""
-
-    SIGALRM = 0
-
-    @staticmethod
-    def alarm(_):
-        pass
-
-    @staticmethod
-    def signal(*_):
-        pass
 
 
 def test_frames_survive_being_joined():

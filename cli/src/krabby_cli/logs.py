@@ -29,7 +29,7 @@ class LogLine:
         """Read a line without its end."""
         try:
             facts = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return LogLine(text)
         return LogLine(text, facts) if isinstance(facts, dict) else LogLine(text)
 

@@ -34,6 +34,8 @@ _MODULES: Final = {
 }
 _MEMORY_BYTES: Final = {"sim-hal": 1 << 30, "camera": 512 << 20, "gameloop": 512 << 20}
 """As `mem_limit` in compose.yaml; they use 100 to 200 MB."""
+_GPU_MEMORY_BYTES: Final = 6 << 30
+"""As in compose.jetson.yaml, where a network runs on the GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             name=name,
             argv=(*service_command(name), *configuration[name]),
             may_end=name == "sim-hal",
-            memory_bytes=_MEMORY_BYTES[name],
+            memory_bytes=_memory_bytes(name, configuration[name]),
         )
         for name in (names if not args.in_process else ())
     ]
@@ -167,6 +169,13 @@ def _overrides(
         name: [f"{key}={json.dumps(value)}" for key, value in table.items()]
         for name, table in keys.items()
     }
+
+
+def _memory_bytes(name: str, overrides: Sequence[str]) -> int:
+    """Memory limit of a service."""
+    backends = [text for text in overrides if text.startswith("inference.backend=")]
+    on_gpu = bool(backends) and "onnxruntime" not in backends[-1]
+    return _GPU_MEMORY_BYTES if on_gpu else _MEMORY_BYTES[name]
 
 
 def _settings(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import struct
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -262,7 +263,7 @@ def _check_key(value: object, name: str, path: Path) -> str:
     try:
         if isinstance(value, str) and len(value) == 40 and len(z85.decode(value)) == 32:
             return value
-    except (ValueError, KeyError, OverflowError):
+    except (ValueError, KeyError, OverflowError, struct.error):
         pass
     raise KeyFileError(f"{path}: {name} is not a key of 40 Z85 characters")
 

@@ -193,7 +193,8 @@ def to_dict(cfg: object) -> dict[str, Any]:
 def describe(cls: type[Any]) -> str:
     """Every key with type, constraints, default and description, as `--help` prints it."""
     lines: list[str] = []
-    for key, field, doc in _keys(cls):
+    for key, field, table in _keys(cls):
+        doc = _docs(table).get(field.name, "")
         lines.append(f"  {key}  ({_expected(field.type)}, {_default(field)})")
         lines.extend(textwrap.wrap(doc, 92, initial_indent="      ", subsequent_indent="      "))
     return "\n".join(lines)
@@ -369,14 +370,14 @@ def _plain_key(text: str) -> str:
 # --- describing --------------------------------------------------------------------------------
 
 
-def _keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, types.Field, str]]:
-    """Dotted key, field and description of every value, tables opened, in field order."""
-    docs, hints = _docs(cls), _hints(cls)
+def _keys(cls: type[Any], prefix: str = "") -> Iterator[tuple[str, types.Field, type[Any]]]:
+    """Dotted key, field and table of every value, tables opened, in field order."""
+    hints = _hints(cls)
     for field in _fields(cls):
         if _is_table(hints[field.name]):
             yield from _keys(hints[field.name], f"{prefix}{field.encode_name}.")
         else:
-            yield prefix + field.encode_name, field, docs.get(field.name, "")
+            yield prefix + field.encode_name, field, cls
 
 
 def _is_table(hint: Any) -> bool:

@@ -12,4 +12,4 @@ __all__ = ["uniform"]
 def uniform(bounds: Sequence[float], size: tuple[int, ...], device: str) -> torch.Tensor:
     """Uniform in [low, high)."""
     low, high = bounds
-    return low + (high - low) * torch.rand(size, device=device)
+    return torch.empty(size, device=device).uniform_(low, high)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from krabby_trainer.errors import ConfigError
 from krabby_trainer.evaluation.mujoco_env import MujocoEnv
+from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import compose
 from krabby_trainer.task.observations import GROUP_SIZES
 
@@ -118,3 +119,45 @@ def test_only_imitation_can_do_without_rewards():
         compose(["task=student", "env.physics.backend=mujoco"])
     with pytest.raises(ConfigError, match="expected isaac, mujoco"):
         compose(["task=distill", "env.physics.backend=newton"])
+
+
+def walk(env, steps):
+    """Everything that a learner sees, and the random actions in between."""
+    seen = []
+    for _ in range(steps):
+        obs, _, dones, _ = env.step(0.5 * torch.randn(4, 18))
+        vision = (env.vision.image, env.vision.age, env.vision.arrived, env.vision.eye)
+        seen += [value.clone() for value in (*obs.values(), dones, *vision)]
+    return seen
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(env):
+    torch.manual_seed(4)
+    walk(env, 47)  # robots are in their second or third episode, at different ages
+    state = {name: value.clone() for name, value in env.rollout_state().items()}
+    random = checkpoints.random_state()
+    expected = walk(env, 40)
+    other = MujocoEnv(small(), seed=1)
+    try:
+        torch.manual_seed(5)
+        walk(other, 12)
+        assert other.load_rollout_state(state)
+        checkpoints.restore_random_state(random)
+        assert torch.equal(other.get_observations()["scan"], state["obs.scan"])
+        found = walk(other, 40)
+    finally:
+        other.close()
+    assert len(found) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_episodes_of_another_seed_begin_anew(env):
+    walk(env, 20)
+    state = {name: value.clone() for name, value in env.rollout_state().items()}
+    other = MujocoEnv(small(), seed=2)
+    try:
+        assert not other.load_rollout_state(state)
+        assert (other.episode_length_buf == 0).all()
+        walk(other, 3)
+    finally:
+        other.close()

@@ -153,6 +153,13 @@ def test_normalisation_can_be_left_out():
     torch.testing.assert_close(actor.get_latent(obs)[:, :69], obs["proprio"])
 
 
+def test_the_history_encoder_is_a_convolution_over_time():
+    encoder, frames = HistoryEncoder(), torch.randn(3, 10, 69)
+    plain = torch.nn.Sequential(encoder.over_time, torch.nn.Flatten(), encoder.head)
+    expected = plain(encoder.per_frame(frames).transpose(1, 2))
+    torch.testing.assert_close(encoder(frames), expected)
+
+
 def test_the_history_encoder_knows_the_order_of_frames():
     encoder, frames = HistoryEncoder(), torch.randn(3, 10, 69)
     assert encoder(frames).shape == (3, 20)

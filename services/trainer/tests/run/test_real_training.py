@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from krabby_trainer import snapshot
+from krabby_trainer.run import checkpoints
 
 pytestmark = pytest.mark.isaac
 
@@ -155,3 +159,41 @@ def test_same_seed_is_the_same_twenty_steps():
     ]
     assert hashes[0] == hashes[1]
     assert hashes[0] != hashes[2]
+
+
+_CONTINUED = {
+    "teacher": ["commands=everywhere", "stops=taught", "env.terrain.shares=[1,1,1,1,1,1]"],
+    "distill": ["task=distill", "agent.distillation.num_mini_batches=2"],
+    "distill in MuJoCo": [
+        *("task=distill", "agent.distillation.num_mini_batches=2", "env.physics.backend=mujoco"),
+        "env.physics.processes=2",
+    ],
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("task", _CONTINUED)
+def test_a_resumed_run_is_bit_for_bit_the_run_that_never_stopped(task, tmp_path):
+    """On the processor: networks, optimisers, levels and every robot's episode."""
+    given = [*TINY, *_CONTINUED[task], "run.checkpoint_minutes=0"]
+    if task != "teacher":
+        given.append("run.init=assets/policies/teacher/training/checkpoint.pt")
+    trainer("train", *given, f"run.dir={tmp_path / 'whole'}", "agent.max_iterations=3")
+    first = tmp_path / "whole" / "checkpoints" / "iteration_000001.pt"
+    parts = tmp_path / "parts" / "checkpoints"
+    parts.mkdir(parents=True)
+    for path in (first, first.with_name(first.name + ".sha256")):
+        shutil.copy(path, parts)
+    trainer("train", f"run.resume={tmp_path / 'parts'}")
+    whole, resumed = (
+        checkpoints.load(folder / "checkpoints" / "iteration_000003.pt")
+        for folder in (tmp_path / "whole", tmp_path / "parts")
+    )
+    compared = 0
+    for key in ("algorithm", "environment", "rollouts", "random"):
+        theirs, ours = snapshot.tensors(whole[key]), snapshot.tensors(resumed[key])
+        assert theirs.keys() == ours.keys()
+        for path, value in theirs.items():
+            assert torch.equal(value, ours[path]), (key, path)
+        compared += len(theirs)
+    assert compared > 100

@@ -30,6 +30,10 @@ def single(values):
 # Parity with the runtime.
 
 
+def scanned(height_at, pos, quat):
+    return observations.scan(height_at(observations.scan_points(pos, quat)), pos)
+
+
 def test_a_frame_is_what_the_runtime_builds_number_for_number():
     rng = np.random.default_rng(0)
     n = 50
@@ -117,7 +121,7 @@ def test_scan_points_run_to_the_left_first_and_ahead_last():
 
 def test_level_ground_under_a_standing_robot_scans_as_zero():
     quat = rotations.from_euler(0.2, -0.1, 1.0)
-    scan = observations.scan(level, STANDING, single(quat)[None])
+    scan = scanned(level, STANDING, single(quat)[None])
     assert scan.shape == (1, 325)
     assert scan.abs().max() < 1e-6
 
@@ -126,7 +130,7 @@ def test_a_step_up_ahead_shows_as_negative_where_it_begins():
     def ground(xy):
         return torch.where(xy[..., 0] > 3.0 + 0.55, 0.3, 0.0)
 
-    scan = observations.scan(ground, STANDING, UPRIGHT).reshape(25, 13)
+    scan = scanned(ground, STANDING, UPRIGHT).reshape(25, 13)
     # 0.55 m ahead lies between index 13 (0.5 m) and 14 (0.6 m).
     assert scan[:14].abs().max() < 1e-6
     torch.testing.assert_close(scan[14:], torch.full((11, 13), -0.3))
@@ -138,7 +142,7 @@ def test_yaw_turns_the_grid_with_the_robot():
 
     # With its nose to the left, the step on the world's left lies ahead of it.
     quat = single(rotations.from_yaw(math.pi / 2))[None]
-    scan = observations.scan(ground, STANDING, quat).reshape(25, 13)
+    scan = scanned(ground, STANDING, quat).reshape(25, 13)
     assert scan[:14].abs().max() < 1e-5
     torch.testing.assert_close(scan[14:], torch.full((11, 13), -0.3))
 
@@ -148,7 +152,7 @@ def test_one_stone_to_the_right_shows_at_one_point():
         near = (xy - torch.tensor([3.0 + 0.4, -2.0 - 0.8])).norm(dim=-1) < 0.04
         return torch.where(near, 0.2, 0.0)
 
-    scan = observations.scan(ground, STANDING, UPRIGHT)[0]
+    scan = scanned(ground, STANDING, UPRIGHT)[0]
     # 0.4 m ahead is index 12, 0.8 m to the right index 2.
     assert torch.nonzero(scan.abs() > 1e-6).flatten().tolist() == [index(12, 2)]
     assert float(scan[index(12, 2)]) == pytest.approx(-0.2, abs=1e-6)
@@ -156,7 +160,7 @@ def test_one_stone_to_the_right_shows_at_one_point():
 
 @pytest.mark.parametrize(("ground_m", "seen"), [(-1.8, 1.5), (-1.0, 1.0), (0.5, -0.5), (2.0, -1.5)])
 def test_depths_and_heights_are_cut_at_one_and_a_half_metres(ground_m, seen):
-    scan = observations.scan(lambda xy: level(xy) + ground_m, STANDING, UPRIGHT)
+    scan = scanned(lambda xy: level(xy) + ground_m, STANDING, UPRIGHT)
     torch.testing.assert_close(scan, torch.full((1, 325), seen))
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 
+from krabby_trainer import snapshot
 from krabby_trainer.evaluation.walkers import Walkers
 from krabby_trainer.task.observations import NUM_JOINTS
 from krabby_trainer.task.terrain import Terrain
 
 if TYPE_CHECKING:
-    from tensordict import TensorDict
-
     from krabby_trainer.task.config import EnvCfg
     from krabby_trainer.vision.cameras import Cameras
 
@@ -25,6 +25,11 @@ __all__ = ["MujocoEnv"]
 Tensor = torch.Tensor
 
 _LOG_EVERY: Final = 24
+_NO_STATE: Final = (
+    *("_cfg", "cfg", "_desc", "_courses", "_corners", "_waypoints", "_half_widths", "_spawns"),
+    *("_default", "_pool", "camera"),
+)
+"""Attributes of `Walkers` and its parts that do not change."""
 
 
 class MujocoEnv:
@@ -48,6 +53,10 @@ class MujocoEnv:
             cfg, self._terrain, tile, seed=seed, processes=cfg.physics.processes
         ).__enter__()
         self._episodes = np.zeros(cfg.num_envs, np.int64)
+        # The physics of an episode follow from its robot and actions: those are kept to resume.
+        self._since = np.zeros(cfg.num_envs, np.int64)
+        self._actions = torch.zeros(self._walkers.episode_steps, cfg.num_envs, NUM_JOINTS)
+        self._robots = np.arange(cfg.num_envs)
         self._steps, self._sums = 0, _Sums()
         self._obs: TensorDict | None = None
 
@@ -84,11 +93,14 @@ class MujocoEnv:
     def step(self, action: Tensor) -> tuple[TensorDict, Tensor, Tensor, dict[str, Any]]:
         """Observations, rewards (0), whose episode ended, and what to log now and then."""
         walkers = self._walkers
+        self._actions[self._since, self._robots] = action
+        self._since += 1
         ended = walkers.step(action)
         done = ended.any
         self._sums.add(walkers, ended.terminated, done)
         if done.any():
             self._episodes += done
+            self._since[done] = 0
             numbers = np.flatnonzero(done).tolist()
             tiles = self._rng.integers(0, self._terrain.tiles, len(numbers)).tolist()
             walkers.tile[numbers] = torch.tensor(tiles)
@@ -105,9 +117,75 @@ class MujocoEnv:
         extras = {"log": log, "time_outs": torch.from_numpy(ended.timed_out | ended.completed)}
         return self._obs, torch.zeros(self.num_envs), torch.from_numpy(done), extras
 
+    def rollout_state(self) -> dict[str, Tensor]:
+        """The episodes that robots are in: what was drawn for them, and their actions so far."""
+        longest = int(self._since.max(initial=0))
+        state = snapshot.tensors(self._walkers, without=_NO_STATE)
+        state |= {f"obs.{name}": value for name, value in self.get_observations().items()}
+        return state | {
+            "actions": self._actions[:longest],
+            "age": torch.from_numpy(self._walkers.age),
+            "episodes": torch.from_numpy(self._episodes),
+            "since": torch.from_numpy(self._since),
+            "steps": torch.tensor(self._steps),
+            "rng": _as_tensor(self._rng),
+        }
+
+    def load_rollout_state(self, state: dict[str, Tensor]) -> bool:
+        """Go through the actions again, so that every robot is where it was.
+
+        Returns:
+            Whether all robots are where they were; new episodes begin otherwise.
+        """
+        walkers, before = self._walkers, self._episodes.copy()
+        if len(state["since"]) != self.num_envs:
+            return False
+        for name in ("episodes", "since"):
+            getattr(self, f"_{name}")[:] = state[name].cpu().numpy()
+        longest = int(self._since.max(initial=0))
+        self._actions[:longest] = state["actions"].cpu()
+        self._steps = int(state["steps"])
+        walkers.tile.copy_(state["tile"])
+        walkers.repeat(self._actions, self._since, self._episodes, drawn=before)
+        found = {name: value.clone() for name, value in self.rollout_state().items()}
+        if not torch.equal(found["_state"], state["_state"].cpu()):
+            self._since[:] = 0
+            walkers.restart(np.ones(self.num_envs, bool))
+            self._obs = None
+            return False
+        kept = snapshot.tensors(walkers, without=_NO_STATE)
+        snapshot.restore(kept, {name: state[name].cpu() for name in kept})
+        walkers.age[:] = state["age"].cpu().numpy()
+        _from_tensor(self._rng, state["rng"])
+        groups = {
+            name.removeprefix("obs."): value.cpu()
+            for name, value in state.items()
+            if name.startswith("obs.")
+        }
+        self._obs = TensorDict(groups, batch_size=[self.num_envs])
+        return True
+
     def close(self) -> None:
         """End the processes."""
         self._walkers.__exit__()
+
+
+def _as_tensor(rng: np.random.Generator) -> Tensor:
+    """State of a PCG64 as bytes."""
+    state: Any = rng.bit_generator.state
+    words = [state["state"]["state"], state["state"]["inc"], state["has_uint32"], state["uinteger"]]
+    return torch.tensor(list(b"".join(word.to_bytes(16, "little") for word in words)))
+
+
+def _from_tensor(rng: np.random.Generator, saved: Tensor) -> None:
+    data = bytes(saved.tolist())
+    state, inc, has, word = (int.from_bytes(data[i : i + 16], "little") for i in range(0, 64, 16))
+    rng.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": inc},
+        "has_uint32": has,
+        "uinteger": word,
+    }
 
 
 class _Sums:

@@ -173,7 +173,7 @@ class Walkers:
         if self.cameras is not None:
             self.cameras.step(frame, self.tile, pos + self._corners[self.tile], quat)
         # The processes looked the ground up at these very points.
-        scan = observations.scan(lambda _: self.get("heights"), pos, quat)
+        scan = observations.scan(self.get("heights"), pos)
         return TensorDict(
             {
                 "proprio": frame,
@@ -194,10 +194,7 @@ class Walkers:
     def step(self, action: Tensor) -> Ended:
         """Carry out actions (N, 18); whose episode ended with that."""
         self._action = action
-        wanted = self._default + observations.ACTION_SCALE * action.clamp(
-            -observations.ACTION_CLIP, observations.ACTION_CLIP
-        )
-        self._pool.step(wanted.double().numpy())
+        self._act(action)
         self.age += 1
         waypoints = self._waypoints[self.tile]
         pos = self.get("base_pos_w")
@@ -221,6 +218,43 @@ class Walkers:
         """
         self._pool.reset(chosen, elsewhere)
         self._start(chosen)
+
+    def repeat(
+        self,
+        actions: Tensor,
+        steps: NDArray[np.int64],
+        episodes: NDArray[np.int64],
+        *,
+        drawn: NDArray[np.int64],
+    ) -> None:
+        """Put the physics of every robot where it was after its last actions.
+
+        Args:
+            actions: Of the episodes that robots are in, (T, N, 18), each from its beginning.
+            steps: How many each robot has taken, (N,).
+            episodes: Which episode of each robot that is, (N,).
+            drawn: Which one each robot is in now, (N,): commanded speeds are drawn on from there.
+        """
+        for robot in range(self._count):
+            for _ in range(int(episodes[robot] - drawn[robot])):
+                command = self._cfg.command
+                self._speed_rngs[robot].uniform(command.speed_low, command.speed_high)
+        for left in range(int(steps.max(initial=0)), -1, -1):
+            begin = steps == left
+            if begin.any():
+                specs = {
+                    robot: self.spec(robot, int(self.tile[robot]), *_draw(int(episodes[robot])))
+                    for robot in np.flatnonzero(begin).tolist()
+                }
+                self._pool.reset(begin, specs)
+            if left:
+                taken = torch.from_numpy((steps - left).clip(min=0))
+                self._act(actions[taken, torch.arange(self._count)])
+
+    def _act(self, action: Tensor) -> None:
+        limit = observations.ACTION_CLIP
+        wanted = self._default + observations.ACTION_SCALE * action.clamp(-limit, limit)
+        self._pool.step(wanted.double().numpy())
 
     def _start(self, chosen: NDArray[np.bool_]) -> None:
         command = self._cfg.command
@@ -266,6 +300,11 @@ class Walkers:
                 self.get("diverged").numpy()[:, 0] > 0.5,
             ]
         )
+
+
+def _draw(episode: int) -> tuple[int, ...]:
+    """What makes a robot of its episode another one than the first."""
+    return (episode,) if episode else ()
 
 
 def _conditions(cfg: EnvCfg, desc: RobotDescription) -> Conditions:

@@ -30,10 +30,12 @@ _HIGHEST_RATE: Final = 1e-2
 
 Dims = Annotated[list[Count], Meta(min_length=1)]
 """Sizes of hidden layers."""
+# fmt: off
 Activation = Literal[
-    *("elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu"),
-    *("swish", "mish", "identity"),
+    "elu", "selu", "relu", "crelu", "lrelu", "tanh", "sigmoid", "softplus", "gelu", "swish", "mish",
+    "identity",
 ]
+# fmt: on
 """As rsl-rl names them."""
 
 

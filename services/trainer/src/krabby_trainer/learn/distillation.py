@@ -279,6 +279,10 @@ class Distillation:
             for value in model.state_dict().values():
                 torch.distributed.broadcast(value, src=0)
 
+    def in_rollouts(self) -> dict[str, Any]:
+        """Memories of the encoder, whose are to be cleared, and whom the teacher controls."""
+        return {"sight": self.sight, "begins": self._begins, "rank": self._rank}
+
     def save(self) -> dict[str, Any]:
         """All that a resumed run, a fine-tuning run or an export needs."""
         return {

@@ -95,6 +95,10 @@ class StudentPPO(ParkourPPO):
         self._begins |= dones.bool()
         super().process_env_step(obs, rewards, dones, extras)
 
+    def in_rollouts(self) -> dict[str, Any]:
+        """Memories of the encoder, and whose are to be cleared."""
+        return {"sight": self.sight, "begins": self._begins}
+
     def save(self) -> dict[str, Any]:
         return super().save() | {
             "encoder_state_dict": self._encoder.state_dict(),

@@ -93,14 +93,28 @@ class HistoryEncoder(nn.Module):
             nn.ELU(),
             nn.Conv1d(20, 10, kernel_size=2, stride=1),
             nn.ELU(),
-            nn.Flatten(),
         )
         steps = (frames - 4) // 2 + 1 - 1
         self.head = nn.Sequential(nn.Linear(10 * steps, LATENT), nn.ELU())
 
     def forward(self, frames: Tensor) -> Tensor:
         """Code (N, 20) of `frames` (N, 10, 69), oldest first."""
-        return self.head(self.over_time(self.per_frame(frames).transpose(1, 2)))
+        values = self.per_frame(frames)
+        for layer in self.over_time:
+            values = _convolved(layer, values) if isinstance(layer, nn.Conv1d) else layer(values)
+        return self.head(values.transpose(1, 2).flatten(1))
+
+
+def _convolved(layer: nn.Conv1d, values: Tensor) -> Tensor:
+    """`layer` along the steps of `values` (N, steps, channels), channels last as they are.
+
+    As one matrix product: for 49,152 rows cuDNN takes 2.5 ms for the gradient of these weights on
+    an H200, and its result differs from call to call.
+    """
+    size, stride = layer.kernel_size[0], layer.stride[0]
+    starts = range(0, values.shape[1] - size + 1, stride)
+    windows = torch.stack([values[:, i : i + size].flatten(1) for i in starts], dim=1)
+    return nn.functional.linear(windows, layer.weight.transpose(1, 2).flatten(1), layer.bias)
 
 
 class TeacherActor(MLPModel):

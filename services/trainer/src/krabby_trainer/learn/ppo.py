@@ -459,6 +459,10 @@ class ParkourPPO(PPO):
             self._raw_actor.load_state_dict(payload["algorithm"]["actor_state_dict"])
             self._raw_critic.load_state_dict(payload["algorithm"]["critic_state_dict"])
 
+    def in_rollouts(self) -> dict[str, Any]:
+        """What it keeps of the episodes that robots are in."""
+        return {}
+
     def save(self) -> dict[str, Any]:
         return {
             "actor_state_dict": self._raw_actor.state_dict(),

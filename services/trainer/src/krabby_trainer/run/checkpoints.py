@@ -110,7 +110,7 @@ def save_weights(checkpoint: Path, path: Path) -> None:
         for key, value in payload["algorithm"].items()
         if not key.endswith("optimizer_state_dict")
     }
-    nothing = {"environment": None, "random": None, "ranks": []}
+    nothing = {"environment": None, "rollouts": None, "random": None, "ranks": []}
     of = payload.get(WEIGHTS_OF) or hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     save(path, {**payload, **nothing, "algorithm": algorithm, WEIGHTS_OF: of})
 

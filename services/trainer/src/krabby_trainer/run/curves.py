@@ -27,6 +27,9 @@ KEPT: Final = (
 )
 """Keys of a compact log, with all of `Level/*` and `Gait/*`."""
 
+_MANY: Final = 10
+"""Curves from which a legend stands beside its panel."""
+
 
 def read_logs(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """One row an iteration, over all pieces.
@@ -97,7 +100,10 @@ def write_curves(rows: Sequence[dict[str, Any]], out: Path) -> None:
     curve(torque, "Torque/rms_nm", "while exploring")
     for axes in (goals, levels, edges, torque):
         axes.grid(alpha=0.25)
-        if axes.lines:
+        if len(axes.lines) > _MANY:
+            beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 5, "ncols": 2}
+            axes.legend(frameon=False, **beside)
+        elif axes.lines:
             axes.legend(fontsize=7, frameon=False, ncols=2)
     for axes in (edges, torque):
         axes.set_xlabel("minutes of training")

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from rsl_rl.utils import resolve_callable
 
+from krabby_trainer import snapshot
 from krabby_trainer.errors import CheckpointError, TrainerError, first_line
 from krabby_trainer.run import checkpoints
 from krabby_trainer.run.config import AgentCfg, RunCfg
@@ -244,8 +245,38 @@ class ParkourRunner:
         self.wall_s = float(payload["wall_s"])
         if own["random"] is not None:
             checkpoints.restore_random_state(own["random"])
-        # A simulator restarts its robots; their ages are then drawn again.
-        self._ages_restored = "episode_length" in state
+        # Robots that begin new episodes have their ages drawn again.
+        went_on = self._take_rollouts(payload.get("rollouts"))
+        self._ages_restored = went_on or "episode_length" in state
+
+    def _take_rollouts(self, saved: Mapping[str, Any] | None) -> bool:
+        """Continue the episodes of the checkpoint, where it has them and they fit this run."""
+        if saved is None or self.processes.several:
+            return False
+        load = getattr(self._unwrapped, "load_rollout_state", None)
+        if load is None or not load(saved["environment"]):
+            return False
+        return snapshot.restore(snapshot.tensors(self._in_rollouts()), saved["learner"])
+
+    def _rollouts(self) -> dict[str, Any] | None:
+        """Episodes that robots are in, and what the learner knows of them; of one process only.
+
+        Those of several would make checkpoints of GB.
+        """
+        state = getattr(self._unwrapped, "rollout_state", None)
+        if state is None or self.processes.several:
+            return None
+        parts = {
+            "environment": state(),
+            "learner": snapshot.tensors(self._in_rollouts()),
+        }
+        return {
+            part: {path: value.detach().cpu() for path, value in values.items()}
+            for part, values in parts.items()
+        }
+
+    def _in_rollouts(self) -> dict[str, Any]:
+        return {"meter": self._meter, "algorithm": self.alg.in_rollouts()}
 
     def begin_with(self, path: Path) -> None:
         """Begin a new run with the networks of a checkpoint.
@@ -377,6 +408,7 @@ class ParkourRunner:
             "wall_s": self.wall_s,
             "algorithm": self.alg.save(),
             "environment": _env_state(self._unwrapped),
+            "rollouts": self._rollouts(),
             "random": checkpoints.random_state(),
             "ranks": ranks[1:],
             "config": self._config,

@@ -137,6 +137,22 @@ class Simulation:
         self._target.copy_(target)
         self._told.copy_(target)  # torques are reported from it
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that the next step depends on, in the simulator's memory."""
+        import warp
+
+        state, control = self._manager.get_state_0(), self._manager.get_control()
+        data: Any = self._manager._solver.mjw_data
+        kept = {
+            **{name: getattr(state, name) for name in ("joint_q", "joint_qd", "body_q", "body_qd")},
+            "joint_target_q": control.joint_target_q,
+            "joint_f": control.joint_f,
+            "qacc_warmstart": data.qacc_warmstart,
+        }
+        found = {name: warp.to_torch(value) for name, value in kept.items() if value is not None}
+        own = {"torque": self.torque, "told": self._told}
+        return found | own | {"force_w": self.force_w, "friction_w": self.friction_w}
+
     def settle(self, which: torch.Tensor) -> None:
         """Bodies of the robots in `which` (N,), bool, follow `coords` and `speeds`.
 

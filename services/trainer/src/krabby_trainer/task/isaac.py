@@ -15,6 +15,7 @@ import gymnasium
 import torch
 from krabby.robot.description import RobotDescription
 
+from krabby_trainer import snapshot
 from krabby_trainer.task import adapter
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
 from krabby_trainer.task.judge import StepFacts
@@ -58,6 +59,11 @@ ENV_IDS = {
 }
 
 _LOG_EVERY = 24
+_NO_STATE = (
+    *("env", "cfg", "_cfg", "desc", "gate", "terrain", "ground", "_ground", "camera"),
+    *("robots", "broken", "facts", "groups", "history", "_log_values"),
+)
+"""Attributes of `Parkour` and its parts that do not change, or that `rollout_state` has already."""
 
 
 class ParkourEnv(ManagerBasedRLEnv):
@@ -174,6 +180,26 @@ class ParkourEnv(ManagerBasedRLEnv):
         # New episodes: what robots did before says nothing about the levels taken over.
         self.episode_length_buf.zero_()
         self.reset()
+
+    def rollout_state(self) -> dict[str, Tensor]:
+        """The episodes that robots are in, in the memory that they live in.
+
+        With `checkpoint_state` and the random generators that is all that the next step depends on.
+        """
+        state = snapshot.tensors(self.parkour, without=_NO_STATE)
+        return state | {
+            f"simulation.{name}": value
+            for name, value in self.parkour.robots.simulation_state().items()
+        }
+
+    def load_rollout_state(self, state: dict[str, Tensor]) -> bool:
+        """Take over what `rollout_state` gave; whether it fits, else new episodes go on."""
+        if not snapshot.restore(self.rollout_state(), state):
+            return False
+        observer = self.parkour.observer
+        observer.history.copy_(observer.groups["history"].view_as(observer.history))
+        self.obs_buf = observer.copy()
+        return True
 
 
 # The terms of the managers: what was computed last.

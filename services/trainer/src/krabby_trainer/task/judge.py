@@ -66,7 +66,7 @@ class Judge:
         def flags(*size: int) -> Tensor:
             return torch.zeros(n, *size, dtype=torch.bool, device=device)
 
-        self.foot_contact, self.on_edge = flags(NUM_FEET), flags(NUM_FEET)
+        self.foot_contact, self.on_edge, self.feet_in_pit = (flags(NUM_FEET) for _ in range(3))
         self.saturated = flags(NUM_JOINTS)
         self.base_contact, self.fallen, self.sunk, self.left_lane = (flags() for _ in range(4))
         self.grounded, self.crossed = flags(), flags()
@@ -132,7 +132,9 @@ class Judge:
         self.base_contact.copy_(robots.base_force_w[:, 0].norm(dim=-1) > CONTACT_N)
         fallen = terminations.fallen(gravity_b, self.state.gate.tilt_limit_rad)
         self.fallen.copy_(fallen | self.state.broken.mask)
-        self.sunk.copy_(ground.in_pit(tile, base[:, None]).any(-1))
+        in_pit = ground.in_pit(tile, torch.cat((base[:, None], soles_w), dim=1))
+        self.sunk.copy_(in_pit[:, 0])
+        self.feet_in_pit.copy_(in_pit[:, 1:])
         left = terminations.left_lane(base, ground.lane_y[tile], ground.half_width[tile])
         self.left_lane.copy_(left & ~free)
         least_s, goals = self.state.cfg.grounded_s, ground.goals[tile]
@@ -169,7 +171,7 @@ class Judge:
             landed=self.swings.landed,
             rise_m=self.swings.rise_m,
             on_edge=self.on_edge,
-            in_pit=state.ground.in_pit(state.tile, soles_w),
+            in_pit=self.feet_in_pit,
             failed=self.failed,
             free=state.free.mask,
             goal=state.progress.goal(robots.base_pos_w[:, :2], yaw, waypoints),

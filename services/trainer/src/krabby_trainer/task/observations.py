@@ -48,6 +48,7 @@ __all__ = [
     "rotate",
     "rotate_inverse",
     "scan",
+    "scan_points",
     "yaw_of",
 ]
 
@@ -211,23 +212,31 @@ def proprio(*, base_quat_w: Tensor, gravity_b: Tensor | None = None, **sensed: T
     return torch.cat([term.of(source) * _SCALES[term.name] for term in _PROPRIO], dim=-1)
 
 
-def scan(height_at: Callable[[Tensor], Tensor], base_pos_w: Tensor, base_quat_w: Tensor) -> Tensor:
-    """How far the ground lies below its usual place under the base, (N, 325) [m].
-
-    Positive is lower ground, 0 is level ground under a standing robot.
+def scan_points(base_pos_w: Tensor, base_quat_w: Tensor) -> Tensor:
+    """Where the scan looks, (N, 325, 2) [m], world frame.
 
     Args:
-        height_at: Ground height [m] of points (N, P, 2) [m], world frame.
         base_pos_w: (N, 3) [m].
         base_quat_w: (N, 4), xyzw; only its yaw turns the grid.
     """
     yaw = yaw_of(base_quat_w)
     cos, sin = torch.cos(yaw)[:, None], torch.sin(yaw)[:, None]
     x, y = _scan_points(base_pos_w.device).unbind(-1)
-    points = torch.stack(
+    return torch.stack(
         (base_pos_w[:, :1] + cos * x - sin * y, base_pos_w[:, 1:2] + sin * x + cos * y), dim=-1
     )
-    below = base_pos_w[:, 2:3] - SCAN_HEIGHT_M - height_at(points)
+
+
+def scan(ground: Tensor, base_pos_w: Tensor) -> Tensor:
+    """How far the ground lies below its usual place under the base, (N, 325) [m].
+
+    Positive is lower ground, 0 is level ground under a standing robot.
+
+    Args:
+        ground: Its height at `scan_points`, (N, 325) [m], world frame.
+        base_pos_w: (N, 3) [m].
+    """
+    below = base_pos_w[:, 2:3] - SCAN_HEIGHT_M - ground
     return below.clamp(-SCAN_CLIP_M, SCAN_CLIP_M)
 
 

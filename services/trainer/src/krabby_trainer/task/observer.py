@@ -6,7 +6,13 @@ import torch
 
 from krabby_trainer.task import observations
 from krabby_trainer.task.judge import Judge
-from krabby_trainer.task.observations import EYE_INDEX, GROUP_SIZES, HISTORY, PROPRIO_SIZE
+from krabby_trainer.task.observations import (
+    EYE_INDEX,
+    GROUP_SIZES,
+    HISTORY,
+    PROPRIO_SIZE,
+    SCAN_SIZE,
+)
 from krabby_trainer.task.progress import nav_command
 from krabby_trainer.task.state import State
 from krabby_trainer.vision.cameras import Cameras
@@ -23,10 +29,10 @@ class Observer:
         self.state, self._judge = state, judge
         n, device = state.num_envs, state.device
         self.privileged = state.bodies.privileged(state.desc.masses.total)
-        self.history = torch.zeros(n, HISTORY, PROPRIO_SIZE, device=device)
         sizes = [n * size for size in GROUP_SIZES.values()]
         self._all = torch.zeros(sum(sizes), device=device)
         self.groups = self._divided(self._all)
+        self.history = self.groups["history"].view(n, HISTORY, PROPRIO_SIZE)
         self.vision: Cameras | None = None
         if state.cfg.camera.enabled:
             errors = state.cfg.camera.errors
@@ -78,13 +84,16 @@ class Observer:
         self.history.copy_(torch.where(self.state.fresh[:, None, None], first, shifted))
         self.state.fresh.zero_()
         soles_w = robots.soles_w
-        scan = observations.scan(height_at, pos_w, quat_w)
+        # The ground under the scan's points, the base and the soles, looked up together.
+        points = observations.scan_points(pos_w, quat_w)
+        ground = height_at(torch.cat((points, pos_w[:, None, :2], soles_w[..., :2]), dim=1))
+        scan = observations.scan(ground[:, :SCAN_SIZE], pos_w)
         critic = observations.critic_extra(
             heading_error=goal.heading_error,
             next_heading_error=goal.next_heading_error,
             goal_distance_m=goal.distance_m,
-            base_height_m=pos_w[:, 2] - height_at(pos_w[:, :2]),
-            feet_height_m=soles_w[..., 2] - height_at(soles_w[..., :2]),
+            base_height_m=pos_w[:, 2] - ground[:, SCAN_SIZE],
+            feet_height_m=soles_w[..., 2] - ground[:, SCAN_SIZE + 1 :],
             speed=torch.where(
                 free, self.state.command[:, :2].norm(dim=-1), self.state.sensible_speed
             ),
@@ -96,7 +105,6 @@ class Observer:
             ("scan", sensors.scan(scan)),
             ("velocity", robots.base_lin_vel_b),
             ("privileged", self.privileged),
-            ("history", self.history.flatten(1)),
             ("critic", critic),
         ):
             self.groups[name].copy_(values)

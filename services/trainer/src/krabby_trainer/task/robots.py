@@ -66,6 +66,7 @@ class Robots:
             )
         self._view_simulation(adapter.Simulation(self.articulation, self._contacts))
         # As described: what `write_bodies` starts from, however often it is called.
+        self._nominal_friction: Tensor | None = None
         self._nominal_mass = adapter.tensor(data.body_mass).clone()
         self._nominal_inertia = adapter.tensor(data.body_inertia).clone()
         self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, [self._base]].clone()
@@ -80,7 +81,10 @@ class Robots:
         bodies, robot = self.bodies, self.articulation
         model = NewtonManager.get_model()
         friction = warp.to_torch(robot.root_view.get_attribute("shape_material_mu", model)[:, 0])
-        friction *= bodies.friction / friction.amax(dim=1, keepdim=True)
+        if self._nominal_friction is None:
+            self._nominal_friction = friction.clone()
+        nominal = self._nominal_friction
+        friction.copy_(nominal * (bodies.friction / nominal.amax(dim=1, keepdim=True)))
         NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
 
         mass = self._nominal_mass * bodies.mass_factor
@@ -125,6 +129,10 @@ class Robots:
         for values in (s.coords, s.speeds, s.force_w, s.friction_w, s.body_pose_w, s.torque):
             values.masked_fill_(broken.mask.view(-1, *(1,) * (values.dim() - 1)), 0.0)
         s.coords[:, 6].masked_fill_(broken.mask, 1.0)
+
+    def simulation_state(self) -> dict[str, Tensor]:
+        """All that the simulator's next step depends on, in its memory."""
+        return self._simulation.state()
 
     def read(self) -> None:
         """Derive what is not in the simulator's arrays."""

@@ -62,7 +62,7 @@ class Statistics:
         speed = step.base_lin_vel_w[:, :2].norm(dim=-1)
         s["speed"] += speed.mean()
         s["drag"] += (step.weight_n * speed).mean()
-        self._rewards += torch.stack([terms[reward.name].mean() for reward in REWARDS])
+        self._rewards += torch.stack([terms[reward.name] for reward in REWARDS]).mean(dim=1)
         s["episodes"] += ended.sum()
         s["falls"] += (ended & step.failed).sum()
         s["goals"] += torch.where(ended, index.clamp(max=_GOALS), 0).sum()

@@ -220,12 +220,16 @@ class TerrainTensors:
 
     def height_at(self, xy: torch.Tensor) -> torch.Tensor:
         """Ground height [m] of points (..., 2) [m]; 0 beyond the tiles."""
-        cell = torch.floor(xy / CELL_M).long()
-        rows, columns = self.raster.shape
-        ix, iy = cell[..., 0], cell[..., 1]
-        inside = (ix >= 0) & (ix < rows) & (iy >= 0) & (iy < columns)
-        index = ix.clamp(0, rows - 1) * columns + iy.clamp(0, columns - 1)
-        return torch.where(inside, self.raster.reshape(-1)[index], 0.0)
+        cell = torch.floor(xy / CELL_M)
+        # The raster has a border of zeros, one cell wide: what is farther out looks there.
+        rows, columns = self._bordered.shape
+        ix = cell[..., 0].clamp(-1, rows - 2).int()
+        iy = cell[..., 1].clamp(-1, columns - 2).int()
+        return self._bordered.view(-1)[(ix + 1) * columns + (iy + 1)]
+
+    @cached_property
+    def _bordered(self) -> torch.Tensor:
+        return torch.nn.functional.pad(self.raster, (1, 1, 1, 1))
 
     def feet_on_edge(self, tile: torch.Tensor, soles_w: torch.Tensor) -> torch.Tensor:
         """Which soles (N, F, 3) lie within `EDGE_DISTANCE_M` of an edge of their tile, (N, F)."""
