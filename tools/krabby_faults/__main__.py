@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from krabby.policy.testing import write_seeing_gait
 from krabby.robot.description import RobotDescription
@@ -21,9 +23,15 @@ from krabby_faults.table import FAULTS, Fault
 from krabby_faults.tun import Link
 
 
+_PRIORITY: Final = 30
+
+
 def main() -> int:
     """Run; returns 1 when something is not as it has to be."""
     args = _parser().parse_args()
+    with contextlib.suppress(OSError):  # to inject and repair in time; not for what it starts
+        once = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, once, os.sched_param(_PRIORITY))
     with tempfile.TemporaryDirectory(prefix="kf-policy-") as folder:
         policy = str(
             write_seeing_gait(

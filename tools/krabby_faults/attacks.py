@@ -28,7 +28,7 @@ from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 from krabby_faults.stack import Stack
 from krabby_faults.tun import ADDRESSES
 
-__all__ = ["ATTACKS", "plain_tcp", "unlisted_key"]
+__all__ = ["ATTACKS", "UNBOUNDED", "plain_tcp", "unlisted_key"]
 
 _SENT_MB: Final = 64
 """Most that an endless attack sends."""
@@ -185,3 +185,5 @@ ATTACKS: Final = (
     many_frames, endless_message, subscriptions, idle_connections, garbage, command_flood,
     future_mission, request_storm,
 )  # fmt: skip
+UNBOUNDED: Final = (endless_message, subscriptions)
+"""libzmq has no limit for these, and keeps the memory that they take."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from krabby_faults.measure import LIMITS, Row
 
-__all__ = ["DATA", "PAGE", "line", "section", "write_rows", "write_section", "write_soak"]
+__all__ = ["line", "put_rows", "section", "write_rows", "write_section", "write_soak"]
 
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = ROOT / "docs" / "faults.md"
@@ -34,15 +34,24 @@ def line(row: Row) -> str:
 
 def write_rows(rows: Sequence[Row]) -> None:
     """Put measured rows into the data and the page; rows of other faults and robots stay."""
-    known = _read().get("stack", {}).get("rows", [])
-    kept = {(row["robot"], row["fault"]): row for row in known}
-    kept |= {(row.robot, row.fault): _rounded(row.facts()) for row in rows}
-    fields = Row._fields
-    table = [Row(**{name: row[name] for name in fields}) for row in kept.values()]
-    text = _HEAD + "".join(_cells(row) + "\n" for row in table)
     where = _provenance()
-    note = f"Revision {where['revision']}, {where['machine']}.\n\n"
-    write_section("stack", note + text, {"limits": LIMITS._asdict(), "rows": list(kept.values())})
+    put_rows([{**_rounded(row.facts()), **where} for row in rows])
+
+
+def put_rows(measured: Sequence[dict[str, Any]]) -> None:
+    """The same with rows as the data holds them, from another checkout perhaps."""
+    known = _read().get("stack", {}).get("rows", [])
+    kept = {(row["robot"], row["fault"]): row for row in [*known, *measured]}
+    ordered = sorted(kept.values(), key=lambda row: row["robot"], reverse=True)
+    table = [Row(**{name: row[name] for name in Row._fields}) for row in ordered]
+    revisions = ", ".join(sorted({row["revision"] for row in ordered}))
+    loads = sorted(row["load"] for row in ordered)
+    note = (
+        f"Revision {revisions}; {ordered[0]['machine']}, with a load of {loads[0]:.0f} to "
+        f"{loads[-1]:.0f} meanwhile.\n\n"
+    )
+    text = note + _HEAD + "".join(_cells(row) + "\n" for row in table)
+    write_section("stack", text, {"limits": LIMITS._asdict(), "rows": ordered})
 
 
 def write_soak(facts: dict[str, Any]) -> None:
@@ -69,7 +78,7 @@ def write_section(name: str, text: str, facts: dict[str, Any]) -> None:
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, rest = page.split(begin)
     PAGE.write_text(before + begin + text + end + rest.split(end)[1])
-    data = {**_read(), name: {**_provenance(), **facts}}
+    data = {**_read(), name: facts}
     DATA.write_text(json.dumps(data, indent=1) + "\n")
 
 
@@ -84,11 +93,17 @@ def _read() -> dict[str, Any]:
     return json.loads(DATA.read_text()) if DATA.exists() else {}
 
 
-def _provenance() -> dict[str, str]:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    revision = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def _provenance() -> dict[str, Any]:
+    revision = _git("rev-parse", "--short", "HEAD") or "unknown"
+    if _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs"):
+        revision += " with changes"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    return {"revision": revision or "unknown", "machine": machine}
+    return {"revision": revision, "machine": machine, "load": round(os.getloadavg()[1], 1)}
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _rounded(facts: dict[str, Any]) -> dict[str, Any]:

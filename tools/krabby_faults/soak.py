@@ -9,6 +9,7 @@ import time
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from krabby_proto import ProtoError
 
 from krabby_faults.measure import LIMITS, measure
 from krabby_faults.report import write_soak
@@ -77,7 +78,7 @@ def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
     """Random faults on the simulated robot with a camera; returns the exit status."""
     chance = random.Random(seed)
     faults = [one for one in FAULTS if "simulated" in one.robots and not one.needs_root]
-    gentle = [fault for fault in faults if not _ends_a_process(fault.name)]
+    gentle = [one for one in faults if not (_ends_a_process(one.name) or one.grows)]
     stack = Stack("simulated", policy, camera=True)
     memory = _Memory(stack)
     problems: list[str] = []
@@ -90,8 +91,13 @@ def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
         end_s, settle_s = began_s + 60.0 * minutes, began_s + 60.0 * minutes * _SETTLE
         while time.monotonic() < end_s:
             fault = chance.choice(faults if time.monotonic() < settle_s else gentle)
-            row = measure(stack, fault)
             count += 1
+            try:
+                row = measure(stack, fault)
+            except (TimeoutError, ProtoError) as error:
+                problems.append(f"{fault.name}: not measured: {error}")
+                stack.revive()
+                continue
             problems += [f"{row.fault}: {each}" for each in row.problems()]
         memory.stop()
         slopes = memory.slopes(settle_s + 0.1 * (end_s - settle_s))

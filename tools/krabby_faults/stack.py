@@ -44,6 +44,10 @@ __all__ = ["ROBOTS", "Robot", "Stack", "own_buses"]
 Robot = Literal["simulated", "emulated"]
 ROBOTS: Final[tuple[Robot, ...]] = ("simulated", "emulated")
 BASE_PORT: Final = 6000
+_PRIORITIES: Final = {
+    "robot-emulator": 50, "jetson-hal": 60, "sim-hal": 60, "camera": 40, "gameloop": 55,
+}  # fmt: skip
+"""As on the robot."""
 _UNARMED: Final = ("disarmed", "damp")
 _LOOP: Final = ("state", "command", "features", "nav", "control")
 
@@ -185,6 +189,7 @@ class Stack:
         endpoints = {stream: self.endpoints[stream] for stream in streams} | dict(others or {})
         self._argv[name] = [
             *(sys.executable, "-m", "krabby_faults.probe", str(probe), module, "metrics_port=0"),
+            f"realtime.fifo_priority={_PRIORITIES[name]}",  # where it is refused, a warning
             *(f"endpoints.{stream}={endpoint}" for stream, endpoint in endpoints.items()),
             *(f"{key}={value}" for key, value in options.items()),
         ]

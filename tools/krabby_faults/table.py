@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from krabby_proto import HalClient
 
-from krabby_faults.attacks import ATTACKS, plain_tcp, unlisted_key
+from krabby_faults.attacks import ATTACKS, UNBOUNDED, plain_tcp, unlisted_key
 from krabby_faults.stack import ROBOTS, Robot, Stack
 
 __all__ = ["FAULTS", "Fault"]
@@ -35,6 +35,8 @@ class Fault(NamedTuple):
     far: bool = False
     """Whether the game loop is on another host."""
     needs_root: bool = False
+    grows: bool = False
+    """Whether libzmq keeps the memory that it takes."""
     short: bool = False
     """Whether it belongs to the short form."""
 
@@ -178,10 +180,19 @@ _DRIVES: Final = tuple(
 """One of each kind of wire; the others are in the second table, in simulated time."""
 
 _ATTACKS: Final = tuple(
-    Fault(f"attack: {run.__doc__.rstrip('.')}", run, "walks", lasts_s=0.5)
+    Fault(
+        f"attack: {run.__doc__.rstrip('.')}",
+        run,
+        "any" if run in UNBOUNDED else "walks",
+        _revive,
+        lasts_s=0.5,
+        grows=run in UNBOUNDED,
+    )
     for run in ATTACKS
     if run.__doc__
 )
+"""From a process of the same user: a Unix socket lets no other peer in. A service that its memory
+limit ends is started again, as its supervisor does."""
 
 
 def _over_link(**settings: float) -> Act:
