@@ -160,7 +160,7 @@ with FakeHal(json.loads(sys.argv[1])) as ipc, FakeHal() as tcp:
 _RELAY: Final = """
 import json, sys
 from pathlib import Path
-import krabby_proto.relay
+import krabby_proto.front
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 from krabby_proto.relay import Relay
 folder = Path(sys.argv[1])
@@ -169,7 +169,7 @@ keys, pair = KeyFolder(folder / "keys"), KeyPair.make()
 keys.authorise("bench", pair.public, ["see", "command"])
 ClientKey(pair, keys.robot().public).write(folder / "bench.toml")
 if sys.argv[3] == "without keys":
-    krabby_proto.relay._security = lambda *_: ()
+    krabby_proto.front._security = lambda *_: ()
 relay = Relay(keys, json.loads(sys.argv[2]), lambda *_: "tcp://127.0.0.1:*",
               streams=("state", "command"))
 print(json.dumps(relay.endpoints), flush=True)

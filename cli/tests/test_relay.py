@@ -15,8 +15,9 @@ import psutil
 import pytest
 from krabby.runtime.testing import until
 from krabby_cli.__main__ import main
-from krabby_proto import STATE, HalClient, LatestSubscriber
+from krabby_proto import STATE, HalClient, LatestSubscriber, RequestTimeout
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair, use_client_key
+from krabby_proto.recording import Recording
 from krabby_proto.relay import NEXT_PORTS
 from krabby_proto.testing import FakeHal
 
@@ -207,6 +208,19 @@ def test_a_revoked_key_is_cut_off_within_two_seconds_and_the_others_come_back(se
             assert eve.wait(0.3) is None
 
 
+def test_a_key_folder_that_others_can_enter_shuts_everyone_out_until_it_is_mended(serving):
+    folder = serving.folder / "keys"
+    with HalClient({"safety": serving.place("safety")}) as client:
+        assert client.safety("status", "anna", timeout_s=5.0)["ok"]
+        folder.chmod(0o755)
+        until(lambda: serving.events("relay cannot serve"), timeout_s=10)
+        with pytest.raises(RequestTimeout):
+            client.safety("status", "anna", timeout_s=0.5)
+        assert "run chmod 700" in serving.events("relay cannot serve")[-1]["reason"]
+        folder.chmod(0o700)
+        assert client.hello(10.0)["service"] == "fake-hal"
+
+
 def test_the_e_stop_has_its_own_process_and_descriptors(serving):
     """The other process has none left; libzmq's thread spins there, and the e-stop is answered."""
     streams = next(one for one in serving.events("running") if one["group"] == "streams")
@@ -289,3 +303,14 @@ def test_check_hal_passes_through_the_relay_with_all_roles(serving, tmp_path, ca
     serving.hal.safety_state = 0
     where = ["--host", "127.0.0.1", "--base-port", str(serving.base_port), "--key", str(path)]
     assert main(["check-hal", *where]) == 0, capsys.readouterr().out
+
+
+def test_a_recording_through_the_relay_has_every_state(serving, tmp_path, capsys):
+    where = ["--host", "127.0.0.1", "--base-port", str(serving.base_port)]
+    where += ["--key", str(serving.folder / "keys" / "operator.toml")]
+    file = tmp_path / "run.mcap"
+    assert main(["record", str(file), "state", "--duration", "1.5", *where]) == 0
+    assert "missed" not in capsys.readouterr().out
+    sequences = [message.sequence for message in Recording(file)]
+    assert len(sequences) > 50
+    assert sequences == list(range(sequences[0], sequences[0] + len(sequences)))

@@ -23,8 +23,9 @@ from krabby_proto import (
 )
 from krabby_proto.access import ROLES, KeyFolder, KeyPair
 from krabby_proto.endpoint import MAX_FRAMES
+from krabby_proto.front import Limits
 from krabby_proto.header import HEADER_FORMAT
-from krabby_proto.relay import Limits, Relay
+from krabby_proto.relay import Relay
 from krabby_proto.replies import REPLY_FORMAT
 from krabby_proto.testing import FakeHal
 

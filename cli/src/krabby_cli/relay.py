@@ -227,9 +227,12 @@ def _forward(relay: Relay) -> None:
 
 
 def _limit_descriptors() -> None:
+    """As many descriptors as allowed, and no core dumps."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    # An abort is no reason to write the memory to disk, which takes longer than the next start.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _limit_memory() -> None:

@@ -12,6 +12,7 @@ text form of ZeroMQ, 40 characters.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -169,12 +170,13 @@ class KeyFolder:
 
     def stamp(self) -> object:
         """Changes whenever a key does; cheap."""
-        folders = [self.path / "authorised", *sorted((self.path / "authorised").glob("*.toml"))]
-        return [
-            (path.name, path.stat().st_mtime_ns, path.stat().st_ino)
-            for path in [*folders, self._robot, self._next]
-            if path.exists()
-        ]
+        clients = sorted((self.path / "authorised").glob("*.toml"))
+        facts: list[tuple[int, ...]] = []
+        for path in (self.path, self.path / "authorised", *clients, self._robot, self._next):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                facts.append((found.st_ino, found.st_mtime_ns, found.st_mode, found.st_uid))
+        return facts
 
     def check_name(self, name: str) -> None:
         """Refuse what cannot name a key."""

@@ -14,28 +14,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket as tcp
-import struct
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
-from zmq.utils.monitor import parse_monitor_message
 
 from krabby_proto.access import ANY_ROLE, KeyFolder, Listed
 from krabby_proto.endpoint import MAX_FRAMES, Closing, Endpoint, send_frames
-from krabby_proto.errors import EndpointError
+from krabby_proto.front import Bucket, Front, Limits, Refusals
 from krabby_proto.header import HEADER_SIZE
-from krabby_proto.hello import HELLO_TOPIC, MAX_JSON_BYTES, parse_request
+from krabby_proto.hello import HELLO_TOPIC, parse_request
 from krabby_proto.streams import COMMAND, CONTROL, NAV, SAFETY, STREAMS, Stream
 
-__all__ = ["NEXT_PORTS", "Limits", "Relay", "RelayEnd"]
+__all__ = ["NEXT_PORTS", "Relay", "RelayEnd"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,234 +48,15 @@ _PLAIN_OPS: Final = {
 }
 """Requests for which `operate` is not needed."""
 _OPERATE: Final = frozenset({"operate"})
-_UNPROVEN_S: Final = 3.0
-"""libzmq closes a connection without a complete handshake after 2 s."""
-_BYTES_RECEIVED: Final = struct.Struct("=128xQ")
-"""struct tcp_info of linux/tcp.h, up to tcpi_bytes_received."""
 _WATCH_S: Final = 0.02
 _STAMP_S: Final = 0.5
 _MOST_DRAINED: Final = 64
 """Messages taken from one socket in one turn."""
 _MOST_SKIPPED: Final = 2000
-_MONITORED: Final = (
-    zmq.EVENT_ACCEPTED
-    | zmq.EVENT_ACCEPT_FAILED
-    | zmq.EVENT_DISCONNECTED
-    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one peer may use."""
-
-    connections: int = 64
-    """Of a door; the one that sent nothing for longest makes room for a new one."""
-    connections_of_key: int = 8
-    """Of one key at a door; the oldest makes room."""
-    bytes_per_s: int = 256 * 1024
-    """Received on one connection in any second."""
-    requests_per_s: Mapping[str, float] = field(
-        default_factory=lambda: {"command": 250.0, "nav": 100.0, "safety": 50.0, "control": 50.0}
-    )
-    """Of one key at a door; twice as many at once. E-stops are counted apart from the rest."""
 
 
 class RelayEnd(Exception):  # noqa: N818
     """The relay cannot continue and has to be started again; the message says why."""
-
-
-class _Bucket:
-    """Tokens that come at a rate, at most two seconds' worth."""
-
-    def __init__(self, rate: float) -> None:
-        self._rate, self._tokens, self._at_s = rate, 2 * rate, time.monotonic()
-
-    def take(self) -> bool:
-        now_s = time.monotonic()
-        self._tokens = min(2 * self._rate, self._tokens + self._rate * (now_s - self._at_s))
-        self._at_s = now_s
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
-
-
-class Refusals:
-    """Counts refusals by door and reason, and logs each kind once a second."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self._told_s: dict[tuple[str, str, str], float] = {}
-
-    def add(self, door: str, reason: str, who: str) -> None:
-        self.counts[door, reason] += 1
-        now_s = time.monotonic()
-        if len(self._told_s) > 256:
-            self._told_s.clear()
-        if now_s - self._told_s.get((door, reason, who), -1.0) >= 1.0:
-            self._told_s[door, reason, who] = now_s
-            total = self.counts[door, reason]
-            _log.warning("refused at %s: %s, by %s, total %d", door, reason, who, total)
-
-
-class _Connection:
-    """One accepted connection; holds a duplicate of its descriptor, so none is mistaken for it."""
-
-    def __init__(self, fd: int) -> None:
-        self.since_s = time.monotonic()
-        self.user = ""
-        """Public key; empty until it sent something."""
-        self.socket = tcp.socket(fileno=os.dup(fd))
-        try:
-            self.peer = str(self.socket.getpeername()[0])
-        except BaseException:
-            self.socket.close()
-            raise
-        self._window_s, self._window_bytes = self.since_s, 0
-
-    def received(self, now_s: float) -> int:
-        """Bytes in the second that runs."""
-        size = _BYTES_RECEIVED.size
-        info = self.socket.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, size)
-        (total,) = _BYTES_RECEIVED.unpack(info)
-        if now_s - self._window_s >= 1.0:
-            self._window_s, self._window_bytes = now_s, total
-        return total - self._window_bytes
-
-    def kick(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(tcp.SHUT_RDWR)
-
-
-def _security(domain: str, secret: str) -> tuple[tuple[int, int | bytes], ...]:
-    return (
-        (zmq.CURVE_SERVER, 1),
-        (zmq.CURVE_SECRETKEY, secret.encode()),
-        (zmq.ZAP_DOMAIN, domain.encode()),
-        (zmq.ZAP_ENFORCE_DOMAIN, 1),
-    )
-
-
-class _Front(Closing):
-    """A bound CURVE socket and its connections."""
-
-    def __init__(self, door: _Door, kind: int, endpoint: str, secret: str) -> None:
-        self.door = door
-        self.connections: dict[int, _Connection] = {}
-        self.socket = door.relay.context.socket(kind)
-        for option, value in (
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, 64),
-            (zmq.RCVHWM, 256),
-            (zmq.MAXMSGSIZE, MAX_JSON_BYTES),
-            (zmq.IPV6, int("[" in endpoint)),
-            (zmq.HANDSHAKE_IVL, 2000),
-            (zmq.TCP_KEEPALIVE, 1),
-            (zmq.TCP_KEEPALIVE_IDLE, 1),
-            (zmq.TCP_KEEPALIVE_INTVL, 1),
-            (zmq.TCP_MAXRT, 1000),
-            *_security(door.name, secret),
-            *door.front_options,
-        ):
-            self.socket.setsockopt(option, value)
-        # before it is bound: the first connection is watched too
-        address = f"inproc://front-{id(self)}"
-        self.socket.monitor(address, _MONITORED)
-        self.monitor = door.relay.context.socket(zmq.PAIR)
-        self.monitor.setsockopt(zmq.RCVHWM, 0)
-        self.monitor.connect(address)
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.close()
-            raise EndpointError(f"{endpoint} cannot be bound: {error.strerror}") from error
-        last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
-        self.endpoint = last.rstrip(b"\0").decode()
-
-    def read_monitor(self) -> None:
-        while True:
-            try:
-                event = parse_monitor_message(self.monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            kind, fd = event["event"], event["value"]
-            if kind == zmq.EVENT_ACCEPTED:
-                self._accepted(fd)
-            elif kind == zmq.EVENT_DISCONNECTED:
-                connection = self.connections.pop(fd, None)
-                if connection is not None:
-                    connection.socket.close()
-            elif kind == zmq.EVENT_ACCEPT_FAILED:
-                self.door.refuse("descriptors", "the system")
-            else:
-                self.door.refuse("handshake", "a peer that did not complete it")
-
-    def _accepted(self, fd: int) -> None:
-        old = self.connections.pop(fd, None)
-        if old is not None:
-            old.socket.close()
-        try:
-            self.connections[fd] = _Connection(fd)
-        except OSError:  # closed again already
-            return
-        if len(self.connections) > self.door.relay.limits.connections:
-            self._make_room()
-
-    def _make_room(self) -> None:
-        """Close a connection that sent nothing, the oldest; else the oldest of the busiest key."""
-        every = list(self.connections.values())
-        unproven = [one for one in every if not one.user]
-        if unproven:
-            victim = min(unproven, key=lambda one: one.since_s)
-        else:
-            users = Counter(one.user for one in every)
-            (busiest, _) = users.most_common(1)[0]
-            victim = min((o for o in every if o.user == busiest), key=lambda o: o.since_s)
-        self._drop(victim, "connections")
-
-    def prove(self, fd: int, user: str) -> None:
-        """Note whose connection it is."""
-        if fd not in self.connections:
-            self.read_monitor()
-        connection = self.connections.get(fd)
-        if connection is None or connection.user == user:
-            return
-        connection.user = user
-        same = [one for one in self.connections.values() if one.user == user]
-        if len(same) > self.door.relay.limits.connections_of_key:
-            self._drop(min(same, key=lambda one: one.since_s), "connections")
-
-    def _drop(self, connection: _Connection, reason: str) -> None:
-        """Kick it, and forget it: it counts no more."""
-        self.door.refuse(reason, self.door.relay.name_of(connection.user) or connection.peer)
-        connection.kick()
-        for fd, one in list(self.connections.items()):
-            if one is connection:
-                del self.connections[fd]
-        connection.socket.close()
-
-    def kick(self, fd: int, reason: str) -> None:
-        connection = self.connections.get(fd)
-        if connection is not None:
-            self._drop(connection, reason)
-
-    def watch_bytes(self, now_s: float) -> None:
-        limit = self.door.relay.limits.bytes_per_s
-        for connection in list(self.connections.values()):
-            try:
-                if connection.received(now_s) > limit:
-                    self._drop(connection, "bytes")
-            except OSError:  # gone; its monitor says so
-                pass
-
-    def close(self) -> None:
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close()
-        for connection in self.connections.values():
-            connection.socket.close()
 
 
 class _Door(Closing):
@@ -294,8 +69,7 @@ class _Door(Closing):
 
     def __init__(self, relay: Relay, stream: Stream, fronts: Sequence[tuple[str, str]]) -> None:
         self.relay, self.stream, self.name = relay, stream, stream.name
-        self.roles = _ROLES.get(stream.name, frozenset({"see"}))
-        self.fronts: list[_Front] = []
+        self.fronts: list[Front] = []
         self.back = Endpoint(
             self.back_kind,
             relay.upstream[stream.name],
@@ -307,12 +81,24 @@ class _Door(Closing):
             options=self.back_options,
         )
         for endpoint, secret in fronts:
-            self.fronts.append(_Front(self, self.front_kind, endpoint, secret))
+            self.fronts.append(
+                Front(
+                    relay.context,
+                    self.front_kind,
+                    endpoint,
+                    domain=self.name,
+                    secret=secret,
+                    options=self.front_options,
+                    limits=relay.limits,
+                    refuse=self.refuse,
+                    name_of=relay.name_of,
+                )
+            )
 
     def refuse(self, reason: str, who: str) -> None:
         self.relay.refusals.add(self.name, reason, who)
 
-    def take(self, front: _Front) -> tuple[str, int, list[bytes]] | None:
+    def take(self, front: Front) -> tuple[str, int, list[bytes]] | None:
         """User, descriptor and frames of a message that fits; None when nothing is there.
 
         Frames are empty when it does not fit; its connection is closed.
@@ -350,9 +136,7 @@ class _Door(Closing):
             if frames:
                 self.from_front(index, front, user, fd, frames)
 
-    def from_front(
-        self, index: int, front: _Front, user: str, fd: int, frames: list[bytes]
-    ) -> None:
+    def from_front(self, index: int, front: Front, user: str, fd: int, frames: list[bytes]) -> None:
         raise NotImplementedError
 
     def from_back(self) -> None:
@@ -382,9 +166,7 @@ class _StreamDoor(_Door):
         self._subscribed: set[tuple[int, bytes]] = set()
         """Topics by front; libzmq tells of the first subscription to one and of the last's end."""
 
-    def from_front(
-        self, index: int, front: _Front, user: str, fd: int, frames: list[bytes]
-    ) -> None:
+    def from_front(self, index: int, front: Front, user: str, fd: int, frames: list[bytes]) -> None:
         wanted, topic = frames[0][:1], frames[0][1:]
         known = topic in (b"", self.stream.topic)
         if len(frames) != 1 or wanted not in (b"\0", b"\1") or not known:
@@ -420,9 +202,7 @@ class _NavDoor(_Door):
         for front in self.fronts:
             front.socket.setsockopt(zmq.SUBSCRIBE, stream.topic)
 
-    def from_front(
-        self, index: int, front: _Front, user: str, fd: int, frames: list[bytes]
-    ) -> None:
+    def from_front(self, index: int, front: Front, user: str, fd: int, frames: list[bytes]) -> None:
         if [len(frame) for frame in frames] != [3, HEADER_SIZE, 4 * self.stream.size]:
             front.kick(fd, "malformed")
         elif self.within_rate(user, self.name):
@@ -440,9 +220,7 @@ class _RequestDoor(_Door):
     back_kind = zmq.DEALER
     back_options = ((zmq.IMMEDIATE, 1),)
 
-    def from_front(
-        self, index: int, front: _Front, user: str, fd: int, frames: list[bytes]
-    ) -> None:
+    def from_front(self, index: int, front: Front, user: str, fd: int, frames: list[bytes]) -> None:
         try:
             end = frames.index(b"", 1, 3)  # behind the sender and, at most, a request id
         except ValueError:
@@ -542,7 +320,7 @@ class Relay(Closing):
         self._keys, self._stamp, self._stamped_s = keys, keys.stamp(), time.monotonic()
         self.listed: dict[str, Listed] = {one.public: one for one in keys.authorised()}
         """Authorised clients by public key."""
-        self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
         self._watched_s = 0.0
         self.doors: list[_Door] = []
         self.authenticator = ThreadAuthenticator(self.context)
@@ -581,11 +359,11 @@ class Relay(Closing):
         listed = self.listed.get(user)
         return listed.roles if listed else frozenset()
 
-    def bucket(self, user: str, kind: str, rate: float) -> _Bucket:
+    def bucket(self, user: str, kind: str, rate: float) -> Bucket:
         """The tokens of a key for one kind of message."""
         bucket = self._buckets.get((user, kind))
         if bucket is None:
-            bucket = self._buckets[user, kind] = _Bucket(rate)
+            bucket = self._buckets[user, kind] = Bucket(rate)
         return bucket
 
     def poll(self, timeout_s: float) -> None:
@@ -598,7 +376,6 @@ class Relay(Closing):
         for door in self.doors:
             handlers[door.back.socket] = door.from_back
             for index, front in enumerate(door.fronts):
-                handlers[front.monitor] = front.read_monitor
                 handlers[front.socket] = partial(door.drain, index)
         poller = zmq.Poller()
         for socket in handlers:
@@ -617,6 +394,7 @@ class Relay(Closing):
         for door in self.doors:
             door.back.revive()
             for front in door.fronts:
+                front.read_monitor()
                 front.watch_bytes(now_s)
         if not self.authenticator.is_alive():
             raise RelayEnd("the authenticator is dead")

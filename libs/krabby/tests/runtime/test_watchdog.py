@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 
+import psutil
 import pytest
-from krabby.runtime.testing import captured_logs, until
+from krabby.runtime.testing import captured_logs, lateness, until
 from krabby.runtime.watchdog import STUCK_S, watched
 
 PROGRAM = '''
@@ -80,10 +81,12 @@ def launch(tmp_path):
             text=True,
         )
         started.append(process)
+        said = []
         for line in process.stdout:
+            said.append(line)
             if '"sticks"' in line:
                 return process
-        raise AssertionError("it did not start")
+        raise AssertionError(f"it did not start: {said}")
 
     yield start
     for process in started:
@@ -96,11 +99,15 @@ def launch(tmp_path):
 @pytest.mark.parametrize("how", ["busy", "waits", "library", "keeps_the_lock"])
 def test_a_stuck_loop_ends_its_process_within_1_s_and_names_the_frame(launch, how, capsys):
     process = launch(f"fail={how}")
-    began_s = time.monotonic()
+    began_s, before_s = time.monotonic(), processor_s(process)
+    late_s = lateness(STUCK_S - 0.1)
+    if how == "keeps_the_lock":  # its limit is of processor time, and this machine may be busy
+        until(lambda: psutil.Process(process.pid).status() == "zombie", timeout_s=30)
+        assert processor_s(process) - before_s < 1.0
     said, _ = process.communicate(timeout=30)
     took_s = time.monotonic() - began_s
     with capsys.disabled():
-        sys.stdout.write(f"\n{how}: ended after {took_s:.2f} s\n")
+        sys.stdout.write(f"\n{how}: ended after {took_s:.2f} s, sleeps were {late_s:.2f} s late\n")
     if how == "keeps_the_lock":  # no thread of Python can run: the kernel's timer ends it
         assert process.returncode == -signal.SIGPROF
     else:
@@ -108,7 +115,14 @@ def test_a_stuck_loop_ends_its_process_within_1_s_and_names_the_frame(launch, ho
         assert '"loop stuck, process ended"' in said
     assert f"walker.py:{line_of(how)} {how}" in said or f'walker.py", line {line_of(how)}' in said
     assert took_s >= STUCK_S - 0.1  # the last beat was a look ago at most
-    assert took_s < 1.0
+    if how != "keeps_the_lock":
+        assert took_s < 1.0 + 2.0 * late_s
+
+
+def processor_s(process):
+    """Processor time of a process, also of one that has ended and is not waited for [s]."""
+    times = psutil.Process(process.pid).cpu_times()
+    return times.user + times.system
 
 
 def line_of(how):

@@ -352,6 +352,31 @@ def test_a_student_learns_to_act_as_its_teacher(fake_env, teacher_file):
     assert losses[0]["led_share"] > losses[-1]["led_share"] == 0.0
 
 
+def test_codes_of_images_that_are_too_old_are_not_learned(fake_env, teacher_file):
+    env = fake_env(6)
+    env.vision.oldest_s = 0.1
+    runner = make_runner(env, "distill")
+    runner.begin_with(teacher_file)
+    runner._collect(runner.env.get_observations())
+    alg = runner.alg
+    rollout, robots = alg._rollout, torch.arange(6)
+    rollout.finish()
+    old = rollout.age >= 0.1
+    assert old.any()
+    assert not old.all()
+
+    def losses():
+        torch.manual_seed(1)
+        return alg._losses(rollout, robots)
+
+    before = losses()
+    rollout.scan[old] += 1.0
+    after = losses()
+    assert all(torch.equal(before[name], after[name]) for name in ("code", "scan"))
+    rollout.scan[~old] += 1.0
+    assert losses()["scan"] > after["scan"]
+
+
 def test_older_rollouts_are_learned_from_again(fake_env, teacher_file):
     seed_everything(0)
     runner = make_runner(fake_env(6), "distill")

@@ -149,3 +149,60 @@ def test_signal_to_any_process_stops_all_of_them_together(tmp_path):
     summary = json.loads(said[0][0])
     assert summary["stopped_by"] == "SIGTERM"
     assert summary["iterations"] == 2
+
+
+_SIMULATOR = """
+import importlib.util, os, sys, types
+def make_env(cfg, *, device, seed):
+    spec = importlib.util.spec_from_file_location("world", os.environ["WORLD"])
+    world = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(world)
+    return world.FakeEnv(cfg.num_envs)
+sys.modules["krabby_trainer.task.isaac"] = types.SimpleNamespace(make_env=make_env)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_nodes_under_torchrun_train_over_tcp_and_resume(tmp_path):
+    """Two of torchrun's agents, as on two machines: they meet at an address and a port."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(_SIMULATOR)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), *filter(None, sys.path)]),
+        "WORLD": str(Path(__file__).parents[1] / "conftest.py"),
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def on_two_nodes(*typed):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+        nodes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
+                    *("--nproc-per-node", "1", "--node-rank", str(rank), "--rdzv-id", "test"),
+                    *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint),
+                    *("--local-addr", "127.0.0.1", "-m", "krabby_trainer", "train", *typed),
+                ],
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=environment,
+            )
+            for rank in (0, 1)
+        ]
+        said = [node.communicate(timeout=200) for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], said
+        (summary,) = [json.loads(out.splitlines()[-1]) for out, _ in said if out.strip()]
+        return summary
+
+    small = ("device=cpu", "env.num_envs=4", "agent.num_steps_per_env=4", "run.dir=r")
+    tiny = ("agent.actor.hidden_dims=[16]", "agent.critic.hidden_dims=[16]")
+    first = on_two_nodes(*small, *tiny, "agent.max_iterations=2")
+    assert (first["iterations"], first["env_steps"]) == (2, 2 * 2 * 4 * 4)
+    second = on_two_nodes(*small, "run.resume=auto", "agent.max_iterations=3")
+    assert (second["iterations"], second["env_steps"]) == (3, 2 * 3 * 4 * 4)

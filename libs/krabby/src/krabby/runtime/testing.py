@@ -19,6 +19,7 @@ __all__ = [
     "captured_logs",
     "free_port",
     "free_ports",
+    "lateness",
     "may_go_first",
     "running",
     "until",
@@ -100,6 +101,18 @@ def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"still not so after {timeout_s:g} s: {condition}")
         time.sleep(0.002)
+
+
+def lateness(seconds: float) -> float:
+    """By how much a process that sleeps ten times a second falls behind on this machine [s].
+
+    What a bound on the time of another process may be exceeded by on a busy machine.
+    """
+    late_s, end_s = 0.0, time.monotonic() + seconds
+    while (now_s := time.monotonic()) < end_s:
+        time.sleep(0.1)
+        late_s += time.monotonic() - now_s - 0.1
+    return late_s
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
 Two clocks watch the loop, because one alone misses a case:
 
-- a thread looks ten times a second whether the loop has beaten. It counts its own looks and not
-  time: a process that was frozen (SIGSTOP, a suspended machine, a debugger that is attached) is
-  stuck for as long as it ran, and continues afterwards;
+- a thread looks ten times a second whether the loop has beaten. The time between two looks counts
+  up to twice that: a process that was frozen (SIGSTOP, a suspended machine, a debugger that is
+  attached) is not stuck, and continues afterwards;
 - a timer of the loop's processor time, which that thread sets back at every look. It fires when a
   library keeps the interpreter's lock, so that no thread of Python runs. faulthandler then writes
   the stack to stderr and the signal ends the process.
@@ -59,16 +59,16 @@ def watched(
     with _processor_timer() as set_back:
 
         def look() -> None:
-            seen, silent = beats(), 0
+            seen, silent_s, looked_s = beats(), 0.0, time.monotonic()
             while not over.wait(_LOOK_S):
                 set_back(STUCK_S)
-                now = beats()
-                silent = 0 if now != seen else silent + 1
-                seen = now
-                if silent * _LOOK_S < STUCK_S:
+                before_s, looked_s = looked_s, time.monotonic()
+                before, seen = seen, beats()
+                if seen != before or _debugged(loop):
+                    silent_s = 0.0
                     continue
-                if _debugged(loop):
-                    silent = 0
+                silent_s += min(looked_s - before_s, 2.0 * _LOOK_S)
+                if silent_s < STUCK_S:
                     continue
                 log.error("loop stuck, process ended", limit_s=STUCK_S, stuck_at=stack_of(loop))
                 flush(_LAST_WORDS_S)

@@ -254,6 +254,8 @@ class Distillation:
         with torch.no_grad():
             true_code = self.teacher.sight({"scan": true_scan})
         seen = ~r.blind[:, robots, None]
+        if self.actor.oldest_s:  # no code is read from images that are too old
+            seen &= r.age[:, robots, None] < self.actor.oldest_s
         scan = self.decoder(memory)
         return {
             "action": nn.functional.mse_loss(action, wanted),

@@ -287,8 +287,7 @@ class ParkourPPO(PPO):
             for name in ("values", "returns", "advantages", "actions_log_prob")
         )
         velocity, history_code = (
-            each[: self._sides].index_select(1, self._index).flatten(0, 1)
-            for each in (self._velocity, self._code)
+            each.index_select(1, self._index).flatten(0, 1) for each in (self._velocity, self._code)
         )
         privileged = actor.latent_source == "privileged"
         code = actor.privileged_latent(seen) if privileged else history_code
