@@ -22,7 +22,6 @@ from krabby_faults.stack import ROBOTS, Robot, Stack
 from krabby_faults.table import FAULTS, Fault
 from krabby_faults.tun import Link
 
-
 _PRIORITY: Final = 30
 
 

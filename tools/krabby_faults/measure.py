@@ -98,7 +98,8 @@ def measure(stack: Stack, fault: Fault) -> Row:
     stack.joints.beyond_rad = -float("inf")
     began_ns = time.monotonic_ns()
     fault.inject(stack)
-    drives_ns = _watch_drives(stack) if stack.robot == "emulated" else None
+    watch_s = min(fault.lasts_s, _WATCH_S) if stack.robot == "emulated" else 0.0
+    drives_ns = _watch_drives(stack, watch_s)
     left_s = fault.lasts_s - (time.monotonic_ns() - began_ns) * 1e-9
     time.sleep(max(left_s, 0.0))
     mended_ns = time.monotonic_ns()
@@ -140,9 +141,9 @@ def _walk_for(stack: Stack, seconds: float) -> None:
         time.sleep(0.05)
 
 
-def _watch_drives(stack: Stack) -> int | None:
+def _watch_drives(stack: Stack, seconds: float) -> int | None:
     """When no drive of the emulated robot held a position any more [ns]."""
-    end_s = time.monotonic() + _WATCH_S
+    end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         with contextlib.suppress(ProtoError):
             running, now_ns = stack.drives_running()
