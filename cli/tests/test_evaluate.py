@@ -98,9 +98,9 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--cells", "run-*"], "has no cell 'run-*'; --list shows those it has"),
+        (["--cells", "run-*"], "has no cell 'run-*'; `krabby evaluate --suite"),
         (["--cells", "walk-c"], "no cell 'walk-c'; did you mean 'walk-"),
-        (["--cells", ","], "--cells ',' names no cell"),
+        (["--cells", ","], "cells ',' of suite"),
         (["--trials", "0"], "--trials 0 is too few"),
         (["--jobs", "0"], "--jobs 0 is too few"),
         (["--step-ms", "2"], "--step-ms 2 does not divide 5 ms"),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
-import fnmatch
 import os
 import platform
 import sys
@@ -19,7 +17,7 @@ from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
 from krabby.benchmark.scenario import ScenarioError
-from krabby.benchmark.suites import SUITES, find_suite
+from krabby.benchmark.suites import SUITES, choose_cells, find_suite
 from krabby.benchmark.table import TrialsError, read_trials
 from krabby.benchmark.teacher import load_bundle
 from krabby.benchmark.trial import TrialCfg
@@ -260,21 +258,7 @@ class _Progress:
 
 def _chosen(suite: Sequence[Cell], args: argparse.Namespace) -> list[Cell]:
     """The cells that the options name, with the number of trials they allow."""
-    patterns = [part.strip() for part in args.cells.split(",") if part.strip()]
-    cells = [
-        cell for cell in suite if any(fnmatch.fnmatchcase(cell.name, each) for each in patterns)
-    ]
-    unknown = [
-        each for each in patterns if not any(fnmatch.fnmatchcase(c.name, each) for c in suite)
-    ]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], [c.name for c in suite], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(
-            f"suite {args.suite!r} has no cell {unknown[0]!r}; {hint}--list shows those it has"
-        )
-    if not cells:
-        raise UsageError(f"--cells {args.cells!r} names no cell; --list shows those there are")
+    cells = choose_cells(args.suite, suite, args.cells)
     if args.trials is None:
         return cells
     if args.trials < 1:

@@ -40,3 +40,17 @@ def test_a_folder_of_another_evaluation_is_refused(tmp_path):
     run_suite(bundle_dir("gait"), tmp_path, suite="s", trials=1, processes=1)
     with pytest.raises(EvaluationError, match="give another"):
         run_suite(bundle_dir("gait"), tmp_path, suite="t", trials=1, processes=1)
+
+
+def test_some_cells_of_a_suite_are_walked_and_an_unknown_one_is_refused(tmp_path, monkeypatch):
+    cells = tuple(
+        Cell(name=name, family="f", summary="", goal="track", make=short, trials=1)
+        for name in ("walk-1", "walk-2", "stand")
+    )
+    monkeypatch.setattr(krabby_trainer.run.benchmark, "find_suite", lambda _: cells)
+    gait = bundle_dir("gait")
+    facts = run_suite(gait, tmp_path, suite="s", cells="walk*", processes=1)
+    rows = [json.loads(line) for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    assert (facts["trials"], [row["cell"] for row in rows]) == (2, ["walk-1", "walk-2"])
+    with pytest.raises(EvaluationError, match=r"no cell 'stnd'; did you mean 'stand'\?"):
+        run_suite(gait, tmp_path / "other", suite="s", cells="stnd", processes=1)

@@ -516,6 +516,45 @@ def test_the_last_action_and_the_speed_asked_for_are_seen(env, parkour):
     assert (frame[:, 6] > 0.8 * parkour.speed).all()
 
 
+# Robots that break.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["velocity", "joint", "action"])
+def test_a_robot_whose_state_is_not_finite_begins_anew_and_the_others_go_on(
+    env, parkour, place, value
+):
+    for _ in range(3):
+        env.step(STILL)
+    assert env.take_broken() is None
+    before, action = parkour.episode_steps.clone(), STILL.clone()
+    simulation = parkour.robots._simulation
+    if place == "velocity":
+        simulation.speeds[3, 0] = value
+    elif place == "joint":
+        simulation.coords[3, 9] = value
+    else:
+        action[3, 2] = value
+    ended = torch.zeros(N, dtype=torch.bool)
+    for _ in range(3):
+        obs, rewards, terminated, truncated, _ = env.step(action)
+        action = STILL
+        assert all(group.isfinite().all() for group in obs.values())
+        assert rewards.isfinite().all()
+        ended |= terminated | truncated
+    others = torch.arange(N) != 3
+    assert ended[3]
+    assert parkour.episode_steps[3] < 3
+    assert (parkour.episode_steps == before + 3)[others & ~ended].all()
+    assert simulation.coords.isfinite().all()
+    broken = env.take_broken()
+    assert broken["robot"].tolist() == [3]
+    found = torch.cat([broken[f"broken.{key}"] for key in ("joint_q", "joint_qd", "action")], dim=1)
+    assert not found.isfinite().all()
+    assert broken["before.joint_q"].isfinite().all()
+    assert env.take_broken() is None
+
+
 # Resuming.
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
@@ -11,11 +12,11 @@ from krabby.benchmark.scenario import ScenarioError
 from krabby.benchmark.wild import WILD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from krabby.benchmark.scenario import Cell
 
-__all__ = ["SUITES", "cell_table", "find_suite"]
+__all__ = ["SUITES", "cell_table", "choose_cells", "find_suite"]
 
 SUITES: Final[Mapping[str, tuple[Cell, ...]]] = MappingProxyType(
     {"published": PUBLISHED, "wild": WILD}
@@ -33,6 +34,30 @@ def find_suite(name: str) -> tuple[Cell, ...]:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ScenarioError(f"no suite is called {name!r}; {hint}choose from {', '.join(SUITES)}")
     return SUITES[name]
+
+
+def choose_cells(suite: str, cells: Sequence[Cell], patterns: str) -> list[Cell]:
+    """The cells whose names match.
+
+    Args:
+        suite: its name, for errors.
+        cells: of the suite.
+        patterns: names, or patterns such as `stairs*`, with commas between them.
+
+    Raises:
+        ScenarioError: a pattern matches no cell.
+    """
+    wanted = [part.strip() for part in patterns.split(",") if part.strip()]
+    hint = f"`krabby evaluate --suite {suite} --list` shows those it has"
+    if not wanted:
+        raise ScenarioError(f"cells {patterns!r} of suite {suite!r} are none; {hint}")
+    names = [cell.name for cell in cells]
+    for each in wanted:
+        if not fnmatch.filter(names, each):
+            near = difflib.get_close_matches(each, names, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ScenarioError(f"suite {suite!r} has no cell {each!r}; {meant}{hint}")
+    return [c for c in cells if any(fnmatch.fnmatchcase(c.name, each) for each in wanted)]
 
 
 def cell_table(cells: Iterable[Cell]) -> str:

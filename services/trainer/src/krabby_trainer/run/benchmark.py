@@ -13,7 +13,8 @@ from krabby.benchmark.book import Book, head_of
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
-from krabby.benchmark.suites import find_suite
+from krabby.benchmark.scenario import ScenarioError
+from krabby.benchmark.suites import choose_cells, find_suite
 from krabby.benchmark.teacher import load_bundle
 from krabby.benchmark.trial import TrialCfg
 from krabby.policy.bundle import MANIFEST_FILE
@@ -31,7 +32,13 @@ __all__ = ["run_suite"]
 
 
 def run_suite(
-    checkpoint: Path, out: Path, *, suite: str, trials: int = 0, processes: int = 0
+    checkpoint: Path,
+    out: Path,
+    *,
+    suite: str,
+    cells: str = "*",
+    trials: int = 0,
+    processes: int = 0,
 ) -> dict[str, Any]:
     """Walk the trials of a suite and write its report; trials that are in `out` are kept.
 
@@ -40,6 +47,7 @@ def run_suite(
             of a bundle.
         out: folder of trials.jsonl, report.json and report.md.
         suite: a name in `krabby.benchmark.suites.SUITES`.
+        cells: names or patterns of its cells, with commas between them.
         trials: of each cell at most; 0 for the cell's own number.
         processes: that run trials; 0 for all cores.
 
@@ -47,20 +55,20 @@ def run_suite(
         Number of trials and of successes, for a line on stdout.
 
     Raises:
-        EvaluationError: `out` holds another evaluation, or a trial failed.
+        EvaluationError: no such cell, `out` holds another evaluation, or a trial failed.
     """
-    cells = [
-        dataclasses.replace(cell, trials=min(cell.trials, trials or cell.trials))
-        for cell in find_suite(suite)
-    ]
     try:
+        chosen = [
+            dataclasses.replace(cell, trials=min(cell.trials, trials or cell.trials))
+            for cell in choose_cells(suite, find_suite(suite), cells)
+        ]
         if (checkpoint / MANIFEST_FILE).is_file():
-            return _run(checkpoint, out, suite, cells, processes)
+            return _run(checkpoint, out, suite, chosen, processes)
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / checkpoint.stem
             export_bundle(checkpoint, bundle, name=checkpoint.stem)
-            return _run(bundle, out, suite, cells, processes)
-    except BenchmarkError as error:
+            return _run(bundle, out, suite, chosen, processes)
+    except (BenchmarkError, ScenarioError) as error:
         raise EvaluationError(str(error)) from error
 
 

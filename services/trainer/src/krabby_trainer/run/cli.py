@@ -40,6 +40,8 @@ class EvalCfg:
     suite: str = "paper"
     """What is measured: paper, fixed, open, smoke; in MuJoCo also the suites of `krabby evaluate`,
     published and wild, which run the game loop's controller."""
+    cells: str = "*"
+    """Of the suites published and wild: names or patterns, such as 'stairs*,beam*'."""
     conditions: str = "nominal"
     """Disturbances: nominal (none), deployable, or that and one of drop30, latency120, noise2,
     tilt3, weak20, payload5, heavy, friction04."""
@@ -282,6 +284,7 @@ def _eval(overrides: Sequence[str]) -> int:
     from krabby_trainer.run.training import resolve_device
 
     find_suite(cfg.suite)
+    check(cfg.cells == "*", "cells", cfg.cells, f"none of suite={cfg.suite}")
     find_condition(cfg.conditions)
     name = f"{cfg.suite}-{cfg.backend}"
     if cfg.conditions != "nominal":
@@ -322,7 +325,12 @@ def _benchmark(cfg: EvalCfg, checkpoint: Path) -> int:
     out = Path(cfg.out) if cfg.out else _run_of(checkpoint) / "evaluation" / f"{cfg.suite}{robot}"
     with aside(None):
         facts = run_suite(
-            checkpoint, out, suite=cfg.suite, trials=cfg.robots, processes=cfg.processes
+            checkpoint,
+            out,
+            suite=cfg.suite,
+            cells=cfg.cells,
+            trials=cfg.robots,
+            processes=cfg.processes,
         )
     return _print({"report": str(out / "report.md"), "checkpoint": str(checkpoint), **facts})
 

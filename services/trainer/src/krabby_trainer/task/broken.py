@@ -1,4 +1,4 @@
-"""Robots whose simulated state is not finite: found, replaced by one at rest, kept for a dump.
+"""Robots whose simulated state is not finite: found, and kept for a dump.
 
 A solver that diverges for one robot must not end the training of all others. Everything is written
 in place and depends on no value, so a step can be recorded; the host reads once an iteration.
@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-__all__ = ["LIMIT", "BrokenRobots", "not_finite", "replaced"]
+__all__ = ["LIMIT", "BrokenRobots", "not_finite"]
 
 Tensor = torch.Tensor
 
@@ -26,23 +26,8 @@ def not_finite(values: Mapping[str, Tensor]) -> Tensor:
     return ~(torch.stack(largest) <= LIMIT).all(dim=0)
 
 
-def replaced(values: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """`values` (N, ...), with zeros for the robots of `mask` (N,).
-
-    Names that end in `quat_w` (xyzw) become the identity.
-    """
-    whole = {}
-    for name, value in values.items():
-        rest = torch.zeros_like(value[:1])
-        if name.endswith("quat_w"):
-            rest[..., 3] = 1.0
-        rows = mask.view(-1, *(1,) * (value.dim() - 1))
-        whole[name] = torch.where(rows, rest, value)
-    return whole
-
-
 class BrokenRobots:
-    """Finds and replaces broken robots in every step, and keeps the state each of them broke in.
+    """Finds broken robots in every step, and keeps the state each of them broke in.
 
     Args:
         num_envs: N.
@@ -63,8 +48,8 @@ class BrokenRobots:
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
 
-    def step(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Take in the state of a step, (N, ...) by name; the same with broken robots replaced.
+    def step(self, values: Mapping[str, Tensor]) -> None:
+        """Take in the state of a step, (N, ...) by name; `mask` says afterwards who is broken.
 
         Every robot's first break since `take` is kept.
         """
@@ -83,7 +68,6 @@ class BrokenRobots:
         self._known |= self.mask
         self.count += self.mask.sum()
         self._clock += 1
-        return replaced(values, self.mask)
 
     def take(self) -> dict[str, Tensor] | None:
         """What broke since the last call, on the host; None if nothing did. Reads the device.

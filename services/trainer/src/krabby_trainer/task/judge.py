@@ -88,7 +88,7 @@ class Judge:
         """Judge a step; can be recorded."""
         state, dt = self.state, CONTROL_STEP_S
         state.episode_steps += 1
-        state.robots.mend(state.broken)
+        state.robots.mend(state.broken, state.action)
         state.robots.read()
         robots, ground, tile = state.robots, state.ground, state.tile
         waypoints = ground.waypoints[tile]

@@ -119,14 +119,18 @@ class Robots:
         self.force_w = torch.zeros_like(s.force_w)
         """Contact force on every sensed body, without friction, (N, B, 3)."""
 
-    def mend(self, broken: BrokenRobots) -> None:
+    def mend(self, broken: BrokenRobots, action: Tensor) -> None:
         """Put robots whose state is not finite at rest at the origin; `broken` keeps their state.
 
-        They have to be reset in the same step.
+        So it does with those whose `action` (N, 18) is not, which becomes 0. They have to be reset
+        in the same step.
         """
         s = self._simulation
-        broken.step({"joint_q": s.coords, "joint_qd": s.speeds, "force_w": s.force_w})
-        for values in (s.coords, s.speeds, s.force_w, s.friction_w, s.body_pose_w, s.torque):
+        state = {"joint_q": s.coords, "joint_qd": s.speeds, "force_w": s.force_w}
+        broken.step(state | {"action": action})
+        for values in (
+            *(s.coords, s.speeds, s.force_w, s.friction_w, s.body_pose_w, s.torque, action),
+        ):
             values.masked_fill_(broken.mask.view(-1, *(1,) * (values.dim() - 1)), 0.0)
         s.coords[:, 6].masked_fill_(broken.mask, 1.0)
 

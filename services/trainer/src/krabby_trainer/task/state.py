@@ -64,7 +64,7 @@ class State:
         self.bodies = Bodies.draw(r, n, device, friction=self.desc.contact.foot_friction)
         self.sensors = SensorErrors(r, n, device)
         self.robots = Robots(env.scene, self.desc, self.bodies, device)
-        self.broken = BrokenRobots(n, ("joint_q", "joint_qd"), device)
+        self.broken = BrokenRobots(n, ("joint_q", "joint_qd", "action"), device)
 
         columns = self.terrain.columns
         self.column = column_of(n, columns, device)
