@@ -69,8 +69,12 @@ def test_the_scan_of_mirrored_ground_is_the_mirrored_scan():
     position = torch.tensor([[0.4, 0.7, 0.5]])
     yaw = torch.tensor([0.0, 0.0, 0.2, 0.98])[None]
     yaw = yaw / yaw.norm()
-    seen = observations.scan(ground, position, yaw)
-    across = observations.scan(mirrored_ground, position * VECTOR, mirrored_quat(yaw))
+
+    def scanned(height_at, pos, quat):
+        return observations.scan(height_at(observations.scan_points(pos, quat)), pos)
+
+    seen = scanned(ground, position, yaw)
+    across = scanned(mirrored_ground, position * VECTOR, mirrored_quat(yaw))
     torch.testing.assert_close(across, reflections()["scan"](seen), rtol=0.0, atol=1e-6)
 
 
