@@ -73,6 +73,11 @@ class Lenient(CommandAdmission):
             message = Message(None, np.zeros(18, np.float32))
         return Admission(CommandStatus.APPLIED, verdict.sequence, message)
 
+    def is_stale(self, message, now_ns):
+        if message.header is None or CommandStatus.REJECTED_STALE in self.ignored:
+            return False
+        return super().is_stale(message, now_ns)
+
 
 def lenient_server(*ignored, **settings):
     def make(*args, **kwargs):

@@ -83,12 +83,14 @@ def _frozen(name: str, lasts_s: float, becomes: Becomes, **more) -> Fault:  # no
     )  # fmt: skip
 
 
-def _end(name: str) -> Act:
-    def end(stack: Stack) -> None:
-        stack.signal(_of(stack, name), signal.SIGTERM)
-        stack.processes[_of(stack, name)].wait(20)
+def _started_again(name: str) -> Act:
+    """Start a service again once it has ended."""
 
-    return end
+    def start(stack: Stack) -> None:
+        stack.processes[_of(stack, name)].wait(20)
+        stack.revive()
+
+    return start
 
 
 def _break(kind: str, **where: str) -> Act:
@@ -124,7 +126,8 @@ def _operate(op: str) -> Act:
 
 _PROCESSES: Final = (
     Fault("gameloop killed", _kill("gameloop"), "limp", _revive, short=True),
-    Fault("gameloop ended and started", _end("gameloop"), "sits", _revive),
+    Fault("gameloop ended and started", _send("gameloop", signal.SIGTERM), "sits",
+          _started_again("gameloop"), 3.0),
     _frozen("gameloop", 0.1, "holds"),
     _frozen("gameloop", 1.0, "limp", short=True),
     _frozen("gameloop", 5.0, "limp"),
@@ -133,7 +136,7 @@ _PROCESSES: Final = (
     Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp",
           _renew("gameloop")),
     Fault("hal killed", _kill("hal"), "limp", _revive, short=True),
-    Fault("hal ended and started", _end("hal"), "limp", _revive),
+    Fault("hal ended and started", _send("hal", signal.SIGTERM), "limp", _started_again("hal")),
     Fault("hal stuck in a loop", _send("hal", signal.SIGUSR1), "limp", _renew("hal")),
     Fault("hal takes all memory", _send("hal", signal.SIGUSR2), "limp", _renew("hal")),
     _frozen("hal", 0.1, "holds", robots=("simulated",)),

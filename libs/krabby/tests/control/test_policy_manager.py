@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 from krabby.control.policy_manager import PolicyManager, load_runner
+from krabby.policy._manifest import FEATURES_AGE_S
 from krabby.policy.observation import ObservationInputs
 from krabby.robot.errors import BundleError
 from krabby.runtime.testing import captured_logs
-from krabby_proto import FLAG_LATENT
+from krabby_proto import FEATURES, FLAG_LATENT
 
 MS = 1_000_000
 
@@ -353,3 +354,7 @@ def test_the_range_of_commands_is_that_of_the_policy_that_walks(
     walk.until(400, 800, command=(0.4, 0.0, 0.0))
     assert walk.policies.blind
     assert walk.policies.command_range is None
+
+
+def test_a_bundle_that_declares_no_age_takes_features_as_long_as_the_wire_does():
+    assert FEATURES.max_age_s == FEATURES_AGE_S

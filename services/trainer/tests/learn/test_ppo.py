@@ -474,7 +474,10 @@ def test_a_state_that_does_not_fit_is_refused():
     [
         ({"learning_rate_min": 1e-6}, "learning_rate_min=1e-06"),
         ({"learning_rate_max": 1e-6}, "learning_rate_min=1e-05 is out of range, expected 1e-05 <="),
-        ({"learning_rate": 5e-3}, "learning_rate=0.005 is out of range, expected its own"),
+        (
+            {"learning_rate": 5e-3},
+            "learning_rate=0.005 is out of range, expected learning_rate_min",
+        ),
         ({"regularisation_end": 3}, "regularisation_end=3"),
         ({"adaptation_interval": 0}, "adaptation_interval=0"),
     ],

@@ -180,20 +180,6 @@ def test_checkpoint_of_another_shape_is_refused(make_runner, fake_env):
         other.load(runner.last_checkpoint)
 
 
-def test_mixed_precision_learns_too(fake_env):
-    seed_everything(0)
-    cfg = TrainCfg(device="cpu")
-    cfg.agent.num_steps_per_env = 4
-    cfg.agent.actor.hidden_dims = cfg.agent.critic.hidden_dims = [16]
-    cfg.agent.algorithm.use_mixed_precision = True
-    runner = ParkourRunner(fake_env(), rsl_rl_config(cfg), None, "cpu")
-    before = runner.alg.get_policy().mlp[0].weight.clone()
-    runner.learn(1)
-    after = runner.alg.get_policy().mlp[0].weight
-    assert after.dtype is torch.float32
-    assert not torch.equal(before, after)
-
-
 class Failing(Recorder):
     """A log on a disk that is full in the second and third iteration."""
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
-from krabby_proto import FEATURES
 
 from krabby.config import Config, Positive, Text
 from krabby.course.timing import CONTROL_HZ
@@ -64,6 +63,8 @@ _FEATURE_SIZES: Final[dict[Features, int]] = {
     "latent": LATENT_SIZE,
 }
 
+FEATURES_AGE_S: Final = 0.15
+"""Oldest features of a bundle that declares nothing [s]: the age limit of their stream."""
 _TOLERANCE: Final = 1e-6
 """Numbers of manifest and robot may differ by a rounding to float32, and by no more."""
 
@@ -133,7 +134,7 @@ class Manifest(Config, frozen=True, kw_only=True):
     reverses: bool | None = None
     side_steps: bool | None = None
     turns_in_place: bool | None = None
-    features_age_s: FeaturesAge = FEATURES.max_age_s
+    features_age_s: FeaturesAge = FEATURES_AGE_S
     memory_s: FeaturesAge | None = None
     camera: CameraEntry | None = None
     state: tuple[StateEntry, ...] = ()

@@ -102,8 +102,6 @@ class AlgorithmCfg:
     """`adaptive` follows the KL divergence, `fixed` stays."""
     desired_kl: Positive = 0.01
     max_grad_norm: Positive = 1.0
-    use_mixed_precision: bool = False
-    """Compute losses in bfloat16 where that is safe."""
     regularisation_coef: NonNegative = 0.1
     """Weight of the privileged code's distance from the history's; it grows from zero ..."""
     regularisation_start: int = 500

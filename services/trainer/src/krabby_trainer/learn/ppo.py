@@ -42,7 +42,7 @@ __all__ = ["ParkourPPO"]
 _PPO: Final = (
     *("num_learning_epochs", "num_mini_batches", "clip_param", "gamma", "lam", "value_loss_coef"),
     *("use_clipped_value_loss", "entropy_coef", "learning_rate", "schedule", "desired_kl"),
-    *("max_grad_norm", "use_mixed_precision"),
+    "max_grad_norm",
 )
 """What rsl_rl's PPO takes of an `AlgorithmCfg`."""
 _POLICY: Final = ("value", "surrogate", "entropy", "mirror", "regularisation", "kl")
@@ -266,14 +266,6 @@ class ParkourPPO(PPO):
 
     def _policy_loss(self) -> Tensor:
         """PPO's loss of the minibatch, with those of symmetry and regularisation."""
-        kind = torch.device(self.device).type
-        # Weights that were cast while recording would be those of the recording for ever.
-        with torch.autocast(
-            kind, torch.bfloat16, enabled=self.use_mixed_precision, cache_enabled=False
-        ):
-            return self._surrogate()
-
-    def _surrogate(self) -> Tensor:
         actor, size = self._raw_actor, len(self._index)
         learned = (2 if self._augments else 1) * size
         batch = {name: self._rows(name) for name in self._read}

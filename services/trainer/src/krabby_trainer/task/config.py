@@ -250,7 +250,7 @@ class EnvCfg:
     physics: PhysicsCfg = field(default_factory=PhysicsCfg)
     camera: CameraCfg = field(default_factory=CameraCfg)
     cuda_graphs: bool = True
-    """Record the kernels of observations and rewards once and replay them; on CUDA only."""
+    """Record the kernels of a step once and replay them; on CUDA only."""
 
     def __post_init__(self) -> None:
         check(
