@@ -103,7 +103,7 @@ def _distribution(override: Override) -> Any:
         IntDistribution,
     )
 
-    sweep = override.value()
+    sweep: Any = override.value()
     if isinstance(sweep, IntervalSweep):
         return FloatDistribution(float(sweep.start), float(sweep.end), log="log" in sweep.tags)
     if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int):

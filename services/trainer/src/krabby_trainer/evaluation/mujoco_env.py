@@ -120,7 +120,7 @@ class MujocoEnv:
     def rollout_state(self) -> dict[str, Tensor]:
         """The episodes that robots are in: what was drawn for them, and their actions so far."""
         longest = int(self._since.max(initial=0))
-        state = snapshot.tensors(self._walkers, without=_NO_STATE)
+        state: dict[str, Any] = dict(snapshot.tensors(self._walkers, without=_NO_STATE))
         state |= {f"obs.{name}": value for name, value in self.get_observations().items()}
         return state | {
             "actions": self._actions[:longest],

@@ -107,7 +107,8 @@ class Simulation:
         from isaaclab_newton.physics import NewtonManager
 
         view = warp.to_torch
-        state, control = NewtonManager.get_state_0(), NewtonManager.get_control()
+        state: Any = NewtonManager.get_state_0()
+        control: Any = NewtonManager.get_control()
         robots = articulation.num_instances
         self._manager: Any = NewtonManager
         self.coords = view(state.joint_q).view(robots, -1)
