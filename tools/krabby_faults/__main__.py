@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ _PRIORITY: Final = 30
 def main() -> int:
     """Run; returns 1 when something is not as it has to be."""
     args = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended first
     with contextlib.suppress(OSError):  # to inject and repair in time; not for what it starts
         once = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
         os.sched_setscheduler(0, once, os.sched_param(_PRIORITY))

@@ -22,6 +22,8 @@ _SAMPLE_S: Final = 2.0
 _SETTLE: Final = 1 / 3
 """Share of the time after which processes are left alone, so that their memory can be compared."""
 _MOST_MB_PER_HOUR: Final = 1.0
+_LEAST_SAMPLES: Final = 60
+"""A process that lived for less than two minutes of the comparison shows no slope."""
 
 
 class _Sample(NamedTuple):
@@ -56,8 +58,12 @@ class _Memory(threading.Thread):
         """Growth of each process that lived from then to the end: [MB/h], median of all pairs."""
         found = {}
         for name, samples in self.samples.items():
+            if not samples:
+                continue
             last = samples[-1].pid
             kept = [s for s in samples if s.pid == last and s.time_s >= since_s]
+            if len(kept) < _LEAST_SAMPLES:
+                continue
             times = np.array([s.time_s for s in kept]) / 3600.0
             sizes = np.array([s.rss_mb for s in kept])
             found[name] = {
@@ -101,6 +107,7 @@ def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
             problems += [f"{row.fault}: {each}" for each in row.problems()]
         memory.stop()
         slopes = memory.slopes(settle_s + 0.1 * (end_s - settle_s))
+        problems += [f"{n}: ended too late to compare" for n in stack.services if n not in slopes]
         worst = stack.probe.worst(began_ns)
         stale = stack.probe.stale(
             began_ns, LIMITS.since_publish_ms * 1e-3, LIMITS.since_capture_ms * 1e-3
