@@ -26,7 +26,7 @@ class Fault(NamedTuple):
     inject: Act
     becomes: Becomes
     """The robot is damped; it holds its last target and continues by itself; it keeps walking; it
-    sits down first; any of these, as chance has it."""
+    is lowered or damped before the process ends; any of these, as chance has it."""
     mend: Act = lambda stack: None
     lasts_s: float = 1.0
     """Between `inject` and `mend`."""
@@ -136,7 +136,7 @@ _PROCESSES: Final = (
     Fault("gameloop takes all memory", _send("gameloop", signal.SIGUSR2), "limp",
           _renew("gameloop")),
     Fault("hal killed", _kill("hal"), "limp", _revive, short=True),
-    Fault("hal ended and started", _send("hal", signal.SIGTERM), "limp", _started_again("hal")),
+    Fault("hal ended and started", _send("hal", signal.SIGTERM), "sits", _started_again("hal")),
     Fault("hal stuck in a loop", _send("hal", signal.SIGUSR1), "limp", _renew("hal")),
     Fault("hal takes all memory", _send("hal", signal.SIGUSR2), "limp", _renew("hal")),
     _frozen("hal", 0.1, "holds", robots=("simulated",)),
