@@ -126,12 +126,16 @@ def test_ends_on_the_clock_with_a_checkpoint(make_runner):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_first_signal_finishes_the_iteration_and_saves(make_runner, number):
     at_two = Recorder(lambda it: os.kill(os.getpid(), number) if it.number == 2 else None)
-    before = signal.getsignal(number)
-    runner = make_runner(sinks=[at_two])
-    runner.learn(50)
+    # These tests may themselves run under nohup, which ignores SIGHUP.
+    inherited = signal.signal(number, signal.default_int_handler)
+    try:
+        runner = make_runner(sinks=[at_two])
+        runner.learn(50)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, inherited)
     assert runner.stopped_by == signal.Signals(number).name
     assert checkpoints.load(runner.last_checkpoint)["iteration"] == 2
-    assert signal.getsignal(number) is before
 
 
 def test_keeps_the_newest_and_the_milestones(make_runner):
