@@ -371,9 +371,10 @@ def test_the_update_is_rsl_rls(double_precision, augments, iterations):
         assert ours.learning_rate == pytest.approx(theirs.learning_rate, rel=1e-12)
         rates.add(ours.learning_rate)
     assert len(rates) > 3, "the schedule was not tried"
+    noise = 1e-7 * max(1.0, iterations / 40)
     for name, value in ours.actor.state_dict().items():
         torch.testing.assert_close(
-            value, theirs.actor.state_dict()[name], rtol=1e-5, atol=1e-7, msg=name
+            value, theirs.actor.state_dict()[name], rtol=1e-5, atol=noise, msg=name
         )
 
 

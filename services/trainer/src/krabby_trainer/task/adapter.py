@@ -132,6 +132,7 @@ class Simulation:
         self._worlds = warp.zeros(robots + 1, dtype=warp.bool, device=str(state.joint_q.device))
         self._articulations = self._worlds[:robots]
         self._which = view(self._articulations)
+        self._clear_rows = _row_clearer()
 
     def drive(self, target: torch.Tensor) -> None:
         """Give the drives their targets, (N, 18) [rad]."""
@@ -159,9 +160,34 @@ class Simulation:
 
         What the solver keeps from step to step is forgotten.
         """
+        import warp
+
         self._which.copy_(which)
         self._manager._reset_solver_internals_delegate(self._worlds)
+        # The solver multiplies rows that are not in use by 0, which leaves a NaN in them a NaN.
+        rows: Any = self._manager._solver.mjw_data.efc.J
+        shape = rows.shape[:2]
+        launched = [self._articulations, rows]
+        warp.launch(self._clear_rows, dim=shape, inputs=launched, device=rows.device)
         self._manager._eval_fk(self._worlds, self._articulations)
+
+
+def _row_clearer() -> Any:
+    """Kernel that zeroes constraint Jacobians, (N, rows, 24), of some robots, (N,) bool."""
+    import warp
+
+    # Warp evaluates the annotations with what the body closes over: `warp` alone.
+    @warp.kernel
+    def clear_rows(
+        which: warp.array(dtype=warp.bool),  # type: ignore[valid-type]
+        rows: warp.array3d(dtype=warp.float32),  # type: ignore[valid-type]
+    ) -> None:
+        robot, row = warp.tid()
+        if which[robot]:
+            for column in range(rows.shape[2]):
+                rows[robot, row, column] = 0.0
+
+    return clear_rows
 
 
 def silence_solver() -> None:
