@@ -109,6 +109,44 @@ def test_an_absurd_age_is_named_and_a_late_message_is_not():
     assert clocks_differ(9.9) == ""
 
 
+@pytest.mark.parametrize(
+    ("sent_ns", "why"),
+    [
+        (100 * S - 900 * MS, ""),
+        (100.0 * S - 900.0 * MS, ""),  # of a client whose numbers are floats
+        (100 * S - 1100 * MS, "over 1 s"),
+        (100.0 * S - 1100.0 * MS, "over 1 s"),
+        (100 * S + 2 * MS, "ahead"),
+        (1.0, "clocks differ by 100 s"),
+        (True, "clocks differ by 100 s"),
+        (-1, "not a time"),
+        (1e308, "not a time"),
+        (10**400, "not a time"),  # more than a float holds
+        (-(10**400), "not a time"),
+        (None, ""),
+        ("soon", ""),
+    ],
+)
+def test_a_request_is_judged_by_any_number_it_is_stamped_with(sent_ns, why):
+    assert why.replace("over", "more than") in untimely("arm", sent_ns, 100 * S)
+    assert bool(untimely("arm", sent_ns, 100 * S)) == bool(why)
+
+
+def test_an_offset_of_a_remote_peer_that_may_be_zero_is_not_zero():
+    # 40 ms each way to a host whose clock is 20 ms behind: -60 to +20 ms
+    sent, there, received = 100 * S, 100 * S + 20 * MS, 100 * S + 80 * MS
+    clock, local = PeerClock(remote=True), PeerClock()
+    for each in (clock, local):
+        each.note(sent, there, received)
+    assert clock.error_s == pytest.approx(0.040, rel=0.01)
+    # A stamp of now counts as 40 ms old there at once, and as 80 ms when it arrives: never less
+    # than the 40 ms that it is.
+    arrives = received + 40 * MS - 20 * MS
+    assert arrives - clock.earliest(received) == pytest.approx(80 * MS, abs=100_000)
+    assert clock.latest(received) - received == pytest.approx(20 * MS, abs=100_000)
+    assert local.earliest(received) == received
+
+
 # --- over sockets ---------------------------------------------------------------------------
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.clocks import PeerClock
@@ -72,7 +72,7 @@ class HalClient(Closing):
         """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
-        self.clock = PeerClock()
+        self.clock = PeerClock(remote=_is_remote(endpoints.values()))
         """The HAL's CLOCK_MONOTONIC, from its answers."""
         self._clock_ns = clock_ns
         self._requesters: dict[str, Requester] = {}
@@ -231,6 +231,11 @@ class HalClient(Closing):
             self._state.close()
 
 
+def _is_remote(endpoints: Iterable[str]) -> bool:
+    """Whether a peer may be on another host; the other transports stay on this one."""
+    return any(endpoint.startswith("curve:") for endpoint in endpoints)
+
+
 def _command_reply(answer: list[bytes]) -> CommandReply | None:
     if len(answer) != 2 or answer[0] != COMMAND.topic:
         return None
@@ -386,7 +391,7 @@ class ControlClient(Closing):
 
     def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
-        self.clock = PeerClock()
+        self.clock = PeerClock(remote=_is_remote([endpoint]))
         """CLOCK_MONOTONIC of the game loop's host, from its hello."""
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:

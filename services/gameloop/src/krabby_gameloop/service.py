@@ -263,7 +263,7 @@ class Gameloop:
 
 def _facts(clock: PeerClock) -> dict[str, float]:
     """How a HAL's clock differs from this host's, for the log; nothing when they share one."""
-    if clock.shared:
+    if clock.error_s == 0.0:
         return {}
     return {
         "clocks_differ_by_s": round(clock.offset_s, 4),
