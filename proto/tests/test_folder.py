@@ -71,6 +71,11 @@ def test_plain_tcp_beyond_the_loopback_interface_is_refused(host, end, context):
         end(f"tcp://{host}:6001", STATE, context=context)
 
 
+def test_a_transport_without_access_control_is_refused(context):
+    with pytest.raises(EndpointError, match="there is no access control for its transport"):
+        Publisher("tipc://{5560,0,0}", STATE, context=context)
+
+
 def test_plain_tcp_is_warned_of(context, caplog):
     Publisher("tcp://127.0.0.1:*", STATE, context=context).close()
     assert "is plain TCP: every user of this host can use it" in caplog.text
