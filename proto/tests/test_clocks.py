@@ -253,6 +253,20 @@ def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
         server.close()
 
 
+def test_a_later_hello_does_not_wait_for_connections_that_are_lost(
+    hal, client, context, monkeypatch
+):
+    """The game loop asks again within its period, and is ended when it does not beat for 0.8 s."""
+    client.hello(5.0)
+    monkeypatch.setattr("krabby_proto.client._CONNECT_S", 5.0)
+    for number, link in enumerate(client._links[1:], start=1):
+        link.close()
+        client._links[number] = Requester("inproc://nobody", name="command", context=context)
+    began_s = time.monotonic()
+    client.hello(5.0)
+    assert time.monotonic() - began_s < 4.0
+
+
 def test_an_answer_that_comes_after_the_deadline_is_returned_by_a_later_call(hal, client):
     client.hello(5.0)
     hal.stop()  # the network takes longer than the deadline from here on

@@ -40,6 +40,7 @@ _CONTROL_BATCH: Final = 16
 _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
 _CONNECT_S: Final = 0.5
+"""How long the first hello waits for further connections."""
 _FAR_LINKS: Final = 4
 """Commands under way to a HAL on another host: at 100 Hz as many as a round trip of 40 ms has. One
 that takes longer is refused there, since it is over 25 ms old."""
@@ -123,13 +124,15 @@ class HalClient(Closing):
 
     def _connect_far(self) -> None:
         """Have several commands under way from now on."""
-        if not self._links:
-            endpoint = self.endpoints[COMMAND.name]
-            self._links.append(self._requesters[COMMAND.name])
-            for _ in range(_FAR_LINKS - 1):
-                self._links.append(Requester(endpoint, name=COMMAND.name, context=self._context))
+        if self._links:
+            return
+        endpoint = self.endpoints[COMMAND.name]
+        self._links.append(self._requesters[COMMAND.name])
+        for _ in range(_FAR_LINKS - 1):
+            self._links.append(Requester(endpoint, name=COMMAND.name, context=self._context))
+        deadline_s = time.monotonic() + _CONNECT_S
         for link in self._links:
-            link.wait_connected(_CONNECT_S)
+            link.wait_connected(deadline_s - time.monotonic())
 
     def send_command(
         self,
