@@ -231,6 +231,29 @@ def test_an_operators_request_to_a_hal_with_another_clock_is_translated(hal, cli
     assert not client.clock.shared
 
 
+def age(clock, seconds):
+    """As if the last answer had come so much earlier."""
+    low, high, noted_ns = clock._bracket
+    clock._bracket = low, high, noted_ns - round(seconds * S)
+
+
+def test_an_operators_request_long_after_the_hello_is_not_stale(hal, client):
+    """The bounds are 2 s wide after 1000 s without an answer."""
+    client.hello(5.0)
+    age(client.clock, 2000.0)
+    assert client.safety("arm", "test", timeout_s=5.0)["reason"] == ""
+
+
+def test_a_clock_is_vague_before_the_first_answer_and_long_after_the_last():
+    clock, local = PeerClock(), PeerClock()
+    assert clock.is_vague(0, 0.01)
+    clock.note(0, 5000 * S + 2 * MS, 4 * MS)  # within 2 ms, and 1 ms more after each second
+    local.note(0, 2 * MS, 4 * MS)
+    assert not clock.is_vague(7 * S, 0.01)
+    assert clock.is_vague(9 * S, 0.01)
+    assert not local.is_vague(9000 * S, 0.01)
+
+
 def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
     endpoints, context, monkeypatch
 ):
@@ -246,6 +269,8 @@ def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
     thread.start()
     try:
         with ControlClient(server.endpoint, context=context) as loop:
+            assert loop.request("stand", timeout_s=5.0)["late"] == ""
+            age(loop.clock, 2000.0)
             assert loop.request("stand", timeout_s=5.0)["late"] == ""
     finally:
         done.set()

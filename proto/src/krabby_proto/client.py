@@ -41,6 +41,8 @@ _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
 _CONNECT_S: Final = 0.5
 """How long the first hello waits for further connections."""
+_VAGUE_S: Final = 0.1
+"""Error of a peer's clock above which it is asked again before a request that is judged by it."""
 _FAR_LINKS: Final = 4
 """Commands under way to a HAL on another host: at 100 Hz as many as a round trip of 40 ms has. One
 that takes longer is refused there, since it is over 25 ms old."""
@@ -210,7 +212,7 @@ class HalClient(Closing):
             RequestTimeout: the HAL did not answer.
         """
         requester = self._requester(SAFETY.name)
-        if op in ("arm", "reset") and not self.clock.known:
+        if op in ("arm", "reset") and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
             _ask_hello(requester, self.clock, timeout_s)
 
         def request() -> Mapping[str, Any]:
@@ -403,7 +405,7 @@ class ControlClient(Closing):
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Send a request and return its answer; raises `RequestTimeout`."""
-        if op == "stand" and not self.clock.known:
+        if op == "stand" and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
             self.hello(timeout_s)
         return _ask_json(
             self._requester,

@@ -97,6 +97,11 @@ class PeerClock:
         low, high = self._bounds()
         return (high - low) * 0.5e-9
 
+    def is_vague(self, local_ns: int, error_s: float) -> bool:
+        """Whether no answer has come, or the error has grown beyond `error_s` since the last."""
+        low, high = self._bounds(local_ns)
+        return not self.known or high - low > 2e9 * error_s
+
     def earliest(self, local_ns: int) -> int:
         """What the peer's clock reads at least at `local_ns`: for stamps of what is sent to it."""
         return local_ns + self._bounds(local_ns)[0]
