@@ -144,8 +144,6 @@ MINUTES ?= 30
 faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
 	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
-	@if docker info >/dev/null 2>&1; then $(BIN)/python -m pytest -q -m compose tests/compose/test_fault_table.py --write-faults; \
-	  else echo "no Docker engine answers: the rows of containers stay as they are" >&2; fi
 
 soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)

@@ -89,7 +89,7 @@ class Robot:
 
     def refused(self, door):
         counts = self.relay.refusals.counts
-        return {reason: n for (name, reason), n in list(counts.items()) if name == door}
+        return {reason: n for (name, reason), n in counts.copy().items() if name == door}
 
     def close(self):
         self._stop.set()
