@@ -286,7 +286,7 @@ def test_a_later_hello_does_not_wait_for_connections_that_are_lost(
     monkeypatch.setattr("krabby_proto.client._CONNECT_S", 5.0)
     for number, link in enumerate(client._links[1:], start=1):
         link.close()
-        client._links[number] = Requester("inproc://nobody", name="command", context=context)
+        client._links[number] = Requester("inproc://unbound", name="command", context=context)
     began_s = time.monotonic()
     client.hello(5.0)
     assert time.monotonic() - began_s < 4.0
