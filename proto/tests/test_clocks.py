@@ -109,6 +109,44 @@ def test_an_absurd_age_is_named_and_a_late_message_is_not():
     assert clocks_differ(9.9) == ""
 
 
+@pytest.mark.parametrize(
+    ("sent_ns", "why"),
+    [
+        (100 * S - 900 * MS, ""),
+        (100.0 * S - 900.0 * MS, ""),  # of a client whose numbers are floats
+        (100 * S - 1100 * MS, "over 1 s"),
+        (100.0 * S - 1100.0 * MS, "over 1 s"),
+        (100 * S + 2 * MS, "ahead"),
+        (1.0, "clocks differ by 100 s"),
+        (True, "clocks differ by 100 s"),
+        (-1, "not a time"),
+        (1e308, "not a time"),
+        (10**400, "not a time"),  # more than a float holds
+        (-(10**400), "not a time"),
+        (None, ""),
+        ("soon", ""),
+    ],
+)
+def test_a_request_is_judged_by_any_number_it_is_stamped_with(sent_ns, why):
+    assert why.replace("over", "more than") in untimely("arm", sent_ns, 100 * S)
+    assert bool(untimely("arm", sent_ns, 100 * S)) == bool(why)
+
+
+def test_an_offset_of_a_remote_peer_that_may_be_zero_is_not_zero():
+    # 40 ms each way to a host whose clock is 20 ms behind: -60 to +20 ms
+    sent, there, received = 100 * S, 100 * S + 20 * MS, 100 * S + 80 * MS
+    clock, local = PeerClock(remote=True), PeerClock()
+    for each in (clock, local):
+        each.note(sent, there, received)
+    assert clock.error_s == pytest.approx(0.040, rel=0.01)
+    # A stamp of now counts as 40 ms old there at once, and as 80 ms when it arrives: never less
+    # than the 40 ms that it is.
+    arrives = received + 40 * MS - 20 * MS
+    assert arrives - clock.earliest(received) == pytest.approx(80 * MS, abs=100_000)
+    assert clock.latest(received) - received == pytest.approx(20 * MS, abs=100_000)
+    assert local.earliest(received) == received
+
+
 # --- over sockets ---------------------------------------------------------------------------
 
 
@@ -193,6 +231,29 @@ def test_an_operators_request_to_a_hal_with_another_clock_is_translated(hal, cli
     assert not client.clock.shared
 
 
+def age(clock, seconds):
+    """As if the last answer had come so much earlier."""
+    low, high, noted_ns = clock._bracket
+    clock._bracket = low, high, noted_ns - round(seconds * S)
+
+
+def test_an_operators_request_long_after_the_hello_is_not_stale(hal, client):
+    """The bounds are 2 s wide after 1000 s without an answer."""
+    client.hello(5.0)
+    age(client.clock, 2000.0)
+    assert client.safety("arm", "test", timeout_s=5.0)["reason"] == ""
+
+
+def test_a_clock_is_vague_before_the_first_answer_and_long_after_the_last():
+    clock, local = PeerClock(), PeerClock()
+    assert clock.is_vague(0, 0.01)
+    clock.note(0, 5000 * S + 2 * MS, 4 * MS)  # within 2 ms, and 1 ms more after each second
+    local.note(0, 2 * MS, 4 * MS)
+    assert not clock.is_vague(7 * S, 0.01)
+    assert clock.is_vague(9 * S, 0.01)
+    assert not local.is_vague(9000 * S, 0.01)
+
+
 def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
     endpoints, context, monkeypatch
 ):
@@ -209,10 +270,26 @@ def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
     try:
         with ControlClient(server.endpoint, context=context) as loop:
             assert loop.request("stand", timeout_s=5.0)["late"] == ""
+            age(loop.clock, 2000.0)
+            assert loop.request("stand", timeout_s=5.0)["late"] == ""
     finally:
         done.set()
         thread.join()
         server.close()
+
+
+def test_a_later_hello_does_not_wait_for_connections_that_are_lost(
+    hal, client, context, monkeypatch
+):
+    """The game loop asks again within its period, and is ended when it does not beat for 0.8 s."""
+    client.hello(5.0)
+    monkeypatch.setattr("krabby_proto.client._CONNECT_S", 5.0)
+    for number, link in enumerate(client._links[1:], start=1):
+        link.close()
+        client._links[number] = Requester("inproc://unbound", name="command", context=context)
+    began_s = time.monotonic()
+    client.hello(5.0)
+    assert time.monotonic() - began_s < 4.0
 
 
 def test_an_answer_that_comes_after_the_deadline_is_returned_by_a_later_call(hal, client):

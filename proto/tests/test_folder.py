@@ -58,6 +58,19 @@ def test_a_folder_that_others_can_replace_is_refused(tmp_path):
     private_folder(tmp_path / "open" / "krabby")
 
 
+def test_a_folder_behind_a_link_that_others_can_replace_is_refused(tmp_path):
+    for name, mode in (("ours", 0o700), ("open", 0o777)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "open" / "second").symlink_to("../ours")
+    (tmp_path / "first").symlink_to("open/second")
+    with pytest.raises(EndpointError, match=r"open .* another user can replace the sockets"):
+        private_folder(tmp_path / "first" / "krabby")
+    (tmp_path / "open").chmod(0o755)
+    private_folder(tmp_path / "first" / "krabby")
+    assert (tmp_path / "ours" / "krabby").is_dir()
+
+
 @pytest.mark.parametrize("endpoint", ["ipc://state", "ipc://@state", "ipc://*"])
 def test_a_unix_socket_without_a_folder_is_refused(endpoint, context):
     with pytest.raises(EndpointError, match="the path is not absolute"):
@@ -69,6 +82,11 @@ def test_a_unix_socket_without_a_folder_is_refused(endpoint, context):
 def test_plain_tcp_beyond_the_loopback_interface_is_refused(host, end, context):
     with pytest.raises(EndpointError, match="plain TCP is for the loopback interface only"):
         end(f"tcp://{host}:6001", STATE, context=context)
+
+
+def test_a_transport_without_access_control_is_refused(context):
+    with pytest.raises(EndpointError, match="there is no access control for its transport"):
+        Publisher("tipc://{5560,0,0}", STATE, context=context)
 
 
 def test_plain_tcp_is_warned_of(context, caplog):

@@ -229,6 +229,24 @@ def test_a_dead_authenticator_refuses_known_keys_and_ends_the_relay(make_robot, 
     assert robot.end == "the authenticator is dead"
 
 
+def test_a_relay_whose_authenticator_failed_ends(make_robot, monkeypatch):
+    robot = make_robot(("anna", "see"))
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("krabby_proto.relay._Porter.callback", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assert hears_state(robot)[0] is False
+    robot.thread.join(5)
+    assert robot.end == "the authenticator is dead"
+    closing = threading.Thread(target=robot.relay.close, daemon=True)
+    monkeypatch.setattr(robot.relay, "close", lambda: None)
+    closing.start()
+    closing.join(5)
+    assert not closing.is_alive()
+
+
 def test_a_changed_key_ends_the_relay_and_its_connections_and_a_new_one_knows_it(
     make_robot, eventually
 ):
@@ -397,6 +415,26 @@ def test_idle_connections_make_room_for_an_e_stop(make_robot, eventually):
         assert robot.relay.connections["safety"] <= 17
         assert robot.refused("safety")["connections"] >= 180
     assert eventually(lambda: robot.relay.connections["safety"] == 0), "none is forgotten"
+
+
+def test_a_silent_client_with_a_key_keeps_its_connection(make_robot, eventually, monkeypatch):
+    """As an e-stop button: it sends nothing until it is pressed."""
+    monkeypatch.setattr("krabby_proto.front._HANDSHAKE_S", 0.2)
+    monkeypatch.setattr("krabby_proto.front._SETTLED_S", 0.1)
+    robot = make_robot(("anna", "stop"), connections=16)
+    (front,) = robot.relay.doors[DOORS.index("safety")].fronts
+    with HalClient({"safety": robot.endpoints["safety"]}) as button:
+        assert eventually(lambda: front.connections)
+        (connection,) = front.connections.values()
+        assert eventually(lambda: time.monotonic() - connection.since_s > 0.3)
+        port = int(robot.endpoints["safety"].rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            for _ in range(60):
+                stack.enter_context(tcp.create_connection(("127.0.0.1", port)))
+            assert eventually(lambda: robot.refused("safety").get("connections", 0) >= 40)
+            assert connection in front.connections.values()
+            assert button.safety("estop", "anna")["ok"] is True
+            assert connection in front.connections.values()
 
 
 def test_one_key_has_few_connections(make_robot, eventually):

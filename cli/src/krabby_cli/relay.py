@@ -186,13 +186,9 @@ def _serve(serving: _Serving, group: str, starts: int, parent: int) -> None:
             if serving.metrics_port:
                 port = serving.metrics_port + list(_GROUPS).index(group)
                 stack.enter_context(MetricsServer(port, serving.metrics_address))
-            relay = stack.enter_context(
-                Relay(
-                    KeyFolder(serving.keys),
-                    serving.upstream,
-                    serving.place,
-                    streams=_GROUPS[group],
-                )
+            # Not closed at the end, which the kernel does: nothing may keep the process from it.
+            relay = Relay(
+                KeyFolder(serving.keys), serving.upstream, serving.place, streams=_GROUPS[group]
             )
             _limit_memory()
             _STARTS.set(starts)

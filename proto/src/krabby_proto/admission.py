@@ -33,8 +33,10 @@ def untimely(op: str, sent_ns: object, now_ns: int) -> str:
         sent_ns: when, by CLOCK_MONOTONIC of the sender; anything but a number is not judged [ns].
         now_ns: CLOCK_MONOTONIC of this host.
     """
-    if not isinstance(sent_ns, int):
+    if not isinstance(sent_ns, (int, float)):
         return ""
+    if not 0 <= sent_ns < 1 << 63:  # JSON has numbers that no float holds
+        return f"{op} refused: its sent_ns is not a time in ns"
     differ = clocks_differ((now_ns - sent_ns) * 1e-9)
     if differ:
         return f"{op} refused: {differ}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.clocks import PeerClock
@@ -40,6 +40,9 @@ _CONTROL_BATCH: Final = 16
 _HELLO_TRY_S: Final = 0.5
 _ESTOP_TRY_S: Final = 0.2
 _CONNECT_S: Final = 0.5
+"""How long the first hello waits for further connections."""
+_VAGUE_S: Final = 0.1
+"""Error of a peer's clock above which it is asked again before a request that is judged by it."""
 _FAR_LINKS: Final = 4
 """Commands under way to a HAL on another host: at 100 Hz as many as a round trip of 40 ms has. One
 that takes longer is refused there, since it is over 25 ms old."""
@@ -72,7 +75,7 @@ class HalClient(Closing):
         """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
-        self.clock = PeerClock()
+        self.clock = PeerClock(remote=_is_remote(endpoints.values()))
         """The HAL's CLOCK_MONOTONIC, from its answers."""
         self._clock_ns = clock_ns
         self._requesters: dict[str, Requester] = {}
@@ -123,13 +126,15 @@ class HalClient(Closing):
 
     def _connect_far(self) -> None:
         """Have several commands under way from now on."""
-        if not self._links:
-            endpoint = self.endpoints[COMMAND.name]
-            self._links.append(self._requesters[COMMAND.name])
-            for _ in range(_FAR_LINKS - 1):
-                self._links.append(Requester(endpoint, name=COMMAND.name, context=self._context))
+        if self._links:
+            return
+        endpoint = self.endpoints[COMMAND.name]
+        self._links.append(self._requesters[COMMAND.name])
+        for _ in range(_FAR_LINKS - 1):
+            self._links.append(Requester(endpoint, name=COMMAND.name, context=self._context))
+        deadline_s = time.monotonic() + _CONNECT_S
         for link in self._links:
-            link.wait_connected(_CONNECT_S)
+            link.wait_connected(deadline_s - time.monotonic())
 
     def send_command(
         self,
@@ -207,7 +212,7 @@ class HalClient(Closing):
             RequestTimeout: the HAL did not answer.
         """
         requester = self._requester(SAFETY.name)
-        if op in ("arm", "reset") and not self.clock.known:
+        if op in ("arm", "reset") and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
             _ask_hello(requester, self.clock, timeout_s)
 
         def request() -> Mapping[str, Any]:
@@ -229,6 +234,11 @@ class HalClient(Closing):
             requester.close()
         if self._state is not None:
             self._state.close()
+
+
+def _is_remote(endpoints: Iterable[str]) -> bool:
+    """Whether a peer may be on another host; the other transports stay on this one."""
+    return any(endpoint.startswith("curve:") for endpoint in endpoints)
 
 
 def _command_reply(answer: list[bytes]) -> CommandReply | None:
@@ -386,7 +396,7 @@ class ControlClient(Closing):
 
     def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
         self._requester = Requester(endpoint, name=CONTROL.name, context=context)
-        self.clock = PeerClock()
+        self.clock = PeerClock(remote=_is_remote([endpoint]))
         """CLOCK_MONOTONIC of the game loop's host, from its hello."""
 
     def hello(self, timeout_s: float = 2.0) -> JsonObject:
@@ -395,7 +405,7 @@ class ControlClient(Closing):
 
     def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
         """Send a request and return its answer; raises `RequestTimeout`."""
-        if op == "stand" and not self.clock.known:
+        if op == "stand" and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
             self.hello(timeout_s)
         return _ask_json(
             self._requester,

@@ -41,9 +41,14 @@ class PeerClock:
 
     Two clocks whose offset may be zero count as one clock, which is that of processes on one host:
     nothing is translated then, and nothing before the first answer.
+
+    Args:
+        remote: the peer may be on another host. Then an offset that may be zero is not taken for
+            zero: hosts that booted together have one of less than a round trip.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, remote: bool = False) -> None:
+        self._remote = remote
         self.steps = 0
         """Answers that contradicted the bounds: the peer is another one, or was suspended."""
         self._bracket: tuple[int, int, int] | None = None
@@ -77,40 +82,42 @@ class PeerClock:
     @property
     def shared(self) -> bool:
         """Whether this may be the same clock."""
-        low, high, _ = self._bracket or _UNKNOWN
+        low, high, _ = self._bracket or (0, 0, 0)
         return low <= 0 <= high
 
     @property
     def offset_s(self) -> float:
         """Peer's clock minus this host's, the middle of the bounds; 0 for one clock [s]."""
-        low, high, _ = self._bracket or _UNKNOWN
-        return 0.0 if low <= 0 <= high else (low + high) * 0.5e-9
+        low, high = self._bounds()
+        return (low + high) * 0.5e-9
 
     @property
     def error_s(self) -> float:
         """Largest error of `offset_s` when the last answer came; 0 for one clock [s]."""
-        low, high, _ = self._bracket or _UNKNOWN
-        return 0.0 if low <= 0 <= high else (high - low) * 0.5e-9
+        low, high = self._bounds()
+        return (high - low) * 0.5e-9
+
+    def is_vague(self, local_ns: int, error_s: float) -> bool:
+        """Whether no answer has come, or the error has grown beyond `error_s` since the last."""
+        low, high = self._bounds(local_ns)
+        return not self.known or high - low > 2e9 * error_s
 
     def earliest(self, local_ns: int) -> int:
         """What the peer's clock reads at least at `local_ns`: for stamps of what is sent to it."""
-        return local_ns + _bounds(self._bracket, local_ns)[0]
+        return local_ns + self._bounds(local_ns)[0]
 
     def latest(self, local_ns: int) -> int:
         """What it reads at most: for the age of what the peer stamped."""
-        return local_ns + _bounds(self._bracket, local_ns)[1]
+        return local_ns + self._bounds(local_ns)[1]
 
-
-_UNKNOWN: Final = (0, 0, 0)
-
-
-def _bounds(bracket: tuple[int, int, int] | None, local_ns: int) -> tuple[int, int]:
-    """Bounds on the offset at a time of this host; zero for one clock."""
-    low, high, noted_ns = bracket or _UNKNOWN
-    if low <= 0 <= high:
-        return 0, 0
-    drifted = _drift(local_ns - noted_ns)
-    return low - drifted, high + drifted
+    def _bounds(self, local_ns: int | None = None) -> tuple[int, int]:
+        """Bounds at a time of this host, when the last answer came if None; zero for one clock."""
+        bracket = self._bracket
+        if bracket is None or (bracket[0] <= 0 <= bracket[1] and not self._remote):
+            return 0, 0
+        low, high, noted_ns = bracket
+        drifted = 0 if local_ns is None else _drift(local_ns - noted_ns)
+        return low - drifted, high + drifted
 
 
 def _drift(elapsed_ns: int) -> int:

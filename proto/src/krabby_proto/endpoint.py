@@ -450,6 +450,10 @@ def _access_options(endpoint: str, name: str, bind: bool) -> list[tuple[int, int
             )
         if bind:
             _log.warning("%s (%s) is plain TCP: every user of this host can use it", endpoint, name)
+    elif (
+        rest and scheme != "inproc"
+    ):  # libzmq has more, as tipc, which any host of a cluster can reach
+        raise _unusable(endpoint, name, "used", "there is no access control for its transport")
     return []
 
 

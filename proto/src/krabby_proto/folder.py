@@ -35,7 +35,7 @@ def private_folder(path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise EndpointError(f"folder {path} cannot be made: {error.strerror}") from error
-    for above in {*path.parents, *path.resolve().parents}:
+    for above in _way(path):
         _check_above(above)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -50,6 +50,18 @@ def private_folder(path: Path) -> None:
             f"folder {path} has mode {stat.S_IMODE(found.st_mode):04o}, so other users can reach "
             f"the sockets in it; run chmod 700 {path}"
         )
+
+
+def _way(path: Path) -> set[Path]:
+    """Folders and links on the way to a path, also those of a link that leads to a link."""
+    found: set[Path] = set()
+    left = [path]
+    while left:
+        for above in set(left.pop().parents) - found:
+            found.add(above)
+            if above.is_symlink():
+                left.append(Path(os.path.realpath(above.parent), above.readlink(), path.name))
+    return found
 
 
 def _check_above(folder: Path) -> None:

@@ -26,6 +26,10 @@ _log = logging.getLogger(__name__)
 
 _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
 """struct tcp_info of linux/tcp.h, up to tcpi_bytes_received."""
+_HANDSHAKE_S: Final = 2.0
+"""libzmq closes a connection whose handshake takes longer."""
+_SETTLED_S: Final = 1.0
+"""After that time: how late it may do so."""
 _MONITORED: Final = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_ACCEPT_FAILED
@@ -40,7 +44,7 @@ class Limits:
     """What one peer may use."""
 
     connections: int = 64
-    """Of a door; the one that sent nothing for longest makes room for a new one."""
+    """Of a door; the oldest that has shown no key makes room for a new one."""
     connections_of_key: int = 8
     """Of one key at a door; the oldest makes room."""
     bytes_per_s: int = 256 * 1024
@@ -166,7 +170,7 @@ class Front(Closing):
             (zmq.RCVHWM, 256),
             (zmq.MAXMSGSIZE, MAX_JSON_BYTES),
             (zmq.IPV6, int("[" in endpoint)),
-            (zmq.HANDSHAKE_IVL, 2000),
+            (zmq.HANDSHAKE_IVL, round(1e3 * _HANDSHAKE_S)),
             (zmq.TCP_KEEPALIVE, 1),
             (zmq.TCP_KEEPALIVE_IDLE, 1),
             (zmq.TCP_KEEPALIVE_INTVL, 1),
@@ -220,10 +224,16 @@ class Front(Closing):
             self._make_room()
 
     def _make_room(self) -> None:
-        """Close a connection that sent nothing, the oldest; else the oldest of the busiest key."""
+        """Close the oldest of those that may be without a key; else the oldest of the busiest key.
+
+        A connection that has outlived the handshake has a key, also when it sent nothing yet: an
+        e-stop button is silent until it is pressed. The newest alone is not closed: it would be
+        shut out by silent connections of one key.
+        """
         every = list(self.connections.values())
-        unproven = [one for one in every if not one.user]
-        if unproven:
+        settled_s = time.monotonic() - _HANDSHAKE_S - _SETTLED_S
+        unproven = [one for one in every if not one.user and one.since_s > settled_s]
+        if len(unproven) > 1:
             victim = min(unproven, key=lambda one: one.since_s)
         else:
             users = Counter(one.user for one in every)

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final, cast
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -408,5 +408,10 @@ class Relay(Closing):
         """Close all sockets and every connection."""
         for door in self.doors:
             door.close()
-        self.authenticator.stop()
+        authenticator = cast("Any", self.authenticator)  # pyzmq leaves the pipe's type open
+        if authenticator.pipe and not authenticator.is_alive():
+            # Its `stop` would send to a thread that no longer reads, and wait without end.
+            authenticator.pipe.close(linger=0)
+            authenticator.pipe = None
+        authenticator.stop()
         self.context.destroy(linger=0)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -25,6 +26,7 @@ from krabby_proto import (
     ControlClient,
     HalClient,
     HelloMismatch,
+    PeerClock,
     Publisher,
     make_hello,
 )
@@ -714,3 +716,23 @@ def test_status_shows_sight_and_what_the_range_of_the_policy_cuts(
             assert status["sight"] == "fresh"
             assert status["nav_asked"] == [-0.4, 0.0, 0.0]
             assert status["nav_clamped"] == ["vx"]
+
+
+def test_a_hal_whose_clock_was_not_heard_for_long_is_asked_again(cfg, monkeypatch):
+    """By bounds that are 0.2 s wide its states are too old, and a silent loop gets no answers."""
+    loop = Gameloop(cfg)
+    now_ns = time.monotonic_ns()
+    clock, asked = PeerClock(), []
+    monkeypatch.setattr(loop, "_opened", SimpleNamespace(client=SimpleNamespace(clock=clock)))
+    monkeypatch.setattr(loop, "_greet", lambda: asked.append(True))
+    loop.controller.hal_checked = True
+    clock.note(now_ns - 2 * MS, now_ns + 5000_000 * MS, now_ns)
+    loop._meet_again(now_ns)
+    assert asked == []
+    clock = PeerClock()
+    loop._opened.client.clock = clock
+    clock.note(now_ns - 100_002 * MS, now_ns + 4900_000 * MS, now_ns - 100_000 * MS)
+    loop._meet_again(now_ns)
+    assert asked == [True]
+    loop._meet_again(now_ns + 400 * MS)
+    assert asked == [True]

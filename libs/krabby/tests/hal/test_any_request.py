@@ -15,7 +15,7 @@ from krabby_proto import SAFETY_OPS, HalServer
 DESC = RobotDescription.load()
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -114,3 +114,10 @@ def test_a_request_that_is_none_is_refused_with_the_form_it_should_have(hal, tex
     reply = json.loads(next(hal.answer("safety", b"safety", text)))
     assert not reply["ok"]
     assert reply["reason"].startswith("request is not")
+
+
+@pytest.mark.parametrize("op", ["arm", "reset"])
+def test_a_stamp_that_no_float_holds_is_refused(hal, op):
+    text = b'{"op": "%s", "sent_ns": %s}' % (op.encode(), b"9" * 400)
+    reply = json.loads(next(hal.answer("safety", b"safety", text)))
+    assert reply["reason"] == f"{op} refused: its sent_ns is not a time in ns"

@@ -157,8 +157,14 @@ class Gameloop:
         return theirs
 
     def _meet_again(self, now_ns: int) -> None:
-        """A HAL that restarted is asked again before anything moves."""
-        if self.controller.hal_checked or now_ns < self._next_hello_ns:
+        """A HAL that restarted is asked again before anything moves.
+
+        So is one on another host that has answered nothing for long: by the bounds on its clock its
+        states are old, and a loop that is silent for that gets no answers that narrow them.
+        """
+        clock = self._io.client.clock
+        vague = clock.known and clock.is_vague(time.monotonic_ns(), _CLOCK_ERROR_S)
+        if (self.controller.hal_checked and not vague) or now_ns < self._next_hello_ns:
             return
         self._next_hello_ns = now_ns + _HELLO_PAUSE_NS
         self._greet()
@@ -263,7 +269,7 @@ class Gameloop:
 
 def _facts(clock: PeerClock) -> dict[str, float]:
     """How a HAL's clock differs from this host's, for the log; nothing when they share one."""
-    if clock.shared:
+    if clock.error_s == 0.0:
         return {}
     return {
         "clocks_differ_by_s": round(clock.offset_s, 4),
