@@ -1,6 +1,8 @@
 """Fake services in place of the real ones, for the commands that start them."""
 
+import contextlib
 import os
+import select
 import sys
 import textwrap
 
@@ -80,10 +82,10 @@ def fill_terminal():
 
     def fill(fd):
         other = os.open(os.ttyname(fd), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        try:
-            while True:
+        # The kernel moves what was written to the other end a little later, which makes room again.
+        while select.select([], [other], [], 0.1)[1]:
+            with contextlib.suppress(BlockingIOError):
                 os.write(other, b"." * 1024)
-        except BlockingIOError:
-            os.close(other)
+        os.close(other)
 
     return fill
