@@ -105,7 +105,7 @@ class Stack:
         self.endpoints |= {name: f"ipc://{self.folder}/s/{name}" for name in ("fault", "raw")}
         (self.folder / "s").mkdir(mode=0o700)
         self.logs = self.folder / "logs"
-        """A disk of its own for root, which may be filled."""
+        """A separate disk for root, which may be filled."""
         self.logs.mkdir()
         self._mounted = (
             os.geteuid() == 0

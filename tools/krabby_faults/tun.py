@@ -35,7 +35,7 @@ _MTU: Final = 1500
 
 
 class Link:
-    """A second host with a clock of its own, reached over a link of ours.
+    """A second host with another clock, reached over an emulated link.
 
     The first host is the namespace of this process.
     """

@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own."""
+"""One target under atheris, in a separate process."""
 
 from __future__ import annotations
 

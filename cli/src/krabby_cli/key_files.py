@@ -27,7 +27,7 @@ roles
   see       streams and status
   operate   arm, reset, disarm, stand, sit, policy, walking commands
   command   joint commands
-  stop      nothing else; every key may e-stop, whatever its roles
+  stop      nothing else; every key may e-stop
 
 examples
   krabby keys create anna --roles see,operate     writes anna.toml, to be moved to her computer

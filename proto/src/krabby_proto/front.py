@@ -275,7 +275,7 @@ class Front(Closing):
             try:
                 if connection.received(now_s) > limit:
                     self._drop(connection, "bytes")
-            except OSError:  # gone; its monitor says so
+            except OSError:  # gone; its monitor reports it
                 pass
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ class Recording:
     """Reads a recording; iterating gives each `Message` in order of publish time.
 
     A file that was cut short or damaged gives what is readable of it; `damage` then says what is
-    missing. No more than some 100 MiB are held, whatever the file says about itself.
+    missing. No more than some 100 MiB are held, even if the file declares more.
 
     Raises:
         RecordingError: the extra is not installed, there is no such file, or nothing in it is

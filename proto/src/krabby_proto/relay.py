@@ -4,8 +4,8 @@ The robot's processes bind Unix sockets only. A relay is a process beside them t
 can abort a process that reads plain TCP or exhaust its memory (libzmq 4.3.5), and then the robot's
 loops notice nothing. Each door is one stream: a CURVE socket in front, a Unix socket behind.
 
-Who may connect is decided in the handshake, by key and door. An authenticator that is dead lets
-nobody in (ZAP_ENFORCE_DOMAIN). Limits per connection and per key are in `Limits`; what breaks one
+Who may connect is decided in the handshake, by key and door. An authenticator that is dead admits
+no client (ZAP_ENFORCE_DOMAIN). Limits per connection and per key are in `Limits`; what breaks one
 is dropped and counted, and its connection is closed.
 """
 

@@ -62,7 +62,7 @@ def test_a_value_that_is_not_finite(world, said):
     world.poison = (6, "scan")
     text = said("train", *SMALL, "agent.max_iterations=3", "run.dir=r", status=1)
     world.poison = None
-    (resume,) = overrides(text.partition("go on with ")[2])
+    (resume,) = overrides(text.partition("continue with ")[2])
     assert resume == "run.resume=r/checkpoints/iteration_000001.pt"
     assert main(["train", resume]) == 0
 
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite(world, said, monkeypatch, largest):
     with monkeypatch.context() as patched:
         patched.setattr(ParkourPPO, "update", broken)
         text = said("train", *SMALL, *rates, "agent.max_iterations=3", "run.dir=r", status=1)
-    followed = overrides(text.partition("go on with ")[2])
+    followed = overrides(text.partition("continue with ")[2])
     assert [word.partition("=")[0] for word in followed] == [
         "run.resume",
         "agent.algorithm.learning_rate_max",

@@ -78,7 +78,7 @@ def measure(
 ) -> dict[str, tuple[bool, float]]:
     """Try abilities of the bundle in `folder`.
 
-    No other policy stands in for it, whatever its manifest says.
+    No other policy stands in for it.
 
     Returns:
         For each of `names`: whether the policy is able, and the worst figure of its manoeuvres:

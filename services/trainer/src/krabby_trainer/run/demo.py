@@ -1,6 +1,6 @@
 """`python -m krabby_trainer demo`: a teacher from scratch, and the minutes until it walks.
 
-Training runs with the defaults in a process of its own, with a checkpoint every 15 s. The newest
+Training runs with the defaults in a separate process, with a checkpoint every 15 s. The newest
 checkpoint walks the published suite in MuJoCo meanwhile, on processor cores that training leaves
 free. Once one reaches the wanted MXD, training stops, and older checkpoints are searched for the
 first that does. A checkpoint's minutes count from the start of the training process.

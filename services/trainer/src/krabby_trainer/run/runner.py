@@ -440,9 +440,7 @@ def _env_state(env: Any) -> dict[str, Any] | None:
 
 def _where_to_resume(folder: Path | None) -> str:
     intact = checkpoints.newest_intact(folder / "checkpoints") if folder else None
-    return (
-        f"go on with run.resume={intact}" if intact else "there is no checkpoint yet, begin again"
-    )
+    return f"continue with run.resume={intact}" if intact else "there is no checkpoint, begin again"
 
 
 def _halved_rates(config: Mapping[str, Any]) -> str:

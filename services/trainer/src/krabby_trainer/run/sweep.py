@@ -1,6 +1,6 @@
 """`python -m krabby_trainer sweep`: many runs, by Hydra's multirun, launchers and sweepers.
 
-Every job is a training in a process of its own, in the folder of its overrides. Starting the same
+Every job is a training in a separate process, in the folder of its overrides. Starting the same
 sweep again resumes the runs that have not finished and leaves the others.
 """
 

@@ -306,7 +306,7 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        known = folder / ".wandb-id"  # a resumed run goes on under its name there
+        known = folder / ".wandb-id"  # a resumed run continues under its name there
         if not known.exists():
             known.write_text(os.urandom(4).hex(), encoding="utf-8")
         mode = os.environ.get("WANDB_MODE", "online")

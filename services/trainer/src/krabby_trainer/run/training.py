@@ -194,7 +194,7 @@ def plan_run(overrides: Sequence[str], *, now: datetime | None = None, base: str
     if done >= cfg.agent.max_iterations and not automatic:
         raise ConfigError(
             f"{checkpoint} has {done} iterations, as many as agent.max_iterations="
-            f"{cfg.agent.max_iterations} asks for; to go on give more, for example "
+            f"{cfg.agent.max_iterations} asks for; to continue, give more, for example "
             f"agent.max_iterations={done + max(done, 1)}"
         )
     return Plan(cfg=cfg, folder=folder, checkpoint=checkpoint, done=done)

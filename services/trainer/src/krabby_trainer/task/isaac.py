@@ -193,7 +193,7 @@ class ParkourEnv(ManagerBasedRLEnv):
         }
 
     def load_rollout_state(self, state: dict[str, Tensor]) -> bool:
-        """Take over what `rollout_state` gave; whether it fits, else new episodes go on."""
+        """Take over what `rollout_state` gave; whether it fits, else new episodes continue."""
         if not snapshot.restore(self.rollout_state(), state):
             return False
         observer = self.parkour.observer
