@@ -36,7 +36,7 @@ from krabby_proto import (
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair
 
 from krabby_faults.probe import Probe
-from krabby_faults.tun import ADDRESSES, Link
+from krabby_faults.tun import ADDRESSES, Link, tool_environment
 from krabby_faults.wall import WallClock
 
 __all__ = ["ROBOTS", "Robot", "Stack", "own_buses"]
@@ -199,7 +199,10 @@ class Stack:
         for name in names or self.services:
             with (self.logs / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
-                    self._argv[name], stdout=log, stderr=log, env={**os.environ, **self.wall.env}
+                    self._argv[name],
+                    stdout=log,
+                    stderr=log,
+                    env={**tool_environment(), **self.wall.env},
                 )
             if name == "robot-emulator":
                 self.simulator.request("status", timeout_s=60.0)

@@ -22,9 +22,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-__all__ = ["ADDRESSES", "Link"]
+__all__ = ["ADDRESSES", "Link", "tool_environment"]
 
 ADDRESSES: Final = ("10.200.0.1", "10.200.0.2")
 """Of the host of the HAL, and of the other one."""
@@ -32,6 +33,12 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x0001 | 0x1000
 _CLONE_NEWNET: Final = 0x40000000
 _MTU: Final = 1500
+
+
+def tool_environment() -> dict[str, str]:
+    """Environment of processes that import this package, which is not installed."""
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 class Link:
@@ -52,7 +59,7 @@ class Link:
         self._inner = _child_of(self._host.pid)
         self._relay = subprocess.Popen(
             [sys.executable, "-m", "krabby_faults.tun", str(os.getpid()), str(self._inner)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=tool_environment(),
         )  # fmt: skip
         assert self._relay.stdout is not None
         assert self._relay.stdin is not None
