@@ -43,16 +43,20 @@ def _connect(endpoint: str, kind: bytes) -> socket.socket:
     else:
         host, _, port = address.rpartition(":")
         peer = socket.create_connection((host, int(port)))
-    peer.settimeout(2.0)
-    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
-    body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
-    peer.sendall(b"\x04" + bytes([len(body)]) + body)
-    received = 0
-    while received < 64 + 20:
-        found = peer.recv(1000)
-        if not found:
-            break
-        received += len(found)
+    try:
+        peer.settimeout(2.0)
+        peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        body = b"\x05READY\x0bSocket-Type" + struct.pack(">I", len(kind)) + kind
+        peer.sendall(b"\x04" + bytes([len(body)]) + body)
+        received = 0
+        while received < 64 + 20:
+            found = peer.recv(1000)
+            if not found:
+                break
+            received += len(found)
+    except OSError:
+        peer.close()
+        raise
     return peer
 
 
