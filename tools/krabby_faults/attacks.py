@@ -181,7 +181,7 @@ def unlisted_key(stack: Stack) -> None:
             peer.setsockopt(option, value)
         peer.connect(f"tcp://{ADDRESSES[0]}:{STREAMS['safety'].port}")
         for op in ("estop", "arm"):
-            peer.send_multipart([b"", b"safety", json.dumps({"op": op, "by": "nobody"}).encode()])
+            peer.send_multipart([b"", b"safety", json.dumps({"op": op, "by": "stranger"}).encode()])
         assert not peer.poll(1000), "an unlisted key was answered"
 
 
