@@ -58,3 +58,21 @@ def test_every_default_that_is_a_value_is_shown():
                 and action.default
             ):
                 assert "default" in action.help or "%(default)s" in action.help, (name, action.dest)
+
+
+def test_an_estop_loads_neither_numpy_nor_another_command():
+    code = (
+        "import sys; from krabby_cli.__main__ import main; "
+        "status = main(['estop', '--endpoint', 'safety=ipc:///nowhere/safety', '--timeout', '0']); "
+        "names = {name for name in sys.modules if name.startswith('krabby_cli.')}; "
+        "print(status, 'numpy' in sys.modules, 'psutil' in sys.modules, 'krabby_cli.up' in names)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "False", "False", "False"], done.stderr
+
+
+def test_every_command_is_in_the_table_of_its_module():
+    listed = [name for names in main_module._MODULES.values() for name in names]
+    assert sorted(listed) == sorted(name for name, _ in parsers())
+    for name in listed:
+        assert name in main_module._parser(name).format_help()

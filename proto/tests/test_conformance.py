@@ -146,7 +146,10 @@ def test_a_hal_that_applies_commands_while_disarmed_fails_and_is_left_alone(cont
 def test_an_armed_hal_is_not_sent_a_single_command(context, quick):
     hal = fake(context, armed=True)
     found = failures(hal, context)
-    assert "is 'active'; disarm it" in found["disarmed"]
+    assert (
+        "is 'active': nothing was sent to it; stop its game loop, krabby sit, krabby disarm"
+        in (found["disarmed"])
+    )
     assert "not run, because of 'disarmed'" in found["e-stop latches"]
     assert sum(hal.server.stats.commands.values()) == 0
     assert hal.operators == []
@@ -157,7 +160,18 @@ def test_a_hal_in_use_is_left_to_its_writer(context, quick):
     hal.server.admission.holder = 1
     hal.server.admission._lease_until_ns = 1 << 63
     found = failures(hal, context)
-    assert "stop the gameloop" in found["disarmed does not apply"]
+    assert "another writer holds the lease: stop the game loop" in found["disarmed does not apply"]
+
+
+def test_a_hal_in_use_has_checks_that_are_skipped_and_none_that_failed(context, quick):
+    with fake(context, armed=True) as hal:
+        results = check_hal(hal.endpoints, context=context)
+    names = [result.name for result in results]
+    skipped = [result.name for result in results if result.skipped]
+    assert skipped == names[names.index("disarmed") :]
+    failed = {r.name for r in results if not (r.passed or r.skipped)}
+    assert failed <= BUSY
+    assert not any(result.passed for result in results if result.skipped)
 
 
 class NoLatch(FakeHal):

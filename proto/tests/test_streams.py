@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from importlib import import_module
 
+import krabby_proto
 import pytest
 from krabby_proto import (
     COMMAND,
@@ -110,3 +112,12 @@ def test_tables_codec_and_states_work_without_libzmq():
         "encode(NAV, [0.3, 0.0, 0.0], instance_id=1, sequence=1, capture_ns=1, publish_ns=1)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
+
+
+def test_the_package_offers_what_its_modules_name():
+    for module, names in krabby_proto._LATER.items():
+        assert set(names) == set(import_module(f"krabby_proto.{module}").__all__)
+        for name in names:
+            assert getattr(krabby_proto, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = krabby_proto.nothing

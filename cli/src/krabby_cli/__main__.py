@@ -6,63 +6,77 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import Final
 
-from krabby.config import ConfigError
-from krabby.robot.errors import RobotError
-from krabby_proto import ProtoError
+from krabby_proto.errors import ProtoError
 
-from krabby_cli import (
-    check_hal,
-    course,
-    doctor,
-    drives,
-    dump,
-    evaluate,
-    film,
-    key_files,
-    operate,
-    record,
-    relay,
-    teleop,
-    up,
-)  # fmt: skip
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.terminal import LINES, printable
 
 __all__ = ["main"]
 
+_MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "up": ("sim", "up"),
+        "evaluate": ("evaluate",),
+        "teleop": ("teleop",),
+        "dump": ("dump",),
+        "record": ("record",),
+        "film": ("film",),
+        "check_hal": ("check-hal",),
+        "course": ("course",),
+        "doctor": ("doctor",),
+        "drives": ("drives",),
+        "relay": ("relay",),
+        "key_files": ("keys",),
+        "operate": ("arm", "disarm", "estop", "reset", "stand", "sit", "policy", "status"),
+    }
+)
+"""Commands by the module that adds them; one that is named is the only module that is loaded, since
+an e-stop must not wait for the import of a simulator."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    command = words[0] if words else ""
     try:
+        args = _parser(command).parse_args(words)
         return args.handler(args)
-    except (UsageError, RobotError, ConfigError) as error:
-        return _complain(args.command, error, 2)
-    except (CliError, ProtoError) as error:
-        return _complain(args.command, error, 1)
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:
         # The reader of stdout has ended, as in `| head`; keep the interpreter's exit quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (UsageError, *_bad_facts()) as error:
+        return _complain(command, error, 2)
+    except (CliError, ProtoError) as error:
+        return _complain(command, error, 1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of one command; of all when it is none of them."""
     parser = argparse.ArgumentParser(
         prog="krabby",
         description="Run the robot in simulation, drive it, inspect its streams, check a HAL.",
         epilog="krabby COMMAND --help has the options and examples of each.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (
-        *(up, evaluate, teleop, dump, record, film, check_hal, course, doctor, drives),
-        *(relay, key_files),
-    ):
-        module.add_parser(commands)
-    operate.add_parsers(commands)
+    modules = [name for name, names in _MODULES.items() if command in names] or list(_MODULES)
+    for name in modules:
+        import_module(f"krabby_cli.{name}").add_parser(commands)
     return parser
+
+
+def _bad_facts() -> tuple[type[Exception], ...]:
+    """Errors of configuration, robot and policy; imported once there is an error."""
+    from krabby.config import ConfigError
+    from krabby.robot.errors import RobotError
+
+    return ConfigError, RobotError
 
 
 def _complain(command: str, error: Exception, status: int) -> int:

@@ -24,10 +24,13 @@ examples:
   krabby check-hal state=ipc:///run/x/state command=ipc:///run/x/command safety=ipc:///run/x/safety
 
 Start a simulated one to try it on:  python -m krabby_sim_hal auto_arm=false mission.enabled=false
-Exit status: 0 when every check passed, 1 otherwise.
+Exit status: 0 when every check passed, 1 when one failed, 3 when none failed and some were not
+run, since the HAL is in use: beside a running game loop only what needs no command is checked.
 """
 
 _STREAMS: Final = ("state", "command", "safety")
+_SKIPPED: Final = 3
+"""Exit status when nothing failed and not everything was tried."""
 
 
 def add_parser(commands: Any) -> None:
@@ -65,13 +68,22 @@ def run(args: argparse.Namespace) -> int:
     endpoints = {name: endpoints[name] for name in _STREAMS}
     show = (lambda result: print_json(result._asdict())) if args.json else _print
     results = check_hal(endpoints, show)
-    failed = [result for result in results if not result.passed]
+    skipped = [result for result in results if result.skipped]
+    passed = sum(result.passed for result in results)
     if not args.json:
-        print_line(f"{len(results) - len(failed)} of {len(results)} checks passed")
-    return 1 if failed else 0
+        if skipped:
+            names = ", ".join(result.name for result in skipped)
+            print_line(f"skip  {len(skipped)} checks: {names}\n        why: {skipped[0].detail}")
+        more = f", {len(skipped)} not run" if skipped else ""
+        print_line(f"{passed} of {len(results)} checks passed{more}")
+    if passed + len(skipped) < len(results):
+        return 1
+    return _SKIPPED if skipped else 0
 
 
 def _print(result: CheckResult) -> None:
+    if result.skipped:  # all of them together, at the end
+        return
     print_line(
         f"{'ok  ' if result.passed else 'FAIL'}  {result.name}\n"
         f"        tried: {result.tried}\n"

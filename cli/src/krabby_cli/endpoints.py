@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import psutil
 from krabby_proto import STREAMS, default_endpoints, runtime_folder
 from krabby_proto.access import use_client_key
 
 from krabby_cli.errors import UsageError
 from krabby_cli.options import option
+
+if TYPE_CHECKING:
+    import psutil
 
 __all__ = [
     "BASE_PORT",
@@ -207,6 +209,9 @@ def _is_free(endpoint: str) -> bool:
 
 
 def _owner(endpoint: str) -> str:
+    """By which process a port is used, as far as this user may see it."""
+    import psutil
+
     port = endpoint.rpartition(":")[2]
     try:
         for connection in psutil.net_connections("tcp"):

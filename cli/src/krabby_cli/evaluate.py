@@ -21,13 +21,13 @@ from krabby.benchmark.suites import SUITES, choose_cells, find_suite
 from krabby.benchmark.table import TrialsError, read_trials
 from krabby.benchmark.teacher import load_bundle
 from krabby.benchmark.trial import TrialCfg
-from krabby.control.config import ControlCfg
+from krabby.control.config import DEFAULT_POLICY, ControlCfg
 from krabby.robot.assets import choose_robot
 from krabby.robot.description import RobotDescription
 
 from krabby_cli import evaluate_processes
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.options import DEFAULT_POLICY, POLICY_HELP, add_command, flag, option
+from krabby_cli.options import POLICY_HELP, add_command, flag, option
 from krabby_cli.signals import Signals
 
 if TYPE_CHECKING:

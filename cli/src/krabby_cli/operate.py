@@ -15,7 +15,7 @@ from krabby_cli.errors import CliError
 from krabby_cli.options import POLICY_HELP, add_command, option, print_line
 from krabby_cli.terminal import printable
 
-__all__ = ["Refused", "add_parsers", "operator_name"]
+__all__ = ["Refused", "add_parser", "operator_name"]
 
 _SAFETY: Final = {
     "arm": "stiffen the drives in half a second; then `krabby stand`, or auto_stand, moves them",
@@ -36,7 +36,7 @@ class Refused(CliError):  # noqa: N818 - named for what happened
     """The robot refused the request."""
 
 
-def add_parsers(commands: Any) -> None:
+def add_parser(commands: Any) -> None:
     for op, text in _SAFETY.items():
         _add(commands, op, partial(_ask_gate, op=op), text)
     for op, text in _CONTROL.items():

@@ -2,6 +2,8 @@
 
 One dialect for all: the help of an option is a noun phrase with its unit, its default is shown
 behind it, and metavars are S for seconds, N for counts, FILE, DIR, NAME and STREAM=ENDPOINT.
+
+Every command loads this module: what only some need is imported in the functions they call.
 """
 
 from __future__ import annotations
@@ -9,17 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
-
-from krabby.control.config import DEFAULT_POLICY
-from krabby.course.courses import COURSES, MAX_DIFFICULTY
 
 from krabby_cli.terminal import LINES, printable
 
 __all__ = [
+    "BLIND_COURSE",
     "DEFAULT_COURSE",
-    "DEFAULT_POLICY",
     "POLICY_HELP",
     "add_command",
     "add_course_options",
@@ -31,7 +30,8 @@ __all__ = [
 
 POLICY_HELP: Final = "policy: name under assets/policies, or a folder"
 DEFAULT_COURSE: Final = "mixed"
-"""Course of `krabby up` and `krabby film`."""
+"""Course of `krabby up` and `krabby film`; a policy without a camera gets `BLIND_COURSE`."""
+BLIND_COURSE: Final = "flat"
 
 
 _UNITS: Final = {"S": "s", "M/S": "m/s", "RAD/S": "rad/s", "PX": "pixels"}
@@ -44,10 +44,12 @@ def add_command(
     summary: str,
     description: str | None = None,
     epilog: str | None = None,
+    aliases: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Add a subcommand; `run` returns its exit status, `summary` is its line in the list."""
     parser = commands.add_parser(
         name,
+        aliases=aliases,
         help=summary,
         description=description or summary,
         epilog=epilog,
@@ -78,13 +80,23 @@ def flag(parser: Any, name: str, text: str) -> None:
     parser.add_argument(name, action="store_true", help=text)
 
 
-def add_course_options(parser: Any, seed: str = "seed of the course's layout") -> None:
-    option(parser, "--course", "NAME", DEFAULT_COURSE, f"course: {', '.join(COURSES)}")
+def add_course_options(
+    parser: Any, seed: str = "seed of the course's layout", *, of_policy: bool = False
+) -> None:
+    """Course, difficulty and seed; with `of_policy` the default course is the policy's."""
+    from krabby.course.courses import COURSES
+
+    text = f"course: {', '.join(COURSES)}"
+    if of_policy:
+        text += f" (default {DEFAULT_COURSE}; {BLIND_COURSE} with a policy without a camera)"
+    option(parser, "--course", "NAME", None if of_policy else DEFAULT_COURSE, text)
     add_difficulty_options(parser, seed)
 
 
 def add_difficulty_options(parser: Any, seed: str = "seed of the course's layout") -> None:
     """The options of a course that is named otherwise."""
+    from krabby.course.courses import MAX_DIFFICULTY
+
     option(parser, "--difficulty", "D", 0.5, f"difficulty of the course, 0 to {MAX_DIFFICULTY}")
     option(parser, "--seed", "N", 0, seed)
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from krabby.control.config import DEFAULT_POLICY
 from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
@@ -21,7 +22,7 @@ from krabby_proto import STREAMS
 from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
 from krabby_cli.key_files import default_folder
-from krabby_cli.options import DEFAULT_COURSE, DEFAULT_POLICY
+from krabby_cli.options import BLIND_COURSE, DEFAULT_COURSE
 from krabby_cli.relay import check_listen, relay_command
 from krabby_cli.supervise import ChildSpec
 
@@ -77,8 +78,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """
     if not 0.0 <= args.duration < 1e7:
         raise UsageError(f"--duration {args.duration} is out of range; give seconds, 0 for no end")
-    make_course(args.course, args.difficulty, args.seed)
     bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
+    if args.course is None:
+        args.course = BLIND_COURSE if bundle.needs_features == "none" else DEFAULT_COURSE
+    make_course(args.course, args.difficulty, args.seed)
     settings = _settings(args.settings)
     run_id = secrets.token_hex(4)
     if args.no_camera and "camera" in settings:

@@ -1,4 +1,4 @@
-"""`krabby up`: run simulator, camera and game loop as three supervised processes.
+"""`krabby up`, or `krabby sim`: run simulator, camera and game loop as three supervised processes.
 
 A service that dies after its start is started again, three times a minute at most; the run then
 counts as failed. In lock-step its death ends the run.
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from krabby.control.config import DEFAULT_POLICY
 from krabby.robot.assets import choose_robot, robot_name
 from krabby.runtime.logging import configure_logging
 from krabby.runtime.output import Output, descriptor
@@ -30,7 +31,6 @@ from krabby_cli.display import Echo, LiveDisplay, PlainDisplay, RunView
 from krabby_cli.endpoints import BASE_PORT, RUN_FILE
 from krabby_cli.errors import CliError, ServiceDied, StartTimeout, UsageError
 from krabby_cli.options import (
-    DEFAULT_POLICY,
     POLICY_HELP,
     add_command,
     add_course_options,
@@ -67,13 +67,12 @@ Exit status: 0 after the duration or a signal, 1 when a process failed, also one
 
 
 def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands, "up", run, "run simulator, camera and game loop", __doc__, _EPILOG
-    )
+    text = "run simulator, camera and game loop"
+    parser = add_command(commands, "up", run, text, __doc__, _EPILOG, aliases=("sim",))
     text = "length of the run from when all are ready, simulated time in lock-step; 0: until Ctrl-C"
     option(parser, "--duration", "S", 0.0, text)
     flag(parser, "--until-over", "end when the course is completed or the robot has fallen")
-    add_course_options(parser, "seed of the course's layout and of the noise")
+    add_course_options(parser, "seed of the course's layout and of the noise", of_policy=True)
     option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
     option(parser, "--robot", "NAME", robot_name(), "folder of the assets folder")
     option(parser, "--speed", None, 1, "1: real time, 0: lock-step", choices=(0, 1))

@@ -1,13 +1,15 @@
-"""Messages to frames and back: ``[topic, header, payload]``, payload flat little-endian float32."""
+"""Messages to frames and back: ``[topic, header, payload]``, payload flat little-endian float32.
+
+NumPy is imported where a payload is made or read: it takes longer to load than all else, and a
+process that only sends requests, such as an e-stop, has no payloads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from zlib import crc32
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from krabby_proto.errors import (
     CorruptPayload,
@@ -19,11 +21,14 @@ from krabby_proto.errors import (
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header, unpack_header
 from krabby_proto.streams import STREAMS, Stream
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
 __all__ = ["FloatArray", "Message", "decode", "encode", "pack", "topic_of", "unpack"]
 
-FloatArray: TypeAlias = NDArray[np.float32]
+FloatArray: TypeAlias = "NDArray[np.float32]"
 
-_F4: Final = np.dtype("<f4")
 _BY_ID: Final = {stream.id: stream for stream in STREAMS.values()}
 
 
@@ -78,7 +83,9 @@ def encode(
     Raises:
         EncodeError: the payload has the wrong size or a number does not fit its field.
     """
-    floats = np.asarray(payload, dtype=_F4)
+    import numpy as np
+
+    floats = np.asarray(payload, dtype=_f4())
     count = floats.size
     if not stream.min_elements <= count <= stream.max_elements:
         raise EncodeError(
@@ -102,6 +109,8 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
         raise WrongFrameCount(
             f"message has {len(frames)} frames, the contract has 3: topic, header, payload"
         )
+    import numpy as np
+
     topic, raw_header, raw = frames
     header = unpack_header(raw_header)
     known = _BY_ID.get(header.stream_id)
@@ -126,7 +135,7 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
         raise CorruptPayload(
             f"{known.name} payload has CRC-32 {found:#010x}, its header says {header.crc32:#010x}"
         )
-    return Message(header, np.frombuffer(raw, dtype=_F4))
+    return Message(header, np.frombuffer(raw, dtype=_f4()))
 
 
 def topic_of(raw_header: bytes) -> bytes:
@@ -137,6 +146,14 @@ def topic_of(raw_header: bytes) -> bytes:
     """
     known = _BY_ID.get(unpack_header(raw_header).stream_id)
     return b"" if known is None else known.topic
+
+
+@cache
+def _f4() -> np.dtype[np.float32]:
+    """Little-endian float32, as on the wire."""
+    import numpy as np
+
+    return np.dtype("<f4")
 
 
 def _sizes(stream: Stream) -> str:
@@ -154,6 +171,8 @@ def pack(stream: Stream, **fields: ArrayLike) -> FloatArray:
     Raises:
         EncodeError: a field is missing, unknown or has the wrong size.
     """
+    import numpy as np
+
     slices = stream.slices
     if fields.keys() != slices.keys():
         missing = ", ".join(sorted(slices.keys() - fields.keys())) or "none"

@@ -45,6 +45,8 @@ class CheckResult(NamedTuple):
     """What was found; when it failed, also what is expected."""
     tried: str
     """What was sent or watched."""
+    skipped: bool = False
+    """Whether it was not tried, for the reason in `detail`; then it has not passed either."""
 
 
 class _Failed(Exception):  # noqa: N818
@@ -53,6 +55,10 @@ class _Failed(Exception):  # noqa: N818
 
 class _Blocked(_Failed):
     """A check failed in a way that makes the rest pointless or unsafe."""
+
+
+class _InUse(_Blocked):
+    """The HAL is in use, which is no fault of it, and the rest would disturb."""
 
 
 class _Visit(Closing):
@@ -244,9 +250,10 @@ def _values(visit: _Visit) -> str:
 def _disarmed(visit: _Visit) -> str:
     state = visit.safety("status").get("state")
     if state != "disarmed":
-        raise _Blocked(
-            f"the HAL is {state!r}; disarm it (and clear an e-stop) before it is checked, "
-            "nothing was sent to it"
+        remedy = "krabby reset" if state == "estop" else "krabby sit, krabby disarm"
+        raise _InUse(
+            f"the HAL is {state!r}: nothing was sent to it; stop its game loop, "
+            f"{remedy}, check again"
         )
     return "disarmed"
 
@@ -254,7 +261,7 @@ def _disarmed(visit: _Visit) -> str:
 def _sole_writer(visit: _Visit) -> str:
     reply = visit.writer.send_valid(visit.measured())
     if reply.status == CommandStatus.REJECTED_LEASE:
-        raise _Blocked("another writer holds the lease; stop the gameloop, then check again")
+        raise _InUse("another writer holds the lease: stop the game loop, check again")
     if reply.status_name not in _QUIET:
         raise _Blocked(f"answer is {reply.status_name}, expected not_armed")
     if reply.request_sequence != visit.writer.sequence:
@@ -464,8 +471,8 @@ def check_hal(
         context: needed for ``inproc://`` only.
 
     Returns:
-        One result a check, also for those that were not run because an earlier one makes them
-        pointless or unsafe: they count as not passed and say so.
+        One result a check. Those that an earlier one makes pointless or unsafe are not tried and
+        marked `skipped`; so are those that would disturb a HAL that is in use.
     """
     missing = [s.name for s in (STATE, COMMAND, SAFETY) if s.name not in endpoints]
     if missing:
@@ -474,17 +481,19 @@ def check_hal(
     blocked: str | None = None
     with _Visit(endpoints, context) as visit:
         for name, tried, check in _CHECKS:
-            passed = False
+            passed, skipped = False, bool(blocked)
             if blocked:
                 detail = f"not run, because of {blocked!r}"
             else:
                 try:
                     passed, detail = True, check(visit)
+                except _InUse as error:
+                    skipped, blocked, detail = True, name, str(error)
                 except _Blocked as error:
                     blocked, detail = name, str(error)
                 except _Failed as error:
                     detail = str(error)
-            results.append(CheckResult(name, passed, detail, tried))
+            results.append(CheckResult(name, passed, detail, tried, skipped))
             if report is not None:
                 report(results[-1])
     return results
