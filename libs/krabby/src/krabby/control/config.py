@@ -1,15 +1,15 @@
 """Configuration of locomotion control."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from krabby_proto.streams import NAV, STATE
 from msgspec import Meta
 
-from krabby.config import Config, check
+from krabby.config import Config, check, to_dict
 from krabby.course.timing import CONTROL_HZ
 from krabby.runtime.config import ServiceCfg
 
-__all__ = ["DEFAULT_POLICY", "ControlCfg", "FreshnessCfg", "NavCfg"]
+__all__ = ["DEFAULT_POLICY", "ControlCfg", "FreshnessCfg", "NavCfg", "control_keys"]
 
 DEFAULT_POLICY = "parkour"
 """Policy of the game loop and of `krabby up` where none is named; the containers follow `.env`."""
@@ -75,3 +75,9 @@ class ControlCfg(ServiceCfg, frozen=True, kw_only=True):
     new request `stand`."""
     freshness: FreshnessCfg = FreshnessCfg()
     nav: NavCfg = NavCfg()
+
+
+def control_keys(cfg: ControlCfg) -> dict[str, Any]:
+    """The keys of `ControlCfg` alone, of a configuration that may have more; values as in JSON."""
+    values = to_dict(cfg)
+    return {name: values[name] for name in ControlCfg.__struct_fields__}

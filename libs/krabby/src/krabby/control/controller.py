@@ -6,6 +6,8 @@ Which requests count, and when the gate may have been left: `krabby.control.perm
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,6 +20,7 @@ from krabby.control.modes import Mode, Situation, holds, next_mode
 from krabby.control.nav import NavFilter
 from krabby.control.permission import Permission, Request
 from krabby.control.policy_manager import PolicyManager, PolicyRunner
+from krabby.control.tape import Tape
 from krabby.policy.observation import ObservationInputs
 from krabby.robot.description import RobotDescription
 from krabby.safety.trajectories import JointTrajectory, sit_down, stand_up
@@ -44,13 +47,31 @@ class LocomotionController:
     It counts in plain attributes, which a process that exposes metrics reads after a tick.
     """
 
-    def __init__(self, cfg: ControlCfg, desc: RobotDescription, policies: PolicyManager) -> None:
-        self._cfg = cfg
-        self._desc = desc
+    def __init__(
+        self,
+        cfg: ControlCfg,
+        desc: RobotDescription,
+        policies: PolicyManager,
+        *,
+        host_clock: Callable[[], int] = time.monotonic_ns,
+        tape: Tape | None = None,
+    ) -> None:
+        """A controller that has seen nothing yet.
+
+        Args:
+            cfg: Limits and times.
+            desc: The robot.
+            policies: What walks.
+            host_clock: Times a person's walking commands [ns].
+            tape: Notes what this controller takes in, for a replay; None for nowhere.
+        """
+        self.cfg = cfg
+        self.desc = desc
         self.policies = policies
-        self.nav = NavFilter(cfg.nav, cfg.freshness)
+        self.tape = tape
+        self.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=host_clock, tape=tape)
         self.mode = Mode.SILENT
-        self.permission = Permission(cfg, desc, self._permission_ended)
+        self.permission = Permission(cfg, desc, self._permission_ended, tape)
         self.hal_checked = False
         """Whether the HAL that sends now has been checked; set by the owner of the sockets."""
         self.holds = 0
@@ -61,6 +82,8 @@ class LocomotionController:
         self._last_target: NDArray[np.float64] | None = None
         self._trajectory: JointTrajectory | None = None
         self._trajectory_ns = 0
+        self._trajectory_origin: tuple[NDArray[np.float64], bool] | None = None
+        """Pose it began from, and whether the robot walked then."""
         self._forget_nav = False
 
     def request(self, request: Request) -> str | None:
@@ -76,6 +99,8 @@ class LocomotionController:
 
     def handle_state(self, state: Message) -> None:
         """Take the newest state; detects a HAL that restarted and a robot that was respawned."""
+        if self.tape is not None:
+            self.tape.add_seen(state)
         if state.header.instance_id != self._instance:
             if self._instance is not None:
                 log.warning("the HAL restarted")
@@ -113,7 +138,7 @@ class LocomotionController:
             self._forget_nav = False
         self.permission.take_request()
         situation = self._situation(state, now_ns)
-        mode = next_mode(self.mode, situation, self._cfg.freshness)
+        mode = next_mode(self.mode, situation, self.cfg.freshness)
         self._was_reset = False
         if mode is Mode.SILENT or state is None:
             self._enter(mode, None, now_ns)
@@ -123,7 +148,7 @@ class LocomotionController:
         values = unpack(STATE, state.payload)
         measured = values["joint_pos"].astype(np.float64)
         self._enter(mode, measured, now_ns)
-        stale = holds(situation, self._cfg.freshness)
+        stale = holds(situation, self.cfg.freshness)
         waits = self._last_target is not None and (stale or self.permission.unapplied)
         command = self.nav.command
         if not waits and mode is not Mode.NO_LEASE:
@@ -155,7 +180,9 @@ class LocomotionController:
 
     def swap_policy(self, runner: PolicyRunner, now_ns: int) -> None:
         """Walk with another policy from the next tick on."""
-        origin = self._desc.default_joint_pos if self._last_target is None else self._last_target
+        if self.tape is not None:
+            self.tape.add_policy(runner.identity)
+        origin = self.desc.default_joint_pos if self._last_target is None else self._last_target
         self.policies.choose(runner, origin, now_ns)
 
     @property
@@ -184,19 +211,23 @@ class LocomotionController:
         if mode in (Mode.STAND_UP, Mode.SIT_DOWN) and measured is not None:
             # From the target, not from the pose that sags below it: the drives see no step.
             start = measured if self._last_target is None else self._last_target
-            if mode is Mode.STAND_UP:
-                self._trajectory = stand_up(self._desc, start)
-            else:
-                walking = self.mode is Mode.POLICY
-                self._trajectory = sit_down(self._desc, start, walking=walking)
+            self._begin_trajectory(mode, start, walking=self.mode is Mode.POLICY)
             self._trajectory_ns = now_ns
         else:
-            self._trajectory = None
+            self._trajectory = self._trajectory_origin = None
         if mode is Mode.POLICY:
             origin = self._last_target
-            self.policies.start(self._desc.default_joint_pos if origin is None else origin, now_ns)
+            self.policies.start(self.desc.default_joint_pos if origin is None else origin, now_ns)
         self.nav.restart()
         self.mode = mode
+
+    def _begin_trajectory(self, mode: Mode, start: NDArray[np.float64], *, walking: bool) -> None:
+        """Stand up or sit down from `start` [rad], shape (18,)."""
+        if mode is Mode.STAND_UP:
+            self._trajectory = stand_up(self.desc, start)
+        else:
+            self._trajectory = sit_down(self.desc, start, walking=walking)
+        self._trajectory_origin = (start, walking)
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
         """Armed: where the robot was left. Not armed: where it is, so that arming moves nothing."""

@@ -12,8 +12,9 @@ from krabby_proto import FLAG_OPERATOR, MAX_AHEAD_NS, Message
 from numpy.typing import NDArray
 
 from krabby.control.config import FreshnessCfg, NavCfg
+from krabby.control.tape import Tape
 
-__all__ = ["AXES", "REFUSAL_REASONS", "NavFilter"]
+__all__ = ["AXES", "REFUSAL_REASONS", "NavFilter", "WalkingCommand"]
 
 log = structlog.get_logger(__name__)
 
@@ -36,9 +37,13 @@ class Refusal(NamedTuple):
     """Since its capture, by the clock it was judged by; negative: stamped ahead [s]."""
 
 
-class _Command(NamedTuple):
+class WalkingCommand(NamedTuple):
+    """A message that was taken."""
+
     values: NDArray[np.float64]
+    """vx, vy [m/s], yaw_rate [rad/s], shape (3,)."""
     stamp_ns: int
+    """Its capture, or its arrival if that was earlier [ns]."""
 
 
 class NavFilter:
@@ -54,15 +59,17 @@ class NavFilter:
         freshness: FreshnessCfg,
         *,
         host_clock: Callable[[], int] = time.monotonic_ns,
+        tape: Tape | None = None,
     ) -> None:
         self._bound = np.array([limits.max_vx, limits.max_vy, limits.max_yaw_rate])
         self._slew = np.array([limits.max_acc, limits.max_acc, limits.max_yaw_acc])
         self._timeout_ns = round(freshness.nav_s * 1e9)
         self._operator_ns = round(freshness.operator_s * 1e9)
+        self._tape = tape
         self._host_clock = host_clock
-        self._operator: _Command | None = None
+        self._operator: WalkingCommand | None = None
         self._operator_until_ns: int | None = None
-        self._mission: _Command | None = None
+        self._mission: WalkingCommand | None = None
         self._forgotten_ns: dict[bool, int] = {}
         """When commands were forgotten last, by the operator's and by the mission's clock [ns]."""
         self._stepped_ns: int | None = None
@@ -91,6 +98,8 @@ class NavFilter:
         Returns:
             Why it is left out; None when it was taken.
         """
+        if self._tape is not None:
+            self._tape.add_nav(message, now_ns)
         is_operator = bool(message.flags & FLAG_OPERATOR)
         clock_ns = now_ns
         if is_operator:
@@ -101,7 +110,9 @@ class NavFilter:
             return Refusal(reason, message.age_s(clock_ns))
         if message.capture_ns <= self._forgotten_ns.get(is_operator, -1) <= clock_ns:
             return None
-        command = _Command(message.payload.astype(np.float64), min(message.capture_ns, clock_ns))
+        command = WalkingCommand(
+            message.payload.astype(np.float64), min(message.capture_ns, clock_ns)
+        )
         if is_operator:
             self._operator = _newer(self._operator, command, clock_ns)
         else:
@@ -171,7 +182,7 @@ class NavFilter:
                 )
         return target
 
-    def _fresh(self, command: _Command | None, clock_ns: int) -> NDArray[np.float64] | None:
+    def _fresh(self, command: WalkingCommand | None, clock_ns: int) -> NDArray[np.float64] | None:
         # Simulated time starts again when the HAL does: a stamp ahead of it is from before.
         if command is None or not 0 <= clock_ns - command.stamp_ns <= self._timeout_ns:
             return None
@@ -196,7 +207,7 @@ class NavFilter:
         self.command = np.zeros(3)
 
 
-def _newer(known: _Command | None, command: _Command, clock_ns: int) -> _Command:
+def _newer(known: WalkingCommand | None, command: WalkingCommand, clock_ns: int) -> WalkingCommand:
     """The later capture of two counts, so that a backlog displaces no fresh command."""
     if known is not None and command.stamp_ns < known.stamp_ns <= clock_ns:
         return known

@@ -22,6 +22,7 @@ from krabby_proto import CommandReply, CommandStatus
 from krabby_proto.states import SafetyState
 
 from krabby.control.config import ControlCfg
+from krabby.control.tape import Tape
 from krabby.robot.description import RobotDescription
 
 __all__ = ["Permission", "Request"]
@@ -47,14 +48,22 @@ class _Pending(NamedTuple):
 class Permission:
     """The gate as its replies show it, and the requests made under its permission."""
 
-    def __init__(self, cfg: ControlCfg, desc: RobotDescription, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cfg: ControlCfg,
+        desc: RobotDescription,
+        on_end: Callable[[], None],
+        tape: Tape | None = None,
+    ) -> None:
         """Not armed, nothing requested but what `auto_stand` requests.
 
         Args:
             cfg: `auto_stand` and the control rate.
             desc: The gate's times.
             on_end: Called when a permission ends.
+            tape: Notes replies and requests as they come to count.
         """
+        self._tape = tape
         self.safety = SafetyState.DISARMED
         """The gate's state as of its last reply."""
         self.stand_requested = cfg.auto_stand
@@ -111,6 +120,8 @@ class Permission:
         """Take the HAL's reply to the command of the tick at `sent_ns`, the last one when None."""
         if sent_ns is None:
             sent_ns = self.sent_ns
+        if self._tape is not None:
+            self._tape.add_reply(reply, sent_ns)
         self._heard_ns = sent_ns
         # A newer HAL may know more states; what we do not know we do not follow.
         self.safety = _SAFETY_STATES.get(reply.safety_state, SafetyState.DISARMED)
@@ -199,11 +210,22 @@ class Permission:
             # It may have damped a robot that gives way since: hold no pose from before.
             self.safety = SafetyState.DISARMED
 
+    def repeat_request(self, request: Request, permission: int) -> None:
+        """Have the next `take_request` take the request that a tape has.
+
+        Args:
+            request: As `Tape.add_request` was given it.
+            permission: Number of the permission it was made for.
+        """
+        self._pending = _Pending(request, permission)
+
     def take_request(self) -> None:
         """Make the pending request count, unless its permission has ended."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
+        if self._tape is not None:
+            self._tape.add_request(*pending)
         if pending.request == "sit":
             self._stands_by_itself = self.stand_requested = False
         elif pending.permission == self._number and not self._leaving:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import structlog
@@ -18,14 +18,20 @@ from krabby_proto import FLAG_LATENT, MAX_AHEAD_NS, Message, clocks_differ
 from numpy.typing import NDArray
 
 from krabby.control.config import ControlCfg
-from krabby.policy.bundle import OnnxPolicy, PolicyBundle, PolicyOutputError, bundle_dir
+from krabby.policy.bundle import (
+    MANIFEST_FILE,
+    OnnxPolicy,
+    PolicyBundle,
+    PolicyOutputError,
+    bundle_dir,
+)
 from krabby.policy.network import Backend, Network
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.throttle import log_every
 
-__all__ = ["SIGHTS", "PolicyManager", "PolicyRunner", "load_runner"]
+__all__ = ["SIGHTS", "Blend", "PolicyManager", "PolicyRunner", "load_runner"]
 
 Sight = Literal["none", "fresh", "memory", "lost"]
 SIGHTS: Final[tuple[Sight, ...]] = ("none", "fresh", "memory", "lost")
@@ -79,6 +85,26 @@ class PolicyRunner:
         """Floats of its features term; 0 when it has none."""
         term = self.bundle.observation.term("features")
         return term.size if term is not None else 0
+
+    @property
+    def history(self) -> NDArray[np.float32] | None:
+        """The last observation, a copy, shape (1, size); None before the first step."""
+        return self._builder.history
+
+    @history.setter
+    def history(self, observation: NDArray[np.float32]) -> None:
+        self._builder.history = observation
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which bundle it runs: `name`, `path`, `hashes` by file, `backend`."""
+        bundle = self.bundle
+        return {
+            "name": bundle.name,
+            "path": str(bundle.path),
+            "hashes": {**bundle.hashes, MANIFEST_FILE: bundle.manifest_hash},
+            "backend": self.network.backend,
+        }
 
     def reset(self) -> None:
         """Forget history and recurrent state."""
@@ -143,8 +169,11 @@ def load_runner(
     return PolicyRunner(bundle, desc, backend)
 
 
-class _Blend(NamedTuple):
+class Blend(NamedTuple):
+    """A hand-over under way."""
+
     origin: NDArray[np.float64]
+    """Targets it began from [rad], shape (18,)."""
     started_ns: int
 
 
@@ -170,7 +199,7 @@ class PolicyManager:
         self._blind = self._load_blind()
         self.active = self.chosen
         """The runner that gave the last target."""
-        self._blend: _Blend | None = None
+        self._blend: Blend | None = None
         self._blend_ns = round(cfg.blend_s * 1e9)
         self._recover_ns = round(cfg.freshness.features_recover_s * 1e9)
         self._fresh_since_ns: int | None = None
@@ -196,6 +225,11 @@ class PolicyManager:
     def runners(self) -> list[PolicyRunner]:
         """All that may walk."""
         return [self.chosen] if self._blind is None else [self.chosen, self._blind]
+
+    @property
+    def blind_runner(self) -> PolicyRunner | None:
+        """What walks in the chosen policy's place; None: nothing does."""
+        return self._blind
 
     @property
     def blind(self) -> bool:
@@ -381,7 +415,7 @@ class PolicyManager:
         runner.reset()
         self.active = runner
         self._standing = False
-        self._blend = _Blend(np.array(origin, dtype=np.float64), now_ns)
+        self._blend = Blend(np.array(origin, dtype=np.float64), now_ns)
 
     def _blended(self, target: NDArray[np.float64], now_ns: int) -> NDArray[np.float64]:
         if self._blend is None:

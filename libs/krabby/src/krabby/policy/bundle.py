@@ -159,6 +159,8 @@ class PolicyBundle:
     """Contents by file name."""
     hashes: Mapping[str, str]
     """SHA-256 by file name, hex."""
+    manifest_hash: str
+    """SHA-256 of the manifest, hex."""
     provenance: Mapping[str, Any]
     """Where it comes from; free form."""
     evaluation: Mapping[str, Any]
@@ -181,7 +183,8 @@ class PolicyBundle:
         """
         path = Path(path)
         source = str(path / MANIFEST_FILE)
-        manifest = parse_manifest(_read(path / MANIFEST_FILE, MAX_MANIFEST_BYTES), source)
+        content = _read(path / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        manifest = parse_manifest(content, source)
         check_fit(manifest, desc, control_rate_hz, source)
         return cls(
             path=path,
@@ -207,6 +210,7 @@ class PolicyBundle:
             encoder=_encoder_spec(manifest, source),
             files={name: _read_file(path / name, want) for name, want in manifest.files.items()},
             hashes=manifest.files,
+            manifest_hash=_digest(content),
             provenance=manifest.provenance,
             evaluation=manifest.evaluation,
         )

@@ -246,6 +246,21 @@ class ObservationBuilder:
         """Forgets the history; the next frame stands for all past ones."""
         self._empty = True
 
+    @property
+    def history(self) -> NDArray[np.float32] | None:
+        """The last observation, a copy, shape (1, layout.size); None behind a reset."""
+        return None if self._empty else self._buffer.copy()
+
+    @history.setter
+    def history(self, observation: NDArray[np.float32]) -> None:
+        if observation.shape != self._buffer.shape:
+            raise ObservationError(
+                f"an observation of shape {observation.shape} is not one of this policy, whose "
+                f"have {self._buffer.shape}; take it from the same policy"
+            )
+        np.copyto(self._buffer, observation)
+        self._empty = False
+
     def build(self, inputs: ObservationInputs) -> NDArray[np.float32]:
         """Adds a frame and returns the observation, shape (1, layout.size), float32.
 
