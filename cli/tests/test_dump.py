@@ -26,7 +26,7 @@ def test_dump_counts_a_stream_and_its_age(hal, capsys):
 
     (report,) = json.loads(capsys.readouterr().out)["streams"]
     assert report["stream"] == "state"
-    assert 20 <= report["messages"] <= 60
+    assert 5 <= report["messages"] <= hal.server._publishers["state"].sequence
     assert 0 <= report["age_p50_ms"] <= report["age_p99_ms"] < 500
     assert report["bytes"] == 48 + 4 * 70
     assert (report["gaps"], report["invalid"], report["lockstep"]) == (0, 0, False)
@@ -48,7 +48,7 @@ def test_silent_streams_are_shown_and_fail_only_when_asked_for(hal, capsys):
 
 def test_no_age_is_given_when_the_clock_is_simulated(hal, capsys):
     hal.state_flags = FLAG_LOCKSTEP
-    assert main(["dump", "state", "--once", "--json", "--period", "0.2", *places(hal)]) == 0
+    assert main(["dump", "state", "--once", "--json", "--period", "1", *places(hal)]) == 0
     (report,) = json.loads(capsys.readouterr().out)["streams"]
     assert report["lockstep"] is True
     assert report["age_p50_ms"] is None
@@ -56,7 +56,7 @@ def test_no_age_is_given_when_the_clock_is_simulated(hal, capsys):
 
 def test_watch_shows_the_fields_by_name(hal, capsys):
     assert (
-        main(["dump", "--watch", "state", "--once", "--json", "--period", "0.3", *places(hal)]) == 0
+        main(["dump", "--watch", "state", "--once", "--json", "--period", "1", *places(hal)]) == 0
     )
     facts = json.loads(capsys.readouterr().out)
     assert facts["base_lin_acc_b"] == [0.0, 0.0, 9.81]

@@ -1,11 +1,10 @@
-import contextlib
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -71,16 +70,14 @@ def supervise(tmp_path):
 
 
 def until(condition, supervisor):
-    """Poll until a child has done what it does, for at most 20 s."""
-    for _ in range(400):
+    """Poll until a child has done what it does, for at most 30 s."""
+    end = time.monotonic() + 30.0
+    while time.monotonic() < end:
         supervisor.poll()
         if condition():
             return
-        running = [child for child in supervisor.children.values() if child.status is None]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if running:
-                running[0].process.wait(0.05)
-    raise AssertionError("it did not happen within 20 s")
+        time.sleep(0.01)
+    raise AssertionError("it did not happen within 30 s")
 
 
 def test_processes_are_started_watched_and_stopped_in_order(tmp_path, scripts, supervise):
@@ -243,7 +240,7 @@ def test_a_process_that_ignores_sigint_gets_sigterm(scripts, supervise):
         while True:
             time.sleep(1)
     """
-    with supervise(ChildSpec(name="deaf", argv=scripts(deaf)), grace_s=0.2) as supervisor:
+    with supervise(ChildSpec(name="deaf", argv=scripts(deaf)), grace_s=1.0) as supervisor:
         supervisor.start()
         until(lambda: supervisor.all_ready, supervisor)
         assert supervisor.stop() == {"deaf": -signal.SIGTERM}

@@ -19,7 +19,7 @@ from krabby_proto.sockets import Requester, Router
 from krabby_proto.testing import FakeHal
 
 DEADLINE_S = 0.004
-PATIENT_S = 2.0  # for tests about content, on a host that may be busy
+PATIENT_S = 10.0  # for tests about content, on a host that may be busy
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_command_goes_there_and_its_answer_back(hal, client):
 
 def test_the_state_follows_the_command(hal, client, eventually):
     assert send(client, 0.25).applied
-    eventually(lambda: client.state.wait(0.1).payload[10] == 0.25)
+    eventually(lambda: (m := client.state.wait(0.1)) and m.payload[10] == 0.25)
 
 
 def test_hello_names_the_hal(hal, client):
@@ -82,10 +82,12 @@ def test_without_a_server_a_command_returns_at_once_and_is_never_delivered(endpo
     with FakeHal(endpoints, context=context) as hal:
         endpoints = hal.endpoints  # free again after this
     with HalClient(endpoints, context=context) as client:
-        start = time.monotonic()
+        waits = []
         for _ in range(20):
+            start = time.monotonic()
             assert client.send_command(np.zeros(18), capture_ns=1, deadline_s=DEADLINE_S) is None
-        assert time.monotonic() - start < 20 * DEADLINE_S
+            waits.append(time.monotonic() - start)
+        assert min(waits) < DEADLINE_S / 2  # not all: the host may be busy with other things
         assert client.timeouts == 20
         with FakeHal(endpoints, armed=True, context=context) as hal:
             client.hello(5.0)
@@ -96,16 +98,20 @@ def test_without_a_server_a_command_returns_at_once_and_is_never_delivered(endpo
 def test_a_silent_server_costs_no_more_than_the_deadline(hal, client):
     hal.serving = False
     hal.take_note()
-    waits = []
-    for _ in range(10):
+    waits, naps = [], []
+    for _ in range(20):
+        start = time.monotonic()
+        time.sleep(DEADLINE_S)
+        naps.append(time.monotonic() - start)
         start = time.monotonic()
         reply = client.send_command(np.zeros(18), capture_ns=1, deadline_s=DEADLINE_S)
         waits.append(time.monotonic() - start)
         assert reply is None
-    assert waits[0] >= DEADLINE_S * 0.9
-    assert sorted(waits)[2] < DEADLINE_S + 0.003  # not all: the host may be busy with other things
-    assert max(waits) < DEADLINE_S + 0.25
-    assert client.timeouts == 10
+    assert min(waits) >= DEADLINE_S * 0.9
+    # As long as a sleep of that length takes here and now: the host may be busy.
+    assert min(waits) < min(naps) + 0.003
+    assert max(waits) < max(naps) + 0.25
+    assert client.timeouts == 20
 
 
 @pytest.mark.parametrize("missed", [1, 5, 100])

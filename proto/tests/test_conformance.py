@@ -25,8 +25,9 @@ BUSY = {"state rate", "state age"}
 @pytest.fixture
 def quick(monkeypatch):
     """Watch the state for less long: the broken HALs here are broken all the time."""
-    monkeypatch.setattr(conformance_module, "_WATCH_S", 0.1)
-    monkeypatch.setattr(conformance_module, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr(conformance_module, "_WATCH_S", 0.2)
+    monkeypatch.setattr(conformance_module, "_PATIENCE_S", 5.0)
+    monkeypatch.setattr(conformance_module, "_ANSWER_S", 5.0)  # this host may be busy
     monkeypatch.setattr(conformance_module, "_LEASE_WAIT_S", 1.0)
 
 
@@ -318,19 +319,21 @@ def test_a_hal_in_lock_step_is_asked_to_run_in_real_time(context, quick):
     assert "not run" in found["state rate"]
 
 
-def test_a_silent_state_stream_blocks_what_needs_it(context, quick):
+def test_a_silent_state_stream_blocks_what_needs_it(context, quick, monkeypatch):
+    monkeypatch.setattr(conformance_module, "_PATIENCE_S", 2.0)
     hal = fake(context)
     hal.publishing = False
     found = failures(hal, context)
-    assert "no state within 0.5 s" in found["state stream"]
+    assert "no state within 2 s" in found["state stream"]
     assert "not run" in found["NaN"]
 
 
-def test_nobody_there_is_said_once(tmp_path, context, quick):
+def test_nobody_there_is_said_once(tmp_path, context, quick, monkeypatch):
+    monkeypatch.setattr(conformance_module, "_PATIENCE_S", 0.5)
     endpoints = {name: f"ipc://{tmp_path}/{name}" for name in ("state", "command", "safety")}
     start = time.monotonic()
     results = check_hal(endpoints, context=context)
-    assert time.monotonic() - start < 10.0
+    assert time.monotonic() - start < 20.0
     assert not any(result.passed for result in results)
     assert "no answer from ipc://" in results[0].detail
     assert all("not run" in result.detail for result in results[1:])

@@ -117,7 +117,7 @@ def test_who_sent_it_and_everybody_else_are_served_again(endpoints, context, pee
                 stop = threading.Event()
 
                 def serve(stop=stop):
-                    while not stop.is_set():
+                    while not stop.wait(0.001):
                         request = router.receive()
                         if request is not None:
                             router.reply(request, b"answer")
@@ -126,7 +126,7 @@ def test_who_sent_it_and_everybody_else_are_served_again(endpoints, context, pee
                 server.start()
                 try:
                     answer = eventually(
-                        lambda: requester.request_patiently(lambda: [b"estop"], 1.0)
+                        lambda: requester.request_patiently(lambda: [b"estop"], 1.0), 20.0
                     )
                 finally:
                     stop.set()
@@ -207,7 +207,7 @@ def test_an_answer_of_many_frames_is_a_timeout(endpoints, context):
         stop = threading.Event()
 
         def serve():
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 request = router.receive()
                 if request is not None:
                     router.reply(request, *[b""] * 5000)
@@ -217,7 +217,7 @@ def test_an_answer_of_many_frames_is_a_timeout(endpoints, context):
         try:
             with Requester(router.endpoint, name="command", context=context) as requester:
                 requester.wait_connected(5.0)
-                assert requester.request([b"command"], 0.5) is None
+                assert requester.request([b"command"], 1.5) is None
                 assert (requester.oversized, requester.timeouts) == (1, 1)
         finally:
             stop.set()

@@ -34,6 +34,8 @@ from krabby_proto.relay import Relay, RelayEnd
 from krabby_proto.testing import FakeHal
 
 DOORS = ("state", "command", "safety", "nav", "control")
+PATIENT_S = 10.0
+"""For what has to happen at all; the relay and the robot are threads of this process."""
 
 
 class Robot:
@@ -118,7 +120,7 @@ def make_robot(tmp_path, monkeypatch):
 
 
 def command(client):
-    return client.send_command(np.zeros(18), capture_ns=time.monotonic_ns(), deadline_s=2.0)
+    return client.send_command(np.zeros(18), capture_ns=time.monotonic_ns(), deadline_s=PATIENT_S)
 
 
 def hears_state(robot):
@@ -145,11 +147,16 @@ def ask(robot, door, op):
     """Whether a request is accepted, or why not."""
     client = ControlClient if door == "control" else (lambda place: HalClient({"safety": place}))
     with client(robot.endpoints[door]) as asking:
+        link = asking._requester if door == "control" else asking._requester(door)
+        end = time.monotonic() + PATIENT_S
+        while not (link.connected or link.refusal) and time.monotonic() < end:
+            time.sleep(0.001)
+        timeout_s = PATIENT_S if link.connected else 0.5
         try:
             if door == "control":
-                answer = asking.request(op, timeout_s=2.0)
+                answer = asking.request(op, timeout_s=timeout_s)
             else:
-                answer = asking.safety(op, "test", timeout_s=2.0)
+                answer = asking.safety(op, "test", timeout_s=timeout_s)
         except AccessRefused as error:
             return str(error)
     return answer["ok"] or answer["reason"]
@@ -169,7 +176,7 @@ def test_a_role_may_do_what_it_names_and_stop_the_robot(make_robot, role):
     assert stand is True if operate else "lack" in stand
     assert robot.asked == ["status"] * (see or operate) + ["stand"] * operate
     with HalClient({"command": robot.endpoints["command"]}) as client:
-        client._requester("command").wait_connected(5.0 if role == "command" else 0.5)
+        client._requester("command").wait_connected(PATIENT_S if role == "command" else 0.5)
         reply = command(client)
     assert (reply is not None and reply.status == CommandStatus.APPLIED) == (role == "command")
     assert bool(robot.hal.applied) == (role == "command")
@@ -187,7 +194,7 @@ def test_a_role_may_do_what_it_names_and_stop_the_robot(make_robot, role):
 
 @pytest.mark.parametrize("who", ["unlisted", "wrong robot", "no key"])
 def test_without_a_key_of_the_robot_nothing_is_delivered_and_both_ends_say_so(
-    make_robot, who, caplog
+    make_robot, who, caplog, eventually
 ):
     robot = make_robot(("anna", *ROLES))
     if who == "unlisted":
@@ -207,6 +214,7 @@ def test_without_a_key_of_the_robot_nothing_is_delivered_and_both_ends_say_so(
         for _ in range(20):
             assert command(client) is None
             time.sleep(0.02)
+        eventually(lambda: client._requester("command").refusal, PATIENT_S)
         with pytest.raises(AccessRefused, match=said):
             client.hello(0.5)
     assert robot.hal.applied == []
@@ -214,7 +222,7 @@ def test_without_a_key_of_the_robot_nothing_is_delivered_and_both_ends_say_so(
     assert robot.asked == []
     reason = "unknown_key" if who == "unlisted" else "handshake"
     for door in DOORS:
-        assert robot.refused(door)[reason] >= 1, door
+        assert eventually(lambda d=door: robot.refused(d).get(reason)), door
     assert said in caplog.text
     assert f"refused at safety: {reason}" in caplog.text
 
@@ -252,9 +260,9 @@ def test_a_changed_key_ends_the_relay_and_its_connections_and_a_new_one_knows_it
 ):
     robot = make_robot(("anna", "see"))
     with LatestSubscriber(robot.endpoints["state"], STATE) as reader:
-        assert reader.wait(2.0) is not None
+        assert reader.wait(PATIENT_S) is not None
         robot.keys.revoke("anna")
-        robot.thread.join(3)
+        robot.thread.join(PATIENT_S)
         assert robot.end == "keys were changed"
         robot.relay.close()
         place = robot.endpoints["state"].replace("curve", "tcp")
@@ -265,19 +273,19 @@ def test_a_changed_key_ends_the_relay_and_its_connections_and_a_new_one_knows_it
         robot.keys.authorise(
             "anna", ClientKey.read(robot.folder / "anna.toml").pair.public, ["see"]
         )
-        robot.thread.join(3)
+        robot.thread.join(PATIENT_S)
         robot.relay.close()
         robot.relay = Relay(robot.keys, robot.inside, lambda *_: place, streams=("state",))
         robot.thread = threading.Thread(target=robot._run)
         robot.thread.start()
-        assert reader.wait(3.0) is not None, "a client that was refused tries again"
+        assert reader.wait(PATIENT_S) is not None, "a client that was refused tries again"
         assert reader.refusal == ""
 
 
 def test_while_the_robots_key_is_rotated_both_are_served(make_robot, tmp_path):
     robot = make_robot(("anna", "see", "stop"))
     robot.keys.begin_rotation()
-    robot.thread.join(3)
+    robot.thread.join(PATIENT_S)
     robot.relay.close()
     robot.start()
     assert hears_state(robot)[0]
@@ -353,7 +361,7 @@ def test_what_a_key_sends_beyond_the_contract_is_cut_off_with_bounded_memory(
     if door == "nav":
         script = script.replace('[b"", ', "[")
     used = psutil.Process().memory_info().rss
-    most = worst_s = 0
+    most = 0
     with (
         attack(robot, kind, door, script, robot.folder / "eve.toml") as attacker,
         HalClient({"safety": robot.endpoints["safety"]}) as anna,
@@ -363,10 +371,8 @@ def test_what_a_key_sends_beyond_the_contract_is_cut_off_with_bounded_memory(
         while time.monotonic() < end and not (
             robot.refused(door).get(reason) and attacker.poll() is not None
         ):
-            begun = time.monotonic()
             if robot.end is None:
                 assert anna.safety("estop", "anna", timeout_s=5.0)["ok"]
-            worst_s = max(worst_s, time.monotonic() - begun)
             most = max(most, psutil.Process().memory_info().rss - used)
             time.sleep(0.1)
         attacker.kill()
@@ -409,11 +415,15 @@ def test_idle_connections_make_room_for_an_e_stop(make_robot, eventually):
     robot = make_robot(("anna", "stop"), connections=16)
     port = int(robot.endpoints["safety"].rpartition(":")[2])
     with contextlib.ExitStack() as stack:
-        for _ in range(200):
+
+        def many_are_pushed_out():
+            # More come until it is so: libzmq itself ends those whose handshake takes too long.
             stack.enter_context(tcp.create_connection(("127.0.0.1", port)))
+            return robot.refused("safety").get("connections", 0) >= 180
+
+        assert eventually(many_are_pushed_out, 30.0)
         assert ask(robot, "safety", "estop") is True
         assert robot.relay.connections["safety"] <= 17
-        assert robot.refused("safety")["connections"] >= 180
     assert eventually(lambda: robot.relay.connections["safety"] == 0), "none is forgotten"
 
 
@@ -434,7 +444,7 @@ def test_a_silent_client_with_a_key_keeps_its_connection(make_robot, eventually)
 
             assert eventually(forty_are_pushed_out, 30.0)
             assert connection in front.connections.values()
-            assert button.safety("estop", "anna")["ok"] is True
+            assert button.safety("estop", "anna", timeout_s=PATIENT_S)["ok"] is True
             assert connection in front.connections.values()
 
 
@@ -449,29 +459,35 @@ def test_one_key_has_few_connections(make_robot, eventually):
         assert hears_state(robot)[0]
 
 
+FEW = {"command": 250.0, "nav": 10.0, "safety": 5.0, "control": 50.0}
+"""Requests per second that a test exceeds on a busy machine too."""
+
+
 def test_a_flood_of_requests_is_cut_and_never_delays_an_e_stop(make_robot):
-    robot = make_robot(("anna", "operate"))
+    robot = make_robot(("anna", "operate"), requests_per_s=FEW)
     with HalClient({"safety": robot.endpoints["safety"]}) as client:
-        answers = [client.safety("status", "anna", timeout_s=5.0) for _ in range(300)]
+        answers = [client.safety("status", "anna", timeout_s=PATIENT_S) for _ in range(150)]
         refused = [one for one in answers if not one["ok"]]
         assert refused
-        assert refused[-1]["reason"] == "key anna sends over 50 per s"
+        assert refused[-1]["reason"] == "key anna sends over 5 per s"
         assert robot.refused("safety")["rate"] == len(refused)
-        assert client.safety("estop", "anna")["state"] == "estop"
+        assert client.safety("estop", "anna", timeout_s=PATIENT_S)["state"] == "estop"
 
 
-def test_walking_commands_beyond_the_rate_do_not_arrive(make_robot):
-    robot = make_robot(("anna", "operate"))
+def test_walking_commands_beyond_the_rate_do_not_arrive(make_robot, eventually):
+    robot = make_robot(("anna", "operate"), requests_per_s=FEW)
     with Publisher(robot.endpoints["nav"], NAV, bind=False) as publisher:
         assert walks(robot)
         before, begun = robot.nav.received, time.monotonic()
-        for _ in range(1000):
+
+        def hundred_are_refused():
             publisher.publish((0.1, 0, 0), capture_ns=time.monotonic_ns())
-            time.sleep(0.0005)
+            return robot.refused("nav").get("rate", 0) > 100
+
+        assert eventually(hundred_are_refused, 30.0)
         robot.nav.take()
         passed_s = time.monotonic() - begun
-    assert robot.nav.received - before <= 200 + 100 * passed_s
-    assert robot.refused("nav")["rate"] > 100
+    assert robot.nav.received - before <= 20 + 10 * passed_s
 
 
 def test_what_is_not_a_walking_command_ends_its_connection(make_robot, eventually):

@@ -97,7 +97,7 @@ def test_a_reader_that_was_stalled_for_seconds_reads_on(endpoint, stream):
 
 # libzmq hears of a lost connection at every hundredth frame read, or when there is none to read.
 _HANG_UP = """
-import multiprocessing, sys
+import multiprocessing, sys, time
 from krabby_proto.sockets import Requester, Router
 
 def serve(endpoint, where):
@@ -113,7 +113,7 @@ def read_one_frame_then_lose_the_server(*arguments, **options):
     if frame.more:
         server.kill()
         while requester.connected or requester._dead:  # until it is about to connect again
-            pass
+            time.sleep(0.001)
     return frame
 
 fork = multiprocessing.get_context("fork")
@@ -136,7 +136,7 @@ def test_a_server_that_dies_while_its_answer_is_read_does_no_harm(endpoint):
 
 
 _GIVEN_UP = """
-import sys
+import sys, time
 import zmq
 from krabby_proto import STATE, LatestSubscriber
 from krabby_proto.endpoint import wait_readable
@@ -153,7 +153,7 @@ with zmq.Context() as context, context.socket(zmq.PUB) as raw:
         raw.send_multipart([b"state", bytes(1 << 20)])  # larger than a reader takes: it hangs up
         wait_readable((reader.socket,), 10.0)
         while reader.connected:
-            pass
+            time.sleep(0.001)
         reader._revive_at = 0.0
         reader.take()
         print(reader.revivals)

@@ -33,6 +33,8 @@ _PATIENCE_S: Final = 2.0
 _WATCH_S: Final = 1.2
 _LEASE_WAIT_S: Final = 2.0
 _LATE_TRIES: Final = 5
+_BRISK_S: Final = 0.1
+"""Two requests within this time are within a lease."""
 _QUIET: Final = ("not_armed", "rejected_safety")
 
 
@@ -275,7 +277,10 @@ def _sole_writer(visit: _Visit) -> str:
 
 def _refused(expected: CommandStatus, spoil: _Spoil, visit: _Visit) -> str:
     """A spoiled command is refused for the right reason."""
-    reply = visit.writer.send(spoil(visit.writer, visit.measured()))
+    for _ in range(_LATE_TRIES):  # what is wrong in time is found before some other faults
+        reply = visit.writer.send(spoil(visit.writer, visit.measured()))
+        if expected == CommandStatus.REJECTED_STALE or reply.status != CommandStatus.REJECTED_STALE:
+            break
     wanted = expected.name.lower()
     if reply.status != expected:
         raise _Failed(f"answer is {reply.status_name}, expected {wanted}")
@@ -330,8 +335,15 @@ def _second_writer(visit: _Visit) -> str:
     """The lease keeps a second writer out while the first speaks and lets it in afterwards."""
     other = _Writer(visit.endpoints[COMMAND.name], visit.context, visit.client.clock)
     try:
-        first = visit.writer.send_valid(visit.measured())
-        second = other.send_valid(visit.measured())
+        for _ in range(_LATE_TRIES):
+            began_s = time.monotonic()
+            first = visit.writer.send_valid(visit.measured())
+            second = other.send_valid(visit.measured())
+            took_s = time.monotonic() - began_s
+            if second.status == CommandStatus.REJECTED_LEASE or took_s < _BRISK_S:
+                break
+            # This process was slow and the lease may have run out: the second one has it now.
+            visit.writer, other = other, visit.writer
         if first.status_name not in _QUIET or second.status != CommandStatus.REJECTED_LEASE:
             raise _Failed(
                 f"answers are {first.status_name} and {second.status_name}, "

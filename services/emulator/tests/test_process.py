@@ -18,7 +18,7 @@ from krabby.drivers.can.testing import free_multicast_channels
 from krabby.drivers.imu.serial_imu import SerialImu
 from krabby.robot import rotations
 from krabby.runtime.rate import Rate
-from krabby.runtime.testing import free_ports, may_go_first, until
+from krabby.runtime.testing import ended_after, free_ports, may_go_first, until
 from krabby.safety.trajectories import stand_up
 from krabby_proto import CAMERA, NAV, TRUTH, ControlClient, LatestSubscriber, unpack
 
@@ -96,11 +96,11 @@ class Emulator:
 
     def stop(self):
         """Its log lines and how long it took to end."""
-        begun = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        out, err = self.process.communicate(timeout=20)
+        took_s = ended_after(self.process)
+        out, err = self.process.communicate()
         assert self.process.returncode == 0, err
-        return [json.loads(line) for line in out.splitlines()], time.monotonic() - begun
+        return [json.loads(line) for line in out.splitlines()], took_s
 
     def close(self):
         self.bus.close()

@@ -101,6 +101,16 @@ def last_offset(hal, desc):
     return float(hal.applied[-1].payload[0] - desc.default_joint_pos[0])
 
 
+def rates(applied):
+    """Speed of the fastest joint from each target to the next [rad/s].
+
+    On a busy machine a lost tick makes a step larger, and a late one the time to the next shorter.
+    """
+    targets = np.array([message.payload for message in applied])
+    times_s = np.array([message.header.publish_ns for message in applied]) * 1e-9
+    return np.abs(np.diff(targets, axis=0)).max(axis=1) / np.maximum(np.diff(times_s), 0.01)
+
+
 def test_it_stands_up_walks_and_sits_down_when_told_to_stop(make_hal, connected, ask, desc):
     with make_hal(armed=True) as hal:
         service = Gameloop(connected(hal.endpoints))
@@ -108,11 +118,9 @@ def test_it_stands_up_walks_and_sits_down_when_told_to_stop(make_hal, connected,
             reaches(ask, service, "policy")
             eventually(lambda: last_offset(hal, desc) == pytest.approx(0.1))
             begun_s = time.monotonic()
-        assert time.monotonic() - begun_s < 3.0
+        assert time.monotonic() - begun_s < 10.0  # a loop that is not told to runs on for ever
         np.testing.assert_allclose(hal.applied[-1].payload, rest_joint_pos(desc), atol=1e-3)
-        targets = np.array([message.payload for message in hal.applied])
-        # Ticks of a busy machine may be late or lost: twice the rate limit for one period.
-        assert np.abs(np.diff(targets, axis=0)).max() < 2 * desc.velocity_limit.min() * 0.01
+        assert rates(hal.applied).max() < 2 * desc.velocity_limit.min()
     summary = runtime.summary
     assert summary["policy"] == "blind"
     assert summary["ticks"] > 50
@@ -410,11 +418,8 @@ def test_a_policy_is_swapped_while_walking_without_a_jump(make_hal, connected, a
             start = len(hal.applied)
             assert ask(service, "policy", policy=str(policies / "other"))["ok"]
             eventually(lambda: last_offset(hal, desc) == pytest.approx(-0.1))
-            targets = np.array([message.payload for message in hal.applied[start:]])
-            times = np.array([message.header.publish_ns for message in hal.applied[start:]])
-    # 0.2 rad in 0.3 s: 1 rad/s at most; a lost tick makes a step larger, not the rate.
-    rates = np.abs(np.diff(targets, axis=0)).max(axis=1) / (np.diff(times) * 1e-9)
-    assert rates.max() < desc.velocity_limit.min()
+            applied = hal.applied[start:]
+    assert rates(applied).max() < desc.velocity_limit.min()  # 0.2 rad in 0.3 s: 1 rad/s at most
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def hal(tmp_path):
 
 @pytest.mark.parametrize("endpoint", ["command", "safety"])
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(body=bodies)
 def test_whatever_comes_in_the_next_request_is_answered(hal, endpoint, body):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Generator, MutableMapping
 from typing import Any
@@ -17,6 +18,7 @@ from krabby.runtime.thread import ServiceThread
 __all__ = [
     "FakeClock",
     "captured_logs",
+    "ended_after",
     "free_port",
     "free_ports",
     "lateness",
@@ -113,6 +115,24 @@ def lateness(seconds: float) -> float:
         time.sleep(0.1)
         late_s += time.monotonic() - now_s - 0.1
     return late_s
+
+
+def ended_after(process: subprocess.Popen[Any], patience_s: float = 30.0) -> float:
+    """Wait for the end of a process; the time that took, less what a busy machine adds to it [s].
+
+    That is three times the time by which sleeps of this process were late meanwhile.
+
+    Raises:
+        TimeoutError: It did not end.
+    """
+    began_s, late_s = time.monotonic(), 0.0
+    while process.poll() is None:
+        slept_s = time.monotonic()
+        if slept_s - began_s > patience_s:
+            raise TimeoutError(f"process {process.pid} still runs after {patience_s:g} s")
+        time.sleep(0.02)
+        late_s += time.monotonic() - slept_s - 0.02
+    return time.monotonic() - began_s - 3.0 * late_s
 
 
 @contextlib.contextmanager

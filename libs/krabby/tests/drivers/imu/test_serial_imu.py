@@ -158,7 +158,7 @@ class SpeedyDevice(Vn100Device):
 
 def test_a_sensor_at_factory_speed_is_found_and_told_ours(started, monkeypatch):
     monkeypatch.setattr(driver, "_has_speed", lambda port: True)
-    monkeypatch.setattr(driver, "_REPLY_S", 0.05)
+    monkeypatch.setattr(driver, "_REPLY_S", 0.5)
     device = SpeedyDevice()
     sensor = started(Sensor(device=device))
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT, baud=921600))

@@ -1,5 +1,6 @@
 import os
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_a_reader_gets_the_sample_in_the_sensor_s_frames(listen):
             try:
                 received = os.read(fd, 100)
             except BlockingIOError:
-                continue
+                time.sleep(0.001)
         assert received == command
         server.publish(SAMPLE)
         os.set_blocking(fd, True)
