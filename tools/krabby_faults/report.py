@@ -62,13 +62,17 @@ def write_soak(facts: dict[str, Any]) -> None:
         f"random faults, {facts['commands']} commands applied, {facts['stale']} of them stale; "
         f"the oldest {facts['since_publish_ms']:.1f} ms after publication and "
         f"{facts['since_capture_ms']:.1f} ms after capture.\n\n"
-        "| process | memory | growth | observed for |\n| --- | --- | --- | --- |\n"
+        "| process | memory | growth (95 % interval) | observed for |\n"
+        "| --- | --- | --- | --- |\n"
     )
     for name, memory in facts["memory"].items():
         text += (
-            f"| {name} | {memory['mb']:.0f} MB | {memory['mb_per_hour']:+.2f} MB/h "
-            f"| {memory['minutes']:.0f} min |\n"
+            f"| {name} | {memory['mb']:.1f} MB | {memory['mb_per_hour']:+.2f} MB/h "
+            f"({memory['low']:+.2f} to {memory['high']:+.2f}) "
+            f"| {memory['minutes']:.0f} min, n = {memory['n']} |\n"
         )
+    if facts["problems"]:
+        text += "\n" + "".join(f"- {each}\n" for each in facts["problems"])
     write_section("soak", text, data)
 
 

@@ -19,21 +19,25 @@ from krabby_faults.table import FAULTS
 __all__ = ["soak"]
 
 _SAMPLE_S: Final = 2.0
-_SETTLE: Final = 1 / 3
+_SETTLE: Final = 1 / 5
 """Share of the time after which processes are left alone, so that their memory can be compared."""
+_COMPARE: Final = 1 / 3
+"""Share of the time after which it is compared: what a new process loads late does not count."""
 _MOST_MB_PER_HOUR: Final = 1.0
-_LEAST_SAMPLES: Final = 60
-"""A process that lived for less than two minutes of the comparison shows no slope."""
+_LEAST_MINUTES: Final = 5
+"""A process that lived for less of the comparison shows no slope."""
+_QUANTILE: Final = 1.96
+"""Of the normal distribution, for an interval of 95 %."""
 
 
 class _Sample(NamedTuple):
     time_s: float
     pid: int
-    rss_mb: float
+    mb: float
 
 
 class _Memory(threading.Thread):
-    """Samples the resident memory of each service."""
+    """Samples the memory of each service."""
 
     def __init__(self, stack: Stack) -> None:
         super().__init__(daemon=True)
@@ -45,39 +49,57 @@ class _Memory(threading.Thread):
         while not self._stopped.wait(_SAMPLE_S):
             for name, process in list(self._stack.processes.items()):
                 try:
-                    rss_mb = self._stack.rss_mb(name)
+                    mb = self._stack.memory_mb(name)
                 except (OSError, IndexError):
                     continue
-                self.samples[name].append(_Sample(time.monotonic(), process.pid, rss_mb))
+                self.samples[name].append(_Sample(time.monotonic(), process.pid, mb))
 
     def stop(self) -> None:
         self._stopped.set()
         self.join()
 
     def slopes(self, since_s: float) -> dict[str, dict[str, float]]:
-        """Growth of each process that lived from then to the end: [MB/h], median of all pairs."""
+        """Growth of each process that lived from then to the end, with its 95 % interval [MB/h].
+
+        The least memory of each minute counts: what a fault takes and gives back is above it.
+        """
         found = {}
         for name, samples in self.samples.items():
             if not samples:
                 continue
             last = samples[-1].pid
             kept = [s for s in samples if s.pid == last and s.time_s >= since_s]
-            if len(kept) < _LEAST_SAMPLES:
+            if not kept:
                 continue
-            times = np.array([s.time_s for s in kept]) / 3600.0
-            sizes = np.array([s.rss_mb for s in kept])
+            minutes = ((np.array([s.time_s for s in kept]) - kept[0].time_s) // 60.0).astype(int)
+            if minutes[-1] < _LEAST_MINUTES:
+                continue
+            sizes = np.array([s.mb for s in kept])
+            least = np.array([sizes[minutes == m].min() for m in np.unique(minutes)])
+            slope, low, high = theil_sen(np.unique(minutes) / 60.0, least)
             found[name] = {
-                "mb_per_hour": round(_median_slope(times, sizes), 3),
+                "mb_per_hour": round(slope, 3),
+                "low": round(low, 3),
+                "high": round(high, 3),
                 "mb": round(float(sizes[-1]), 1),
-                "minutes": round(float(times[-1] - times[0]) * 60.0, 1),
+                "minutes": round((kept[-1].time_s - kept[0].time_s) / 60.0, 1),
+                "n": len(least),
             }
         return found
 
 
-def _median_slope(x: np.ndarray, y: np.ndarray) -> float:
-    """Theil-Sen: the median over pairs, which one step does not move."""
-    i, j = np.triu_indices(len(x), k=max(len(x) // 4, 1))
-    return float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+def theil_sen(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Median slope over all pairs, which one step does not move, and its 95 % interval.
+
+    The interval is Sen's: as many ranks around the median as Kendall's statistic varies by.
+    """
+    i, j = np.triu_indices(len(x), k=1)
+    slopes = np.sort((y[j] - y[i]) / (x[j] - x[i]))
+    n = len(x)
+    spread = _QUANTILE * np.sqrt(n * (n - 1) * (2 * n + 5) / 18.0)
+    low, high = (round((len(slopes) + sign * spread) / 2) for sign in (-1, 1))
+    low, high = max(low - 1, 0), min(high, len(slopes) - 1)
+    return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
 
 
 def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
@@ -106,7 +128,7 @@ def soak(policy: str, minutes: float, seed: int, write: bool) -> int:
                 continue
             problems += [f"{row.fault}: {each}" for each in row.problems()]
         memory.stop()
-        slopes = memory.slopes(settle_s + 0.1 * (end_s - settle_s))
+        slopes = memory.slopes(began_s + 60.0 * minutes * _COMPARE)
         problems += [f"{n}: ended too late to compare" for n in stack.services if n not in slopes]
         worst = stack.probe.worst(began_ns)
         stale = stack.probe.stale(

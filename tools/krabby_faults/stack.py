@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -242,10 +241,10 @@ class Stack:
                 while True:
                     file.write(bytes(4096))
 
-    def rss_mb(self, name: str) -> float:
-        """Resident memory of a service [MB]."""
-        pages = Path(f"/proc/{self.processes[name].pid}/statm").read_text().split()[1]
-        return int(pages) * resource.getpagesize() / 1e6
+    def memory_mb(self, name: str) -> float:
+        """Anonymous resident memory of a service [MB]: without files, among them the probe's."""
+        status = Path(f"/proc/{self.processes[name].pid}/status").read_text()
+        return int(status.partition("RssAnon:")[2].split()[0]) * 1024 / 1e6
 
     # --- what they say -----------------------------------------------------------------------
 
