@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from krabby.runtime.testing import free_ports, until
+from krabby.runtime.testing import free_ports, until, worst_lateness
 from krabby_proto import (
     STATE,
     ControlClient,
@@ -164,9 +164,11 @@ def test_a_seeing_walk_goes_on_blind_without_its_camera_and_sees_again_with_one(
     stack = Stack(tmp_path, policy=seeing_gait)
     try:
         until(stack.sees, timeout_s=60)
-        stack.processes["camera"].kill()
-        killed_ns = time.monotonic_ns()
-        until(lambda: stack.times("gameloop", "walking blind", killed_ns), timeout_s=5)
+        with worst_lateness() as late_s:
+            stack.processes["camera"].kill()
+            killed_ns = time.monotonic_ns()
+            until(lambda: stack.times("gameloop", "walking blind", killed_ns), timeout_s=5)
+            late_ms = 1e3 * late_s()
         until(stack.is_walking, timeout_s=5)
         assert not stack.sees()
         stack.processes["camera"].wait()
@@ -179,7 +181,7 @@ def test_a_seeing_walk_goes_on_blind_without_its_camera_and_sees_again_with_one(
     (sees_ns,) = stack.times("gameloop", "seeing again", blind_ns)
     # The last picture was taken before the kill and serves for 150 ms; a tick notices that it is
     # older, and a busy machine has late ticks.
-    assert (blind_ns - killed_ns) * 1e-6 <= 150 + 10 + 30
+    assert (blind_ns - killed_ns) * 1e-6 <= 150 + 10 + 30 + LATE * late_ms
     assert sees_ns - blind_ns >= 0.5e9  # features are trusted again after half a second
     assert stack.events("sim-hal")[-1]["falls"] == 0
 
@@ -193,6 +195,8 @@ NOTICED_MS = {
     # The same picture is believed for half a second.
     "camera-frozen": 500 + 150 + 10 + 10 + 60,
 }
+LATE = 3
+"""Processes that may be late one after the other, each by what sleeps of the test were late."""
 FAULT_NS = 1_500_000_000
 """Long enough to walk some steps blind."""
 SAID = {
@@ -206,13 +210,16 @@ SAID = {
 def break_and_mend(stack, kind, event):
     """Break the camera, see that the loop goes blind with `event`, mend it, see that it sees.
 
-    Returns how long the loop took [ms]; None when it was blind already, on too busy a machine.
+    Returns how long the loop took and what a busy machine may add [ms]; None when it was blind
+    already, on too busy a machine.
     """
     until(stack.sees, timeout_s=10)
-    broken_ns = time.monotonic_ns()
-    assert stack.sensor.request("fault", kind=kind)["ok"]
-    until(lambda: stack.times("camera", SAID[kind], broken_ns), timeout_s=5)
-    until(lambda: stack._status()["blind"], timeout_s=5)
+    with worst_lateness() as late_s:
+        broken_ns = time.monotonic_ns()
+        assert stack.sensor.request("fault", kind=kind)["ok"]
+        until(lambda: stack.times("camera", SAID[kind], broken_ns), timeout_s=5)
+        until(lambda: stack._status()["blind"], timeout_s=5)
+        late_ms = 1e3 * late_s()
     until(lambda: time.monotonic_ns() - broken_ns > FAULT_NS, timeout_s=5)
     until(stack.is_walking, timeout_s=5)  # a busy machine makes the gate hold for a moment
     noticed_ns = stack.times("gameloop", event, broken_ns)
@@ -223,7 +230,7 @@ def break_and_mend(stack, kind, event):
     # was so late that the gate let go of the robot has stood up since, and begun anew.
     seen_ns = stack.times("gameloop", "seeing again", mended_ns)
     assert not seen_ns or seen_ns[0] - mended_ns >= 0.5e9
-    return (noticed_ns[0] - broken_ns) * 1e-6 if noticed_ns else None
+    return ((noticed_ns[0] - broken_ns) * 1e-6, LATE * late_ms) if noticed_ns else None
 
 
 def test_a_student_walks_blind_through_every_fault_of_its_camera_and_never_falls(tmp_path, student):
@@ -234,9 +241,10 @@ def test_a_student_walks_blind_through_every_fault_of_its_camera_and_never_falls
         assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
     finally:
         stack.close()
-    measured = {kind: ms for kind, ms in took_ms.items() if ms is not None}
-    assert {kind: ms for kind, ms in measured.items() if ms > NOTICED_MS[kind]} == {}
-    assert measured.get("camera-frozen", 501) > 500
+    measured = {kind: both for kind, both in took_ms.items() if both is not None}
+    late = {kind: ms for kind, (ms, late_ms) in measured.items() if ms - late_ms > NOTICED_MS[kind]}
+    assert late == {}
+    assert measured.get("camera-frozen", (501, 0))[0] > 500
     loop, camera, hal = (stack.events(name)[-1] for name in ("gameloop", "camera", "sim-hal"))
     assert hal["falls"] == 0
     assert loop["blind_switches"] >= 4
@@ -255,7 +263,7 @@ def test_without_a_blind_policy_a_broken_camera_makes_the_robot_stand_still(tmp_
         assert stack.stop()["gameloop"] == 0
     finally:
         stack.close()
-    assert took_ms is None or took_ms <= NOTICED_MS["camera-black"]
+    assert took_ms is None or took_ms[0] <= NOTICED_MS["camera-black"] + took_ms[1]
     assert stack.events("sim-hal")[-1]["falls"] == 0
     assert stack.events("gameloop")[-1]["blind_s"] > 0.5
 

@@ -104,7 +104,7 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
     assert status == 0, err
     assert summary["exit"] == "finished"
     assert (summary["policy"], summary["course"]) == (DEFAULT_POLICY, "flat")
-    assert 12.0 <= summary["duration_s"] < 13.0
+    assert 12.0 <= summary["duration_s"] < 20.0
     assert summary["falls"] == 0
     assert summary["distance_m"] > 1.0
     assert 95.0 < summary["loop_hz"] < 101.0

@@ -18,7 +18,7 @@ from krabby.drivers.can.testing import free_multicast_channels
 from krabby.drivers.imu.serial_imu import SerialImu
 from krabby.robot import rotations
 from krabby.runtime.rate import Rate
-from krabby.runtime.testing import ended_after, free_ports, may_go_first, until
+from krabby.runtime.testing import ended_after, free_ports, may_go_first, until, worst_lateness
 from krabby.safety.trajectories import stand_up
 from krabby_proto import CAMERA, NAV, TRUTH, ControlClient, LatestSubscriber, unpack
 
@@ -179,9 +179,10 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
 def test_silence_damps_the_legs_within_150_ms_and_nobody_puts_a_fallen_robot_back(start, desc):
     robot = start("camera.enabled=false")
     robot.stand()
-    began = time.monotonic()
-    until(lambda: robot.control.request("status")["drives_running"] == 0, timeout_s=2.0)
-    assert time.monotonic() - began < 0.15
+    with worst_lateness() as late_s:
+        began = time.monotonic()
+        until(lambda: robot.control.request("status")["drives_running"] == 0, timeout_s=5.0)
+        assert time.monotonic() - began < 0.15 + 3 * late_s()
     until(lambda: robot.control.request("status")["base_height_m"] < 0.1, timeout_s=5.0)
     time.sleep(2.5)
     assert robot.control.request("status")["base_height_m"] < 0.1

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Generator, MutableMapping
 from typing import Any
@@ -25,6 +26,7 @@ __all__ = [
     "may_go_first",
     "running",
     "until",
+    "worst_lateness",
 ]
 
 
@@ -115,6 +117,30 @@ def lateness(seconds: float) -> float:
         time.sleep(0.1)
         late_s += time.monotonic() - now_s - 0.1
     return late_s
+
+
+@contextlib.contextmanager
+def worst_lateness() -> Generator[Callable[[], float], None, None]:
+    """A function that tells by how much the worst sleep of a thread here was late so far [s].
+
+    What a busy machine may add to each step of a chain of processes.
+    """
+    over, worst_s = threading.Event(), 0.0
+
+    def nap() -> None:
+        nonlocal worst_s
+        while not over.is_set():
+            began_s = time.monotonic()
+            time.sleep(0.005)
+            worst_s = max(worst_s, time.monotonic() - began_s - 0.005)
+
+    thread = threading.Thread(target=nap, name="naps")
+    thread.start()
+    try:
+        yield lambda: worst_s
+    finally:
+        over.set()
+        thread.join()
 
 
 def ended_after(process: subprocess.Popen[Any], patience_s: float = 30.0) -> float:
