@@ -7,15 +7,17 @@ from prometheus_client import REGISTRY
 
 def test_what_was_heard_is_in_the_file(tmp_path, capsys):
     path = tmp_path / "run.mcap"
+    exposed = {"stream": "state"}
+    recorded = "krabby_recorder_messages_total"
+    before = REGISTRY.get_sample_value(recorded, exposed) or 0.0
     with FakeHal(rate_hz=100.0) as hal:
         where = [f"--endpoint={n}={e}" for n, e in hal.endpoints.items()]
         assert main(["record", str(path), "state", "truth", "--duration", "1", *where]) == 0
     messages = list(Recording(path))
-    exposed = {"stream": "state"}
-    assert REGISTRY.get_sample_value("krabby_recorder_messages_total", exposed) == len(messages)
+    assert REGISTRY.get_sample_value(recorded, exposed) - before == len(messages)
     assert REGISTRY.get_sample_value("krabby_recorder_missed_messages_total", exposed) == 0
     assert len(messages) >= 5
-    assert {recorded.stream.name for recorded in messages} == {"state"}
+    assert {message.stream.name for message in messages} == {"state"}
     assert capsys.readouterr().out == f"{path}: {len(messages)} state\n"
 
 
