@@ -208,7 +208,9 @@ class Stack:
 
     def revive(self) -> None:
         """Start again what has ended."""
-        self.start(*(n for n, p in self.processes.items() if p.poll() is not None))
+        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+        if ended:  # no name means all
+            self.start(*ended)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a service."""
