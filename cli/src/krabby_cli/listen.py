@@ -71,8 +71,9 @@ class Listener(ExitStack):
         subscribers = list(self.subscribers.values())
         while (left := started + seconds - time.monotonic()) > 0:
             for subscriber in wait_any(subscribers, min(left, poll_s)):
-                now_ns = time.monotonic_ns()
-                for message in subscriber.drain():
+                messages = subscriber.drain()
+                now_ns = time.monotonic_ns()  # after it: some came while it was read
+                for message in messages:
                     handle(subscriber.stream.name, message, now_ns)
         return time.monotonic() - started
 
