@@ -5,6 +5,7 @@ processes of `krabby relay` in the command line's tests.
 """
 
 import contextlib
+import json
 import socket as tcp
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from krabby_proto import (
     HalClient,
     LatestSubscriber,
     Publisher,
+    Requester,
     make_hello,
 )
 from krabby_proto.access import ROLES, ClientKey, KeyFolder, KeyPair, use_client_key
@@ -472,6 +474,38 @@ def test_a_flood_of_requests_is_cut_and_never_delays_an_e_stop(make_robot):
         assert refused[-1]["reason"] == "key anna sends over 5 per s"
         assert robot.refused("safety")["rate"] == len(refused)
         assert client.safety("estop", "anna", timeout_s=PATIENT_S)["state"] == "estop"
+
+
+def told(robot, door, request):
+    """What is answered to a request as a client in another language may send it."""
+    use_client_key(robot.folder / "anna.toml")
+    with Requester(robot.endpoints[door], name=door) as asking:
+        body = [door.encode(), json.dumps(request).encode()]
+        answer = asking.request_patiently(lambda: body, PATIENT_S)
+    return json.loads(answer[1])
+
+
+@pytest.mark.parametrize(
+    ("door", "op"), [("safety", "arm"), ("safety", "reset"), ("control", "stand")]
+)
+def test_what_leads_to_motion_needs_a_stamp_and_is_refused_late(make_robot, door, op):
+    robot = make_robot(("anna", "operate"))
+    for stamp in ({}, {"sent_ns": None}, {"sent_ns": "now"}, {"sent_ns": [1]}):
+        answer = told(robot, door, {"op": op, "by": "anna", **stamp})
+        assert answer["ok"] is False
+        assert answer["reason"] == (
+            f"{op} through the relay needs sent_ns, CLOCK_MONOTONIC of the robot"
+        )
+    assert robot.refused(door) == {"stamp": 4}
+    assert robot.asked == []
+    assert robot.hal.operators == []
+    if door == "safety":
+        late_ns = time.monotonic_ns() - 1_100_000_000
+        answer = told(robot, door, {"op": op, "by": "anna", "sent_ns": late_ns})
+        assert answer["reason"] == f"{op} was sent more than 1 s ago; send it again"
+        assert told(robot, door, {"op": "disarm", "by": "anna"})["ok"]
+        assert [op for op, _ in robot.hal.operators] == ["disarm"]
+    assert ask(robot, door, op) is True
 
 
 def test_walking_commands_beyond_the_rate_do_not_arrive(make_robot, eventually):

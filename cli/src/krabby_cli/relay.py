@@ -1,8 +1,9 @@
 """`krabby relay`: serve a robot's streams and requests over TCP to clients with a key.
 
 Two processes do the work, one for e-stops (stream safety) and one for all other streams, so that
-neither can take the other's descriptors or time. This process starts them again when they end: a
-hostile peer can end them, and a changed key does, which also closes the connections of the old one.
+neither can take the other's descriptors or time. This process starts them again when they end or
+freeze: a hostile peer can end them, and a changed key does, which also closes the connections of
+the old one. When this process freezes, they kill it, and its supervisor starts the relay again.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from krabby.runtime.health import Pulse
 from krabby.runtime.logging import configure_logging, flush_logs
 from krabby.runtime.metrics import MetricsPortInUse, MetricsServer, Totals
 from krabby_proto import STREAMS, EndpointError
@@ -51,6 +53,8 @@ _UNUSABLE: Final = 2
 """Exit status of a process that cannot serve: a port in use, an unusable key file."""
 _PAUSE_S: Final = {_UNUSABLE: 1.0}
 _SHORTEST_PAUSE_S: Final = 0.02
+_START_S: Final = 10.0
+"""What a process may take before its first beat, besides the 2 s of any other."""
 _DESCRIPTORS: Final = 16384
 _MEMORY: Final = 256 << 20
 """Most private writable memory of a process [bytes]."""
@@ -133,53 +137,87 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@dataclass(kw_only=True)
+class _Worker:
+    """A process of the relay and what shows that it and this one are alive."""
+
+    group: str
+    follows_frozen: bool = False
+    """Whether it takes the place of one that was frozen; it says so, since this one has no log."""
+    process: Any = None
+    frozen: bool = False
+    its: Pulse = field(default_factory=lambda: Pulse(look_s=_POLL_S, starts_s=_START_S))
+    ours: Pulse = field(default_factory=lambda: Pulse(look_s=_POLL_S))
+
+    @property
+    def status(self) -> int | None:
+        """Exit status; None while it runs. One that is frozen is ended."""
+        self.ours.beat()
+        if self.process.exitcode is None and self.its.stalled():
+            self.frozen = True
+            self.process.kill()
+            self.process.join()
+        return self.process.exitcode
+
+    def close(self) -> None:
+        self.its.close()
+        self.ours.close()
+
+
 def _supervise(serving: _Serving, signals: Signals) -> None:
     """Keep one process for each group of streams; this one opens no sockets and has no threads."""
     forking = multiprocessing.get_context("fork")
-    running: dict[str, Any] = {}
+    running: dict[str, _Worker] = {}
     starts = dict.fromkeys(_GROUPS, 0)
+    was_frozen = dict.fromkeys(_GROUPS, False)
     due_s = dict.fromkeys(_GROUPS, 0.0)
     try:
         while not signals.count:
             now_s = time.monotonic()
             for group in _GROUPS:
-                process = running.get(group)
-                if process is not None and process.exitcode is not None:
-                    status = process.exitcode
-                    del running[group]
+                worker = running.get(group)
+                status = None if worker is None else worker.status
+                if worker is not None and status is not None:
+                    running.pop(group).close()
+                    was_frozen[group] = worker.frozen
                     if status == _UNUSABLE and starts[group] == 1:
                         raise CliError("the relay cannot serve; its log above says why")
                     due_s[group] = now_s + _PAUSE_S.get(status, _SHORTEST_PAUSE_S)
                 if group not in running and now_s >= due_s[group]:
                     starts[group] += 1
-                    running[group] = forking.Process(
+                    worker = _Worker(group=group, follows_frozen=was_frozen[group])
+                    running[group] = worker
+                    worker.process = forking.Process(
                         target=_serve,
-                        args=(serving, group, starts[group], os.getpid()),
+                        args=(serving, worker, starts[group], os.getpid()),
                         name=group,
                         daemon=True,
                     )
-                    running[group].start()
-            sentinels = [process.sentinel for process in running.values()]
+                    worker.process.start()
+            sentinels = [worker.process.sentinel for worker in running.values()]
             if len(sentinels) < len(_GROUPS):
                 time.sleep(_SHORTEST_PAUSE_S)
             else:
                 connection.wait(sentinels, _POLL_S)
     finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.join(1.0)
-            process.kill()
+        for worker in running.values():
+            worker.process.terminate()
+        for worker in running.values():
+            worker.process.join(1.0)
+            worker.process.kill()
 
 
-def _serve(serving: _Serving, group: str, starts: int, parent: int) -> None:
+def _serve(serving: _Serving, worker: _Worker, starts: int, parent: int) -> None:
     """One process of the relay; ends with a status."""
+    group = worker.group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     configure_logging("relay", serving.run_id)
+    if worker.follows_frozen:
+        log.warning("relay process was frozen, started again", group=group)
     try:
         with contextlib.ExitStack() as stack:
             _limit_descriptors()
@@ -194,7 +232,7 @@ def _serve(serving: _Serving, group: str, starts: int, parent: int) -> None:
             _STARTS.set(starts)
             keys = [f"{one.name} ({', '.join(sorted(one.roles))})" for one in relay.listed.values()]
             log.info("running", group=group, starts=starts, endpoints=relay.endpoints, keys=keys)
-            _forward(relay)
+            _forward(relay, worker, parent)
     except RelayEnd as error:
         log.warning("relay process starts again", group=group, reason=str(error))
         status = 0
@@ -208,11 +246,16 @@ def _serve(serving: _Serving, group: str, starts: int, parent: int) -> None:
     os._exit(status)
 
 
-def _forward(relay: Relay) -> None:
+def _forward(relay: Relay, worker: _Worker, parent: int) -> None:
     totals = Totals()
     refused: dict[tuple[str, str], Counter] = {}
     connections = {door.name: _CONNECTIONS.labels(door.name) for door in relay.doors}
     while True:
+        worker.its.beat()
+        if worker.ours.stalled():
+            log.error("the relay's first process is frozen, the relay ends")
+            flush_logs(0.2)
+            os.kill(parent, signal.SIGKILL)  # which ends this process and the other one
         relay.poll(_POLL_S)
         for kind, count in list(relay.refusals.counts.items()):
             if kind not in refused:

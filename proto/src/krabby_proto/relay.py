@@ -47,6 +47,9 @@ _PLAIN_OPS: Final = {
     CONTROL.name: {"status": frozenset({"see", "operate"})},
 }
 """Requests for which `operate` is not needed."""
+_STAMPED: Final = frozenset({(SAFETY.name, "arm"), (SAFETY.name, "reset"), (CONTROL.name, "stand")})
+"""Requests that lead to motion: a network may deliver them late, so they say when they were sent.
+The process that carries them out judges the stamp."""
 _OPERATE: Final = frozenset({"operate"})
 _WATCH_S: Final = 0.02
 _STAMP_S: Final = 0.5
@@ -251,6 +254,10 @@ class _RequestDoor(_Door):
             if not _PLAIN_OPS[self.name].get(op, _OPERATE) & self.relay.roles_of(user):
                 self.refuse("role", name)
                 return f"key {name} lacks the role operate, which {op} needs"
+            sent_ns = request.get("sent_ns")
+            if (self.name, op) in _STAMPED and not isinstance(sent_ns, (int, float)):
+                self.refuse("stamp", name)
+                return f"{op} through the relay needs sent_ns, CLOCK_MONOTONIC of the robot"
         if not self.within_rate(user, "estop" if op == "estop" else self.name):
             return f"key {name} sends over {self.relay.limits.requests_per_s[self.name]:g} per s"
         return ""

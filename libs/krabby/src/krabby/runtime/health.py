@@ -12,7 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "Pulse"]
+
+_STALLED_S = 2.0
+"""Age of the last beat at which a loop counts as stalled [s]."""
 
 
 class Heartbeat:
@@ -23,7 +26,7 @@ class Heartbeat:
         path: Path | None = None,
         *,
         touch_every_s: float = 0.5,
-        stalled_after_s: float = 2.0,
+        stalled_after_s: float = _STALLED_S,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Prepare to beat; nothing is written before the first beat.
@@ -72,3 +75,55 @@ class Heartbeat:
         """Remove the file: a process that has ended is not healthy."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
+
+
+class Pulse:
+    """Proof of life of a process for its parent or child, over a pipe that is made before the fork.
+
+    The one that is watched calls `beat`, the other `stalled`, both several times a second.
+    """
+
+    def __init__(
+        self,
+        *,
+        look_s: float,
+        stalled_after_s: float = _STALLED_S,
+        starts_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the pipe.
+
+        Args:
+            look_s: Usual time between two looks. A longer one counts up to twice that: a process
+                that was frozen itself accuses no other.
+            stalled_after_s: Silence after which `stalled` turns true [s].
+            starts_s: How much longer the first beat may take [s].
+            clock: Monotonic seconds.
+        """
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._look_s, self._stalled_after_s, self._clock = look_s, stalled_after_s, clock
+        self._silent_s = -starts_s
+        self._looked_s = clock()
+
+    def beat(self) -> None:
+        """Say that the loop turned."""
+        with contextlib.suppress(BlockingIOError):  # full: it has not been read for hours
+            os.write(self._writer, b".")
+
+    def stalled(self) -> bool:
+        """Whether the other process has been silent for too long."""
+        before_s, self._looked_s = self._looked_s, self._clock()
+        try:
+            os.read(self._reader, 1 << 16)
+        except BlockingIOError:
+            self._silent_s += min(self._looked_s - before_s, 2.0 * self._look_s)
+        else:
+            self._silent_s = 0.0
+        return self._silent_s >= self._stalled_after_s
+
+    def close(self) -> None:
+        """Close both ends, in this process."""
+        os.close(self._reader)
+        os.close(self._writer)
