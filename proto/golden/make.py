@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 from krabby_proto import CommandReply, CommandStatus, encode
+from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.header import FLAG_LATENT, FLAG_LOCKSTEP, FLAG_NAV_DUE, FLAG_OPERATOR
-from krabby_proto.streams import CAMERA, COMMAND, FEATURES, NAV, STATE, TRUTH, Stream
+from krabby_proto.streams import CAMERA, COMMAND, FEATURES, NAV, STATE, TICKS, TRACE, TRUTH, Stream
+from krabby_proto.ticks import TickRecord
 
 HERE = Path(__file__).parent
 INSTANCE = 0x0123456789ABCDEF
@@ -40,7 +42,35 @@ MESSAGES: tuple[tuple[Stream, list[float], int], ...] = (
 )
 
 
-def vector(stream: Stream, payload: list[float], flags: int) -> dict[str, Any]:
+def record_of_exchange() -> bytes:
+    """A command as it came, and its reply."""
+    frames = encode(
+        COMMAND, ramp(18), instance_id=INSTANCE, sequence=44, capture_ns=3, publish_ns=4
+    )
+    answer = bytes.fromhex(reply()["frame"])
+    return Exchange.of_frames(ExchangeKind.COMMAND, 1_000_000_600_000, frames, answer).pack()
+
+
+def record_of_tick() -> bytes:
+    """A tick that took a request and a reading of the clock, and sent nothing."""
+    record = TickRecord()
+    record.add_request("stand", 3)
+    content = record.finish(
+        tick=7,
+        now_ns=1_000_000_000_000,
+        mode="passive",
+        safety_state=2,
+        sent=False,
+        hal_checked=True,
+        leaving=False,
+        command_sequence=0,
+        host_ns=[1_000_000_000_001],
+    )
+    assert content is not None
+    return content
+
+
+def vector(stream: Stream, payload: list[float] | bytes, flags: int) -> dict[str, Any]:
     """One message as fields and as bytes."""
     capture_ns, publish_ns = 1_000_000_000_000 + stream.id, 1_000_000_250_000 + stream.id
     frames = encode(
@@ -66,7 +96,9 @@ def vector(stream: Stream, payload: list[float], flags: int) -> dict[str, Any]:
             "num_elements": len(payload),
             "crc32": f"{int.from_bytes(frames[1][44:48], 'little'):08x}",
         },
-        "payload": np.asarray(payload, dtype=np.float32).tolist(),
+        "payload": payload.hex()
+        if isinstance(payload, bytes)
+        else np.asarray(payload, dtype=np.float32).tolist(),
         "frames": [frame.hex() for frame in frames],
     }
 
@@ -127,8 +159,10 @@ def invalid() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Write every file beside this one."""
+    records = ((TRACE, record_of_exchange(), 0), (TICKS, record_of_tick(), 0))
     files: dict[str, Any] = {
-        stream.name: vector(stream, payload, flags) for stream, payload, flags in MESSAGES
+        stream.name: vector(stream, payload, flags)
+        for stream, payload, flags in (*MESSAGES, *records)
     }
     files |= {"reply": reply(), "invalid": invalid()}
     for name, content in files.items():

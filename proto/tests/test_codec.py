@@ -34,7 +34,10 @@ FLOAT_STREAMS = [s for s in STREAMS.values() if s.max_elements]
 def messages(draw):
     stream = draw(st.sampled_from(FLOAT_STREAMS))
     size = stream.size or draw(st.integers(1, 200))
-    payload = draw(hnp.arrays(np.float32, size, elements=st.floats(width=32)))
+    if stream.element == "uint8":
+        payload = draw(hnp.arrays(np.uint8, size))
+    else:
+        payload = draw(hnp.arrays(np.float32, size, elements=st.floats(width=32)))
     numbers = draw(st.tuples(U64, U64, U64, U64))
     return stream, payload, numbers, draw(st.integers(0, 255))
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "golden"
 SEEDS = [
     [bytes.fromhex(frame) for frame in json.loads((GOLDEN / f"{name}.json").read_text())["frames"]]
-    for name in ("camera", "state", "command", "features", "nav", "truth")
+    for name in ("camera", "state", "command", "features", "nav", "trace", "ticks", "truth")
 ]
 INTERESTING = [b"\x00" * 4, b"\xff" * 4, b"\x00\x00\x80\x7f", b"\x00\x00\xc0\xff", b"KRBY", b"KRPL"]
 

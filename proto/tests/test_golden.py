@@ -4,16 +4,28 @@ import json
 from pathlib import Path
 
 import pytest
-from krabby_proto import STREAMS, CommandReply, CommandStatus, decode, encode
+from krabby_proto import (
+    STREAMS,
+    CommandReply,
+    CommandStatus,
+    Exchange,
+    ExchangeKind,
+    Tick,
+    decode,
+    encode,
+)
 from krabby_proto import errors as errors_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MESSAGES = ["camera", "state", "command", "features", "nav", "truth"]
+MESSAGES = ["camera", "state", "command", "features", "nav", "trace", "ticks", "truth"]
 INVALID = json.loads((GOLDEN / "invalid.json").read_text())
 
 
 def load(name):
-    return json.loads((GOLDEN / f"{name}.json").read_text())
+    golden = json.loads((GOLDEN / f"{name}.json").read_text())
+    if isinstance(golden.get("payload"), str):  # bytes, in hex
+        golden["payload"] = bytes.fromhex(golden["payload"])
+    return golden
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -41,7 +53,27 @@ def test_the_golden_bytes_become_the_fields(name):
     fields["instance_id"] = f"{fields['instance_id']:016x}"
     fields["crc32"] = f"{fields['crc32']:08x}"
     assert fields == golden["header"]
-    assert message.payload.tolist() == golden["payload"]
+    assert message.payload.tolist() == list(golden["payload"])
+
+
+def test_the_golden_exchange_is_a_command_and_its_reply():
+    exchange = Exchange.unpack(load("trace")["payload"])
+    assert (exchange.kind, exchange.handled_ns) == (ExchangeKind.COMMAND, 1_000_000_600_000)
+    assert exchange.command.payload.tolist() == [0.25 * n for n in range(18)]
+    assert exchange.reply.applied
+    assert exchange.gate == (2, 0x11)
+    assert exchange.gate.faults == ("command_timeout", "effort_budget")
+    assert exchange.pack() == load("trace")["payload"]
+
+
+def test_the_golden_tick_took_a_request_and_sent_nothing():
+    frames = [bytes.fromhex(frame) for frame in load("ticks")["frames"]]
+    tick = Tick.unpack(decode(frames, STREAMS["ticks"]))
+    assert (tick.tick, tick.now_ns, tick.mode) == (7, 1_000_000_000_000, "passive")
+    assert (tick.sent, tick.hal_checked, tick.leaving) == (False, True, False)
+    assert tick.request == ("stand", 3)
+    assert tick.host_ns == (1_000_000_000_001,)
+    assert (tick.state, tick.features, tick.target) == (None, None, None)
 
 
 def test_the_reply_and_its_golden_bytes_agree_both_ways():

@@ -9,9 +9,12 @@ from krabby_proto import (
     FAULT_BITS,
     STATE,
     STREAMS,
+    TICKS,
+    TRACE,
     TRUTH,
     EncodeError,
     EndpointError,
+    beside,
     default_endpoints,
     pack,
     schema_hash,
@@ -29,6 +32,8 @@ def test_table_has_the_ports_and_ids_of_the_contract():
         "nav": (5, 6004),
         "safety": (6, 6005),
         "control": (7, 6006),
+        "trace": (8, 6007),
+        "ticks": (9, 6008),
         "truth": (10, 6010),
     }
 
@@ -59,8 +64,9 @@ def test_pack_names_a_field_of_the_wrong_size():
 
 
 def test_schema_hash_is_pinned():
-    # A change here makes old peers refuse to start: it comes with a new SCHEMA_VERSION.
-    assert schema_hash() == "50eff0b319ace820"
+    # A change here makes old peers refuse to start. It comes with a new SCHEMA_VERSION, unless all
+    # that it adds is streams: an old peer misreads none of those.
+    assert schema_hash() == "2d26887deeb10888"
 
 
 @pytest.mark.parametrize(("names", "same"), [
@@ -102,6 +108,20 @@ def test_endpoints_are_by_default_in_the_folder_of_this_user(monkeypatch):
 def test_a_base_without_a_known_transport_is_refused(base):
     with pytest.raises(EndpointError, match="give ipc:///some/folder, curve://HOST"):
         default_endpoints(base)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "stream", "place"),
+    [
+        ("ipc:///run/krabby/command", TRACE, "ipc:///run/krabby/trace"),
+        ("ipc:///run/krabby/control", TICKS, "ipc:///run/krabby/ticks"),
+        ("ipc:///run/krabby/other", TRACE, ""),
+        ("tcp://127.0.0.1:6002", TRACE, ""),
+        ("inproc://run/command", TRACE, ""),
+    ],
+)
+def test_recorders_listen_beside_a_unix_socket_and_nowhere_else(endpoint, stream, place):
+    assert beside(endpoint, stream) == place
 
 
 def test_tables_codec_and_states_work_without_libzmq():

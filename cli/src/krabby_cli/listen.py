@@ -11,24 +11,27 @@ from krabby_proto import STREAMS, LatestSubscriber, Message, wait_any
 
 from krabby_cli.errors import UsageError
 
-__all__ = ["AUDIBLE", "Listener", "add_streams_argument", "audible"]
+__all__ = ["AUDIBLE", "RECORDED", "Listener", "add_streams_argument", "audible"]
 
 AUDIBLE: Final = ("state", "camera", "features", "truth")
 """Streams that any process may subscribe to."""
+RECORDED: Final = (*AUDIBLE, "trace", "ticks")
+"""The same with those for recorders: commands, requests and walking commands stand in them."""
 
 _WHY_NOT: Final = {
     "nav": "only the game loop hears it, publishers connect to it",
     **dict.fromkeys(("command", "safety"), "it is a request to the HAL; see `krabby status`"),
+    **dict.fromkeys(("trace", "ticks"), "its records are for `krabby record`"),
     "control": "it is a request to the game loop; see `krabby status`",
 }
 
 
-def add_streams_argument(parser: Any) -> None:
-    text = f"streams: {', '.join(AUDIBLE)} (default all)"
+def add_streams_argument(parser: Any, known: Sequence[str] = AUDIBLE) -> None:
+    text = f"streams: {', '.join(known)} (default all)"
     parser.add_argument("streams", nargs="*", metavar="STREAM", help=text)
 
 
-def audible(names: Sequence[str]) -> tuple[str, ...]:
+def audible(names: Sequence[str], known: Sequence[str] = AUDIBLE) -> tuple[str, ...]:
     """The streams to listen to; all when none are named.
 
     Raises:
@@ -36,21 +39,41 @@ def audible(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in STREAMS:
-            raise UsageError(f"no stream is called {name!r}; there is {', '.join(AUDIBLE)}")
-        if name not in AUDIBLE:
+            raise UsageError(f"no stream is called {name!r}; there is {', '.join(known)}")
+        if name not in known:
             raise UsageError(
-                f"{name} cannot be listened to: {_WHY_NOT[name]}. Give one of {', '.join(AUDIBLE)}"
+                f"{name} cannot be listened to: {_WHY_NOT[name]}. Give one of {', '.join(known)}"
             )
-    return tuple(dict.fromkeys(names)) or AUDIBLE
+    return tuple(dict.fromkeys(names)) or tuple(known)
+
+
+_MOST_HZ: Final = {"state": 400.0, "trace": 300.0}
+"""Rates above those of the streams table: a HAL may publish its state more often, and answers
+operators besides."""
 
 
 class Listener(ExitStack):
-    """Subscribes to streams and hands out every message as it comes; a context manager."""
+    """Subscribes to streams and hands out every message as it comes; a context manager.
 
-    def __init__(self, endpoints: Mapping[str, str], names: Sequence[str]) -> None:
+    Args:
+        endpoints: stream name to endpoint.
+        names: the streams.
+        queue_s: how much of a stream may wait to be read [s]; 0 for what readers of the latest
+            message need.
+    """
+
+    def __init__(
+        self, endpoints: Mapping[str, str], names: Sequence[str], queue_s: float = 0.0
+    ) -> None:
         super().__init__()
         self.subscribers = {
-            name: self.enter_context(LatestSubscriber(endpoints[name], STREAMS[name]))
+            name: self.enter_context(
+                LatestSubscriber(
+                    endpoints[name],
+                    STREAMS[name],
+                    queue=round(queue_s * _MOST_HZ.get(name, STREAMS[name].rate_hz)) or None,
+                )
+            )
             for name in names
         }
 

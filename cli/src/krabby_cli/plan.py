@@ -160,9 +160,9 @@ def _overrides(
         "gameloop": {"policy": str(bundle.path.resolve())},
     }
     streams = {
-        "sim-hal": ("state", "camera", "command", "safety", "truth", "nav"),
+        "sim-hal": ("state", "camera", "command", "safety", "trace", "truth", "nav"),
         "camera": ("camera", "state", "features"),
-        "gameloop": ("state", "command", "features", "nav", "control"),
+        "gameloop": ("state", "command", "features", "nav", "control", "ticks"),
     }
     for name, table in keys.items():
         table["metrics_port"] = wiring.metrics_ports[name]

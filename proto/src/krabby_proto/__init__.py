@@ -24,17 +24,24 @@ if TYPE_CHECKING:
     from krabby_proto.admission import *
     from krabby_proto.client import *
     from krabby_proto.codec import *
+    from krabby_proto.exchanges import *
     from krabby_proto.server import *
     from krabby_proto.sockets import *
+    from krabby_proto.ticks import *
 
 _LATER: Final = {
     "admission": ("MAX_AHEAD_NS", "Admission", "CommandAdmission", "untimely"),
     "client": ("ControlClient", "ControlServer", "HalClient"),
     "codec": ("FloatArray", "Message", "decode", "encode", "pack", "topic_of", "unpack"),
+    "exchanges": ("Exchange", "ExchangeKind", "GateView"),
     "server": ("HalHandler", "HalServer", "ServerStats"),
     "sockets": (
         *("LatestSubscriber", "Publisher", "Request", "Requester", "Router"),
         *("new_instance_id", "serve_within", "wait_any", "wait_readable"),
+    ),
+    "ticks": (
+        *("LOOP_MODES", "NavTaken", "ReplyTaken", "StateSeen", "Tick", "TickInput", "TickReader"),
+        *("TickRecord", "TickRequest"),
     ),
 }
 """Names by module, of the modules that are imported at the first use of one of them."""

@@ -11,6 +11,7 @@ from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import encode
 from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import AccessRefused, EndpointError, FrameError, RequestTimeout
+from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.header import SCHEMA_VERSION
 from krabby_proto.hello import (
     HELLO_TOPIC,
@@ -316,11 +317,18 @@ class ControlServer(Closing):
         endpoint: where to bind.
         hello: what `make_hello` gives.
         context: needed for ``inproc://`` only.
+        answered: called with each request and its answer, from the thread that polls.
     """
 
     def __init__(
-        self, endpoint: str, *, hello: Mapping[str, object], context: Context | None = None
+        self,
+        endpoint: str,
+        *,
+        hello: Mapping[str, object],
+        context: Context | None = None,
+        answered: Callable[[Exchange], object] = lambda exchange: None,
     ) -> None:
+        self._answered = answered
         self._router = Router(endpoint, name=CONTROL.name, context=context)
         self.endpoint = self._router.endpoint
         self.requests = 0
@@ -384,7 +392,10 @@ class ControlServer(Closing):
         self._reply(request, {"ok": False, "reason": reason})
 
     def _reply(self, request: Request, answer: Mapping[str, Any]) -> None:
-        self._router.reply(request, CONTROL.topic, json.dumps(answer).encode())
+        text = json.dumps(answer).encode()
+        self._router.reply(request, CONTROL.topic, text)
+        now_ns = time.monotonic_ns()
+        self._answered(Exchange.of_frames(ExchangeKind.CONTROL, now_ns, request.body, text))
 
     def close(self) -> None:
         """Close the socket."""

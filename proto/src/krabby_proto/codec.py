@@ -1,4 +1,6 @@
-"""Messages to frames and back: ``[topic, header, payload]``, payload flat little-endian float32.
+"""Messages to frames and back: ``[topic, header, payload]``.
+
+The payload is flat little-endian float32, or bytes on the streams that carry records.
 
 NumPy is imported where a payload is made or read: it takes longer to load than all else, and a
 process that only sends requests, such as an e-stop, has no payloads.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from krabby_proto.errors import (
@@ -37,7 +39,7 @@ class Message(NamedTuple):
 
     header: Header
     payload: FloatArray
-    """Flat and read-only; it views the received frame."""
+    """Flat and read-only; it views the received frame. Of uint8 on streams of records."""
 
     @property
     def stream(self) -> Stream:
@@ -70,7 +72,7 @@ class Message(NamedTuple):
 
 def encode(
     stream: Stream,
-    payload: ArrayLike,
+    payload: ArrayLike | bytes,
     *,
     instance_id: int,
     sequence: int,
@@ -85,13 +87,15 @@ def encode(
     """
     import numpy as np
 
-    floats = np.asarray(payload, dtype=_f4())
-    count = floats.size
+    if isinstance(payload, bytes) and stream.element == "uint8":
+        count, raw = len(payload), payload
+    else:
+        elements = np.asarray(payload, dtype=_dtype(stream.element))
+        count, raw = elements.size, elements.tobytes()
     if not stream.min_elements <= count <= stream.max_elements:
         raise EncodeError(
-            f"{stream.name} payload has {count} floats, the stream has {_sizes(stream)}"
+            f"{stream.name} payload has {count} {_noun(stream)}, the stream has {_sizes(stream)}"
         )
-    raw = floats.tobytes()
     header = Header(
         *(MAGIC, SCHEMA_VERSION, stream.id, flags, instance_id, sequence),
         *(capture_ns, publish_ns, count, crc32(raw)),
@@ -121,13 +125,14 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
             + "; check which endpoint is connected to which"
         )
     count = header.num_elements
-    if len(raw) != 4 * count:
+    if len(raw) != known.element_bytes * count:
         raise WrongLength(
-            f"{known.name} payload has {len(raw)} bytes, its header announces {count} float32"
+            f"{known.name} payload has {len(raw)} bytes, its header announces {count} "
+            f"{known.element}"
         )
     if not known.min_elements <= count <= known.max_elements:
         raise WrongLength(
-            f"{known.name} payload has {count} floats, the stream has {_sizes(known)}; "
+            f"{known.name} payload has {count} {_noun(known)}, the stream has {_sizes(known)}; "
             "sender and receiver have different stream tables"
         )
     found = crc32(raw)
@@ -135,7 +140,7 @@ def decode(frames: Sequence[bytes | memoryview], stream: Stream | None = None) -
         raise CorruptPayload(
             f"{known.name} payload has CRC-32 {found:#010x}, its header says {header.crc32:#010x}"
         )
-    return Message(header, np.frombuffer(raw, dtype=_f4()))
+    return Message(header, np.frombuffer(raw, dtype=_dtype(known.element)))
 
 
 def topic_of(raw_header: bytes) -> bytes:
@@ -149,11 +154,15 @@ def topic_of(raw_header: bytes) -> bytes:
 
 
 @cache
-def _f4() -> np.dtype[np.float32]:
-    """Little-endian float32, as on the wire."""
+def _dtype(element: str) -> np.dtype[Any]:
+    """Of a payload's elements, as on the wire."""
     import numpy as np
 
-    return np.dtype("<f4")
+    return np.dtype("<f4" if element == "float32" else "u1")
+
+
+def _noun(stream: Stream) -> str:
+    return "floats" if stream.element == "float32" else "bytes"
 
 
 def _sizes(stream: Stream) -> str:

@@ -79,7 +79,7 @@ class _Door(Closing):
             name=stream.name,
             bind=False,
             hwm=64,
-            max_bytes=max(4 * stream.max_elements, 1 << 20),
+            max_bytes=max(stream.max_bytes, 1 << 20),
             context=relay.context,
             options=self.back_options,
         )

@@ -14,11 +14,12 @@ from krabby_proto.admission import CommandAdmission, untimely
 from krabby_proto.codec import Message
 from krabby_proto.endpoint import Closing, Context
 from krabby_proto.errors import EndpointError
+from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.hello import HELLO_TOPIC, HelloAnswer, parse_request
 from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
 from krabby_proto.sockets import Publisher, Request, Router, serve_within
 from krabby_proto.states import SAFETY_OPS, CommandStatus
-from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRUTH
+from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRACE, TRUTH
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -27,6 +28,8 @@ __all__ = ["HalHandler", "HalServer", "ServerStats"]
 
 _COMMAND_BATCH: Final = 128  # a second of commands at 100 Hz; more wait for the next poll
 _SAFETY_BATCH: Final = 16
+_TRACED: Final = 8
+"""Records that are published after one batch of requests; of a flood the others are left out."""
 
 
 class HalHandler(Protocol):
@@ -55,7 +58,7 @@ class HalServer(Closing):
 
     Args:
         endpoints: stream name to endpoint; ``state`` and ``command`` are needed, ``camera``,
-            ``safety`` and ``truth`` are bound when given, others are ignored.
+            ``safety``, ``trace`` and ``truth`` are bound when given, others are ignored.
         hello: what `make_hello` gives; the server adds its instance id.
         handler: receives commands and operators' requests.
         clock_ns: the clock that stamps states; simulated time in lock-step.
@@ -96,10 +99,14 @@ class HalServer(Closing):
         self._applied_instance = 0
         self._applied_sequence = 0
         self._applied_ns = 0
+        self._traced_gate: tuple[int, int] | None = None
+        self._exchanges: list[Exchange] = []
+        self._untold = 0
+        """Exchanges of this batch beyond those that are published."""
         self._publishers: dict[str, Publisher] = {}
         self._routers: dict[str, Router] = {}
         try:
-            for stream in (STATE, CAMERA, TRUTH):
+            for stream in (STATE, CAMERA, TRACE, TRUTH):
                 if stream.name in endpoints:
                     self._publishers[stream.name] = Publisher(
                         endpoints[stream.name], stream, clock=clock_ns, context=context
@@ -112,6 +119,7 @@ class HalServer(Closing):
             raise
         self._command = self._routers[COMMAND.name]
         self._safety = self._routers.get(SAFETY.name)
+        self._trace = self._publishers.get(TRACE.name)
         self.instance_id = self._publishers[STATE.name].instance_id
         self._hello = HelloAnswer(hello, self.instance_id, self._process_clock_ns)
 
@@ -144,11 +152,42 @@ class HalServer(Closing):
         Operators come first. One batch is at most 16 operators' requests and 128 commands, of
         which one at most reaches the handler: a flood costs a millisecond or two, not the slot.
         """
-        return serve_within(
-            timeout_s,
-            tuple(self._routers.values()),
-            lambda: self._serve_safety() + self._serve_commands(),
-        )
+        return serve_within(timeout_s, tuple(self._routers.values()), self._serve)
+
+    def follow_gate(self, safety_state: int, fault_bits: int) -> None:
+        """Put these into every reply from now on; a change of them is published on ``trace``."""
+        self.safety_state, self.fault_bits = safety_state, fault_bits
+        self._trace_gate()
+
+    def _serve(self) -> int:
+        served = self._serve_safety() + self._serve_commands()
+        if served and self._trace is not None:
+            self._publish_exchanges(self._trace)
+        return served
+
+    def _publish_exchanges(self, trace: Publisher) -> None:
+        """Publish what was asked and answered, once nothing is left to be answered."""
+        for exchange in self._exchanges:
+            trace.publish(exchange.pack(), capture_ns=exchange.handled_ns)
+        trace.leave_out(self._untold)
+        self._exchanges.clear()
+        self._untold = 0
+        self._trace_gate()
+
+    def _trace_gate(self) -> None:
+        gate = (self.safety_state, self.fault_bits)
+        if self._trace is not None and gate != self._traced_gate:
+            self._traced_gate = gate
+            now_ns = self._clock_ns()
+            self._trace.publish(Exchange.of_gate(now_ns, *gate).pack(), capture_ns=now_ns)
+
+    def _note(self, kind: ExchangeKind, now_ns: int, body: Sequence[bytes], answer: bytes) -> None:
+        if self._trace is None:
+            return
+        if len(self._exchanges) < _TRACED:
+            self._exchanges.append(Exchange.of_frames(kind, now_ns, body, answer))
+        else:
+            self._untold += 1
 
     def close(self) -> None:
         """Close all sockets."""
@@ -215,6 +254,7 @@ class HalServer(Closing):
         rate_clamp_mask: int = 0,
     ) -> None:
         self.stats.commands[status.name.lower()] += 1
+        server_ns = self._clock_ns()
         reply = CommandReply.pack(
             status,
             safety_state=self.safety_state,
@@ -224,9 +264,10 @@ class HalServer(Closing):
             request_sequence=sequence,
             applied_sequence=self._applied_sequence,
             applied_ns=self._applied_ns,
-            server_ns=self._clock_ns(),
+            server_ns=server_ns,
         )
         self._command.reply(request, COMMAND.topic, reply)
+        self._note(ExchangeKind.COMMAND, server_ns, request.body, reply)
 
     def _serve_safety(self) -> int:
         router = self._safety
@@ -235,8 +276,9 @@ class HalServer(Closing):
         requests = router.take(_SAFETY_BATCH)
         for request in requests:
             if not self._answered_hello(router, request):
-                answer = self._operator(request.body)._asdict()
-                router.reply(request, SAFETY.topic, json.dumps(answer).encode())
+                answer = json.dumps(self._operator(request.body)._asdict()).encode()
+                router.reply(request, SAFETY.topic, answer)
+                self._note(ExchangeKind.SAFETY, self._clock_ns(), request.body, answer)
         return len(requests)
 
     def _operator(self, body: Sequence[bytes]) -> SafetyOutcome:

@@ -66,7 +66,12 @@ def new_instance_id() -> int:
 
 
 def _stream_hwm(stream: Stream) -> int:
-    """Queue length: images are large and slow, a few are enough; 1 starves a draining reader."""
+    """Queue length: images are large and slow, a few are enough; 1 starves a draining reader.
+
+    Records are small, each counts, and their readers collect them in batches: a second of them.
+    """
+    if stream.element == "uint8":
+        return 128
     return 16 if stream.fields else 4
 
 
@@ -98,8 +103,17 @@ class Publisher(Endpoint):
         """Sequence of the last message sent."""
         self._clock = clock
 
+    def leave_out(self, count: int) -> None:
+        """Number messages that are not sent: a reader counts them as missing."""
+        self.sequence += count
+
     def publish(
-        self, payload: ArrayLike, *, capture_ns: int, publish_ns: int | None = None, flags: int = 0
+        self,
+        payload: ArrayLike | bytes,
+        *,
+        capture_ns: int,
+        publish_ns: int | None = None,
+        flags: int = 0,
     ) -> int:
         """Send one message and return its sequence; never blocks, slow readers lose messages.
 
@@ -125,18 +139,32 @@ class LatestSubscriber(Endpoint):
 
     A publisher's restart (a new instance id) is followed; what then still arrives from the old
     instance is dropped. On a stream with `many_writers` each instance is followed by itself.
+
+    Args:
+        endpoint: where to connect.
+        stream: what is expected there.
+        bind: bind instead, for publishers that connect.
+        context: needed for ``inproc://`` only.
+        queue: messages that may wait to be read; None for the few that a reader of the latest
+            needs. One that is to miss none needs as many as come while it does something else.
     """
 
     def __init__(
-        self, endpoint: str, stream: Stream, *, bind: bool = False, context: Context | None = None
+        self,
+        endpoint: str,
+        stream: Stream,
+        *,
+        bind: bool = False,
+        context: Context | None = None,
+        queue: int | None = None,
     ) -> None:
         super().__init__(
             zmq.SUB,
             endpoint,
             name=stream.name,
             bind=bind,
-            hwm=_stream_hwm(stream),
-            max_bytes=max(4 * stream.max_elements, 1024),
+            hwm=queue or _stream_hwm(stream),
+            max_bytes=max(stream.max_bytes, 1024),
             context=context,
             options=[(zmq.SUBSCRIBE, stream.topic)],
         )

@@ -28,9 +28,12 @@ __all__ = [
     "SAFETY",
     "STATE",
     "STREAMS",
+    "TICKS",
+    "TRACE",
     "TRUTH",
     "Field",
     "Stream",
+    "beside",
     "default_endpoints",
     "schema_hash",
 ]
@@ -61,10 +64,12 @@ class Stream:
     rate_hz: float
     """Nominal rate; 0 for on demand."""
     fields: tuple[Field, ...]
-    """In payload order; empty when the payload is an image, a latent or JSON."""
+    """In payload order; empty when the payload is an image, a latent, records or JSON."""
     description: str
     largest: int = 0
-    """Most float32 of a payload without fields; 0 for JSON."""
+    """Most elements of a payload without fields; 0 for JSON."""
+    element: Literal["float32", "uint8"] = "float32"
+    """What a payload's elements are; uint8: records, laid out by `exchanges` and `ticks`."""
     max_age_s: float = math.inf
     """Age at which a consumer must stop relying on a message [s]."""
     many_writers: bool = False
@@ -77,18 +82,28 @@ class Stream:
 
     @cached_property
     def size(self) -> int:
-        """Floats in a payload; 0 when it varies (camera, features) or is JSON."""
+        """Elements in a payload; 0 when it varies (camera, features, records) or is JSON."""
         return sum(field.size for field in self.fields)
 
     @cached_property
     def max_elements(self) -> int:
-        """Most floats a payload may have; 0 for JSON streams."""
+        """Most elements a payload may have; 0 for JSON streams."""
         return self.size or self.largest
 
     @cached_property
     def min_elements(self) -> int:
-        """Fewest floats a payload may have; above `max_elements` for JSON: no count fits."""
+        """Fewest elements a payload may have; above `max_elements` for JSON: no count fits."""
         return self.size or 1
+
+    @cached_property
+    def element_bytes(self) -> int:
+        """Bytes of one element."""
+        return 1 if self.element == "uint8" else 4
+
+    @cached_property
+    def max_bytes(self) -> int:
+        """Most bytes a payload may have; 0 for JSON streams."""
+        return self.element_bytes * self.max_elements
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
@@ -149,6 +164,21 @@ SAFETY: Final = Stream(
 CONTROL: Final = Stream(
     "control", 7, "req", 6006, 0.0, (), "operator to gameloop: stand, sit, policy, status; JSON"
 )
+TRACE: Final = Stream(
+    *("trace", 8, "pub", 6007, 100.0),
+    (),
+    "what the HAL was asked and what it answered: commands, operators' requests, changes of the "
+    "gate; for recorders",
+    largest=1 << 14,
+    element="uint8",
+)
+TICKS: Final = Stream(
+    *("ticks", 9, "pub", 6008, 100.0),
+    (),
+    "what each tick of the game loop took in and decided; for recorders",
+    largest=1 << 17,
+    element="uint8",
+)
 TRUTH: Final = Stream(
     *("truth", 10, "pub", 6010, 100.0),
     (
@@ -167,7 +197,7 @@ TRUTH: Final = Stream(
     "simulation only, for evaluation; nothing that acts may read it",
 )
 
-_ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRUTH)
+_ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRACE, TICKS, TRUTH)
 STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({each.name: each for each in _ALL})
 
 
@@ -196,6 +226,7 @@ def schema_hash() -> str:
                 stream.pattern,
                 stream.max_elements,
                 [[field.name, field.size, field.unit] for field in stream.fields],
+                *([] if stream.element == "float32" else [stream.element]),
             ]
             for stream in STREAMS.values()
         },
@@ -225,3 +256,13 @@ def default_endpoints(base: str | None = None) -> dict[str, str]:
     if scheme in ("tcp", "curve"):
         return {name: f"{scheme}://{rest}:{stream.port}" for name, stream in STREAMS.items()}
     return {name: f"{scheme}://{rest}/{name}" for name in STREAMS}
+
+
+def beside(endpoint: str, stream: Stream) -> str:
+    """A stream's endpoint in the folder of another's; empty when that is no Unix socket.
+
+    So processes that are told where their streams are need not be told where recorders listen.
+    """
+    folder, slash, name = endpoint.rpartition("/")
+    is_stream = endpoint.startswith("ipc://") and name in STREAMS
+    return f"{folder}{slash}{stream.name}" if is_stream else ""

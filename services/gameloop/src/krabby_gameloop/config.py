@@ -26,6 +26,9 @@ class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Bound: walking commands from a person or a mission."""
     control: str = _ENDPOINTS["control"]
     """Bound: stand, sit, policy, status."""
+    ticks: str = ""
+    """Bound: what each tick took in and decided, for recorders; empty for the socket `ticks` beside
+    `control`, or for none where that is no Unix socket."""
 
 
 class GameloopCfg(ControlCfg, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from krabby.policy.bundle import POLICY_FILE
 from krabby.policy.network import Backend
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, RobotError
-from krabby_proto import ControlServer, untimely
+from krabby_proto import ControlServer, Exchange, untimely
 
 from krabby_gameloop.rehearsal import LIMIT_S, rehearse
 
@@ -72,13 +72,14 @@ class ControlSocket:
         status: Callable[[], Mapping[str, object]],
         request: Callable[[Request], str | None],
         backend: Backend | None = None,
+        answered: Callable[[Exchange], object] = lambda exchange: None,
     ) -> None:
         self._desc = desc
         self._control_rate_hz = control_rate_hz
         self._status = status
         self._request = request
         self._backend = backend
-        self._server = ControlServer(endpoint, hello=hello)
+        self._server = ControlServer(endpoint, hello=hello, answered=answered)
         self._stop = threading.Event()
         self._runner: PolicyRunner | None = None
         self._load: _Load | None = None

@@ -83,6 +83,7 @@ def run_lockstep(
         answered = io.decide(state, features, now_ns, take_runner())
         if answered is not None:
             heard = io.send(answered, now_ns, _REPLY_S)
+        io.record()
         io.expose()
 
 

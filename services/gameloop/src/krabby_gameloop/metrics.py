@@ -24,7 +24,7 @@ from krabby_proto import CommandStatus
 from prometheus_client import Counter, Gauge, Histogram, Info
 
 _SUBSCRIBED = ("state", "features", "nav")
-_STAGES = ("receive", "observe", "infer", "send")
+_STAGES = ("receive", "observe", "infer", "send", "record")
 
 MODE = children(
     Gauge("krabby_gameloop_mode", "1 for what the loop does now", ["mode"]),

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import structlog
 from krabby.control.controller import LocomotionController, Request
 from krabby.control.nav import AXES
@@ -21,6 +22,7 @@ from krabby.policy.tensorrt.backend import EngineBackend, move
 from krabby.robot.description import RobotDescription
 from krabby.runtime.app import Runtime
 from krabby.runtime.loop import LoopStats
+from krabby.runtime.provenance import provenance
 from krabby.runtime.rate import Rate
 from krabby.runtime.realtime import IdleCollector
 from krabby.runtime.throttle import log_every
@@ -36,6 +38,7 @@ from krabby_proto import (
 from krabby_gameloop.config import GameloopCfg
 from krabby_gameloop.control_socket import ControlSocket
 from krabby_gameloop.lockstep import run_lockstep
+from krabby_gameloop.tape import Tape
 from krabby_gameloop.tick import TickIO
 
 __all__ = ["Gameloop", "state_of_period"]
@@ -57,7 +60,14 @@ class Gameloop:
     def __init__(self, cfg: GameloopCfg) -> None:
         self._cfg = cfg
         self._desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
-        self.controller = LocomotionController(cfg, self._desc, PolicyManager(cfg, self._desc))
+        self._tape = Tape()
+        self.controller = LocomotionController(
+            cfg,
+            self._desc,
+            PolicyManager(cfg, self._desc),
+            host_clock=self._tape.host_clock,
+            tape=self._tape.record,
+        )
         self._warn = log_every(log)
         self._opened: TickIO | None = None
         self._control: ControlSocket | None = None
@@ -75,15 +85,16 @@ class Gameloop:
 
     def startup(self) -> None:
         """Open every socket; no peer is expected to be there yet."""
-        self._opened = TickIO(self._cfg.endpoints, self.controller)
+        self._opened = TickIO(self._cfg.endpoints, self.controller, self._tape)
         self._control = ControlSocket(
             self._cfg.endpoints.control,
             self._desc,
             control_rate_hz=self._cfg.rate_hz,
-            hello=make_hello(service="gameloop", robot=self._desc.identity),
+            hello=self._hello(),
             status=self._status,
             request=self._request,
             backend=self._swap_backend,
+            answered=self._tape.answered,
         )
 
     def run(self, runtime: Runtime) -> None:
@@ -91,6 +102,7 @@ class Gameloop:
         theirs = self._meet(runtime)
         if theirs is None:
             return
+        self._tape.begin(self.controller)
         if theirs["clock"] != "simulated":
             with runtime.watched():
                 self._run_realtime(runtime)
@@ -110,6 +122,18 @@ class Gameloop:
             if each is not None:
                 each.close()
         return summary
+
+    def _hello(self) -> dict[str, object]:
+        """With all that a recorder writes down about this loop."""
+        return make_hello(
+            service="gameloop",
+            robot=self._desc.identity,
+            extra={
+                "config": msgspec.to_builtins(self._cfg),
+                "policies": [runner.identity for runner in self.controller.policies.runners],
+                **provenance("krabby", "onnxruntime"),
+            },
+        )
 
     @property
     def _io(self) -> TickIO:
@@ -200,6 +224,7 @@ class Gameloop:
             sent = io.decide(state, features, hal_clock.latest(now_ns), swap)
             if sent is not None:
                 io.send(sent, None, self._cfg.command_deadline_s)
+            io.record()
             stats.end(time.monotonic_ns())
             io.expose()
             if collector is not None:
@@ -212,6 +237,7 @@ class Gameloop:
         if self._leave_at_ns is None:
             self._leave_at_ns = runtime.stopped_ns + round(self._cfg.sit_on_exit_s * 1e9)
             self.controller.permission.sit_for_good()
+            self._tape.leaving = True
             log.info("leaving", reason=runtime.stop_reason, mode=self.controller.mode.value)
         return self.controller.resting or now_ns >= self._leave_at_ns
 

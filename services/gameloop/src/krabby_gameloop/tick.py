@@ -24,6 +24,7 @@ from krabby_proto import (
 
 from krabby_gameloop import metrics
 from krabby_gameloop.config import EndpointsCfg
+from krabby_gameloop.tape import Tape
 
 __all__ = ["TickIO"]
 
@@ -38,13 +39,26 @@ _LATEST_ANSWER = 16
 class TickIO:
     """Open sockets around a controller; one call for each part of a tick."""
 
-    def __init__(self, endpoints: EndpointsCfg, controller: LocomotionController) -> None:
+    def __init__(
+        self, endpoints: EndpointsCfg, controller: LocomotionController, tape: Tape | None = None
+    ) -> None:
+        """Open the sockets.
+
+        Args:
+            endpoints: Where.
+            controller: Decides.
+            tape: The one that the controller notes its inputs on.
+        """
         self.controller = controller
+        self.tape = tape or Tape()
         with contextlib.ExitStack() as opened:
             enter = opened.enter_context
             self.client = enter(HalClient({"state": endpoints.state, "command": endpoints.command}))
             self.features = enter(LatestSubscriber(endpoints.features, FEATURES))
             self.nav = enter(LatestSubscriber(endpoints.nav, NAV, bind=True))
+            if tape is not None:
+                tape.open(endpoints)
+                opened.callback(tape.close)
             self._sockets = opened.pop_all()
         self.warn = log_every(log)
         self.ticks = 0
@@ -54,7 +68,7 @@ class TickIO:
         """Commands that were answered and not applied, by status."""
         self._age = {"state": Quantiles(), "features": Quantiles()}
         self._features_age, self._round_trip = Quantiles(), Quantiles()
-        self._stage = {"observe": Quantiles(), "infer": Quantiles(), "receive": Quantiles()}
+        self._stage = {name: Quantiles() for name in ("observe", "infer", "receive", "record")}
         self._totals = Totals()
         self._exposition = metrics.ControlMetrics(controller)
         self._oversized: dict[str, int] = {}
@@ -92,9 +106,11 @@ class TickIO:
         if swap is not None:
             self.controller.swap_policy(swap, now_ns)
         sent = self.controller.tick(state, features, now_ns)
-        self._exposition.note_tick(now_ns)
         runner = self.controller.policies.active
-        if sent is not None and runner.infer_s:
+        stepped = runner if sent is not None and runner.infer_s else None
+        self.tape.decided(self.controller, state, features, now_ns, sent, stepped)
+        self._exposition.note_tick(now_ns)
+        if stepped is not None:
             self.observe("observe", runner.observe_s)
             self.observe("infer", runner.infer_s)
             self._exposition.note_inference(runner)
@@ -163,6 +179,12 @@ class TickIO:
         """Count the time that a stage of the tick took [s]."""
         metrics.WORK[stage].observe(elapsed_s)
         self._stage[stage].add(elapsed_s)
+
+    def record(self) -> None:
+        """Publish what the tick took in and decided, once its command has left."""
+        began_s = time.perf_counter()
+        self.tape.publish(self.controller, self.client.sequence)
+        self.observe("record", time.perf_counter() - began_s)
 
     def expose(self) -> None:
         """Bring the slow metrics up to date, every 50 ticks."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import structlog
 from krabby.drivers.can import DriveMode, DriveReadings, DriveTargets
@@ -22,6 +23,7 @@ from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
 from krabby.robot.contact import ContactCfg
 from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 from krabby.runtime.metrics import Quantiles
+from krabby.runtime.provenance import provenance
 from krabby.safety.gate import DriveCommand, GateCfg, SafetyGate
 from krabby_proto import SAFETY_STATES, Fault, SafetyState, fault_names
 from numpy.typing import NDArray
@@ -238,7 +240,12 @@ class Robot(HalBackend):
         return None if self.relay is None else self.relay.newest()
 
     def extra(self) -> dict[str, Any]:
-        return {"rate_hz": self.rate_hz, "calibrated": self._calibrated}
+        return {
+            "rate_hz": self.rate_hz,
+            "calibrated": self._calibrated,
+            "config": msgspec.to_builtins(self._cfg),
+            **provenance("krabby"),
+        }
 
     def summary(self) -> dict[str, Any]:
         """Facts for the last log line."""

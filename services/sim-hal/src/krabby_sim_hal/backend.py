@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import mujoco
 import numpy as np
 import structlog
@@ -15,6 +16,7 @@ from krabby.hal.backend import Reading, Slot
 from krabby.mujoco.backend import MujocoBackend
 from krabby.mujoco.camera_faults import answer_fault_request
 from krabby.robot.description import RobotDescription
+from krabby.runtime.provenance import provenance
 from krabby_proto import ControlServer
 from numpy.typing import NDArray
 
@@ -39,6 +41,7 @@ class Simulator(MujocoBackend):
         clock_ns: Callable[[], int],
     ) -> None:
         super().__init__(cfg, desc, course, clock_ns=clock_ns, auto_arm=cfg.auto_arm)
+        self._config = msgspec.to_builtins(cfg)
         self._hash = hashlib.sha256()
         self._fault_endpoint = cfg.endpoints.fault
         self._fault_requests: ControlServer | None = None
@@ -95,6 +98,8 @@ class Simulator(MujocoBackend):
                 "spawn": course.spawn,
                 "waypoints": course.waypoints.round(4).tolist(),
             },
+            "config": self._config,
+            **provenance("krabby", "mujoco"),
         }
 
     def summary(self) -> dict[str, Any]:

@@ -25,6 +25,9 @@ class HalEndpointsCfg(Config, frozen=True, kw_only=True):
     """Bound: joint position targets, each with a reply."""
     safety: str = DEFAULT_ENDPOINTS["safety"]
     """Bound: arm, disarm, estop, reset, status."""
+    trace: str = ""
+    """Bound: requests and their answers, for recorders; empty for the socket `trace` beside
+    `command`, or for none where that is no Unix socket."""
 
 
 class LockstepCfg(Config, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
-from krabby_proto import FLAG_RESET, NAV, HalServer, Publisher
+from krabby_proto import FLAG_RESET, NAV, TRACE, HalServer, Publisher, beside
 from numpy.typing import NDArray
 
 from krabby.hal.backend import HalBackend, Reading, SimBackend
@@ -38,6 +38,9 @@ class HalPublisher:
         self.sim = backend if isinstance(backend, SimBackend) else None
         self.handler = handler
         self.endpoints = dict(endpoints)
+        if self.endpoints.get("trace") == "":
+            self.endpoints["trace"] = beside(self.endpoints["command"], TRACE)
+        self.endpoints = {name: place for name, place in self.endpoints.items() if place}
         self.payload = StatePayload()
         self.slots = 0
         """Slots run."""
@@ -100,9 +103,8 @@ class HalPublisher:
 
     def follow_gate(self) -> None:
         """Let every reply from now on carry the gate's state and faults."""
-        server, gate = self.server, self.handler.gate
-        server.safety_state = int(gate.state)
-        server.fault_bits = int(gate.faults)
+        gate = self.handler.gate
+        self.server.follow_gate(int(gate.state), int(gate.faults))
 
     def begin_period(self, now_ns: int) -> None:
         """A control period begins: publish the truth of a simulation."""
