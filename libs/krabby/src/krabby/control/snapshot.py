@@ -229,8 +229,15 @@ def capture(controller: LocomotionController) -> ControllerState:
     )
 
 
-def restore(controller: LocomotionController, state: ControllerState) -> None:
+def restore(
+    controller: LocomotionController, state: ControllerState, *, memory: bool = True
+) -> None:
     """Let a controller of the same configuration and policies remember `state`.
+
+    Args:
+        controller: As `pack` was given one.
+        state: What it is to remember.
+        memory: Whether its policy is the one of `state`; another one begins with a fresh memory.
 
     Raises:
         TapeError: It is of another policy.
@@ -244,7 +251,7 @@ def restore(controller: LocomotionController, state: ControllerState) -> None:
     _write(state.permit, controller.permission)
     controller.permission._pending = None
     _restore_nav(controller.nav, state.nav)
-    _restore_policies(controller.policies, state.policies)
+    _restore_policies(controller.policies, state.policies, memory=memory)
 
 
 def _capture_nav(nav: NavFilter) -> Nav:
@@ -284,13 +291,16 @@ def _capture_policies(policies: PolicyManager) -> Policies:
     )
 
 
-def _restore_policies(policies: PolicyManager, state: Policies) -> None:
+def _restore_policies(policies: PolicyManager, state: Policies, *, memory: bool) -> None:
     _write(state, policies)
     policies.active = _runner(policies, state.active)
     policies._given_up = None if state.given_up is None else _runner(policies, state.given_up)
     blend = state.blend
     policies._blend = None if blend is None else Blend(blend[0].get(), blend[1])
-    _remember(policies.active, state.memory)
+    if memory or policies.active is not policies.chosen:
+        _remember(policies.active, state.memory)
+    else:
+        policies.active.reset()
 
 
 def _walker(policies: PolicyManager, runner: PolicyRunner) -> Walker:

@@ -30,7 +30,7 @@ from krabby.policy.tensorrt.selftest import Verdict
 from krabby.policy.tensorrt.subprocesses import Platform, Watch
 from krabby.policy.tensorrt.toolkit import TENSORRT
 
-__all__ = ["EngineBackend", "engine_platform", "move", "open_backend"]
+__all__ = ["EngineBackend", "Quiet", "engine_platform", "move", "open_backend"]
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +100,7 @@ class EngineBackend:
 
     def without_building(self) -> EngineBackend:
         """The same, for a robot that walks: nothing that takes minutes and the whole GPU."""
-        other = EngineBackend(self._cfg, _Quiet(), self._platform, build=False, clock=self._clock)
+        other = EngineBackend(self._cfg, Quiet(), self._platform, build=False, clock=self._clock)
         other._engines.tools, other._said_why = self._engines.tools, self._said_why
         return other
 
@@ -153,7 +153,7 @@ _REASONS = {NoDevice: "no_device", CacheError: "cache", BuildFailed: "build", De
 """Label of a fallback by the error that caused it; "engine" for any other."""
 
 
-class _Quiet:
+class Quiet:
     """A `Watch` for what takes no time."""
 
     stopping = False
