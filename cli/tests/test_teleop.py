@@ -14,7 +14,8 @@ from krabby.runtime.testing import free_ports, until
 from krabby_cli.__main__ import main
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.keys import JS_EVENT, Nav
-from krabby_cli.teleop import GamepadDevice, Operator, describe
+from krabby_cli.operator import Operator, describe
+from krabby_cli.teleop import GamepadDevice
 from krabby_proto import FLAG_OPERATOR, NAV, ControlServer, LatestSubscriber, make_hello
 from krabby_proto.testing import FakeHal
 

@@ -15,7 +15,7 @@ from krabby_cli.errors import CliError
 from krabby_cli.options import POLICY_HELP, add_command, option, print_line
 from krabby_cli.terminal import printable
 
-__all__ = ["Refused", "add_parser", "operator_name"]
+__all__ = ["POLICY_TIMEOUT_S", "Refused", "add_parser", "operator_name"]
 
 _SAFETY: Final = {
     "arm": "stiffen the drives in half a second; then `krabby stand`, or auto_stand, moves them",
@@ -28,7 +28,7 @@ _CONTROL: Final = {
     "sit": "sit down and rest",
 }
 _TIMEOUT_S: Final = 2.0
-_POLICY_TIMEOUT_S: Final = 20.0
+POLICY_TIMEOUT_S: Final = 20.0
 """The game loop first loads a policy in another process, for at most 10 s."""
 
 
@@ -42,7 +42,7 @@ def add_parser(commands: Any) -> None:
     for op, text in _CONTROL.items():
         _add(commands, op, partial(_ask_loop, op=op), text)
     text = "swap the policy of the running game loop, without a jump"
-    parser = _add(commands, "policy", _ask_for_policy, text, timeout_s=_POLICY_TIMEOUT_S)
+    parser = _add(commands, "policy", _ask_for_policy, text, timeout_s=POLICY_TIMEOUT_S)
     parser.add_argument("name", metavar="NAME", help=POLICY_HELP)
     _add(commands, "status", _ask_both, "show the state of safety gate and game loop")
 
