@@ -394,7 +394,7 @@ def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> di
     """The three processes as users run them, their own summaries beside a bare loop."""
     idle = quantiles(bare_loop(min(duration_s, 10.0)), "ms")
     command = [
-        *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0"),
+        *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view"),
         *("--duration", str(duration_s), "--policy", policy, "--course", course),
     ]
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ from krabby_cli.up import add_parser
 
 
 def up(*argv):
-    return main(["up", "--base-port", "0", *argv])
+    return main(["up", "--base-port", "0", "--no-view", *argv])
 
 
 def summary_of(capsys):
@@ -29,7 +29,7 @@ def summary_of(capsys):
 def parsed(*argv):
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    return parser.parse_args(["up", "--base-port", "0", *argv])
+    return parser.parse_args(["up", "--base-port", "0", "--no-view", *argv])
 
 
 def overrides_of(plan, name):
@@ -155,6 +155,8 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--in-process"], "add --speed 0 for lock-step"),
         (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs separate"),
         (["--in-process", "--speed", "0", "--until-over"], "--until-over needs separate"),
+        (["--in-process", "--speed", "0", "--view"], "--view needs separate"),
+        (["--view", "--view-port", "70000"], "--view-port 70000 is out of range"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys, argv, said):

@@ -23,6 +23,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "up": ("sim", "up"),
         "evaluate": ("evaluate",),
         "teleop": ("teleop",),
+        "view": ("view",),
         "dump": ("dump",),
         "record": ("record",),
         "film": ("film",),

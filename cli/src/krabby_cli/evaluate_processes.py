@@ -155,7 +155,7 @@ class _Plans:
             *("--policy", str(args.policy), "--course", case.course),
             *("--difficulty", str(case.difficulty), "--seed", str(case.seed)),
             *("--duration", f"{self.limit_s(case):.1f}", "--until-over"),
-            *("--speed", "0" if args.lockstep else "1", "--base-port", "0"),
+            *("--speed", "0" if args.lockstep else "1", "--base-port", "0", "--no-view"),
             *("--runs-dir", str(folder / "logs")),
             *(f"--set={setting}" for setting in settings),
         ]

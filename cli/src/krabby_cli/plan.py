@@ -25,6 +25,8 @@ from krabby_cli.key_files import default_folder
 from krabby_cli.options import BLIND_COURSE, DEFAULT_COURSE
 from krabby_cli.relay import check_listen, relay_command
 from krabby_cli.supervise import ChildSpec
+from krabby_cli.view import view_command
+from krabby_cli.view.access import TOKEN_ENV, Tokens
 
 __all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
 
@@ -60,6 +62,8 @@ class Plan:
     until_over: bool
     """End as soon as the course is completed or the robot has fallen."""
     start_timeout_s: float
+    view: Tokens | None
+    """Secrets of the page that shows the run; None without one."""
 
     @property
     def title(self) -> str:
@@ -115,6 +119,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
         children.append(
             ChildSpec(name="relay", argv=command, has_ready_event=False, expendable=True)
         )
+    tokens = _view(args)
+    if tokens is not None:
+        children.append(
+            ChildSpec(
+                name="view",
+                argv=view_command(args.view_port, wiring.endpoints),
+                has_ready_event=False,
+                expendable=True,
+                env={TOKEN_ENV: tokens.operate},
+            )
+        )
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return Plan(
         run_id=run_id,
@@ -130,7 +145,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
         lockstep=args.speed == 0,
         until_over=args.until_over,
         start_timeout_s=args.start_timeout,
+        view=tokens,
     )
+
+
+def _view(args: argparse.Namespace) -> Tokens | None:
+    """Secrets of the page, when there is to be one: in real time, unless it is asked otherwise."""
+    if not (args.speed != 0 and not args.in_process if args.view is None else args.view):
+        return None
+    if not 0 <= args.view_port <= 65535:
+        raise UsageError(f"--view-port {args.view_port} is out of range; give 0 to 65535")
+    return Tokens.make()
 
 
 def service_command(name: str) -> tuple[str, ...]:
@@ -205,6 +230,7 @@ def _check_in_process(args: argparse.Namespace) -> None:
         ("--record", args.record is not None),
         ("--until-over", args.until_over),
         ("--listen", args.listen is not None),
+        ("--view", bool(args.view)),
     ):
         if given:
             raise UsageError(f"{option} needs separate processes; drop --in-process")

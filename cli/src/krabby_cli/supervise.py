@@ -26,6 +26,8 @@ _READY: Final = "running"
 _SUMMARY: Final = "summary"
 _LAST_GRACE_S: Final = 2.0
 _RESTART_WINDOW_S: Final = 60.0
+_PAUSE_S: Final = 2.0
+"""Shortest time between two starts of an expendable process."""
 _FULL_BYTES: Final = 1 << 16
 _TETHER: Final = str(Path(__file__).with_name("_tether.py"))
 
@@ -40,6 +42,8 @@ class ChildSpec:
     """Whether it may end by itself, with status 0."""
     expendable: bool = False
     """Whether it is started again whenever it ends: no other process depends on it."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Further environment of this process alone: a secret, which a command line would show."""
     memory_bytes: int = 512 << 20
     """Most private memory; at this limit its allocations fail, and it ends."""
 
@@ -59,6 +63,9 @@ class Child:
         self.name = spec.name
         self.log_path = folder / f"{spec.name}.log"
         self.is_ready = not spec.has_ready_event
+        self.started_s = time.monotonic()
+        self.running: dict[str, Any] = {}
+        """Facts of the event that ended its startup; empty until it came."""
         self.summary: dict[str, Any] = {}
         """Facts of its last event; empty until it came."""
         self.last_lines: deque[LogLine] = deque(maxlen=_LAST_LINES)
@@ -76,7 +83,7 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=env,
+                env={**env, **spec.env},
                 # Ctrl-C then reaches the supervisor alone, which stops the services in order.
                 start_new_session=True,
             )
@@ -96,7 +103,7 @@ class Child:
         for line in lines:
             self.last_lines.append(line)
             if line.event == _READY:
-                self.is_ready = True
+                self.is_ready, self.running = True, line.facts
             elif line.event == _SUMMARY:
                 self.summary = line.facts
         return lines
@@ -179,6 +186,8 @@ class Supervisor(contextlib.AbstractContextManager["Supervisor"]):
                 continue
             if status == 0 and child.spec.may_end:
                 ended = child.name
+            elif child.spec.expendable and time.monotonic() - child.started_s < _PAUSE_S:
+                continue  # one that cannot start must not take the processor
             elif child.spec.expendable or self._may_restart(child):
                 if not child.spec.expendable:
                     self.deaths.append(_last_words(child, status))

@@ -42,10 +42,12 @@ from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
 from krabby_cli.supervise import Supervisor
+from krabby_cli.view import DEFAULT_PORT
+from krabby_cli.view.access import url
 
 __all__ = ["add_parser", "carry_out", "run_plan"]
 
-_STOP_ORDER: Final = ("relay", "gameloop", "camera", "sim-hal", "recorder")
+_STOP_ORDER: Final = ("view", "relay", "gameloop", "camera", "sim-hal", "recorder")
 _TICK_S: Final = 0.1
 _RESTARTS: Final = 3
 """How often in a minute a service that died is started again, in real time."""
@@ -83,6 +85,14 @@ def add_parser(commands: Any) -> None:
         "needs --speed 0, same trajectory",
     )
     flag(parser, "--no-camera", "run without a depth camera")
+    parser.add_argument(
+        "--view",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show and drive the run in a browser, see `krabby view` (default: in real time)",
+    )
+    text = "port of that page; 0: a free one; if it is taken, a free one too"
+    option(parser, "--view-port", "N", DEFAULT_PORT, text)
     option(parser, "--record", "FILE", None, "record all streams to this MCAP file", type=Path)
     text = "Unix sockets of this user, or plain TCP on the loopback interface for all users"
     option(parser, "--transport", None, "ipc", text, choices=("ipc", "tcp"))
@@ -194,6 +204,8 @@ class _Watch:
     _walking: bool = False
     _meter: CpuMeter | None = None
     _told: int = 0
+    _address: str = ""
+    """Of the page that shows the run, as it was told."""
 
     def run(self) -> RunEnd:
         """Start, watch until the end and stop the processes."""
@@ -228,6 +240,7 @@ class _Watch:
         for tick in itertools.count():
             ended = self.supervisor.poll()
             self._tell_deaths()
+            self._tell_view()
             self.progress.poll()
             now = time.monotonic()
             if self.signals.count:
@@ -250,6 +263,17 @@ class _Watch:
         for death in self.supervisor.deaths[self._told :]:
             self.display.say(f"krabby up: {death}\n  started again")
         self._told = len(self.supervisor.deaths)
+
+    def _tell_view(self) -> None:
+        """Print the address of the page, once the process that serves it listens."""
+        child, tokens = self.supervisor.children.get("view"), self.plan.view
+        port = child.running.get("port") if child is not None else None
+        if tokens is None or not isinstance(port, int):
+            return
+        address = url("127.0.0.1", port, tokens.operate)
+        if address != self._address:
+            self._address = address
+            self.display.say(f"see and drive it: {address}")
 
     def _time_is_up(self, now: float) -> bool:
         """In lock-step the simulator counts its own time and ends by itself."""

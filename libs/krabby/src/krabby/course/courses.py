@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "COLOURS",
     "COURSES",
     "EDGE_DISTANCE_M",
     "EXPORT_SUFFIXES",
@@ -70,7 +71,7 @@ _PIT_MARGIN_M: Final = 0.25
 _FRICTION: Final = (1.0, 0.005, 0.0001)
 """MuJoCo's sliding, torsional and rolling friction of the ground."""
 
-_COLOURS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
+COLOURS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
     {
         "border": (0.74, 0.77, 0.76),
         "ground": (0.62, 0.67, 0.66),
@@ -83,6 +84,7 @@ _COLOURS: Final[Mapping[str, tuple[float, float, float]]] = MappingProxyType(
         "wall": (0.67, 0.33, 0.30),
     }
 )
+"""sRGB of the boxes by kind, each part 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,7 +169,7 @@ class Course:
 
         vertices = np.concatenate([box.corners for box in self.boxes])
         faces = np.concatenate([BOX_FACES + 8 * i for i in range(len(self.boxes))])
-        colours = np.repeat([_COLOURS[box.kind] for box in self.boxes], 8, axis=0)
+        colours = np.repeat([COLOURS[box.kind] for box in self.boxes], 8, axis=0)
         return trimesh.Trimesh(vertices, faces, vertex_colors=colours, process=False)
 
     def export(self, path: Path) -> None:
@@ -207,7 +209,7 @@ class Course:
                 size=box.half_extents,
                 group=0,
                 friction=_FRICTION,
-                rgba=(*_COLOURS[box.kind], 1.0),
+                rgba=(*COLOURS[box.kind], 1.0),
             )
 
     def describe(self) -> str:

@@ -1,0 +1,105 @@
+"""What the page is told once: the robot's description, the course, policies; faults in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+from krabby.course.courses import COLOURS, Course
+from krabby.policy.bundle import MANIFEST_FILE
+from krabby.robot.assets import assets_dir
+from krabby.robot.description import RobotDescription
+from krabby.robot.errors import AssetError
+
+from krabby_cli.view.frames import state_layout
+
+__all__ = [
+    "FAULT_WORDS",
+    "CourseName",
+    "course_message",
+    "fault_words",
+    "load_robot",
+    "robot_message",
+]
+
+FAULT_WORDS: Final[Mapping[str, str]] = {
+    "command_timeout": "no valid command for 150 ms: is the game loop running?",
+    "state_stale": "no measurement for 100 ms",
+    "state_nonfinite": "a measurement was not a number",
+    "tilt": "the robot leans too far: has it fallen?",
+    "effort_budget": "a drive was loaded above its rating for too long",
+    "joint_range": "a joint is beyond its range",
+    "estop": "emergency stop: reset, then arm",
+    "hal": "the HAL failed: see its log",
+    "drive": "a drive reports an error or does not answer",
+    "over_temperature": "a drive is too hot: let it cool",
+    "bus": "the bus to the drives failed",
+    "imu": "the IMU failed",
+    "clock": "the clock stepped back",
+    "state_gap": "measurements were missing for 100 ms or more",
+}
+
+
+class CourseName(NamedTuple):
+    """What makes a course."""
+
+    name: str
+    difficulty: float
+    seed: int
+
+
+def fault_words(names: Iterable[object]) -> list[str]:
+    """Faults of a gate's answer as a person reads them; one without words by its name."""
+    return [FAULT_WORDS.get(str(name), str(name)) for name in names]
+
+
+def load_robot(name: str) -> RobotDescription:
+    """A robot of the assets folder by the name in a HAL's hello.
+
+    Raises:
+        AssetError: The folder has no such robot.
+    """
+    there = sorted(path.parent.name for path in assets_dir().glob("*/robot.toml"))
+    if name not in there:
+        raise AssetError(
+            f"the robot is a {name!r}; {assets_dir()} has {', '.join(there)}. Set KRABBY_ASSETS to "
+            "the folder that has it"
+        )
+    return RobotDescription.load(assets_dir() / name / "robot.toml")
+
+
+def robot_message(desc: RobotDescription) -> dict[str, Any]:
+    """Description, order of the joints and layout of the frames."""
+    folder = assets_dir() / desc.name
+    shelves = (folder / "policies", assets_dir() / "policies")
+    names = {file.parent.name for shelf in shelves for file in shelf.glob(f"*/{MANIFEST_FILE}")}
+    return {
+        "t": "robot",
+        "name": desc.name,
+        "urdf": (folder / f"{desc.name}.urdf").read_text(encoding="utf-8"),
+        "joints": list(desc.joint_names),
+        "legs": list(desc.leg_names),
+        "peak_torque": [round(float(value), 1) for value in desc.peak_torque],
+        "rated_torque": [round(float(value), 1) for value in desc.rated_torque],
+        "foot_radius": desc.geometry.foot_radius,
+        "policies": sorted(names),
+        "layout": state_layout(),
+    }
+
+
+def course_message(course: Course | None) -> dict[str, Any]:
+    """The boxes [m], half extents and (x, y, z, w), the waypoints; none on unknown ground."""
+    if course is None:
+        return {"t": "course", "name": None, "boxes": [], "waypoints": [], "colours": {}}
+    return {
+        "t": "course",
+        "name": course.name,
+        "difficulty": course.difficulty,
+        "seed": course.seed,
+        "boxes": [
+            [box.kind, *(round(float(v), 4) for v in (*box.center, *box.half_extents, *box.quat))]
+            for box in course.boxes
+        ],
+        "waypoints": course.waypoints.round(3).tolist(),
+        "colours": dict(COLOURS),
+    }
