@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-py312 gate-coverage check check-fast format bench assets dashboards docs lock check-arm64 sbom audit clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -168,6 +168,7 @@ check: check-fast ## check-fast, types, generated files
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle --check
 	@$(BIN)/python monitoring/dashboards.py --check
 	@$(BIN)/python tools/fill_docs.py --check
+	@$(BIN)/python tools/cockpit_js/make.py --check
 
 docs: $(DEV) ## build the documentation as a site in build/docs; broken links are errors
 	@$(INSTALL) --group docs
@@ -190,6 +191,9 @@ dashboards: $(DEV) ## write monitoring/grafana/dashboards from monitoring/dashbo
 assets: $(DEV) ## regenerate everything under assets/ from its sources
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.generate
 	@PYTHONPATH=tools $(BIN)/python -m krabby_assets.gait_bundle
+
+cockpit-js: $(DEV) ## make the JavaScript of the cockpit's page again from tools/cockpit_js/package-lock.json; needs npm's registry
+	@$(BIN)/python tools/cockpit_js/make.py
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)

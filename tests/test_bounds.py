@@ -32,8 +32,9 @@ class Run:
         self._folder = folder / "runs"
         began_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view", "--no-camera",
-             "--policy", "gait", "--course", "flat", "--runs-dir", str(self._folder)],
+            [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view",
+             "--no-camera", "--policy", "gait", "--course", "flat",
+             "--runs-dir", str(self._folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -145,9 +146,9 @@ def test_a_disk_that_fills_up_ends_a_recorded_run_with_one_line(tmp_path):
     """No file may grow beyond 700 kB, which fails as a full disk does: the recording is first."""
     limit = 700_000
     ended = subprocess.run(
-        [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view", "--no-camera", "--policy",
-         "gait", "--duration", "60", "--runs-dir", str(tmp_path / "runs"), "--record",
-         str(tmp_path / "run.mcap")],
+        [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view",
+         "--no-camera", "--policy", "gait", "--duration", "60",
+         "--runs-dir", str(tmp_path / "runs"), "--record", str(tmp_path / "run.mcap")],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
         capture_output=True,
         text=True,

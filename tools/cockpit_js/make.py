@@ -1,7 +1,7 @@
 """Make the JavaScript libraries of the cockpit's page from the versions in package-lock.json.
 
-    tools/cockpit_js/make.py            install by hash, pack, write page/vendor; needs npm's registry
-    tools/cockpit_js/make.py --check    whether page/vendor is what was made from that lock; no network
+    tools/cockpit_js/make.py            install by hash, pack, write page/vendor; needs npm
+    tools/cockpit_js/make.py --check    whether page/vendor was made from that lock; no network
 
 npm checks the hash of every package. The packed file is stored compressed: the server sends it so.
 """
