@@ -49,7 +49,8 @@ SUPPORTED = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v 
 
 $(TOOLS):
 	@$(SUPPORTED)
-	@$(PYTHON) -m venv .venv-uv || { rm -rf .venv-uv; exit 1; }
+	@echo "creating .venv-uv, for the installer" >&2
+	@$(PYTHON) -c 'import signal, venv; signal.signal(signal.SIGINT, signal.SIG_DFL); venv.main([".venv-uv"])' || { rm -rf .venv-uv; exit 1; }
 
 # Keeps the development tools where they are installed: installing the lock removes packages it does not name.
 $(RUNTIME): $(LOCKED)
@@ -62,11 +63,12 @@ $(DEV): $(LOCKED)
 	@$(INSTALL)
 	@touch $(RUNTIME) $@
 
-setup: $(RUNTIME) ## virtual environment for `make sim`
+setup: $(RUNTIME) ## virtual environment for `make sim`, and the command ./krabby
+	@echo "ready: make sim, ./krabby --help; or  . $(BIN)/activate  and krabby without a path" >&2
 
 sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
-	@$(BIN)/krabby up --duration $(DURATION) $(if $(COURSE),--course $(COURSE)) --difficulty $(DIFFICULTY) --seed $(SEED) \
-	  $(if $(POLICY),--policy $(POLICY)) $(if $(ROBOT),--robot $(ROBOT)) --speed $(SPEED) $(if $(RECORD),--record $(RECORD)) $(UP_ARGS)
+	@$(BIN)/krabby up --duration "$(DURATION)" $(if $(COURSE),--course "$(COURSE)") --difficulty "$(DIFFICULTY)" --seed "$(SEED)" \
+	  $(if $(POLICY),--policy "$(POLICY)") $(if $(ROBOT),--robot "$(ROBOT)") --speed "$(SPEED)" $(if $(RECORD),--record "$(RECORD)") $(UP_ARGS)
 
 up: ## run the stack in containers with Grafana on http://localhost:3000
 	@tools/preflight

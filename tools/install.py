@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,9 @@ def main() -> int:
             say(f"creating {args.venv}")
             run([UV, "venv", "--quiet", "--no-project", "--python", args.python, args.venv])
         sync(args.venv, args.project, export)
+    except KeyboardInterrupt:
+        say("\r\033[Kinstall: interrupted; the same command continues")
+        return 130
     except subprocess.CalledProcessError as error:
         say(f"install: {' '.join(map(str, error.cmd))} failed with status {error.returncode}")
         return 1
@@ -87,30 +91,34 @@ def _watch(command: list[Any], folder: Path) -> None:
     def status() -> str:
         elapsed_s, total = time.monotonic() - began, sum(loading.values())
         at = told[-1].strip().partition(" @ ")[0] if told else ""
-        return f"  {elapsed_s:.0f} s, {loaded:.0f} of {total:.0f} MB loaded  {at}"
+        load = f", {loaded:.0f} of {total:.0f} MB loaded" if total else ""
+        return f"  {elapsed_s:.0f} s{load}  {at}"
 
     def clock() -> None:
         while not done.wait(0.2):
-            say(f"\r\033[K{status()[:99]}", end="")
+            width = shutil.get_terminal_size((80, 24)).columns - 1
+            say(f"\r\033[K{status()[:width]}", end="")
         say("\r\033[K", end="")
 
-    thread = threading.Thread(target=clock)
+    thread = threading.Thread(target=clock, daemon=True)
     process = subprocess.Popen(
         list(map(str, command)), cwd=folder, stderr=subprocess.PIPE, text=True, errors="replace"
     )
-    with process:
-        if moving:
-            thread.start()
-        assert process.stderr is not None
-        for line in process.stderr:
-            told.append(line.rstrip())
-            if found := re.match(r"Downloading (\S+) \(([\d.]+)(Ki|Mi|Gi)B\)", line):
-                mb = float(found[2]) * {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[found[3]] / 1e6
-                loading[found[1]] = mb
-            elif found := re.match(r" Downloaded (\S+)", line):
-                loaded += loading.get(found[1], 0.0)
-            elif not moving and re.match(r"(Prepared|Installed|Uninstalled) ", line):
-                say(status())
+    try:
+        with process:
+            if moving:
+                thread.start()
+            assert process.stderr is not None
+            for line in process.stderr:
+                told.append(line.rstrip())
+                if found := re.match(r"Downloading (\S+) \(([\d.]+)(Ki|Mi|Gi)B\)", line):
+                    mb = float(found[2]) * {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}[found[3]] / 1e6
+                    loading[found[1]] = mb
+                elif found := re.match(r" Downloaded (\S+)", line):
+                    loaded += loading.get(found[1], 0.0)
+                elif not moving and re.match(r"(Prepared|Installed|Uninstalled) ", line):
+                    say(status())
+    finally:
         done.set()
     if moving:
         thread.join()

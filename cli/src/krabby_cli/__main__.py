@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Generator, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
 from typing import Final
-
-from krabby_proto.errors import ProtoError
 
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.terminal import LINES, printable
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     command = words[0] if words else ""
     try:
-        args = _parser(command).parse_args(words)
+        with _interrupt_ends():
+            parser = _parser(command)
+        args = parser.parse_args(words)
         return args.handler(args)
     except KeyboardInterrupt:
         return 0
@@ -54,8 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (UsageError, *_bad_facts()) as error:
         return _complain(command, error, 2)
-    except (CliError, ProtoError) as error:
+    except (CliError, *_bad_wire()) as error:
         return _complain(command, error, 1)
+
+
+@contextlib.contextmanager
+def _interrupt_ends() -> Generator[None, None, None]:
+    """Let Ctrl-C end the process at once: an interrupted import complains at length."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _parser(command: str = "") -> argparse.ArgumentParser:
@@ -78,6 +93,12 @@ def _bad_facts() -> tuple[type[Exception], ...]:
     from krabby.robot.errors import RobotError
 
     return ConfigError, RobotError
+
+
+def _bad_wire() -> tuple[type[Exception], ...]:
+    from krabby_proto.errors import ProtoError
+
+    return (ProtoError,)
 
 
 def _complain(command: str, error: Exception, status: int) -> int:

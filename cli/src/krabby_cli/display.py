@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Echo", "LiveDisplay", "PlainDisplay", "RunView"]
 
+_HEADINGS: Final = (
+    *("service", "process", "state", "loop Hz", "misses", "age p99 at most", "cores"),
+)
+_WORDS: Final = ("service", "process", "state")
+_NARROW: Final = ("service", "state", "loop Hz", "cores")
+"""Columns of a terminal narrower than `_WIDE`, such as a phone's."""
+_WIDE: Final = 78
 _RENDER_PERIOD_S: Final = 0.25
 _ASK_PERIOD_S: Final = 1.0
 _ANSWER_S: Final = 0.05
@@ -170,21 +177,23 @@ class LiveDisplay(PlainDisplay):
         from rich.table import Table
 
         table = Table(title=f"{view.title}\n{view.clock}: {view.progress}", title_justify="left")
-        for heading in ("service", "process", "state"):
-            table.add_column(heading)
-        for heading in ("loop Hz", "misses", "age p99 at most", "cores"):
-            table.add_column(heading, justify="right")
+        if narrow := self._console.width < _WIDE:
+            table.box = None
+        columns = [heading for heading in _HEADINGS if not narrow or heading in _NARROW]
+        for heading in columns:
+            justify = "left" if heading in _WORDS else "right"
+            table.add_column(heading.removeprefix("loop ") if narrow else heading, justify=justify)
         for name, state in view.states.items():
             figures = self._figures.get(name)
-            table.add_row(
-                name,
-                state,
-                self._answers.get(name, ""),
-                f"{figures.loop_hz:.1f}" if figures and figures.loop_hz > 0 else "",
-                str(figures.deadline_misses) if figures else "",
-                "\n".join(f"{s} {age:g} ms" for s, age in figures.age_p99_ms.items())
-                if figures
-                else "",
-                f"{view.cores[name]:.2f}" if name in view.cores else "",
-            )
+            ages = figures.age_p99_ms.items() if figures else ()
+            cells = {
+                "service": name,
+                "process": state,
+                "state": self._answers.get(name, "") or (state if narrow else ""),
+                "loop Hz": f"{figures.loop_hz:.1f}" if figures and figures.loop_hz > 0 else "",
+                "misses": str(figures.deadline_misses) if figures else "",
+                "age p99 at most": "\n".join(f"{stream} {age:g} ms" for stream, age in ages),
+                "cores": f"{view.cores[name]:.2f}" if name in view.cores else "",
+            }
+            table.add_row(*(cells[heading] for heading in columns))
         return table

@@ -64,6 +64,8 @@ class Plan:
     start_timeout_s: float
     view: Tokens | None
     """Secrets of the page that shows the run; None without one."""
+    recording: Path | None = None
+    """File of all streams."""
 
     @property
     def title(self) -> str:
@@ -146,6 +148,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         until_over=args.until_over,
         start_timeout_s=args.start_timeout,
         view=tokens,
+        recording=args.record,
     )
 
 

@@ -37,6 +37,7 @@ from krabby_cli.options import (
     flag,
     option,
 )  # fmt: skip
+from krabby_cli.outcome import outcome_lines, own_name
 from krabby_cli.plan import Plan, make_plan
 from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
@@ -62,7 +63,8 @@ examples:
   krabby up --speed 0 --duration 60 --seed 4        lock-step: repeats exactly for a seed
   krabby up --set gameloop.phase_s=0.002 --set sim-hal.mission.speed=0.2
 
-The last line on stdout is one JSON object, also after Ctrl-C. Logs are in runs/<time>-<run id>/.
+At the end the outcome is on stderr in words; the last line on stdout is one JSON object, also
+after Ctrl-C. Logs are in runs/<time>-<run id>/.
 Exit status: 0 after the duration or a signal, 1 when a process failed, also one that was restarted,
 2 when nothing was started.
 """
@@ -113,13 +115,18 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    choose_robot(args.robot)
-    return run_plan(make_plan(args), in_process=args.in_process)
+    try:
+        choose_robot(args.robot)
+        plan = make_plan(args)
+    except KeyboardInterrupt:
+        raise CliError("interrupted before anything was started") from None
+    return run_plan(plan, in_process=args.in_process)
 
 
 def run_plan(plan: Plan, *, in_process: bool = False) -> int:
     """Carry out a planned run; prints the summary and returns the exit status."""
     summary = _carry_out_in_process(plan) if in_process else carry_out(plan, _display)
+    PlainDisplay().say("\n".join(outcome_lines(summary, plan.recording)))
     told = _tell(json.dumps(summary))
     return 1 if summary["exit"] == "failed" or not told else 0
 
@@ -292,6 +299,10 @@ class _Watch:
     def _while_starting(self, elapsed_s: float) -> None:
         if self.supervisor.all_ready:
             self._ready_s = time.monotonic()
+            name = own_name()
+            self.display.say(
+                f"running; in another terminal: {name} teleop drives, {name} estop stops"
+            )
             pids = {name: child.pid for name, child in self.supervisor.children.items()}
             self._meter = CpuMeter(pids)
         elif elapsed_s > self.plan.start_timeout_s:
