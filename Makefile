@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs lock check-arm64 sbom audit clean \
+.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -196,6 +196,14 @@ assets: $(DEV) ## regenerate everything under assets/ from its sources
 
 cockpit-js: $(DEV) ## make the JavaScript of the cockpit's page again from tools/cockpit_js/package-lock.json; needs npm's registry
 	@$(BIN)/python tools/cockpit_js/make.py
+
+DIST ?= dist
+
+wheels: $(TOOLS) ## build the packages, robots and policies included, into dist: pip install dist/*.whl && krabby sim
+	@rm -rf "$(DIST)"
+	@$(TOOLS) -m uv export --quiet --frozen --no-header --no-annotate --only-group build --output-file .venv-uv/build.txt
+	@$(TOOLS) -m uv build --quiet --wheel --all-packages --build-constraints .venv-uv/build.txt --out-dir "$(DIST)"
+	@ls "$(DIST)"/*.whl >&2
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"
 	@$(TOOLS) tools/lock.py $(ARGS)

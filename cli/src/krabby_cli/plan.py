@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -104,6 +105,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
 
     overrides = _overrides(args, wiring, bundle)
     names = [name for name in _MODULES if not (name == "camera" and args.no_camera)]
+    _check_installed(names)
     configuration = {name: (*overrides[name], *settings.get(name, ())) for name in names}
     children = [
         ChildSpec(
@@ -159,6 +161,15 @@ def _view(args: argparse.Namespace) -> Tokens | None:
     if not 0 <= args.view_port <= 65535:
         raise UsageError(f"--view-port {args.view_port} is out of range; give 0 to 65535")
     return Tokens.make()
+
+
+def _check_installed(names: Sequence[str]) -> None:
+    missing = [f"krabby-{name}" for name in names if find_spec(_MODULES[name]) is None]
+    if missing:
+        raise UsageError(
+            f"not installed: {', '.join(missing)}; the krabby command alone drives a robot, for a "
+            "simulation install the extra too: pip install 'krabby-cli[sim]'"
+        )
 
 
 def service_command(name: str) -> tuple[str, ...]:

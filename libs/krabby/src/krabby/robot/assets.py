@@ -1,7 +1,7 @@
 """Where the data files are.
 
 Assets are data, not code: they live in the repository's `assets/` folder and are mounted into
-containers, so they are found at run time rather than packed into the wheel.
+containers, so they are found at run time. A wheel carries what a simulation needs of them.
 """
 
 import os
@@ -36,7 +36,8 @@ def assets_dir() -> Path:
     """Folder that holds `crab_hex/robot.toml`.
 
     `KRABBY_ASSETS` decides when it is set. Otherwise the nearest `assets/` above the working
-    directory, then the nearest one above this package (an editable install in a checkout).
+    directory, then the nearest one above this package (an editable install in a checkout), then
+    the package's own, which a wheel has.
     """
     named = os.environ.get(ASSETS_ENV)
     if named:
@@ -87,3 +88,4 @@ def _candidates() -> Iterator[Path]:
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for ancestor in (start, *start.parents):
             yield ancestor / "assets"
+    yield Path(__file__).resolve().parents[1] / "_assets"
