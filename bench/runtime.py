@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,17 @@ while True:
 """
 
 
+_PROXY: Final = """
+import json, sys, zmq
+context = zmq.Context()
+front, back = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+front.bind("tcp://127.0.0.1:*")
+back.connect(json.loads(sys.argv[1])["command"])
+print(json.dumps({"command": front.getsockopt_string(zmq.LAST_ENDPOINT)}), flush=True)
+zmq.proxy(front, back)
+"""
+
+
 def _started(stack: ExitStack, script: str, *arguments: str) -> Any:
     """What a Python process says in its first line; it is ended with the stack."""
     command = [sys.executable, "-c", script, *arguments]
@@ -191,7 +203,8 @@ def _started(stack: ExitStack, script: str, *arguments: str) -> Any:
 def bench_transports(table: Table, n: int) -> None:
     """Command round trip and age of a state on arrival, over each transport in turn, at 100 Hz.
 
-    HAL, relays and client are processes; the floor is a bare echo of as many bytes over TCP.
+    HAL, relays and client are processes; the floor is a bare echo of as many bytes over TCP. The
+    floor of a relay is libzmq's own proxy, without keys and checks: one more process on the way.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -202,6 +215,7 @@ def bench_transports(table: Table, n: int) -> None:
             _started(stack, _RELAY, str(folder / kind), json.dumps(ipc), kind) for kind in kinds
         )
         bare = {name: place.replace("curve", "tcp") for name, place in open_.items()}
+        proxy = {**tcp, **_started(stack, _PROXY, json.dumps(ipc))}
         use_client_key(folder / kinds[0] / "bench.toml")
         clients = {
             name: stack.enter_context(HalClient(places))
@@ -210,6 +224,7 @@ def bench_transports(table: Table, n: int) -> None:
                 ("plain TCP", tcp),
                 ("relay with keys", keyed),
                 ("relay without keys", bare),
+                ("libzmq's proxy", proxy),
             )
         }
         echo = Echo("tcp://127.0.0.1:*")
@@ -245,11 +260,13 @@ def bench_transports(table: Table, n: int) -> None:
             table.compare(f"age of a state on arrival, {name}", "ms", ages[name], None, "")
         for what, one, other in (
             ("keys", "relay with keys", "relay without keys"),
-            ("the relay", "relay without keys", "plain TCP"),
+            ("the relay with keys", "relay with keys", "plain TCP"),
+            ("libzmq's proxy", "libzmq's proxy", "plain TCP"),
         ):
             more, less = (quantiles(trips[name], "ms") for name in (one, other))
             p50, p99 = (more[key] - less[key] for key in ("p50", "p99"))
-            print(f"{what}: round trip p50 {p50:+.3f} ms, p99 {p99:+.3f} ms")
+            load = os.getloadavg()[0]
+            print(f"{what}: round trip p50 {p50:+.3f} ms, p99 {p99:+.3f} ms, load {load:.1f}")
 
 
 def bench_gate(table: Table, desc: RobotDescription) -> None:
