@@ -1,3 +1,4 @@
+import contextlib
 import socket as unix
 import threading
 import time
@@ -13,8 +14,10 @@ from krabby_proto import (
     STATE,
     EndpointError,
     EndpointInUse,
+    HalClient,
     LatestSubscriber,
     Publisher,
+    RequestTimeout,
     WrongFrameCount,
     encode,
     wait_any,
@@ -418,6 +421,62 @@ def test_a_writer_finds_the_reader_that_replaces_a_stranger(context, eventually,
             caller.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00junk" * 20)
     with writer, LatestSubscriber(endpoint, NAV, bind=True, context=context) as subscriber:
         join(writer, subscriber, eventually)
+
+
+def test_a_server_that_dies_in_the_handshake_on_a_unix_socket_is_not_taken_for_a_wrong_key(
+    tmp_path, context, caplog
+):
+    with unix.socket(unix.AF_UNIX) as dying:
+        dying.bind(str(tmp_path / "safety"))
+        dying.listen()
+        dying.settimeout(10.0)
+        with HalClient({"safety": f"ipc://{tmp_path}/safety"}, context=context) as client:
+            for _ in range(3):
+                caller, _ = dying.accept()
+                with caller:
+                    caller.recv(10)
+                    caller.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0")
+            with pytest.raises(RequestTimeout, match="no answer") as raised:
+                client.hello(0.5)
+    assert raised.type is RequestTimeout
+    assert "key" not in caplog.text
+
+
+SUB_READY = b"\x05READY\x0bSocket-Type\0\0\0\x03SUB"
+
+
+@pytest.mark.parametrize("size", [63, 64])
+def test_a_subscription_longer_than_any_topic_costs_its_peer_the_connection(
+    tmp_path, context, size
+):
+    """With the byte that says "subscribe": 64 bytes are taken, 65 are not."""
+    with (
+        Publisher(f"ipc://{tmp_path}/state", STATE, context=context) as publisher,
+        unix.socket(unix.AF_UNIX) as peer,
+    ):
+        peer.settimeout(10.0)
+        peer.connect(str(tmp_path / "state"))
+        peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32))
+        peer.sendall(bytes([4, len(SUB_READY)]) + SUB_READY)
+        heard = b""
+        while b"Socket-Type" not in heard:
+            heard += peer.recv(1000)
+        with contextlib.suppress(ConnectionError):
+            for topic in (b"z" * size, b"state"):
+                peer.sendall(bytes([0, 1 + len(topic)]) + b"\x01" + topic)
+        got = b""
+        if size == 63:
+            while b"state" not in got:
+                publisher.publish(ZEROS, capture_ns=1)
+                peer.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    got += peer.recv(1000)
+                time.sleep(0.001)
+        else:
+            with contextlib.suppress(ConnectionError):
+                while got := peer.recv(1000):  # until it is closed
+                    pass
+            assert got == b""
 
 
 def test_wait_any_names_the_readable(context, eventually):

@@ -331,6 +331,8 @@ class Endpoint(Closing):
     def _note_refusal(self, kind: int) -> None:
         if kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._refusal = ""
+        elif kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL and self.endpoint.startswith("ipc:"):
+            pass  # there are no keys on a Unix socket: the peer died meanwhile
         elif kind in _REFUSALS:
             self.refusals += 1
             if self._refusal != _REFUSALS[kind]:
