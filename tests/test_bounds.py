@@ -16,7 +16,7 @@ from krabby_proto.recording import Recording
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
-SABOTAGE = Path(__file__).with_name("sabotage")
+SABOTAGE = Path(__file__).parents[1] / "tools" / "krabby_faults" / "sabotage"
 """Signals that make a process fail."""
 SAFE_S = 0.15
 BACK_S = 3.0

@@ -346,7 +346,7 @@ def test_without_the_game_loop_the_gate_takes_over_and_all_comes_back(stack, wai
 def test_a_loop_that_cannot_continue_is_restarted(
     stack, wait_until, figures, service, kind, number
 ):
-    """Stuck, it ends itself; at its memory limit the kernel ends it (tests/sabotage)."""
+    """Stuck, it ends itself; at its memory limit the kernel ends it (krabby_faults/sabotage)."""
     wait_until(stack.walks, 20, "it walks")
     other = "sim-hal" if service == "gameloop" else "gameloop"
     others = started_at(stack, other)

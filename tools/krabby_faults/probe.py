@@ -2,16 +2,13 @@
 
 In a HAL it notes in FILE every command that the gate applied and every change of the gate's state,
 by looking at the gate from outside: ages, change of target, distance to the limits are computed
-here, not taken from the code that is tested. SIGUSR1 makes any service stick, SIGUSR2 makes it
-allocate until it is refused.
+here, not taken from the code that is tested.
 """
 
 from __future__ import annotations
 
 import importlib
-import mmap
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +26,6 @@ _ROWS: Final = 2_000_000
 _WIDTH: Final = 6
 _STATE, _COMMAND = 1.0, 2.0
 _RATE_SLACK_S: Final = 20e-9
-_MOST_BLOCKS: Final = 400
-"""Of 8 MB, taken by a service whose memory is not limited."""
 
 
 class Entered(NamedTuple):
@@ -141,27 +136,11 @@ def _watch(probe: Probe) -> None:
     GateHandler._write = watched_write
 
 
-def _stick(*_: object) -> None:
-    while True:
-        pass
-
-
-def _eat(*_: object) -> None:
-    kept: list[mmap.mmap] = []
-    while len(kept) < _MOST_BLOCKS:
-        block = mmap.mmap(-1, 8 << 20)
-        block.write(b"x" * len(block))
-        kept.append(block)
-    _stick()
-
-
 def main() -> int:
     """Run the service; returns its exit status."""
     path, module, *arguments = sys.argv[1:]
     if path != os.devnull:
         _watch(Probe(Path(path)))
-    signal.signal(signal.SIGUSR1, _stick)
-    signal.signal(signal.SIGUSR2, _eat)
     sys.argv = [module, *arguments]
     return importlib.import_module(f"{module}.__main__").main()
 

@@ -36,8 +36,9 @@ _MTU: Final = 1500
 
 
 def tool_environment() -> dict[str, str]:
-    """Environment of processes that import this package, which is not installed."""
-    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    """Environment of processes that import this package and fail by a signal (`sabotage`)."""
+    here = Path(__file__).parent
+    paths = (str(here.parent), str(here / "sabotage"), os.environ.get("PYTHONPATH", ""))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 

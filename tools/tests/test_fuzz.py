@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from krabby_fuzz.__main__ import main
 from krabby_fuzz.targets import TARGETS, Target, frames_of, joined
+from krabby_proto import FrameError
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +34,11 @@ def test_half_a_million_inputs_raise_nothing_but_what_each_parser_promises(tmp_p
     counts = dict(re.findall(r"^([\w-]+): (\d+) inputs", ended.stdout, re.MULTILINE))
     assert set(counts) == set(TARGETS)
     assert sum(map(int, counts.values())) >= 499_990
+    # Every kind of fault was met: the mutations are not so crude that only the first check works.
+    outcomes = re.search(r"^messages: .* a second: (.*)$", ended.stdout, re.MULTILINE)[1]
+    met = dict(re.findall(r"(\w+) (\d+)", outcomes))
+    assert set(met) == {error.__name__ for error in FrameError.__subclasses__()} | {"read"}
+    assert min(map(int, met.values())) > 20
     assert list(tmp_path.iterdir()) == []
 
 
