@@ -58,8 +58,9 @@ def write_soak(facts: dict[str, Any]) -> None:
     """Put the result of a soak into the data and the page."""
     data = {**_provenance(), **facts}
     text = (
-        f"Revision {data['revision']}, load {data['load']:.0f}, {facts['minutes']:g} minutes, {facts['faults']} "
-        f"random faults, {facts['commands']} commands applied, {facts['stale']} of them stale; "
+        f"Revision {data['revision']}, load {data['load']:.0f}, {facts['minutes']:g} minutes, "
+        f"{facts['faults']} random faults, {facts['commands']} commands applied, "
+        f"{facts['stale']} of them stale; "
         f"the oldest {facts['since_publish_ms']:.1f} ms after publication and "
         f"{facts['since_capture_ms']:.1f} ms after capture.\n\n"
         "| process | memory | growth (95 % interval) | observed for |\n"
