@@ -74,7 +74,7 @@ up: ## run the stack in containers with Grafana on http://localhost:3000
 	@tools/preflight
 	@docker compose build
 	@tools/preflight  # again: an image allows more checks
-	@docker compose up --detach --wait
+	@tools/up
 	@echo "Grafana http://localhost:$${KRABBY_GRAFANA_PORT:-3000}  Prometheus http://localhost:$${KRABBY_PROMETHEUS_PORT:-9090}  stop: make down" >&2
 
 down: ## stop the containers, keep the measurements
@@ -89,11 +89,13 @@ images-robot: ## on the robot: build its images on NVIDIA's base with CUDA and T
 
 robot: ## on the robot: build and start everything; then arm it with krabby arm
 	@tools/preflight robot
-	@$(JETSON) --profile robot up --build --detach --wait
+	@$(JETSON) --profile robot build
+	@tools/up -f compose.jetson.yaml --profile robot
 
 emulated: ## the robot's containers with an emulated robot, on any machine; stop: make robot-down
 	@tools/preflight emulated
-	@$(JETSON) --profile emulated up --build --detach --wait
+	@$(JETSON) --profile emulated build
+	@tools/up -f compose.jetson.yaml --profile emulated
 
 robot-down: ## sit the robot (or emulated robot) down and stop its containers
 	@$(JETSON) --profile robot --profile emulated down

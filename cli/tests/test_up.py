@@ -146,6 +146,7 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--course", "stpes"], "did you mean 'steps'?"),
         (["--difficulty", "7"], "outside 0 to 2.5"),
         (["--policy", "gate"], "no policy 'gate'"),
+        (["--policy", "teacher"], "policy 'teacher' is a teacher"),
         (["--duration", "-1"], "--duration -1.0 is out of range"),
         (["--duration", "nan"], "--duration nan is out of range"),
         (["--set", "simhal.speed=1"], "services are sim-hal, camera, gameloop"),
@@ -167,6 +168,38 @@ def test_what_cannot_work_is_said_before_anything_starts(fakes, tmp_path, capsys
     assert err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("gameloop.phase=1", "--set gameloop.…: gameloop: command line: unknown key phase"),
+        ("sim-hal.mission.speed=fast", "mission.speed is 'fast'; expected a number"),
+    ],
+)
+def test_a_setting_that_a_service_does_not_know_is_said_before_anything_starts(
+    tmp_path, capsys, monkeypatch, setting, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert up("--set", setting) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_without_a_camera_gets_a_course_that_it_completes():
+    assert plan_module.make_plan(parsed("--policy", "gait")).course == "flat"
+    assert plan_module.make_plan(parsed()).course == DEFAULT_COURSE
+    assert plan_module.make_plan(parsed("--policy", "gait", "--course", "gap")).course == "gap"
+
+
+def test_services_that_are_not_installed_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(
+        plan_module, "find_spec", lambda name: None if name == "krabby_camera" else name
+    )
+    assert up() == 2
+    assert "not installed: krabby-camera; " in capsys.readouterr().err
 
 
 def test_a_busy_port_is_said_before_anything_starts(fakes, tmp_path, capsys):

@@ -31,7 +31,8 @@ def own_name() -> str:
 def outcome_lines(summary: Mapping[str, Any], recording: Path | None = None) -> list[str]:
     """One fact a line, short enough for 44 columns, from the summary of a run."""
     lines = [_headline(summary)]
-    if (walked := summary.get("distance_m")) is not None:
+    walked = summary.get("distance_m")
+    if walked is not None and summary["duration_s"] > 0.0:
         of = _figure(summary.get("course_m"))
         time_s = summary["duration_s"]
         lines.append(f"walked  {walked:.1f} of {of} m in {time_s:.0f} s, {_falls(summary)}")

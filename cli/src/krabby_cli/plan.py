@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from krabby.control.config import DEFAULT_POLICY
+from krabby.control.policy_manager import check_measurable
 from krabby.course.courses import make_course
 from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
@@ -29,7 +31,14 @@ from krabby_cli.supervise import ChildSpec
 from krabby_cli.view import view_command
 from krabby_cli.view.access import TOKEN_ENV, Tokens
 
-__all__ = ["DEFAULT_COURSE", "DEFAULT_POLICY", "Plan", "make_plan", "service_command"]
+__all__ = [
+    "DEFAULT_COURSE",
+    "DEFAULT_POLICY",
+    "Plan",
+    "check_settings",
+    "make_plan",
+    "service_command",
+]
 
 _MODULES: Final = {
     "sim-hal": "krabby_sim_hal",
@@ -86,6 +95,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if not 0.0 <= args.duration < 1e7:
         raise UsageError(f"--duration {args.duration} is out of range; give seconds, 0 for no end")
     bundle = PolicyBundle.load(bundle_dir(args.policy), RobotDescription.load())
+    check_measurable(bundle)
     if args.course is None:
         args.course = BLIND_COURSE if bundle.needs_features == "none" else DEFAULT_COURSE
     make_course(args.course, args.difficulty, args.seed)
@@ -161,6 +171,20 @@ def _view(args: argparse.Namespace) -> Tokens | None:
     if not 0 <= args.view_port <= 65535:
         raise UsageError(f"--view-port {args.view_port} is out of range; give 0 to 65535")
     return Tokens.make()
+
+
+def check_settings(plan: Plan, texts: Sequence[str]) -> None:
+    """Have every service that `--set` names read its configuration and the files that it names.
+
+    Raises:
+        UsageError: with the service's own line; nothing was started.
+    """
+    for name in _settings(texts):
+        command = (*service_command(name), "--check", *plan.configuration[name])
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            raise UsageError(f"--set {name}.…: {said[-1]}")
 
 
 def _check_installed(names: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ from krabby_cli.options import (
     option,
 )  # fmt: skip
 from krabby_cli.outcome import outcome_lines, own_name
-from krabby_cli.plan import Plan, make_plan
+from krabby_cli.plan import Plan, check_settings, make_plan
 from krabby_cli.progress import Progress
 from krabby_cli.signals import Signals
 from krabby_cli.summary import CpuMeter, ExitState, RunEnd, build_summary
@@ -118,6 +118,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         choose_robot(args.robot)
         plan = make_plan(args)
+        check_settings(plan, args.settings)
     except KeyboardInterrupt:
         raise CliError("interrupted before anything was started") from None
     return run_plan(plan, in_process=args.in_process)

@@ -31,7 +31,7 @@ from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError
 from krabby.runtime.throttle import log_every
 
-__all__ = ["SIGHTS", "Blend", "PolicyManager", "PolicyRunner", "load_runner"]
+__all__ = ["SIGHTS", "Blend", "PolicyManager", "PolicyRunner", "check_measurable", "load_runner"]
 
 Sight = Literal["none", "fresh", "memory", "lost"]
 SIGHTS: Final[tuple[Sight, ...]] = ("none", "fresh", "memory", "lost")
@@ -159,6 +159,12 @@ def load_runner(
             mass_kg=bundle.mass_kg,
             this_robot_kg=round(robot_kg, 3),
         )
+    check_measurable(bundle)
+    return PolicyRunner(bundle, desc, backend)
+
+
+def check_measurable(bundle: PolicyBundle) -> None:
+    """Raise `BundleError` for a teacher: a policy that reads what no robot measures."""
     unknown = [term.name for term in bundle.observation.terms if not term.measurable]
     if unknown:
         raise BundleError(
@@ -166,7 +172,6 @@ def load_runner(
             f"({', '.join(unknown)}); evaluate it with `python -m krabby_trainer eval`, or "
             "name a policy that walks on what the robot measures"
         )
-    return PolicyRunner(bundle, desc, backend)
 
 
 class Blend(NamedTuple):
