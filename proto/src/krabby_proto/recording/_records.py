@@ -95,7 +95,7 @@ def _decompressed(compression: bytes, packed: bytes, size: int, crc: int) -> byt
     elif compression == b"":
         data = packed
     else:
-        raise ValueError(f"its compression {compression!r} is not supported")
+        raise ValueError(f"its compression {compression[:8]!r} is not supported")
     if len(data) != size:
         has = f"more than {size}" if len(data) > size else f"{len(data)}"
         raise ValueError(f"it claims {size} bytes and has {has}")

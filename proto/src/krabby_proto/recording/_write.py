@@ -11,6 +11,7 @@ from typing import Any, Final
 from krabby_proto.codec import Message
 from krabby_proto.endpoint import Closing
 from krabby_proto.errors import RecordingError
+from krabby_proto.recording._chain import LINK, SEAL, ChainedFile, SigningKey
 from krabby_proto.recording._format import ENCODING, MAIN, PROFILE, describe, extra
 from krabby_proto.streams import Stream, schema_hash
 
@@ -30,6 +31,7 @@ class Recorder(Closing):
     Args:
         path: the file; replaced when it exists.
         metadata: text kept with the recording, for example the run id.
+        key: signs the hash chain; None for a chain without signatures.
         clock_s: by which it is written twice a second.
 
     Raises:
@@ -41,6 +43,7 @@ class Recorder(Closing):
         path: Path,
         metadata: Mapping[str, str] | None = None,
         *,
+        key: SigningKey | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         writer_module = extra("mcap.writer")
@@ -48,7 +51,7 @@ class Recorder(Closing):
         self.messages = 0
         """Messages written."""
         try:
-            self._file = path.open("wb")
+            self._file = ChainedFile(path.open("wb"), key)
         except OSError as error:
             raise RecordingError(
                 f"cannot write the recording {path}: {error.strerror}; give another path"
@@ -119,12 +122,13 @@ class Recorder(Closing):
         with self._told():
             self._writer.flush()
             self._writer.add_metadata(name, dict(fields))
+            self._link()
 
     def flush(self) -> None:
         """Hand all that was appended to the kernel."""
         with self._told():
             self._flushed_s = self._clock_s()
-            self._writer.flush()
+            self._link()
 
     def flush_when_due(self) -> None:
         """Do that twice a second; for writers that have nothing to append."""
@@ -135,7 +139,13 @@ class Recorder(Closing):
         now_s = self._clock_s()
         if now_s - self._flushed_s >= _WRITTEN_S:
             self._flushed_s = now_s
-            self._writer.flush()
+            self._link()
+
+    def _link(self) -> None:
+        """Hand all to the kernel, with the hash of all that is in front of it."""
+        self._writer.flush()
+        self._writer.add_metadata(LINK, self._file.link())
+        self._file.flush()
 
     def _register(self, stream: Stream) -> int:
         name = f"krabby.{stream.name}"
@@ -146,8 +156,12 @@ class Recorder(Closing):
         if self._file.closed:
             return
         try:
-            with self._told(), self._file:
+            with self._told(), contextlib.closing(self._file):
+                self._writer.flush()
+                seal = self._file.begin_seal()
+                self._writer.add_metadata(SEAL, seal)
                 self._writer.finish()
+                self._file.end_seal(seal)
         except RecordingError:
             if not self._failed:
                 raise
