@@ -27,6 +27,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "dump": ("dump",),
         "record": ("record",),
         "film": ("film",),
+        "replay": ("replay",),
         "check_hal": ("check-hal",),
         "course": ("course",),
         "doctor": ("doctor",),

@@ -59,7 +59,8 @@ def _render(course: Course, path: Path) -> None:
     from krabby.robot import kinematics, rotations
     from krabby.robot.description import RobotDescription
 
-    from krabby_cli.film import Pose, draw
+    from krabby_cli.film_draw import draw
+    from krabby_cli.film_poses import Pose
 
     desc = RobotDescription.load()
     x, y, yaw = course.spawn

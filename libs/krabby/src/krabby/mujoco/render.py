@@ -30,10 +30,20 @@ from krabby.mujoco.rays import (
     to_display,
 )
 
-__all__ = ["Picture", "View", "contact_sheet", "render_rays", "save_animation", "save_picture"]
+__all__ = [
+    "Picture",
+    "View",
+    "contact_sheet",
+    "render_rays",
+    "save_animation",
+    "save_picture",
+    "write_captions",
+]
 
 _LABEL_PX = 18
 _LABEL_COLOUR = (60, 64, 70)
+_CAPTION_SHARE = 0.04
+"""Height of a line of captions, of the picture's."""
 
 
 def render_rays(
@@ -104,6 +114,24 @@ def save_animation(pictures: Sequence[Picture], path: Path, *, fps: float) -> No
         loop=0,
         **options,
     )
+
+
+def write_captions(picture: Picture, lines: Sequence[str]) -> Picture:
+    """The picture with lines of text in its upper left corner, on a dark ground."""
+    size = max(9, round(_CAPTION_SHARE * picture.shape[0]))
+    font = ImageFont.load_default(size=size)
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image, "RGBA")
+    text = "\n".join(lines)
+    left, top, right, bottom = draw.multiline_textbbox((size, size // 2), text, font=font)
+    margin = size // 3
+    draw.rounded_rectangle(
+        (left - margin, top - margin, right + margin, bottom + margin),
+        radius=margin,
+        fill=(20, 24, 30, 150),
+    )
+    draw.multiline_text((size, size // 2), text, font=font, fill=(245, 246, 248))
+    return np.asarray(image)
 
 
 def contact_sheet(

@@ -1,0 +1,170 @@
+"""Draws the pictures of a film, over processes."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from krabby.course.courses import Course, make_course
+from krabby.robot.assets import choose_robot, robot_name
+from krabby.runtime.child import interrupts_ignored
+
+from krabby_cli.errors import CliError
+from krabby_cli.film_poses import Pose
+
+if TYPE_CHECKING:
+    from krabby.mujoco.render import Picture, View
+
+__all__ = ["Film", "draw", "draw_film"]
+
+_SKY_SAMPLES: Final = 8
+_WORTH: Final = 24
+"""Pictures for which it is worth to start processes."""
+_AHEAD: Final = 8
+"""Pictures that each process may be ahead of the one that writes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """What a film looks like."""
+
+    course: str
+    difficulty: float
+    seed: int
+    width: int
+    """Of a picture, even [px]."""
+    height: int
+    """Of a picture, even [px]."""
+    captions: bool = True
+    """Whether time, velocities and the state of the loop are written into the pictures."""
+
+
+def draw(
+    course: Course, poses: Sequence[Pose], view: Callable[[Pose], View], *, width: int, height: int
+) -> list[Picture]:
+    """One picture per pose, `width` x `height` pixels, with soft shadows; seconds each."""
+    from krabby.mujoco.render import render_rays
+
+    stage = _Stage(course)
+    pictures = []
+    for pose in poses:
+        stage.show(pose)
+        picture = render_rays(
+            stage.model,
+            stage.data,
+            view(pose),
+            width=width,
+            height=height,
+            sky_samples=_SKY_SAMPLES,
+        )
+        pictures.append(picture)
+    return pictures
+
+
+def draw_film(film: Film, poses: Sequence[Pose], *, jobs: int) -> Iterator[Picture]:
+    """One picture per pose, in order, the camera beside the robot; a tenth of a second each.
+
+    Raises:
+        CliError: A process ended that drew.
+    """
+    if jobs <= 1 or len(poses) < _WORTH:
+        artist = _Artist(film)
+        return (artist.draw(pose) for pose in poses)
+    return _over_processes(film, poses, jobs)
+
+
+def _over_processes(film: Film, poses: Sequence[Pose], jobs: int) -> Iterator[Picture]:
+    context = multiprocessing.get_context("spawn")
+    with interrupts_ignored():
+        pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(film, robot_name()))
+        rest = iter(poses)
+        waiting = [pool.submit(_draw, pose) for pose in itertools.islice(rest, _AHEAD * jobs)]
+    try:
+        while waiting:
+            picture = _result(waiting.pop(0))
+            waiting.extend(pool.submit(_draw, pose) for pose in itertools.islice(rest, 1))
+            yield picture
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future[Any]) -> Picture:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise CliError(
+            "a process ended while it drew, most likely for lack of memory; give fewer --jobs"
+        ) from error
+
+
+class _Stage:
+    """The robot on a course."""
+
+    def __init__(self, course: Course) -> None:
+        # Drawing loads the simulator.
+        import mujoco
+        from krabby.mujoco.model import ModelIndex, build_model
+        from krabby.robot.description import RobotDescription
+
+        desc = RobotDescription.load()
+        self.model = build_model(desc, course)
+        self.data = mujoco.MjData(self.model)  # pyright: ignore[reportAttributeAccessIssue]
+        self._index = ModelIndex.of(self.model, desc)
+
+    def show(self, pose: Pose) -> None:
+        from krabby.mujoco.model import set_robot_state
+
+        set_robot_state(
+            self.model, self.data, self._index,
+            base_pos_w=pose.base_pos_w, base_quat_w=pose.base_quat_w, joint_pos=pose.joint_pos,
+        )  # fmt: skip
+
+
+class _Artist:
+    """Draws a film's pictures in this process."""
+
+    def __init__(self, film: Film) -> None:
+        from krabby.mujoco.film import FilmCamera
+
+        self._film = film
+        self._stage = _Stage(make_course(film.course, film.difficulty, film.seed))
+        self._camera = FilmCamera(self._stage.model, film.width, film.height)
+
+    def draw(self, pose: Pose) -> Picture:
+        from krabby.mujoco.render import write_captions
+
+        self._stage.show(pose)
+        picture = self._camera.draw(self._stage.data, beside(pose))
+        return write_captions(picture, pose.captions) if self._film.captions else picture
+
+
+def beside(pose: Pose) -> View:
+    """From the side and a little ahead; it follows the robot and does not turn with it."""
+    from krabby.mujoco.render import View
+
+    x, y, z = np.asarray(pose.base_pos_w, dtype=np.float64).tolist()
+    y *= 0.5
+    return View(eye=(x + 2.4, y - 3.8, z + 1.7), target=(x + 0.15, y, z - 0.25), fov_rad=0.62)
+
+
+_artist: _Artist | None = None
+"""Of this process, where it is one of many."""
+
+
+def _begin(film: Film, robot: str) -> None:
+    global _artist
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    choose_robot(robot)
+    _artist = _Artist(film)
+
+
+def _draw(pose: Pose) -> Picture:
+    assert _artist is not None, "the pool's initialiser made it"
+    return _artist.draw(pose)
