@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ("sim-hal", "camera", "gameloop")
+BACK_S = 3.0
+"""For a loop to run again after its process has ended."""
 SIZES_MB = {"gameloop": 350, "camera": 350, "sim-hal": 600}
 ELSEWHERE = (
     "krabby_training_", "krabby_drive_", "krabby_bus_", "krabby:bus_", "krabby_imu_",
@@ -358,12 +361,16 @@ def test_a_loop_that_cannot_continue_is_restarted(
         wait_until(lambda: silent(stack) > began_s, 2, "the game loop is silent")
         safe_s = silent(stack) - began_s
     back_s = recover(stack, wait_until, service, began_s, within_s=6.0)
+    figure = f"safe after {1e3 * safe_s:.0f} ms, back after {back_s:.1f} s"
     if kind == "stuck":
         stuck = [e for e in events(stack, service) if e["event"] == "loop stuck, process ended"]
         gone_s = stuck[-1]["mono_ns"] * 1e-9 - began_s
         assert gone_s < 1.0
         assert stuck[-1]["stuck_at"][-1].endswith(" stick")
-    figures[f"{service} {kind}"] = f"safe after {1e3 * safe_s:.0f} ms, back after {back_s:.1f} s"
+        figure += f", {back_s - gone_s:.1f} s after its end"
+        # Or as long as this machine takes to look up a container and start a process in another.
+        assert back_s - gone_s < max(BACK_S, 3.0 * started_in(stack, other))
+    figures[f"{service} {kind}"] = figure
     assert safe_s <= 0.165  # 150 ms after the last command, and one slot to notice
     assert started_at(stack, other) == others
     wait_until(stack.walks, 20, "it walks again")
@@ -516,6 +523,14 @@ def silent(stack):
     return stack.value("gameloop", "krabby_gameloop_mode_entered_seconds", mode="silent")
 
 
+def started_in(stack, service):
+    """From the engine's start of a container to its loop, the last time [s]."""
+    (began,) = started_at(stack, service)
+    running = [e["time"] for e in events(stack, service) if e["event"] == "running"][-1]
+    begin, end = (datetime.fromisoformat(each[:23] + "+00:00") for each in (began, running))
+    return (end - begin).total_seconds()
+
+
 def started_at(stack, *services):
     return [stack.inspect(service)["State"]["StartedAt"] for service in services]
 
@@ -566,5 +581,11 @@ def recover(stack, wait_until, service, killed_s, within_s=5.0):
     stack.addresses.clear()
     wait_until(back, within_s + 5, f"{service} works again")
     back_s = time.monotonic() - killed_s
+    if service in LOOPS:  # by its log: to ask for all this takes a second on a busy machine
+        back_s = next(
+            event["mono_ns"] * 1e-9 - killed_s
+            for event in events(stack, service)
+            if event["event"] == "running" and event["mono_ns"] * 1e-9 > killed_s
+        )
     assert back_s <= within_s, f"{service} took {back_s:.1f} s"
     return back_s
