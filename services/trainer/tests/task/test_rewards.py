@@ -261,3 +261,38 @@ def test_touchdowns_count_per_second_and_low_swings_by_what_they_lack():
 def test_feet_that_are_missing_to_three_on_the_ground_count():
     contact = torch.tensor([[True] * n + [False] * (6 - n) for n in (6, 3, 1, 0)])
     assert term("few_feet", foot_contact=contact).tolist() == [0.0, 0.0, 2.0, 3.0]
+
+
+def test_a_slope_is_what_rises_on_one_side_as_it_falls_on_the_other():
+    # 30 degrees up, down; level; a riser ahead; the brink of a pit; 45 degrees; a slope that ends.
+    ahead = torch.tensor([0.2887, -0.2887, 0.0, 0.3, -1.0, 0.5, 0.2])
+    behind = torch.tensor([-0.2887, 0.2887, 0.0, 0.0, 0.0, -0.5, -0.15])
+    found = rewards.ground_direction(ahead, behind)
+    # Sine of the angle; that of atan(0.35) for the last.
+    assert found.tolist() == pytest.approx([-0.5, 0.5, 0.0, 0.0, 0.0, 0.0, -0.33035], abs=1e-4)
+
+
+def test_between_level_and_parallel_to_the_ground_no_tilt_counts():
+    ground = torch.tensor([[-0.5, 0.0]]).expand(5, 2)
+    gravity = torch.zeros(5, 3)
+    gravity[:, 0] = torch.tensor([0.0, -0.5, -0.3, -0.7, 0.2])
+    gravity[4, 1] = 0.1
+    # Level, parallel, between; 0.2 beyond; the other way, and sideways.
+    assert rewards.tilt(gravity, ground).tolist() == near([0.0, 0.0, 0.0, 0.04, 0.05])
+    flat = rewards.tilt(gravity, torch.zeros(5, 2))
+    assert torch.equal(flat, term("orientation", gravity_b=gravity))
+
+
+def test_a_robot_that_approaches_something_impassable_may_walk_on_or_stand():
+    velocity = torch.tensor([[0.4, 0.0, 0.0], [0.0, 0.0, 0.0], [0.2, 0.0, 0.0], [0.4, 0.0, 0.0]])
+    earned = term(
+        "goal_velocity",
+        free=torch.zeros(4, dtype=torch.bool),
+        base_lin_vel_w=velocity,
+        goal=SimpleNamespace(direction_w=torch.tensor([[1.0, 0.0]] * 4)),
+        speed=torch.zeros(4),
+        onward_speed=torch.full((4,), 0.4),
+        approaches=torch.tensor([True, True, True, False]),
+    )
+    # As commanded; at rest; half of it; and near the obstacle exp(-4).
+    assert earned.tolist() == near([1.0, 1.0, 0.5, 0.0183156])

@@ -1,5 +1,6 @@
 """The ground that thousands of robots learn on is the courses that the runtime simulates."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -319,3 +320,5 @@ def test_half_of_the_waypoints_of_an_impassable_course_can_be_reached():
     before = front.center[0] - front.half_extents[0]
     assert course.waypoints[3, 0] == pytest.approx(before - 0.8)
     assert course.waypoints[4, 0] > before
+    ground = terrain.to("cpu")
+    assert ground.barrier_x.tolist() == pytest.approx([before, math.inf])

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["FAMILIES", "LEG_M"]
+__all__ = ["BARRED_M", "FAMILIES", "LEG_M"]
 
 LEG_M: Final = 1.30
 """Length of a stretched leg, the unit of the body-scaled courses [m]."""
+
+BARRED_M: Final = 0.8
+"""From the last waypoint that can be reached to what is impassable [m]."""
 
 _RAIL_M: Final = 0.3
 """Half the thickness of slabs."""
@@ -421,7 +424,7 @@ def _barred(lay: Callable[[Lane], None]) -> Callable[[Lane], None]:
     def lay_barred(lane: Lane) -> None:
         lane.x += lane.draw(2.5, 3.5)
         front = lane.x
-        lane.goals_to(front - 0.8, 3)
+        lane.goals_to(front - BARRED_M, 3)
         lay(lane)
         lane.goals_to(front + 5.0, 4)
 

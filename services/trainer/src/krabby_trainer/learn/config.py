@@ -16,6 +16,7 @@ __all__ = [
     "CriticCfg",
     "DistillationCfg",
     "EncoderCfg",
+    "FinetuningCfg",
     "SymmetryCfg",
 ]
 
@@ -188,3 +189,30 @@ class DistillationCfg:
             end,
             f"above 0 and at most learning_rate, {start}",
         )
+
+
+@dataclass
+class FinetuningCfg:
+    """What fine-tuning learns beside the actor, and what it begins with."""
+
+    learn_encoder: bool = False
+    """Depth encoder and memory learn from PPO's loss too, along the images of each rollout; a
+    minibatch is then a share of the robots with all their steps."""
+    window: Annotated[int, Meta(ge=0)] = 0
+    """Gradients go back along the memory within windows of this many control steps; 0: along the
+    whole rollout of `agent.num_steps_per_env`."""
+    critic_iterations: Annotated[int, Meta(ge=0)] = 0
+    """Iterations at the start in which only the critic learns."""
+    imitation_coef: NonNegative = 0.0
+    """Weight of the divergence from the teacher's actions; after those iterations it falls ..."""
+    imitation_iterations: Count = 300
+    """... to 0 in so many."""
+
+    def __post_init__(self) -> None:
+        whole = self.learn_encoder or self.window == 0
+        check(whole, "window", self.window, "0, since learn_encoder=false learns no memory")
+
+    def imitation(self, iteration: int) -> float:
+        """Weight of the divergence from the teacher in an iteration."""
+        done = (iteration - self.critic_iterations) / self.imitation_iterations
+        return self.imitation_coef * min(max(1.0 - done, 0.0), 1.0)

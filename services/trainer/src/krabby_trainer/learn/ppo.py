@@ -99,7 +99,8 @@ class ParkourPPO(PPO):
         """Weight of the privileged code's distance from the history's, now."""
         self._pulls = False
         """Whether that weight counts: code and history's code are both at hand."""
-        self._sums = Sums((*_POLICY, "action_std", "rate", "estimator", "adaptation"), device)
+        beside = ("action_std", "rate", "estimator", "adaptation", "imitation")
+        self._sums = Sums((*_POLICY, *beside), device)
         self._recorded: dict[Hashable, Replayed] = {}
         self._cuda_graphs = cuda_graphs
         self._pool = torch.cuda.graph_pool_handle() if torch.device(device).type == "cuda" else None
@@ -196,19 +197,18 @@ class ParkourPPO(PPO):
         cfg, source = self._cfg, self._raw_actor.latent_source
         self._pull.fill_(self.regularisation)
         self._pulls = self.regularisation > 0.0 and source == "privileged"
-        variant = (source, self._pulls)
+        variant = (source, self._pulls, *self._variant())
         self._replay(self._encode, variant)
-        order = torch.randperm(self.num_mini_batches * len(self._index), device=self.device)
+        order = self._shuffled()
         for _ in range(self.num_learning_epochs):
             self._step_along(order, lambda: self._policy_step.descend(variant))
         observations = self.storage.observations.flatten(0, 1)
-        self._raw_actor.update_normalization(observations)
         self._raw_critic.update_normalization(observations)
-        self._fit_estimator()
-        self._fit_history_encoder()
+        self._learn_beside(observations)
         self.storage.clear()
         steps = dict.fromkeys(_POLICY, self.num_learning_epochs * self.num_mini_batches)
         steps |= {"estimator": cfg.estimator_mini_batches, "adaptation": self._history_steps}
+        steps |= {"imitation": steps["kl"]}
         self._sums.add("rate", self._rate)
         self._sums.add("action_std", self._raw_actor.std.mean())
         means = {
@@ -217,8 +217,13 @@ class ParkourPPO(PPO):
         self._learning_rate = means.pop("rate")
         self.figures = {name: means.pop(name) for name in ("kl", "action_std")}
         self.figures["learning_rate"] = self.learning_rate
-        for name, is_there in (("mirror", self._mirror_weight), ("regularisation", self._pulls)):
-            if not is_there:
+        unused = (
+            ("mirror", self._mirror_weight),
+            ("regularisation", self._pulls),
+            ("imitation", self._imitates),
+        )
+        for name, is_used in unused:
+            if not is_used:
                 del means[name]
         self.iteration += 1
         self._choose_latent()
@@ -229,6 +234,25 @@ class ParkourPPO(PPO):
         cfg = self._cfg
         adapts = self.adapting
         return cfg.adaptation_epochs * self.num_mini_batches if adapts else cfg.history_mini_batches
+
+    @property
+    def _imitates(self) -> bool:
+        """Whether this update's loss has the divergence from a teacher."""
+        return False
+
+    def _variant(self) -> tuple[Hashable, ...]:
+        """What else decides which kernels this update has."""
+        return ()
+
+    def _shuffled(self) -> Tensor:
+        """Rows of the rollout in the order in which minibatches take them."""
+        return torch.randperm(self.num_mini_batches * len(self._index), device=self.device)
+
+    def _learn_beside(self, observations: TensorDict) -> None:
+        """What the actor learns of the rollout otherwise than by the policy's loss."""
+        self._raw_actor.update_normalization(observations)
+        self._fit_estimator()
+        self._fit_history_encoder()
 
     def _fit_estimator(self) -> None:
         self._fit(self._estimator_step, self._cfg.estimator_mini_batches)
@@ -268,8 +292,7 @@ class ParkourPPO(PPO):
         """PPO's loss of the minibatch, with those of symmetry and regularisation."""
         actor, size = self._raw_actor, len(self._index)
         learned = (2 if self._augments else 1) * size
-        batch = {name: self._rows(name) for name in self._read}
-        seen = batch
+        seen = batch = self._batch()
         if self._augments:
             batch = seen = mirror(batch)
         elif self._mirror_weight:
@@ -302,6 +325,8 @@ class ParkourPPO(PPO):
             distance = (code[:learned] - history_code[:learned]).norm(dim=-1).mean()
             loss = loss + self._pull * distance
             self._note(regularisation=distance)
+        if self._imitates:
+            loss = loss + self._imitation_loss(mean[:size], std)
         with torch.no_grad():
             before = Normal(self._rows("mean"), self._rows("std"), validate_args=False)
             now = Normal(mean[:size].detach(), std.detach(), validate_args=False)
@@ -309,6 +334,14 @@ class ParkourPPO(PPO):
             self._note(kl=kl)
             self._policy_step.number.copy_(kl)
         return loss
+
+    def _batch(self) -> dict[str, Tensor]:
+        """What actor and critic read, and the actions, of the minibatch."""
+        return {name: self._rows(name) for name in self._read}
+
+    def _imitation_loss(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Weighted divergence of actions `mean` (M, 18) from a teacher's, where there is one."""
+        raise NotImplementedError
 
     def _value_loss(self, values: Tensor, before: Tensor, returns: Tensor) -> Tensor:
         error = (values - returns).square()
@@ -384,15 +417,24 @@ class ParkourPPO(PPO):
         total = steps * robots
         self._velocity = torch.zeros(self._sides, total, 3, device=device)
         self._code = torch.zeros(self._sides, total, LATENT, device=device)
-        self._index = torch.zeros(total // self.num_mini_batches, dtype=torch.long, device=device)
+        self._index = torch.zeros(self._minibatch_rows, dtype=torch.long, device=device)
         """Rows of the rollout that make the minibatch."""
         read = {*self._raw_actor.groups, *CRITIC_GROUPS} - {"history"}
         self._read = (*sorted(read), "actions")
         self._read_by_actor = sorted({*self._raw_actor.groups} - {"history", "velocity"})
 
+    @property
+    def _minibatch_rows(self) -> int:
+        steps, robots = self.storage.actions.shape[:2]
+        return steps * robots // self.num_mini_batches
+
+    def _heads(self) -> list[list[nn.Parameter]]:
+        """Parameters of the policy's optimiser; the gradients of each part are clipped together."""
+        return [list(each.parameters()) for each in (self._raw_actor, self._raw_critic)]
+
     def _build_steps(self) -> None:
         cfg, actor = self._cfg, self._raw_actor
-        heads = [list(actor.parameters()), list(self._raw_critic.parameters())]
+        heads = self._heads()
         self.optimizer = adam([p for head in heads for p in head], self.learning_rate, self.device)
         self.optimizer.register_step_post_hook(lambda *_: actor.clamp_std())
         estimator, history = (

@@ -31,6 +31,7 @@ from krabby_trainer.learn.config import (
     CriticCfg,
     DistillationCfg,
     EncoderCfg,
+    FinetuningCfg,
 )
 from krabby_trainer.task.config import EnvCfg
 from krabby_trainer.vision.config import check_errors
@@ -69,6 +70,8 @@ class AgentCfg:
     """Of the tasks distill and student."""
     distillation: DistillationCfg = field(default_factory=DistillationCfg)
     """Of the task distill."""
+    finetuning: FinetuningCfg = field(default_factory=FinetuningCfg)
+    """Of the task student."""
 
 
 @dataclass
@@ -151,6 +154,22 @@ class TrainCfg:
             parts,
             f"at most agent.num_steps_per_env * env.num_envs, {steps} * {robots} = "
             f"{steps * robots} samples",
+        )
+        if self.task != "student":
+            return
+        tuning, iterations = self.agent.finetuning, self.agent.max_iterations
+        check(
+            parts <= robots or not tuning.learn_encoder,
+            "agent.algorithm.num_mini_batches",
+            parts,
+            f"at most env.num_envs={robots}, since agent.finetuning.learn_encoder=true learns from "
+            "robots with all their steps",
+        )
+        check(
+            tuning.critic_iterations < iterations,
+            "agent.finetuning.critic_iterations",
+            tuning.critic_iterations,
+            f"less than agent.max_iterations={iterations}, or none is left for the actor",
         )
 
 
@@ -314,7 +333,11 @@ def rsl_rl_config(cfg: TrainCfg) -> dict[str, Any]:
     if cfg.task == "student":
         groups["actor"] = ["sight" if name == "scan" else name for name in groups["actor"]]
         kind = "krabby_trainer.learn.student:StudentActor"
-        learning |= {"class_name": "krabby_trainer.learn.finetuning:StudentPPO", "encoder": encoder}
+        learning |= {
+            "class_name": "krabby_trainer.learn.finetuning:StudentPPO",
+            "encoder": encoder,
+            "finetuning": agent["finetuning"],
+        }
     return common | {
         "obs_groups": groups,
         "actor": {"class_name": kind, **actor},

@@ -93,13 +93,16 @@ def busy_s(intervals: Iterable[tuple[int, int]]) -> float:
     return 1e-9 * total
 
 
-def profile(overrides: Sequence[str], *, iterations: int = 8, parts: bool = True) -> dict[str, Any]:
+def profile(
+    overrides: Sequence[str], *, iterations: int = 8, parts: bool = True, bf16: bool = False
+) -> dict[str, Any]:
     """Measure iterations of `train` with these overrides.
 
     Args:
         overrides: As of `train`.
         iterations: That are measured, each time.
         parts: Not only rate and memory, but the bill and the device-busy share.
+        bf16: Compute the policy's losses in bfloat16, which training does not.
     """
     from krabby_trainer.run.runner import ParkourRunner, seed_everything
     from krabby_trainer.task.isaac import make_env
@@ -116,6 +119,8 @@ def profile(overrides: Sequence[str], *, iterations: int = 8, parts: bool = True
     )
     if cfg.run.init:
         runner.begin_with(Path(cfg.run.init))
+    if bf16:
+        _compute_in_bfloat16(runner.alg, device)
     marks = Marks(device)
     _mark_parts(marks, runner)
     on_gpu = device.startswith("cuda")
@@ -156,6 +161,19 @@ def profile(overrides: Sequence[str], *, iterations: int = 8, parts: bool = True
             report |= _device_share(lambda: [iterate() for _ in range(_TRACED)], steps, median_s)
         report |= {"gpu": torch.cuda.get_device_name(), **_memory()}
     return report
+
+
+def _compute_in_bfloat16(algorithm: Any, device: str) -> None:
+    """Losses of a minibatch where that is safe; weights stay what they are."""
+    step = getattr(algorithm, "_policy_step", None) or algorithm._step
+    loss, kind = step._loss, torch.device(device).type
+
+    def rounded() -> torch.Tensor:
+        # Weights that were cast while recording would be those of the recording for ever.
+        with torch.autocast(kind, torch.bfloat16, cache_enabled=False):
+            return loss()
+
+    step._loss = rounded
 
 
 def _memory() -> dict[str, float]:

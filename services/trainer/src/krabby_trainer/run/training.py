@@ -221,6 +221,7 @@ def resolve(overrides: Sequence[str], *, base: str = "") -> tuple[TrainCfg, Path
             if checkpoint.parent.name == "checkpoints":
                 cfg.run.dir = str(checkpoint.parent.parent)
         _check_shapes(cfg, payload, checkpoint)
+        _check_finetuning(cfg, payload, checkpoint, resumes=True)
     elif cfg.run.init:
         path = _newest(Path(cfg.run.init), "run.init")
         cfg.run.init = str(path)
@@ -229,6 +230,7 @@ def resolve(overrides: Sequence[str], *, base: str = "") -> tuple[TrainCfg, Path
             payload, path, _BEGINS_WITH[cfg.task], f"run.init of task={cfg.task}"
         )
         _check_shapes(cfg, payload, path)
+        _check_finetuning(cfg, payload, path, resumes=False)
     return check_run(cfg), checkpoint, done
 
 
@@ -256,6 +258,31 @@ def _check_shapes(cfg: TrainCfg, payload: Mapping[str, Any], path: Path) -> None
         wants = ", ".join(f"{key}={value}" for key, value, _ in differ)
         give = " ".join(f"{key}={str(value).replace(' ', '').lower()}" for key, _, value in differ)
         raise ConfigError(f"{path} has networks with {has}, this run asks for {wants}; give {give}")
+
+
+def _check_finetuning(
+    cfg: TrainCfg, payload: Mapping[str, Any], path: Path, *, resumes: bool
+) -> None:
+    """Refuse fine-tuning that the checkpoint has no teacher or no optimiser for.
+
+    Raises:
+        ConfigError: Names the key, and the value that this checkpoint allows.
+    """
+    if cfg.task != "student":
+        return
+    key, tuning = "agent.finetuning", cfg.agent.finetuning
+    if tuning.imitation_coef and "teacher" not in (payload["algorithm"] or {}):
+        raise ConfigError(
+            f"{key}.imitation_coef={tuning.imitation_coef:g}, but {path} keeps no teacher; begin "
+            f"with a distilled student, or give {key}.imitation_coef=0"
+        )
+    theirs = (payload["config"] or {}).get("agent", {}).get("finetuning", {})
+    learned = bool(theirs.get("learn_encoder", False))
+    if resumes and learned != tuning.learn_encoder:
+        raise ConfigError(
+            f"{key}.learn_encoder={str(tuning.learn_encoder).lower()}, but the optimiser of {path} "
+            f"is one of learn_encoder={str(learned).lower()}; begin a new run with run.init={path}"
+        )
 
 
 def resolve_device(device: str) -> str:

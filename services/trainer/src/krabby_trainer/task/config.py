@@ -88,6 +88,9 @@ class CommandCfg:
     """How long robots are commanded to stand at the last waypoint before the episode ends [s]."""
     stand_off_s: NonNegative = 10.0
     """How long robots are to stand before something impassable until the episode ends [s]."""
+    stand_off_m: NonNegative = 0.0
+    """Farther than this before something impassable, walking on earns as much as standing, so that
+    robots may look at it; 0: from the last waypoint before it on, standing alone earns [m]."""
     halt_every_s: NonNegative = 0.0
     """Mean time between halts [s], 0 for none: the joints go to the default pose within
     `krabby.safety.trajectories.HALT_S` and ignore the policy, as when the runtime stops the robot.

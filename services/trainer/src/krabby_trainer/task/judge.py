@@ -10,7 +10,13 @@ from krabby.robot.kinematics import torque_envelope
 
 from krabby_trainer.task import observations, terminations
 from krabby_trainer.task.observations import NUM_FEET, NUM_JOINTS
-from krabby_trainer.task.rewards import CONTACT_N, REWARDS, Step
+from krabby_trainer.task.rewards import (
+    CONTACT_N,
+    REWARDS,
+    SLOPE_REACH_M,
+    Step,
+    ground_direction,
+)
 from krabby_trainer.task.state import CONTROL_STEP_S, State
 from krabby_trainer.task.statistics import Statistics
 from krabby_trainer.task.swings import Swings
@@ -158,7 +164,9 @@ class Judge:
         state = self.state
         robots, command, speed = state.robots, state.cfg.command, state.sensible_speed
         yaw = observations.yaw_of(robots.base_quat_w)
-        hurried = (speed + command.hurry_margin).clamp(min=command.hurry_speed)
+        approaches, onward = state.approaches, state.commanded_speed
+        asked = torch.where(approaches, onward, speed)
+        hurried = (asked + command.hurry_margin).clamp(min=command.hurry_speed)
         measured = {name: getattr(robots, name) for name in _MEASURED}
         kept = {name: getattr(state, name) for name in _KEPT}
         return Step(
@@ -176,9 +184,27 @@ class Judge:
             free=state.free.mask,
             goal=state.progress.goal(robots.base_pos_w[:, :2], yaw, waypoints),
             speed=speed,
-            allowed_speed=torch.where(speed > 0.0, hurried, 0.0),
+            approaches=approaches,
+            onward_speed=onward,
+            allowed_speed=torch.where(asked > 0.0, hurried, 0.0),
+            ground_b=self._ground_b(yaw),
             fold_start=state.gate.fold_start,
         )
+
+    def _ground_b(self, yaw: Tensor) -> Tensor:
+        """`Step.ground_b`: by the ground before, behind, left and right of the base.
+
+        0 before something impassable, where no lean is due to the ground.
+        """
+        state = self.state
+        base_xy = state.robots.base_pos_w[:, :2]
+        ahead = SLOPE_REACH_M * torch.stack((torch.cos(yaw), torch.sin(yaw)), dim=-1)
+        left = torch.stack((-ahead[:, 1], ahead[:, 0]), dim=-1)
+        offsets = torch.stack((ahead, -ahead, left, -left, torch.zeros_like(left)), dim=1)
+        height = state.ground.height_at(base_xy[:, None] + offsets)
+        height = height[:, :4] - height[:, 4:]
+        slopes = [ground_direction(*height[:, i : i + 2].unbind(-1)) for i in (0, 2)]
+        return torch.where(state.barred[:, None], 0.0, torch.stack(slopes, dim=-1))
 
     def facts(self) -> StepFacts:
         """What happened in the step just judged."""

@@ -33,6 +33,18 @@ CLEARANCE_M: Final = 0.06
 """Rise of a swing from which `low_swing` is 0."""
 LIMIT_MARGIN_RAD: Final = 0.05
 """How near a joint may come to the limits of its target before `joint_limits` counts."""
+SLOPE_REACH_M: Final = 0.5
+"""How far before, behind and beside the base the ground is looked up for its slope."""
+_STEEPEST_M: Final = 0.35
+"""Difference of height over that distance above which ground is no slope to lean with (35 deg)."""
+_STRAIGHT_M: Final = 0.1
+"""How much its two halves may differ for ground to be a slope."""
+SLOPE_REACH_M: Final = 0.5
+"""How far round the base the ground is looked up for its slope."""
+_STEEPEST_M: Final = 0.35
+"""Difference of height over that distance above which ground is no slope (35 degrees)."""
+_STRAIGHT_M: Final = 0.1
+"""How much the two halves of a slope may differ; an obstacle's edge differs by more."""
 _REFERENCE_TORQUE: Final = 40.0
 """Rating of the drives that the weight of `torque` is meant for [N·m]."""
 _STILL_M_S: Final = 0.1
@@ -48,10 +60,14 @@ class Step:
     Of `Robots`: state and contact forces [N]; `leg_force_w` (N, 18, 3) is of hips, femurs and
     tibias, `soles_w` (N, 6, 3) are the lowest points of the feet. Flags: `foot_contact`, `on_edge`
     and `in_pit` (N, 6), `failed` and `free` (N,): robots that follow `command` (N, 3), vx, vy and
-    yaw rate, instead of waypoints. `speed` (N,) is commanded, 0 in a pause; above `allowed_speed`
-    (N,) `overspeed` counts. `mean_square` (N, 18) is filtered squared torque, `fold_start` the
-    share of its rated value from which the safety gate reduces the limit; above `free_height_m`
-    over the supporting feet `stature` counts, and `stand_height_m` is that of the default pose.
+    yaw rate, instead of waypoints. `speed` (N,) is what a robot earns for, 0 in a pause and
+    before something impassable; of those that are before it, robots that `approaches` (N,) marks
+    are not near it yet and may as well walk on at `onward_speed` (N,). Above `allowed_speed` (N,)
+    `overspeed` counts. `ground_b` (N, 2) is the direction of gravity, x and y, for a base parallel
+    to the ground; 0 where the ground is no slope. `mean_square` (N, 18) is filtered squared torque,
+    `fold_start` the share of its rated value from which the safety gate reduces the limit; above
+    `free_height_m` over the supporting feet `stature` counts, and `stand_height_m` is that of the
+    default pose.
     `landed` (N, 6) are feet that touched down in this step, after a swing that rose by `rise_m`
     (N, 6) above the higher of its ends.
     """
@@ -89,7 +105,10 @@ class Step:
     free: Tensor
     goal: Goal
     speed: Tensor
+    approaches: Tensor
+    onward_speed: Tensor
     allowed_speed: Tensor
+    ground_b: Tensor
     rated_torque: Tensor
     fold_start: float
 
@@ -132,8 +151,33 @@ def _squares(values: Tensor) -> Tensor:
     return values.square().sum(-1)
 
 
+def ground_direction(ahead: Tensor, behind: Tensor) -> Tensor:
+    """One part of `Step.ground_b`, (N,): that along a line through the base.
+
+    Args:
+        ahead: Height of the ground `SLOPE_REACH_M` ahead of the base, above that under it [m].
+        behind: The same behind the base.
+    """
+    slope = 0.5 * (ahead - behind) / SLOPE_REACH_M
+    steepest = torch.maximum(ahead.abs(), behind.abs())
+    is_slope = (steepest <= _STEEPEST_M) & ((ahead + behind).abs() <= _STRAIGHT_M)
+    return torch.where(is_slope, -slope / (1.0 + slope.square()).sqrt(), 0.0)
+
+
+def tilt(gravity_b: Tensor, ground_b: Tensor) -> Tensor:
+    """Squared tilt sine beyond what the ground explains, (N,).
+
+    A base that is level, parallel to the ground or anything between the two costs nothing.
+    """
+    leans = gravity_b[:, :2]
+    share = (leans * ground_b).sum(-1) / ground_b.square().sum(-1).clamp(min=1e-9)
+    return _squares(leans - share.clamp(0.0, 1.0)[:, None] * ground_b)
+
+
 def _goal_velocity(s: Step) -> Tensor:
-    return ~s.free * goal_velocity(s.base_lin_vel_w, s.goal.direction_w, s.speed)
+    earned = goal_velocity(s.base_lin_vel_w, s.goal.direction_w, s.speed)
+    onward = goal_velocity(s.base_lin_vel_w, s.goal.direction_w, s.onward_speed)
+    return ~s.free * torch.where(s.approaches, torch.maximum(earned, onward), earned)
 
 
 def _overspeed(s: Step) -> Tensor:
@@ -160,7 +204,8 @@ def _joint_deviation(s: Step) -> Tensor:
 
 
 def _rest_pose(s: Step) -> Tensor:
-    standing = torch.where(s.free, s.command.abs().sum(-1) == 0.0, s.speed <= 0.0)
+    still = (s.speed <= 0.0) & ~s.approaches
+    standing = torch.where(s.free, s.command.abs().sum(-1) == 0.0, still)
     return torch.where(standing, _joint_deviation(s), 0.0)
 
 
@@ -275,6 +320,9 @@ REWARDS: Final = (
     Reward("vertical_velocity", -0.5, lambda s: s.base_lin_vel_w[:, 2].square(), "Squared."),
     Reward("roll_pitch_rate", -0.05, lambda s: _squares(s.base_ang_vel_b[:, :2]), "Squared."),
     Reward("orientation", -0.3, lambda s: _squares(s.gravity_b[:, :2]), "Squared tilt sine."),
+    Reward(
+        "tilt", 0.0, lambda s: tilt(s.gravity_b, s.ground_b), "As orientation, beyond a slope's."
+    ),
     Reward("joint_deviation", -0.02, _joint_deviation, "Squared distance from the default pose."),
     Reward("rest_pose", 0.0, _rest_pose, "Joint deviation, added while commanded to stand."),
     Reward("stature", 0.0, _stature, "Base more than 6 cm above the default stand [m]."),

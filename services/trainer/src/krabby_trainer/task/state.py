@@ -115,6 +115,13 @@ class State:
         return (goals < self.ground.waypoints.shape[1]) & (index >= goals) & ~self.free.mask
 
     @property
+    def approaches(self) -> Tensor:
+        """Which of the barred robots are farther than `stand_off_m` from what bars them, (N,)."""
+        near_m, commanded = self.cfg.command.stand_off_m, ~self.stops.paused
+        left_m = self.ground.barrier_x[self.tile] - self.robots.base_pos_w[:, 0]
+        return self.barred & commanded & (left_m > near_m) & (near_m > 0.0)
+
+    @property
     def sensible_speed(self) -> Tensor:
         """What a robot earns for [m/s], (N,): 0 in a pause, and before something impassable."""
         return torch.where(self.barred, 0.0, self.commanded_speed)

@@ -24,6 +24,7 @@ from krabby.course.courses import (
     check_training,
     make_course,
 )
+from krabby.course.families import BARRED_M
 from krabby.course.lanes import PIT_DEPTH_M
 from krabby.robot.errors import CourseError
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ __all__ = [
     "CELL_M",
     "Terrain",
     "TerrainTensors",
+    "barrier_x",
     "check_terrain",
     "column_types",
     "reachable_goals",
@@ -149,6 +151,7 @@ class Terrain:
             type_id=torch.as_tensor(np.tile(self.type_id, self.levels), device=device),
             difficulty=tensor(self.difficulty.ravel()),
             seed=torch.as_tensor(self.seeds.ravel(), device=device),
+            barrier_x=tensor([float(corner[0]) + barrier_x(c) for c, corner in placed]),
             goals=torch.as_tensor([reachable_goals(c) for c, _ in placed], device=device),
         )
 
@@ -215,6 +218,8 @@ class TerrainTensors:
     """(T,)."""
     seed: torch.Tensor
     """(T,)."""
+    barrier_x: torch.Tensor
+    """Where something impassable begins, (T,) [m]; infinite where nothing bars the way."""
     goals: torch.Tensor
     """Waypoints that can be reached, (T,): on impassable courses those before the obstacle."""
 
@@ -251,6 +256,14 @@ class TerrainTensors:
 def reachable_goals(course: Course) -> int:
     """Waypoints that a robot can reach: half of those of an impassable course lie beyond it."""
     return len(course.waypoints) // (1 if COURSES[course.name].passable else 2)
+
+
+def barrier_x(course: Course) -> float:
+    """Where an impassable course's obstacle begins [m]; infinite for others."""
+    goals = reachable_goals(course)
+    if goals == len(course.waypoints):
+        return float("inf")
+    return float(course.waypoints[goals - 1, 0]) + BARRED_M
 
 
 def check_terrain(cfg: TerrainCfg) -> None:
