@@ -33,6 +33,7 @@ class FakeBus:
         """Drives that do not answer."""
         self.present = np.ones(18, bool)
         self.refuses = False
+        self.unconfirmed = ""
         self.calls = []
         """Everything but exchanges."""
         self.targets = []
@@ -52,6 +53,12 @@ class FakeBus:
             raise DriveError("lf_knee (bus front, id 13) does not answer; check its power and plug")
         self._measure()
         return self.readings
+
+    def recover(self):
+        self.calls.append("recover")
+        readings = self.probe()
+        self.enable(readings)
+        return readings
 
     def enable(self, readings):
         self.calls.append("enable")
@@ -105,6 +112,7 @@ class FakeImu:
         self._clock = clock
         self.counters = ImuCounters()
         self.quat_wb = np.array([0.0, 0.0, 0.0, 1.0])
+        self.force = np.array([0.0, 0.0, 9.81])
         self.silent = False
         self._sample = None
         self.calls = []
@@ -119,7 +127,7 @@ class FakeImu:
             self._sample = ImuSample(
                 self.quat_wb,
                 np.array([noise, 0.0, 0.0]),
-                np.array([0.0, noise, 9.81]),
+                self.force + np.array([0.0, noise, 0.0]),
                 self._clock(),
             )
         return self._sample

@@ -389,6 +389,102 @@ def test_drives_that_do_not_come_back_are_a_fault_again(rig):
     assert Fault.DRIVE in rig.gate.faults
 
 
+def test_a_reset_does_what_a_start_does(rig):
+    rig.bus.bits[:] = np.uint32(DriveFault.DROPPED_OUT)  # the contactor cut the supply
+    rig.bus.readings.mode[:] = DriveMode.OFF
+    rig.slot()
+    rig.bus.calls.clear()
+    assert rig.handler.on_safety("reset", "test").ok
+    rig.slots(2)
+    assert rig.bus.calls == ["recover", "probe", "enable"]
+    assert rig.handler.on_safety("arm", "test").ok
+
+
+def test_what_keeps_drives_from_coming_back_is_said_when_it_is_to_be_armed(rig):
+    rig.bus.bits[2] |= DriveFault.DROPPED_OUT
+    rig.bus.readings.mode[2] = DriveMode.OFF
+    rig.slot()
+    rig.bus.refuses = True
+    rig.handler.on_safety("reset", "test")
+    rig.slot()
+    answer = rig.handler.on_safety("arm", "test")
+    assert not answer.ok
+    assert "(lf_knee (bus front, id 13) stays off; look at its fault); reset first" in answer.reason
+
+
+def test_an_imu_that_returns_needs_a_reset_and_no_restart(rig):
+    rig.armed()
+    rig.imu.silent = True
+    rig.until_state(SafetyState.DAMP)
+    assert not rig.handler.on_safety("arm", "test").ok
+    rig.imu.silent = False
+    rig.slots(220)  # its rate is judged over a second
+    assert rig.handler.on_safety("reset", "test").ok
+    rig.slots(2)
+    assert rig.handler.on_safety("arm", "test").ok
+
+
+def test_joints_that_follow_each_other_are_named_with_the_cause(rig):
+    rig.armed()
+    rig.bus.bits[[2, 11]] = np.uint32(DriveFault.CROSSED)
+    rig.bus.readings.crossed = ((2, 11),)
+    rig.slot()
+    assert rig.gate.state is SafetyState.DAMP
+    said = rig.robot.watch.describe()
+    assert "lf_knee crossed (it moves when rf_knee is commanded: Exchange the plugs" in said
+    assert "rf_knee crossed (it moves when lf_knee is commanded" in said
+
+
+# --- who moves what, and which way is up -----------------------------------------------------
+
+
+def test_a_robot_whose_joints_were_never_confirmed_is_not_armed(build_rig):
+    rig = build_rig()
+    rig.bus.unconfirmed = "never confirmed; run krabby drives identify"
+    with captured_logs() as events:
+        rig.bring_up()
+    assert "the robot cannot be armed" in [event["event"] for event in events]
+    answer = rig.handler.on_safety("arm", "test")
+    assert (answer.ok, answer.reason) == (False, "never confirmed; run krabby drives identify")
+
+
+@pytest.mark.parametrize(
+    ("force", "says"),
+    [
+        ((0.0, 0.0, -9.81), "its sign is wrong"),
+        ((0.0, 0.0, 1.0), "it counts in g"),
+        ((0.0, 0.0, 0.0), "it is dead or off"),
+        ((9.81, 0.0, 0.0), r"finds up along the base's \+x, 90 degrees from where"),
+        ((0.0, 0.0, 13.0), "its scale is off"),
+    ],
+)
+def test_a_start_refuses_an_accelerometer_that_contradicts_the_attitude(build_rig, force, says):
+    rig = build_rig()
+    rig.imu.force = np.array(force)
+    with pytest.raises(ImuError, match=f"gravity after 0.5 s; .*{says}"):
+        rig.robot.start()
+    assert "enable" not in rig.bus.calls
+
+
+def test_an_accelerometer_that_turns_its_sign_while_it_walks_damps_with_the_cause(rig):
+    rig.armed(1.6)
+    rig.imu.force = np.array([0.0, 0.0, -9.81])
+    assert rig.until_state(SafetyState.DAMP, limit_s=1.0) <= 1000.0
+    assert rig.gate.faults == Fault.IMU
+    (finding,) = rig.robot.watch.findings
+    assert finding.what == "gravity"
+    assert finding.detail
+
+
+def test_an_imu_bolted_upside_down_keeps_it_from_arming_with_the_remedy(rig):
+    rig.imu.quat_wb, rig.imu.force = np.array([1.0, 0.0, 0.0, 0.0]), np.array([0.0, 0.0, -9.81])
+    rig.slots(30)
+    answer = rig.handler.on_safety("arm", "test")
+    assert not answer.ok
+    assert "tilted by 180 degrees" in answer.reason
+    assert "mount_quat in hardware.toml" in answer.reason
+
+
 # --- the emergency stop --------------------------------------------------------------------
 
 

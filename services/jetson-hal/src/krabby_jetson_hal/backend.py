@@ -20,6 +20,7 @@ from krabby.drivers.errors import DriveError, ImuError
 from krabby.drivers.imu import ImuSample
 from krabby.drivers.imu.check import ImuCheck, ImuLimits
 from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
+from krabby.robot import rotations
 from krabby.robot.contact import ContactCfg
 from krabby.robot.description import JOINTS_PER_LEG, RobotDescription
 from krabby.runtime.metrics import Quantiles
@@ -107,6 +108,8 @@ class Robot(HalBackend):
         self._exchanged_ns: int | None = None
         self._period = Quantiles()
         self._enabled = self._revive = self._estop_was_pressed = False
+        self._not_back = ""
+        """Why the last reset did not bring the drives back; empty when it did."""
         self._logged_state = SafetyState.DISARMED
 
     # --- start and end -----------------------------------------------------------------------
@@ -123,13 +126,13 @@ class Robot(HalBackend):
         if not self._calibrated:
             log.warning(
                 "not calibrated: every joint is taken to sit as hardware.toml has it, which only "
-                "an emulated robot does",
+                "an emulated robot does; any other is not armed",
                 remedy="calibrate this robot and set can.calibration",
             )
         self.imu.open()
         self.bus.open()
         self.readings = self.bus.probe()
-        _report(self.readings, self.desc)
+        self._report()
         self._check_imu(cfg.imu.settle_s)
         self.relay = CameraRelay(cfg.endpoints.raw) if cfg.endpoints.raw else None
         self.bus.enable(self.readings)
@@ -145,11 +148,11 @@ class Robot(HalBackend):
             self.imu_check.observe(self.sample, self.clock_ns())
         faults = self.imu_check.faults
         if faults or self.sample is None:
-            raise ImuError(
-                f"the IMU cannot be believed: {', '.join(map(str, faults)) or 'no sample'} after "
-                f"{settle_s:g} s; keep the robot still, check its wiring and mount, then start "
-                "again"
+            names = ", ".join(map(str, faults)) or "no sample"
+            remedy = self.imu_check.detail or (
+                "keep the robot still, check its wiring and mount, then start again"
             )
+            raise ImuError(f"the IMU cannot be believed: {names} after {settle_s:g} s; {remedy}")
 
     def close(self) -> None:
         """Let the robot sink, switch its drives off and close all devices."""
@@ -225,10 +228,12 @@ class Robot(HalBackend):
             return ""
         if self.watch.findings:
             remedy = "reset first" if self._needs_reviving() else "mend that first"
-            return f"not while there is {self.watch.describe()}; {remedy}"
+            why = f" ({self._not_back})" if self._not_back else ""
+            return f"not while there is {self.watch.describe()}{why}; {remedy}"
         if self._needs_reviving():
-            return f"{', '.join(self._not_running())} switched off; reset first"
-        return ""
+            why = f" ({self._not_back})" if self._not_back else ""
+            return f"{', '.join(self._not_running())} switched off{why}; reset first"
+        return self.bus.unconfirmed or self._tilted()
 
     def operated(self, op: str, *, granted: bool) -> None:
         """Switch drives on again after a reset, where they are off."""
@@ -257,6 +262,33 @@ class Robot(HalBackend):
 
     # --- parts -------------------------------------------------------------------------------
 
+    def _report(self) -> None:
+        """Log what a probe found: drives, joints outside their range, whether all is confirmed."""
+        readings = self.readings
+        assert readings is not None
+        log.info(
+            "drives answer",
+            drives=readings.count,
+            hottest_c=_rounded(readings.temperature_c, np.nanmax),
+            supply_v=_rounded(readings.voltage_v, np.nanmin),
+        )
+        _report_ranges(readings, self.desc)
+        if self.bus.unconfirmed:
+            log.warning("the robot cannot be armed", reason=self.bus.unconfirmed)
+
+    def _tilted(self) -> str:
+        """Why the body's attitude forbids arming, and what a wrong mount has to do with it."""
+        if self.sample is None:
+            return ""
+        tilt = float(rotations.tilt(self.sample.quat_wb))
+        if tilt <= self.desc.safety.tilt_limit_rad:
+            return ""
+        return (
+            f"the IMU says that the body is tilted by {np.degrees(tilt):.0f} degrees; put the "
+            "robot on its feet. If it is level, mount_quat in hardware.toml does not say how the "
+            "sensor is mounted"
+        )
+
     def _rounded_load(self) -> dict[str, float]:
         return {bus: round(load, 3) for bus, load in self.bus.bus_load.items()}
 
@@ -283,24 +315,25 @@ class Robot(HalBackend):
         return [self.desc.joint_names[joint] for joint in off]
 
     def _bring_back(self) -> Fault:
-        """After a reset: clear the drives' latched faults and switch them on again.
+        """After a reset: what a start does, as power, adapters or drives may have been away.
 
-        They stay limp: the gate grants a reset only where it is limp itself, and is not armed
+        Drives stay limp: the gate grants a reset only where it is limp itself, and is not armed
         before they are back.
         """
-        self._revive = False
-        assert self.readings is not None
+        self._revive, self._not_back = False, ""
         try:
-            self.bus.enable(self.readings)
+            self.readings = self.bus.recover()
         except DriveError as error:
-            log.error("drives do not come back", reason=str(error))
+            self._not_back = str(error)
+            log.error("drives do not come back", reason=self._not_back)
             return Fault.DRIVE
+        self._report()
         log.info("drives switched on again")
         return _NO_FAULT
 
     def _find_faults(self, readings: DriveReadings, now_ns: int) -> Fault:
         imu_faults = self.imu_check.observe(self.sample, now_ns)
-        found = self.watch.judge(readings, imu_faults, now_ns)
+        found = self.watch.judge(readings, imu_faults, now_ns, self.imu_check.detail)
         was_pressed, self._estop_was_pressed = self._estop_was_pressed, self._pressed()
         if self._estop_was_pressed:
             if not was_pressed:
@@ -315,14 +348,8 @@ def _targets(drive: DriveCommand) -> DriveTargets:
     return DriveTargets(drive.joint_pos, nothing, drive.kp, drive.kd, nothing)
 
 
-def _report(readings: DriveReadings, desc: RobotDescription) -> None:
-    """Log what was found, and which joint stands outside its range."""
-    log.info(
-        "drives answer",
-        drives=readings.count,
-        hottest_c=_rounded(readings.temperature_c, np.nanmax),
-        supply_v=_rounded(readings.voltage_v, np.nanmin),
-    )
+def _report_ranges(readings: DriveReadings, desc: RobotDescription) -> None:
+    """Log which joint stands outside its range."""
     margin, angles = GateCfg.from_description(desc).range_margin_rad, readings.joint_pos
     outside = (angles < desc.joint_lower - margin) | (angles > desc.joint_upper + margin)
     for joint in np.flatnonzero(outside):

@@ -25,8 +25,10 @@ _LATE_SLOTS = 2.25
 """A reading this old is late: the answer to the exchange before, at most 1.8 slots old, is not."""
 _LATE_CYCLES = 12
 """So many late ones in a row are no accident: 60 ms at 200 Hz."""
-_NAMED_BY_BUS = DriveFault.BUS_OFF | DriveFault.SHARED_ID | DriveFault.UNKNOWN_ID
-"""Faults of a bus or a CAN id, which is named instead of a joint."""
+_NAMED_BY_BUS = (
+    DriveFault.BUS_OFF | DriveFault.SHARED_ID | DriveFault.UNKNOWN_ID | DriveFault.CROSSED
+)
+"""Faults of a bus, a CAN id or a pair of joints, which are named instead of a joint."""
 _OVER_NS = 1_000_000_000
 """A fault is over when it stayed away for this long."""
 
@@ -65,11 +67,20 @@ class Watch:
         self._seen_ns: dict[Finding, int] = {}
         """When each finding that was logged and is not over was there last."""
 
-    def judge(self, readings: DriveReadings, imu_faults: Iterable[ImuFault], now_ns: int) -> Fault:
-        """Look at the newest readings, every cycle; returns all that is wrong now."""
-        findings = [Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY) for fault in imu_faults]
+    def judge(
+        self,
+        readings: DriveReadings,
+        imu_faults: Iterable[ImuFault],
+        now_ns: int,
+        imu_detail: str = "",
+    ) -> Fault:
+        """Look at the newest readings, every cycle; returns all that is wrong now.
+
+        `imu_detail` is what the check of gravity says.
+        """
+        findings = [_of_imu(fault, imu_detail) for fault in imu_faults]
         if readings.faults.any():
-            findings += self._of_drives(readings.faults)
+            findings += self._of_drives(readings)
         findings += [_of_conflict(conflict) for conflict in readings.conflicts]
         findings += self._late(readings, now_ns)
         self.findings = tuple(findings)
@@ -84,8 +95,15 @@ class Watch:
         """What is wrong now, for an operator: `lf_knee no reply, imu silent`."""
         return ", ".join(map(str, self.findings))
 
-    def _of_drives(self, faults: np.ndarray) -> list[Finding]:
-        findings: list[Finding] = []
+    def _of_drives(self, readings: DriveReadings) -> list[Finding]:
+        faults = readings.faults
+        findings = [
+            _of_bit(Fault.DRIVE, self._joints[one], DriveFault.CROSSED)._replace(
+                detail=f"it moves when {self._joints[other]} is commanded"
+            )
+            for pair in readings.crossed
+            for one, other in (pair, pair[::-1])
+        ]
         silent = (faults & int(DriveFault.NO_REPLY)) != 0
         off = (faults & int(DriveFault.BUS_OFF)) != 0
         gone: set[str] = set()
@@ -135,6 +153,15 @@ class Watch:
             del self._seen_ns[finding]
         if over:
             log.info("fault over", what=sorted({f"{f.where} {f.what}" for f in over}))
+
+
+def _of_imu(fault: ImuFault, detail: str) -> Finding:
+    """The finding of a fault of the IMU; that of gravity has its cause and remedy with it."""
+    if fault is not ImuFault.GRAVITY:
+        return Finding(Fault.IMU, "imu", str(fault), _IMU_REMEDY)
+    # The log's one event keeps the figures of its begin: those that follow are the same fault.
+    cause, _, remedy = detail.partition(": ")
+    return Finding(Fault.IMU, "imu", str(fault), remedy or _IMU_REMEDY, cause)
 
 
 def _of_bit(fault: Fault, where: str, bit: DriveFault) -> Finding:

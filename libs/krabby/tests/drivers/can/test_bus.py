@@ -23,7 +23,7 @@ from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Frame, Kind, Parameter, Reply, Request
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.robstride import RobStrideCodec
-from krabby.drivers.can.testing import FakeDrive, FakeDrives, free_multicast_channels
+from krabby.drivers.can.testing import FakeDrive, FakeDrives, fake_drives, free_multicast_channels
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveTargets
 from krabby.drivers.errors import DriveError, HardwareError
 from krabby.robot.assets import robot_dir
@@ -61,9 +61,7 @@ class Rig:
     def __init__(self, hardware=WIRED, desc=DESC, calibration=None):
         names = {bus.name: next(channels) for bus in hardware.buses}
         self.hardware = hardware.with_interface("virtual", names)
-        self.drives = [
-            FakeDrive(spec, self.hardware.codec_of(spec.bus)) for spec in self.hardware.drives
-        ]
+        self.drives = fake_drives(self.hardware)
         self.peers = [open_bus(spec) for spec in self.hardware.buses]
         self.now_ns = 1_000 * MS
         self.waiting = []
@@ -170,7 +168,7 @@ def test_a_probe_reads_every_drive_and_leaves_it_off(rig):
     assert readings.temperature_c[3] == pytest.approx(41.0)
     assert (readings.mode == DriveMode.OFF).all()
     assert (readings.stamp_ns > 0).all()
-    assert all(set(drive.requests) == {Kind.DISABLE} for drive in rig.drives)
+    assert all(set(drive.requests) == {Kind.DISABLE, Kind.READ} for drive in rig.drives)
 
 
 def test_a_probe_names_the_drives_that_do_not_answer(rig):

@@ -43,7 +43,7 @@ class Rig:
         readings.faults[:] = 0
         told = np.zeros(18)
         told[JOINT] = torque
-        self.health.update(readings, told, ON, self.holding, self.now_ns)
+        self.health.update(readings, told, ON, self.holding, readings.joint_pos, self.now_ns)
         others = np.delete(readings.faults, JOINT)
         assert not others.any()
         return bool(readings.faults[JOINT] & DriveFault.STUCK_ENCODER)

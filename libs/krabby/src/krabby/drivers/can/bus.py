@@ -63,6 +63,7 @@ class CanJointBus:
         """Checks that the plan fits and that the drives can represent what the robot needs."""
         self._desc, self._clock_ns = desc, clock_ns
         self._cfg = BusCfg() if cfg is None else cfg
+        self.calibration = calibration
         self.mounting = Mounting(hardware, calibration)
         """Between joints and shafts, whole turns found by `probe` included."""
         check_representable(hardware, self.mounting, desc)
@@ -130,12 +131,36 @@ class CanJointBus:
         self._decode()
         return self.readings
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """Unique numbers of the drives, hexadecimal, as of the last probe; "" where unknown."""
+        return tuple(self.wire.identities)
+
+    @property
+    def unconfirmed(self) -> str:
+        """Why it is not certain which drive moves which joint, and the remedy; else empty."""
+        return self.calibration.unconfirmed(self.wire.identities)
+
+    def recover(self) -> DriveReadings:
+        """What a start does, for a robot whose power, adapter or drive was away.
+
+        Every bus is opened anew, every drive asked, whole turns are counted again, and limits and
+        time-outs written. Raises as those do; then no drive is switched on.
+        """
+        self._enabled[:] = False
+        self._any_enabled = False
+        self.wire.reopen()
+        readings = self.probe()
+        self.enable(readings)
+        return readings
+
     def enable(self, readings: DriveReadings) -> None:
         """Clear faults, arm the drives' own time-out, switch on at the measured pose, leg by leg.
 
         After a failure all drives are switched off again.
         """
         self._health.reset()
+        self.readings.crossed = ()
         self.wire.ids.reset()
         self.wire.reported[:] = 0
         count = len(self._messages)
@@ -207,7 +232,14 @@ class CanJointBus:
                 readings.faults[list(bus.joints)] |= _BUS_OFF
         wire.ids.mark(readings.faults)
         readings.conflicts = wire.ids.conflicts
-        self._health.update(readings, torque, self._enabled, targets.kp > 0.0, self._clock_ns())
+        self._health.update(
+            readings,
+            torque,
+            self._enabled,
+            targets.kp > 0.0,
+            targets.joint_pos,
+            self._clock_ns(),
+        )
         return readings
 
     def _encode(self, targets: DriveTargets, limits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ The file is replaced in one step, so a power cut leaves the old one or the new o
 import copy
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from krabby.config import Config, Text, parse, read_toml
 from krabby.drivers.can.codec import Command
 from krabby.drivers.can.hardware import HardwareDescription, with_joints
+from krabby.drivers.can.identity import emulated_identities, is_emulated
 from krabby.drivers.can.types import DriveTargets
 from krabby.drivers.errors import HardwareError
 from krabby.robot.description import RobotDescription
@@ -31,11 +33,13 @@ _STILL_RAD: Final = 0.01
 class _Joint(Config, frozen=True, kw_only=True):
     offset: float
     direction: Literal[1, -1]
+    drive: str = ""
 
 
 class _File(Config, frozen=True, kw_only=True):
     robot: Text
-    measured: Text
+    measured: str
+    confirmed: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,6 +54,10 @@ class Calibration:
     """Joint angle at which the drive says 0 [rad], shape (n,)."""
     direction: NDArray[np.float64]
     """1 or -1, shape (n,)."""
+    confirmed: str = ""
+    """When an operator saw every joint move, ISO 8601; empty for never."""
+    identities: tuple[str, ...] = ()
+    """Which drive moved each joint then, hexadecimal, in joint order; "" where it does not say."""
 
     @classmethod
     def nominal(cls, hardware: HardwareDescription) -> Self:
@@ -80,18 +88,52 @@ class Calibration:
             joint_names=names,
             offset=np.array([getattr(file.joints, name).offset for name in names]),
             direction=np.array([float(getattr(file.joints, name).direction) for name in names]),
+            confirmed=file.confirmed,
+            identities=tuple(getattr(file.joints, name).drive for name in names),
+        )
+
+    def unconfirmed(self, identities: Sequence[str]) -> str:
+        """Why it is not certain which drive moves which joint, and the remedy; empty when it is.
+
+        Args:
+            identities: Of the drives that answer now, in joint order; "" where unknown.
+        """
+        if all(map(is_emulated, identities)):
+            known = emulated_identities(len(identities), len(identities[0]))
+        elif not self.confirmed:
+            return (
+                "which drive moves which joint, and which way, was never confirmed; run "
+                "krabby drives identify"
+            )
+        elif not self.measured:
+            return "the zeros of the joints were never measured; run krabby drives calibrate"
+        else:
+            known = self.identities or ("",) * len(identities)
+        found = [
+            f"{name} has {_where(identity, known, self.joint_names)}"
+            for name, identity, before in zip(self.joint_names, identities, known, strict=True)
+            if identity and before and identity != before
+        ]
+        if not found:
+            return ""
+        return (
+            f"{', '.join(found)}; put the drives back where they were, or run krabby drives "
+            "identify and calibrate"
         )
 
     def save(self, path: Path) -> None:
         """Replace `path` in one step."""
-        columns = self.joint_names, self.offset.tolist(), self.direction.tolist()
+        known = self.identities or [""] * len(self.joint_names)
+        drives = [f', drive = "{identity}"' if identity else "" for identity in known]
+        columns = self.joint_names, self.offset.tolist(), self.direction.tolist(), drives
         lines = [
-            "# Written by calibrating: joint angle = direction * drive angle / gear + offset.",
-            f'robot = "{self.robot}"\nmeasured = "{self.measured}"\n\n[joints]',
+            "# Written by krabby drives: joint angle = direction * drive angle / gear + offset.",
+            f'robot = "{self.robot}"\nmeasured = "{self.measured}"\nconfirmed = "{self.confirmed}"',
+            "\n[joints]",
             # repr of a float is the shortest text that reads back as the same number.
             *(
-                f"{name} = {{ offset = {offset!r}, direction = {direction:.0f} }}"
-                for name, offset, direction in zip(*columns, strict=True)
+                f"{name} = {{ offset = {offset!r}, direction = {direction:.0f}{drive} }}"
+                for name, offset, direction, drive in zip(*columns, strict=True)
             ),
         ]
         partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -106,6 +148,13 @@ class Calibration:
             raise HardwareError(
                 f"cannot write {path}: {error.strerror}; nothing was changed"
             ) from error
+
+
+def _where(identity: str, known: Sequence[str], names: Sequence[str]) -> str:
+    """Which drive that is."""
+    if identity in known:
+        return f"the drive of {names[list(known).index(identity)]}"
+    return f"another drive ({identity}) than when it was confirmed"
 
 
 def calibrate(

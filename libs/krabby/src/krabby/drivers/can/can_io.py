@@ -17,7 +17,7 @@ from krabby.drivers.can.codec import Frame
 from krabby.drivers.can.hardware import BusSpec
 from krabby.drivers.errors import DriveError
 
-__all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release"]
+__all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release", "source_of"]
 
 _BUFFER: Final = 1 << 16
 """Longest that the kernel hands over at once."""
@@ -83,6 +83,8 @@ class _UdpBus(UdpMulticastBus):
         self._at = self._end = self._stride = 0
         """What is left of the buffer, and how long each datagram in it is."""
         self._stamp_s = 0.0
+        self.source: object = None
+        """Address of the socket that sent what was taken from the kernel last."""
 
     @property
     def is_ahead(self) -> bool:
@@ -153,7 +155,7 @@ class _UdpBus(UdpMulticastBus):
     def _fill(self) -> bool:
         """Take what the kernel hands over at once; says whether there was something."""
         try:
-            count, ancillary, _, _ = self._receiver.recvmsg_into(
+            count, ancillary, _, self.source = self._receiver.recvmsg_into(
                 [self._buffer], _ANCILLARY, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
@@ -185,6 +187,11 @@ def release(bus: can.BusABC) -> None:
 def is_ahead(bus: can.BusABC) -> bool:
     """Whether `recv` has a frame in hand of which the bus's file descriptor does not tell."""
     return isinstance(bus, _UdpBus) and bus.is_ahead
+
+
+def source_of(bus: can.BusABC) -> object:
+    """Which socket sent the frame that `recv` returned last; None where a bus does not say."""
+    return bus.source if isinstance(bus, _UdpBus) else None
 
 
 def _takes_several(sender: socket.socket, receiver: socket.socket) -> bool:

@@ -139,6 +139,8 @@ class Parameter(IntEnum):
     """`DriveModel.position_range` as the drive has it; read only here."""
     VELOCITY_RANGE = 7
     TORQUE_RANGE = 8
+    IDENTITY = 9
+    """What tells this very drive from all others: `Reply.identity`; read only."""
 
 
 class Request(NamedTuple):
@@ -164,6 +166,8 @@ class Reply(NamedTuple):
     """The make's own number of the parameter."""
     faults: int = 0
     """`DriveFault` bits, of a frame sent because of them."""
+    identity: str = ""
+    """Of `Parameter.IDENTITY`: hexadecimal; empty where the drive has none."""
 
 
 class ParameterField(NamedTuple):
@@ -245,6 +249,8 @@ class Codec(ABC):
     """Whether its frames have 29-bit ids."""
     feedback_mask: int
     """`arbitration_id & feedback_mask` of a feedback is its `feedback_key`."""
+    identity_digits: int
+    """Hexadecimal digits of `Parameter.IDENTITY`."""
     write_answers_with_feedback: bool
     """Whether WRITE is answered by a feedback instead of a reply."""
     timeout_is_fault: bool

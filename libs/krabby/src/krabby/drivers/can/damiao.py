@@ -73,6 +73,7 @@ class DamiaoCodec(Codec):
     name = "damiao"
     is_extended = False
     feedback_mask = 0x7FF
+    identity_digits = 8
     write_answers_with_feedback = False
     timeout_is_fault = True
     command = Layout(
@@ -103,6 +104,8 @@ class DamiaoCodec(Codec):
         Parameter.RUN_MODE: ParameterField(10, "I", offset=1),
         # 20 counts a millisecond: public drivers of the make agree, its manual gives no unit.
         Parameter.CAN_TIMEOUT: ParameterField(9, "I", 20000.0),
+        # SN, the serial number.
+        Parameter.IDENTITY: ParameterField(15, "I"),
         Parameter.POSITION_RANGE: ParameterField(21, "f"),
         Parameter.VELOCITY_RANGE: ParameterField(22, "f"),
         Parameter.TORQUE_RANGE: ParameterField(23, "f"),
@@ -156,6 +159,8 @@ class DamiaoCodec(Codec):
 
     def reply(self, reply: Reply) -> Frame:
         """See `Codec`. The make has no refusal: an unknown register answers 0."""
+        if reply.parameter == Parameter.IDENTITY:
+            reply = reply._replace(value=float(int(reply.identity or "0", 16)))
         is_known = reply.value == reply.value
         value = self.pack(reply.parameter, reply.value) if is_known else bytes(4)
         to = self.feedback_key(reply.can_id)
@@ -173,7 +178,10 @@ class DamiaoCodec(Codec):
         answers = _OPERATIONS[Kind.READ], _OPERATIONS[Kind.WRITE]
         if operation not in answers or frame.arbitration_id != self.feedback_key(can_id):
             return None
-        return Reply(can_id, *self.unpack(index, frame.data[4:]), index)
+        parameter, value = self.unpack(index, frame.data[4:])
+        is_identity = parameter == Parameter.IDENTITY and value
+        identity = f"{int(value):08x}" if is_identity else ""
+        return Reply(can_id, parameter, value, index, identity=identity)
 
     def sender(self, frame: Frame) -> int | None:
         """See `Codec`. Under an id that is not `feedback_key` of a drive: that id itself.

@@ -133,6 +133,14 @@ FAULTS: Final = {
         "As shared_id, by bus and id; shown on all joints of the bus.",
         _SHUT,
     ),
+    DriveFault.CROSSED: FaultInfo(
+        "The joint moves when another one is commanded, and that one when this is.",
+        "Exchange the plugs or ids of the two joints that are named, or their entries in "
+        "hardware.toml; then krabby drives identify.",
+        "For a quarter of a second both were over 0.15 rad from their own targets and within "
+        "0.06 rad of each other's.",
+        _DAMPED,
+    ),
 }
 """By fault; every bit of `DriveFault` has a row."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krabby.drivers.can.calibration import Mounting
+from krabby.drivers.can.crossing import CrossingWatch
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.types import DriveFault, DriveMode, DriveReadings
 from krabby.robot.description import RobotDescription
@@ -67,6 +68,7 @@ class DriveHealth:
         """Joints of legs that carry load, shape (n,); to be set from outside."""
         self.effort_share: NDArray[np.float64] = np.ones(count)
         """Share of the effort limit that temperature and voltage leave, shape (n,)."""
+        self._crossing = CrossingWatch(count)
         self._latched = np.zeros(count, np.uint32)
         self._pos = np.full(count, np.nan)
         self._stamp_ns = np.zeros(count, np.int64)
@@ -82,6 +84,7 @@ class DriveHealth:
     def reset(self) -> None:
         """Forget latched faults and start watching anew."""
         self._latched[:] = 0
+        self._crossing.reset()
         self._pos[:] = np.nan
 
     def update(
@@ -90,14 +93,16 @@ class DriveHealth:
         torque: NDArray[np.float64],
         enabled: NDArray[np.bool_],
         holding: NDArray[np.bool_],
+        target: NDArray[np.float64],
         now_ns: int,
     ) -> None:
         """Add to `readings.faults` what this reading shows.
 
         `torque` is the commanded one [N·m]; `enabled` drives were switched on, `holding` ones were
-        told to hold a position; all of shape (n,).
+        told to hold a position, `target` [rad]; all of shape (n,).
         """
         self._watch_position(readings, torque, holding)
+        self._watch_crossing(readings, target, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)
         self._latched[dropped] |= _BITS[DriveFault.DROPPED_OUT]
         faults = readings.faults
@@ -105,6 +110,18 @@ class DriveHealth:
         silent = now_ns - readings.stamp_ns > self.cfg.no_reply_s * 1e9
         faults[silent] |= _BITS[DriveFault.NO_REPLY]
         self._derate(readings)
+
+    def _watch_crossing(
+        self,
+        readings: DriveReadings,
+        target: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> None:
+        self._crossing.update(readings.joint_pos, target, holding)
+        if self._crossing.pairs:
+            readings.crossed = self._crossing.pairs
+            for pair in self._crossing.pairs:
+                self._latched[list(pair)] |= _BITS[DriveFault.CROSSED]
 
     def _watch_position(
         self,

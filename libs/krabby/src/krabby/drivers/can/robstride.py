@@ -8,6 +8,7 @@ Words are big-endian where 16 bits wide, little-endian otherwise.
 
 | type | from | what | id bits 23..8 | data |
 | --- | --- | --- | --- | --- |
+| 0 | both | the drive's unique number | host id; reply: drive id, to FE | reply: 64 bits |
 | 1 | host | MIT command | torque | position, velocity, kp, kd: 16 bits each |
 | 2 | drive | feedback | mode (2), faults (6), drive id (8) | position, velocity, torque, °C x 10 |
 | 3 | host | enable | host id | 0 |
@@ -18,7 +19,7 @@ Words are big-endian where 16 bits wide, little-endian otherwise.
 | 21 | drive | faults in detail | drive id | fault bits, warning bits |
 | 22 | host | keep parameters | host id | 1 to 8 |
 
-Everything but type 17 is answered by a feedback; the target id of an answer is the host's.
+Everything but types 0 and 17 is answered by a feedback; the target id of an answer is the host's.
 A drive whose `canTimeout` ran out goes back to mode reset: the motor has no current, the drive's
 own damping against being turned remains.
 """
@@ -47,7 +48,9 @@ __all__ = ["RobStrideCodec"]
 
 _HOST_ID: Final = 0xFD
 """The host's own id, as the manual's examples and the maker's tool have it."""
-_COMMAND, _FEEDBACK, _DISABLE, _READ, _WRITE, _FAULTS = 1, 2, 4, 17, 18, 21
+_IDENTITY, _COMMAND, _FEEDBACK, _DISABLE, _READ, _WRITE, _FAULTS = 0, 1, 2, 4, 17, 18, 21
+_IDENTITY_TO: Final = 0xFE
+"""Target id of every answer to type 0, whichever host asked."""
 # Communication type and first bytes of the data; of two with one type the longer one is first.
 _REQUESTS: Final = {
     Kind.ENABLE: (3, b""),
@@ -95,6 +98,7 @@ class RobStrideCodec(Codec):
     name = "robstride"
     is_extended = True
     feedback_mask = 0x1F00FFFF
+    identity_digits = 16
     write_answers_with_feedback = True
     timeout_is_fault = False
     command = Layout(
@@ -159,6 +163,8 @@ class RobStrideCodec(Codec):
         """See `Codec`."""
         if request.kind not in (Kind.READ, Kind.WRITE):
             return self._frame(*_REQUESTS[request.kind], request.can_id)
+        if request.parameter == Parameter.IDENTITY:
+            return self._frame(_IDENTITY, bytes(8), request.can_id)
         kind, value = _READ, bytes(4)
         if request.kind == Kind.WRITE:
             kind, value = _WRITE, self.pack(request.parameter, request.value)
@@ -173,6 +179,8 @@ class RobStrideCodec(Codec):
             return Request(Kind.COMMAND, can_id)
         if frame.arbitration_id >> 8 & 0xFF != self.host_id:
             return None
+        if kind == _IDENTITY:
+            return Request(Kind.READ, can_id, Parameter.IDENTITY)
         if kind in (_READ, _WRITE):
             index = int.from_bytes(frame.data[:2], "little")
             parameter, value = self.unpack(index, frame.data[4:])
@@ -188,6 +196,9 @@ class RobStrideCodec(Codec):
 
     def reply(self, reply: Reply) -> Frame:
         """See `Codec`. NaN goes out as status 1: the drive has no such parameter."""
+        if reply.parameter == Parameter.IDENTITY:
+            to = _IDENTITY << 24 | reply.can_id << 8 | _IDENTITY_TO
+            return Frame(to, bytes.fromhex(reply.identity.zfill(16)), True)
         to_host = reply.can_id << 8 | self.host_id
         if reply.faults:
             bits = sum(1 << bit for fault, bit in _FIRST_DETAIL.items() if fault & reply.faults)
@@ -199,9 +210,15 @@ class RobStrideCodec(Codec):
 
     def parse_reply(self, frame: Frame) -> Reply | None:
         """See `Codec`."""
-        if self.is_foreign(frame) or frame.arbitration_id & 0xFF != self.host_id:
+        if self.is_foreign(frame):
             return None
         kind, can_id = frame.arbitration_id >> 24, frame.arbitration_id >> 8 & 0xFF
+        if kind == _IDENTITY and frame.arbitration_id & 0xFF == _IDENTITY_TO:
+            number = int.from_bytes(frame.data)
+            identity = f"{number:016x}" if number else ""
+            return Reply(can_id, Parameter.IDENTITY, float(bool(number)), identity=identity)
+        if frame.arbitration_id & 0xFF != self.host_id:
+            return None
         if kind == _FAULTS:
             word = int.from_bytes(frame.data[:4], "little")
             faults = DriveFault(0)
@@ -222,6 +239,7 @@ class RobStrideCodec(Codec):
         kind, host = frame.arbitration_id >> 24, frame.arbitration_id & 0xFF
         # Another host's request to read has the same type as the reply.
         is_drives = kind in (_FEEDBACK, _FAULTS) or (kind == _READ and host == self.host_id)
+        is_drives |= kind == _IDENTITY and host == _IDENTITY_TO
         return frame.arbitration_id >> 8 & 0xFF if is_drives else None
 
     def _frame(self, kind: int, data: bytes, can_id: int) -> Frame:

@@ -103,7 +103,7 @@ class DriveSetup:
         return unheard
 
     def find_drives(self, now_ns: Callable[[], int]) -> str:
-        """Ask every drive, and for conflicts of ids; returns who does not answer, as an error."""
+        """Ask every drive, and for conflicts of ids; returns what is wrong besides, as an error."""
         cfg, wire, drives = self._cfg, self._wire, self._hardware.drives
         missing = self.ask_state(range(len(drives)), cfg.probe_s)
         present = [joint for joint in range(len(drives)) if joint not in missing]
@@ -112,10 +112,93 @@ class DriveSetup:
             if number >= cfg.id_rounds and not wire.ids.suspects(now_ns()):
                 break
             self.ask_state(present, cfg.answer_s)
-        if not missing:
+        if missing:
+            names = ", ".join(str(drives[joint]) for joint in missing)
+            silent = f"no answer from {names}; {remedy(DriveFault.NO_REPLY)}"
+            return ("" if wire.ids.conflicts else self._exchanged_buses(missing)) or silent
+        crossed = "" if wire.ids.conflicts else self._crossed_answers()
+        if not crossed:
+            self._ask_identities()
+        return crossed
+
+    def _exchanged_buses(self, missing: list[int]) -> str:
+        """Whether drives that do not answer do so on the wires of another bus."""
+        wire, drives = self._wire, self._hardware.drives
+        silent = [
+            bus for bus in wire.buses.values() if all(joint in missing for joint in bus.joints)
+        ]
+        found = []
+        for bus in silent:
+            for other in wire.buses.values():
+                if other is bus or other.codec is not bus.codec:
+                    continue
+                ids = [drives[joint].can_id for joint in bus.joints]
+                answering = wire.who_answers(other, ids, self._cfg.answer_s)
+                if answering.issuperset(ids):
+                    found.append(
+                        f"the drives of bus {bus.spec.name} answer on {other.spec.channel}, where "
+                        f"those of {other.spec.name} belong"
+                    )
+        wire.ids.reset()  # those that were asked under ids that the bus does not have
+        if not found:
             return ""
-        names = ", ".join(str(drives[joint]) for joint in missing)
-        return f"no answer from {names}; {remedy(DriveFault.NO_REPLY)}"
+        return (
+            f"{'; '.join(found)}: the adapters or their plugs are exchanged; exchange the plugs, "
+            "or name the adapters anew: krabby drives adapters"
+        )
+
+    def _crossed_answers(self) -> str:
+        """Whether a drive answers under another one's id: each is asked alone."""
+        wire, drives = self._wire, self._hardware.drives
+        crossed = []
+        for joint, drive in enumerate(drives):
+            for _ in range(self._cfg.tries):
+                wire.begin_cycle()
+                wire.give_up(joint)
+                wire.send(joint, self.poll[joint])
+                bus = wire.bus_of[joint]
+                deadline_ns = wire.cycle_ns + round(self._cfg.answer_s * 1e9)
+                wire.read(bus, lambda joint=joint: self._unanswered(joint), deadline_ns)
+                if not self._unanswered(joint):
+                    break
+            others = self._others(joint)
+            if not wire.fresh[joint] and others:
+                crossed.append(f"{drive} is asked and {others[0]} answers")
+        if not crossed:
+            return ""
+        return (
+            f"{'; '.join(crossed)}: they have each other's id of answers (Damiao: MST_ID, which is "
+            "0x100 + the drive's own id); set it with the maker's tool"
+        )
+
+    def _others(self, joint: int) -> list[str]:
+        """Joints of the same bus whose drives said something that was not asked of them."""
+        wire, drives = self._wire, self._hardware.drives
+        by_id = wire.bus_of[joint].by_id
+        others = (by_id.get(can_id, joint) for _, can_id in wire.surplus)
+        return [drives[other].joint for other in others if other != joint]
+
+    def _unanswered(self, joint: int) -> bool:
+        return not (self._wire.fresh[joint] or self._others(joint))
+
+    def _ask_identities(self) -> None:
+        """Ask what tells every drive from all others; one that does not say stays unknown."""
+        wire = self._wire
+        wire.identities[:] = [""] * len(wire.identities)
+        for _ in range(self._cfg.identity_tries):
+            unknown = [joint for joint, known in enumerate(wire.identities) if not known]
+            if not unknown:
+                return
+            wire.begin_cycle()
+            for joint in unknown:
+                message = wire.request(joint, Kind.READ, Parameter.IDENTITY)
+                wire.send(joint, message, answers=False)
+            deadline_ns = wire.cycle_ns + round(self._cfg.answer_s * 1e9)
+            for bus in wire.buses.values():
+                wire.read(bus, lambda bus=bus: self._wants_identity(bus.joints), deadline_ns)
+
+    def _wants_identity(self, joints: Iterable[int]) -> bool:
+        return not all((joint, Parameter.IDENTITY) in self._wire.answers for joint in joints)
 
     def refuse_conflicts(self, besides: str = "") -> None:
         """Raise for ids that are not one drive's; `besides` is what else is wrong."""

@@ -18,10 +18,12 @@ import numpy as np
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Codec, Feedback, Frame, Kind, Parameter, Reply, Scale
 from krabby.drivers.can.hardware import HardwareDescription, JointDrive
+from krabby.drivers.can.identity import emulated_identity
 from krabby.drivers.can.types import DriveFault, DriveMode
 
-__all__ = ["FakeDrive", "FakeDrives", "free_multicast_channels"]
+__all__ = ["FakeDrive", "FakeDrives", "SteppedDrives", "fake_drives", "free_multicast_channels"]
 
+_SPARE = 0x7E
 _STEP_RAD = 0.05
 """How far a fake drive turns towards its target per command."""
 
@@ -56,6 +58,8 @@ class FakeDrive:
     kd: float = 0.0
     target: float = 0.0
     """Of the newest command [rad]."""
+    identity: str | None = None
+    """Its unique number, hexadecimal; empty for a drive that does not say, None for a spare's."""
     commands: int = 0
     requests: list[Kind] = field(default_factory=list)
     """Everything but commands, in order."""
@@ -64,6 +68,8 @@ class FakeDrive:
     def __post_init__(self) -> None:
         """Parameters as delivered."""
         model = self.spec.model
+        if self.identity is None:
+            self.identity = emulated_identity(_SPARE, self.codec.identity_digits)
         self.parameters = {
             Parameter.CAN_TIMEOUT: 0.0,
             Parameter.RUN_MODE: 0.0,
@@ -97,6 +103,11 @@ class FakeDrive:
             case Kind.WRITE:
                 self.parameters[request.parameter] = request.value
         is_write = request.kind == Kind.WRITE and not self.codec.write_answers_with_feedback
+        if request.parameter == Parameter.IDENTITY:
+            if not self.identity:
+                return None
+            known = Reply(request.can_id, Parameter.IDENTITY, 1.0, identity=self.identity)
+            return self._out(self.codec.reply(known))
         if request.kind == Kind.READ or is_write:
             known = self.parameters | {Parameter.VOLTAGE: self.voltage_v}
             value = known.get(request.parameter, math.nan)
@@ -144,12 +155,21 @@ class FakeDrive:
         return None if self.muted else frame
 
 
+def fake_drives(hardware: HardwareDescription) -> list[FakeDrive]:
+    """One drive for every joint, in joint order, each with its own number."""
+    makes = [hardware.codec_of(spec.bus) for spec in hardware.drives]
+    return [
+        FakeDrive(spec, make, identity=emulated_identity(joint, make.identity_digits))
+        for joint, (spec, make) in enumerate(zip(hardware.drives, makes, strict=True))
+    ]
+
+
 class FakeDrives:
     """All drives of the robot on their buses; a context manager."""
 
     def __init__(self, hardware: HardwareDescription) -> None:
         """Every drive stands at its zero, switched off."""
-        self.drives = [FakeDrive(spec, hardware.codec_of(spec.bus)) for spec in hardware.drives]
+        self.drives = fake_drives(hardware)
         """In joint order."""
         self.twins: list[FakeDrive] = []
         """Second drives under ids of those; each answers after the first."""
@@ -194,6 +214,49 @@ class FakeDrives:
                 answer = hearing.handle(frame, time.monotonic())
                 if answer is not None:
                     bus.send(message_of(answer))
+
+
+class SteppedDrives:
+    """All drives on virtual buses in one thread; they answer when `clock_ns` is asked for the time.
+
+    So a run is the same however slow the machine is.
+    """
+
+    def __init__(self, hardware: HardwareDescription, name: str) -> None:
+        """`name` keeps the buses apart from those of others in this process."""
+        names = {bus.name: f"{name}-{bus.name}" for bus in hardware.buses}
+        self.hardware = hardware.with_interface("virtual", names)
+        self.drives = fake_drives(self.hardware)
+        self.order = list(range(len(hardware.buses)))
+        """Whose drives hang on each bus's wires."""
+        self.now_ns = 1_000_000_000
+        self._peers = [open_bus(spec) for spec in self.hardware.buses]
+
+    def clock_ns(self) -> int:
+        """Now; 20 us later than the last time [ns]."""
+        self.now_ns += 20_000
+        for number, peer in enumerate(self._peers):
+            joints = self.hardware.drives_of(self.hardware.buses[self.order[number]].name)
+            while (message := peer.recv(0.0)) is not None:
+                frame = frame_of(message)
+                request = self.drives[joints[0]].codec.parse_request(frame)
+                for joint in joints:
+                    drive = self.drives[joint]
+                    if request is None or request.can_id != drive.spec.can_id:
+                        continue
+                    answer = drive.handle(frame, self.now_ns * 1e-9)
+                    if answer is not None:
+                        peer.send(message_of(answer))
+        return self.now_ns
+
+    def wait(self, duration_s: float) -> None:
+        """Let time pass [s]."""
+        self.now_ns += round(duration_s * 1e9)
+
+    def close(self) -> None:
+        """Leave the buses."""
+        for peer in self._peers:
+            peer.shutdown()
 
 
 def free_multicast_channels(hardware: HardwareDescription) -> dict[str, str]:

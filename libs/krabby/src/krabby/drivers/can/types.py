@@ -56,6 +56,7 @@ class DriveFault(IntFlag):
     VOLTAGE_HIGH = 1 << 23
     SHARED_ID = 1 << 24
     UNKNOWN_ID = 1 << 25
+    CROSSED = 1 << 26
 
 
 class IdConflict(NamedTuple):
@@ -135,6 +136,8 @@ class DriveReadings:
         """Commands that were not answered in time, running total."""
         self.conflicts: tuple[IdConflict, ...] = ()
         """Ids that are not one drive's; kept until drives are probed or enabled again."""
+        self.crossed: tuple[tuple[int, int], ...] = ()
+        """Pairs of joints that follow each other's commands."""
 
     @property
     def count(self) -> int:

@@ -16,7 +16,7 @@ Answers to no request are dropped and counted by id: `ids` decides when they are
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -42,6 +42,10 @@ _PASSIVE: Final = 0x30
 _MOST_FRAMES: Final = 256
 """Read from one bus in one cycle; a babbling node must not hold up the loop."""
 _MOST_ERRORS: Final = 8
+_CLOCK_PAIRS: Final = 3
+_CLOCKS_CLOSE_NS: Final = 20_000
+_CLOCKS_APART_NS: Final = 100_000
+"""Two clocks that were read farther apart are not compared; the last comparison stays."""
 _LOAD_WINDOW_NS: Final = 1_000_000_000
 
 
@@ -61,6 +65,9 @@ class BusCfg:
     """How often a probe asks again those that answer, to notice an id that answers twice."""
     id_rounds_more: int = 40
     """The same once an id did."""
+    identity_tries: int = 2
+    """How often a drive is asked for its unique number; one that does not say is used all the
+    same."""
     surplus_s: float = 0.002
     """How long it listens after the last answer of a round; a second drive answers at once."""
     sink_share: float = 0.25
@@ -131,6 +138,10 @@ class Wire:
         """Data and id of the newest feedback of every drive."""
         self.answers: dict[tuple[int, Parameter], float] = {}
         """Values that were asked for and came in this cycle, by joint."""
+        self.identities = [""] * count
+        """What tells each drive from all others, hexadecimal; empty while unknown, by joint."""
+        self.surplus: list[tuple[str, int]] = []
+        """Bus and id of answers to no request, in this cycle."""
         self.reported = np.zeros(count, np.uint32)
         """Faults from fault frames, until faults are cleared."""
         self.late = np.zeros(count, np.int64)
@@ -145,6 +156,23 @@ class Wire:
         except DriveError:
             self.close()
             raise
+
+    def reopen(self) -> None:
+        """Open every bus anew: an adapter that was plugged in again is another device.
+
+        Raises:
+            DriveError: Some cannot be opened; the others are.
+        """
+        self.close()
+        problems = []
+        for bus in self.buses.values():
+            try:
+                bus.can, bus.state = open_bus(bus.spec), "ok"
+            except DriveError as error:
+                bus.state = "off"
+                problems.append(str(error))
+        if problems:
+            raise DriveError("; ".join(problems))
 
     def close(self) -> None:
         """Close every bus."""
@@ -164,10 +192,26 @@ class Wire:
     def begin_cycle(self) -> None:
         """From now on replies to earlier commands are late."""
         self.cycle_ns = self._clock_ns()
-        # Frames are stamped by the kernel's wall clock; this is how far it is ahead of ours.
-        self._wall_ns = time.time_ns() - self.cycle_ns
+        self._wall_ns = self._ahead_ns()
         self.fresh = [False] * len(self.fresh)
         self.answers.clear()
+        self.surplus.clear()
+
+    def _ahead_ns(self) -> int:
+        """How far the wall clock, by which the kernel stamps frames, is ahead of ours [ns]."""
+        if self._clock_ns is not time.monotonic_ns:
+            return time.time_ns() - self.cycle_ns
+        # The process may be made to wait between two clocks: the closest of a few pairs counts.
+        closest, ahead_ns = _CLOCKS_APART_NS, self._wall_ns
+        for _ in range(_CLOCK_PAIRS):
+            before_ns = time.monotonic_ns()
+            wall_ns = time.time_ns()
+            took_ns = time.monotonic_ns() - before_ns
+            if took_ns <= closest or not ahead_ns:
+                closest, ahead_ns = took_ns, wall_ns - before_ns - took_ns // 2
+            if took_ns < _CLOCKS_CLOSE_NS:
+                break
+        return ahead_ns
 
     def hold(self) -> None:
         """Settle debts with what came since the last cycle, then collect frames to send."""
@@ -232,6 +276,17 @@ class Wire:
         deadline_ns = self._clock_ns() + round(duration_s * 1e9)
         for bus in self.buses.values():
             self.read(bus, lambda: True, deadline_ns)
+
+    def who_answers(self, bus: Bus, can_ids: Iterable[int], duration_s: float) -> set[int]:
+        """Ids on `bus`, of these, that a drive answers to; each is told to be off."""
+        self.begin_cycle()
+        for can_id in can_ids:
+            message = message_of(bus.codec.request(Request(Kind.DISABLE, can_id)))
+            with contextlib.suppress(can.CanError, OSError):
+                if bus.can is not None:
+                    bus.can.send(message)
+        self.read(bus, lambda: True, self.cycle_ns + round(duration_s * 1e9))
+        return {can_id for _, can_id in self.surplus}
 
     def forget(self) -> None:
         """Drop what the buses still hold and what drives still owe."""
@@ -338,12 +393,15 @@ class Wire:
                 self._note_surplus(bus, reply.can_id)
                 return
             asked.popleft()
+            if reply.parameter == Parameter.IDENTITY:
+                self.identities[joint] = reply.identity
             self.answers[joint, reply.parameter] = reply.value
             if reply.parameter == Parameter.VOLTAGE:
                 self._readings.voltage_v[joint] = reply.value
 
     def _note_surplus(self, bus: Bus, can_id: int) -> None:
         bus.unexpected += 1
+        self.surplus.append((bus.spec.name, can_id))
         self.ids.note(bus.spec.name, can_id, self.cycle_ns)
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from krabby.drivers.imu.gravity import GravityWatch
 from krabby.drivers.imu.types import ImuSample
 
 __all__ = ["ImuCheck", "ImuFault", "ImuLimits"]
@@ -27,6 +28,8 @@ class ImuFault(StrEnum):
     """New stamps, but not a bit of the values changes: no real sensor is that quiet."""
     RATE = "rate"
     """Far fewer samples come than were asked for."""
+    GRAVITY = "gravity"
+    """Accelerometer and attitude do not agree on what is up; `ImuCheck.detail` has the cause."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,10 +64,16 @@ class ImuCheck:
         self._content, self._content_since_ns = b"", 0
         self._arrived: deque[int] = deque()
         self._jumped = False
+        self._gravity = GravityWatch()
         self.counts: dict[ImuFault, int] = dict.fromkeys(ImuFault, 0)
         """How often each fault began."""
         self.faults: tuple[ImuFault, ...] = ()
         """Those of the last call."""
+
+    @property
+    def detail(self) -> str:
+        """What is wrong with gravity and the remedy; empty when nothing is."""
+        return self._gravity.problem
 
     def observe(self, sample: ImuSample | None, now_ns: int) -> tuple[ImuFault, ...]:
         """Faults of the source whose newest sample this is; each lasts as long as its cause.
@@ -83,6 +92,7 @@ class ImuCheck:
             same_ns = last.stamp_ns - self._content_since_ns
             found[ImuFault.STUCK] = same_ns >= limits.stuck_after_s * 1e9
         found[ImuFault.RATE] = self._too_slow(now_ns)
+        found[ImuFault.GRAVITY] = bool(self._gravity.problem)
         faults = tuple(fault for fault, is_found in found.items() if is_found)
         for fault in faults:
             self.counts[fault] += fault not in self.faults
@@ -94,6 +104,10 @@ class ImuCheck:
         if content != self._content:
             self._content, self._content_since_ns = content, sample.stamp_ns
         self._jumped = self._last is not None and self._is_jump(self._last, sample)
+        gap_ns = 0 if self._last is None else sample.stamp_ns - self._last.stamp_ns
+        if gap_ns > self._limits.silent_after_s * 1e9:  # another sensor, or another attitude
+            self._gravity.reset()
+        self._gravity.see(sample)
         self._last = sample
         self._arrived.append(now_ns)
 
