@@ -15,7 +15,15 @@ import msgspec
 import numpy as np
 import structlog
 from krabby.drivers.can.calibration import Calibration
-from krabby.drivers.can.can_io import frame_of, hold, is_ahead, message_of, open_bus, release
+from krabby.drivers.can.can_io import (
+    frame_of,
+    hold,
+    is_ahead,
+    message_of,
+    open_bus,
+    release,
+    source_of,
+)
 from krabby.drivers.can.codec import Frame, Kind, Request
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.testing import FakeDrive
@@ -35,6 +43,10 @@ _GATHER_NS = 100_000
 translating them one by one would cost three times as much."""
 _POLL_S = 0.0005
 """A bus without a file descriptor, as `virtual` is, is looked at this often."""
+_REPEAT_NS = 170_000
+"""A damaged frame, the flag and gap after it [ns]."""
+_FRAME_BITS = 150
+_ERROR_CONTROLLER = 0x04
 _ERROR_BUS_OFF = 0x40
 """Id of the error frame with which Linux tells of a bus-off (linux/can/error.h)."""
 
@@ -50,7 +62,13 @@ class _Bus:
         self.joints = {hardware.drives[i].can_id: i for i in hardware.drives_of(self.name)}
         self.counts = {"in": 0, "out": 0, "lost": 0}
         """Frames taken in, answered, swallowed by a fault."""
-        self.was_off = False
+        self.was_off = self.was_noisy = False
+        self.replugged = 0
+        """How often its adapter was pulled, so far."""
+        self._sources: set[object] = set()
+        """Sockets that were heard since."""
+        self._dead: set[object] = set()
+        """Sockets that were opened before the adapter was pulled."""
         self.fileno = -1
         self._can: Any = None
 
@@ -74,6 +92,11 @@ class _Bus:
                 continue
             if message is None:
                 break
+            source = source_of(bus)
+            if source in self._dead:
+                continue
+            if source is not None:
+                self._sources.add(source)
             if not (message.is_error_frame or message.is_remote_frame):
                 messages.append(message)
         return messages
@@ -85,6 +108,13 @@ class _Bus:
         except can.CanError as error:  # no receiver, or the queue is full
             self.counts["lost"] += 1
             log.debug("frame not sent", bus=self.name, error=str(error))
+
+    def replug(self, count: int) -> None:
+        """The adapter was pulled so often: what was opened before is dead."""
+        if count > self.replugged:
+            self._dead |= self._sources
+            self._sources.clear()
+        self.replugged = count
 
     def hold(self) -> None:
         """Let what is sent from now on go out together, at `release`."""
@@ -130,6 +160,8 @@ class CanSide:
         self._drives = EmulatedDrives(hardware, calibration, bank)
         self._count = len(hardware.drives)
         self._buses = [_Bus(hardware, index) for index in range(len(hardware.buses))]
+        self._joints_on = [bus.joints for bus in self._buses]
+        """By bus of the host: whose drive listens to an id there."""
         self._pollable: list[int] = []
         self._waiting: list[_Heard] = []
         """Commands that are taken and not carried out yet."""
@@ -138,6 +170,8 @@ class CanSide:
         self._twins: dict[int, FakeDrive] = {}
         """Second drives under the id of a joint's."""
         self._heard_by_twins: list[_Heard] = []
+        self._changes = -1
+        """Of the board, when the wires were last looked at."""
         self._late: list[tuple[int, int, _Bus, can.Message]] = []
         self._order = itertools.count()
 
@@ -163,10 +197,9 @@ class CanSide:
     def serve(self, until_ns: int) -> int:
         """Wait for frames until `until_ns`, answer those of one wake-up; returns how many."""
         now_ns = self._clock_ns()
-        if self._board.twins.keys() != self._twins.keys():
-            self._plug_twins()
+        if self._board.changes != self._changes:
+            self._rewire()
         self._drives.wake_rebooted()
-        self._announce_bus_off()
         self._send_late(now_ns)
         if self._late:
             until_ns = min(until_ns, self._late[0][0])
@@ -204,10 +237,11 @@ class CanSide:
                 bus.counts["lost"] += len(messages)
                 continue
             now_ns = self._clock_ns()
+            joints = self._joints_on[bus.index]
             for message in messages:
                 frame = frame_of(message)
                 request = bus.codec.parse_request(frame)  # other drives' replies ask nothing
-                joint = None if request is None else bus.joints.get(request.can_id)
+                joint = None if request is None else joints.get(request.can_id)
                 if request is None or joint is None or now_ns < self._bank.ready_ns[joint]:
                     continue
                 bus.counts["in"] += 1
@@ -239,7 +273,8 @@ class CanSide:
         now_ns = self._clock_ns()
         commands, self._waiting = self._waiting, []
         if commands:
-            joints, frames = [c.joint for c in commands], [c.frame for c in commands]
+            crossed = self._board.crossed
+            joints, frames = [crossed[c.joint] for c in commands], [c.frame for c in commands]
             self._drives.command(commands[0].bus.codec, joints, frames, now_ns)
             self._feed_back(commands, now_ns)
         asked, self._asked = self._asked, []
@@ -251,6 +286,24 @@ class CanSide:
             answer = None if twin is None else twin.handle(frame, now_ns * 1e-9)
             if answer is not None:
                 self._send(bus, joint, answer, now_ns)
+
+    def _rewire(self) -> None:
+        """Bring wires, ids and second drives to what the faults in force make of them."""
+        board = self._board
+        self._changes = board.changes
+        self._plug_twins()
+        self._drives.rewire(board.reversed, board.swapped)
+        self._joints_on = [
+            {
+                can_id: board.swapped[joint]
+                for can_id, joint in self._buses[board.wired[bus.index]].joints.items()
+            }
+            for bus in self._buses
+        ]
+        for bus in self._buses:
+            bus.replug(board.replugged[bus.index])
+        self._announce_bus_off()
+        self._announce_noise()
 
     def _plug_twins(self) -> None:
         """Plug in the second drives that there are to be now, pull out the others."""
@@ -280,11 +333,18 @@ class CanSide:
             bus.counts["lost"] += 1
             return
         message = message_of(frame)
-        if board.delay_ns[joint]:
-            due_ns = now_ns + board.delay_ns[joint]
-            heapq.heappush(self._late, (due_ns, next(self._order), bus, message))
+        delay_ns, times = board.delay_ns[joint], 1
+        noise = board.noise[joint]
+        while noise and self._random.random() < noise:
+            delay_ns += _REPEAT_NS
+            # Damaged in its last bit, it was heard all the same, and comes twice.
+            times += self._random.random() < 1.0 / _FRAME_BITS
+        if not delay_ns:
+            bus.send(message)
             return
-        bus.send(message)
+        for number in range(times):
+            due_ns = now_ns + delay_ns + number * _REPEAT_NS
+            heapq.heappush(self._late, (due_ns, next(self._order), bus, message))
 
     def _send_late(self, now_ns: int) -> None:
         while self._late and self._late[0][0] <= now_ns:
@@ -301,3 +361,13 @@ class CanSide:
                 kind = {"is_extended_id": False, "is_error_frame": True}
                 bus.send(can.Message(arbitration_id=_ERROR_BUS_OFF, data=bytes(8), **kind))
             bus.was_off = is_off
+
+    def _announce_noise(self) -> None:
+        """Tell the host of a disturbed wire as its controller would: when that begins and ends."""
+        for bus in self._buses:
+            is_noisy = any(self._board.noise[joint] for joint in bus.joints.values())
+            if is_noisy != bus.was_noisy:
+                data = bytes((0, 0x10 if is_noisy else 0x40, 0, 0, 0, 0, 0, 0))
+                kind = {"is_extended_id": False, "is_error_frame": True}
+                bus.send(can.Message(arbitration_id=_ERROR_CONTROLLER, data=data, **kind))
+            bus.was_noisy = is_noisy

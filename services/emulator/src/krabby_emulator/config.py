@@ -36,6 +36,9 @@ class DriveCfg(Config, frozen=True, kw_only=True):
     """[J/K]"""
     housing_to_air: Annotated[float, Meta(ge=1e-6)] = 0.5
     """[K/W]; 100 W without end make 25 + 100 · 0.8 = 105 °C in the winding."""
+    heat_speed: Annotated[float, Meta(ge=1, le=100)] = 1.0
+    """How many times faster everything warms up and cools: at 20 a walk of 60 s heats the drives as
+    20 minutes do."""
     ambient_c: float = 25.0
     """Air around the robot [°C]."""
     winding_limit_c: float = 130.0

@@ -5,6 +5,7 @@ commands goes to the `DriveBank` in one pass, and so do the feedbacks that answe
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from krabby.drivers.can.codec import (
     Scale,
 )
 from krabby.drivers.can.hardware import HardwareDescription
+from krabby.drivers.can.identity import emulated_identity
 from krabby.drivers.can.testing import FakeDrive
 from numpy.typing import NDArray
 
@@ -52,10 +54,18 @@ class EmulatedDrives:
         self._mounting = Mounting(hardware, calibration)
         self._zero = self._mounting.offset.copy()
         """Joint angle at which the encoder's own zero is; drives count from there or a turn off."""
-        self._can_ids = np.array([drive.can_id for drive in hardware.drives], np.uint32)
+        self._own_ids = np.array([drive.can_id for drive in hardware.drives], np.uint32)
+        self._can_ids = self._own_ids
         self._scale = Scale.of([drive.model for drive in hardware.drives])
+        self._ratio = self._mounting.ratio.copy()
         self._zero_range = [0] * len(hardware.drives)
         self._groups: dict[tuple[int, ...], _Group] = {}
+
+    def rewire(self, reversed_: NDArray[np.bool_], swapped: Sequence[int]) -> None:
+        """Which drives turn against their calibration, and whose id each drive has, by joint."""
+        self._mounting.ratio[:] = np.where(reversed_, -1.0, 1.0) * self._ratio
+        self._can_ids = self._own_ids[list(swapped)]
+        self._groups.clear()
 
     def command(self, codec: Codec, joints: list[int], frames: list[Frame], now_ns: int) -> None:
         """Carry out commands to drives of one make."""
@@ -99,6 +109,9 @@ class EmulatedDrives:
 
     def reply(self, codec: Codec, joint: int, request: Request) -> Frame:
         """The answer to a request that reads or writes a parameter."""
+        if request.parameter == Parameter.IDENTITY:
+            identity = emulated_identity(joint, codec.identity_digits)
+            return codec.reply(Reply(request.can_id, request.parameter, 1.0, identity=identity))
         value = self._read(joint, request.parameter)
         return codec.reply(Reply(request.can_id, request.parameter, value, request.index))
 
@@ -111,6 +124,10 @@ class EmulatedDrives:
             shaft = (bank.reported_pos[joint] - self._zero[joint]) * ratio[joint]
             turns = math.floor((shaft - lowest) / _TURN)
             self._count_from(joint, self._zero[joint] + turns * _TURN / ratio[joint])
+        while bank.wrapped:
+            joint, turns = bank.wrapped.popitem()
+            offset = self._mounting.offset[joint]
+            self._count_from(joint, offset - turns * _TURN / ratio[joint])
 
     def twin(self, joint: int, codec: Codec, turned_rad: float) -> FakeDrive:
         """A second drive with the id of a joint's; it turns a shaft without a load."""

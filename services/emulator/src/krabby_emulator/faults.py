@@ -46,10 +46,60 @@ FAULTS: Mapping[str, FaultFacts] = {
         "rad",
         3.0,
     ),
+    "power-cut": FaultFacts(
+        "the drives have no supply, as after an emergency stop; they boot when it is lifted, and "
+        "count from within a turn",
+        at="robot",
+    ),
+    "brown-out": FaultFacts(
+        "the supply dips for a moment: every other drive reboots, the others switch themselves "
+        "off and keep that as a fault",
+        at="robot",
+    ),
+    "wrap": FaultFacts(
+        "the drive counts from this many turns away, as after an encoder lost count",
+        1.0,
+        "turns",
+        3.0,
+    ),
+    "replug": FaultFacts(
+        "the bus's adapter is pulled and plugged in again: what the host had opened stays dead",
+        at="bus",
+    ),
+    "bus-swapped": FaultFacts(
+        "the bus and the next one hang on each other's wires, the last and the first", at="bus"
+    ),
+    "can-noise": FaultFacts(
+        "this share of frames is damaged and repeated, some of them twice; error frames tell",
+        0.2,
+        "share",
+        0.9,
+    ),
+    "joint-sign": FaultFacts("the drive turns and counts the other way"),
+    "joints-swapped": FaultFacts(
+        "the drive and that of the same joint on the other side have each other's id"
+    ),
+    "commands-crossed": FaultFacts(
+        "the drive and that of the same joint on the other side follow each other's commands"
+    ),
     "imu-silence": FaultFacts("the IMU sends nothing", at="robot"),
     "imu-jump": FaultFacts("the IMU's attitude is rolled by this", 0.5, "rad", 7.0, "robot"),
+    "imu-flipped": FaultFacts("the accelerometer counts downwards", at="robot"),
+    "imu-rotated": FaultFacts(
+        "the accelerometer is turned about x by this, the attitude is not",
+        90.0,
+        "degrees",
+        180.0,
+        "robot",
+    ),
+    "imu-scale": FaultFacts(
+        "the accelerometer says this share: 0.102 is in g", 0.102, "share", 10.0, "robot"
+    ),
 }
 """By the name that an operator types."""
+
+_MOMENTARY = ("reset", "brown-out", "wrap")
+"""Kinds that happen once and leave nothing to lift."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +124,18 @@ class FaultBoard:
         self._joints = tuple(joints)
         self._buses = tuple(buses)
         self._bus_of = tuple(bus_of)
+        self._mirror = [_mirrored(joint, self._joints) for joint in range(len(self._joints))]
         self.active: list[Fault] = []
         self.injected: dict[str, int] = dict.fromkeys(FAULTS, 0)
         """How often each was asked for."""
         self._lift_ns: int | None = None
+        self.changes = 0
+        """How often faults came or were lifted."""
         self._apply()
 
     def _apply(self) -> None:
         """Work out what every part needs to know."""
+        self.changes += 1
         self.lost_share = self._by_joint("lost-replies", 0.0)
         self.delay_ns = [round(s * 1e9) for s in self._by_joint("late-replies", 0.0)]
         self.heat_c = np.array(self._by_joint("over-temperature", math.nan))
@@ -92,11 +146,52 @@ class FaultBoard:
         """By joint: how far a second drive with its id is turned when it is plugged in [rad]."""
         off = {bus for fault in self._of("bus-off") for bus in fault.buses}
         self.bus_off = [bus in off for bus in range(len(self._buses))]
+        self.powered = not self._of("power-cut")
+        """Whether the drives have their supply."""
+        self.noise = self._by_joint("can-noise", 0.0)
+        self.replugged = [0] * len(self._buses)
+        """How often each bus's adapter was plugged in again."""
+        for fault in self._of("replug"):
+            for bus in fault.buses:
+                self.replugged[bus] += 1
+        self.reversed = np.array(self._marked("joint-sign"), bool)
+        self.swapped = self._pairs("joints-swapped", self._mirror)
+        """By joint: whose frames its drive takes for its own."""
+        self.wired = list(range(len(self._buses)))
+        """By bus of the host: whose drives hang on its wires."""
+        for fault in self._of("bus-swapped"):
+            self._swap_buses(fault)
+        self.crossed = self._pairs("commands-crossed", self._mirror)
+        """By joint: which drive does what it is commanded."""
         self.sag_v = self._value("voltage-sag")
+        self.force_scale = self._value("imu-scale") or 1.0
+        self.force_scale *= -1.0 if self._of("imu-flipped") else 1.0
+        self.force_roll = math.radians(self._value("imu-rotated"))
         self.imu_roll = self._value("imu-jump")
         self.imu_silent = bool(self._of("imu-silence"))
         ends = [fault.until_ns for fault in self.active if fault.until_ns is not None]
         self._lift_ns = min(ends, default=None)
+
+    def _marked(self, kind: str) -> list[bool]:
+        struck = {joint for fault in self._of(kind) for joint in fault.joints}
+        return [joint in struck for joint in range(len(self._joints))]
+
+    def _pairs(self, kind: str, partner: Sequence[int]) -> list[int]:
+        """Every joint, or its partner where the fault strikes one of the two."""
+        struck = self._marked(kind)
+        return [
+            other if struck[joint] or struck[other] else joint
+            for joint, other in enumerate(partner)
+        ]
+
+    def _swap_buses(self, fault: Fault) -> None:
+        """Drives that are on another bus's wires are not heard under their ids there."""
+        count = len(self._buses)
+        for bus in fault.buses[:1]:
+            self.wired[bus], self.wired[(bus + 1) % count] = (
+                self.wired[(bus + 1) % count],
+                self.wired[bus],
+            )
 
     def _of(self, kind: str) -> list[Fault]:
         return [fault for fault in self.active if fault.kind == kind]
@@ -150,7 +245,7 @@ class FaultBoard:
         until_ns = now_ns + round(for_s * 1e9) if for_s else None
         fault = Fault(kind, where, joints, buses, value, until_ns)
         self.injected[kind] += 1
-        if kind != "reset":
+        if kind not in _MOMENTARY:
             self.active.append(fault)
             self._apply()
         return fault
@@ -192,6 +287,13 @@ class FaultBoard:
             return tuple(j for j, b in enumerate(self._bus_of) if b == at), (at,), bus
         where = "robot" if facts.at == "robot" else "all"
         return tuple(range(len(self._joints))), tuple(range(len(self._buses))), where
+
+
+def _mirrored(joint: int, names: Sequence[str]) -> int:
+    """The same joint on the other side; itself where there is none."""
+    name = names[joint]
+    other = {"l": "r", "r": "l"}.get(name[0], "") + name[1:]
+    return names.index(other) if other in names else joint
 
 
 def _value(kind: str, facts: FaultFacts, value: float | None) -> float:

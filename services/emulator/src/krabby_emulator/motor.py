@@ -5,6 +5,7 @@ the physics what to do in the next substep, `settle` takes the result.
 """
 
 import math
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ _CAN_TIMEOUT, _OVER_TEMPERATURE, _UNDERVOLTAGE = (
     for fault in (DriveFault.CAN_TIMEOUT, DriveFault.OVER_TEMPERATURE, DriveFault.UNDERVOLTAGE)
 )
 _RUN, _OFF = np.uint8(DriveMode.RUN), np.uint8(DriveMode.OFF)
+_NEVER_NS = 1 << 62
 _LEAST_SUPPLY_V = 1.0
 """Keeps divisions by the supply voltage finite."""
 
@@ -82,6 +84,10 @@ class DriveBank:
         """What the encoders say [rad]."""
         self.reported_vel = np.zeros(count)
         self.reported_effort = np.zeros(count)
+        self.powered = True
+        """Whether there is a supply."""
+        self.wrapped: dict[int, int] = defaultdict(int)
+        """Whole turns by which drives count wrong from now on; the reader empties it."""
         self.trips = 0
         """Times that a drive switched itself off, time-outs included."""
 
@@ -136,6 +142,25 @@ class DriveBank:
         self._forget_targets(joint)
         self.rebooted.append(joint)
         self.ready_ns[joint] = now_ns + round(self._cfg.boot_s * 1e9)
+
+    def supply(self, powered: bool, now_ns: int) -> None:
+        """Take the supply away, or give it back: every drive then boots."""
+        if powered == self.powered:
+            return
+        self.powered = powered
+        for joint in range(len(self.on)):
+            self.reboot(joint, now_ns)
+            if not powered:
+                self.ready_ns[joint] = _NEVER_NS
+
+    def brown_out(self, now_ns: int) -> None:
+        """The supply dips: every other drive reboots, the others trip."""
+        for joint in range(0, len(self.on), 2):
+            self.reboot(joint, now_ns)
+        self.trips += int(self.on[1::2].sum())
+        self.faults[1::2] |= _UNDERVOLTAGE
+        self.on[1::2] = False
+        self._law = None
 
     def _forget_targets(self, joint: int) -> None:
         for values in (self._target_vel, self.kp, self._kd, self._torque):
@@ -221,8 +246,9 @@ class DriveBank:
         heat = np.where(self.on, copper, np.abs(mechanical))
         to_housing = (self.winding_c - self.housing_c) / cfg.winding_to_housing
         to_air = (self.housing_c - cfg.ambient_c) / cfg.housing_to_air
-        self.winding_c += (heat - to_housing) * (dt_s / cfg.winding_capacity)
-        self.housing_c += (to_housing - to_air) * (dt_s / cfg.housing_capacity)
+        heat_s = dt_s * cfg.heat_speed
+        self.winding_c += (heat - to_housing) * (heat_s / cfg.winding_capacity)
+        self.housing_c += (to_housing - to_air) * (heat_s / cfg.housing_capacity)
         if heat_c is not None:
             np.fmax(self.winding_c, heat_c, out=self.winding_c)
         power = float((mechanical + copper)[self.on].sum()) + self._supply.idle_power

@@ -59,6 +59,7 @@ class EmulatedRobot(Stage):
         """Let `SUBSTEP_NS` pass, with what the drives have been told until `now_ns`."""
         board, bank, world = self.board, self.bank, self.world
         board.refresh(now_ns)
+        bank.supply(board.powered, now_ns)
         bank.protect(now_ns)
         law = bank.law(world.joint_pos, board.stuck)
         if law is not self._law:
@@ -91,9 +92,12 @@ class EmulatedRobot(Stage):
     def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
         """Break something; see `FaultBoard.inject`."""
         fault = self.board.inject(kind, now_ns, **where)
-        if kind == "reset":
-            for joint in fault.joints:
-                self.bank.reboot(joint, now_ns)
+        if kind == "brown-out":
+            self.bank.brown_out(now_ns)
+        for joint in fault.joints if kind == "reset" else ():
+            self.bank.reboot(joint, now_ns)
+        for joint in fault.joints if kind == "wrap" else ():
+            self.bank.wrapped[joint] += round(fault.value)
         log.warning("fault injected", kind=kind, where=fault.where, value=fault.value)
         return fault
 
@@ -123,6 +127,14 @@ class EmulatedRobot(Stage):
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
 
+    def _felt(self, force_b: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the accelerometer makes of a specific force."""
+        board = self.board
+        if board.force_scale == 1.0 and not board.force_roll:
+            return force_b
+        turn = rotations.from_euler(board.force_roll, 0.0, 0.0)
+        return board.force_scale * rotations.rotate(turn, force_b)
+
     def _disturbed(self, measured: Measurement, now_ns: int) -> ImuSample:
         """What the IMU reports: noise, bias and an injected roll."""
         cfg = self._imu
@@ -132,7 +144,7 @@ class EmulatedRobot(Stage):
         return ImuSample(
             rotations.normalize(rotations.mul(measured.base_quat_w, rotations.from_euler(*turn))),
             measured.base_ang_vel_b + self._gyro_bias + cfg.gyro_noise * noise[1],
-            measured.base_lin_acc_b + cfg.accelerometer_noise * noise[2],
+            self._felt(measured.base_lin_acc_b) + cfg.accelerometer_noise * noise[2],
             now_ns,
             cfg.temperature_c,
         )
