@@ -6,6 +6,7 @@ Nothing arms or stands up by itself. Sockets are in a private folder, each log i
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -303,13 +304,12 @@ class Stack:
 
 def own_buses(hardware: str) -> str:
     """`hardware.toml` with multicast buses that no other run uses."""
-    ports = iter(free_ports(3))
+    ports, numbers = iter(free_ports(3)), itertools.count(1)
 
     def bus(match: re.Match[str]) -> str:
-        number = int(match[1]) + 1
-        channel = f'channel = "239.74.163.{number}"'
+        channel = f'channel = "239.74.163.{next(numbers)}"'
         return f'interface = "udp_multicast"\n{channel}\nport = {next(ports)}\n'
 
-    text, count = re.subn(r'interface = "socketcan"\nchannel = "can(\d)"\n', bus, hardware)
+    text, count = re.subn(r'interface = "socketcan"\nchannel = "[\w-]+"\n', bus, hardware)
     assert count == 3, "hardware.toml has other buses than three on socketcan"
     return text

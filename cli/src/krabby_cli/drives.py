@@ -1,11 +1,16 @@
-"""`krabby drives`: commission the drives before the robot walks; no drive is enabled.
+"""`krabby drives`: commission the drives before the robot walks.
 
+    krabby drives adapters     name the CAN adapters by the drives that hang on them
     krabby drives probe        list the drives that answer, their temperatures and faults
     krabby drives watch        show the angle of every joint while they are moved by hand
+    krabby drives identify     move one joint after the other; the operator says what moved
     krabby drives calibrate    measure the zeros and write the calibration file
 
-It uses the CAN buses itself and refuses to run beside a HAL. Exit status: 1 when a drive does not
-answer or reports a fault, 0 otherwise.
+Only identify switches drives on, limp, and moves one at a time: the robot hangs on its stand, one
+hand is on the emergency stop. A robot is armed only after identify and calibrate.
+
+The command uses the CAN buses itself and refuses to run beside a HAL. Exit status: 1 when a drive
+does not answer or reports a fault, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from krabby.robot.description import RobotDescription
 from numpy.typing import NDArray
 
 from krabby_cli.errors import CliError
+from krabby_cli.name_adapters import add_options, name_adapters
 from krabby_cli.options import add_command, flag, option, print_line
 
 if TYPE_CHECKING:
@@ -50,7 +56,7 @@ _POSES: Final = {
 
 def add_parser(commands: Any) -> None:
     parser = add_command(
-        commands, "drives", run, "probe, watch or calibrate the drives (HAL stopped)", __doc__
+        commands, "drives", run, "probe, identify or calibrate the drives (HAL stopped)", __doc__
     )
     option(parser, "--hardware", "FILE", "", "hardware.toml (default in the assets folder)")
     option(parser, "--interface", "NAME", "", "python-can interface (default of hardware.toml)")
@@ -62,10 +68,16 @@ def add_parser(commands: Any) -> None:
     for name, act, text in (
         ("probe", _probe, "list the drives that answer, their temperatures and faults"),
         ("watch", _watch, "show the angle of every joint"),
+        ("identify", _identify, "move every joint a little; confirm which it is and which way"),
+        ("adapters", name_adapters, "name the CAN adapters by the drives that hang on them"),
         ("calibrate", _calibrate, "measure the zeros and write the calibration file"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(act=act)
+        if act is name_adapters:
+            add_options(action)
+        if act is _identify:
+            flag(action, "--all", "ask also for drives that were confirmed before")
         if act is _calibrate:
             option(action, "--pose", None, "zero", "pose of the legs", choices=_POSES)
             flag(action, "--yes", "measure at once, without asking")
@@ -123,19 +135,28 @@ def _probe(args: argparse.Namespace) -> int:
 
     with _opened(args) as (_, hardware, calibration, bus):
         readings = _listen(bus, len(hardware.drives))
-        print_line(f"{'joint':14} {'bus':8} {'id':>3} {'angle rad':>10} {'°C':>6}  faults")
+        print_line(
+            f"{'joint':14} {'bus':8} {'id':>3} {'number':16} {'angle rad':>10} {'°C':>6}  faults"
+        )
         for i, drive in enumerate(hardware.drives):
             faults = int(readings.faults[i])
             print_line(
-                f"{drive.joint:14} {drive.bus:8} {drive.can_id:3d} {readings.joint_pos[i]:10.3f} "
+                f"{drive.joint:14} {drive.bus:8} {drive.can_id:3d} "
+                f"{bus.identities[i] or 'unknown':16} {readings.joint_pos[i]:10.3f} "
                 f"{readings.temperature_c[i]:6.1f}  {fault_names(faults) or 'none'}"
             )
             if faults:
                 print_line(f"{'':14} do: {remedy(faults)}")
         for conflict in readings.conflicts:
             print_line(f"{conflict}: {conflict.remedy}")
+        doubt = bus.unconfirmed
     count, measured = len(hardware.drives), calibration.measured or "never"
-    print_line(f"{count} drives answer; calibrated: {measured}")
+    print_line(
+        f"{count} drives answer; calibrated: {measured}; "
+        f"confirmed: {calibration.confirmed or 'never'}"
+    )
+    if doubt:
+        print_line(f"it is not armed: {doubt}")
     return 1 if readings.faults.any() else 0
 
 
@@ -176,6 +197,26 @@ def _calibrate(args: argparse.Namespace) -> int:
         _warn_of_turns(current.offset, measured.offset, desc.joint_names)
         measured.save(args.calibration)
     print_line(f"{args.calibration} written: {len(measured.joint_names)} joints")
+    return 0
+
+
+def _identify(args: argparse.Namespace) -> int:
+    from krabby.drivers.can.wiggle import wiggle
+
+    from krabby_cli.identify_drives import identify
+
+    print_line(
+        "Each joint goes 0.2 rad there and back, with half of its rated torque. The robot hangs on "
+        "its stand, no foot reaches the ground, no hand is near the legs but the one on the "
+        "emergency stop."
+    )
+    input("Press Enter to begin. ")
+    with _opened(args) as (desc, hardware, _, bus):
+        confirmed = identify(bus, desc, hardware, ask_all=args.all, move=wiggle)
+    if confirmed is None:
+        return 1
+    confirmed.save(args.calibration)
+    print_line(f"{args.calibration} written: {len(confirmed.joint_names)} joints confirmed")
     return 0
 
 
