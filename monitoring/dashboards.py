@@ -10,10 +10,13 @@ rows: a number is the height of a row, the panels behind it share its width.
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, statetimeline
 from grafana_foundation_sdk.builders import dashboard as build
@@ -38,6 +41,18 @@ LOOP = 'job="gameloop"'
 HAL = 'job=~"sim-hal|jetson-hal"'
 HAL_STATE = f'{HAL}, stream="state"'
 STATE_P99 = f"krabby:observation_age_seconds:p99{{{HAL_STATE}}}"
+
+CHOSEN = {"robot": "Robot", "instance": "Process"}
+"""Variables of every dashboard, and their labels."""
+SERIES = re.compile(r"\b(krabby_\w+|krabby:[\w:]+|process_\w+|ALERTS)\b(\{)?")
+FILE = "max by (robot, path) (krabby_recorder_file_info)"
+"""1 for the recording that is being written."""
+MARKS = {
+    "Falls": ("increase(krabby_falls_total[3s]) > 0", "The robot fell", "orange"),
+    "Faults": ("max by (robot, fault) (krabby_fault_active) == 1", "Fault {{fault}}", "purple"),
+    "E-stops": ('max by (robot) (krabby_safety_state{state="estop"}) == 1', "E-stop", "red"),
+}
+"""Annotations on every dashboard: PromQL, title, colour."""
 
 COLOURS = ("blue", "purple", "green", "yellow", "orange", "red")
 SAFETY_COLOURS = dict(zip(SAFETY_STATES, COLOURS, strict=True))
@@ -106,10 +121,11 @@ def graph(
     unit: str = "none",
     *,
     budget: float | None = None,
+    least: float | None = None,
     stacked: bool = False,
     description: str = "",
 ) -> graphs.Panel:
-    """Lines over time; the budget is a dashed line."""
+    """Lines over time; the budget, or the least that is well, is a dashed line."""
     panel = (
         graphs.Panel()
         .title(title)
@@ -133,8 +149,9 @@ def graph(
         panel = panel.stacking(
             common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A")
         )
-    if budget is not None:
-        panel = panel.thresholds(thresholds(budget)).thresholds_style(
+    if budget is not None or least is not None:
+        steps = thresholds(budget) if budget is not None else thresholds(least=least)
+        panel = panel.thresholds(steps).thresholds_style(
             common.GraphThresholdsStyleConfig().mode(common_models.GraphThresholdsStyleMode.DASHED)
         )
     for index, (legend, expr) in enumerate(queries.items()):
@@ -202,6 +219,54 @@ def states(
     return panel
 
 
+def chosen(expr: str) -> str:
+    """The expression for the robot and the processes that are chosen above the dashboard.
+
+    Recorded series and alerts are not kept by process, only by robot.
+    """
+
+    def narrowed(found: re.Match[str]) -> str:
+        own = ', instance=~"$instance"' if found[1].startswith(("krabby_", "process_")) else ""
+        label = f'robot=~"$robot"{own}'
+        return f"{found[1]}{{{label}" + (", " if found[2] else "}")
+
+    return SERIES.sub(narrowed, expr)
+
+
+def annotations() -> list[dict[str, Any]]:
+    """Falls, faults and e-stops, with the recording in which they can be seen again."""
+    return [
+        {
+            "datasource": {"type": SOURCE.type_val, "uid": SOURCE.uid},
+            "enable": True,
+            "expr": chosen(
+                f"(({expr}) * on (robot) group_left (path) {FILE}) or on (robot) ({expr})"
+            ),
+            "iconColor": colour,
+            "name": name,
+            "step": "1s",
+            "textFormat": "recording: {{path}}",
+            "titleFormat": title,
+        }
+        for name, (expr, title, colour) in MARKS.items()
+    ]
+
+
+def variable(name: str, label: str, metric: str) -> build.QueryVariable:
+    """All values of a label, all chosen at first."""
+    return (
+        build.QueryVariable(name)
+        .label(label)
+        .datasource(SOURCE)
+        .query(f"label_values({metric}, {name})")
+        .multi(True)
+        .include_all(True)
+        .all_value(".*")
+        .current(models.VariableOption(selected=True, text="All", value="$__all"))
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+    )
+
+
 def query(
     expr: str, legend: str, ref: str = "A", form: PromQueryFormat = PromQueryFormat.TIME_SERIES
 ) -> prometheus.Dataquery:
@@ -209,7 +274,7 @@ def query(
     return (
         prometheus.Dataquery()
         .datasource(SOURCE)
-        .expr(expr)
+        .expr(chosen(expr))
         .legend_format(legend)
         .format(form)
         .range()
@@ -217,8 +282,14 @@ def query(
     )
 
 
-def thresholds(*limits: float) -> build.ThresholdsConfig:
-    """Green below the first limit, red from the last, yellow between."""
+def thresholds(*limits: float, least: float | None = None) -> build.ThresholdsConfig:
+    """Green below the first limit, red from the last, yellow between; red below `least`."""
+    if least is not None:
+        steps = [
+            models.Threshold(value=None, color="red"),
+            models.Threshold(value=least, color="green"),
+        ]
+        return build.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(steps)
     colours = ["red"] if len(limits) == 1 or limits[:1] == limits[1:] else ["yellow", "red"]
     steps = [models.Threshold(value=None, color="green")]
     steps += [
@@ -247,6 +318,9 @@ def board(title: str, description: str, *content: Panel | int) -> build.Dashboar
             .keep_time(True)
         )
     )
+    for name, label in CHOSEN.items():
+        metric = "up" if name == "robot" else 'up{robot=~"$robot"}'
+        result = result.with_variable(variable(name, label, metric))
     rows: list[tuple[int, list[Panel]]] = []
     for each in content:
         if isinstance(each, int):
@@ -433,9 +507,7 @@ HARDWARE = board(
         {"{{joint}} {{kind}}": "rate(krabby_command_clamped_total[10s]) > 0"},
     ),
     8,
-    share(
-        "Camera: pixels with a reading", {"share": "krabby_camera_depth_valid_ratio"}, budget=0.5
-    ),
+    share("Camera: pixels with a reading", {"share": "krabby_camera_depth_valid_ratio"}, least=0.5),
     rate(
         "Camera: frames",
         {
@@ -483,6 +555,26 @@ HARDWARE = board(
     ),
     graph(
         "Load of each foot, told from torques", {"{{leg}}": "krabby_foot_load_newtons"}, "suffix: N"
+    ),
+    8,
+    graph(
+        "Host: temperatures (throttled from about 95 °C)",
+        {"{{sensor}}": "krabby_host_temperature_celsius"},
+        "celsius",
+        budget=90.0,
+    ),
+    share(
+        "Host: ceiling of the clock, of the most it can",
+        {"clock": "krabby_host_clock_ceiling_ratio"},
+        least=0.8,
+    ),
+    share(
+        "Host: free disk and memory",
+        {
+            "disk": "krabby_host_disk_free_bytes / krabby_host_disk_bytes",
+            "memory": "krabby_host_memory_available_bytes / krabby_host_memory_bytes",
+        },
+        least=0.1,
     ),
     8,
     graph("Simulated over real time", {"factor": "krabby_real_time_factor"}),
@@ -554,11 +646,13 @@ DASHBOARDS = {"flight": FLIGHT, "timing": TIMING, "hardware": HARDWARE, "trainin
 
 def rendered() -> dict[Path, str]:
     """Every file and what is to be in it."""
-    encoder = JSONEncoder(sort_keys=True, indent=1)
-    return {
-        FOLDER / f"{name}.json": encoder.encode(each.build()) + "\n"
-        for name, each in DASHBOARDS.items()
-    }
+    encoder, files = JSONEncoder(), {}
+    for name, each in DASHBOARDS.items():
+        # The typed builders have no titles and texts of annotations.
+        model = json.loads(encoder.encode(each.build())) | {"annotations": {"list": annotations()}}
+        text = json.dumps(model, sort_keys=True, indent=1, ensure_ascii=False)
+        files[FOLDER / f"{name}.json"] = f"{text}\n"
+    return files
 
 
 def main() -> int:

@@ -31,6 +31,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+VARIABLES = {"$__rate_interval": "5s", "$robot": ".*", "$instance": ".*"}
+"""What Grafana fills in."""
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 CELL_IN = (0.62, 0.34)
 """Size of a cell of Grafana's grid, 24 cells wide [inch]."""
@@ -66,7 +68,9 @@ class Prometheus:
 
     def series(self, target: dict[str, Any]) -> list[Series]:
         """Everything one target of a panel gives."""
-        expr = target["expr"].replace("$__rate_interval", "5s")
+        expr = target["expr"]
+        for name, value in VARIABLES.items():
+            expr = expr.replace(name, value)
         window = {"start": self.start, "end": self.end, "step": self._step_s}
         query = urllib.parse.urlencode({"query": expr, **window})
         with urllib.request.urlopen(f"{self._url}/api/v1/query_range?{query}", timeout=30) as page:

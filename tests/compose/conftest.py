@@ -42,6 +42,9 @@ EMULATED = {
 LEVEL = {"KRABBY_COURSE": "flat"}
 """These tests break services; a robot that stops on a gap because of that would fall into it."""
 
+VARIABLES = {"$__rate_interval": "5s", "$robot": ".*", "$instance": ".*"}
+"""What Grafana fills in."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -192,12 +195,20 @@ class Stack:
             raise AssertionError(f"{query}: {json.load(error)['error']}") from error
 
     def query(self, expr: str) -> list[Sample]:
-        """PromQL, now; a series that is NaN counts as no data."""
+        """PromQL, now, with Grafana's variables; a series that is NaN counts as no data."""
+        for name, value in VARIABLES.items():
+            expr = expr.replace(name, value)
         found = [
             Sample(one["metric"].get("__name__", ""), one["metric"], float(one["value"][1]))
             for one in self.ask("query", query=expr)["result"]
         ]
         return [sample for sample in found if sample.value == sample.value]
+
+    @staticmethod
+    def unchosen(expr: str) -> str:
+        """An expression of a dashboard without the selectors of its variables."""
+        own = r'robot=~"\$robot"(?:, instance=~"\$instance")?'
+        return re.sub(rf"\{{{own}\}}", "", re.sub(rf"{own}, ", "", expr))
 
 
 def docker(*args: str) -> str:

@@ -87,6 +87,7 @@ def test_loops_and_operators_share_the_volume_of_sockets_and_operators_have_no_n
         "trainer",
         "tensorboard",
         "prometheus",
+        "alertmanager",
         "grafana",
         "emulated-prometheus",
         "emulated-grafana",
@@ -105,7 +106,7 @@ def test_nothing_is_published_beyond_the_loopback_interface(compose):
     published = [
         port for service in compose["services"].values() for port in service.get("ports", ())
     ]
-    assert len(published) == 5
+    assert len(published) == 6
     assert all(port.startswith(LOOPBACK) for port in published)
 
 
@@ -220,6 +221,8 @@ def test_every_alert_says_what_to_do(alerts):
     for name, rule in alerts.items():
         assert rule["annotations"]["action"].endswith("."), name
         assert rule["annotations"]["summary"], name
+        service = rule["annotations"]["service"]
+        assert service in ("host", "HAL") or "$labels.job" in service, name
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert f"`{name}`" in readme, name
 
@@ -244,6 +247,38 @@ def test_dashboards_ask_the_data_source_that_is_provisioned(dashboards):
             assert panel["datasource"] == {"type": source["type"], "uid": source["uid"]}
             for target in panel["targets"]:
                 assert target["datasource"]["uid"] == source["uid"]
+
+
+def test_every_dashboard_is_of_the_chosen_robot_and_marks_what_happened_to_it(dashboards):
+    for board in dashboards.values():
+        assert [one["name"] for one in board["templating"]["list"]] == ["robot", "instance"]
+        exprs = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
+        assert all('robot=~"$robot"' in expr for expr in exprs)
+        marks = {one["name"]: one for one in board["annotations"]["list"]}
+        assert set(marks) == {"Falls", "Faults", "E-stops"}
+        for mark in marks.values():
+            assert "{{path}}" in mark["textFormat"]
+            assert "krabby_recorder_file_info" in mark["expr"]
+
+
+@pytest.mark.parametrize("name", ["prometheus.yml", "robot.yml"])
+def test_every_scraped_process_has_the_name_of_its_robot(name):
+    read = yaml.safe_load((ROOT / "monitoring/prometheus" / name).read_text())
+    for job in read["scrape_configs"]:
+        (label,) = job["relabel_configs"]
+        assert label["target_label"] == "robot"
+        assert label["replacement"]
+
+
+def test_alerts_reach_the_alertmanager_of_the_profile_and_its_receiver_exists(compose):
+    assert compose["services"]["alertmanager"]["profiles"] == ["alerts"]
+    read = yaml.safe_load((ROOT / "monitoring/prometheus/prometheus.yml").read_text())
+    (one,) = read["alerting"]["alertmanagers"]
+    assert one["dns_sd_configs"][0]["names"] == ["alertmanager"]
+    config = yaml.safe_load((ROOT / "monitoring/alertmanager.yml").read_text())
+    receivers = {one["name"] for one in config["receivers"]}
+    routes = [config["route"], *config["route"]["routes"]]
+    assert {route["receiver"] for route in routes} == receivers == {"example"}
 
 
 def test_grafana_finds_what_it_is_told_to_open(compose, dashboards):

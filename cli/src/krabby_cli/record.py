@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from krabby.runtime.metrics import MetricsServer, children
 from krabby_proto.recording import GAPS, HELLO, Recorder
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
@@ -37,6 +37,8 @@ def _counter(name: str, text: str) -> dict[str, Counter]:
 
 _WRITTEN: Final = _counter("messages", "Messages written to the file")
 _MISSED: Final = _counter("missed_messages", "Messages that never came, by sequence")
+
+_FILE: Final = Gauge("krabby_recorder_file_info", "File that is being written", ["path"])
 
 _EPILOG: Final = """\
 examples:
@@ -67,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         signals = stack.enter_context(Signals().caught())
         if args.metrics_port:
             stack.enter_context(MetricsServer(args.metrics_port, args.metrics_address))
+        _FILE.labels(str(args.file.absolute())).set(1)
         listener = stack.enter_context(Listener(endpoints, names, _QUEUE_S))
         hellos = stack.enter_context(Hellos(endpoints))
         recorder = stack.enter_context(Recorder(args.file, facts_of_recorder()))

@@ -31,10 +31,11 @@ from krabby.runtime.metrics import MetricsPortInUse, MetricsServer, Totals
 from krabby_proto import STREAMS, EndpointError
 from krabby_proto.access import KeyFolder
 from krabby_proto.relay import NEXT_PORTS, Relay, RelayEnd
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge
 
 from krabby_cli.endpoints import BASE_PORT, ipc_folder, parse_endpoint, stream_ports
 from krabby_cli.errors import CliError, UsageError
+from krabby_cli.host_metrics import HostMetrics
 from krabby_cli.key_files import add_folder_option, open_folder
 from krabby_cli.options import add_command, option
 from krabby_cli.signals import Signals
@@ -222,7 +223,10 @@ def _serve(serving: _Serving, worker: _Worker, starts: int, parent: int) -> None
         with contextlib.ExitStack() as stack:
             _limit_descriptors()
             if serving.metrics_port:
-                port = serving.metrics_port + list(_GROUPS).index(group)
+                index = list(_GROUPS).index(group)
+                port = serving.metrics_port + index
+                if index == 0:  # no loop shares this process
+                    REGISTRY.register(HostMetrics())
                 stack.enter_context(MetricsServer(port, serving.metrics_address))
             # Not closed at the end, which the kernel does: nothing may keep the process from it.
             relay = Relay(
