@@ -233,7 +233,7 @@ def chosen(expr: str) -> str:
     return SERIES.sub(narrowed, expr)
 
 
-def annotations() -> list[dict[str, Any]]:
+def marks() -> list[dict[str, Any]]:
     """Falls, faults and e-stops, with the recording in which they can be seen again."""
     return [
         {
@@ -649,7 +649,7 @@ def rendered() -> dict[Path, str]:
     encoder, files = JSONEncoder(), {}
     for name, each in DASHBOARDS.items():
         # The typed builders have no titles and texts of annotations.
-        model = json.loads(encoder.encode(each.build())) | {"annotations": {"list": annotations()}}
+        model = json.loads(encoder.encode(each.build())) | {"annotations": {"list": marks()}}
         text = json.dumps(model, sort_keys=True, indent=1, ensure_ascii=False)
         files[FOLDER / f"{name}.json"] = f"{text}\n"
     return files
