@@ -131,6 +131,11 @@ fuzz: $(DEV) ## fuzz every parser, guided by coverage (x86-64): INPUTS=n MINUTES
 test-compose: $(DEV) ## build the images, run the stack, kill its services; needs a Docker engine
 	@$(BIN)/python -m pytest -m compose tests/compose
 
+test-browser: $(DEV) ## drive a simulated robot through the cockpit in Chromium; installs that where it can (apt, as root)
+	@tools/browser >/dev/null
+	@$(INSTALL) --group browser
+	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
 test-tensorrt: $(DEV) ## build TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
 	@$(INSTALL) --group tensorrt
 	@$(BIN)/python -m pytest -m tensorrt libs/krabby
