@@ -4,12 +4,13 @@ import struct
 
 import numpy as np
 import pytest
+from krabby.course.courses import make_course
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions, leg_ik, standing_height
 from krabby_cli.errors import CliError
 from krabby_cli.view.frames import DEPTH_FRAME, FLAG_TRUTH, STATE_FIELDS, STATE_FRAME, Poser
 from krabby_cli.view.replay import Player, ReplaySource
-from krabby_cli.view.scene import FAULT_WORDS, CourseName, fault_words, load_robot
+from krabby_cli.view.scene import FAULT_WORDS, fault_words, load_robot
 from krabby_proto import CAMERA, FAULT_BITS, STATE, TRUTH, decode, encode, pack
 from krabby_proto.recording import Recorder
 
@@ -66,7 +67,7 @@ def recording(tmp_path):
 
 
 def test_a_recording_becomes_frames_at_the_rates_of_the_page(recording):
-    source = ReplaySource(recording, CourseName("steps", 0.3, 5), DESC)
+    source = ReplaySource(recording, make_course("steps", 0.3, 5), DESC)
     assert source.length_s == pytest.approx(4.0, abs=0.05)
     assert 100 <= len(source.states) <= 135  # of 401: 33 a second at most
     assert 32 <= len(source.depths) <= 43  # of 134: 10 a second at most

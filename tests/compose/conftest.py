@@ -389,6 +389,8 @@ def _prepared(stack: Stack, without_grafana: str) -> Stack:
     stack.prometheus_port, stack.grafana_port = free_port(), free_port()
     stack.settings["KRABBY_PROMETHEUS_PORT"] = str(stack.prometheus_port)
     stack.settings["KRABBY_GRAFANA_PORT"] = str(stack.grafana_port)
+    stack.settings["KRABBY_VIEW_PORT"] = str(free_port())
+    stack.settings["KRABBY_VIEW_TOKEN"] = "cockpit-of-the-tests-of-containers"
     limits = subprocess.run(
         ["docker", "run", "--rm", "--ulimit", "rtprio=1", base, "true"],
         capture_output=True,

@@ -116,7 +116,9 @@ def test_the_emulated_robot_publishes_nothing_but_its_watchers_on_loopback(jetso
         for name, service in jetson["services"].items()
         for port in service.get("ports", ())
     }
-    assert set(published) == {"emulated-prometheus", "emulated-grafana", "emulated-relay"}
+    assert set(published) == {
+        *("emulated-prometheus", "emulated-grafana", "emulated-relay", "emulated-cockpit")
+    }
     assert all(port.startswith(LOOPBACK) for port in published.values())
 
 
@@ -155,7 +157,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
     emulated = {
         name: one for name, one in jetson["services"].items() if one["profiles"] == ["emulated"]
     }
-    assert len(emulated) == 7
+    assert len(emulated) == 8
     for name, one in emulated.items():
         assert not one.keys() & {"runtime", "devices", "network_mode", "device_cgroup_rules"}, name
 
@@ -163,7 +165,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
 def test_what_runs_when_no_profile_is_named_is_the_robot(jetson):
     (chosen,) = re.findall(r"(?m)^COMPOSE_PROFILES=(.+)$", (ROOT / ".env").read_text())
     robot = {name for name, one in jetson["services"].items() if chosen in one["profiles"]}
-    assert robot == {*ROBOT, "relay", "prometheus", "grafana"}
+    assert robot == {*ROBOT, "relay", "cockpit", "prometheus", "grafana"}
     assert all(one["profiles"] for one in jetson["services"].values())
 
 

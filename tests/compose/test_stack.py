@@ -4,6 +4,7 @@ The tests run in the order they stand in: first what must hold while the crab wa
 the ones that kill.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -22,6 +23,8 @@ import pytest
 import yaml
 from krabby_proto import STATE, AccessRefused, HalClient, LatestSubscriber
 from krabby_proto.access import ClientKey, KeyPair, use_client_key
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
 
@@ -289,6 +292,24 @@ def test_the_operators_command_stops_and_rearms_the_robot(stack, wait_until):
     operate("reset")
     operate("arm")
     wait_until(stack.walks, 10, "it walks again")
+
+
+def test_the_cockpit_shows_the_robot_to_who_has_its_secret(stack):
+    place = f"127.0.0.1:{stack.settings['KRABBY_VIEW_PORT']}"
+    for token, kinds in (
+        ("w" * 26, set()),
+        (stack.settings["KRABBY_VIEW_TOKEN"], {"robot", "course"}),
+    ):
+        told = set()
+        with contextlib.suppress(ConnectionClosed), connect(f"ws://{place}/socket") as page:
+            page.send(json.dumps({"t": "token", "token": token}))
+            end = time.monotonic() + 20
+            while not told >= {"robot", "course", "facts", "frame"}:
+                assert time.monotonic() < end, told
+                content = page.recv(timeout=20)
+                told.add("frame" if isinstance(content, bytes) else json.loads(content)["t"])
+        assert kinds <= told
+        assert bool(kinds) == bool(told)
 
 
 def test_a_client_with_the_first_key_reaches_the_robot_through_the_relay(stack, wait_until):

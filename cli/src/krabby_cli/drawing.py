@@ -100,7 +100,9 @@ class Drawing:
         known = isinstance(robot, dict) and robot.get("hash") == self._desc.identity["hash"]
         self._is_robot = known
         if not known:
-            self.log(f"not the robot {self._desc.name}: its links are not drawn", now_ns, Log.WARNING)
+            self.log(
+                f"not the robot {self._desc.name}: its links are not drawn", now_ns, Log.WARNING
+            )
         camera = hello.get("camera")
         if isinstance(camera, dict) and camera.get("width"):
             self._camera = camera

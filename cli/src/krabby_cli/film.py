@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from krabby_cli.film_poses import Pose
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "recorded_course"]
 
 _STRIP_COLUMNS: Final = 4
 _PROGRESS_S: Final = 2.0
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         if not low <= getattr(args, name) <= high:
             raise UsageError(f"--{name} {getattr(args, name)}: give {low:g} to {high:g}")
     facts = Recording(args.recording).run
-    course = _course(args, facts)
+    course = recorded_course(args, facts)
     poses = read_poses(args.recording, args.begin, args.end)
     if not poses:
         raise UsageError(
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _course(args: argparse.Namespace, facts: RunFacts) -> Course:
+def recorded_course(args: argparse.Namespace, facts: RunFacts) -> Course:
     """The course of the recording, or of the options when that names none."""
     robot = _one("robot", args.robot, facts.robot)
     name = _one("course", args.course, facts.course)

@@ -19,7 +19,7 @@ from krabby_cli.errors import CliError
 if TYPE_CHECKING:
     from krabby_proto import Message, Tick
 
-__all__ = ["Pose", "Scene", "along", "every", "read_poses"]
+__all__ = ["Pose", "Scene", "along", "every", "read_poses", "scene_of"]
 
 _MOST_POSES: Final = 1_000_000
 """States and poses that are held, over an hour of them; some 300 MB."""
@@ -122,7 +122,7 @@ class _Reader:
         except FrameError:
             return
         if wanted:
-            self.scenes.append((tick.now_ns, _scene(tick)))
+            self.scenes.append((tick.now_ns, scene_of(tick)))
 
     def poses(self) -> list[Pose]:
         first_ns = self.first_ns
@@ -147,7 +147,8 @@ class _Reader:
         return [pose for pose in poses if self._begin_s <= pose.time_s <= self._end_s]
 
 
-def _scene(tick: Tick) -> Scene:
+def scene_of(tick: Tick) -> Scene:
+    """What a tick says of the loop."""
     command: Any = tick.nav_command
     vx, vy, yaw_rate = (0.0, 0.0, 0.0) if command is None else command.tolist()
     known = tick.safety_state < len(SAFETY_STATES)

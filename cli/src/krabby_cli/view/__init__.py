@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import structlog
 from krabby.course.courses import make_course
-from krabby.robot.assets import choose_robot, robot_name
+from krabby.robot.assets import choose_robot
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import UsageError
-from krabby_cli.options import add_command, add_difficulty_options, flag, option, print_line
+from krabby_cli.options import add_command, flag, option, print_line
 from krabby_cli.signals import Signals
 from krabby_cli.view.access import TOKEN_ENV, Tokens, url
 
@@ -38,7 +38,7 @@ _NICENESS: Final = 5
 _EPILOG: Final = """\
 examples:
   krabby view                       the robot or simulation of this machine
-  krabby view run.mcap --course steps --difficulty 0.3 --seed 5
+  krabby view run.mcap
   krabby view --host 192.168.55.1   a robot elsewhere, through its relay and with a key
   ssh -L 8088:127.0.0.1:8088 ROBOT  then open the address that `krabby view` printed there
 
@@ -80,8 +80,10 @@ def add_parser(commands: Any) -> None:
     flag(parser, "--read-only", "let no page drive; the e-stop stays")
     text = "course, where the robot does not say (an emulated robot, a recording); default: none"
     option(parser, "--course", "NAME", None, text)
-    add_difficulty_options(parser)
-    option(parser, "--robot", "NAME", robot_name(), "robot of a recording: folder of the assets")
+    option(parser, "--difficulty", "D", None, "difficulty of that course", type=float)
+    option(parser, "--seed", "N", None, "seed of that course's layout", type=int)
+    text = "robot, where a recording does not say: a folder of the assets folder"
+    option(parser, "--robot", "NAME", None, text)
     text = "largest speed along x and y"
     option(parser, "--max-speed", "M/S", 0.5, text)
     option(parser, "--max-yaw-rate", "RAD/S", 0.6, "largest yaw rate")
@@ -92,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
     # The server loads what other commands, and images without it, do not need.
     from krabby.robot.description import RobotDescription
     from krabby.runtime.logging import configure_logging
+    from krabby_proto.recording import Recording
 
+    from krabby_cli.film import recorded_course
     from krabby_cli.keys import NavLimits
     from krabby_cli.operator import Operator
     from krabby_cli.view.hub import Hub
@@ -105,13 +109,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--port {args.port} is out of range; give 0 to 65535")
     if min(args.max_speed, args.max_yaw_rate) <= 0:
         raise UsageError("--max-speed and --max-yaw-rate have to be greater than 0")
-    choose_robot(args.robot)
     course = None
-    if args.course is not None:
-        course = CourseName(args.course, args.difficulty, args.seed)
+    if args.course is not None and args.recording is None:
+        difficulty = 0.5 if args.difficulty is None else args.difficulty
+        course = CourseName(args.course, difficulty, args.seed or 0)
         make_course(*course)
     limits = NavLimits(speed=args.max_speed, yaw_rate=args.max_yaw_rate)
-    tokens, supervised = Tokens.make(), TOKEN_ENV in os.environ
+    tokens, supervised = Tokens.make(), bool(os.environ.get(TOKEN_ENV))
     run_id = os.environ.get("KRABBY_RUN_ID") or secrets.token_hex(4)
     configure_logging("view", run_id, level="info" if supervised else "warning")
     with contextlib.ExitStack() as stack:
@@ -122,7 +126,13 @@ def run(args: argparse.Namespace) -> int:
             operator = stack.enter_context(Operator(endpoints, "view"))
         else:
             print_line(f"reading {args.recording}")
-            source, operator = ReplaySource(args.recording, course, RobotDescription.load()), None
+            facts = Recording(args.recording).run
+            if (facts.course or args.course) is None:  # flat ground without end
+                choose_robot(facts.robot or args.robot or "")
+                ground = None
+            else:
+                ground = recorded_course(args, facts)
+            source, operator = ReplaySource(args.recording, ground, RobotDescription.load()), None
         listener = stack.enter_context(_listener(args.address, args.port))
         port = listener.getsockname()[1]
         _tell(args, tokens, port, supervised=supervised)

@@ -220,7 +220,7 @@ class Hub:
         for client in self.clients.values():
             own: dict[str, Any] = {"role": client.role}
             if client.player is not None:
-                own["play"] = client.player.facts()
+                own |= client.player.facts()
             driver = self.driving.driver
             own["driver"] = (
                 "" if driver is None else "you" if driver == client.number else "another page"

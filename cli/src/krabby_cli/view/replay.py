@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from bisect import bisect_right
@@ -10,15 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from krabby.course.courses import make_course
+from krabby.course.courses import Course
 from krabby.robot.description import RobotDescription
-from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, STATE, TRUTH, Message, unpack
+from krabby_proto import (
+    CAMERA,
+    FEATURES,
+    FLAG_LOCKSTEP,
+    STATE,
+    TICKS,
+    TRUTH,
+    FrameError,
+    Message,
+    TickReader,
+    unpack,
+)
 from krabby_proto.recording import Recording
 
 from krabby_cli.errors import CliError
+from krabby_cli.film_poses import Scene, scene_of
 from krabby_cli.view.frames import Poser, depth_frame
 from krabby_cli.view.live import image_shape
-from krabby_cli.view.scene import CourseName, course_message, robot_message
+from krabby_cli.view.scene import course_message, robot_message
 
 __all__ = ["SPEEDS", "Player", "ReplaySource"]
 
@@ -40,10 +53,12 @@ class ReplaySource:
 
     recorded = True
 
-    def __init__(self, path: Path, course: CourseName | None, desc: RobotDescription) -> None:
+    def __init__(self, path: Path, course: Course | None, desc: RobotDescription) -> None:
         self.path = path
         self.states: list[bytes] = []
         self.state_times: list[float] = []
+        self.scenes: list[Scene | None] = []
+        """What the loop did at each state; None where the file does not tell."""
         self.depths: list[bytes] = []
         self.depth_times: list[float] = []
         self.marks: list[tuple[float, str]] = []
@@ -51,8 +66,7 @@ class ReplaySource:
         self.problem = ""
         self.loop: Mapping[str, Any] = {}
         self._read(desc)
-        drawn = None if course is None else make_course(*course)
-        self.scene = [robot_message(desc), course_message(drawn), self._line()]
+        self.scene = [robot_message(desc), course_message(course), self._line()]
 
     @property
     def length_s(self) -> float:
@@ -70,12 +84,17 @@ class ReplaySource:
         }
 
     def _read(self, desc: RobotDescription) -> None:
-        recording, poser = Recording(self.path), Poser(desc)
+        recording, poser, ticks = Recording(self.path), Poser(desc), TickReader()
+        scene: Scene | None = None
         newest: dict[str, Message] = {}
         first_ns: int | None = None
         counts: tuple[float, float] | None = None
-        for message in recording:
+        for message in recording.messages(STATE, TRUTH, CAMERA, FEATURES, TICKS):
             name = message.stream.name
+            if message.stream is TICKS:
+                with contextlib.suppress(FrameError):
+                    scene = scene_of(ticks.read(message))
+                continue
             newest[name] = message
             if first_ns is None:
                 if message.stream is not STATE:
@@ -89,6 +108,7 @@ class ReplaySource:
                 truth = newest.get(TRUTH.name)
                 self.states.append(_state_frame(poser, time_s, message, newest))
                 self.state_times.append(time_s)
+                self.scenes.append(scene)
                 counts = self._mark(time_s, truth, counts)
             elif message.stream is CAMERA and _due(self.depth_times, time_s, _DEPTH_S):
                 width, height = image_shape(message.payload.size, {}, desc)
@@ -175,4 +195,12 @@ class Player:
 
     def facts(self) -> dict[str, Any]:
         """For the page."""
+        index = max(0, bisect_right(self.source.state_times, self.at_s) - 1)
+        scene = self.source.scenes[index]
+        loop: dict[str, Any] = {}
+        if scene is not None:
+            loop = {"mode": scene.mode, "walking": scene.policy, "nav": scene.command}
+        return {"gate": "" if scene is None else scene.gate, "loop": loop, "play": self._place()}
+
+    def _place(self) -> dict[str, Any]:
         return {"playing": self.playing, "speed": self.speed, "at_s": round(self.at_s, 2)}

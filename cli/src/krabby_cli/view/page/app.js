@@ -151,16 +151,18 @@ function setFacts(message) {
   if (message.play) setPlay(message.play);
   if (!live) {
     chip("link", "recording", "");
-    for (const id of ["gate", "mode"]) $(id).hidden = true;
-    $("asked").hidden = $("commanded").hidden = true;
+    $("asked").hidden = true;
+    $("gate").hidden = !message.gate;
+    $("mode").hidden = !loop.mode;
+    if (message.gate) showGate(message);
+    row("commanded", loop.nav);
     banner("");
     return;
   }
   if (message.link === "lost") chip("link", $("link").textContent.startsWith("robot") ? $("link").textContent : "robot silent", "bad");
   else $("link").className = "chip good";
   banner(message.link === "lost" ? message.problem || "The robot is silent: is it running?" : message.problem);
-  chip("gate", message.gate || "no gate", GOOD_GATES.includes(message.gate) ? "good" : LIMP.includes(message.gate) ? "bad" : "warn");
-  chip("mode", loop.mode ? `${loop.mode.replace("_", " ")}${loop.mode === "policy" ? `: ${loop.walking}` : ""}` : "no game loop", loop.mode ? "" : "bad");
+  showGate(message);
   text("said", message.said);
   $("said").classList.toggle("bad", /NOT CONFIRMED|refused|no answer/.test(message.said));
   if (message.gate === "estop") stopSince = null;
@@ -175,6 +177,12 @@ function setFacts(message) {
   row("commanded", loop.nav);
   text("notes", notes(loop));
   driver(message);
+}
+
+function showGate({gate, loop}) {
+  chip("gate", gate || "no gate", GOOD_GATES.includes(gate) ? "good" : LIMP.includes(gate) ? "bad" : "warn");
+  const mode = loop?.mode;
+  chip("mode", mode ? `${mode.replace("_", " ")}${mode === "policy" ? `: ${loop.walking}` : ""}` : "no game loop", mode ? "" : "bad");
 }
 
 function notes(loop) {
