@@ -263,6 +263,30 @@ def test_a_recording_is_made_by_a_process_of_its_own(tmp_path):
     assert f"--endpoint=state={plan.wiring.endpoints['state']}" in recorder.argv
 
 
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        ([], True),
+        (["--no-view"], False),
+        (["--speed", "0", "--duration", "20"], False),
+        (["--speed", "0", "--duration", "20", "--view"], True),
+        (["--speed", "0", "--duration", "20", "--in-process"], False),
+    ],
+)
+def test_a_run_in_real_time_is_shown_unless_it_is_asked_otherwise(argv, shown):
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    plan = plan_module.make_plan(parser.parse_args(["up", "--base-port", "0", *argv]))
+    views = [child for child in plan.children if child.name == "view"]
+    assert (len(views) == 1) is shown
+    assert (plan.view is not None) is shown
+    for view in views:
+        assert view.expendable
+        # A command line can be read by every user of the host.
+        assert not any(plan.view.operate in word for word in view.argv)
+        assert plan.view.operate in view.env.values()
+
+
 def test_mistakes_have_their_own_errors():
     for argv, error in (
         (["--course", "nope"], UnknownCourse),

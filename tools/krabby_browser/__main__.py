@@ -43,9 +43,9 @@ def _simulation(browser: Any, folder: Path) -> None:
     run = subprocess.Popen(
         [
             *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--view-port", "0"),
-            *("--course", "steps", "--difficulty", "0.2", "--duration", "120"),
+            *("--course", "steps", "--difficulty", "0.2", "--duration", "300"),
             *(f"--set={setting}" for setting in _REALTIME),
-            *("--record", "run.mcap"),
+            *("--set=sim-hal.mission.speed=0.2", "--record", "run.mcap"),
         ],
         cwd=folder,
         stdout=subprocess.DEVNULL,
@@ -58,13 +58,12 @@ def _simulation(browser: Any, folder: Path) -> None:
         found = re.search(r"http://\S+", run.stderr.readline())
         address = found[0] if found else ""
     page = Page(browser, address, width=1280, height=760, color_scheme="light")
-    phone = Page(browser, address, width=390, height=844, color_scheme="dark")
-    for each in (page, phone):
-        each.until(lambda facts: facts.get("loop", {}).get("mode") == "policy", "walking")
-    _after(page, 2.5)
+    _after(page, 2.0)
     _take(page, "cockpit-simulation")
-    _take(phone, "cockpit-phone")
     page.close()
+    phone = Page(browser, address, width=390, height=844, color_scheme="dark")
+    phone.until(lambda facts: facts.get("loop"), "the loop")
+    _take(phone, "cockpit-phone")
     phone.close()
     run.terminate()
     run.wait(30)
