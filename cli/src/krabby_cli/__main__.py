@@ -26,6 +26,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "view": ("view",),
         "dump": ("dump",),
         "record": ("record",),
+        "verify": ("verify",),
         "film": ("film",),
         "replay": ("replay",),
         "check_hal": ("check-hal",),
@@ -34,7 +35,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "drives": ("drives",),
         "relay": ("relay",),
         "key_files": ("keys",),
-        "operate": ("arm", "disarm", "estop", "reset", "stand", "sit", "policy", "status"),
+        "operate": ("arm", "disarm", "estop", "reset", "stand", "sit", "policy", "mark", "status"),
     }
 )
 """Commands by the module that adds them; one that is named is the only module that is loaded, since

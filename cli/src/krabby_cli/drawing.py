@@ -112,7 +112,7 @@ class Drawing:
         if isinstance(course, dict):
             self._draw_course(course, now_ns)
 
-    def log(self, text: str, now_ns: int, level: int = Log.INFO, name: str = "krabby") -> None:
+    def log(self, text: str, now_ns: int, level: Any = Log.INFO, name: str = "krabby") -> None:
         """Add a line to /log."""
         line = Log(level=level, message=text, name=name)
         line.timestamp.FromNanoseconds(now_ns)

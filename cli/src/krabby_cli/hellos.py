@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import queue
 import threading
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from krabby_proto import ControlClient, HalClient, ProtoError
+from krabby_proto.recording import HELLO
 
 __all__ = ["Hello", "Hellos"]
 
@@ -24,6 +26,11 @@ class Hello(NamedTuple):
     name: str
     """`hal` or `gameloop`."""
     facts: dict[str, Any]
+
+    @property
+    def metadata(self) -> tuple[str, dict[str, str]]:
+        """Name and fields of the record that a recording has of it."""
+        return f"{HELLO}{self.name}", {"hello": json.dumps(self.facts)}
 
 
 class Hellos(contextlib.AbstractContextManager["Hellos"]):

@@ -1,4 +1,4 @@
-"""Requests of an operator: arm, disarm, e-stop, reset, stand, sit, policy, status."""
+"""Requests of an operator: arm, disarm, e-stop, reset, stand, sit, policy, mark, status."""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ def add_parser(commands: Any) -> None:
     text = "swap the policy of the running game loop, without a jump"
     parser = _add(commands, "policy", _ask_for_policy, text, timeout_s=POLICY_TIMEOUT_S)
     parser.add_argument("name", metavar="NAME", help=POLICY_HELP)
+    text = "note this moment in recordings; the black box writes the last minute to a file"
+    parser = _add(commands, "mark", _mark, text)
+    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="what there was to see")
     _add(commands, "status", _ask_both, "show the state of safety gate and game loop")
 
 
@@ -81,6 +84,10 @@ def _ask_for_policy(args: argparse.Namespace) -> int:
     # The loop resolves a name, it may have another assets folder; a path is resolved here.
     name = str(Path(args.name).resolve()) if "/" in args.name else args.name
     return _ask_loop(args, "policy", policy=name)
+
+
+def _mark(args: argparse.Namespace) -> int:
+    return _ask_loop(args, "mark", text=args.text)
 
 
 def _ask_both(args: argparse.Namespace) -> int:

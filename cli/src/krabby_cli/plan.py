@@ -126,8 +126,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         )
         for name in (names if not args.in_process else ())
     ]
-    if args.record is not None:
-        children.append(_recorder(args.record, wiring))
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    folder = args.runs_dir / f"{stamp}-{run_id}"
+    ring = None if args.speed == 0 else folder
+    if not args.in_process and (args.record is not None or ring is not None):
+        children.append(_recorder(args.record, ring, wiring))
     if args.listen is not None:
         command = relay_command(args.listen, args.base_port, default_folder(), wiring.endpoints)
         children.append(
@@ -144,10 +147,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
                 env={TOKEN_ENV: tokens.operate},
             )
         )
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return Plan(
         run_id=run_id,
-        folder=args.runs_dir / f"{stamp}-{run_id}",
+        folder=folder,
         wiring=wiring,
         children=tuple(children),
         configuration=configuration,
@@ -282,10 +284,15 @@ def _check_record(path: Path) -> None:
         raise UsageError(f"--record {path} exists already; remove it or give another name")
 
 
-def _recorder(path: Path, wiring: Wiring) -> ChildSpec:
+def _recorder(path: Path | None, folder: Path | None, wiring: Wiring) -> ChildSpec:
+    """Records to `path`, when that is given, and the last minute of incidents to `folder`."""
     options = [f"--endpoint={name}={endpoint}" for name, endpoint in wiring.endpoints.items()]
+    file = [] if path is None else [str(path.absolute())]
+    ring = [] if folder is None else [f"--ring={folder.absolute()}"]
     return ChildSpec(
         name="recorder",
-        argv=(sys.executable, "-m", "krabby_cli", "record", str(path.absolute()), *options),
+        argv=(sys.executable, "-P", "-m", "krabby_cli", "record", *file, *ring, *options),
         has_ready_event=False,
+        # Without a file it is a bystander: the robot walks on, and it is started again.
+        expendable=path is None,
     )

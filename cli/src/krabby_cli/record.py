@@ -1,34 +1,52 @@
-"""`krabby record`: write streams, as they come over the wire, to one MCAP file."""
+"""`krabby record`: everything that the robot's processes say, in MCAP files that viewers open.
+
+FILE gets all of it until the end. With --ring the last minute stays in memory, and is written to a
+file of its own when something happens: a fault of the gate, an e-stop, a fall, `krabby mark` or
+SIGUSR1. Raw streams stand beside messages of Foxglove's schemas (joint states, transforms, depth,
+course, log), which Foxglove, Rerun and PlotJuggler draw; course, policies, configuration and
+versions are in the metadata. `krabby verify` checks the hash chain.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import secrets
+import shutil
+import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
+from krabby.robot.description import RobotDescription
 from krabby.runtime.metrics import MetricsServer, children
-from krabby_proto.recording import GAPS, HELLO, Recorder
+from krabby_proto import LatestSubscriber, Message
+from krabby_proto.recording import GAPS, Recorder, SigningKey
 from prometheus_client import Counter, Gauge
 
+from krabby_cli.blackbox import BlackBox, Trigger, Triggers
+from krabby_cli.drawing import Drawing
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import NoAnswer, UsageError
 from krabby_cli.hellos import Hello, Hellos
 from krabby_cli.listen import RECORDED, Listener, add_streams_argument, audible
-from krabby_cli.options import add_command, option, print_line
+from krabby_cli.options import add_command, flag, option, print_line
 from krabby_cli.revision import revision
 from krabby_cli.signals import Signals
 
 __all__ = ["add_parser"]
 
-_SLICE_S: Final = 0.2
-_QUEUE_S: Final = 3.0
+_ROUND_S: Final = 0.1
+"""Between two looks at the streams; in batches a message costs a third."""
+_QUEUE_S: Final = 10.0
 """How much of every stream may wait while this process gets no processor [s]."""
+_BATCH: Final = 64
+"""Messages that one look takes from a stream at least, where there are so many."""
+_LOOK_AT_DISK_S: Final = 2.0
 
 
 def _counter(name: str, text: str) -> dict[str, Counter]:
@@ -37,12 +55,14 @@ def _counter(name: str, text: str) -> dict[str, Counter]:
 
 _WRITTEN: Final = _counter("messages", "Messages written to the file")
 _MISSED: Final = _counter("missed_messages", "Messages that never came, by sequence")
+_INCIDENTS: Final = Counter("krabby_recorder_incidents_total", "Files that the black box began")
 
 _FILE: Final = Gauge("krabby_recorder_file_info", "File that is being written", ["path"])
 
 _EPILOG: Final = """\
 examples:
   krabby record run.mcap
+  krabby record --ring incidents            the last minute, whenever something happens
   krabby record depth.mcap camera --duration 20
   python -m krabby_camera source=replay replay.path=depth.mcap        play it to the game loop
 """
@@ -50,56 +70,222 @@ examples:
 
 def add_parser(commands: Any) -> None:
     parser = add_command(commands, "record", run, "record streams to a file", __doc__, _EPILOG)
-    parser.add_argument("file", type=Path, metavar="FILE", help="new MCAP file")
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help="new MCAP file")
     add_streams_argument(parser, RECORDED)
+    text = "folder for the last minute before and after each incident (default: none)"
+    option(parser, "--ring", "DIR", None, text, type=Path)
+    option(parser, "--ring-files", "N", 20, "incidents that are kept; older ones are removed")
+    option(parser, "--ring-megabytes", "N", 500, "size of all of them together")
     option(parser, "--duration", "S", 0.0, "length of the recording; 0: until Ctrl-C")
+    option(parser, "--min-free", "N", 500, "free megabytes at which FILE ends")
+    text = "sign the hash chain with the Ed25519 key in this file, made when it is not there"
+    option(parser, "--sign", "KEYFILE", None, text, type=Path)
+    flag(parser, "--raw", "leave out what viewers draw")
     option(parser, "--metrics-port", "N", 0, "port of the metrics; 0: none")
     option(parser, "--metrics-address", "HOST", "127.0.0.1", "address that serves the metrics")
     add_endpoint_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    names = audible(args.streams, RECORDED)
-    if args.file.exists():
+    if args.file is None and args.ring is None:
+        raise UsageError("nothing to write: name a FILE, or a folder with --ring")
+    if args.file is not None and args.file.exists():
         raise UsageError(f"{args.file} exists already; remove it or give another name")
-    counts, missed = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    names = audible(args.streams, RECORDED)
+    key = None if args.sign is None else SigningKey(args.sign)
     endpoints = endpoints_of(args)
-    started = time.monotonic()
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals().caught())
         if args.metrics_port:
             stack.enter_context(MetricsServer(args.metrics_port, args.metrics_address))
-        _FILE.labels(str(args.file.absolute())).set(1)
+        if args.file is not None:
+            _FILE.labels(str(args.file.absolute())).set(1)
         listener = stack.enter_context(Listener(endpoints, names, _QUEUE_S))
         hellos = stack.enter_context(Hellos(endpoints))
-        recorder = stack.enter_context(Recorder(args.file, facts_of_recorder()))
-
-        def keep(name: str, message: Any, _: int) -> None:
-            recorder.write(message)
-            counts[name] += 1
-            _WRITTEN[name].inc()
-
-        while not signals.count:
-            left = started + args.duration - time.monotonic() if args.duration else _SLICE_S
-            if left <= 0:
-                break
-            listener.listen(min(left, _SLICE_S), keep)
-            write_hellos(recorder, hellos.take())
-            recorder.flush_when_due()
-            for name, subscriber in listener.subscribers.items():
-                _MISSED[name].inc(subscriber.gaps - missed[name])
-                missed[name] = subscriber.gaps
-        write_hellos(recorder, hellos.take())
-        recorder.add_metadata(GAPS, {name: str(count) for name, count in missed.items()})
-        said = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-        if not said:
-            raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
-    gaps = sum(missed.values())
-    print_line(f"{args.file}: {said}" + (f"; {gaps} missed" if gaps else ""))
+        outputs: list[_File | _Ring] = []
+        if args.file is not None:
+            outputs.append(_File(args, key))
+        if args.ring is not None:
+            outputs.append(_Ring(args, key))
+            stack.enter_context(outputs[-1].requests())  # type: ignore[union-attr]
+        for output in outputs:
+            stack.callback(output.close)
+        meter = _Meter(listener)
+        _record(outputs, meter, hellos, signals, args.duration)
+    if args.file is None:
+        return 0
+    if not meter.said:
+        raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
+    print_line(f"{args.file}: {meter.said}" + (f"; {meter.gaps} missed" if meter.gaps else ""))
     return 0
 
 
-def facts_of_recorder() -> dict[str, str]:
+def _record(
+    outputs: Sequence[_File | _Ring],
+    meter: _Meter,
+    hellos: Hellos,
+    signals: Signals,
+    duration_s: float,
+) -> None:
+    """Hand everything that comes to the outputs, until the time is up or a signal comes."""
+    started = time.monotonic()
+    over = False
+    while not over:
+        left = started + duration_s - time.monotonic() if duration_s else _ROUND_S
+        over = signals.count > 0 or left <= 0
+        if not over:
+            signals.wait(min(left, _ROUND_S))
+        for hello in hellos.take():
+            for output in outputs:
+                output.take_hello(hello)
+        for message in meter.take():
+            for output in outputs:
+                output.take(message)
+        for output in outputs:
+            over |= not output.work(meter)
+
+
+class _Meter:
+    """Takes what comes and counts it."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._subscribers = listener.subscribers
+        self.counts = dict.fromkeys(self._subscribers, 0)
+        self.missed = dict.fromkeys(self._subscribers, 0)
+
+    def take(self) -> list[Message]:
+        """Every message that came, in order of each stream."""
+        taken: list[Message] = []
+        for name, subscriber in self._subscribers.items():
+            messages = _drained(subscriber)
+            if messages:
+                taken += messages
+                self.counts[name] += len(messages)
+                _WRITTEN[name].inc(len(messages))
+            if subscriber.gaps != self.missed[name]:
+                _MISSED[name].inc(subscriber.gaps - self.missed[name])
+                self.missed[name] = subscriber.gaps
+        return taken
+
+    @property
+    def gaps(self) -> int:
+        return sum(self.missed.values())
+
+    @property
+    def said(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
+
+
+def _drained(subscriber: LatestSubscriber) -> list[Message]:
+    messages = subscriber.drain()
+    while len(messages) % _BATCH == 0 and messages:
+        more = subscriber.drain()
+        if not more:
+            break
+        messages += more
+    return messages
+
+
+class _File:
+    """The recording of everything."""
+
+    def __init__(self, args: argparse.Namespace, key: SigningKey | None) -> None:
+        self._recorder = Recorder(args.file, _facts(), key=key)
+        drawn = not args.raw
+        self._drawing = Drawing(self._recorder, RobotDescription.load()) if drawn else None
+        self._least_free = args.min_free << 20
+        self._missed = 0
+        self._looked_s = time.monotonic()
+        self._gaps: dict[str, int] = {}
+        self._newest_ns = 0
+
+    def take(self, message: Message) -> None:
+        self._recorder.write(message)
+        self._newest_ns = message.header.publish_ns
+        if self._drawing is not None:
+            self._drawing.take(message)
+
+    def take_hello(self, hello: Hello) -> None:
+        self._recorder.add_metadata(*hello.metadata)
+        if self._drawing is not None:
+            self._drawing.take_hello(hello.name, hello.facts, self._newest_ns)
+
+    def work(self, meter: _Meter) -> bool:
+        """Write what is due; False when the disk is nearly full."""
+        self._gaps = dict(meter.missed)
+        if self._drawing is not None and meter.gaps > self._missed:
+            text = f"{meter.gaps - self._missed} messages missed"
+            self._drawing.log(text, self._newest_ns, name="recorder")
+        self._missed = meter.gaps
+        self._recorder.flush_when_due()
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_AT_DISK_S:
+            return True
+        self._looked_s = now_s
+        free = shutil.disk_usage(self._recorder.path.parent).free
+        if free >= self._least_free:
+            return True
+        _say(f"{self._recorder.path} ends: {free >> 20} MB are free, see --min-free")
+        return False
+
+    def close(self) -> None:
+        self._recorder.add_metadata(GAPS, {name: str(n) for name, n in self._gaps.items()})
+        self._recorder.close()
+
+
+class _Ring:
+    """The black box."""
+
+    def __init__(self, args: argparse.Namespace, key: SigningKey | None) -> None:
+        self._box = BlackBox(
+            args.ring,
+            _facts,
+            _say,
+            key=key,
+            most_files=args.ring_files,
+            most_bytes=args.ring_megabytes << 20,
+        )
+        self._triggers = Triggers()
+        self._requested = False
+
+    @contextlib.contextmanager
+    def requests(self) -> Any:
+        """SIGUSR1 writes the ring."""
+        before = signal.signal(signal.SIGUSR1, self._request)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+
+    def take(self, message: Message) -> None:
+        self._box.take(message)
+        trigger = self._triggers.look(message)
+        if trigger is not None:
+            self._write(trigger)
+
+    def take_hello(self, hello: Hello) -> None:
+        self._box.take_hello(hello)
+
+    def work(self, meter: _Meter) -> bool:
+        if self._requested:
+            self._requested = False
+            self._write(Trigger("request", "SIGUSR1"))
+        self._box.work()
+        return True
+
+    def close(self) -> None:
+        self._box.finish()
+
+    def _write(self, trigger: Trigger) -> None:
+        files = self._box.files
+        self._box.trigger(trigger)
+        _INCIDENTS.inc(self._box.files - files)
+
+
+def _facts() -> dict[str, str]:
     """What the metadata of every recording begin with."""
     return {
         "run_id": os.environ.get("KRABBY_RUN_ID") or secrets.token_hex(4),
@@ -109,7 +295,6 @@ def facts_of_recorder() -> dict[str, str]:
     }
 
 
-def write_hellos(recorder: Recorder, hellos: Sequence[Hello]) -> None:
-    """Add what processes say about themselves to the metadata."""
-    for name, facts in hellos:
-        recorder.add_metadata(f"{HELLO}{name}", {"hello": json.dumps(facts)})
+def _say(text: str) -> None:
+    sys.stderr.write(f"krabby record: {text}\n")
+    sys.stderr.flush()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Generator
 from types import FrameType
 
 __all__ = ["Signals"]
+
+_NAP_S = 0.1
 
 
 class Signals:
@@ -20,6 +23,11 @@ class Signals:
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.count += 1
         self.name = self.name or signal.Signals(number).name
+
+    def wait(self, seconds: float) -> None:
+        """Sleep for at most a tenth of a second, not at all after a signal."""
+        if not self.count and seconds > 0.0:
+            time.sleep(min(seconds, _NAP_S))
 
     @contextlib.contextmanager
     def caught(self) -> Generator[Signals, None, None]:

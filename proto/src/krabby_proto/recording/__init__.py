@@ -17,8 +17,9 @@ beside what viewers draw (`krabby record`). Log time is the publish time on the 
     recording.damage              # what the last reading could not read; empty for nothing
 
 `tick.state`, `tick.features` and `tick.inputs` hold all that `krabby.control` took in, see
-`krabby_proto.ticks`. `verify(path)` checks the hash chain through the file. A file that was cut short or damaged gives what is readable of it; nothing in
-a file is trusted, and no more than some 100 MiB are held.
+`krabby_proto.ticks`. `verify(path)` checks the hash chain through the file. A file that was cut
+short or damaged gives what is readable of it; nothing in a file is trusted, and no more than some
+100 MiB are held.
 """
 
 from krabby_proto.recording._chain import SigningKey

@@ -68,7 +68,7 @@ class SigningKey:
 def signed_text(fields: Mapping[str, str]) -> bytes:
     """What the signature of a link or a seal is of."""
     names = ("sha256", "bytes", "tail_sha256")
-    return "krabby ".encode() + " ".join(fields.get(name, "") for name in names).encode()
+    return b"krabby " + " ".join(fields.get(name, "") for name in names).encode()
 
 
 class ChainedFile:

@@ -121,10 +121,12 @@ class ControlSocket:
                 return {"ok": True, **self._status()}
             case "policy":
                 return self._begin_load(request.get("policy"))
-            case "status":
+            case "mark" | "status":  # a mark is for recorders, which read this exchange
                 return {"ok": True, **self._status()}
             case other:
-                reason = f"unknown op {str(other)[:_SHOWN]!r}; use stand, sit, policy or status"
+                reason = (
+                    f"unknown op {str(other)[:_SHOWN]!r}; use stand, sit, policy, mark or status"
+                )
                 return {"ok": False, "reason": reason}
 
     def _refusal(self, request: Request, sent_ns: object) -> str | None:
