@@ -29,6 +29,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "verify": ("verify",),
         "film": ("film",),
         "replay": ("replay",),
+        "incidents": ("incidents",),
         "check_hal": ("check-hal",),
         "course": ("course",),
         "doctor": ("doctor",),

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -163,7 +163,7 @@ def _moving(args: argparse.Namespace, course: Course, poses: list[Pose]) -> int:
         pictures.close()
 
 
-def _told(pictures: Iterable[Picture], count: int) -> Iterator[Picture]:
+def _told(pictures: Iterable[Picture], count: int) -> Generator[Picture, None, None]:
     """The same pictures, with a line on stderr now and then."""
     began_s = shown_s = time.monotonic()
     for done, picture in enumerate(pictures, 1):

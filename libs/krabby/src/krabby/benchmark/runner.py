@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
+from krabby.benchmark import outcome
 from krabby.benchmark.figures import Figures
-from krabby.benchmark.outcome import Judge
 from krabby.benchmark.teacher import load_any
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.robot.description import RobotDescription
 from krabby.runtime.child import interrupts_ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from krabby.benchmark.scenario import Cell
-    from krabby.benchmark.trace import TrialResult
+    from krabby.benchmark.trace import Judge, TrialFacts, TrialResult
     from krabby.control.config import ControlCfg
 
 __all__ = ["BenchmarkError", "Shard", "TrialKey", "Work", "plan_trials", "run_trials"]
@@ -73,6 +73,8 @@ class Work:
     foreign: bool = False
     """Take bundles that were made for another robot as if they were for this one."""
     control: ControlCfg | None = None
+    judge: Callable[[TrialFacts], Judge] = outcome.Judge
+    """Decides a trial."""
 
     def policies(self, desc: RobotDescription) -> Policies:
         """The policies that walk, not loaded yet."""
@@ -171,7 +173,7 @@ class _Runner:
             trial = Trial(
                 self._cells[key.cell], key.seed, self._policies, self._desc, self._work.trial
             )
-            return trial.run(Judge(trial.facts), Figures(trial.facts))
+            return trial.run(self._work.judge(trial.facts), Figures(trial.facts))
         except Exception as error:
             raise BenchmarkError(
                 f"cell {key.cell}, seed {key.seed} failed: {type(error).__name__}: {error}"

@@ -207,7 +207,13 @@ class Surface(NamedTuple):
 
     def of(self, chosen: NDArray[Any]) -> Surface:
         """Some of them, by mask or index."""
-        return Surface(*(each[chosen] for each in self))
+        return Surface(
+            self.geom[chosen],
+            self.normal[chosen],
+            self.points[chosen],
+            self.distance[chosen],
+            self.directions[chosen],
+        )
 
 
 def surface_of(hit: Hit, points: FloatArray, directions: FloatArray) -> Surface:
