@@ -9,7 +9,8 @@ periods of 10 ms; their order is that of `robot.toml`.
 A state is explored once for each value of its projection (`PROJECTION`); ages are counted in
 periods up to the threshold after which they no longer matter. After every event the invariants
 (`World.check` and those in the methods that apply commands) hold, or the shortest sequence that
-breaks one is printed.
+breaks one is printed. Gate and lease, whose writers may command at any time, are explored to the
+end; with the game loop the states left are counted.
 
     python -m pytest -m slow libs/krabby/tests/safety/test_exploration.py
 """
@@ -92,6 +93,12 @@ EVENTS = (
     "tick: exchange stalls", "tick: reply lost", "tick: loop stalled", "tick: HAL stalled",
 )  # fmt: skip
 """A tick is a control period; the others take no time, so any number of them lies between two."""
+GATE_EVENTS = (
+    *OPS, "fault", "writer", "second writer", "restart HAL", "tick: loop stalled",
+    "tick: gap, loop stalled", "tick: exchange stalls, loop stalled",
+)  # fmt: skip
+"""Those of gate and lease, to which the loop is a writer like the other: its commands come at any
+time and not at all."""
 
 
 class BrokenError(AssertionError):
@@ -260,6 +267,8 @@ class World:
             self.gate.raise_fault(Fault.DRIVE, self.clock())
             self.handler._write(self.clock())
             require(self.gate.state in LIMP, "a fault left the robot live")
+        elif event == "writer":
+            self.deliver(self.command(self.loop_id, self.gate.target, self.clock()))
         elif event == "second writer":
             self.deliver(self.command(OTHER, self.gate.target + SHIFT_RAD, self.clock()))
         elif event == "deliver":
@@ -278,8 +287,8 @@ class World:
         clock.now_ns += TICK_NS
         now = clock()
         if what != "HAL stalled":
-            self.drives.gap = what == "gap"
-            self.drives.stall_ns = STOP * TICK_NS if what == "exchange stalls" else 0
+            self.drives.gap = what.startswith("gap")
+            self.drives.stall_ns = STOP * TICK_NS if what.startswith("exchange stalls") else 0
             measured_ns = self.gate._measured.at_ns
             live = self.gate.state.live
             reading = self.handler.cycle(Slot(now, now, 1, now + TICK_NS))
@@ -292,7 +301,7 @@ class World:
             if reading.measured is not None and what != "state lost":
                 self.state_sequence += 1
                 self.state = self.make_state(now)
-        if what == "loop stalled":
+        if what.endswith("loop stalled"):
             return
         if self.state is not None:
             loop.handle_state(self.state)
@@ -471,7 +480,7 @@ class Explored(NamedTuple):
         )
 
 
-def explore(world, most_transitions):
+def explore(world, most_transitions, events=EVENTS):
     """Breadth first from `world`; ends at the first broken invariant."""
     began_s = time.perf_counter()
     came = [(0, "", 0)]  # from which state, by which event, after how many
@@ -488,7 +497,7 @@ def explore(world, most_transitions):
         index, frozen = queue.popleft()
         thawed = zlib.decompress(frozen)
         depth = came[index][2]
-        for event in EVENTS:
+        for event in events:
             there = pickle.loads(thawed)
             transitions += 1
             try:
@@ -573,6 +582,18 @@ def test_no_longer_sequence_of_events_breaks_an_invariant(start, name, capsys):
     assert found.depth >= 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_gate_and_lease_are_explored_to_the_end(start, capsys):
+    """Every state that their part of the projection tells apart, with both writers at any time."""
+    found = explore(start(LYING), 100_000, GATE_EVENTS)
+    with capsys.disabled():
+        print(f"\ngate and lease: {found}", *PROJECTION[:2], sep="\n    ")  # noqa: T201
+    assert found.broken == "", found.path
+    assert found.waiting == 0
+    assert {gate for gate, _ in found.seen} == {state.name for state in SafetyState}
+
+
 # --- planted bugs: each is found ------------------------------------------------------------
 
 
@@ -614,6 +635,21 @@ def lease_that_anybody_takes(monkeypatch):
         return admit(self, *args)
 
     monkeypatch.setattr(CommandAdmission, "admit", take)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plant", "broken"),
+    [
+        (gate_that_arms_with_the_gains_it_had, "stiffness jumped from 0.00 to"),
+        (gate_that_forgives_a_gap, "a gap of 40 ms was forgiven|on an old measurement"),
+        (lease_that_anybody_takes, "two writers admitted within 0 ms"),
+    ],
+)
+def test_a_planted_bug_is_found_with_gate_and_lease_alone(start, monkeypatch, plant, broken):
+    plant(monkeypatch)
+    found = explore(start(LYING), 100_000, GATE_EVENTS)
+    assert re.search(broken, found.broken), found
 
 
 @pytest.mark.parametrize(
