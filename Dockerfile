@@ -39,6 +39,10 @@ COPY pyproject.toml uv.lock ./
 COPY tools/install.py tools/
 COPY proto proto
 COPY libs libs
+# The command line names these as an option; uv wants to see every member of the workspace that is named.
+COPY services/camera/pyproject.toml services/camera/
+COPY services/gameloop/pyproject.toml services/gameloop/
+COPY services/sim-hal/pyproject.toml services/sim-hal/
 ARG SERVICE
 COPY ${SERVICE} ${SERVICE}
 # A folder with its own lock is installed from that. The module that is started is the one with a `__main__`.
