@@ -249,6 +249,8 @@ class Codec(ABC):
     """Whether its frames have 29-bit ids."""
     feedback_mask: int
     """`arbitration_id & feedback_mask` of a feedback is its `feedback_key`."""
+    answers_under_own_id: bool
+    """Whether the id of its answers follows from its own; else the two are set one by one."""
     identity_digits: int
     """Hexadecimal digits of `Parameter.IDENTITY`."""
     write_answers_with_feedback: bool

@@ -73,6 +73,7 @@ class DamiaoCodec(Codec):
     name = "damiao"
     is_extended = False
     feedback_mask = 0x7FF
+    answers_under_own_id = False
     identity_digits = 8
     write_answers_with_feedback = False
     timeout_is_fault = True

@@ -98,6 +98,7 @@ class RobStrideCodec(Codec):
     name = "robstride"
     is_extended = True
     feedback_mask = 0x1F00FFFF
+    answers_under_own_id = True
     identity_digits = 16
     write_answers_with_feedback = True
     timeout_is_fault = False

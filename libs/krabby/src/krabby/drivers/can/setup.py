@@ -152,24 +152,31 @@ class DriveSetup:
         wire, drives = self._wire, self._hardware.drives
         crossed = []
         for joint, drive in enumerate(drives):
-            for _ in range(self._cfg.tries):
-                wire.begin_cycle()
-                wire.give_up(joint)
-                wire.send(joint, self.poll[joint])
-                bus = wire.bus_of[joint]
-                deadline_ns = wire.cycle_ns + round(self._cfg.answer_s * 1e9)
-                wire.read(bus, lambda joint=joint: self._unanswered(joint), deadline_ns)
-                if not self._unanswered(joint):
-                    break
-            others = self._others(joint)
-            if not wire.fresh[joint] and others:
-                crossed.append(f"{drive} is asked and {others[0]} answers")
+            if wire.bus_of[joint].codec.answers_under_own_id:
+                continue
+            others = {self._who_answers_for(joint) for _ in range(self._cfg.tries)}
+            if len(others) == 1 and "" not in others:
+                crossed.append(f"{drive} is asked and {others.pop()} answers")
         if not crossed:
             return ""
         return (
             f"{'; '.join(crossed)}: they have each other's id of answers (Damiao: MST_ID, which is "
             "0x100 + the drive's own id); set it with the maker's tool"
         )
+
+    def _who_answers_for(self, joint: int) -> str:
+        """The joint whose drive answers when this one's is asked; empty when its own does.
+
+        What drives still owed is dropped before, so that no late answer is taken for another's.
+        """
+        wire, bus = self._wire, self._wire.bus_of[joint]
+        wire.forget()
+        wire.begin_cycle()
+        wire.send(joint, self.poll[joint])
+        deadline_ns = wire.cycle_ns + round(self._cfg.probe_s * 1e9)
+        wire.read(bus, lambda: self._unanswered(joint), deadline_ns)
+        others = self._others(joint)
+        return others[0] if others and not wire.fresh[joint] else ""
 
     def _others(self, joint: int) -> list[str]:
         """Joints of the same bus whose drives said something that was not asked of them."""
