@@ -65,6 +65,7 @@ class Pose(NamedTuple):
 
 
 def _velocity(vx: float, vy: float, yaw_rate: float) -> str:
+    vx, vy, yaw_rate = (round(value, 2) + 0.0 for value in (vx, vy, yaw_rate))  # no -0.00
     return f"{vx:+.2f} {vy:+.2f} m/s {yaw_rate:+.2f} rad/s"
 
 

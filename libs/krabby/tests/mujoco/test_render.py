@@ -5,6 +5,8 @@ import shutil
 import mujoco
 import numpy as np
 import pytest
+from krabby.mujoco.film import FilmCamera
+from krabby.mujoco.rays import Scene
 from krabby.mujoco.render import View, contact_sheet, render_rays, save_animation, save_picture
 from krabby.robot.assets import robot_dir
 from krabby_assets.generate import PICTURES
@@ -22,6 +24,7 @@ BALL_OVER_FLOOR = """
   </worldbody>
 </mujoco>
 """
+FROM_ABOVE = View(eye=(4.0, 1.0, 3.0), target=(0.0, 0.0, 0.6), fov_rad=0.7)
 FROM_THE_SIDE = View(eye=(4.0, 0.0, 1.0), target=(0.0, 0.0, 1.0), fov_rad=0.5)
 
 
@@ -161,3 +164,32 @@ def test_the_documentation_s_pictures_are_there_and_show_the_robot(name):
     picture = np.asarray(Image.open(robot_dir() / "pictures" / name).convert("RGB"))
     assert picture.shape[1] >= 1000
     assert is_red(picture).mean() > 0.02
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 100), (340, 212)])
+def test_a_film_s_picture_is_that_of_all_rays(scene, width, height):
+    """Every second or third pixel is asked: the ball, its shadow and the horizon are where they are
+    in a picture with a ray for each, within the edges' width of one pixel."""
+    model, data = scene
+    film = FilmCamera(model, width, height).draw(data, FROM_ABOVE)
+    full = render_rays(model, data, FROM_ABOVE, width=width, height=height, supersample=3)
+
+    difference = np.abs(film.astype(int) - full.astype(int)).max(axis=-1)
+    assert np.mean(difference > 40) < 0.01
+    assert difference.mean() < 2.0
+    assert np.mean(is_red(film) != is_red(full)) < 0.01
+
+
+def test_a_film_s_picture_costs_a_part_of_the_rays(scene, monkeypatch):
+    model, data = scene
+    asked = []
+    cast = Scene.cast
+    monkeypatch.setattr(
+        Scene,
+        "cast",
+        lambda self, origin, rays: asked.append(len(rays)) or cast(self, origin, rays),
+    )
+    FilmCamera(model, 340, 212).draw(data, FROM_ABOVE)
+    film, asked[:] = sum(asked), []
+    render_rays(model, data, FROM_ABOVE, width=340, height=212, supersample=2)
+    assert film < 0.15 * sum(asked)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from krabby_proto import Message, Tick
+    from krabby_proto import Message
     from krabby_proto.recording import Recording
     from numpy.typing import NDArray
 
@@ -216,13 +216,23 @@ class _Moment(NamedTuple):
     waypoint: int
 
 
+class _Decided(NamedTuple):
+    """A tick of the game loop."""
+
+    now_ns: int
+    mode: str
+    status: dict[str, Any]
+    asked: list[float] | None
+    """Walking command before any limit: vx, vy [m/s], yaw rate [rad/s]."""
+
+
 class _Run:
     """What of a recording tells of incidents and their places."""
 
     def __init__(self, recording: Recording) -> None:
         self.first_ns: int | None = None
         self.path: list[_Moment] = []
-        self.ticks: list[Tick] = []
+        self.ticks: list[_Decided] = []
         self.found: list[Incident] = []
         self._falls: float | None = None
         self._state = ""
@@ -240,7 +250,8 @@ class _Run:
                     tick = reader.read(message)
                 except FrameError:
                     continue
-                self.ticks.append(dataclasses.replace(tick, inputs=(), snapshot=None))
+                asked = None if tick.nav_asked is None else tick.nav_asked.tolist()
+                self.ticks.append(_Decided(tick.now_ns, tick.mode, tick.status, asked))
 
     def _take_truth(self, message: Message) -> None:
         values = unpack(TRUTH, message.payload)
@@ -341,7 +352,7 @@ def _moment(path: Sequence[_Moment], stamp_ns: int) -> _Moment:
     return before[-1] if before else path[0]
 
 
-def _status(ticks: Sequence[Tick], stamp_ns: int) -> dict[str, Any]:
+def _status(ticks: Sequence[_Decided], stamp_ns: int) -> dict[str, Any]:
     before = [tick for tick in ticks if tick.now_ns <= stamp_ns]
     walked = [tick for tick in before if tick.mode == "policy"]
     return dict((walked or before)[-1].status) if before else {}
@@ -359,14 +370,14 @@ def _policy(policies: Sequence[Any], chosen: str) -> str:
 
 
 def _commands(
-    ticks: Sequence[Tick], begin_ns: int, end_ns: int
+    ticks: Sequence[_Decided], begin_ns: int, end_ns: int
 ) -> tuple[tuple[float, float, float, float], ...]:
     """What was asked for from `begin_ns` on, in pieces; after the incident what was asked last."""
     pieces: list[tuple[float, float, float, float]] = []
     for tick in ticks:
-        if not begin_ns <= tick.now_ns <= end_ns or tick.nav_asked is None:
+        if not begin_ns <= tick.now_ns <= end_ns or tick.asked is None:
             continue
-        vx, vy, yaw_rate = (round(float(value), 4) for value in tick.nav_asked)
+        vx, vy, yaw_rate = (round(float(value), 4) for value in tick.asked)
         start_s = round((tick.now_ns - begin_ns) * 1e-9, 3)
         if pieces and (
             pieces[-1][1:] == (vx, vy, yaw_rate) or start_s - pieces[-1][0] < _COMMAND_S
