@@ -24,6 +24,7 @@ import zstandard
 from krabby.robot.description import RobotDescription
 from krabby_proto import (
     CAMERA,
+    STREAMS,
     TICKS,
     TRACE,
     TRUTH,
@@ -33,12 +34,11 @@ from krabby_proto import (
     FrameError,
     GateView,
     Message,
+    RawMessage,
     RecordingError,
     SafetyState,
     Tick,
-    decode,
 )
-from krabby_proto.codec import topic_of
 from krabby_proto.header import HEADER_SIZE
 from krabby_proto.recording import Recorder, SigningKey
 
@@ -62,6 +62,8 @@ _DRAWN_AT_ONCE: Final = 200
 _FREE_BYTES: Final = 200 << 20
 _LEAVING: Final = 4
 """Flag of a record of `ticks`."""
+_GATE: Final = bytes([ExchangeKind.GATE])
+_F4: Final = struct.Struct("<f")
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -82,19 +84,18 @@ class Triggers:
         """Whether the game loop ends: then commands stop coming, as they should."""
         self._falls: float | None = None
 
-    def look(self, message: Message) -> Trigger | None:
-        """Whether this message is a reason to write."""
-        stream = message.stream
+    def look(self, raw: RawMessage) -> Trigger | None:
+        """Whether this message is a reason to write; one that is damaged is none."""
+        stream, payload = raw.stream, raw.payload
         try:
-            if stream is TRACE and message.payload[0] == ExchangeKind.GATE:
-                return self._of_gate(Exchange.unpack(message.payload.tobytes()).gate)
+            if stream is TRACE and payload[:1] == _GATE:
+                return self._of_gate(Exchange.unpack(payload).gate)
             if stream is TRUTH:
-                return self._of_falls(float(message.payload[TRUTH.slices["falls"]][0]))
+                return self._of_falls(*_F4.unpack_from(payload, 4 * TRUTH.slices["falls"].start))
             if stream is TICKS:
-                self._leaving = bool(message.payload[3] & _LEAVING)
-                record = message.payload.tobytes()
-                return _mark(message) if b'"mark"' in record else None
-        except FrameError:
+                self._leaving = bool(payload[3] & _LEAVING)
+                return _mark(raw.decode()) if b'"mark"' in payload else None
+        except (FrameError, IndexError, struct.error):
             return None
         return None
 
@@ -136,19 +137,19 @@ class Ring:
         self.bytes = 0
         """Of all compressed pieces."""
 
-    def add(self, message: Message, now_s: float) -> None:
+    def add(self, raw: RawMessage, now_s: float) -> None:
         """Keep a message that came at `now_s`."""
-        if message.stream is CAMERA and next(self._images):
+        if raw.stream is CAMERA and next(self._images):
             return
         if not self._open:
             self._opened_s = now_s
-        header, payload = message.header.pack(), message.payload.tobytes()
-        self._open += (_LENGTH.pack(len(header) + len(payload)), header, payload)
-        self._open_bytes += len(header) + len(payload)
+        size = len(raw.payload)
+        self._open += (_LENGTH.pack(size), raw.header, raw.payload)
+        self._open_bytes += size
         if now_s - self._opened_s >= _PIECE_S or self._open_bytes >= _PIECE_BYTES:
             self._close_piece(now_s)
 
-    def messages(self) -> Iterator[Message]:
+    def messages(self) -> Iterator[RawMessage]:
         """What is kept, in the order in which it came."""
         opener = zstandard.ZstdDecompressor()
         for _, packed in tuple(self._pieces):
@@ -166,14 +167,20 @@ class Ring:
             self.bytes -= len(self._pieces.popleft()[1])
 
 
-def _messages_of(content: bytes) -> Iterator[Message]:
+def _messages_of(content: bytes) -> Iterator[RawMessage]:
     at = 0
     while at < len(content):
         (size,) = _LENGTH.unpack_from(content, at)
-        header = content[at + 4 :][:HEADER_SIZE]
-        payload = content[at + 4 + HEADER_SIZE : at + 4 + size]
-        at += 4 + size
-        yield decode([topic_of(header), header, payload])
+        header, at = content[at + 4 :][:HEADER_SIZE], at + 4 + HEADER_SIZE
+        stream = _STREAMS.get(header[_STREAM_ID])
+        if stream is not None:
+            yield RawMessage(stream, header, content[at : at + size])
+        at += size
+
+
+_STREAM_ID: Final = 6
+"""Place of the stream's id in a header."""
+_STREAMS: Final = {stream.id: stream for stream in STREAMS.values()}
 
 
 class BlackBox:
@@ -215,11 +222,11 @@ class BlackBox:
         if self._file is not None:
             self._file.take_hello(hello)
 
-    def take(self, message: Message) -> None:
+    def take(self, raw: RawMessage) -> None:
         """A message came."""
-        self.ring.add(message, self._clock_s())
+        self.ring.add(raw, self._clock_s())
         if self._file is not None:
-            self._guarded(self._file.take, message)
+            self._guarded(self._file.take, raw)
 
     def trigger(self, trigger: Trigger) -> None:
         """Write the ring now, and record on for a while."""
@@ -299,25 +306,23 @@ class _Incident:
     ) -> None:
         self._recorder = Recorder(path, facts, key=key)
         self._drawing = Drawing(self._recorder, RobotDescription.load())
-        self._undrawn: deque[Message] = deque()
+        self._undrawn: deque[RawMessage] = deque()
         self._hellos: list[Hello] = []
         self._began_s = self._triggered_s = now_s
-        self._newest_ns = 0
         self._reasons: list[Trigger] = [trigger]
 
     def take_hello(self, hello: Hello) -> None:
         self._recorder.add_metadata(*hello.metadata)
         self._hellos.append(hello)
 
-    def write_ring(self, messages: Iterator[Message]) -> None:
-        for message in messages:
-            self.take(message)
+    def write_ring(self, messages: Iterator[RawMessage]) -> None:
+        for raw in messages:
+            self.take(raw)
         self._recorder.flush()
 
-    def take(self, message: Message) -> None:
-        self._recorder.write(message)
-        self._newest_ns = message.header.publish_ns
-        self._undrawn.append(message)
+    def take(self, raw: RawMessage) -> None:
+        self._recorder.write_raw(raw)
+        self._undrawn.append(raw)
 
     def add_trigger(self, trigger: Trigger, now_s: float) -> None:
         self._triggered_s = now_s
@@ -342,8 +347,8 @@ class _Incident:
 
     def _draw(self, count: int) -> None:
         for _ in range(min(count, len(self._undrawn))):
-            message = self._undrawn.popleft()
+            raw = self._undrawn.popleft()
             for hello in self._hellos:
-                self._drawing.take_hello(hello.name, hello.facts, message.header.publish_ns)
+                self._drawing.take_hello(hello.name, hello.facts, raw.publish_ns)
             self._hellos.clear()
-            self._drawing.take(message)
+            self._drawing.take(raw)

@@ -16,6 +16,7 @@ origin of `world` and turns with the measured attitude. Times are those of the r
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -42,6 +43,7 @@ from krabby_proto import (
     FrameError,
     GateView,
     Message,
+    RawMessage,
     Tick,
     unpack,
 )
@@ -54,6 +56,8 @@ __all__ = ["Drawing"]
 _DRAWN_NS: Final = 40_000_000
 _IMAGE_NS: Final = 100_000_000
 _GREY: Final = (0.55, 0.53, 0.5, 1.0)
+_ASKED: Final = b'"op"'
+"""In a record of `ticks`: an operator asked something."""
 _WORLD, _BASE, _OPTICAL = "world", "base", "camera_optical"
 
 
@@ -70,26 +74,35 @@ class Drawing:
         self._desc = desc
         self._channels: dict[str, int] = {}
         self._due_ns: dict[str, int] = {}
-        self._truth: Message | None = None
+        self._truth: RawMessage | None = None
+        self._mode_byte = b""
         self._gate: GateView | None = None
         self._mode = ""
         self._camera: dict[str, Any] = {}
         self._is_robot = True
 
-    def take(self, message: Message) -> None:
-        """A raw message was recorded."""
-        stream = message.stream
-        now_ns = message.header.publish_ns
+    def take(self, raw: RawMessage) -> None:
+        """A raw message was recorded; what is none of this contract is not drawn."""
+        with contextlib.suppress(FrameError):
+            self._take(raw, raw.publish_ns)
+
+    def _take(self, raw: RawMessage, now_ns: int) -> None:
+        stream = raw.stream
         if stream is STATE:
             if self._is_due("/joint_states", now_ns, _DRAWN_NS):
-                self._draw_state(message, now_ns)
+                self._draw_state(raw.decode(), now_ns)
         elif stream is TRUTH:
-            self._truth = message
+            self._truth = raw
         elif stream is CAMERA:
             if self._is_due("/camera/depth", now_ns, _IMAGE_NS):
-                self._draw_image(message, now_ns)
-        elif stream in (TRACE, TICKS):
-            self._draw_record(message, now_ns)
+                self._draw_image(raw.decode(), now_ns)
+        elif stream is not TICKS and stream is not TRACE:
+            return
+        elif stream is TRACE:
+            self._draw_exchange(Exchange.unpack(raw.payload), now_ns)
+        elif raw.payload[1:2] != self._mode_byte or _ASKED in raw.payload:  # of ticks
+            self._mode_byte = raw.payload[1:2]
+            self._draw_tick(Tick.unpack(raw.decode()), now_ns)
 
     def take_hello(self, name: str, hello: Mapping[str, Any], now_ns: int) -> None:
         """A process said what it is: course, camera and robot come from the HAL's words."""
@@ -156,7 +169,7 @@ class Drawing:
         frames = FrameTransforms()
         base_pos, base_quat = np.zeros(3), values["base_quat_w"]
         if self._truth is not None:
-            truth = unpack(TRUTH, self._truth.payload)
+            truth = unpack(TRUTH, self._truth.decode().payload)
             base_pos, base_quat = truth["base_pos_w"], truth["base_quat_w"]
         _add_frame(frames, _WORLD, _BASE, base_pos, base_quat, message.capture_ns)
         if self._is_robot:
@@ -222,14 +235,7 @@ class Drawing:
 
     # --- what was asked ----------------------------------------------------------------------
 
-    def _draw_record(self, message: Message, now_ns: int) -> None:
-        try:
-            if message.stream is TRACE:
-                self._draw_exchange(Exchange.unpack(message.payload.tobytes()), now_ns)
-                return
-            tick = Tick.unpack(message)
-        except FrameError:  # of another version; its bytes are recorded
-            return
+    def _draw_tick(self, tick: Tick, now_ns: int) -> None:
         if tick.mode != self._mode:
             self.log(f"mode {tick.mode}", now_ns, name="gameloop")
             self._mode = tick.mode

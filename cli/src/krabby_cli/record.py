@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from krabby.robot.description import RobotDescription
 from krabby.runtime.metrics import MetricsServer, children
-from krabby_proto import LatestSubscriber, Message
+from krabby_proto import LatestSubscriber, RawMessage
 from krabby_proto.recording import GAPS, Recorder, SigningKey
 from prometheus_client import Counter, Gauge
 
@@ -45,7 +45,7 @@ _ROUND_S: Final = 0.1
 _QUEUE_S: Final = 10.0
 """How much of every stream may wait while this process gets no processor [s]."""
 _BATCH: Final = 64
-"""Messages that one look takes from a stream at least, where there are so many."""
+"""RawMessages that one look takes from a stream at least, where there are so many."""
 _LOOK_AT_DISK_S: Final = 2.0
 
 
@@ -53,8 +53,8 @@ def _counter(name: str, text: str) -> dict[str, Counter]:
     return children(Counter(f"krabby_recorder_{name}_total", text, ["stream"]), RECORDED)
 
 
-_WRITTEN: Final = _counter("messages", "Messages written to the file")
-_MISSED: Final = _counter("missed_messages", "Messages that never came, by sequence")
+_WRITTEN: Final = _counter("messages", "RawMessages written to the file")
+_MISSED: Final = _counter("missed_messages", "RawMessages that never came, by sequence")
 _INCIDENTS: Final = Counter("krabby_recorder_incidents_total", "Files that the black box began")
 
 _FILE: Final = Gauge("krabby_recorder_file_info", "File that is being written", ["path"])
@@ -153,9 +153,9 @@ class _Meter:
         self.counts = dict.fromkeys(self._subscribers, 0)
         self.missed = dict.fromkeys(self._subscribers, 0)
 
-    def take(self) -> list[Message]:
+    def take(self) -> list[RawMessage]:
         """Every message that came, in order of each stream."""
-        taken: list[Message] = []
+        taken: list[RawMessage] = []
         for name, subscriber in self._subscribers.items():
             messages = _drained(subscriber)
             if messages:
@@ -176,10 +176,10 @@ class _Meter:
         return ", ".join(f"{count} {name}" for name, count in self.counts.items() if count)
 
 
-def _drained(subscriber: LatestSubscriber) -> list[Message]:
-    messages = subscriber.drain()
+def _drained(subscriber: LatestSubscriber) -> list[RawMessage]:
+    messages = subscriber.drain_raw()
     while len(messages) % _BATCH == 0 and messages:
-        more = subscriber.drain()
+        more = subscriber.drain_raw()
         if not more:
             break
         messages += more
@@ -199,9 +199,9 @@ class _File:
         self._gaps: dict[str, int] = {}
         self._newest_ns = 0
 
-    def take(self, message: Message) -> None:
-        self._recorder.write(message)
-        self._newest_ns = message.header.publish_ns
+    def take(self, message: RawMessage) -> None:
+        self._recorder.write_raw(message)
+        self._newest_ns = message.publish_ns
         if self._drawing is not None:
             self._drawing.take(message)
 
@@ -260,7 +260,7 @@ class _Ring:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
 
-    def take(self, message: Message) -> None:
+    def take(self, message: RawMessage) -> None:
         self._box.take(message)
         trigger = self._triggers.look(message)
         if trigger is not None:

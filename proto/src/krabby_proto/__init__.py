@@ -36,7 +36,7 @@ _LATER: Final = {
     "exchanges": ("Exchange", "ExchangeKind", "GateView"),
     "server": ("HalHandler", "HalServer", "ServerStats"),
     "sockets": (
-        *("LatestSubscriber", "Publisher", "Request", "Requester", "Router"),
+        *("LatestSubscriber", "Publisher", "RawMessage", "Request", "Requester", "Router"),
         *("new_instance_id", "serve_within", "wait_any", "wait_readable"),
     ),
     "ticks": (

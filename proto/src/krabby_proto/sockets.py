@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from krabby_proto.endpoint import (
     wait_readable,
 )
 from krabby_proto.errors import FrameError
-from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET
+from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET, HEADER_SIZE
 from krabby_proto.hello import MAX_JSON_BYTES
 from krabby_proto.streams import Stream
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LatestSubscriber",
     "Publisher",
+    "RawMessage",
     "Request",
     "Requester",
     "Router",
@@ -61,6 +63,13 @@ _DRAIN_S: Final = 0.003
 _LEAST_DRAIN: Final = 64
 """A drain ends after this many messages and this long: a flood cannot hold the reader's loop. The
 queue holds 16."""
+
+
+_WRITER: Final = struct.Struct("<QQ")
+_WRITER_AT: Final = 8
+"""Place of instance and sequence in a header."""
+_U64: Final = struct.Struct("<Q")
+_PUBLISH_AT: Final = 32
 
 
 def new_instance_id() -> int:
@@ -135,6 +144,30 @@ class Publisher(Endpoint):
         )
         send_frames(self.socket, frames)
         return self.sequence
+
+
+class RawMessage(NamedTuple):
+    """A message as it came, not yet decoded."""
+
+    stream: Stream
+    header: bytes
+    payload: bytes
+
+    @property
+    def publish_ns(self) -> int:
+        """As in `Header` [ns]."""
+        publish_ns: int = _U64.unpack_from(self.header, _PUBLISH_AT)[0]
+        return publish_ns
+
+    @property
+    def sequence(self) -> int:
+        """As in `Header`."""
+        sequence: int = _WRITER.unpack_from(self.header, _WRITER_AT)[1]
+        return sequence
+
+    def decode(self) -> Message:
+        """The message; raises a `FrameError` when it is none."""
+        return decode([self.stream.topic, self.header, self.payload], self.stream)
 
 
 class LatestSubscriber(Endpoint):
@@ -215,6 +248,29 @@ class LatestSubscriber(Endpoint):
         self._receive_all(messages.append)
         self._note_lag(messages[-1] if messages else None)
         return messages
+
+    def drain_raw(self) -> list[RawMessage]:
+        """Like `drain`, for recorders, at a third of the price.
+
+        Sizes and sequence alone are looked at: what is no message of this contract is left to who
+        decodes it.
+        """
+        taken: list[RawMessage] = []
+        stream, end = self.stream, time.monotonic() + _DRAIN_S
+        while len(taken) < _LEAST_DRAIN or time.monotonic() < end:
+            frames = self.receive_frames()
+            if frames is None:
+                if not self.skipping:
+                    self.revive()
+                break
+            if len(frames) != 3 or len(frames[1]) != HEADER_SIZE:
+                self.invalid += 1
+                continue
+            raw = RawMessage(stream, frames[1], frames[2])
+            if self._is_news(*_WRITER.unpack_from(frames[1], _WRITER_AT)):
+                self.received += 1
+                taken.append(raw)
+        return taken
 
     def newest_by_writer(self) -> list[Message]:
         """The newest message of each writer since the last call; never waits.

@@ -13,6 +13,7 @@ from krabby_proto.endpoint import Closing
 from krabby_proto.errors import RecordingError
 from krabby_proto.recording._chain import LINK, SEAL, ChainedFile, SigningKey
 from krabby_proto.recording._format import ENCODING, MAIN, PROFILE, describe, extra
+from krabby_proto.sockets import RawMessage
 from krabby_proto.streams import Stream, schema_hash
 
 __all__ = ["Recorder"]
@@ -75,12 +76,19 @@ class Recorder(Closing):
         Raises:
             RecordingError: the file takes no more, because the disk is full for example.
         """
-        header = message.header
-        channel = self._channels.get(header.stream_id)
+        header, payload = message.header, message.payload.tobytes()
+        self.write_raw(RawMessage(message.stream, header.pack(), payload))
+
+    def write_raw(self, raw: RawMessage) -> None:
+        """Append one message as it came.
+
+        Raises:
+            RecordingError: the file takes no more, because the disk is full for example.
+        """
+        channel = self._channels.get(raw.stream.id)
         if channel is None:
-            channel = self._channels[header.stream_id] = self._register(message.stream)
-        data = header.pack() + message.payload.tobytes()
-        self.append(channel, data, header.publish_ns, header.sequence)
+            channel = self._channels[raw.stream.id] = self._register(raw.stream)
+        self.append(channel, raw.header + raw.payload, raw.publish_ns, raw.sequence)
 
     def register(self, topic: str, schema: str, encoding: str, data: bytes, kind: str) -> int:
         """Add a channel of other messages; returns its number.
