@@ -112,10 +112,10 @@ def run(args: argparse.Namespace) -> int:
             stack.callback(output.close)
         meter = _Meter(listener)
         _record(outputs, meter, hellos, signals, args.duration)
+        if args.file is not None and not meter.said:
+            raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
     if args.file is None:
         return 0
-    if not meter.said:
-        raise NoAnswer(f"{args.file} has no messages: {listener.silence()}")
     print_line(f"{args.file}: {meter.said}" + (f"; {meter.gaps} missed" if meter.gaps else ""))
     return 0
 

@@ -168,6 +168,8 @@ class _Check:
     def _check_signature(self, place: int, fields: dict[str, str]) -> None:
         signing, errors = extra("nacl.signing"), extra("nacl.exceptions")
         try:
+            if any(text != text.lower() for text in (fields["public"], fields["signature"])):
+                raise ValueError("digits are written in lower case")
             key: Any = signing.VerifyKey(bytes.fromhex(fields["public"]))
             key.verify(signed_text(fields), bytes.fromhex(fields["signature"]))
         except (ValueError, TypeError, errors.CryptoError):
