@@ -1,11 +1,22 @@
 import contextlib
+import random
 import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from krabby_proto import CAMERA, STATE, RecordingError, decode, encode
+from krabby_proto import (
+    CAMERA,
+    STATE,
+    TICKS,
+    TRACE,
+    Exchange,
+    RecordingError,
+    TickRecord,
+    decode,
+    encode,
+)
 from krabby_proto.recording import Recorder, Recording
 
 
@@ -234,3 +245,51 @@ def test_without_the_extra_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mcap.writer", None)
     with pytest.raises(RecordingError, match=r"install krabby-proto\[recording\]"):
         Recorder(tmp_path / "x.mcap")
+
+
+def test_a_thousand_cuts_give_what_is_in_front_of_them(tmp_path):
+    """Streams, records of ticks and exchanges, metadata and channels of viewers, cut anywhere."""
+    path = tmp_path / "cut.mcap"
+    seconds = [0.0]
+    tick = TickRecord()
+    with Recorder(path, {"run_id": "r1"}, clock_s=lambda: seconds[0]) as recorder:
+        drawn = recorder.register("/log", "foxglove.Log", "protobuf", b"", "protobuf")
+        for n in range(1, 101):
+            seconds[0] += 0.05
+            stamps = {"instance_id": 1, "sequence": n, "capture_ns": n, "publish_ns": 1000 * n}
+            content = tick.finish(
+                tick=n,
+                now_ns=n,
+                mode="policy",
+                safety_state=2,
+                sent=True,
+                hal_checked=True,
+                leaving=False,
+                command_sequence=n,
+                host_ns=(n,),
+            )
+            recorder.write(message(STATE, n, 1000 * n))
+            recorder.write(decode(encode(TICKS, content, **stamps)))
+            gate = Exchange.of_gate(n, 2, 0).pack()
+            recorder.write(decode(encode(TRACE, gate, **stamps)))
+            recorder.append(drawn, b"words", 1000 * n)
+            if n == 40:
+                recorder.add_metadata("krabby.hello.hal", {"hello": '{"service": "sim-hal"}'})
+    whole = path.read_bytes()
+    counts = []
+    for size in sorted(random.Random(2).sample(range(len(whole)), 1000)):
+        path.write_bytes(whole[:size])
+        reading = Recording(path)
+        try:
+            counts.append(sum(1 for _ in reading))
+        except RecordingError as error:
+            counts.append(0)
+            assert str(error).count("\n") == 0
+        assert counts[-1] == 300 or reading.damage
+        if counts[-1] and not size % 10:
+            assert len(list(reading.ticks())) == counts[-1] // 3
+        assert isinstance(reading.run.hellos.get("hal", {}), dict)
+    assert counts == sorted(counts)
+    assert counts[0] == 0
+    assert counts[-1] == 300
+    assert len(set(counts)) > 4

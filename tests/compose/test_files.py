@@ -165,7 +165,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
 def test_what_runs_when_no_profile_is_named_is_the_robot(jetson):
     (chosen,) = re.findall(r"(?m)^COMPOSE_PROFILES=(.+)$", (ROOT / ".env").read_text())
     robot = {name for name, one in jetson["services"].items() if chosen in one["profiles"]}
-    assert robot == {*ROBOT, "relay", "cockpit", "prometheus", "grafana"}
+    assert robot == {*ROBOT, "relay", "cockpit", "blackbox", "prometheus", "grafana"}
     assert all(one["profiles"] for one in jetson["services"].values())
 
 
