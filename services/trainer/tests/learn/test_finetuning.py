@@ -289,55 +289,6 @@ def test_imitation_moves_the_student_towards_its_teacher(fake_env):
 # A run.
 
 
-class TwoPictures:
-    """Rewards robots for telling which of two pictures they saw at the start of an episode."""
-
-    def __init__(self, env):
-        self._env, self.side = env, torch.ones(env.num_envs)
-        self._begin(torch.ones(env.num_envs, dtype=torch.bool))
-
-    def __getattr__(self, name):
-        return getattr(self._env, name)
-
-    def _begin(self, which):
-        drawn = torch.rand(len(which)).round() * 2.0 - 1.0
-        self.side = torch.where(which, drawn, self.side)
-        vision = self._env.vision
-        vision.arrived, vision.eye = which, torch.zeros(len(which), 48)
-        vision.image = self.side[:, None, None].repeat(1, 58, 87)
-
-    def step(self, actions):
-        reward = 1.0 - (actions[:, 0] - 0.5 * self.side).square()
-        obs, _, dones, extras = self._env.step(actions)
-        self._begin(dones.bool())
-        extras["time_outs"] = torch.zeros_like(dones)
-        return obs, reward, dones, extras
-
-
-@pytest.mark.slow
-def test_an_encoder_that_learns_tells_what_earns_better_than_one_that_does_not(fake_env):
-    told = {}
-    for learns in (True, False):
-        seed_everything(0)
-        cfg = config(steps=14, rate=3e-3, learn_encoder=learns)
-        cfg.agent.algorithm.learning_rate_max = 1e-2
-        cfg.agent.algorithm.schedule = "fixed"
-        cfg.agent.algorithm.symmetry.use_mirror_loss = False
-        runner = make_runner(TwoPictures(fake_env(48)), cfg=cfg)
-        # Codes that hardly differ between the pictures.
-        with torch.no_grad():
-            runner.alg._encoder.memory.weight_ih *= 0.05
-        earned = []
-        for _ in range(60):
-            alg = collect(runner)
-            earned.append(float(alg.storage.rewards.mean()))
-            alg.update()
-        told[learns] = sum(earned[-5:]) / 5.0
-    # An action that does not depend on the picture earns 1 - 0.5² - 0.2² = 0.71 at best, of 0.96.
-    assert told[True] > told[False] + 0.05
-    assert told[True] > 0.8
-
-
 def test_fine_tuning_of_all_resumes_with_its_teacher_and_optimiser(fake_env, tmp_path):
     tuning = {"learn_encoder": True, "critic_iterations": 1, "imitation_coef": 0.1}
     whole = make_runner(fake_env(4), tmp_path / "whole", **tuning)

@@ -15,13 +15,13 @@ drive=(robot=crab_hex_rs terrain=wild motion=upright commands=drive)
 endless=(agent.max_iterations=1000000 run.checkpoint_minutes=1)
 both=(${PYTHON:-python} -m torch.distributed.run --standalone --nproc-per-node 2 -m krabby_trainer)
 teacher_size=(env.num_envs=16384) distil_size=(env.num_envs=4096 agent.max_iterations=150) student_size=(env.num_envs=8192)
-first=4 strict=6.5 distil=6 finetune=4 cores=12 cells='*' trials=4
+first=5 strict=7 distil=6 finetune=4.5 cores=12 cells='*' trials=4
 if [ -n "${TINY:-}" ]; then
     tiny=(device=cpu env.terrain.levels=2 env.terrain.columns=29 run.checkpoint_minutes=0)
     teacher_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=4)
     distil_size=("${tiny[@]}" env.num_envs=29 agent.max_iterations=1 agent.num_steps_per_env=12)
     student_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=12 agent.finetuning.critic_iterations=1)
-    first=0.01 strict=0.01 distil=0.01 finetune=0.01 cores=1 cells='flat-stand' trials=1
+    first=0.01 strict=0.01 distil=0.01 finetune=0.01 cores=1 cells='flat-vx0.5' trials=1
     both=("${trainer[@]}")
 fi
 
@@ -72,9 +72,7 @@ distil() {
 finetune() { # GPU 0: encoder and memory too; GPU 1: the actor alone
     local common=(task=student run.init="$runs/distilled" run.resume=auto "${drive[@]}" pictures=rough "${endless[@]}")
     train 0 "${common[@]}" finetuning=whole run.dir="$runs/whole" "${student_size[@]}" run.max_minutes=$finetune &
-    local actor=("${student_size[@]}")
-    [ -n "${TINY:-}" ] && actor=("${student_size[@]:0:6}")
-    train 1 "${common[@]}" run.dir="$runs/actor" "${actor[@]}" run.max_minutes=$finetune &
+    train 1 "${common[@]}" run.dir="$runs/actor" "${student_size[@]}" run.max_minutes=$finetune &
     wait -n && wait -n
 }
 

@@ -34,12 +34,6 @@ CLEARANCE_M: Final = 0.06
 LIMIT_MARGIN_RAD: Final = 0.05
 """How near a joint may come to the limits of its target before `joint_limits` counts."""
 SLOPE_REACH_M: Final = 0.5
-"""How far before, behind and beside the base the ground is looked up for its slope."""
-_STEEPEST_M: Final = 0.35
-"""Difference of height over that distance above which ground is no slope to lean with (35 deg)."""
-_STRAIGHT_M: Final = 0.1
-"""How much its two halves may differ for ground to be a slope."""
-SLOPE_REACH_M: Final = 0.5
 """How far round the base the ground is looked up for its slope."""
 _STEEPEST_M: Final = 0.35
 """Difference of height over that distance above which ground is no slope (35 degrees)."""
