@@ -184,9 +184,8 @@ class Hub:
 
     def _show_live(self, source: LiveSource, frame: int) -> None:
         source.look()
-        now_ns = time.monotonic_ns()
-        state = source.state_frame(now_ns)
-        depth = source.depth_frame(now_ns) if frame % _DEPTH_FRAMES == 0 else None
+        state = source.state_frame()
+        depth = source.depth_frame() if frame % _DEPTH_FRAMES == 0 else None
         for client in self.clients.values():
             self._introduce(client)
             if state is not None:

@@ -156,9 +156,10 @@ class LiveSource:
                 log.warning("the robot cannot be drawn", reason=str(error))
             self.problem = str(error)
 
-    def state_frame(self, now_ns: int) -> bytes | None:
+    def state_frame(self) -> bytes | None:
         """The newest state, if it was not given out yet."""
         newest = {name: each.latest() for name, each in self._subscribers.items()}
+        now_ns = time.monotonic_ns()  # after they came: no age is negative
         state, truth, self._image = newest[STATE.name], newest[TRUTH.name], newest[CAMERA.name]
         if state is None or self._poser is None or state.sequence == self._sent["state"]:
             return None
@@ -181,7 +182,7 @@ class LiveSource:
         hal_ns = clock.latest(now_ns)
         return tuple(math.nan if each is None else 1e3 * each.age_s(hal_ns) for each in messages)
 
-    def depth_frame(self, now_ns: int) -> bytes | None:
+    def depth_frame(self) -> bytes | None:
         """The newest depth image as of the last `state_frame`, if it was not given out yet."""
         image = self._image
         if image is None or image.sequence == self._sent["camera"]:
@@ -193,7 +194,7 @@ class LiveSource:
         )
         if width * height != size:
             return None
-        return depth_frame(now_ns * 1e-9 - self._began_s, image.payload, width, height)
+        return depth_frame(time.monotonic() - self._began_s, image.payload, width, height)
 
     def facts(self) -> dict[str, Any]:
         """For the page: link, gate, loop."""
