@@ -66,11 +66,12 @@ def test_a_recording_explains_itself(tmp_path):
     with path.open("rb") as file:
         reader = make_reader(file)
         schema, channel, record = next(iter(reader.iter_messages()))
-        (metadata,) = reader.iter_metadata()
+        metadata, *chain = reader.iter_metadata()
     assert (schema.name, channel.topic, record.log_time) == ("krabby.state", "state", 1_000_000)
     assert b'["joint_pos", 18, "rad"]' in schema.data
     assert b"<4sHBBQQQQII" in schema.data
     assert metadata.metadata["run_id"] == "r1"
+    assert chain[-1].name == "krabby.seal"
 
 
 def test_an_empty_recording_is_one(tmp_path):
@@ -105,7 +106,6 @@ def test_a_recording_cut_short_at_any_place_gives_what_is_readable(tmp_path):
             counts[-1] = sum(1 for _ in reading)
         if counts[-1] < 6999:
             assert reading.damage
-    assert not any("\n" in line for line in said)
     assert counts == sorted(counts)
     assert counts[0] == 0
     assert counts[-1] == 6999
@@ -277,20 +277,18 @@ def test_a_thousand_cuts_give_what_is_in_front_of_them(tmp_path):
             if n == 40:
                 recorder.add_metadata("krabby.hello.hal", {"hello": '{"service": "sim-hal"}'})
     whole = path.read_bytes()
-    counts, said = [], []
+    counts = []
     for size in sorted(random.Random(2).sample(range(len(whole)), 1000)):
         path.write_bytes(whole[:size])
         reading = Recording(path)
-        try:
-            counts.append(sum(1 for _ in reading))
-        except RecordingError as error:
-            counts.append(0)
-            said.append(str(error))
+        counts.append(0)
+        with contextlib.suppress(RecordingError):  # nothing is readable
+            counts[-1] = sum(1 for _ in reading)
+        assert "\n" not in reading.damage
         assert counts[-1] == 300 or reading.damage
         if counts[-1] and not size % 10:
             assert len(list(reading.ticks())) == counts[-1] // 3
         assert isinstance(reading.run.hellos.get("hal", {}), dict)
-    assert not any("\n" in line for line in said)
     assert counts == sorted(counts)
     assert counts[0] == 0
     assert counts[-1] == 300
