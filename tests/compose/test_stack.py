@@ -16,7 +16,6 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -30,8 +29,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.compose, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
 LOOPS = ("sim-hal", "camera", "gameloop")
-BACK_S = 3.0
-"""For a loop to run again after its process has ended."""
 SIZES_MB = {"gameloop": 350, "camera": 350, "sim-hal": 600}
 ELSEWHERE = (
     "krabby_training_", "krabby_drive_", "krabby_bus_", "krabby:bus_", "krabby_imu_",
@@ -389,8 +386,6 @@ def test_a_loop_that_cannot_continue_is_restarted(
         assert gone_s < 1.0
         assert stuck[-1]["stuck_at"][-1].endswith(" stick")
         figure += f", {back_s - gone_s:.1f} s after its end"
-        # Or as long as this machine takes to look up a container and start a process in another.
-        assert back_s - gone_s < max(BACK_S, 3.0 * started_in(stack, other))
     figures[f"{service} {kind}"] = figure
     assert safe_s <= 0.165  # 150 ms after the last command, and one slot to notice
     assert started_at(stack, other) == others
@@ -542,14 +537,6 @@ def events(stack, service):
 
 def silent(stack):
     return stack.value("gameloop", "krabby_gameloop_mode_entered_seconds", mode="silent")
-
-
-def started_in(stack, service):
-    """From the engine's start of a container to its loop, the last time [s]."""
-    (began,) = started_at(stack, service)
-    running = [e["time"] for e in events(stack, service) if e["event"] == "running"][-1]
-    begin, end = (datetime.fromisoformat(each[:23] + "+00:00") for each in (began, running))
-    return (end - begin).total_seconds()
 
 
 def started_at(stack, *services):
