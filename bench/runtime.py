@@ -448,6 +448,45 @@ def bench_stack(table: Table, duration_s: float, policy: str, course: str) -> di
     return summary
 
 
+def bench_recorders(duration_s: float, policy: str, course: str) -> dict[str, Any]:
+    """Age of the state at the drives with the black box and a recording, and without, in turn."""
+    choices = {"none": ["--no-black-box"], "black box": [], "black box and recording": None}
+    ages: dict[str, list[float]] = {name: [] for name in choices}
+    cores: dict[str, list[float]] = {name: [] for name in choices}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(_ROUNDS):
+            for name, options in choices.items():
+                record = [f"--record={folder}/{number}.mcap"] if options is None else options
+                command = [
+                    *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view"),
+                    *("--duration", str(duration_s), "--policy", policy, "--course", course),
+                    *record,
+                ]
+                done = subprocess.run(
+                    command, cwd=_REPO, capture_output=True, timeout=120.0 + duration_s, check=True
+                )
+                summary = json.loads(done.stdout.splitlines()[-1])
+                ages[name].append(summary["obs_age_p99_ms"])
+                cores[name].append(summary["cpu_cores"].get("recorder", 0.0))
+    figures = {
+        name: {
+            "obs_age_p99_ms": float(np.median(ages[name])),
+            "recorder_cores": float(np.median(cores[name])),
+        }
+        for name in choices
+    }
+    floor = figures["none"]["obs_age_p99_ms"]
+    print(f"\nstate, capture to actuator write, p99, median of {_ROUNDS} runs of {duration_s:g} s")
+    for name, found in figures.items():
+        age = found["obs_age_p99_ms"]
+        print(
+            f"  with {name:<24} {age:7.3f} ms, {age / floor:5.2f} x none, "
+            f"recorder {found['recorder_cores']:.3f} cores"
+        )
+    return figures
+
+
+_ROUNDS: Final = 3
 _SERVICES: Final = ("gameloop", "sim-hal", "camera")
 
 
@@ -486,7 +525,8 @@ def main() -> None:
         bench_depth(table, desc)
         bench_transports(table, 500)
         summary = bench_stack(table, options.duration, policy, options.course)
-    print(json.dumps({"rows": table.rows, "stack": summary}))
+        recorders = bench_recorders(min(options.duration, 20.0), policy, options.course)
+    print(json.dumps({"rows": table.rows, "stack": summary, "recorders": recorders}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,12 @@ from krabby_cli.up import add_parser
 
 
 def up(*argv):
-    return main(["up", "--base-port", "0", "--no-view", *argv])
+    return main(["up", "--base-port", "0", "--no-view", "--no-black-box", *argv])
+
+
+def quiet(*argv):
+    """Without the black box beside it."""
+    return parsed("--no-black-box", *argv)
 
 
 def summary_of(capsys):
@@ -189,9 +194,9 @@ def test_a_setting_that_a_service_does_not_know_is_said_before_anything_starts(
 
 
 def test_a_policy_without_a_camera_gets_a_course_that_it_completes():
-    assert plan_module.make_plan(parsed("--policy", "gait")).course == "flat"
-    assert plan_module.make_plan(parsed()).course == DEFAULT_COURSE
-    assert plan_module.make_plan(parsed("--policy", "gait", "--course", "gap")).course == "gap"
+    assert plan_module.make_plan(quiet("--policy", "gait")).course == "flat"
+    assert plan_module.make_plan(quiet()).course == DEFAULT_COURSE
+    assert plan_module.make_plan(quiet("--policy", "gait", "--course", "gap")).course == "gap"
 
 
 def test_services_that_are_not_installed_are_named(monkeypatch, capsys):
@@ -228,7 +233,7 @@ def test_a_runs_folder_that_cannot_be_made_is_said(fakes, tmp_path, capsys):
 
 
 def test_all_services_are_given_the_same_endpoints():
-    plan = plan_module.make_plan(parsed("--course", "steps", "--difficulty", "0.3", "--seed", "5"))
+    plan = plan_module.make_plan(quiet("--course", "steps", "--difficulty", "0.3", "--seed", "5"))
     sim, camera, loop = (overrides_of(plan, name) for name in ("sim-hal", "camera", "gameloop"))
 
     for stream in ("state", "command", "nav"):
@@ -244,23 +249,34 @@ def test_all_services_are_given_the_same_endpoints():
 
 
 def test_in_lock_step_the_simulator_counts_the_time():
-    plan = plan_module.make_plan(parsed("--speed", "0", "--duration", "20"))
+    plan = plan_module.make_plan(quiet("--speed", "0", "--duration", "20"))
     assert overrides_of(plan, "sim-hal")["duration_s"] == 20.0
     assert overrides_of(plan, "sim-hal")["speed"] == 0
 
 
 def test_settings_come_last_so_that_they_win():
-    plan = plan_module.make_plan(parsed("--set", "sim-hal.mission.speed=0.2"))
+    plan = plan_module.make_plan(quiet("--set", "sim-hal.mission.speed=0.2"))
     assert plan.children[0].argv[-1] == "mission.speed=0.2"
-    plan = plan_module.make_plan(parsed("--set", "gameloop.policy=other"))
+    plan = plan_module.make_plan(quiet("--set", "gameloop.policy=other"))
     assert plan.children[-1].argv[-1] == "policy=other"
 
 
 def test_a_recording_is_made_by_a_process_of_its_own(tmp_path):
     plan = plan_module.make_plan(parsed("--record", str(tmp_path / "run.mcap")))
     recorder = plan.children[-1]
-    assert recorder.argv[:4] == (sys.executable, "-m", "krabby_cli", "record")
+    assert recorder.argv[:5] == (sys.executable, "-P", "-m", "krabby_cli", "record")
     assert f"--endpoint=state={plan.wiring.endpoints['state']}" in recorder.argv
+    assert f"--ring={plan.folder.absolute()}" in recorder.argv
+    assert not recorder.expendable
+
+
+def test_the_black_box_runs_beside_every_run_in_real_time():
+    names = [child.name for child in plan_module.make_plan(parsed()).children]
+    assert names == ["sim-hal", "camera", "gameloop", "recorder"]
+    for options in (("--no-black-box",), ("--speed", "0")):
+        children = plan_module.make_plan(parsed(*options)).children
+        assert "recorder" not in [child.name for child in children]
+    assert plan_module.make_plan(parsed()).children[-1].expendable
 
 
 @pytest.mark.parametrize(
@@ -294,7 +310,7 @@ def test_mistakes_have_their_own_errors():
         (["--policy", "/nowhere/at/all"], BundleError),
     ):
         with pytest.raises(error):
-            plan_module.make_plan(parsed(*argv))
+            plan_module.make_plan(quiet(*argv))
 
 
 def test_services_are_modules_of_this_interpreter():
@@ -333,8 +349,8 @@ def test_a_summary_that_cannot_be_written_is_printed_all_the_same(
 
 
 def test_each_service_has_the_memory_limit_of_its_container():
-    plan = plan_module.make_plan(parsed("--set", "gameloop.inference.backend=tensorrt"))
+    plan = plan_module.make_plan(quiet("--set", "gameloop.inference.backend=tensorrt"))
     limits = {child.name: child.memory_bytes >> 20 for child in plan.children}
     assert limits == {"sim-hal": 1024, "camera": 512, "gameloop": 6144}
-    plan = plan_module.make_plan(parsed("--set", "gameloop.inference.backend=onnxruntime"))
+    plan = plan_module.make_plan(quiet("--set", "gameloop.inference.backend=onnxruntime"))
     assert plan.children[2].memory_bytes == 512 << 20

@@ -11,12 +11,15 @@ from krabby_proto import (
     CAMERA,
     COMMAND,
     STATE,
+    TRACE,
     TRUTH,
     CommandOutcome,
     CommandReply,
     CommandStatus,
     EndpointError,
     EndpointInUse,
+    Exchange,
+    ExchangeKind,
     HalServer,
     LatestSubscriber,
     SafetyOutcome,
@@ -445,3 +448,40 @@ def test_a_simulated_clock_leaves_leases_to_the_host(endpoints, handler, context
         endpoints, hello=hello, handler=handler, clock_ns=lambda: 0, context=context
     ) as server:
         assert server._process_clock_ns is time.monotonic_ns
+
+
+def heard(trace, is_last):
+    """The records that arrive, up to one that is the last."""
+    records, deadline = [], time.monotonic() + 10.0
+    while not (records and is_last(records[-1])) and time.monotonic() < deadline:
+        records += [Exchange.unpack(each.payload.tobytes()) for each in trace.drain()]
+        time.sleep(0.005)
+    return records
+
+
+def test_changes_of_the_gate_and_requests_are_traced(server, endpoints, context):
+    place = {**endpoints, **server.endpoints}["trace"]
+    with LatestSubscriber(place, TRACE, context=context) as trace:
+        deadline, state = time.monotonic() + 10.0, 1
+        while not trace.drain() and time.monotonic() < deadline:
+            state = 3 - state  # until the subscription has arrived
+            server.follow_gate(state, 0)
+            time.sleep(0.01)
+        server.follow_gate(3, 0)
+        heard(trace, lambda each: each.gate == (3, 0))
+        server.follow_gate(4, 0b1001)
+        server.follow_gate(4, 0b1001)  # no change
+        # As when many ask at once: eight are told, the others are numbered and so counted.
+        for number in range(11):
+            server._note(
+                ExchangeKind.SAFETY, number, [b"safety", b'{"op": "arm"}'], b'{"ok": true}'
+            )
+        server._publish_exchanges(server._trace)
+        server.follow_gate(2, 0)
+        change, *told, last = heard(trace, lambda each: each.gate == (2, 0))
+        assert (change.kind, change.gate) == (ExchangeKind.GATE, (4, 0b1001))
+        assert [each.handled_ns for each in told] == list(range(8))
+        assert told[0].asked == {"op": "arm"}
+        assert told[0].answered == {"ok": True}
+        assert last.kind is ExchangeKind.GATE
+        assert trace.gaps == 3

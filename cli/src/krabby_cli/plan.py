@@ -128,7 +128,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     ]
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     folder = args.runs_dir / f"{stamp}-{run_id}"
-    ring = None if args.speed == 0 else folder
+    ring = None if args.speed == 0 or args.no_black_box else folder
     if not args.in_process and (args.record is not None or ring is not None):
         children.append(_recorder(args.record, ring, wiring))
     if args.listen is not None:

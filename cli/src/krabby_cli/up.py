@@ -96,6 +96,7 @@ def add_parser(commands: Any) -> None:
     text = "port of that page; 0: a free one; if it is taken, a free one too"
     option(parser, "--view-port", "N", DEFAULT_PORT, text)
     option(parser, "--record", "FILE", None, "record all streams to this MCAP file", type=Path)
+    flag(parser, "--no-black-box", "do not keep the last minute for incidents")
     text = "Unix sockets of this user, or plain TCP on the loopback interface for all users"
     option(parser, "--transport", None, "ipc", text, choices=("ipc", "tcp"))
     text = "first port, and one folder of sockets per number; 0: free ports, a new folder"
