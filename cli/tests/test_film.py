@@ -181,6 +181,7 @@ def test_ctrl_c_leaves_the_old_file_and_no_other(tmp_path, suffix):
     assert out.read_bytes() == b"before"
 
 
+@pytest.mark.timeout(600)
 def test_several_processes_draw_what_one_draws():
     film = Film(course="flat", difficulty=0.0, seed=0, width=64, height=40)
     pose = RobotDescription.load().default_joint_pos

@@ -73,6 +73,7 @@ def test_a_part_that_begins_within_a_run_is_exact_from_its_first_snapshot_on(wri
     assert lines[1].startswith(f"{path}: 300 ticks, 3.0 s")
 
 
+@pytest.mark.timeout(600)
 def test_another_policy_is_drawn_and_told_by_joint(write, tmp_path, capsys):
     write_constant_policies(tmp_path / "policies", RobotDescription.load())
     argv = ["replay", str(path := write()), "--policy", str(tmp_path / "policies" / "blind")]
