@@ -28,10 +28,16 @@ def commanded(page):
 
 
 def walk(page, *keys):
-    """Hold keys until the robot is commanded to walk."""
+    """Hold keys until the robot is commanded to walk by this page, and by no mission."""
     page.make_walk()
     end = time.monotonic() + PATIENCE_S
-    while not any(abs(value) > 0.1 for value in commanded(page)):
+
+    def walks():
+        facts = page.facts()
+        mine = facts["driver"] == "you" and facts["loop"].get("nav_source") == "operator"
+        return mine and any(facts["asked"]) and any(abs(value) > 0.1 for value in commanded(page))
+
+    while not walks():
         page.press(*keys)  # a key that is down already repeats
         assert time.monotonic() < end, page.facts()
         time.sleep(0.05)

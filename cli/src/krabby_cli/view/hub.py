@@ -170,6 +170,8 @@ class Hub:
         frame, due_s = 0, self._clock()
         while True:
             await self._arrived.wait()
+            if not self.clients:  # the one that arrived has left before this ran
+                continue
             now_s = self._clock()
             due_s = max(due_s + _FRAME_S, now_s)
             frame += 1
