@@ -44,6 +44,11 @@ def test_a_run_that_told_nothing_has_no_figures():
     assert [line.split()[0] for line in lines] == ["failed:", "logs", "next"]
 
 
+def test_in_lock_step_the_time_is_the_robots():
+    lines = outcome_lines(SUMMARY | {"sim_time_s": 42.4}, lockstep=True)
+    assert "walked  19.7 of 19.8 m in 42 s, no fall" in lines
+
+
 def test_a_busy_machine_is_named_as_a_cause():
     # 20 s are 2000 ticks; 200 + 40 of them are 12 %.
     lines = outcome_lines(SUMMARY | {"deadline_misses": 200, "skipped": 40})

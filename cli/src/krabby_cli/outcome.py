@@ -28,13 +28,21 @@ def own_name() -> str:
     return str(Path(sys.executable).with_name("krabby"))
 
 
-def outcome_lines(summary: Mapping[str, Any], recording: Path | None = None) -> list[str]:
-    """One fact a line, short enough for 44 columns, from the summary of a run."""
+def outcome_lines(
+    summary: Mapping[str, Any], recording: Path | None = None, *, lockstep: bool = False
+) -> list[str]:
+    """One fact a line, short enough for 44 columns, from the summary of a run.
+
+    Args:
+        summary: as `build_summary` makes it.
+        recording: file of the run.
+        lockstep: whether the robot's time was simulated.
+    """
     lines = [_headline(summary)]
     walked = summary.get("distance_m")
     if walked is not None and summary["duration_s"] > 0.0:
         of = _figure(summary.get("course_m"))
-        time_s = summary["duration_s"]
+        time_s = summary.get("sim_time_s") or 0.0 if lockstep else summary["duration_s"]
         lines.append(f"walked  {walked:.1f} of {of} m in {time_s:.0f} s, {_falls(summary)}")
         lines.append(f"course  {summary['course']}, difficulty {summary['difficulty']:g}")
         lines += _waypoints(summary)

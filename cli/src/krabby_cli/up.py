@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> int:
 def run_plan(plan: Plan, *, in_process: bool = False) -> int:
     """Carry out a planned run; prints the summary and returns the exit status."""
     summary = _carry_out_in_process(plan) if in_process else carry_out(plan, _display)
-    PlainDisplay().say("\n".join(outcome_lines(summary, plan.recording)))
+    lines = outcome_lines(summary, plan.recording, lockstep=plan.lockstep)
+    PlainDisplay().say("\n".join(lines))
     told = _tell(json.dumps(summary))
     return 1 if summary["exit"] == "failed" or not told else 0
 
