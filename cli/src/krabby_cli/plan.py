@@ -194,7 +194,7 @@ def _check_installed(names: Sequence[str]) -> None:
     if missing:
         raise UsageError(
             f"not installed: {', '.join(missing)}; the krabby command alone drives a robot, for a "
-            "simulation install the extra too: pip install 'krabby-cli[sim]'"
+            "simulation install these packages too (make wheels, pip install dist/*.whl)"
         )
 
 
