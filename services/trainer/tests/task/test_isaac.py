@@ -290,12 +290,14 @@ def test_before_something_impassable_standing_earns_though_walking_is_commanded(
     assert ended == [False, False, True]
 
 
-def test_far_from_something_impassable_walking_on_earns_too(env, parkour, barred, monkeypatch):
-    left_m = float(parkour.ground.barrier_x[parkour.tile[4]] - parkour.robots.base_pos_w[4, 0])
+def test_far_from_something_impassable_walking_on_earns_too(parkour, barred, monkeypatch):
+    tile, barrier_x = int(parkour.tile[4]), parkour.ground.barrier_x
+    barrier_x[tile] = parkour.robots.base_pos_w[4, 0] + 0.7
     assert not parkour.approaches.any()  # by default standing alone earns
-    for near_m, approaches in ((left_m - 0.1, True), (left_m + 0.1, False)):
+    for near_m, approaches in ((0.6, True), (0.8, False)):
         monkeypatch.setattr(parkour.cfg.command, "stand_off_m", near_m)
         assert torch.nonzero(parkour.approaches).flatten().tolist() == [4] * approaches
+    barrier_x[tile] = torch.inf
 
 
 def test_a_robot_that_crosses_something_impassable_has_failed(env, parkour, barred):
