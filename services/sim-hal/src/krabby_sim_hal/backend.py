@@ -42,6 +42,8 @@ class Simulator(MujocoBackend):
     ) -> None:
         super().__init__(cfg, desc, course, clock_ns=clock_ns, auto_arm=cfg.auto_arm)
         self._config = msgspec.to_builtins(cfg)
+        if cfg.planted.kind:
+            self.plant(cfg.planted)
         self._hash = hashlib.sha256()
         self._fault_endpoint = cfg.endpoints.fault
         self._fault_requests: ControlServer | None = None

@@ -2,7 +2,7 @@
 
 from krabby.config import Port, check
 from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
-from krabby.mujoco.config import StageCfg
+from krabby.mujoco.config import PlantedCfg, StageCfg
 
 __all__ = ["EndpointsCfg", "SimHalCfg"]
 
@@ -27,6 +27,7 @@ class SimHalCfg(StageCfg, frozen=True, kw_only=True):
     auto_arm: bool = True
     """Arm by itself while commands arrive. An operator's disarm or e-stop outlasts it until an
     operator arms again."""
+    planted: PlantedCfg = PlantedCfg()
     endpoints: EndpointsCfg = EndpointsCfg()
     lockstep: LockstepCfg = LockstepCfg()
 

@@ -32,7 +32,7 @@ from krabby.hal.config import LockstepCfg
 from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import StatePayload
 from krabby.mujoco.backend import SLOT_NS, MujocoBackend
-from krabby.mujoco.config import CameraCfg, DegradeCfg, MissionCfg, StageCfg
+from krabby.mujoco.config import CameraCfg, DegradeCfg, MissionCfg, PlantedCfg, StageCfg
 from krabby.mujoco.errors import PhysicsDiverged
 from krabby.mujoco.stage import stance_m
 from krabby.mujoco.world import SUBSTEP_NS, StepLog
@@ -70,6 +70,10 @@ class TrialCfg:
     """Step of the physics; a whole number of them make a slot of 5 ms. 1 ms for contact peaks."""
     spawn: str = "standing"
     """Start on the feet, or `lying`."""
+    camera: bool = False
+    """Make pictures for a blind policy too."""
+    planted: PlantedCfg = PlantedCfg()  # noqa: RUF009 - frozen
+    """A fault between the robot and its HAL; none by default."""
 
     def __post_init__(self) -> None:
         if self.substep_ns < 100_000 or SLOT_NS % self.substep_ns:
@@ -185,7 +189,7 @@ class Trial:
         self._sight = policies.sight(manager.chosen)
         boxes = [event.half_extents for event in scenario.events if event.action == "box"]
         self.robot = _Robot(
-            _stage_cfg(scenario, seed, self.cfg, sees=self._sight is not None),
+            _stage_cfg(scenario, seed, self.cfg, sees=self._sight is not None or self.cfg.camera),
             desc,
             _course(scenario, seed),
             clock_ns=self._clock,
@@ -200,6 +204,8 @@ class Trial:
         self.controller = LocomotionController(policies.cfg, desc, manager)
         self.controller.hal_checked = True
         self._director = Director(scenario, self)
+        if self.cfg.planted.kind:
+            self.robot.plant(self.cfg.planted)
         self._payload = StatePayload()
         self._sequence = self._periods = 0
         self._features: Message | None = None

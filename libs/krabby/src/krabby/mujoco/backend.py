@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from krabby.config import to_dict
 from krabby.hal.backend import Image, Reading, SimBackend, limp
 from krabby.mujoco.actuation_delay import DriveLine
 from krabby.mujoco.auto_arm import AutoArm
+from krabby.mujoco.planted import PlantedFault
 from krabby.mujoco.stage import Stage
 from krabby.mujoco.world import SUBSTEP_NS
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from krabby.course.courses import Course
     from krabby.hal.backend import Slot
-    from krabby.mujoco.config import StageCfg
+    from krabby.mujoco.config import PlantedCfg, StageCfg
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import DriveCommand, SafetyGate
 
@@ -82,6 +84,21 @@ class MujocoBackend(Stage, SimBackend):
         self._line = DriveLine(desc.latency.command_s, limp(desc))
         self._just_reset = False
         self._lap_begins = False
+        self._fault: PlantedFault | None = None
+        self._fault_cfg: PlantedCfg | None = None
+
+    def plant(self, cfg: PlantedCfg) -> None:
+        """Put a fault between the robot and its HAL; before the first slot.
+
+        Raises:
+            ConfigError: the fault does not fit the robot.
+        """
+        self._fault, self._fault_cfg = PlantedFault(cfg, self.desc), cfg
+        delay_s = self.desc.latency.command_s + self._fault.command_delay_s
+        self._line = DriveLine(delay_s, limp(self.desc))
+        if cfg.kind == "camera-mirrored" and self.camera is not None:
+            self.camera.break_down("camera-mirrored")
+        log.warning("fault planted", **to_dict(cfg))
 
     @property
     def drive(self) -> DriveCommand:
@@ -104,11 +121,14 @@ class MujocoBackend(Stage, SimBackend):
             world.substep(self._line.at(begin_ns + elapsed_ns))
         world.measure(self._measured)
         was_reset, self._just_reset = self._just_reset, False
-        return Reading(self._measured, slot.woke_ns, was_reset=was_reset)
+        measured, fault = self._measured, self._fault
+        if fault is not None:
+            measured = fault.measurement(measured, slot.woke_ns)
+        return Reading(measured, slot.woke_ns, was_reset=was_reset)
 
     def write(self, drive: DriveCommand, now_ns: int) -> int:
         """Hand over what the drives do, after the delay of the bus."""
-        self._line.write(drive, now_ns)
+        self._line.write(drive if self._fault is None else self._fault.drive(drive), now_ns)
         return self.clock_ns()
 
     def judged(self, gate: SafetyGate, now_ns: int) -> None:
@@ -156,8 +176,9 @@ class MujocoBackend(Stage, SimBackend):
 
     def summary(self) -> dict[str, Any]:
         """What the run came to, for the last log line."""
-        camera = self.camera
+        camera, planted = self.camera, self._fault_cfg
         return super().summary() | {
+            "planted": None if planted is None else to_dict(planted),
             "frames": 0 if camera is None else camera.captured,
             "frames_dropped": 0 if camera is None else camera.dropped,
         }

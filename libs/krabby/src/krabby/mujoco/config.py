@@ -7,7 +7,7 @@ from msgspec import Meta
 from krabby.config import Config, NonNegative, Share
 from krabby.runtime.config import ServiceCfg
 
-__all__ = ["CameraCfg", "CourseCfg", "DegradeCfg", "MissionCfg", "StageCfg"]
+__all__ = ["CameraCfg", "CourseCfg", "DegradeCfg", "MissionCfg", "PlantedCfg", "StageCfg"]
 
 
 class CourseCfg(Config, frozen=True, kw_only=True):
@@ -52,6 +52,29 @@ class DegradeCfg(Config, frozen=True, kw_only=True):
     """Carried by the body, spread like its own mass [kg]."""
     friction: Annotated[float, Meta(ge=0, le=3)] | None = None
     """Coulomb friction of the feet, in place of robot.toml's; of the body at most this."""
+
+
+class PlantedCfg(Config, frozen=True, kw_only=True):
+    """A fault of wiring or mounting between robot and HAL, to try `krabby diagnose` on."""
+
+    kind: Literal[
+        "", "joint-sign", "joints-swapped", "degrees", "imu-rotated", "gravity-flipped", "delay",
+        "gain", "camera-mirrored", "contact-stale"
+    ] = ""  # fmt: skip
+    """Empty: none. For a camera that looks down too far use degrade.camera_tilt_deg."""
+    where: tuple[str, ...] = ()
+    """Joints of joint-sign (1), joints-swapped (2), gain; legs of contact-stale; empty for all."""
+    value: float | None = None
+    """Angle of imu-rotated [deg] (90), time of delay [s] (0.04), factor of gain (1.5)."""
+    axis: Literal["x", "y", "z"] = "z"
+    """Of the base, about which imu-rotated turns the IMU."""
+    term: Literal[
+        "", "base_quat_w", "base_ang_vel_b", "base_lin_acc_b", "joint_pos", "joint_vel", "command",
+        "state"
+    ] = ""  # fmt: skip
+    """What is in degrees (base_ang_vel_b), flipped (base_lin_acc_b) or late (command)."""
+    feedback_only: bool = False
+    """joint-sign, joints-swapped: commands reach the right drive, only measurements are wrong."""
 
 
 class MissionCfg(Config, frozen=True, kw_only=True):
