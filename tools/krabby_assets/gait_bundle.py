@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from krabby.policy.bundle import MANIFEST_FILE, POLICY_FILE, PolicyBundle, write_bundle
 from krabby.policy.gait import OBSERVATION, STATE_SHAPES, Gait
+from krabby.policy.statistics import STATISTICS_FILE
 from krabby.robot.assets import DEFAULT_ROBOT
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
@@ -78,8 +79,14 @@ def evaluation(robot: str) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
-    """Record the generator for `desc` and write the bundle."""
+def write(folder: Path, desc: RobotDescription, statistics: bytes | None = None) -> PolicyBundle:
+    """Record the generator for `desc` and write the bundle.
+
+    Args:
+        folder: of the bundle.
+        desc: the robot.
+        statistics: what it observes while it walks (`python -m krabby_diagnosis.statistics`).
+    """
     gait = Gait(desc)
     shapes = {"obs": (1, OBSERVATION.size), **STATE_SHAPES}
     model = trace(gait.step, shapes, name=BUNDLE_NAME)
@@ -99,14 +106,23 @@ def write(folder: Path, desc: RobotDescription) -> PolicyBundle:
         },
         "evaluation": evaluation(desc.name),
     }
-    return write_bundle(folder, manifest, {POLICY_FILE: model.SerializeToString()}, desc)
+    files = {POLICY_FILE: model.SerializeToString()}
+    if statistics is not None:
+        files[STATISTICS_FILE] = statistics
+    return write_bundle(folder, manifest, files, desc)
+
+
+def measured(folder: Path) -> bytes | None:
+    """The statistics that lie in the folder: they are measured, not generated."""
+    path = folder / STATISTICS_FILE
+    return path.read_bytes() if path.is_file() else None
 
 
 def first_difference(folder: Path, desc: RobotDescription) -> str | None:
     """The first file of `folder` that is not what the source gives; None when all are."""
     with tempfile.TemporaryDirectory() as temporary:
         fresh = Path(temporary) / BUNDLE_NAME
-        write(fresh, desc)
+        write(fresh, desc, measured(folder))
         for name in (MANIFEST_FILE, POLICY_FILE):
             path = folder / name
             if not path.is_file():
@@ -128,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             desc = RobotDescription.load(robot / "robot.toml")
             folder = home(robot)
             if not arguments.check:
-                write(folder, desc)
+                write(folder, desc, measured(folder))
                 sys.stdout.write(f"wrote {folder}\n")
             elif difference := first_difference(folder, desc):
                 sys.stderr.write(f"{difference}; run `make assets`\n")

@@ -27,6 +27,7 @@ __all__ = [
     "MANIFEST_FILE",
     "POLICY_FILE",
     "SAMPLE_FILES",
+    "STATISTICS_FILE",
     "Features",
     "Kind",
     "Manifest",
@@ -47,6 +48,8 @@ SAMPLE_FILES: Final = {
     ENCODER_FILE: "depth_encoder.samples.npz",
 }
 """Recorded inputs of a network, on which backends are compared, by the network's file."""
+STATISTICS_FILE: Final = "observation_statistics.json"
+"""What the policy observed where it was evaluated: `krabby.policy.statistics`."""
 LATENT_SIZE: Final = 32
 """Numbers in a depth encoder's latent."""
 

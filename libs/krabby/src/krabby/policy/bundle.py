@@ -39,6 +39,7 @@ from krabby.policy._manifest import (
     MANIFEST_FILE,
     POLICY_FILE,
     SAMPLE_FILES,
+    STATISTICS_FILE,
     Features,
     Kind,
     Manifest,
@@ -66,7 +67,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
 """Largest network or recording that is read."""
 _FORGET_AFTER_S = 1.0
-_BUNDLE_FILES = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values()}
+_BUNDLE_FILES = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values(), STATISTICS_FILE}
 
 __all__ = [
     "ENCODER_FILE",

@@ -94,6 +94,9 @@ class FootContacts:
         self._effort = np.zeros((NUM_LEGS, JOINTS_PER_LEG))
         self.load_n: NDArray[np.float64] = np.zeros(NUM_LEGS)
         """Force of the ground along the world's up in the last update [N], shape (6,)."""
+        self.moments: tuple[NDArray[np.float64], ...] = (np.zeros(NUM_LEGS),) * JOINTS_PER_LEG
+        """About yaw, pitch and knee of every leg, what mass and motion take beyond the torques of
+        the last update [N·m], shape (6,) each: the ground's part, and less friction in the air."""
 
     def update(
         self,
@@ -102,6 +105,7 @@ class FootContacts:
         joint_effort: NDArray[np.float64],
         quat_wb: NDArray[np.float64],
         now_ns: int,
+        specific_force_b: NDArray[np.float64] | None = None,
     ) -> NDArray[np.bool_]:
         """Which feet touch, shape (6,); the array is reused by the next call.
 
@@ -111,6 +115,8 @@ class FootContacts:
             joint_effort: Torques of the drives [N·m], shape (18,).
             quat_wb: Base to world, xyzw, shape (4,).
             now_ns: When it was measured.
+            specific_force_b: What an accelerometer in the body reads [m/s²], shape (3,); when left
+                out the body counts as not accelerated.
         """
         up_b = -rotations.projected_gravity(quat_wb)
         vel = joint_vel.reshape(NUM_LEGS, JOINTS_PER_LEG)
@@ -125,6 +131,9 @@ class FootContacts:
         upright = in_plane.imag
         up_level = complex(up_b[0], up_b[1])
         level_force, upright_force = _GRAVITY * up_level, _GRAVITY * up_b[2]
+        if specific_force_b is not None:
+            level_force = complex(specific_force_b[0], specific_force_b[1])
+            upright_force = float(specific_force_b[2])
         moment = -effort
         if self._stamp_ns is not None and now_ns > self._stamp_ns:
             # Speeds of two measurements tell the acceleration between them, as do their torques.
@@ -142,6 +151,7 @@ class FootContacts:
         yaw = moment[:, 0] + (across * reach).sum(axis=1)
         pitch = moment[:, 1] + (along * leg.conj()).sum(axis=1).imag
         knee = moment[:, 2] + (along * shin.conj()).sum(axis=1).imag
+        self.moments = (yaw, pitch, knee)
         up = up_level * heading[:, 0].conj()
         arm = reach[:, _FOOT]
         in_plane_n = _force_in_plane(1j * leg[:, _FOOT], 1j * shin[:, _FOOT], pitch, knee)

@@ -1,0 +1,116 @@
+"""Recorded messages as arrays, and findings of hand-made logs."""
+
+import math
+
+import numpy as np
+import pytest
+from krabby.diagnosis.diagnose import diagnose
+from krabby.diagnosis.findings import REMEDIES, Finding
+from krabby.diagnosis.log import Commands, LogError, RunLog
+from krabby.robot import rotations
+from krabby.robot.description import RobotDescription
+from krabby_proto import FLAG_RESET, STATE
+from krabby_proto.codec import decode, encode
+
+DESC = RobotDescription.load()
+
+
+def state(number, *, period_ms=10, flags=0, **fields):
+    payload = np.zeros(STATE.size)
+    payload[STATE.slices["base_quat_w"]] = rotations.IDENTITY
+    payload[STATE.slices["base_lin_acc_b"]] = (0.0, 0.0, 9.81)
+    payload[STATE.slices["joint_pos"]] = DESC.default_joint_pos
+    for name, value in fields.items():
+        payload[STATE.slices[name]] = value
+    stamp_ns = 5_000_000_000 + number * period_ms * 1_000_000
+    frames = encode(
+        STATE, payload, instance_id=7, sequence=number + 1, capture_ns=stamp_ns,
+        publish_ns=stamp_ns, flags=flags,
+    )  # fmt: skip
+    return decode(frames)
+
+
+def turning(degrees=False):
+    """Two seconds of a base that sways about x by 0.3 sin(6 t) rad."""
+    for i in range(200):
+        t = 0.01 * i
+        rate = 1.8 * math.cos(6.0 * t) * (180.0 / math.pi if degrees else 1.0)
+        quat = rotations.from_euler(0.3 * math.sin(6.0 * t), 0.0, 0.0)
+        acc = 9.81 * rotations.rotate_inverse(quat, (0.0, 0.0, 1.0))
+        yield state(i, base_quat_w=quat, base_ang_vel_b=(rate, 0.0, 0.0), base_lin_acc_b=acc)
+
+
+def test_times_begin_at_the_first_state_and_200_hz_are_thinned_to_100():
+    log = RunLog.read([state(i, period_ms=5) for i in range(101)])
+    assert log.time_s[:3] == pytest.approx([0.0, 0.01, 0.02])
+    assert (len(log.time_s), log.states, log.missed) == (51, 101, 0)
+
+
+def test_missing_states_are_counted_and_not_differentiated_across():
+    numbers = [*range(20), *range(30, 50)]
+    log = RunLog.read([state(i) for i in numbers])
+    assert log.missed == 10
+    assert not log.joined[20]
+    assert np.isnan(log.rate_of(log.joint_pos)[20]).all()
+    assert (log.rate_of(log.joint_pos)[21] == 0.0).all()
+
+
+def test_a_respawned_robot_is_not_differentiated_across():
+    log = RunLog.read([state(i, flags=FLAG_RESET if i == 10 else 0) for i in range(40)])
+    assert np.flatnonzero(~log.joined).tolist() == [0, 10]
+
+
+def test_a_recording_without_states_is_refused_with_what_to_record():
+    with pytest.raises(LogError, match="has 3 states"):
+        RunLog.read([state(i) for i in range(3)])
+
+
+def test_the_rate_limit_of_the_gate_is_applied_to_targets():
+    log = RunLog.read([state(i) for i in range(40)])
+    far = DESC.default_joint_pos + 0.5
+    commands = Commands(
+        handled_s=np.array([0.0, 0.01, 0.02]), target=np.stack([far] * 3), applied=np.ones(3, bool)
+    )
+    moved = commands.let_through(log, DESC) - DESC.default_joint_pos
+    # 12 rad/s: nothing at first, then 0.12 rad in each 10 ms
+    assert moved[:, 0] == pytest.approx([0.0, 0.12, 0.24])
+
+
+def test_a_sound_gyro_gives_no_finding():
+    assert diagnose(RunLog.read(turning()), DESC).findings == ()
+
+
+def test_a_gyro_in_degrees_is_found_first():
+    first = diagnose(RunLog.read(turning(degrees=True)), DESC).findings[0]
+    assert (first.kind, first.term) == ("degrees", "base_ang_vel_b")
+    assert "57.3" in first.evidence
+
+
+def test_an_accelerometer_that_reads_gravity_is_found():
+    log = RunLog.read(state(i, base_lin_acc_b=(0.0, 0.0, -9.81)) for i in range(60))
+    first = diagnose(log, DESC).findings[0]
+    assert (first.kind, first.term) == ("gravity-flipped", "base_lin_acc_b")
+
+
+def test_a_knee_measured_on_the_wrong_side_is_found_in_a_robot_that_lies():
+    from krabby.safety.trajectories import rest_joint_pos
+
+    pos = rest_joint_pos(DESC)
+    knee = DESC.joint_names.index("rr_knee")
+    pos[knee] *= -1.0
+    diagnosis = diagnose(RunLog.read(state(i, joint_pos=pos) for i in range(60)), DESC)
+    assert (diagnosis.findings[0].kind, diagnosis.findings[0].where) == ("joint-sign", ("rr_knee",))
+    assert any("never followed" in note for note in diagnosis.notes)
+
+
+def test_what_could_not_be_checked_is_said():
+    notes = " ".join(diagnose(RunLog.read(turning()), DESC).notes)
+    assert "no commands" in notes
+    assert "no depth pictures" in notes
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_a_finding_has_a_remedy(kind):
+    finding = Finding(kind=kind, score=math.inf, evidence="e")
+    assert len(finding.remedy) > 20
+    assert finding.to_dict()["score"] == 1e6

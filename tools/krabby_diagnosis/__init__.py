@@ -1,0 +1,1 @@
+"""How well `krabby diagnose` finds faults that were planted in the HAL: docs/diagnosis.md."""
