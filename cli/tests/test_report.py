@@ -1,0 +1,155 @@
+"""`krabby diagnose`, `report`, `identify` and `bundle` on a recording made here."""
+
+import json
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from krabby.robot.description import RobotDescription
+from krabby_cli.__main__ import main
+from krabby_cli.scrub import Scrubber
+from krabby_proto import CAMERA, STATE, TRUTH
+from krabby_proto.codec import decode, encode
+from krabby_proto.recording import Recorder, Recording
+from mcap.reader import make_reader
+
+DESC = RobotDescription.load()
+HOST, USER, TOKEN = "pelican-lab-7", "marguerite", "tok-5f2e91aa77"
+KEY = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+
+
+def messages(knee=None):
+    """Three seconds of a robot that lies still, as the HAL would publish them."""
+    from krabby.safety.trajectories import rest_joint_pos
+
+    pos = rest_joint_pos(DESC)
+    if knee is not None:
+        pos[DESC.joint_names.index(knee)] *= -1.0
+    state, truth = np.zeros(STATE.size), np.zeros(TRUTH.size)
+    state[STATE.slices["base_quat_w"]] = truth[TRUTH.slices["base_quat_w"]] = (0, 0, 0, 1)
+    state[STATE.slices["base_lin_acc_b"]] = (0.0, 0.0, 9.81)
+    state[STATE.slices["joint_pos"]] = pos
+    depth = np.full(DESC.camera.width * DESC.camera.height, 1.5)
+    for i in range(300):
+        stamp = 2_000_000_000 + i * 10_000_000
+        truth[TRUTH.slices["base_pos_w"]] = (0.01 * i, 0.0, 0.1)
+        for stream, payload in ((STATE, state), (TRUTH, truth), (CAMERA, depth)):
+            if stream is CAMERA and i % 30:
+                continue
+            frames = encode(
+                stream, payload, instance_id=3, sequence=i + 1, capture_ns=stamp, publish_ns=stamp
+            )
+            yield decode(frames)
+
+
+def recorded(path, knee=None, **metadata):
+    with Recorder(path, metadata) as recorder:
+        for message in messages(knee):
+            recorder.write(message)
+    return path
+
+
+def test_a_fault_is_printed_with_its_remedy_and_status_1(tmp_path, capsys):
+    path = recorded(tmp_path / "run.mcap", knee="lm_knee")
+    assert main(["diagnose", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("1. joint-sign lm_knee (joint_pos)")
+    assert "remedy: turn the joint's `direction`" in out
+
+
+def test_a_sound_recording_has_status_0_and_says_what_was_not_checked(tmp_path, capsys):
+    path = recorded(tmp_path / "run.mcap")
+    assert main(["diagnose", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["findings"] == []
+    assert any("no commands were recorded" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize("command", ["diagnose", "report", "identify"])
+def test_what_is_no_recording_is_refused_in_one_line(tmp_path, capsys, command):
+    path = tmp_path / "run.mcap"
+    path.write_bytes(b"no recording")
+    assert main([command, str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_page_has_every_section_and_needs_no_other_host(tmp_path, capsys):
+    path = recorded(tmp_path / "run.mcap")
+    assert main(["report", str(path), "--no-film"]) == 0
+    page = (tmp_path / "run.html").read_text()
+    for title in ("Diagnosis", "Path on the course", "Gait", "Torque and speed", "Depth pictures"):
+        assert f"<h2>{title}</h2>" in page
+    assert "<script" not in page
+    assert not re.search(r"(?:https?:)?//[a-z]", page)
+    assert page.count("data:image/png;base64,") == 8
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_a_recording_without_commands_shows_gains_as_unknown(tmp_path, capsys):
+    assert main(["identify", str(recorded(tmp_path / "run.mcap"))]) == 0
+    assert "no commands were recorded" in capsys.readouterr().out
+
+
+@pytest.fixture
+def secrets(monkeypatch, tmp_path):
+    """This machine and user have names, keys and tokens."""
+    home = tmp_path / "home" / USER
+    keys = home / ".config" / "krabby"
+    keys.mkdir(parents=True)
+    (keys / "key.toml").write_text(f'secret = "{KEY}"\n')
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("USER", USER)
+    monkeypatch.setenv("LOGNAME", USER)
+    monkeypatch.setenv("DEPLOY_TOKEN", TOKEN)
+    monkeypatch.setattr("socket.gethostname", lambda: HOST)
+    monkeypatch.setattr("socket.getfqdn", lambda: f"{HOST}.example.org")
+    return (HOST, USER, TOKEN, KEY, str(home))
+
+
+def test_a_bundle_holds_no_secret_that_was_planted_in_any_place(tmp_path, secrets, capsys):
+    run = tmp_path / "runs" / "1"
+    run.mkdir(parents=True)
+    everything = " ".join(secrets)
+    (run / "gameloop.log").write_text(
+        json.dumps({"event": "start", "text": everything, "password": "hunter2!x"}) + "\n"
+        "Authorization: Bearer abcdef0123456789\n"
+        "fetched https://bob:pa55word@example.org/x\n"
+        "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBg\n-----END PRIVATE KEY-----\n"
+        'secret = "0123456789abcdefghijABCDEFGHIJ!%@#$^&*()"\n'
+    )
+    (run / "run.json").write_text(json.dumps({"folder": f"{secrets[4]}/runs", "api_key": "k-77aa"}))
+    (run / "summary.json").write_text('{"exit": "finished"}')
+    (run / ".env").write_text(f"DEPLOY_TOKEN={TOKEN}")
+    recorded(run / "blackbox.mcap", policy=f"{secrets[4]}/assets", host=HOST)
+    out = tmp_path / "bundle.zip"
+    assert main(["bundle", "--run", str(run), "--out", str(out)]) == 0
+    planted = [*secrets, "hunter2!x", "abcdef0123456789", "pa55word", "MIIEvQIBADANBg", "k-77aa",
+               "0123456789abcdefghijABCDEFGHIJ"]  # fmt: skip
+    with zipfile.ZipFile(out) as archive:
+        names = archive.namelist()
+        texts = [archive.read(name) for name in names if not name.endswith(".mcap")]
+        archive.extract("recordings/blackbox.mcap", tmp_path / "x")
+    assert {"versions.json", "doctor.txt", "run/gameloop.log", "run/summary.json",
+            "MANIFEST.txt"} <= set(names)  # fmt: skip
+    assert not any(name.endswith((".env", "key.toml")) for name in names)
+    copy = tmp_path / "x" / "recordings" / "blackbox.mcap"
+    with copy.open("rb") as file:
+        reader = make_reader(file)
+        texts += [json.dumps(record.metadata).encode() for record in reader.iter_metadata()]
+        texts += [message.data for _, _, message in reader.iter_messages()]
+    texts.append(copy.read_bytes())
+    for text in texts:
+        for secret in planted:
+            assert secret.encode() not in text, secret
+    assert len(list(Recording(copy))) == 610  # 300 states, 300 of truth, 10 pictures
+
+
+def test_a_changed_message_keeps_a_valid_checksum():
+    frames = encode(STATE, np.zeros(70), instance_id=1, sequence=1, capture_ns=1, publish_ns=1)
+    raw = frames[1] + frames[2]
+    secret = raw[48:56].decode()
+    clean = Scrubber({secret: "name"}).data(raw)
+    assert clean[48:56] == b"x" * 8
+    decode([frames[0], clean[:48], clean[48:]])
