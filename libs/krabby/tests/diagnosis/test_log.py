@@ -46,6 +46,18 @@ def test_times_begin_at_the_first_state_and_200_hz_are_thinned_to_100():
     assert (len(log.time_s), log.states, log.missed) == (51, 101, 0)
 
 
+def test_a_hal_at_200_hz_whose_states_come_early_and_late_is_fast_enough():
+    times_ms = [5 * i + (0, 1, 0, -1)[i % 4] for i in range(400)]
+    log = RunLog.read([state(t, period_ms=1) for t in times_ms])
+    assert not [each for each in diagnose(log, DESC).findings if each.kind == "rate"]
+    assert len(log.time_s) == 200
+
+
+def test_a_hal_at_50_hz_is_too_slow():
+    log = RunLog.read([state(i, period_ms=20) for i in range(100)])
+    assert [each.kind for each in diagnose(log, DESC).findings] == ["rate"]
+
+
 def test_missing_states_are_counted_and_not_differentiated_across():
     numbers = [*range(20), *range(30, 50)]
     log = RunLog.read([state(i) for i in numbers])

@@ -30,8 +30,9 @@ __all__ = ["Commands", "Frames", "LogError", "RunLog"]
 
 _GAP_S: Final = 0.05
 """States further apart are not differentiated."""
-_PERIOD_S: Final = 0.0095
-"""States that follow faster are thinned to 100 Hz: the gate's own rate adds nothing."""
+_PERIOD_S: Final = 0.0075
+"""States that follow faster are left out: of a HAL at 200 Hz every second one counts, late ones
+included."""
 _MOST_STATES: Final = 360_000
 """An hour at 100 Hz; 250 MB."""
 _MOST_FRAMES: Final = 1800

@@ -245,7 +245,7 @@ def check_rates(log: RunLog, desc: RobotDescription) -> list[Finding]:
     """Whether states and pictures come as often as they must, and drives have torque left."""
     findings: list[Finding] = []
     span_s = max(log.duration_s, 1e-9)
-    rate_hz = (len(log.time_s) - 1) / span_s
+    rate_hz = (log.states - 1) / span_s
     if rate_hz < 0.85 * _STATES_HZ:
         findings.append(
             Finding(
