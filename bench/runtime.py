@@ -40,6 +40,7 @@ from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import CAMERA, STATE, HalClient, decode, encode
 from krabby_proto.access import use_client_key
+from krabby_proto.testing import FakeHal
 from onnx import TensorProto, helper
 
 Samples = list[float]
@@ -188,6 +189,20 @@ back.connect(json.loads(sys.argv[1])["command"])
 print(json.dumps({"command": front.getsockopt_string(zmq.LAST_ENDPOINT)}), flush=True)
 zmq.proxy(front, back)
 """
+
+
+def bench_estop(table: Table, n: int) -> None:
+    """`krabby estop` from its start to the HAL's answer and its end, beside a bare interpreter."""
+    with FakeHal() as hal:
+        place = f"safety={hal.endpoints['safety']}"
+        estop = [sys.executable, "-m", "krabby_cli", "estop", "--endpoint", place]
+        bare = [sys.executable, "-c", "pass"]
+        ours, floor = in_turn(
+            lambda: subprocess.run(estop, check=True, stdout=subprocess.DEVNULL),
+            lambda: subprocess.run(bare, check=True),
+            n,
+        )
+    table.compare("krabby estop, from the shell (100 ms)", "ms", ours, floor, "python -c pass")
 
 
 def _started(stack: ExitStack, script: str, *arguments: str) -> Any:
@@ -524,6 +539,7 @@ def main() -> None:
         bench_networks(table, desc, stand_in if bundle.encoder is None else bundle)
         bench_depth(table, desc)
         bench_transports(table, 500)
+        bench_estop(table, 40)
         summary = bench_stack(table, options.duration, policy, options.course)
         recorders = bench_recorders(min(options.duration, 20.0), policy, options.course)
     print(json.dumps({"rows": table.rows, "stack": summary, "recorders": recorders}))
