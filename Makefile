@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
+.PHONY: help setup setup-film sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -65,6 +65,9 @@ $(DEV): $(LOCKED)
 
 setup: $(RUNTIME) ## virtual environment for `make sim`, and the command ./krabby
 	@echo "ready: make sim, ./krabby --help; or  . $(BIN)/activate  and krabby without a path" >&2
+
+setup-film: $(RUNTIME) ## PyAV for krabby film run.mp4, 34 MB; its wheels bundle FFmpeg with x264, which is under the GPL
+	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev) --extra film
 
 sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
 	@$(BIN)/krabby up --duration "$(DURATION)" $(if $(COURSE),--course "$(COURSE)") --difficulty "$(DIFFICULTY)" --seed "$(SEED)" \

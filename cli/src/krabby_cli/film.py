@@ -45,7 +45,7 @@ examples:
   krabby film run.mcap run.webp --begin 5 --end 12
   krabby film run.mcap run.png --pictures 8
 
-Ctrl-C ends it and leaves no file. Videos need PyAV: pip install 'krabby-cli[film]'.
+Ctrl-C ends it and leaves no file. Videos need PyAV: make setup-film, or pip install av.
 """
 
 
