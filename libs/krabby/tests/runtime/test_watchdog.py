@@ -149,7 +149,7 @@ def test_a_frozen_process_is_not_stuck_when_it_continues(launch, seconds):
 def test_a_shutdown_that_hangs_ends_3_s_after_the_loop(launch):
     process = launch("fail=shutdown")
     assert ended_after(process) < 3.3
-    said, _ = process.communicate()
+    said, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "did not end in time, ended by force" in said
 
