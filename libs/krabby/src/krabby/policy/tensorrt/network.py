@@ -102,11 +102,25 @@ class EngineNetwork:
             self._standby.reset()
 
     def set_input(self, name: str, value: NDArray[np.float32] | None) -> None:
-        """Copies `value` to the input's buffer; it travels with the next run."""
+        """Copies `value` to the input's buffer; it travels with the next run.
+
+        The input of a state is what the next run reads in place of the last run's output.
+        """
         if self._given_up and self._standby is not None:
             self._standby.set_input(name, value)
             return
+        for state in self._states:
+            if state.tensor.input == name:
+                self._set_state(state.pair[self._phase], value, name)
+                return
         copy_input(self._inputs[name].host, value, name, self.spec.source)
+
+    def _set_state(self, buffer: Buffer, value: NDArray[np.float32] | None, name: str) -> None:
+        copy_input(buffer.host, value, name, self.spec.source)
+        try:
+            self._buffers.upload(buffer)
+        except DeviceError as error:
+            self._give_up(error)
 
     def run(self) -> NDArray[np.float32]:
         """The output, the network's own array until the next run."""
