@@ -100,6 +100,21 @@ def test_ticks_that_are_missing_are_named_and_the_rest_is_exact(desc, eventful):
     assert replayer.lost[1].startswith("ticks 523 to 599: no snapshot")
 
 
+def test_a_game_loop_that_restarted_is_followed(desc, eventful):
+    first, second = ticks_of(eventful)[:250], ticks_of(eventful)[:250]
+    for tick in second:
+        object.__setattr__(tick, "instance_id", 99)
+    replayer = Replayer(desc)
+    found = replayed(replayer, [*first, *second])
+    assert len(found) == 500
+    assert sum(each.differing_bytes for each in found) == 0
+    assert replayer.lost == []
+
+    late = Replayer(desc)
+    assert len(replayed(late, [*first, *second[150:]])) == 250 + 50
+    assert late.lost[0] == "the game loop restarted and 150 ticks of it are missing"
+
+
 def test_one_changed_bit_of_an_input_shows(desc, eventful):
     """The highest bit but one of the fraction of vx: 0.3 m/s becomes 0.2375 or 0.3625 m/s."""
     ticks = ticks_of(eventful)[:700]

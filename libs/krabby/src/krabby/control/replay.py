@@ -111,7 +111,8 @@ class Replayer:
                 return None
             controller = self._open(snapshot.unpack(tick.snapshot))
             first = tick.snapshot_at
-        if tick.features is None and tick.features_header is not None:
+        unknown = tick.features is None and tick.features_header is not None
+        if unknown and controller.policies.needs_features:
             self._controller = None
             self._lose(tick, "its features are missing")
             return None
@@ -121,7 +122,8 @@ class Replayer:
     def _look_for_gap(self, tick: Tick) -> None:
         """What a controller remembers is void when ticks are missing."""
         if self._controller is not None and tick.instance_id != self._instance:
-            self.lost.append(f"the game loop restarted before tick {tick.tick}")
+            if tick.tick > 0:
+                self.lost.append(f"the game loop restarted and {tick.tick} ticks of it are missing")
             self._controller = None
         elif self._controller is not None and tick.tick != self._next:
             missing = tick.tick - self._next
