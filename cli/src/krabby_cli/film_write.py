@@ -102,7 +102,7 @@ def _av(path: Path) -> Any:
         import av
     except ImportError as error:
         raise UsageError(
-            f"{path}: videos need PyAV: make setup-film in a checkout, else pip install av; or choose "
-            "a name ending in .webp"
+            f"{path}: videos need PyAV: in a checkout make setup-film, else pip install av; or "
+            "choose a name ending in .webp"
         ) from error
     return av
