@@ -208,7 +208,7 @@ class Stack:
     def unchosen(expr: str) -> str:
         """An expression of a dashboard without the selectors of its variables."""
         own = r'robot=~"\$robot"(?:, instance=~"\$instance")?'
-        return re.sub(rf"\{{{own}\}}", "", re.sub(rf"{own}, ", "", expr))
+        return re.sub(rf"{own}, ", "", re.sub(rf"\{{{own}\}}", "", expr))
 
 
 def docker(*args: str) -> str:
