@@ -180,8 +180,8 @@ class Recorder(Closing):
         try:
             yield
         except OSError as error:
-            self._failed, failed = True, self._failed
+            self._failed = True
             raise RecordingError(
                 f"the recording {self.path} ends after {self.messages} messages: "
-                f"{error.strerror}; {'' if failed else 'it can be read up to there'}"
+                f"{error.strerror}; it can be read up to there"
             ) from error
