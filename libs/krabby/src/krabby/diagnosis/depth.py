@@ -146,7 +146,7 @@ def _mirrored(
     seen = np.nanmedian(np.where(level, rolls, np.nan)[enough], axis=1)
     expected = np.arctan2(up_b[:, 1], up_b[:, 2])[enough]
     deviation = float(np.sqrt(np.mean(expected**2)))
-    if deviation < _ROLLS_RAD:
+    if deviation < _ROLLS_RAD or min(float(seen.std()), float(expected.std())) == 0.0:
         return []
     slope = float((seen * expected).sum() / (expected**2).sum())
     correlation = float(np.corrcoef(seen, expected)[0, 1])

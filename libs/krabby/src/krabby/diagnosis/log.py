@@ -240,7 +240,7 @@ class _Collector:
         zero_ns = int(stamps[0])
         payloads = np.stack([states[i][3] for i in kept]).astype(np.float64)
         values = {name: payloads[:, at] for name, at in STATE.slices.items()}
-        time_s = (stamps - zero_ns) * 1e-9
+        time_s = _seconds(stamps, zero_ns)
         joined = np.ones(len(kept), bool)
         joined[0] = False
         joined[1:] = (np.diff(time_s) < _GAP_S) & ~np.array(resets[1:])
@@ -283,7 +283,7 @@ class _Collector:
         ordered = sorted(self._commands, key=lambda each: each[0])
         stamps = np.array([stamp for stamp, _, _ in ordered], np.int64)
         return Commands(
-            handled_s=(stamps - zero_ns) * 1e-9,
+            handled_s=_seconds(stamps, zero_ns),
             target=np.stack([target for _, target, _ in ordered]).astype(np.float64),
             applied=np.array([applied for _, _, applied in ordered]),
         )
@@ -298,11 +298,15 @@ class _Collector:
         if len(sizes) != 1:
             return None
         return Frames(
-            time_s=(stamps - zero_ns) * 1e-9,
+            time_s=_seconds(stamps, zero_ns),
             depth=np.stack([depth for _, depth in frames]),
             received=self.counts[CAMERA.name],
             span_s=float(stamps[-1] - stamps[0]) * 1e-9,
         )
+
+
+def _seconds(stamps: NDArray[np.int64], zero_ns: int) -> NDArray[np.float64]:
+    return np.asarray((stamps - zero_ns) * 1e-9, np.float64)
 
 
 def _follows(gate: NDArray[np.int64]) -> NDArray[np.bool_]:
