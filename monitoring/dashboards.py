@@ -499,7 +499,7 @@ HARDWARE = board(
     share(
         "Share of commands in which the gate cut the worst joint",
         {"{{kind}}": "krabby:command_clamps:ratio"},
-        budget=0.1,
+        budget=0.9,
     ),
     effort_budget(),
     rate(
