@@ -289,6 +289,61 @@ def test_imitation_moves_the_student_towards_its_teacher(fake_env):
 # A run.
 
 
+class TwoPictures:
+    """Rewards robots for telling which of two pictures they saw at the start of an episode."""
+
+    def __init__(self, env):
+        self._env, self.side = env, torch.ones(env.num_envs)
+        self._begin(torch.ones(env.num_envs, dtype=torch.bool))
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+    def _begin(self, which):
+        drawn = torch.rand(len(which)).round() * 2.0 - 1.0
+        self.side = torch.where(which, drawn, self.side)
+        vision = self._env.vision
+        vision.arrived, vision.eye = which, torch.zeros(len(which), 48)
+        vision.image = self.side[:, None, None].repeat(1, 58, 87)
+
+    def step(self, actions):
+        reward = 1.0 - (actions[:, 0] - 0.5 * self.side).square()
+        obs, _, dones, extras = self._env.step(actions)
+        self._begin(dones.bool())
+        extras["time_outs"] = torch.zeros_like(dones)
+        return obs, reward, dones, extras
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_encoder_learns_to_tell_apart_what_earns(fake_env):
+    cfg = config(steps=7, rate=5e-3, learn_encoder=True)
+    algorithm = cfg.agent.algorithm
+    algorithm.learning_rate_max, algorithm.schedule = 1e-2, "fixed"
+    algorithm.num_learning_epochs = 4
+    algorithm.symmetry.use_mirror_loss = False
+    alg = (runner := make_runner(TwoPictures(fake_env(32)), cfg=cfg)).alg
+    encoder, last = alg._encoder, alg._raw_actor.mlp[-1]
+    with torch.no_grad():  # codes that hardly differ, actions near 0
+        encoder.memory.weight_ih *= 0.05
+        last.weight /= 30.0
+        last.bias.zero_()
+
+    def difference():
+        sides = torch.tensor([1.0, -1.0])[:, None, None].repeat(1, 58, 87)
+        with torch.no_grad():
+            one, other = encoder(sides, torch.zeros(2, 48), torch.zeros(2, 5))[0]
+        return float((one - other).norm())
+
+    before, earned = difference(), []
+    for _ in range(25):
+        earned.append(float(collect(runner).storage.rewards.mean()))
+        alg.update()
+    # What does not depend on the picture earns 1 - 0.5² - 0.2² = 0.71 at best; the best is 0.96.
+    assert sum(earned[-5:]) / 5.0 > 0.76
+    assert difference() > 2.0 * before
+
+
 def test_fine_tuning_of_all_resumes_with_its_teacher_and_optimiser(fake_env, tmp_path):
     tuning = {"learn_encoder": True, "critic_iterations": 1, "imitation_coef": 0.1}
     whole = make_runner(fake_env(4), tmp_path / "whole", **tuning)
