@@ -427,7 +427,7 @@ def test_a_policy_is_swapped_while_walking_without_a_jump(make_hal, connected, a
     [
         ({"op": "policy", "policy": "no-such"}, "no policy 'no-such'"),
         ({"op": "policy", "policy": 3}, "policy is 3"),
-        ({"op": "jump"}, "unknown op 'jump'; use stand, sit, policy or status"),
+        ({"op": "jump"}, "unknown op 'jump'; use stand, sit, policy, mark or status"),
     ],
 )
 def test_what_cannot_be_done_is_answered_with_the_reason(
