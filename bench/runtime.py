@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import mujoco
 import numpy as np
+import psutil
 import zmq
 from krabby.course.courses import make_course
 from krabby.mujoco.depth_camera import DepthRenderer, camera_pose
@@ -38,7 +39,19 @@ from krabby.robot.description import RobotDescription
 from krabby.runtime.rate import Rate
 from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_cli.plan import DEFAULT_POLICY
-from krabby_proto import CAMERA, STATE, HalClient, decode, encode
+from krabby_proto import (
+    CAMERA,
+    FEATURES,
+    STATE,
+    STREAMS,
+    TICKS,
+    TRACE,
+    TRUTH,
+    HalClient,
+    Publisher,
+    decode,
+    encode,
+)
 from krabby_proto.access import use_client_key
 from krabby_proto.testing import FakeHal
 from onnx import TensorProto, helper
@@ -501,6 +514,56 @@ def bench_recorders(duration_s: float, policy: str, course: str) -> dict[str, An
     return figures
 
 
+def bench_ring(duration_s: float) -> dict[str, float]:
+    """What the black box costs while nothing happens: every stream at its rate, played to it."""
+    rng = np.random.default_rng(0)
+    depth = np.linspace(0.3, 4.0, 106 * 60, dtype=np.float32)
+    depth += rng.normal(0.0, 0.01, depth.shape).astype(np.float32)
+    record = rng.integers(0, 256, 900, dtype=np.uint8)
+    record[1:4] = 0
+    # Stream, payload and every how many slots of 5 ms.
+    played = (
+        (STATE, rng.random(STATE.size), 1),
+        (TRUTH, np.zeros(TRUTH.size), 2),
+        (TRACE, np.concatenate(([3], record[:190])), 2),
+        (TICKS, record, 2),
+        (FEATURES, rng.random(32), 6),
+        (CAMERA, depth, 6),
+    )
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        place = {name: f"ipc://{folder}/{name}" for name in STREAMS}
+        publishers = [
+            (stack.enter_context(Publisher(place[stream.name], stream)), payload, slots)
+            for stream, payload, slots in played
+        ]
+        options = [f"--endpoint={name}={endpoint}" for name, endpoint in place.items()]
+        command = [sys.executable, "-m", "krabby_cli", "record", f"--ring={folder}/ring", *options]
+        process = subprocess.Popen(command)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        box = psutil.Process(process.pid)
+        rate, began = Rate(0.005), None
+        for slot in range(round((duration_s + _RING_STARTS_S) * 200)):
+            rate.wait()
+            if began is None and slot >= _RING_STARTS_S * 200:
+                began, began_s = box.cpu_times(), time.monotonic()
+            for publisher, payload, slots in publishers:
+                if slot % slots == 0:
+                    publisher.publish(payload, capture_ns=time.monotonic_ns())
+        assert began is not None
+        ended, elapsed_s = box.cpu_times(), time.monotonic() - began_s
+        share = (ended.user + ended.system - began.user - began.system) / elapsed_s
+        memory_mb = box.memory_info().rss / 2**20
+    load = os.getloadavg()[0]
+    print(
+        f"\nblack box while nothing happens: {100 * share:.2f} % of a core, {memory_mb:.0f} MB, "
+        f"over {elapsed_s:.0f} s at a load of {load:.1f}"
+    )
+    return {"cores": share, "memory_mb": memory_mb, "load": load}
+
+
+_RING_STARTS_S: Final = 5.0
 _ROUNDS: Final = 3
 _SERVICES: Final = ("gameloop", "sim-hal", "camera")
 
@@ -541,8 +604,9 @@ def main() -> None:
         bench_transports(table, 500)
         bench_estop(table, 40)
         summary = bench_stack(table, options.duration, policy, options.course)
+        ring = bench_ring(min(options.duration, 20.0))
         recorders = bench_recorders(min(options.duration, 20.0), policy, options.course)
-    print(json.dumps({"rows": table.rows, "stack": summary, "recorders": recorders}))
+    print(json.dumps({"rows": table.rows, "stack": summary, "ring": ring, "recorders": recorders}))
 
 
 if __name__ == "__main__":

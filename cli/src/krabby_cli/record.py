@@ -40,7 +40,7 @@ from krabby_cli.signals import Signals
 
 __all__ = ["add_parser"]
 
-_ROUND_S: Final = 0.1
+_ROUND_S: Final = 0.2
 """Between two looks at the streams; in batches a message costs a third."""
 _QUEUE_S: Final = 10.0
 """How much of every stream may wait while this process gets no processor [s]."""

@@ -10,7 +10,7 @@ from types import FrameType
 
 __all__ = ["Signals"]
 
-_NAP_S = 0.1
+_NAP_S = 0.2
 
 
 class Signals:
@@ -25,7 +25,7 @@ class Signals:
         self.name = self.name or signal.Signals(number).name
 
     def wait(self, seconds: float) -> None:
-        """Sleep for at most a tenth of a second, not at all after a signal."""
+        """Sleep for at most a fifth of a second, not at all after a signal."""
         if not self.count and seconds > 0.0:
             time.sleep(min(seconds, _NAP_S))
 
