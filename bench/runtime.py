@@ -480,7 +480,6 @@ def bench_recorders(duration_s: float, policy: str, course: str) -> dict[str, An
     """Age of the state at the drives with the black box and a recording, and without, in turn."""
     choices = {"none": ["--no-black-box"], "black box": [], "black box and recording": None}
     ages: dict[str, list[float]] = {name: [] for name in choices}
-    cores: dict[str, list[float]] = {name: [] for name in choices}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(_ROUNDS):
             for name, options in choices.items():
@@ -495,22 +494,12 @@ def bench_recorders(duration_s: float, policy: str, course: str) -> dict[str, An
                 )
                 summary = json.loads(done.stdout.splitlines()[-1])
                 ages[name].append(summary["obs_age_p99_ms"])
-                cores[name].append(summary["cpu_cores"].get("recorder", 0.0))
-    figures = {
-        name: {
-            "obs_age_p99_ms": float(np.median(ages[name])),
-            "recorder_cores": float(np.median(cores[name])),
-        }
-        for name in choices
-    }
-    floor = figures["none"]["obs_age_p99_ms"]
+    figures = {name: float(np.median(ages[name])) for name in choices}
+    floor = figures["none"]
     print(f"\nstate, capture to actuator write, p99, median of {_ROUNDS} runs of {duration_s:g} s")
-    for name, found in figures.items():
-        age = found["obs_age_p99_ms"]
-        print(
-            f"  with {name:<24} {age:7.3f} ms, {age / floor:5.2f} x none, "
-            f"recorder {found['recorder_cores']:.3f} cores"
-        )
+    for name, age in figures.items():
+        print(f"  with {name:<24} {age:7.3f} ms, {age / floor:5.2f} x none")
+    print(f"  load {os.getloadavg()[0]:.1f}")
     return figures
 
 
