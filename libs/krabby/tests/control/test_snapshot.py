@@ -85,7 +85,8 @@ def test_it_is_small_and_names_policy_robot_and_machine(gait, desc, state, nav):
     assert len(data) < 8192
     taken = snapshot.unpack(data)
     assert taken.chosen.name == taken.blind.name == "gait"
-    assert set(taken.chosen.hashes) == {"policy.onnx", "manifest.json"}
+    files = {"policy.onnx", "manifest.json", "observation_statistics.json"}
+    assert set(taken.chosen.hashes) == files
     assert taken.robot["hash"] == desc.content_hash
     assert taken.machine["numpy"] == np.__version__
     assert taken.config["policy"] == "gait"
