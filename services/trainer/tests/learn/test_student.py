@@ -409,6 +409,17 @@ def test_older_rollouts_are_learned_from_again(fake_env, teacher_file):
     assert third.count(rollouts[2]) == fourth.count(rollouts[3]) == 4
 
 
+def test_minibatches_need_not_divide_the_robots(fake_env, teacher_file):
+    runner = make_runner(fake_env(5), "distill")
+    runner.begin_with(teacher_file)
+    alg = runner.alg
+    alg.cfg.num_mini_batches, alg.cfg.num_learning_epochs = 4, 2
+    parts = [robots.tolist() for _, robots in alg._mini_batches()]
+    assert [len(each) for each in parts] == [2, 1, 1, 1] * 2
+    for some in (parts[:4], parts[4:]):
+        assert sorted(robot for part in some for robot in part) == [0, 1, 2, 3, 4]
+
+
 def test_the_teacher_leads_fewer_and_fewer_robots(fake_env, teacher_file):
     runner = make_runner(fake_env(4), "distill")
     runner.begin_with(teacher_file)

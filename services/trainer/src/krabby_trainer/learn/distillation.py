@@ -196,7 +196,7 @@ class Distillation:
 
         def passes(count: int) -> Iterator[Tensor]:
             for _ in range(count):
-                yield from torch.randperm(n, device=self.device).chunk(parts)
+                yield from torch.randperm(n, device=self.device).tensor_split(parts)
 
         newest, older = passes(cfg.num_learning_epochs), passes(cfg.replay_epochs)
         again = [False] * parts * cfg.num_learning_epochs
