@@ -18,8 +18,8 @@ from krabby_proto.codec import Message, decode
 from krabby_proto.conformance import check_hal
 from krabby_proto.testing import FakeHal
 
-BUSY = {"state rate", "state age"}
-"""What also fails when the host is too busy to run a fake HAL on time."""
+BUSY = {"state rate", "state order", "state age"}
+"""What also fails when the host is too busy to run a fake HAL and its reader on time."""
 
 
 @pytest.fixture

@@ -24,7 +24,9 @@ def asked():
 
 
 @pytest.fixture
-def control(desc, asked):
+def control(desc, asked, monkeypatch):
+    for module in ("rehearsal", "control_socket"):  # for a busy machine
+        monkeypatch.setattr(f"krabby_gameloop.{module}.LIMIT_S", 50.0)
     control = ControlSocket(
         f"tcp://127.0.0.1:{free_port()}",
         desc,
