@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from krabby.course import courses
 from krabby.course.courses import COURSES, MAX_DIFFICULTY, check_training, make_course
@@ -33,6 +33,7 @@ def runs(mask, step):
     difficulty=st.floats(0, MAX_DIFFICULTY),
     seed=st.integers(0, 2**63 - 1),
 )
+@example(name="steps-45", difficulty=2.0, seed=9)  # turned, it is wider than its lane was
 @settings(max_examples=60, deadline=None)
 def test_any_family_can_be_built_with_eight_waypoints_inside_its_tile(name, difficulty, seed):
     course = make_course(name, difficulty, seed, border_m=0.0)

@@ -365,6 +365,8 @@ def _turned(lay: Callable[[Lane], None], degrees: float) -> Callable[[Lane], Non
         spare = lead or max(0.0, first - min(float(box.corners[:, 0].min()) for box in boxes))
         shift = round(spare, 4)
         lane.boxes = [_moved(box, shift) for box in boxes]
+        widest = max(float(np.abs(box.corners[:, 1]).max()) for box in boxes)
+        lane.half_width = max(lane.half_width, math.ceil(10.0 * widest - 1e-6) / 10.0)
         lane.goals = [
             (x if x < first else round(first + (x - first) / cos + shift, 4), y)
             for x, y in lane.goals
