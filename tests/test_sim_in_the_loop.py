@@ -121,7 +121,7 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
     assert 0 < summary["cpu_cores"]["total"] < 2.0
 
     streams = {message.stream.name for message in Recording(recording)}
-    assert streams == {s.name for s in (STATE, CAMERA, FEATURES, TRUTH)}
+    assert streams == {s.name for s in (STATE, CAMERA, FEATURES, TRUTH)} | {"trace", "ticks"}
 
 
 def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_future(
