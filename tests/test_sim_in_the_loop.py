@@ -41,7 +41,7 @@ def krabby(tmp_path):
     def start(*argv):
         process = subprocess.Popen(
             [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view",
-             "--runs-dir", str(tmp_path / "runs"), *argv],
+             "--no-black-box", "--runs-dir", str(tmp_path / "runs"), *argv],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
