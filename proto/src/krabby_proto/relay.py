@@ -231,15 +231,20 @@ class _RequestDoor(_Door):
             return
         envelope, body = frames[: end + 1], frames[end + 1 :]
         reason = self._refusal(user, body)
+        if not reason:
+            try:
+                send_frames(self.back.socket, [bytes([index]), *envelope, *body])
+            except zmq.Again:
+                # Nothing is queued for a process that does not run: the client asks again. A
+                # command and a hello are asked again anyway.
+                if self.name == COMMAND.name or body[0] == HELLO_TOPIC:
+                    return
+                reason = f"the process behind {self.name} is not reached at the moment; ask again"
         if reason:
             empty: list[str] = []
             answer = json.dumps({"ok": False, "state": "", "faults": empty, "reason": reason})
             with contextlib.suppress(zmq.ZMQError):
                 send_frames(front.socket, [*envelope, self.stream.topic, answer.encode()])
-            return
-        # Nothing is queued for a process that does not run: the client asks again.
-        with contextlib.suppress(zmq.Again):
-            send_frames(self.back.socket, [bytes([index]), *envelope, *body])
 
     def _refusal(self, user: str, body: list[bytes]) -> str:
         """Why a request is not handed on; empty when it is."""
