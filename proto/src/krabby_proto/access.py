@@ -57,9 +57,11 @@ class KeyPair(NamedTuple):
 
     @classmethod
     def make(cls) -> KeyPair:
-        """A new random pair."""
-        public, secret = zmq.curve_keypair()
-        return cls(public.decode(), secret.decode())
+        """A new random pair, whose public key no command line takes for an option."""
+        while True:
+            public, secret = zmq.curve_keypair()
+            if not public.startswith(b"-"):
+                return cls(public.decode(), secret.decode())
 
 
 class ClientKey(NamedTuple):
