@@ -25,8 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 MODULES = {
     "sim-hal": "krabby_sim_hal", "camera": "krabby_camera", "gameloop": "krabby_gameloop",
 }  # fmt: skip
-PRIORITIES = {"sim-hal": 60, "camera": 40, "gameloop": 55}
-"""As on the robot, so that other work on this machine does not delay them."""
 STREAMS = ("state", "camera", "command", "safety", "truth", "features", "nav", "control", "fault")
 
 
@@ -54,15 +52,7 @@ class Stack:
         others = [f"{key}={value}" for key, value in keys.items()]
         with (self._folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    MODULES[name],
-                    "metrics_port=0",
-                    f"realtime.fifo_priority={PRIORITIES[name]}",
-                    *endpoints,
-                    *others,
-                ],
+                [sys.executable, "-m", MODULES[name], "metrics_port=0", *endpoints, *others],
                 stdout=log,
                 stderr=log,
             )

@@ -612,3 +612,8 @@ def test_a_damaged_key_file_is_one_error(tmp_path, damaged):
     path.write_bytes(damaged + b"\n" + whole.partition(b"\n")[2])
     with pytest.raises(KeyFileError, match=r"key\.toml"):
         ClientKey.read(path)
+
+
+def test_a_public_key_is_no_option_of_a_command_line():
+    """One in 85 random ones begins with a dash."""
+    assert not any(KeyPair.make().public.startswith("-") for _ in range(500))
