@@ -86,7 +86,8 @@ class Link:
         for process in (getattr(self, "_relay", None), self._host):
             if process is not None:
                 process.kill()
-                process.wait()
+                with process:  # waits, and closes the pipes
+                    pass
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._inner, signal.SIGKILL)
 
