@@ -20,6 +20,7 @@ from krabby.runtime.realtime import (
     apply_realtime,
     freeze_garbage,
     set_slices,
+    yield_to_loop,
 )
 from krabby.runtime.testing import FakeClock, captured_logs, may_go_first
 
@@ -87,6 +88,31 @@ def test_a_thread_that_was_there_before_goes_first_too():
     done.set()
     other.join()
     assert during == (os.SCHED_FIFO, os.sched_param(10))
+
+
+def scheduling_of_a_thread_that_yields():
+    seen = []
+
+    def work():
+        yield_to_loop()
+        seen.append((os.sched_getscheduler(0), os.sched_getparam(0).sched_priority))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return seen
+
+
+@pytest.mark.skipif(not may_go_first(), reason="this machine grants no SCHED_FIFO")
+@pytest.mark.parametrize(("loop", "worker"), [(10, 9), (1, 1)])
+def test_long_work_beside_a_loop_runs_one_priority_below_it(loop, worker):
+    apply_realtime(RealtimeCfg(fifo_priority=loop))
+    assert scheduling_of_a_thread_that_yields() == [(os.SCHED_FIFO, worker)]
+    assert os.sched_getparam(0).sched_priority == loop
+
+
+def test_long_work_beside_a_loop_without_a_priority_has_none_either():
+    assert scheduling_of_a_thread_that_yields() == [(os.SCHED_OTHER, 0)]
 
 
 def test_whether_anybody_may_go_first_is_asked_without_a_trace(monkeypatch):

@@ -14,6 +14,7 @@ from krabby.policy.bundle import POLICY_FILE
 from krabby.policy.network import Backend
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import BundleError, RobotError
+from krabby.runtime.realtime import yield_to_loop
 from krabby_proto import ControlServer, Exchange, untimely
 
 from krabby_gameloop.rehearsal import LIMIT_S, rehearse
@@ -50,6 +51,7 @@ class _Load:
         return time.monotonic() - self.began_s > LIMIT_S + _OPEN_S
 
     def _run(self) -> None:
+        yield_to_loop()
         try:
             self.runner = self._work()
         except RobotError as error:

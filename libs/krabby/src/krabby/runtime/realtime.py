@@ -27,7 +27,9 @@ import structlog
 from krabby.runtime.config import RealtimeCfg
 from krabby.runtime.metrics import REALTIME_ENABLED, REALTIME_REQUESTED, children
 
-__all__ = ["FEATURES", "IdleCollector", "apply_realtime", "freeze_garbage", "set_slices"]
+__all__ = [
+    "FEATURES", "IdleCollector", "apply_realtime", "freeze_garbage", "set_slices", "yield_to_loop",
+]  # fmt: skip
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +88,19 @@ def freeze_garbage() -> None:
     """Move what start-up built out of the collector's sight; later collections stay short."""
     gc.collect()
     gc.freeze()
+
+
+def yield_to_loop() -> None:
+    """Let the loop's thread preempt the calling one, which does long work beside it.
+
+    Threads of one FIFO priority do not preempt each other: the work would run to its end on the
+    processor that the loop wakes up on. One step lower, it still runs before processes without
+    such a priority, so that it is not kept waiting while it holds the interpreter's lock.
+    Without FIFO scheduling nothing changes.
+    """
+    if os.sched_getscheduler(0) == os.SCHED_FIFO:
+        priority = max(os.sched_getparam(0).sched_priority - 1, 1)
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
 
 
 class IdleCollector:
