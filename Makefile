@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup setup-film sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
+.PHONY: help setup setup-film sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults faults-containers soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -156,6 +156,9 @@ MINUTES ?= 30
 faults: $(DEV) ## break everything on the running stack and measure, 20 minutes; writes docs/faults.md and .json: ARGS="--robot emulated --only gameloop"
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write $(ARGS)
 	@$(BIN)/python -m pytest -q -m slow tests/test_faults_of_drives.py --write-faults
+
+faults-containers: $(DEV) ## the same in containers, where services are killed, frozen, restarted or cut off; needs a Docker engine
+	@$(BIN)/python -m pytest -q -m compose tests/compose/fault_table.py --write-faults $(ARGS)
 
 soak: $(DEV) ## random faults for a long time, memory and stale commands: MINUTES=30
 	@PYTHONPATH=tools $(NETNS) $(BIN)/python -m krabby_faults --write --soak $(MINUTES) $(ARGS)
