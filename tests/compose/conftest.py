@@ -18,7 +18,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -434,14 +435,25 @@ def stack(project: Stack) -> Iterator[Stack]:
 @pytest.fixture(scope="module")
 def emulated(emulated_project: Stack) -> Iterator[Stack]:
     """The emulated robot, lying and disarmed; taken down at the end."""
-    robot = emulated_project
-
-    def is_up() -> bool:
-        return all(robot.turns(name) for name in robot.ports)
-
-    for running in _running(robot, is_up, "every loop turns"):
+    for running in _running(emulated_project, partial(_turns, emulated_project), _EVERY_LOOP):
         running.go_first()
         yield running
+
+
+@pytest.fixture(scope="module")
+def without_priority(emulated_project: Stack) -> Iterator[Stack]:
+    """The same where no loop has a priority, neither of the engine's nor of these tests'."""
+    if emulated_project.raises_limits:
+        pytest.skip("this engine grants priorities")
+    robot = replace(emulated_project, raises_limits=True)  # so `go_first` gives none
+    yield from _running(robot, partial(_turns, robot), _EVERY_LOOP)
+
+
+_EVERY_LOOP = "every loop turns"
+
+
+def _turns(robot: Stack) -> bool:
+    return all(robot.turns(name) for name in robot.ports)
 
 
 @pytest.fixture
