@@ -1,4 +1,7 @@
-"""A wall clock that steps for the processes of a stack alone: no namespace has one."""
+"""A wall clock that steps for the processes of a stack alone: no namespace has one.
+
+The time stamps of received frames step with it, as the kernel's do.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ _SHIM: Final = r"""
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/time.h>
 #include <time.h>
 static const volatile int64_t *ahead;
@@ -36,6 +40,17 @@ int gettimeofday(struct timeval *restrict t, void *restrict zone) {
   t->tv_sec = now.tv_sec;
   t->tv_usec = now.tv_nsec / 1000;
   return 0;
+}
+/* Stamps of the kernel are of the same clock. */
+ssize_t recvmsg(int fd, struct msghdr *m, int flags) {
+  static ssize_t (*real)(int, struct msghdr *, int);
+  if (!real) real = dlsym(RTLD_NEXT, "recvmsg");
+  ssize_t result = real(fd, m, flags);
+  if (result < 0 || !ahead) return result;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c))
+    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_TIMESTAMPNS)
+      ((struct timespec *)CMSG_DATA(c))->tv_sec += *ahead;
+  return result;
 }
 time_t time(time_t *at) {
   struct timespec now;
