@@ -1,5 +1,6 @@
 """Real-time features: in effect where granted, a warning and a gauge where not."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -31,7 +32,8 @@ def _ordinary_process_afterwards():
     cpus = os.sched_getaffinity(0)
     yield
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setscheduler(int(thread), policy, parameter)
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.sched_setscheduler(int(thread), policy, parameter)
     set_slices(0)  # the kernel's own
     os.sched_setaffinity(0, cpus)
     ctypes.CDLL(None).munlockall()

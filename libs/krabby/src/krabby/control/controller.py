@@ -71,7 +71,7 @@ class LocomotionController:
         self.tape = tape
         self.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=host_clock, tape=tape)
         self.mode = Mode.SILENT
-        self.permission = Permission(cfg, desc, self._permission_ended, tape)
+        self.permission = Permission(cfg, desc, self._permission_begun, self._permission_ended, tape)
         self.hal_checked = False
         """Whether the HAL that sends now has been checked; set by the owner of the sockets."""
         self.holds = 0
@@ -114,6 +114,10 @@ class LocomotionController:
     def _start_over(self, reason: str) -> None:
         self.permission.start_over(reason)
         self._was_reset = True
+
+    def _permission_begun(self) -> None:
+        # It was limp until then, and may have given way since it was last seen.
+        self._last_target = None
 
     def _permission_ended(self) -> None:
         self._last_target = None
@@ -168,7 +172,10 @@ class LocomotionController:
             used = features if self.policies.active.needs_features else None
         else:
             target = self._resting_target(measured)
-        self._last_target = target
+        # A pose from an old state is where the robot was: sent, since a silent loop is taken for a
+        # dead one, but not held.
+        was_there = stale and not waits and self._trajectory is None
+        self._last_target = None if was_there else target
         self.permission.sent_ns = now_ns
         return JointCommand(target, state, used)
 
