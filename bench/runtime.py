@@ -506,25 +506,24 @@ def bench_recorders(duration_s: float, policy: str, course: str) -> dict[str, An
 def bench_ring(duration_s: float) -> dict[str, float]:
     """What the black box costs while nothing happens: every stream at its rate, played to it."""
     rng = np.random.default_rng(0)
-    depth = np.linspace(0.3, 4.0, 106 * 60, dtype=np.float32)
-    depth += rng.normal(0.0, 0.01, depth.shape).astype(np.float32)
-    record = rng.integers(0, 256, 900, dtype=np.uint8)
-    record[1:4] = 0
-    # Stream, payload and every how many slots of 5 ms.
+    depth = np.linspace(0.3, 4.0, 106 * 60) + rng.normal(0.0, 0.01, (16, 106 * 60))
+    records = rng.integers(0, 256, (16, 900), dtype=np.uint8)
+    records[:, 0], records[:, 1:4] = 3, 0
+    # Stream, payloads in turn and every how many slots of 5 ms.
     played = (
-        (STATE, rng.random(STATE.size), 1),
-        (TRUTH, np.zeros(TRUTH.size), 2),
-        (TRACE, np.concatenate(([3], record[:190])), 2),
-        (TICKS, record, 2),
-        (FEATURES, rng.random(32), 6),
-        (CAMERA, depth, 6),
+        (STATE, rng.random((64, STATE.size)), 1),
+        (TRUTH, np.zeros((1, TRUTH.size)), 2),
+        (TRACE, records[:, :191], 2),
+        (TICKS, records, 2),
+        (FEATURES, rng.random((16, 32)), 6),
+        (CAMERA, depth.astype(np.float32), 6),
     )
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         place = {name: f"ipc://{folder}/{name}" for name in STREAMS}
         publishers = [
-            (stack.enter_context(Publisher(place[stream.name], stream)), payload, slots)
-            for stream, payload, slots in played
+            (stack.enter_context(Publisher(place[stream.name], stream)), payloads, slots)
+            for stream, payloads, slots in played
         ]
         options = [f"--endpoint={name}={endpoint}" for name, endpoint in place.items()]
         command = [sys.executable, "-m", "krabby_cli", "record", f"--ring={folder}/ring", *options]
@@ -537,8 +536,9 @@ def bench_ring(duration_s: float) -> dict[str, float]:
             rate.wait()
             if began is None and slot >= _RING_STARTS_S * 200:
                 began, began_s = box.cpu_times(), time.monotonic()
-            for publisher, payload, slots in publishers:
+            for publisher, payloads, slots in publishers:
                 if slot % slots == 0:
+                    payload = payloads[slot // slots % len(payloads)]
                     publisher.publish(payload, capture_ns=time.monotonic_ns())
         assert began is not None
         ended, elapsed_s = box.cpu_times(), time.monotonic() - began_s

@@ -10,12 +10,11 @@ SIGUSR1.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -64,6 +63,7 @@ _LEAVING: Final = 4
 """Flag of a record of `ticks`."""
 _GATE: Final = bytes([ExchangeKind.GATE])
 _F4: Final = struct.Struct("<f")
+_FALLS_AT: Final = _F4.size * TRUTH.slices["falls"].start
 _LENGTH: Final = struct.Struct("<I")
 
 
@@ -83,21 +83,31 @@ class Triggers:
         self._leaving = False
         """Whether the game loop ends: then commands stop coming, as they should."""
         self._falls: float | None = None
+        self._finders = {"trace": self._of_trace, "truth": self._of_truth, "ticks": self._of_tick}
 
-    def look(self, raw: RawMessage) -> Trigger | None:
-        """Whether this message is a reason to write; one that is damaged is none."""
-        stream, payload = raw.stream, raw.payload
-        try:
-            if stream is TRACE and payload[:1] == _GATE:
-                return self._of_gate(Exchange.unpack(payload).gate)
-            if stream is TRUTH:
-                return self._of_falls(*_F4.unpack_from(payload, 4 * TRUTH.slices["falls"].start))
-            if stream is TICKS:
-                self._leaving = bool(payload[3] & _LEAVING)
-                return _mark(raw.decode()) if b'"mark"' in payload else None
-        except (FrameError, IndexError, struct.error):
+    def look(self, messages: Sequence[RawMessage]) -> list[Trigger]:
+        """Reasons to write among messages of one stream; one that is damaged is none."""
+        find = self._finders.get(messages[0].stream.name)
+        if find is None:
+            return []
+        found: list[Trigger] = []
+        for message in messages:
+            try:
+                trigger = find(message)
+            except (FrameError, IndexError, struct.error):
+                continue
+            if trigger is not None:
+                found.append(trigger)
+        return found
+
+    def _of_trace(self, raw: RawMessage) -> Trigger | None:
+        if raw.payload[:1] != _GATE:
             return None
-        return None
+        return self._of_gate(Exchange.unpack(raw.payload).gate)
+
+    def _of_tick(self, raw: RawMessage) -> Trigger | None:
+        self._leaving = bool(raw.payload[3] & _LEAVING)
+        return _mark(raw.decode()) if b'"mark"' in raw.payload else None
 
     def _of_gate(self, gate: GateView | None) -> Trigger | None:
         if gate is None:
@@ -111,7 +121,8 @@ class Triggers:
             return Trigger("fault", f"gate {gate.safety_name}: {', '.join(new.faults)}")
         return None
 
-    def _of_falls(self, falls: float) -> Trigger | None:
+    def _of_truth(self, raw: RawMessage) -> Trigger | None:
+        (falls,) = _F4.unpack_from(raw.payload, _FALLS_AT)
         before, self._falls = self._falls, falls
         return Trigger("fall", "the robot fell") if before is not None and falls > before else None
 
@@ -130,22 +141,23 @@ class Ring:
         self._kept_s, self._kept_bytes = kept_s, kept_bytes
         self._packer = zstandard.ZstdCompressor(level=1)
         self._pieces: deque[tuple[float, bytes]] = deque()
-        self._open: list[bytes] = []
+        self._open: list[RawMessage] = []
         self._open_bytes = 0
         self._opened_s = 0.0
-        self._images = itertools.cycle(range(_IMAGES))
+        self._image = 0
+        """Images since the last one that was kept."""
         self.bytes = 0
         """Of all compressed pieces."""
 
-    def add(self, raw: RawMessage, now_s: float) -> None:
-        """Keep a message that came at `now_s`."""
-        if raw.stream is CAMERA and next(self._images):
-            return
+    def add(self, messages: Sequence[RawMessage], now_s: float) -> None:
+        """Keep messages of one stream that came until `now_s`."""
+        if messages[0].stream is CAMERA:
+            first, self._image = -self._image % _IMAGES, (self._image + len(messages)) % _IMAGES
+            messages = messages[first::_IMAGES]
         if not self._open:
             self._opened_s = now_s
-        size = len(raw.payload)
-        self._open += (_LENGTH.pack(size), raw.header, raw.payload)
-        self._open_bytes += size
+        self._open += messages
+        self._open_bytes += sum([len(message.payload) for message in messages])
         if now_s - self._opened_s >= _PIECE_S or self._open_bytes >= _PIECE_BYTES:
             self._close_piece(now_s)
 
@@ -154,10 +166,13 @@ class Ring:
         opener = zstandard.ZstdDecompressor()
         for _, packed in tuple(self._pieces):
             yield from _messages_of(opener.decompress(packed))
-        yield from _messages_of(b"".join(self._open))
+        yield from tuple(self._open)
 
     def _close_piece(self, now_s: float) -> None:
-        packed = self._packer.compress(b"".join(self._open))
+        parts: list[bytes] = []
+        for _, header, payload in self._open:
+            parts += (_LENGTH.pack(len(payload)), header, payload)
+        packed = self._packer.compress(b"".join(parts))
         self._open, self._open_bytes = [], 0
         self._pieces.append((now_s, packed))
         self.bytes += len(packed)
@@ -222,11 +237,11 @@ class BlackBox:
         if self._file is not None:
             self._file.take_hello(hello)
 
-    def take(self, raw: RawMessage) -> None:
-        """A message came."""
-        self.ring.add(raw, self._clock_s())
+    def take(self, messages: Sequence[RawMessage]) -> None:
+        """Messages of one stream came."""
+        self.ring.add(messages, self._clock_s())
         if self._file is not None:
-            self._guarded(self._file.take, raw)
+            self._guarded(self._file.take, messages)
 
     def trigger(self, trigger: Trigger) -> None:
         """Write the ring now, and record on for a while."""
@@ -316,13 +331,13 @@ class _Incident:
         self._hellos.append(hello)
 
     def write_ring(self, messages: Iterator[RawMessage]) -> None:
-        for raw in messages:
-            self.take(raw)
+        self.take(messages)
         self._recorder.flush()
 
-    def take(self, raw: RawMessage) -> None:
-        self._recorder.write_raw(raw)
-        self._undrawn.append(raw)
+    def take(self, messages: Iterable[RawMessage]) -> None:
+        for raw in messages:
+            self._recorder.write_raw(raw)
+            self._undrawn.append(raw)
 
     def add_trigger(self, trigger: Trigger, now_s: float) -> None:
         self._triggered_s = now_s

@@ -22,6 +22,7 @@ from krabby_proto.streams import *
 
 if TYPE_CHECKING:
     from krabby_proto.admission import *
+    from krabby_proto.batches import *
     from krabby_proto.client import *
     from krabby_proto.codec import *
     from krabby_proto.exchanges import *
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _LATER: Final = {
     "admission": ("MAX_AHEAD_NS", "Admission", "CommandAdmission", "untimely"),
+    "batches": ("Batches",),
     "client": ("ControlClient", "ControlServer", "HalClient"),
     "codec": ("FloatArray", "Message", "decode", "encode", "pack", "topic_of", "unpack"),
     "exchanges": ("Exchange", "ExchangeKind", "GateView"),

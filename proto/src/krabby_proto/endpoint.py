@@ -232,6 +232,10 @@ class Endpoint(Closing):
             frames.append(frame.bytes)
         return frames
 
+    def skip_rest(self, first: bytes) -> None:
+        """Drop the frames that follow in a message, some with each call of `receive_frames`."""
+        self._kept, self._skipped = [first], 0
+
     @property
     def skipping(self) -> bool:
         """Whether `receive_frames` is in the middle of a message."""

@@ -11,7 +11,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import zmq
 
@@ -250,26 +250,38 @@ class LatestSubscriber(Endpoint):
         return messages
 
     def drain_raw(self) -> list[RawMessage]:
-        """Like `drain`, for recorders, at a third of the price.
+        """Like `drain`, for recorders, at a fifth of the price.
 
         Sizes and sequence alone are looked at: what is no message of this contract is left to who
-        decodes it.
+        decodes it. Of a message with more or fewer than three frames, it and the one behind it are
+        dropped.
         """
         taken: list[RawMessage] = []
-        stream, end = self.stream, time.monotonic() + _DRAIN_S
-        while len(taken) < _LEAST_DRAIN or time.monotonic() < end:
-            frames = self.receive_frames()
-            if frames is None:
-                if not self.skipping:
-                    self.revive()
-                break
-            if len(frames) != 3 or len(frames[1]) != HEADER_SIZE:
-                self.invalid += 1
-                continue
-            raw = RawMessage(stream, frames[1], frames[2])
-            if self._is_news(*_WRITER.unpack_from(frames[1], _WRITER_AT)):
-                self.received += 1
-                taken.append(raw)
+        stream, recv, known = self.stream, self.socket.recv, self._sequences
+        end = time.monotonic() + _DRAIN_S
+        if self.skipping and self.receive_frames() is None:
+            return taken
+        try:
+            while len(taken) < _LEAST_DRAIN or time.monotonic() < end:
+                # The last frame alone is an object that knows whether more follow: half the time.
+                recv(zmq.NOBLOCK)
+                header = cast("bytes", recv(zmq.NOBLOCK))
+                frame = recv(zmq.NOBLOCK, copy=False)
+                if frame.more or len(header) != HEADER_SIZE:
+                    self.invalid += 1
+                    if frame.more:
+                        self.skip_rest(frame.bytes)
+                        break
+                    continue
+                instance, sequence = _WRITER.unpack_from(header, _WRITER_AT)
+                if sequence - 1 == known.get(instance, -2) and sequence <= _MAX_SEQUENCE:
+                    known[instance] = sequence
+                elif not self._is_news(instance, sequence):
+                    continue
+                taken.append(RawMessage(stream, header, frame.bytes))
+        except zmq.Again:
+            self.revive()
+        self.received += len(taken)
         return taken
 
     def newest_by_writer(self) -> list[Message]:
