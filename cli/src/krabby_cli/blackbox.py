@@ -10,6 +10,7 @@ SIGUSR1.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import struct
 import time
@@ -24,8 +25,6 @@ from krabby.robot.description import RobotDescription
 from krabby_proto import (
     CAMERA,
     STREAMS,
-    TICKS,
-    TRACE,
     TRUTH,
     Exchange,
     ExchangeKind,
@@ -186,7 +185,8 @@ def _messages_of(content: bytes) -> Iterator[RawMessage]:
     at = 0
     while at < len(content):
         (size,) = _LENGTH.unpack_from(content, at)
-        header, at = content[at + 4 :][:HEADER_SIZE], at + 4 + HEADER_SIZE
+        begin = at + _LENGTH.size
+        header, at = content[begin : begin + HEADER_SIZE], begin + HEADER_SIZE
         stream = _STREAMS.get(header[_STREAM_ID])
         if stream is not None:
             yield RawMessage(stream, header, content[at : at + size])
@@ -335,9 +335,9 @@ class _Incident:
         self._recorder.flush()
 
     def take(self, messages: Iterable[RawMessage]) -> None:
-        for raw in messages:
-            self._recorder.write_raw(raw)
-            self._undrawn.append(raw)
+        begin = len(self._undrawn)
+        self._undrawn += messages
+        self._recorder.write_all(itertools.islice(self._undrawn, begin, None))
 
     def add_trigger(self, trigger: Trigger, now_s: float) -> None:
         self._triggered_s = now_s

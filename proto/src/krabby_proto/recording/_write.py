@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -85,10 +85,21 @@ class Recorder(Closing):
         Raises:
             RecordingError: the file takes no more, because the disk is full for example.
         """
-        channel = self._channels.get(raw.stream.id)
-        if channel is None:
-            channel = self._channels[raw.stream.id] = self._register(raw.stream)
-        self.append(channel, raw.header + raw.payload, raw.publish_ns, raw.sequence)
+        self.write_all((raw,))
+
+    def write_all(self, messages: Iterable[RawMessage]) -> None:
+        """Append messages as they came.
+
+        Raises:
+            RecordingError: the file takes no more, because the disk is full for example.
+        """
+        with self._told():
+            for raw in messages:
+                channel = self._channels.get(raw.stream.id)
+                if channel is None:
+                    channel = self._channels[raw.stream.id] = self._register(raw.stream)
+                self._add(channel, raw.header + raw.payload, raw.publish_ns, raw.sequence)
+            self._flush_when_due()
 
     def register(self, topic: str, schema: str, encoding: str, data: bytes, kind: str) -> int:
         """Add a channel of other messages; returns its number.
@@ -115,15 +126,18 @@ class Recorder(Closing):
             RecordingError: the file takes no more, because the disk is full for example.
         """
         with self._told():
-            self._writer.add_message(
-                channel_id=channel,
-                log_time=log_ns,
-                publish_time=log_ns,
-                sequence=sequence & _U32,
-                data=data,
-            )
-            self.messages += 1
+            self._add(channel, data, log_ns, sequence)
             self._flush_when_due()
+
+    def _add(self, channel: int, data: bytes, log_ns: int, sequence: int) -> None:
+        self._writer.add_message(
+            channel_id=channel,
+            log_time=log_ns,
+            publish_time=log_ns,
+            sequence=sequence & _U32,
+            data=data,
+        )
+        self.messages += 1
 
     def add_metadata(self, name: str, fields: Mapping[str, str]) -> None:
         """Add a record of facts, which `Recording.metadata` gives under this name."""
