@@ -11,7 +11,7 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import zmq
 
@@ -265,7 +265,7 @@ class LatestSubscriber(Endpoint):
             while len(taken) < _LEAST_DRAIN or time.monotonic() < end:
                 # The last frame alone is an object that knows whether more follow: half the time.
                 recv(zmq.NOBLOCK)
-                header = cast("bytes", recv(zmq.NOBLOCK))
+                header = recv(zmq.NOBLOCK)
                 frame = recv(zmq.NOBLOCK, copy=False)
                 if frame.more or len(header) != HEADER_SIZE:
                     self.invalid += 1
