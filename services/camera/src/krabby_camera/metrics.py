@@ -45,6 +45,9 @@ DEVICE_CONNECTED = Gauge(
     "krabby_camera_device_connected",
     "1 while a camera of this machine is open; sources zed, realsense",
 )
+LOW_LIGHT = Gauge(
+    "krabby_camera_low_light", "1 while the camera's SDK finds too little light; source zed"
+)
 DEVICE_RECONNECTS = Counter(
     "krabby_camera_device_reconnects_total", "Times that a lost camera was opened again"
 )

@@ -31,7 +31,10 @@ from krabby.robot.description import CameraModel
 from krabby_camera.config import ZedCfg
 from krabby_camera.devices import DepthDevice, Shot
 from krabby_camera.errors import CameraError, DeviceUnavailable
+from krabby_camera.metrics import LOW_LIGHT
 from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
+from krabby_camera.usb import link_mbps
+from krabby_camera.zed_errors import cannot_open, stopped
 
 __all__ = ["ZedCamera", "camera_mount", "imu_sample"]
 
@@ -44,32 +47,21 @@ _IMU_POLL_S: Final = 0.001
 AS_PRINTED: Final = (1.0, 0.0, 0.0, 0.0)
 """Mount under which readings are handed on: x forward, y right, z down."""
 
-_FATAL: Final = {
-    "NO_GPU_COMPATIBLE": "the SDK needs an NVIDIA GPU of compute capability 5 or more",
-    "NO_GPU_DETECTED": "give the container the GPU (runtime: nvidia), or reboot",
-    "NVIDIA_DRIVER_OUT_OF_DATE": "update the driver, or use an SDK for this CUDA version",
-    "CUDA_ERROR": "look at dmesg for GPU faults and restart",
-    "NOT_ENOUGH_GPU_MEMORY": "choose zed.depth_mode=neural_light, or free GPU memory",
-    "CORRUPTED_SDK_INSTALLATION": "install the ZED SDK again; it misses cuDNN, TensorRT or a model",
-    "INCOMPATIBLE_SDK_VERSION": "run /usr/local/zed/get_python_api.py again for this SDK",
-    "INVALID_RESOLUTION": "choose another zed.resolution",
-    "INVALID_FIRMWARE": "update the camera's firmware with ZED Explorer",
-    "INVALID_CALIBRATION_FILE": "download the factory calibration again with ZED Explorer",
-    "CALIBRATION_FILE_NOT_AVAILABLE": "connect to the internet once, or copy SN<serial>.conf to "
-    "/usr/local/zed/settings",
-    "INVALID_FUNCTION_PARAMETERS": "the configuration asks for what this camera cannot do",
+_QUEUED_S: Final = 0.25
+"""Since its arrival; an exposure that waited for so long lay in a queue of the SDK."""
+_MOST_QUEUED: Final = 8
+"""Such exposures that are passed over in a row; after them the GPU is that slow."""
+_HEALTH_EVERY: Final = 30
+"""Used exposures between two looks at what the SDK says of the picture."""
+_DOUBTS: Final = {
+    "low_lighting": "more light: passive stereo needs some 20 lux; the game loop walks blind where "
+    "depth is missing",
+    "low_image_quality": "clean the lenses; look for a covered or blinded camera",
+    "low_depth_reliability": "compare the two lenses; calibrate with ZED Calibration if this stays",
 }
-"""What to do about the results of `open` that no patience heals."""
-_HINTS: Final = {
-    "CAMERA_NOT_DETECTED": "plug it into a USB 3 port; check `lsusb -d 2b03:`",
-    "CAMERA_DETECTION_ISSUE": "flip the USB-C plug or use another port",
-    "CAMERA_FAILED_TO_SETUP": "choose another zed.resolution or zed.fps, or replug it",
-    "CANNOT_START_CAMERA_STREAM": "close the other process that uses it",
-    "LOW_USB_BANDWIDTH": "use a USB 3 port and cable, with no hub in between",
-    "SENSORS_NOT_AVAILABLE": "replug the camera",
-    "SENSORS_NOT_INITIALIZED": "run `ZED_Diagnostic -r`",
-}
-"""The same for what may heal."""
+"""What `Camera.get_health_status` may find, with the remedy; the first one found is told."""
+_ZED_VENDOR: Final = "2b03"
+_USB3_MBPS: Final = 5000.0
 
 
 class ZedCamera(DepthDevice):
@@ -88,7 +80,8 @@ class ZedCamera(DepthDevice):
         self._size: Any = None
         self._resample: Resampler | None = None
         self._delay_ns = 0
-        self._lost_before = 0
+        self._lost_before = self._passed_over = self._queued = self._until_health = 0
+        self._in_doubt: tuple[str, ...] = ()
         self._rebooting_ns: int | None = None
         self._imu: _ImuRelay | None = None
 
@@ -97,7 +90,7 @@ class ZedCamera(DepthDevice):
         self._zed = sl.Camera()
         code = self._zed.open(self._init_parameters())
         if code > sl.ERROR_CODE.SUCCESS:  # what is less is a warning
-            raise _complaint(code)
+            raise cannot_open(code)
         self._runtime = sl.RuntimeParameters(
             confidence_threshold=cfg.confidence, texture_confidence_threshold=cfg.texture_confidence
         )
@@ -111,6 +104,8 @@ class ZedCamera(DepthDevice):
         fps = float(info.camera_configuration.fps)
         self._delay_ns = round(1e9 * cfg.frames_before_stamp / fps)
         self._lost_before, self._rebooting_ns = self.gaps, None
+        self._passed_over = self._queued = self._until_health = 0
+        _warn_of_usb2(speed := link_mbps(_ZED_VENDOR))
         if self._imu is None:
             self._imu = _open_imu(cfg, self._sl, self._camera, self._clock)
         if self._imu is not None:
@@ -121,6 +116,7 @@ class ZedCamera(DepthDevice):
             "firmware": info.camera_configuration.firmware_version,
             "sdk": sl.Camera.get_sdk_version(),
             "fps": fps,
+            "usb_mbps": speed,
             "measure": f"{source.width} x {source.height}",
             "fov_deg": [round(angle, 1) for angle in source.fov_deg],
             "warning": "" if code == sl.ERROR_CODE.SUCCESS else str(code),
@@ -135,18 +131,51 @@ class ZedCamera(DepthDevice):
         if code == sl.ERROR_CODE.CAMERA_REBOOTING:
             return self._wait_for_reboot()
         if code > sl.ERROR_CODE.SUCCESS:
-            raise DeviceUnavailable(
-                f"the ZED camera stopped: {_name(code)}; "
-                + _HINTS.get(_name(code), "it is opened again")
-            )
+            raise stopped(code)
         self._rebooting_ns = None
-        self.gaps = self._lost_before + zed.get_frame_dropped_count()
+        self.gaps = self._lost_before + self._passed_over + zed.get_frame_dropped_count()
+        capture_ns = self._capture_ns()
+        if self._is_queued(capture_ns):
+            return None
         code = zed.retrieve_measure(self._measure, sl.MEASURE.DEPTH, sl.MEM.CPU, self._size)
         if code > sl.ERROR_CODE.SUCCESS:
-            raise DeviceUnavailable(f"the ZED camera gives no depth: {_name(code)}")
+            raise stopped(code)
         assert self._resample is not None
         depth = self._resample(self._measure.get_data())
-        return Shot(depth, self._capture_ns())
+        self._look_at_health()
+        return Shot(depth, capture_ns)
+
+    def _is_queued(self, capture_ns: int) -> bool:
+        """Whether an exposure is so old that newer ones wait behind it: the next one is taken."""
+        if (self._clock() - self._delay_ns - capture_ns) * 1e-9 <= _QUEUED_S:
+            self._queued = 0
+            return False
+        self._queued += 1
+        if self._queued > _MOST_QUEUED:
+            return False  # an old picture, whose age is known, is more than none
+        if self._queued == 1:
+            log.warning(
+                "exposures wait in a queue of the SDK and are passed over",
+                remedy="if this stays: zed.depth_mode=neural_light, or a lower zed.fps",
+            )
+        self._passed_over += 1
+        return True
+
+    def _look_at_health(self) -> None:
+        """Tell, when it changes, what the SDK doubts of the picture: light, quality, depth."""
+        self._until_health -= 1
+        ask = getattr(self._zed, "get_health_status", None)
+        if self._until_health > 0 or ask is None:
+            return
+        self._until_health = _HEALTH_EVERY
+        status = ask()
+        doubts = tuple(name for name in _DOUBTS if getattr(status, name, False))
+        LOW_LIGHT.set("low_lighting" in doubts)
+        if doubts != self._in_doubt and doubts:
+            log.warning("the SDK doubts the picture", doubts=doubts, remedy=_DOUBTS[doubts[0]])
+        elif doubts != self._in_doubt:
+            log.info("the SDK trusts the picture again")
+        self._in_doubt = doubts
 
     def close(self) -> None:
         if self._imu is not None:
@@ -176,6 +205,8 @@ class ZedCamera(DepthDevice):
         # a grab that waits for a lost camera would hold this thread for seconds
         init.async_grab_camera_recovery = True
         init.sensors_required = bool(cfg.imu_listen)
+        # what `get_health_status` goes by, and CORRUPTED_FRAME
+        init.enable_image_validity_check = True
         init.sdk_verbose = 0
         if cfg.serial:
             init.set_from_serial_number(cfg.serial)
@@ -297,13 +328,11 @@ def _open_imu(
     return _ImuRelay(sl, server, camera_mount(camera), clock)
 
 
-def _name(code: Any) -> str:
-    return str(code.name)
-
-
-def _complaint(code: Any) -> DeviceUnavailable | CameraError:
-    name = _name(code)
-    if name in _FATAL:
-        return CameraError(f"the ZED SDK cannot work here: {name}; {_FATAL[name]}")
-    hint = _HINTS.get(name, "run ZED_Diagnostic")
-    return DeviceUnavailable(f"the ZED camera cannot be opened: {name}; {hint}")
+def _warn_of_usb2(speed_mbps: float | None) -> None:
+    """A ZED works on USB 2 for a while, at fewer exposures than it is told."""
+    if speed_mbps is not None and speed_mbps < _USB3_MBPS:
+        log.warning(
+            "the ZED camera is not on USB 3",
+            mbps=speed_mbps,
+            remedy="plug it straight into a USB 3 port; turn the USB-C plug over",
+        )

@@ -46,6 +46,11 @@ class ERROR_CODE(_Ordered):
     LOW_USB_BANDWIDTH = 8
     CALIBRATION_FILE_NOT_AVAILABLE = 9
     INVALID_CALIBRATION_FILE = 10
+    INVALID_SVO_FILE = 11
+    SVO_RECORDING_ERROR = 12
+    END_OF_SVOFILE_REACHED = 13
+    SVO_UNSUPPORTED_COMPRESSION = 14
+    INVALID_COORDINATE_SYSTEM = 15
     INVALID_FIRMWARE = 16
     INVALID_FUNCTION_PARAMETERS = 17
     CUDA_ERROR = 18
@@ -54,10 +59,16 @@ class ERROR_CODE(_Ordered):
     INVALID_FUNCTION_CALL = 21
     CORRUPTED_SDK_INSTALLATION = 22
     INCOMPATIBLE_SDK_VERSION = 23
+    INVALID_AREA_FILE = 24
+    INCOMPATIBLE_AREA_FILE = 25
     CAMERA_FAILED_TO_SETUP = 26
     CAMERA_DETECTION_ISSUE = 27
     CANNOT_START_CAMERA_STREAM = 28
     NO_GPU_DETECTED = 29
+    PLANE_NOT_FOUND = 30
+    MODULE_NOT_COMPATIBLE_WITH_CAMERA = 31
+    MOTION_SENSORS_REQUIRED = 32
+    MODULE_NOT_COMPATIBLE_WITH_CUDA_VERSION = 33
 
     def __str__(self):
         return self.name.replace("_", " ").capitalize()
@@ -99,6 +110,8 @@ class World:
         """InitParameters of every call of open."""
         self.closed = 0
         self.dropped = 0
+        self.doubts = set()
+        """Attributes of HealthStatus that are True."""
         self.retrieved = 0
         self.imu = None
         """(quaternion, deg/s, m/s^2, stamp_ns) or None."""
@@ -239,6 +252,13 @@ class SensorsData:
         return TemperatureData()
 
 
+class HealthStatus:
+    def __init__(self, doubts):
+        self.enabled = True
+        for name in ("low_image_quality", "low_lighting", "low_depth_reliability"):
+            setattr(self, name, name in doubts)
+
+
 class Camera:
     def __init__(self):
         self._init = None
@@ -283,6 +303,10 @@ class Camera:
     def get_timestamp(self, time_reference):
         now = time_reference is TIME_REFERENCE.CURRENT
         return Timestamp(time.time_ns() if now else self._image_ns)
+
+    def get_health_status(self):
+        assert self._init.enable_image_validity_check
+        return HealthStatus(world.doubts)
 
     def get_frame_dropped_count(self):
         return world.dropped
