@@ -38,9 +38,9 @@ def enabled(rig, *ids, bus="front"):
 
 def test_each_command_is_answered_by_its_drive_with_the_newest_state(rig):
     enabled(rig, 11, 12)
-    rig.bank.reported_pos[:2] = 0.25, -0.5
-    rig.bank.reported_vel[:2] = 1.0, 2.0
-    rig.bank.reported_effort[:2] = 30.0, -40.0
+    rig.bank.reported.pos[:2] = 0.25, -0.5
+    rig.bank.reported.vel[:2] = 1.0, 2.0
+    rig.bank.reported.effort[:2] = 30.0, -40.0
     rig.send("front", *commands(11, 12))
     messages = rig.answers()
     assert [m.arbitration_id >> 8 & 0xFF for m in messages] == [11, 12]
@@ -77,9 +77,9 @@ def test_mounting_is_undone_on_the_way_in_and_on_the_way_out(mirrored):
     assert law.kd[0] == pytest.approx(8.0, abs=0.01)
     # 8 · -0.5 + 5 · -2
     assert law.offset[0] == pytest.approx(-14.0, abs=0.02)
-    rig.bank.reported_pos[0] = 0.1
-    rig.bank.reported_vel[0] = -0.5
-    rig.bank.reported_effort[0] = -10.0
+    rig.bank.reported.pos[0] = 0.1
+    rig.bank.reported.vel[0] = -0.5
+    rig.bank.reported.effort[0] = -10.0
     rig.send("front", *commands(11))
     said = feedback(rig.answers())
     assert said.position == pytest.approx([0.4], abs=STEP)
@@ -106,7 +106,9 @@ def test_a_question_does_not_split_a_batch_and_is_answered_after_it(rig, monkeyp
     passes = []
     command = rig.bank.command
     monkeypatch.setattr(
-        rig.bank, "command", lambda joints, *rest: (passes.append(joints), command(joints, *rest))
+        rig.bank,
+        "command",
+        lambda joints, *rest: (passes.append(list(joints)), command(joints, *rest)),
     )
     asks = CODEC.request(Request(Kind.READ, 11, Parameter.VOLTAGE))
     rig.send("front", *commands(11), asks, *commands(12))
@@ -167,10 +169,10 @@ def test_a_geared_drive_limits_its_own_torque(mirrored):
 
 
 def test_setting_zero_moves_what_is_said_not_what_is(rig):
-    rig.bank.reported_pos[0] = 0.4
+    rig.bank.reported.pos[0] = 0.4
     rig.send("front", CODEC.request(Request(Kind.SET_ZERO, 11)), *commands(11))
     assert feedback(rig.answers()).position == pytest.approx([0.0, 0.0], abs=STEP)
-    assert rig.bank.reported_pos[0] == 0.4
+    assert rig.bank.reported.pos[0] == 0.4
 
 
 def test_silence_ends_in_damping_and_the_next_reply_says_off(rig, clock):
@@ -208,7 +210,7 @@ def test_a_hot_drive_reports_it_and_comes_back_when_it_is_cleared(rig):
 
 
 def test_a_drive_wakes_up_knowing_its_angle_within_a_turn(rig):
-    rig.bank.reported_pos[0] = -0.5
+    rig.bank.reported.pos[0] = -0.5
     rig.bank.reboot(0, 0)
     rig.bank.ready_ns[0] = 0
     rig.send("front", *commands(11, pos=0.0))
@@ -282,7 +284,7 @@ def test_a_drive_that_reboots_is_deaf_and_mute_for_a_quarter_of_a_second(rig, cl
 
 def test_a_twin_hears_and_answers_what_its_joints_drive_does(rig):
     enabled(rig, 11, 12)
-    rig.bank.reported_pos[:2] = 0.25, -0.5
+    rig.bank.reported.pos[:2] = 0.25, -0.5
     rig.board.inject("twin", 0, joint="lf_hip_pitch", value=0.4)
     rig.send("front", *commands(11, 12))
     messages = rig.answers()

@@ -170,16 +170,16 @@ def test_a_stuck_encoder_makes_the_drive_push_with_what_it_believes(bank):
     # 100 (0.5 - 0.3), independent of the joint
     assert torque(law, 0, 0.45, 3.0) == pytest.approx(20.0)
     bank.settle(NOTHING, at, np.ones(18), STEP_S)
-    assert bank.reported_pos[0] == 0.3
-    assert bank.reported_vel[0] == 0.0
-    assert bank.reported_vel[1] == pytest.approx(1.0)
+    assert bank.reported.pos[0] == 0.3
+    assert bank.reported.vel[0] == 0.0
+    assert bank.reported.vel[1] == pytest.approx(1.0)
 
 
 def test_angles_come_in_steps_of_the_encoder(desc):
     coarse = DriveCfg(encoder_counts=360, position_noise=0.0)
     bank = DriveBank(desc, coarse, SupplyCfg())
     bank.report(np.full(18, math.radians(10.6)), NOTHING)
-    assert bank.reported_pos[0] == pytest.approx(math.radians(11.0))
+    assert bank.reported.pos[0] == pytest.approx(math.radians(11.0))
 
 
 def test_noise_has_the_size_that_was_asked_for(desc):
@@ -187,7 +187,7 @@ def test_noise_has_the_size_that_was_asked_for(desc):
     speeds = []
     for _ in range(500):
         bank.report(NOTHING, NOTHING)
-        speeds.extend(bank.reported_vel)
+        speeds.extend(bank.reported.vel)
     assert np.std(speeds) == pytest.approx(0.3, rel=0.05)
 
 

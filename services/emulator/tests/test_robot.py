@@ -156,7 +156,7 @@ def test_a_reset_drive_lets_its_joint_go(standing, desc):
     standing.run(0.05, desc.default_joint_pos)
     assert not standing.robot.bank.on[knee]
     assert standing.robot.bank.running == 17
-    assert standing.robot.bank.reported_effort[knee] == pytest.approx(0.0, abs=1.0)
+    assert standing.robot.bank.reported.effort[knee] == pytest.approx(0.0, abs=1.0)
 
 
 def test_the_same_seed_and_commands_give_the_same_run(desc):
@@ -165,6 +165,6 @@ def test_the_same_seed_and_commands_give_the_same_run(desc):
         driver = Driver(desc, seed=7)
         driver.enable()
         driver.run(0.5, desc.default_joint_pos)
-        ends.append((driver.robot.world.state_bytes(), driver.robot.bank.reported_pos.tobytes()))
+        ends.append((driver.robot.world.state_bytes(), driver.robot.bank.reported.pos.tobytes()))
     assert ends[0] == ends[1]
     assert np.frombuffer(ends[0][1]).shape == (18,)

@@ -16,13 +16,17 @@ import numpy as np
 import structlog
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import (
+    FrameBatch,
     frame_of,
     hold,
     is_ahead,
     message_of,
     open_bus,
+    receive,
     release,
+    send_frames,
     source_of,
+    takes_batches,
 )
 from krabby.drivers.can.codec import Frame, Kind, Request
 from krabby.drivers.can.hardware import HardwareDescription
@@ -79,27 +83,43 @@ class _Bus:
         except NotImplementedError:
             self.fileno = -1
 
-    def take(self, most: int) -> list[can.Message]:
-        """Frames that are waiting."""
+    @property
+    def takes_batches(self) -> bool:
+        """Whether `send_frames` may be used."""
+        return self.codec.is_extended and takes_batches(self._can)
+
+    def take(self, most: int) -> list[Frame]:
+        """Data frames that are waiting."""
         bus = self._can
-        messages: list[can.Message] = []
+        frames: list[Frame] = []
         # What the bus has in hand would not wake `select`.
-        while len(messages) < most or is_ahead(bus):
+        while len(frames) < most or is_ahead(bus):
             try:
-                message = bus.recv(0.0)
+                received = receive(bus, 0.0)
             except can.CanError as error:  # a datagram that is no CAN frame
                 log.debug("unreadable frame", bus=self.name, error=str(error))
                 continue
-            if message is None:
+            if received is None:
                 break
             source = source_of(bus)
             if source in self._dead:
                 continue
             if source is not None:
                 self._sources.add(source)
-            if not (message.is_error_frame or message.is_remote_frame):
-                messages.append(message)
-        return messages
+            if isinstance(received, FrameBatch):
+                frames += [Frame(i, data, True) for i, data in received.frames]
+            elif not (received.is_error_frame or received.is_remote_frame):
+                frames.append(frame_of(received))
+        return frames
+
+    def send_frames(self, frames: Sequence[tuple[int, bytes]]) -> None:
+        """Send replies at once: arbitration id and data of each."""
+        try:
+            send_frames(self._can, frames)
+            self.counts["out"] += len(frames)
+        except can.CanError as error:  # as in `send`
+            self.counts["lost"] += len(frames)
+            log.debug("frames not sent", bus=self.name, error=str(error))
 
     def send(self, message: can.Message) -> None:
         try:
@@ -138,7 +158,8 @@ class _Heard(NamedTuple):
     bus: _Bus
     joint: int
     frame: Frame
-    request: Request
+    request: Request | None
+    """None for a command."""
 
 
 class CanSide:
@@ -162,6 +183,9 @@ class CanSide:
         self._buses = [_Bus(hardware, index) for index in range(len(hardware.buses))]
         self._joints_on = [bus.joints for bus in self._buses]
         """By bus of the host: whose drive listens to an id there."""
+        self._commands_on: list[dict[int, int]] = []
+        """The same by what a command is recognised by, where its id tells."""
+        self._list_commands()
         self._pollable: list[int] = []
         self._waiting: list[_Heard] = []
         """Commands that are taken and not carried out yet."""
@@ -231,37 +255,52 @@ class CanSide:
         """Take what is waiting on the buses and do what it asks; commands wait for one another."""
         taken = 0
         for bus in self._buses:
-            messages = bus.take(_BATCH)
-            taken += len(messages)
+            frames = bus.take(_BATCH)
+            if not frames:
+                continue
+            taken += len(frames)
             if self._board.bus_off[bus.index]:
-                bus.counts["lost"] += len(messages)
+                bus.counts["lost"] += len(frames)
                 continue
             now_ns = self._clock_ns()
-            joints = self._joints_on[bus.index]
-            for message in messages:
-                frame = frame_of(message)
-                request = bus.codec.parse_request(frame)  # other drives' replies ask nothing
+            joints, parse = self._joints_on[bus.index], bus.codec.parse_request
+            commands, mask = self._commands_on[bus.index], bus.codec.command_mask
+            ready_ns = self._bank.ready_ns.tolist()
+            for frame in frames:
+                joint = commands.get(frame.arbitration_id & mask)
+                if joint is not None and len(frame.data) == 8 and frame.is_extended:
+                    if now_ns >= ready_ns[joint]:
+                        bus.counts["in"] += 1
+                        self._hear_command(_Heard(bus, joint, frame, None))
+                    continue
+                request = parse(frame)  # other drives' replies ask nothing
                 joint = None if request is None else joints.get(request.can_id)
-                if request is None or joint is None or now_ns < self._bank.ready_ns[joint]:
+                if request is None or joint is None or now_ns < ready_ns[joint]:
                     continue
                 bus.counts["in"] += 1
-                self._hear(_Heard(bus, joint, frame, request), now_ns)
+                if request.kind is Kind.COMMAND:
+                    self._hear_command(_Heard(bus, joint, frame, None))
+                else:
+                    self._hear(bus, joint, frame, request, now_ns)
         return taken
 
-    def _hear(self, heard: _Heard, now_ns: int) -> None:
-        bus, joint, _, request = heard
+    def _hear_command(self, heard: _Heard) -> None:
+        """A command, which waits for those that come with it."""
+        if heard.joint in self._twins:
+            self._heard_by_twins.append(heard)
+        if self._waiting and self._waiting[0].bus.codec is not heard.bus.codec:
+            self._carry_out()  # a batch is of one make
+        self._waiting.append(heard)
+
+    def _hear(self, bus: _Bus, joint: int, frame: Frame, request: Request, now_ns: int) -> None:
+        """Any other request."""
+        heard = _Heard(bus, joint, frame, request)
         if joint in self._twins:
             self._heard_by_twins.append(heard)
         if request.kind is Kind.READ:  # it changes nothing
             self._asked.append(heard)
             return
-        waiting = self._waiting
-        if request.kind is not Kind.COMMAND or (waiting and waiting[0].bus.codec is not bus.codec):
-            # What came first takes effect first, and a batch is of one make.
-            self._carry_out()
-        if request.kind is Kind.COMMAND:
-            self._waiting.append(heard)
-            return
+        self._carry_out()  # what came first takes effect first
         self._drives.request(joint, request, now_ns)
         if request.kind is Kind.WRITE and not bus.codec.write_answers_with_feedback:
             self._send(bus, joint, self._drives.reply(bus.codec, joint, request), now_ns)
@@ -279,6 +318,7 @@ class CanSide:
             self._feed_back(commands, now_ns)
         asked, self._asked = self._asked, []
         for bus, joint, _, request in asked:
+            assert request is not None, "a command is no question"
             self._send(bus, joint, self._drives.reply(bus.codec, joint, request), now_ns)
         heard, self._heard_by_twins = self._heard_by_twins, []
         for bus, joint, frame, _ in heard:
@@ -300,10 +340,19 @@ class CanSide:
             }
             for bus in self._buses
         ]
+        self._list_commands()
         for bus in self._buses:
             bus.replug(board.replugged[bus.index])
         self._announce_bus_off()
         self._announce_noise()
+
+    def _list_commands(self) -> None:
+        self._commands_on = [
+            {bus.codec.command_key(can_id): joint for can_id, joint in joints.items()}
+            if bus.codec.command_mask
+            else {}
+            for bus, joints in zip(self._buses, self._joints_on, strict=True)
+        ]
 
     def _plug_twins(self) -> None:
         """Plug in the second drives that there are to be now, pull out the others."""
@@ -317,13 +366,21 @@ class CanSide:
 
     def _feed_back(self, heard: Sequence[_Heard], now_ns: int) -> None:
         """Answer frames to drives of one make with feedbacks."""
-        frames = self._drives.feedbacks(heard[0].bus.codec, [each.joint for each in heard])
-        buses = dict.fromkeys(each.bus for each in heard)
-        for bus in buses:
+        codec = heard[0].bus.codec
+        ids, data = self._drives.feedbacks(codec, [each.joint for each in heard])
+        rows_of: dict[_Bus, list[int]] = {}
+        for row, each in enumerate(heard):
+            rows_of.setdefault(each.bus, []).append(row)
+        all_ids, raw = ids.tolist(), data.tobytes()
+        for bus, rows in rows_of.items():
+            frames = [(all_ids[row], raw[8 * row : 8 * row + 8]) for row in rows]
+            if bus.takes_batches and not self._board.replies_suffer:
+                bus.send_frames(frames)
+                continue
             bus.hold()
-        for (bus, joint, _, _), frame in zip(heard, frames, strict=True):
-            self._send(bus, joint, frame, now_ns)
-        for bus in buses:
+            for row, (arbitration_id, payload) in zip(rows, frames, strict=True):
+                frame = Frame(arbitration_id, payload, codec.is_extended)
+                self._send(bus, heard[row].joint, frame, now_ns)
             bus.release()
 
     def _send(self, bus: _Bus, joint: int, frame: Frame, now_ns: int) -> None:

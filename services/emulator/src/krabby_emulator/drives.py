@@ -36,7 +36,7 @@ _TURN = 2.0 * math.pi
 class _Group(NamedTuple):
     """Some drives of one make, as the codec wants them."""
 
-    joints: list[int]
+    joints: NDArray[np.intp]
     can_ids: NDArray[np.uint32]
     scale: Scale
     mounting: Mounting
@@ -73,25 +73,22 @@ class EmulatedDrives:
         ids = np.array([frame.arbitration_id for frame in frames], np.uint32)
         data = np.frombuffer(b"".join(frame.data for frame in frames), np.uint8)
         command = Command(*codec.decode_commands(group.scale, ids, data.reshape(-1, 8)))
-        self._bank.command(joints, *group.mounting.targets(command), now_ns)
+        self._bank.command(group.joints, *group.mounting.targets(command), now_ns)
 
-    def feedbacks(self, codec: Codec, joints: list[int]) -> list[Frame]:
-        """What drives of one make report."""
+    def feedbacks(
+        self, codec: Codec, joints: list[int]
+    ) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        """What drives of one make report: arbitration ids (n,) and data (n, 8)."""
         bank, group = self._bank, self._group(joints)
+        at = group.joints
+        pos, vel, effort = bank.reported
         feedback = Feedback(
-            *group.mounting.drive_side(
-                bank.reported_pos[joints], bank.reported_vel[joints], bank.reported_effort[joints]
-            ),
-            bank.winding_c[joints],
-            bank.mode[joints],
-            bank.faults[joints],
+            *group.mounting.drive_side(pos[at], vel[at], effort[at]),
+            bank.winding_c[at],
+            bank.mode[at],
+            bank.faults[at],
         )
-        ids, data = codec.encode_feedbacks(group.can_ids, group.scale, feedback)
-        raw = data.tobytes()
-        return [
-            Frame(arbitration_id, raw[8 * place : 8 * place + 8], codec.is_extended)
-            for place, arbitration_id in enumerate(ids.tolist())
-        ]
+        return codec.encode_feedbacks(group.can_ids, group.scale, feedback)
 
     def request(self, joint: int, request: Request, now_ns: int) -> None:
         """Carry out a request; SAVE changes nothing, since power is never lost here."""
@@ -102,7 +99,7 @@ class EmulatedDrives:
             case Kind.DISABLE | Kind.CLEAR_FAULTS:
                 bank.disable(joint, clear=request.kind is Kind.CLEAR_FAULTS)
             case Kind.SET_ZERO:
-                self._zero[joint] = bank.reported_pos[joint]
+                self._zero[joint] = bank.reported.pos[joint]
                 self._count_from(joint, self._zero[joint])
             case Kind.WRITE:
                 self._write(joint, request.parameter, request.value)
@@ -121,7 +118,7 @@ class EmulatedDrives:
         while bank.rebooted:
             joint = bank.rebooted.pop()
             lowest = -math.pi if self._zero_range[joint] else 0.0
-            shaft = (bank.reported_pos[joint] - self._zero[joint]) * ratio[joint]
+            shaft = (bank.reported.pos[joint] - self._zero[joint]) * ratio[joint]
             turns = math.floor((shaft - lowest) / _TURN)
             self._count_from(joint, self._zero[joint] + turns * _TURN / ratio[joint])
         while bank.wrapped:
@@ -131,7 +128,7 @@ class EmulatedDrives:
 
     def twin(self, joint: int, codec: Codec, turned_rad: float) -> FakeDrive:
         """A second drive with the id of a joint's; it turns a shaft without a load."""
-        here = self._mounting.drive_pos(self._bank.reported_pos)[joint]
+        here = self._mounting.drive_pos(self._bank.reported.pos)[joint]
         return FakeDrive(self._drives[joint], codec, position=float(here) + turned_rad)
 
     def _write(self, joint: int, parameter: Parameter, value: float) -> None:
@@ -166,6 +163,7 @@ class EmulatedDrives:
         group = self._groups.get(tuple(joints))
         if group is None:
             scale = Scale(*(values[joints] for values in self._scale))
-            group = _Group(joints, self._can_ids[joints], scale, self._mounting.part(joints))
+            part = self._mounting.part(joints)
+            group = _Group(np.array(joints), self._can_ids[joints], scale, part)
             self._groups[tuple(joints)] = group
         return group

@@ -149,6 +149,8 @@ class FaultBoard:
         self.powered = not self._of("power-cut")
         """Whether the drives have their supply."""
         self.noise = self._by_joint("can-noise", 0.0)
+        self.replies_suffer = any(self.lost_share) or any(self.delay_ns) or any(self.noise)
+        """Whether some reply is lost, late or damaged."""
         self.replugged = [0] * len(self._buses)
         """How often each bus's adapter was plugged in again."""
         for fault in self._of("replug"):

@@ -40,6 +40,17 @@ class Law(NamedTuple):
     offset: NDArray[np.float64]
 
 
+class Reported(NamedTuple):
+    """What encoders and current sensors say, shape (n,)."""
+
+    pos: NDArray[np.float64]
+    """[rad]"""
+    vel: NDArray[np.float64]
+    """[rad/s]"""
+    effort: NDArray[np.float64]
+    """[N·m]"""
+
+
 class DriveBank:
     """All drives: what they were told, what they do, what they would report."""
 
@@ -80,10 +91,9 @@ class DriveBank:
         self._effort = np.zeros(count)
         self._law: Law | None = None
         self._limit = self.torque_limit.copy()
-        self.reported_pos = np.zeros(count)
-        """What the encoders say [rad]."""
-        self.reported_vel = np.zeros(count)
-        self.reported_effort = np.zeros(count)
+        self._true = np.zeros(count), np.zeros(count)
+        """Angles and speeds after the last substep [rad, rad/s]."""
+        self._reported: Reported | None = None
         self.powered = True
         """Whether there is a supply."""
         self.wrapped: dict[int, int] = defaultdict(int)
@@ -95,7 +105,7 @@ class DriveBank:
 
     def command(
         self,
-        joints: int | list[int],
+        joints: int | list[int] | NDArray[np.intp],
         pos: _Values,
         vel: _Values,
         kp: _Values,
@@ -171,13 +181,14 @@ class DriveBank:
 
     def protect(self, now_ns: int) -> None:
         """Switch off where the time-out passed, the winding is too hot or the supply too low."""
-        deaf = (self.timeout_ns > 0) & (now_ns - self.command_ns > self.timeout_ns)
         hot = self.winding_c > self._cfg.winding_limit_c
         low = self.supply_v < self._supply.undervoltage
-        tripped = (deaf & self.on) | hot | low
+        deaf = self.on & (self.timeout_ns > 0)
+        deaf &= self.command_ns + self.timeout_ns < now_ns
+        tripped = deaf | hot | low
         if not tripped.any():
             return
-        self.faults[deaf & self.on] |= _CAN_TIMEOUT
+        self.faults[deaf] |= _CAN_TIMEOUT
         self.faults[hot] |= _OVER_TEMPERATURE
         if low:
             self.faults |= _UNDERVOLTAGE
@@ -260,17 +271,28 @@ class DriveBank:
         self.report(joint_pos, joint_vel)
 
     def report(self, joint_pos: NDArray[np.float64], joint_vel: NDArray[np.float64]) -> None:
-        """Sample encoders and current sensors of the drives."""
-        cfg = self._cfg
+        """From now on encoders and current sensors measure this."""
+        self._true = joint_pos, joint_vel
+        self._reported = None
+
+    @property
+    def reported(self) -> Reported:
+        """What encoders and current sensors say; sampled when it is asked for, once a substep."""
+        if self._reported is None:
+            self._reported = self._sampled()
+        return self._reported
+
+    def _sampled(self) -> Reported:
+        cfg, (joint_pos, joint_vel) = self._cfg, self._true
         noise = self._random.standard_normal((3, len(joint_pos)))
         step = 2.0 * math.pi / cfg.encoder_counts
-        pos = np.round((joint_pos + cfg.position_noise * noise[0]) / step) * step
+        pos = np.rint((joint_pos + cfg.position_noise * noise[0]) / step) * step
         vel = joint_vel + cfg.velocity_noise * noise[1]
         effort = self._effort + cfg.effort_noise * noise[2]
         if self._stuck.any():
             pos[self._stuck] = self._stuck_at[self._stuck]
             vel[self._stuck] = 0.0
-        self.reported_pos, self.reported_vel, self.reported_effort = pos, vel, effort
+        return Reported(pos, vel, effort)
 
     @property
     def mode(self) -> NDArray[np.uint8]:

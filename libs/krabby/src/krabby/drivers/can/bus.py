@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-import can
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,10 +84,9 @@ class CanJointBus:
         """What is in force after derating [N·m], shape (n,)."""
         self._torque_told = np.full(count, np.nan)
         """The limit written into each drive [N·m at the joint]; NaN before."""
-        self._messages = [
-            can.Message(is_extended_id=bus.codec.is_extended, data=bytes(8))
-            for bus in self.wire.bus_of
-        ]
+        self._frame_ids = np.zeros(count, np.uint32)
+        self._frame_data = np.zeros((count, 8), np.uint8)
+        """The command frames of this cycle."""
         self._drive_faults = np.zeros(count, np.uint32)
         self._enabled = np.zeros(count, np.bool_)
         self._any_enabled = False
@@ -163,7 +161,7 @@ class CanJointBus:
         self.readings.crossed = ()
         self.wire.ids.reset()
         self.wire.reported[:] = 0
-        count = len(self._messages)
+        count = self.readings.count
         try:
             for first in range(0, count, JOINTS_PER_LEG):
                 self._enable_leg(range(first, min(first + JOINTS_PER_LEG, count)), readings)
@@ -185,7 +183,7 @@ class CanJointBus:
             self._enabled[joint] = self._any_enabled = True
         # The first commands: no stiffness, the measured pose as target. The legs before this one
         # get theirs too, which keeps their time-outs from running out.
-        targets = DriveTargets.limp(len(self._messages), self._desc.safety.damp_kd)._replace(
+        targets = DriveTargets.limp(self.readings.count, self._desc.safety.damp_kd)._replace(
             joint_pos=readings.joint_pos.copy()
         )
         for _ in range(self._cfg.tries):
@@ -198,7 +196,7 @@ class CanJointBus:
         """Switch every drive off; tries all of them."""
         self._enabled[:] = False
         self._any_enabled = False
-        waiting = list(range(len(self._messages)))
+        waiting = list(range(self.readings.count))
         for _ in range(self._cfg.tries):
             unheard = set(self._setup.ask_state(waiting, self._cfg.answer_s))
             self._decode()
@@ -243,7 +241,7 @@ class CanJointBus:
         return readings
 
     def _encode(self, targets: DriveTargets, limits: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Fill `_messages`; returns the torque they ask for at the newest reading."""
+        """Fill in the frames; returns the torque they ask for at the newest reading."""
         readings = self.readings
         good = np.isfinite(sum(targets))
         if not good.all():  # the gate never asks for that, a bug might: those joints go limp
@@ -253,23 +251,23 @@ class CanJointBus:
         for group in self._groups:
             part = Command(*(values[group.joints] for values in command))
             ids, data = group.codec.encode_commands(group.can_ids, group.scale, part)
-            rows = data.tobytes()
-            for row, (joint, arbitration_id) in enumerate(
-                zip(group.joints.tolist(), ids.tolist(), strict=True)
-            ):
-                message = self._messages[joint]
-                message.arbitration_id = arbitration_id
-                message.data = rows[8 * row : 8 * row + 8]  # type: ignore[assignment]
+            self._frame_ids[group.joints], self._frame_data[group.joints] = ids, data
         torque = commanded_torque(targets, readings.joint_pos, readings.joint_vel)
         return np.nan_to_num(torque, copy=False)
 
     def _send_all(self) -> None:
-        wire, messages = self.wire, self._messages if self._any_enabled else self._setup.poll
+        wire, polls = self.wire, not self._any_enabled
         wire.hold()
-        for joint in self._order:
-            if (self._enabled[joint] or not self._any_enabled) and not wire.owes(joint):
-                wire.send(joint, messages[joint])
-        if self._any_enabled and self._cycle % AUX_EVERY == 0:
+        enabled = self._enabled.tolist()
+        joints = [
+            joint for joint in self._order if (polls or enabled[joint]) and not wire.owes(joint)
+        ]
+        if polls:
+            for joint in joints:
+                wire.send(joint, self._setup.poll[joint])
+        else:
+            wire.send_commands(joints, self._frame_ids, self._frame_data)
+        if not polls and self._cycle % AUX_EVERY == 0:
             for bus in wire.buses.values():
                 self._send_aux(bus)
         wire.release()

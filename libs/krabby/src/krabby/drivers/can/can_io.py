@@ -2,11 +2,13 @@
 
 import ctypes
 import errno
+import itertools
 import select
 import socket
 import struct
-from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from collections.abc import Iterable
+from operator import itemgetter
+from typing import Annotated, Any, Final, NamedTuple
 
 import can
 import msgspec
@@ -17,7 +19,19 @@ from krabby.drivers.can.codec import Frame
 from krabby.drivers.can.hardware import BusSpec
 from krabby.drivers.errors import DriveError
 
-__all__ = ["frame_of", "hold", "is_ahead", "message_of", "open_bus", "release", "source_of"]
+__all__ = [
+    "FrameBatch",
+    "frame_of",
+    "hold",
+    "is_ahead",
+    "message_of",
+    "open_bus",
+    "receive",
+    "release",
+    "send_frames",
+    "source_of",
+    "takes_batches",
+]
 
 _BUFFER: Final = 1 << 16
 """Longest that the kernel hands over at once."""
@@ -59,6 +73,60 @@ _ENCODE: Final = msgspec.msgpack.Encoder().encode
 _DECODE: Final = msgspec.msgpack.Decoder(_Datagram).decode
 
 
+class FrameBatch(NamedTuple):
+    """Data frames with 29-bit ids and 8 bytes that came at once, in the order of arrival."""
+
+    frames: list[tuple[int, bytes]]
+    """Arbitration id and data of each."""
+    stamp_s: float
+    """When the kernel had them, by the wall clock."""
+
+
+class _Layout:
+    """Where id and data are in the datagram of such a frame; all else is the same in each.
+
+    Packing by it takes a tenth of the time, and so does unpacking.
+    """
+
+    def __init__(self) -> None:
+        kinds = (True, False, False, None, 8)
+        empty, full = (
+            _ENCODE(_Datagram(stamp, i, *kinds, bytes([byte]) * 8, False, False, False))
+            for stamp, i, byte in ((0.0, 0x10000000, 0), (1.0, 0x1FFFFFFF, 255))
+        )
+        # All bytes of data and id differ, and before them the first two of the time stamp.
+        differs = [at for at, byte in enumerate(empty) if byte != full[at]]
+        stamp_at, id_at, data_at = differs[0], differs[-12], differs[-8]
+        self.size = len(empty)
+        self._head, self._body = empty[:stamp_at], empty[stamp_at + 8 : id_at]
+        self._before, self._middle = empty[:id_at], empty[id_at + 4 : data_at]
+        self._tail = empty[data_at + 8 :]
+        head, body, middle = len(self._head), len(self._body), len(self._middle)
+        fields = f">{head}s8x{body}sI{middle}s8s{len(self._tail)}s"
+        self._iter_unpack = struct.Struct(fields).iter_unpack
+
+    def pack(self, frames: Iterable[tuple[int, bytes]]) -> bytes:
+        """The datagrams of frames, one after the other."""
+        before, middle, tail = self._before, self._middle, self._tail
+        return b"".join(
+            [before + i.to_bytes(4, "big") + middle + data + tail for i, data in frames]
+        )
+
+    def unpack(self, datagrams: memoryview) -> list[tuple[int, bytes]] | None:
+        """The frames in datagrams of `size`; None if one of them is another kind of frame."""
+        known = (self._head, self._body, self._middle, self._tail)
+        frames = [
+            (i, data)
+            for head, body, i, middle, data, tail in self._iter_unpack(datagrams)
+            if (head, body, middle, tail) == known and i <= _EXTENDED_IDS
+        ]
+        return frames if len(frames) * self.size == len(datagrams) else None
+
+
+_EXTENDED_IDS: Final = 0x1FFFFFFF
+_LAYOUT: Final = _Layout()
+
+
 class _UdpBus(UdpMulticastBus):
     """python-can's, with fewer system calls: several frames go out and come in with one.
 
@@ -77,7 +145,8 @@ class _UdpBus(UdpMulticastBus):
         self._sender.connect((channel, port))
         _drop_frames_of(self._sender, self._receiver)
         self._sends_several = _takes_several(self._sender, self._receiver)
-        self._held: list[bytes] | None = None
+        self._held: list[tuple[int, bytes]] | None = None
+        """Size of each datagram, and some of that size."""
         self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._at = self._end = self._stride = 0
@@ -98,14 +167,36 @@ class _UdpBus(UdpMulticastBus):
     def release(self) -> None:
         """Send what was collected."""
         held, self._held = self._held or (), None
-        for first in range(0, len(held), _MOST_HELD):
-            self._send(held[first : first + _MOST_HELD])
+        for size, some in itertools.groupby(held, itemgetter(0)):
+            self._send(size, b"".join(datagrams for _, datagrams in some))
 
     def send(self, msg: can.Message, timeout: float | None = None) -> None:
-        if self._held is None:
-            self._send([_packed(msg)])
-        else:
-            self._held.append(_packed(msg))
+        datagram = _packed(msg)
+        self._put(len(datagram), datagram)
+
+    def send_frames(self, frames: Iterable[tuple[int, bytes]]) -> None:
+        """Send data frames with 29-bit ids and 8 bytes."""
+        self._put(_LAYOUT.size, _LAYOUT.pack(frames))
+
+    def receive(self, timeout_s: float) -> "can.Message | FrameBatch | None":
+        """All frames that are in hand, as a batch, or else the next one; None when none came."""
+        if (
+            self._at >= self._end
+            and not self._fill()
+            and not (
+                timeout_s > 0.0
+                and select.select([self._receiver], (), (), timeout_s)[0]
+                and self._fill()
+            )
+        ):
+            return None
+        left = self._end - self._at
+        if self._stride == _LAYOUT.size and left % _LAYOUT.size == 0:
+            frames = _LAYOUT.unpack(self._view[self._at : self._end])
+            if frames is not None:
+                self._at = self._end
+                return FrameBatch(frames, self._stamp_s)
+        return self._take()
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -121,23 +212,31 @@ class _UdpBus(UdpMulticastBus):
             message = self._take()
         return message
 
-    def _send(self, datagrams: Sequence[bytes]) -> None:
+    def _put(self, size: int, datagrams: bytes) -> None:
+        if self._held is None:
+            self._send(size, datagrams)
+        else:
+            self._held.append((size, datagrams))
+
+    def _send(self, size: int, datagrams: bytes) -> None:
+        """Send datagrams of one size."""
         try:
-            if len(datagrams) > 1 and self._send_at_once(datagrams):
+            if len(datagrams) > size and self._send_at_once(size, datagrams):
                 return
-            for datagram in datagrams:
-                self._sender.send(datagram)
+            for first in range(0, len(datagrams), size):
+                self._sender.send(datagrams[first : first + size])
         except OSError as error:
             raise can.CanOperationError(f"frame not sent: {error}") from error
 
-    def _send_at_once(self, datagrams: Sequence[bytes]) -> bool:
-        """Send datagrams of the same length with one call; False where that is not possible."""
-        size = len(datagrams[0])
-        if not self._sends_several or any(len(datagram) != size for datagram in datagrams):
+    def _send_at_once(self, size: int, datagrams: bytes) -> bool:
+        """Send them with one call, or a few; False where that is not possible."""
+        if not self._sends_several:
             return False
         segments = [(_SOL_UDP, _UDP_SEGMENT, struct.pack("@H", size))]
+        most = _MOST_HELD * size
         try:
-            self._sender.sendmsg(datagrams, segments)
+            for first in range(0, len(datagrams), most):
+                self._sender.sendmsg([datagrams[first : first + most]], segments)
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EINVAL):
                 raise
@@ -182,6 +281,22 @@ def release(bus: can.BusABC) -> None:
     """Send what was collected since `hold`; raises what `send` does."""
     if isinstance(bus, _UdpBus):
         bus.release()
+
+
+def takes_batches(bus: can.BusABC | None) -> bool:
+    """Whether `send_frames` may be used with `bus`."""
+    return isinstance(bus, _UdpBus)
+
+
+def send_frames(bus: can.BusABC, frames: Iterable[tuple[int, bytes]]) -> None:
+    """Send data frames, 29-bit id and 8 bytes each, to a bus that `takes_batches`."""
+    assert isinstance(bus, _UdpBus), "takes_batches comes first"
+    bus.send_frames(frames)
+
+
+def receive(bus: can.BusABC, timeout_s: float) -> can.Message | FrameBatch | None:
+    """What `recv` returns, or several frames where the bus has them at once."""
+    return bus.receive(timeout_s) if isinstance(bus, _UdpBus) else bus.recv(timeout_s)
 
 
 def is_ahead(bus: can.BusABC) -> bool:

@@ -249,6 +249,9 @@ class Codec(ABC):
     """Whether its frames have 29-bit ids."""
     feedback_mask: int
     """`arbitration_id & feedback_mask` of a feedback is its `feedback_key`."""
+    command_mask: int = 0
+    """`arbitration_id & command_mask` of a command is its `command_key`, and of no other frame; 0
+    where the id alone does not tell."""
     answers_under_own_id: bool
     """Whether the id of its answers follows from its own; else the two are set one by one."""
     identity_digits: int
@@ -286,8 +289,8 @@ class Codec(ABC):
         status = np.array([self.status(mode, faults) for mode, faults in states])
         heat = {}
         for name, (kind, per_c) in self.temperatures.items():
-            limits = np.iinfo(kind)
-            steps = np.clip(feedback.temperature_c * per_c, limits.min, limits.max)
+            lowest, highest = _limits(kind)
+            steps = np.minimum(np.maximum(feedback.temperature_c * per_c, lowest), highest)
             heat[name] = np.rint(steps).astype(kind)
         return self.feedback.encode(scale, feedback[:3], can_id=can_ids, status=status, **heat)
 
@@ -305,6 +308,10 @@ class Codec(ABC):
     @abstractmethod
     def feedback_key(self, can_id: int) -> int:
         """What a feedback of this drive is recognised by."""
+
+    def command_key(self, can_id: int) -> int:
+        """What a command to this drive is recognised by, where there is a `command_mask`."""
+        raise NotImplementedError
 
     @functools.cache  # noqa: B019 - codecs live as long as the process
     def status(self, mode: int, faults: int) -> int:
@@ -384,7 +391,7 @@ def to_word(
     """
     if not np.isfinite(values).all():
         raise DriveError(f"a command holds {values}; give finite numbers")
-    share = (np.clip(values, low, high) - low) / (high - low)
+    share = (np.minimum(np.maximum(values, low), high) - low) / (high - low)
     return np.rint(share * steps).astype(np.uint64)
 
 
@@ -393,6 +400,13 @@ def to_value(
 ) -> FloatArray:
     """The inverse of `to_word`."""
     return low + words * ((high - low) / steps)
+
+
+@functools.cache
+def _limits(kind: type[np.integer[Any]]) -> tuple[int, int]:
+    """Smallest and largest number of a type; NumPy takes longer to look them up."""
+    limits = np.iinfo(kind)
+    return int(limits.min), int(limits.max)
 
 
 def _places(fields: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -405,7 +419,14 @@ def _places(fields: Mapping[str, int]) -> dict[str, tuple[int, int]]:
 
 
 def _pack(places: Mapping[str, tuple[int, int]], words: Mapping[str, Any]) -> Words:
-    packed: Any = np.uint64(0)
+    constant, packed = 0, None
     for name, (shift, mask) in places.items():
-        packed = packed | (np.asarray(words[name], np.uint64) & mask) << shift
-    return packed
+        word = words[name]
+        if isinstance(word, int):
+            constant |= (word & mask) << shift
+            continue
+        bits = np.asarray(word, np.uint64) & mask
+        if shift:
+            bits <<= np.uint64(shift)
+        packed = bits if packed is None else packed | bits
+    return np.uint64(constant) if packed is None else packed | np.uint64(constant)

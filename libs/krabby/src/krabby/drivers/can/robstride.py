@@ -98,6 +98,7 @@ class RobStrideCodec(Codec):
     name = "robstride"
     is_extended = True
     feedback_mask = 0x1F00FFFF
+    command_mask = 0x1F0000FF
     answers_under_own_id = True
     identity_digits = 16
     write_answers_with_feedback = True
@@ -159,6 +160,10 @@ class RobStrideCodec(Codec):
     def feedback_key(self, can_id: int) -> int:
         """Type 2 from this drive to this host."""
         return _FEEDBACK << 24 | can_id << 8 | self.host_id
+
+    def command_key(self, can_id: int) -> int:
+        """Type 1 to this drive."""
+        return _COMMAND << 24 | can_id
 
     def request(self, request: Request) -> Frame:
         """See `Codec`."""

@@ -16,16 +16,27 @@ Answers to no request are dropped and counted by id: `ids` decides when they are
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import can
 import numpy as np
 from can import BusABC
+from numpy.typing import NDArray
 
-from krabby.drivers.can.can_io import frame_of, hold, message_of, open_bus, release
-from krabby.drivers.can.codec import Codec, Kind, Parameter, Reply, Request
+from krabby.drivers.can.can_io import (
+    FrameBatch,
+    frame_of,
+    hold,
+    message_of,
+    open_bus,
+    receive,
+    release,
+    send_frames,
+    takes_batches,
+)
+from krabby.drivers.can.codec import Codec, Frame, Kind, Parameter, Reply, Request
 from krabby.drivers.can.hardware import BusSpec, HardwareDescription
 from krabby.drivers.can.ids import WINDOW_NS, IdWatch
 from krabby.drivers.can.plan import frame_bits, plan
@@ -123,6 +134,9 @@ class Wire:
         }
         self.bus_of = [self.buses[drive.bus] for drive in hardware.drives]
         """By joint."""
+        self._commands = [
+            can.Message(is_extended_id=bus.codec.is_extended, data=bytes(8)) for bus in self.bus_of
+        ]
         self.pending: list[deque[int]] = [deque() for _ in range(count)]
         """Send times of the commands that are not answered yet, by joint."""
         self._asked: list[deque[int]] = [deque(maxlen=64) for _ in range(count)]
@@ -263,11 +277,59 @@ class Wire:
         bus.bits += bus.worst_bits
         (self.pending if answers else self._asked)[joint].append(self.cycle_ns)
 
+    def send_commands(
+        self, joints: Sequence[int], ids: NDArray[np.uint32], data: NDArray[np.uint8]
+    ) -> None:
+        """Send command frames to these joints' drives, in this order where a bus takes single ones.
+
+        Args:
+            joints: Whose drives are sent to.
+            ids: Arbitration ids of all joints, shape (n,).
+            data: Data of all joints, shape (n, 8).
+        """
+        all_ids, rows = ids.tolist(), data.tobytes()
+        together = {
+            name: []
+            for name, bus in self.buses.items()
+            if bus.codec.is_extended and takes_batches(bus.can)
+        }
+        for joint in joints:
+            some = together.get(self._drives[joint].bus)
+            if some is not None:
+                some.append(joint)
+                continue
+            message = self._commands[joint]
+            message.arbitration_id = all_ids[joint]
+            message.data = rows[8 * joint : 8 * joint + 8]  # type: ignore[assignment]
+            self.send(joint, message)
+        for name, some in together.items():
+            frames = [(all_ids[joint], rows[8 * joint : 8 * joint + 8]) for joint in some]
+            self._send_frames(self.buses[name], some, frames)
+
+    def _send_frames(
+        self, bus: Bus, joints: Sequence[int], frames: Sequence[tuple[int, bytes]]
+    ) -> None:
+        """Send the command frames of some joints to their bus at once."""
+        if bus.can is None or not frames:
+            return
+        try:
+            send_frames(bus.can, frames)
+        except (can.CanError, OSError):
+            bus.send_errors += 1
+            bus.state = "off"
+            return
+        bus.bits += bus.worst_bits * len(joints)
+        for joint in joints:
+            self.pending[joint].append(self.cycle_ns)
+
     def _excuse(self, joint: int, sent_ns: int) -> None:
         self.ids.excuse(self._drives[joint].bus, self._drives[joint].can_id, sent_ns)
 
     def gather(self, deadline_ns: int) -> None:
-        """Read until all commands of this cycle are answered, or until `deadline_ns`."""
+        """Read until all commands of this cycle are answered, or until `deadline_ns`.
+
+        The bus that was sent to last answers last: when it has, the others need no waiting.
+        """
         for bus in self.buses.values():
             self.read(bus, lambda bus=bus: self._waits(bus), deadline_ns)
 
@@ -306,14 +368,30 @@ class Wire:
                 return
             left_ns = deadline_ns - self._clock_ns()
             try:
-                message = bus.can.recv(max(left_ns, 0) * 1e-9)
+                received = receive(bus.can, max(left_ns, 0) * 1e-9)
             except (can.CanError, OSError):
                 bus.receive_errors += 1
                 errors += 1
                 continue
-            if message is None:
+            if received is None:
                 return
-            self._sort(bus, message)
+            if isinstance(received, FrameBatch):
+                self._sort_batch(bus, received)
+            else:
+                self._sort(bus, received)
+
+    def _sort_batch(self, bus: Bus, batch: FrameBatch) -> None:
+        codec = bus.codec
+        if not codec.is_extended:
+            return
+        arrived_ns = int(batch.stamp_s * 1e9) - self._wall_ns
+        joints, mask = bus.by_feedback, codec.feedback_mask
+        for arbitration_id, data in batch.frames:
+            joint = joints.get(arbitration_id & mask)
+            if joint is None:
+                self._note_other(bus, Frame(arbitration_id, data, True))
+            else:
+                self._take(bus, joint, arbitration_id, data, arrived_ns)
 
     def _sort(self, bus: Bus, message: can.Message) -> None:
         if message.is_error_frame:
@@ -327,15 +405,21 @@ class Wire:
         if joint is None or not codec.is_extended:
             frame = frame_of(message)
             reply = codec.parse_reply(frame)
-            if reply is not None and reply.can_id in bus.by_id:
-                self._note_reply(bus, reply)
+            if joint is None or (reply is not None and reply.can_id in bus.by_id):
+                self._note_other(bus, frame)
                 return
-            if joint is None:
-                sender = codec.sender(frame)
-                if sender is not None:
-                    self._note_surplus(bus, sender)
-                return
-        self._take(bus, joint, message)
+        arrived_ns = int(message.timestamp * 1e9) - self._wall_ns
+        self._take(bus, joint, message.arbitration_id, bytes(message.data), arrived_ns)
+
+    def _note_other(self, bus: Bus, frame: Frame) -> None:
+        """Take in a frame that is no feedback of a known drive."""
+        reply = bus.codec.parse_reply(frame)
+        if reply is not None and reply.can_id in bus.by_id:
+            self._note_reply(bus, reply)
+            return
+        sender = bus.codec.sender(frame)
+        if sender is not None:
+            self._note_surplus(bus, sender)
 
     def account(self) -> None:
         """Count what was asked in this cycle and not answered in it; bring loads up to date."""
@@ -358,11 +442,13 @@ class Wire:
                 return True
         return False
 
-    def _take(self, bus: Bus, joint: int, message: can.Message) -> None:
-        if len(message.data) != 8:
+    def _take(
+        self, bus: Bus, joint: int, arbitration_id: int, data: bytes, arrived_ns: int
+    ) -> None:
+        """Take in a feedback that arrived then."""
+        if len(data) != 8:
             return
         cycle_ns, pending = self.cycle_ns, self.pending[joint]
-        arrived_ns = int(message.timestamp * 1e9) - self._wall_ns
         if not pending or (arrived_ns < cycle_ns and pending[0] == cycle_ns):
             self._note_surplus(bus, self._drives[joint].can_id)
             return
@@ -375,8 +461,8 @@ class Wire:
             stamp_ns = min(arrived_ns, self._clock_ns())
         else:
             self.late[joint] += 1
-        self._raw[8 * joint : 8 * joint + 8] = message.data
-        self.raw_ids[joint] = message.arbitration_id
+        self._raw[8 * joint : 8 * joint + 8] = data
+        self.raw_ids[joint] = arbitration_id
         self.known[joint] = True
         self._readings.stamp_ns[joint] = stamp_ns
 

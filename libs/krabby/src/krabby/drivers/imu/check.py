@@ -6,6 +6,7 @@ from collections import deque
 from enum import StrEnum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from krabby.drivers.imu.gravity import GravityWatch
 from krabby.drivers.imu.types import ImuSample
@@ -113,9 +114,8 @@ class ImuCheck:
 
     def _value_faults(self, sample: ImuSample) -> dict[ImuFault, bool]:
         limits = self._limits
-        error = abs(float(np.linalg.norm(sample.quat_wb)) - 1.0)
-        ang_vel = float(np.abs(sample.ang_vel_b).max())
-        lin_acc = float(np.abs(sample.lin_acc_b).max())
+        error = abs(math.hypot(*sample.quat_wb.tolist()) - 1.0)
+        ang_vel, lin_acc = _largest(sample.ang_vel_b), _largest(sample.lin_acc_b)
         is_rotation = error <= limits.norm_error and math.isfinite(ang_vel + lin_acc)
         return {
             ImuFault.NORM: not is_rotation,
@@ -124,11 +124,11 @@ class ImuCheck:
         }
 
     def _is_jump(self, before: ImuSample, after: ImuSample) -> bool:
-        half = abs(float(np.dot(before.quat_wb, after.quat_wb)))
+        half = abs(float(before.quat_wb @ after.quat_wb))
         angle = 2.0 * math.acos(min(half, 1.0))
         dt_s = abs(after.stamp_ns - before.stamp_ns) * 1e-9
-        fastest = max(np.linalg.norm(before.ang_vel_b), np.linalg.norm(after.ang_vel_b))
-        return angle > float(fastest) * dt_s + self._limits.jump_rad
+        fastest = max(math.hypot(*before.ang_vel_b.tolist()), math.hypot(*after.ang_vel_b.tolist()))
+        return angle > fastest * dt_s + self._limits.jump_rad
 
     def _too_slow(self, now_ns: int) -> bool:
         """Counts arrivals in a window; judges only once a whole window has gone by."""
@@ -141,3 +141,9 @@ class ImuCheck:
         return len(self._arrived) < self._limits.min_rate * self._rate_hz * (
             self._limits.rate_window_s
         )
+
+
+def _largest(vector: NDArray[np.float64]) -> float:
+    """Largest magnitude; not a number where one of them is none."""
+    x, y, z = vector.tolist()
+    return max(abs(x), abs(y), abs(z)) if x + y + z == x + y + z else math.nan

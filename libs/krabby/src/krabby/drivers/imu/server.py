@@ -153,7 +153,8 @@ class ImuServer:
 
     def poll(self) -> None:
         """Answer commands and send what waits."""
-        self._pending += self.device.receive(self._wire.receive())
+        if data := self._wire.receive():
+            self._pending += self.device.receive(data)
         self._flush()
 
     def publish(self, sample: ImuSample) -> None:
@@ -161,6 +162,8 @@ class ImuServer:
         if self._started_ns is None:
             self._started_ns = sample.stamp_ns
         self.poll()
+        if self.device.rate_hz == 0.0:
+            return
         time_ns = max(0, sample.stamp_ns - self._started_ns)
         vectors: Any = [tuple(vector.tolist()) for vector in self._mount.to_sensor(sample)]
         frame = self.device.output(
@@ -237,7 +240,11 @@ class _Wire:
 class _TcpWire(_Wire):
     """One reader at a time: a new connection takes the place of the old one."""
 
+    _LOOKS = 8
+    """While there is a reader, another one is looked for every so many times."""
+
     def __init__(self, host: str, port: int) -> None:
+        self._looks = 0
         self._server = socket.create_server(("" if host in ("", "*") else host, port))
         self._server.setblocking(False)
         self._client: socket.socket | None = None
@@ -245,12 +252,14 @@ class _TcpWire(_Wire):
         self.address = f"socket://{'127.0.0.1' if name == '0.0.0.0' else name}:{number}"
 
     def receive(self) -> bytes:
-        with contextlib.suppress(BlockingIOError):
-            client, _ = self._server.accept()
-            self._drop()
-            client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._client, self._fd = client, client.fileno()
+        self._looks += 1
+        if self._client is None or self._looks % self._LOOKS == 0:
+            with contextlib.suppress(BlockingIOError):
+                client, _ = self._server.accept()
+                self._drop()
+                client.setblocking(False)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._client, self._fd = client, client.fileno()
         return b"" if self._client is None else super().receive()
 
     def send(self, data: bytes) -> int:
