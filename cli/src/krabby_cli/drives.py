@@ -5,9 +5,11 @@
     krabby drives watch        show the angle of every joint while they are moved by hand
     krabby drives identify     move one joint after the other; the operator says what moved
     krabby drives calibrate    measure the zeros and write the calibration file
+    krabby drives bench        try one drive on a bench: `--joint lf_knee --channel can0`
 
-Only identify switches drives on, limp, and moves one at a time: the robot hangs on its stand, one
-hand is on the emergency stop. A robot is armed only after identify and calibrate.
+Only identify and bench switch drives on, limp, and move one at a time: the robot hangs on its
+stand, the single drive is clamped, one hand is on the emergency stop. A robot is armed only after
+identify and calibrate.
 
 The command uses the CAN buses itself and refuses to run beside a HAL. Exit status: 1 when a drive
 does not answer or reports a fault, 0 otherwise.
@@ -71,6 +73,7 @@ def add_parser(commands: Any) -> None:
         ("identify", _identify, "move every joint a little; confirm which it is and which way"),
         ("adapters", name_adapters, "name the CAN adapters by the drives that hang on them"),
         ("calibrate", _calibrate, "measure the zeros and write the calibration file"),
+        ("bench", _bench, "try one drive and one adapter on a bench, before the robot is built"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.set_defaults(act=act)
@@ -78,6 +81,9 @@ def add_parser(commands: Any) -> None:
             add_options(action)
         if act is _identify:
             flag(action, "--all", "ask also for drives that were confirmed before")
+        if act is _bench:
+            option(action, "--joint", "NAME", "", "whose drive it is (default the first)")
+            flag(action, "--no-plug", "leave out pulling the plug, for which it asks")
         if act is _calibrate:
             option(action, "--pose", None, "zero", "pose of the legs", choices=_POSES)
             flag(action, "--yes", "measure at once, without asking")
@@ -158,6 +164,35 @@ def _probe(args: argparse.Namespace) -> int:
     if doubt:
         print_line(f"it is not armed: {doubt}")
     return 1 if readings.faults.any() else 0
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from krabby.drivers.can.bus import CanJointBus
+    from krabby.drivers.can.calibration import Calibration
+    from krabby.drivers.can.config import CanCfg, load_hardware
+
+    from krabby_cli.bench_drive import alone, bench
+
+    whole = RobotDescription.load()
+    hardware = load_hardware(CanCfg(hardware=args.hardware), whole)
+    joint = whole.joint_index(args.joint) if args.joint else 0
+    desc, single = alone(whole, hardware, joint)
+    if args.interface or args.channel:
+        name = single.buses[0].name
+        channels = {name: args.channel[0]} if args.channel else None
+        single = single.with_interface(args.interface or "socketcan", channels)
+    drive, spec = single.drives[0], single.buses[0]
+    print_line(f"{drive.joint}: {drive.model.name}, id {drive.can_id}, on {spec.channel}")
+    if not args.no_plug:
+        input("Clamp the drive, nothing on its shaft. It turns by 0.2 rad. Press Enter. ")
+    bus = CanJointBus(single, Calibration.nominal(single), desc)
+    bus.open()
+    try:
+        plug = None if args.no_plug else lambda text: print_line(f"      now {text}")
+        return 0 if bench(bus, desc, plug=plug) else 1
+    finally:
+        bus.disable()
+        bus.close()
 
 
 def _listen(bus: CanJointBus, count: int) -> DriveReadings:
