@@ -6,15 +6,9 @@ import sys
 
 import pytest
 from krabby.runtime.testing import free_port, until
-from krabby_cli.endpoints import (
-    Wiring,
-    add_endpoint_options,
-    check_free,
-    endpoints_of,
-    parse_endpoint,
-    wire,
-)
+from krabby_cli.endpoints import add_endpoint_options, endpoints_of, parse_endpoint
 from krabby_cli.errors import UsageError
+from krabby_cli.wiring import Wiring, check_free, wire
 from krabby_proto import STREAMS, default_endpoints
 
 

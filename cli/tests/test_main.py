@@ -4,6 +4,7 @@ import sys
 import pytest
 from krabby_cli import __main__ as main_module
 from krabby_cli.__main__ import main
+from krabby_proto.testing import FakeHal
 
 COMMANDS = [
     "up", "teleop", "dump", "record", "check-hal", "course", "doctor", "arm", "disarm", "estop",
@@ -60,15 +61,32 @@ def test_every_default_that_is_a_value_is_shown():
                 assert "default" in action.help or "%(default)s" in action.help, (name, action.dest)
 
 
-def test_an_estop_loads_neither_numpy_nor_another_command():
+def test_an_estop_loads_nothing_that_it_does_not_use(tmp_path):
+    """Each module that is loaded before the request delays it."""
+    tmp_path.chmod(0o700)
     code = (
         "import sys; from krabby_cli.__main__ import main; "
-        "status = main(['estop', '--endpoint', 'safety=ipc:///nowhere/safety', '--timeout', '0']); "
-        "names = {name for name in sys.modules if name.startswith('krabby_cli.')}; "
-        "print(status, 'numpy' in sys.modules, 'psutil' in sys.modules, 'krabby_cli.up' in names)"
+        "assert main(['estop', '--endpoint', sys.argv[1]]) == 0; print(*sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "False", "False", "False"], done.stderr
+    places = {name: f"ipc://{tmp_path}/{name}" for name in ("state", "command", "safety")}
+    with FakeHal(places) as hal:
+        command = [sys.executable, "-c", code, f"safety={hal.endpoints['safety']}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        assert [op for op, _ in hal.operators] == ["estop"]
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert done.stdout.startswith("safety gate: estop\n")
+    ours = {name for name in loaded if name.startswith("krabby")}
+    assert ours == {
+        "krabby_cli", "krabby_cli.__main__", "krabby_cli.endpoints", "krabby_cli.errors",
+        "krabby_cli.operate", "krabby_cli.options", "krabby_cli.text",
+        "krabby_proto", "krabby_proto.clocks", "krabby_proto.endpoint", "krabby_proto.errors",
+        "krabby_proto.folder", "krabby_proto.header", "krabby_proto.hello",
+        "krabby_proto.operators", "krabby_proto.requests", "krabby_proto.streams",
+    }  # fmt: skip
+    assert not loaded & {
+        "dataclasses", "hashlib", "inspect", "logging", "shutil", "socket", "tempfile", "tomllib",
+        "msgspec", "numpy", "psutil", "structlog",
+    }  # fmt: skip
 
 
 def test_every_command_is_in_the_table_of_its_module():

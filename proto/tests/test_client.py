@@ -15,7 +15,7 @@ from krabby_proto import (
     RequestTimeout,
     make_hello,
 )
-from krabby_proto.sockets import Requester, Router
+from krabby_proto.requests import Requester, Router
 from krabby_proto.testing import FakeHal
 
 DEADLINE_S = 0.004

@@ -25,7 +25,7 @@ from krabby_proto import (
     SafetyOutcome,
     make_hello,
 )
-from krabby_proto.sockets import Requester, Router
+from krabby_proto.requests import Requester, Router
 
 networked = pytest.mark.parametrize("transport", ["ipc", "tcp"], indirect=True)
 MOST_FRAMES = 12 + 128

@@ -41,7 +41,7 @@ def service(monkeypatch):
 
 @pytest.fixture
 def quick_revival(monkeypatch):
-    for module in ("endpoint", "sockets"):
+    for module in ("endpoint", "requests", "sockets"):
         monkeypatch.setattr(f"krabby_proto.{module}.REVIVE_S", 0.05)
 
 

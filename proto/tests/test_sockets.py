@@ -22,7 +22,8 @@ from krabby_proto import (
     encode,
     wait_any,
 )
-from krabby_proto.sockets import Requester, Router, wait_readable
+from krabby_proto.requests import Requester, Router
+from krabby_proto.sockets import wait_readable
 
 ZEROS = np.zeros(STATE.size)
 
@@ -364,6 +365,7 @@ def quick_revival(monkeypatch):
     """Look every 20 ms, not every second, whether a link is dead."""
     monkeypatch.setattr("krabby_proto.endpoint.REVIVE_S", 0.02)
     monkeypatch.setattr("krabby_proto.sockets.REVIVE_S", 0.02)
+    monkeypatch.setattr("krabby_proto.requests.REVIVE_S", 0.02)
 
 
 def test_an_oversized_message_costs_the_connection_not_the_stream(

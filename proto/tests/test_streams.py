@@ -77,7 +77,7 @@ def test_schema_hash_is_pinned():
 ])  # fmt: skip
 def test_a_fault_bit_that_is_appended_keeps_old_and_new_peers_together(monkeypatch, names, same):
     before = schema_hash()
-    monkeypatch.setattr("krabby_proto.streams.FAULT_BITS", names)
+    monkeypatch.setattr("krabby_proto.schema.FAULT_BITS", names)
     assert (schema_hash.__wrapped__() == before) == same
 
 
@@ -99,7 +99,8 @@ def test_endpoints_are_by_default_in_the_folder_of_this_user(monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert default_endpoints()["state"] == "ipc:///run/user/7/krabby/state"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    monkeypatch.setattr("krabby_proto.folder.tempfile.gettempdir", lambda: "/tmp")
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("krabby_proto.folder.os.geteuid", lambda: 7)
     assert default_endpoints()["state"] == "ipc:///tmp/krabby-7/state"
 
@@ -135,7 +136,7 @@ def test_tables_codec_and_states_work_without_libzmq():
 
 
 def test_the_package_offers_what_its_modules_name():
-    for module, names in krabby_proto._LATER.items():
+    for module, names in krabby_proto._PLACES.items():
         assert set(names) == set(import_module(f"krabby_proto.{module}").__all__)
         for name in names:
             assert getattr(krabby_proto, name) is not None

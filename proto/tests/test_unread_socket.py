@@ -98,7 +98,7 @@ def test_a_reader_that_was_stalled_for_seconds_reads_on(endpoint, stream):
 # libzmq hears of a lost connection at every hundredth frame read, or when there is none to read.
 _HANG_UP = """
 import multiprocessing, sys, time
-from krabby_proto.sockets import Requester, Router
+from krabby_proto.requests import Requester, Router
 
 def serve(endpoint, where):
     with Router(endpoint, name="command") as router:
@@ -169,7 +169,7 @@ _IN_VAIN = """
 import socket
 import zmq
 from krabby_proto import endpoint
-from krabby_proto.sockets import Requester
+from krabby_proto.requests import Requester
 
 impatient = {zmq.RECONNECT_IVL: 1, zmq.RECONNECT_IVL_MAX: 0}
 usual = endpoint._common_options

@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from krabby_cli.errors import CliError, UsageError
-from krabby_cli.terminal import LINES, printable
+from krabby_cli.options import HelpFormatter
+from krabby_cli.text import LINES, printable
 
 __all__ = ["main"]
 
@@ -86,11 +87,13 @@ def _parser(command: str = "") -> argparse.ArgumentParser:
         prog="krabby",
         description="Run the robot in simulation, drive it, inspect its streams, check a HAL.",
         epilog="krabby COMMAND --help has the options and examples of each.",
+        formatter_class=HelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     modules = [name for name, names in _MODULES.items() if command in names] or list(_MODULES)
     for name in modules:
-        import_module(f"krabby_cli.{name}").add_parser(commands)
+        add = import_module(f"krabby_cli.{name}").add_parser
+        add(commands, *([command] if name == "operate" and len(modules) == 1 else ()))
     return parser
 
 

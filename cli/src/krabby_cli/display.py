@@ -15,7 +15,7 @@ from krabby_proto import ControlClient, HalClient, ProtoError, RequestTimeout
 from krabby_cli import scrape
 from krabby_cli.logs import LogLine
 from krabby_cli.scrape import LiveFigures, Scrape
-from krabby_cli.terminal import LINES, printable
+from krabby_cli.text import LINES, printable
 
 if TYPE_CHECKING:
     from rich.table import Table

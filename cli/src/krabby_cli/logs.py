@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from krabby_cli.terminal import LINES, printable
+from krabby_cli.text import LINES, printable
 
 __all__ = ["LogFollower", "LogLine"]
 

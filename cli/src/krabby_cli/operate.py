@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import getpass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from krabby_proto import ControlClient, HalClient, JsonObject
+from krabby_proto import ControlClient, SafetyClient
 
 from krabby_cli.endpoints import add_endpoint_options, endpoints_of
 from krabby_cli.errors import CliError
 from krabby_cli.options import POLICY_HELP, add_command, option, print_line
-from krabby_cli.terminal import printable
+from krabby_cli.text import printable
 
 __all__ = ["POLICY_TIMEOUT_S", "Refused", "add_parser", "operator_name"]
 
@@ -36,11 +36,19 @@ class Refused(CliError):  # noqa: N818 - named for what happened
     """The robot refused the request."""
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Any, only: str = "") -> None:
+    """Add all commands, or `only` one: an e-stop does not wait for the options of the others."""
     for op, text in _SAFETY.items():
-        _add(commands, op, partial(_ask_gate, op=op), text)
+        if only in ("", op):
+            _add(commands, op, partial(_ask_gate, op=op), text)
     for op, text in _CONTROL.items():
-        _add(commands, op, partial(_ask_loop, op=op), text)
+        if only in ("", op):
+            _add(commands, op, partial(_ask_loop, op=op), text)
+    if only in ("", "policy", "mark", "status"):
+        _add_others(commands)
+
+
+def _add_others(commands: Any) -> None:
     text = "swap the policy of the running game loop, without a jump"
     parser = _add(commands, "policy", _ask_for_policy, text, timeout_s=POLICY_TIMEOUT_S)
     parser.add_argument("name", metavar="NAME", help=POLICY_HELP)
@@ -63,6 +71,8 @@ def _add(
 
 
 def operator_name() -> str:
+    import getpass
+
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -70,8 +80,8 @@ def operator_name() -> str:
 
 
 def _ask_gate(args: argparse.Namespace, op: str) -> int:
-    with HalClient({"safety": endpoints_of(args)["safety"]}) as hal:
-        return _report("safety gate", op, hal.safety(op, args.by, timeout_s=args.timeout))
+    with SafetyClient(endpoints_of(args)["safety"]) as gate:
+        return _report("safety gate", op, gate.request(op, args.by, timeout_s=args.timeout))
 
 
 def _ask_loop(args: argparse.Namespace, op: str, **arguments: object) -> int:
@@ -94,7 +104,7 @@ def _ask_both(args: argparse.Namespace) -> int:
     return _ask_gate(args, "status") or _ask_loop(args, "status")
 
 
-def _report(who: str, op: str, answer: JsonObject) -> int:
+def _report(who: str, op: str, answer: Mapping[str, Any]) -> int:
     if not answer.get("ok"):
         raise Refused(
             f"the {who} refused {op}: {printable(str(answer.get('reason') or 'no reason given'))}"

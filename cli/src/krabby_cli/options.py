@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from krabby_cli.terminal import LINES, printable
+from krabby_cli.text import LINES, printable
 
 __all__ = [
     "BLIND_COURSE",
     "DEFAULT_COURSE",
     "POLICY_HELP",
+    "HelpFormatter",
     "add_command",
     "add_course_options",
     "flag",
@@ -35,6 +37,24 @@ BLIND_COURSE: Final = "flat"
 
 
 _UNITS: Final = {"S": "s", "M/S": "m/s", "RAD/S": "rad/s", "PX": "pixels"}
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """argparse's own imports `shutil` for the width of the terminal whenever an option is added."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+def _columns() -> int:
+    """As `shutil.get_terminal_size` finds it."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns):
+        return int(columns)
+    try:
+        return os.get_terminal_size(sys.__stdout__.fileno()).columns or 80  # type: ignore[union-attr]
+    except (AttributeError, ValueError, OSError):
+        return 80
 
 
 def add_command(
@@ -53,7 +73,7 @@ def add_command(
         help=summary,
         description=description or summary,
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.set_defaults(handler=run)
     return parser

@@ -22,7 +22,6 @@ from krabby.policy.bundle import PolicyBundle, bundle_dir
 from krabby.robot.description import RobotDescription
 from krabby_proto import STREAMS
 
-from krabby_cli.endpoints import Wiring, check_free, wire, wire_in_process
 from krabby_cli.errors import UsageError
 from krabby_cli.key_files import default_folder
 from krabby_cli.options import BLIND_COURSE, DEFAULT_COURSE
@@ -30,6 +29,7 @@ from krabby_cli.relay import check_listen, relay_command
 from krabby_cli.supervise import ChildSpec
 from krabby_cli.view import view_command
 from krabby_cli.view.access import TOKEN_ENV, Tokens
+from krabby_cli.wiring import Wiring, check_free, wire, wire_in_process
 
 __all__ = [
     "DEFAULT_COURSE",

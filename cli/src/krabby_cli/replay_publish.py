@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from krabby_proto import FLAG_LOCKSTEP, STREAMS, Message, Publisher
 
-from krabby_cli.endpoints import Wiring, check_free
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.options import print_line
 from krabby_cli.signals import Signals
+from krabby_cli.wiring import Wiring, check_free
 
 if TYPE_CHECKING:
     from krabby_proto.recording import Recording

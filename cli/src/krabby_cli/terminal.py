@@ -13,10 +13,8 @@ from typing import Final
 
 from krabby_cli.errors import CliError
 
-__all__ = ["LINES", "KeyDecoder", "Keyboard", "StatusLine", "printable"]
+__all__ = ["KeyDecoder", "Keyboard", "StatusLine"]
 
-LINES: Final = "\n\t"
-"""Control characters of a text of several lines, for `printable`."""
 _ESC: Final = 0x1B
 _ARROWS: Final = {ord("A"): "up", ord("B"): "down", ord("C"): "right", ord("D"): "left"}
 _CONTROL_KEYS: Final = {0x03: "ctrl-c", 0x04: "ctrl-d"}
@@ -29,18 +27,6 @@ _CLOSE_S: Final = 0.2
 _LINE_MODE: Final = termios.ICANON | termios.ECHO
 _MARK_PASTES: Final = "\x1b[?2004h"
 _LEAVE_PASTES: Final = "\x1b[?2004l"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """Text of another process for a terminal: control characters are shown, not obeyed.
-
-    `keep` are those that stay as they are; without a line feed in it nothing can forge a line.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or each in keep else ascii(each)[1:-1] for each in text
-    )
 
 
 class KeyDecoder:

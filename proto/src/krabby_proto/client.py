@@ -1,49 +1,32 @@
-"""Clients of a HAL and of the game loop, and the game loop's request server."""
+"""The client of a HAL, and the game loop's request server."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import encode
-from krabby_proto.endpoint import Closing, Context
-from krabby_proto.errors import AccessRefused, EndpointError, FrameError, RequestTimeout
+from krabby_proto.endpoint import Closing, Context, new_instance_id
+from krabby_proto.errors import EndpointError, FrameError
 from krabby_proto.exchanges import Exchange, ExchangeKind
-from krabby_proto.header import SCHEMA_VERSION
-from krabby_proto.hello import (
-    HELLO_TOPIC,
-    HelloAnswer,
-    JsonObject,
-    clock_of,
-    parse_json,
-    parse_request,
-)
+from krabby_proto.hello import HELLO_TOPIC, HelloAnswer, JsonObject, parse_request
+from krabby_proto.operators import ask_hello, ask_safety, is_remote
 from krabby_proto.replies import CommandReply
-from krabby_proto.sockets import (
-    LatestSubscriber,
-    Request,
-    Requester,
-    Router,
-    new_instance_id,
-    serve_within,
-)
-from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE, schema_hash
+from krabby_proto.requests import Request, Requester, Router, serve_within
+from krabby_proto.sockets import LatestSubscriber
+from krabby_proto.streams import COMMAND, CONTROL, SAFETY, STATE
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["ControlClient", "ControlServer", "HalClient"]
+__all__ = ["ControlServer", "HalClient"]
 
 _CONTROL_BATCH: Final = 16
-_HELLO_TRY_S: Final = 0.5
-_ESTOP_TRY_S: Final = 0.2
 _CONNECT_S: Final = 0.5
 """How long the first hello waits for further connections."""
-_VAGUE_S: Final = 0.1
-"""Error of a peer's clock above which it is asked again before a request that is judged by it."""
 _FAR_LINKS: Final = 4
 """Commands under way to a HAL on another host: at 100 Hz as many as a round trip of 40 ms has. One
 that takes longer is refused there, since it is over 25 ms old."""
@@ -76,7 +59,7 @@ class HalClient(Closing):
         """Commands without an answer in time, or not sent because no server was connected."""
         self.last_round_trip_s: float | None = None
         """From send to answer of the last answered command [s]."""
-        self.clock = PeerClock(remote=_is_remote(endpoints.values()))
+        self.clock = PeerClock(remote=is_remote(endpoints.values()))
         """The HAL's CLOCK_MONOTONIC, from its answers."""
         self._clock_ns = clock_ns
         self._requesters: dict[str, Requester] = {}
@@ -114,7 +97,7 @@ class HalClient(Closing):
             RequestTimeout: no answer within `timeout_s`.
         """
         requester = self._requester(via or next(iter(self._requesters), COMMAND.name))
-        hello = _ask_hello(requester, self.clock, timeout_s)
+        hello = ask_hello(requester, self.clock, timeout_s)
         self._probes = hello.get("clock") == "monotonic"
         if self._probes and not self.clock.shared and COMMAND.name in self._requesters:
             self._connect_far()
@@ -205,23 +188,12 @@ class HalClient(Closing):
         return reply
 
     def safety(self, op: str, by: str, timeout_s: float = 1.0) -> JsonObject:
-        """Ask for one of `SAFETY_OPS`; the answer has ok, state, faults and reason.
-
-        An e-stop that is not answered is sent again: a link that is lost takes it along.
+        """Ask for one of `SAFETY_OPS`, as `SafetyClient.request` does.
 
         Raises:
             RequestTimeout: the HAL did not answer.
         """
-        requester = self._requester(SAFETY.name)
-        if op in ("arm", "reset") and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
-            _ask_hello(requester, self.clock, timeout_s)
-
-        def request() -> Mapping[str, Any]:
-            return {"op": op, "by": by, "sent_ns": self.clock.earliest(time.monotonic_ns())}
-
-        if op == "estop":
-            return _ask_again(requester, SAFETY.topic, request, timeout_s, _ESTOP_TRY_S)
-        return _ask_json(requester, SAFETY.topic, request, timeout_s)
+        return ask_safety(self._requester(SAFETY.name), self.clock, op, by, timeout_s)
 
     def _requester(self, name: str) -> Requester:
         requester = self._requesters.get(name)
@@ -237,11 +209,6 @@ class HalClient(Closing):
             self._state.close()
 
 
-def _is_remote(endpoints: Iterable[str]) -> bool:
-    """Whether a peer may be on another host; the other transports stay on this one."""
-    return any(endpoint.startswith("curve:") for endpoint in endpoints)
-
-
 def _command_reply(answer: list[bytes]) -> CommandReply | None:
     if len(answer) != 2 or answer[0] != COMMAND.topic:
         return None
@@ -249,65 +216,6 @@ def _command_reply(answer: list[bytes]) -> CommandReply | None:
         return CommandReply.unpack(answer[1])
     except FrameError:
         return None
-
-
-def _ask_hello(requester: Requester, clock: PeerClock, timeout_s: float) -> JsonObject:
-    """Ask repeatedly: a server that is just starting may lose the first request."""
-    sent_ns = 0
-
-    def request() -> Mapping[str, Any]:
-        nonlocal sent_ns
-        sent_ns = time.monotonic_ns()
-        return {"schema_version": SCHEMA_VERSION, "schema_hash": schema_hash()}
-
-    hello = _ask_again(requester, HELLO_TOPIC, request, timeout_s, _HELLO_TRY_S)
-    peer_ns = clock_of(hello)
-    if peer_ns is not None:
-        clock.note(sent_ns, peer_ns, time.monotonic_ns())
-    return hello
-
-
-def _ask_again(
-    requester: Requester,
-    topic: bytes,
-    request: Callable[[], Mapping[str, Any]],
-    timeout_s: float,
-    try_s: float,
-) -> JsonObject:
-    """Like `_ask_json`, sending it again after every `try_s`: for what may be done twice."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            return _ask_json(requester, topic, request, min(left, try_s))
-        except RequestTimeout:
-            if left > try_s:
-                continue
-            raise _no_answer(requester, topic, timeout_s) from None
-
-
-def _ask_json(
-    requester: Requester, topic: bytes, request: Callable[[], Mapping[str, Any]], timeout_s: float
-) -> JsonObject:
-    """Ask once. `request` makes the request when a server is there.
-
-    So an operator's request is stamped (by CLOCK_MONOTONIC, in lock-step too) when the link is up:
-    one that waited for the link is not stale.
-    """
-    answer = requester.request_patiently(lambda: [topic, json.dumps(request()).encode()], timeout_s)
-    reply = parse_json(answer[1]) if answer and len(answer) == 2 and answer[0] == topic else None
-    if reply is None:
-        raise _no_answer(requester, topic, timeout_s)
-    return reply
-
-
-def _no_answer(requester: Requester, topic: bytes, timeout_s: float) -> RequestTimeout:
-    if requester.refusal and not requester.connected:
-        return AccessRefused(f"{requester.endpoint} refused {topic.decode()}: {requester.refusal}")
-    return RequestTimeout(
-        f"no answer from {requester.endpoint} to {topic.decode()} within {timeout_s:g} s; "
-        "is the process that binds it running, and is the endpoint right?"
-    )
 
 
 class ControlServer(Closing):
@@ -400,35 +308,3 @@ class ControlServer(Closing):
     def close(self) -> None:
         """Close the socket."""
         self._router.close()
-
-
-class ControlClient(Closing):
-    """Asks the gameloop."""
-
-    def __init__(self, endpoint: str, *, context: Context | None = None) -> None:
-        self._requester = Requester(endpoint, name=CONTROL.name, context=context)
-        self.clock = PeerClock(remote=_is_remote([endpoint]))
-        """CLOCK_MONOTONIC of the game loop's host, from its hello."""
-
-    def hello(self, timeout_s: float = 2.0) -> JsonObject:
-        """The game loop's hello; waits for it to appear, raises `RequestTimeout`."""
-        return _ask_hello(self._requester, self.clock, timeout_s)
-
-    def request(self, op: str, timeout_s: float = 1.0, **arguments: object) -> JsonObject:
-        """Send a request and return its answer; raises `RequestTimeout`."""
-        if op == "stand" and self.clock.is_vague(time.monotonic_ns(), _VAGUE_S):
-            self.hello(timeout_s)
-        return _ask_json(
-            self._requester,
-            CONTROL.topic,
-            lambda: {
-                "op": op,
-                "sent_ns": self.clock.earliest(time.monotonic_ns()),
-                **arguments,
-            },
-            timeout_s,
-        )
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._requester.close()

@@ -17,14 +17,16 @@ from numpy.typing import ArrayLike
 from krabby_proto.client import HalClient
 from krabby_proto.clocks import PeerClock
 from krabby_proto.codec import FloatArray, Message, encode
-from krabby_proto.endpoint import Closing, Context, wait_readable
+from krabby_proto.endpoint import Closing, Context, new_instance_id, wait_readable
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
 from krabby_proto.hello import JsonObject, parse_json
 from krabby_proto.replies import CommandReply
-from krabby_proto.sockets import LatestSubscriber, Requester, new_instance_id
+from krabby_proto.requests import Requester
+from krabby_proto.schema import schema_hash
+from krabby_proto.sockets import LatestSubscriber
 from krabby_proto.states import CommandStatus
-from krabby_proto.streams import COMMAND, SAFETY, STATE, schema_hash
+from krabby_proto.streams import COMMAND, SAFETY, STATE
 
 __all__ = ["CheckResult", "check_hal"]
 

@@ -1,28 +1,30 @@
-"""A ZeroMQ socket on one endpoint: the only place that sets options, binds and connects."""
+"""A ZeroMQ socket on one endpoint: the only place that sets options, binds and connects.
+
+What a Unix socket does without, names of hosts, keys and a log, is imported where it is needed: an
+e-stop from the shell waits for every import.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import itertools
-import logging
 import os
 import re
 import select
-import socket as unix
 import stat
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Self, TypeAlias, cast
 
 import zmq
 
-from krabby_proto.access import client_key
 from krabby_proto.errors import EndpointError, EndpointInUse
 from krabby_proto.folder import private_folder
-from krabby_proto.names import HostName
+
+if TYPE_CHECKING:
+    from krabby_proto.names import HostName
 
 __all__ = [
     "MAX_FRAMES",
@@ -30,6 +32,7 @@ __all__ = [
     "Context",
     "Endpoint",
     "Socket",
+    "new_instance_id",
     "pending_events",
     "send_frames",
     "wait_for",
@@ -78,7 +81,11 @@ _MONITOR_EVENT = struct.Struct("=Hi")
 _monitor_numbers = itertools.count()
 _TCP_PORT: Final = re.compile(r"(?:tcp|curve)://.+:(\*|\d+)")
 _LAST_PORT: Final = 65535
-_log = logging.getLogger(__name__)
+
+
+def new_instance_id() -> int:
+    """A random 64-bit identity, never 0."""
+    return int.from_bytes(os.urandom(8), "little") or 1
 
 
 def wait_readable(sockets: Sequence[Socket], timeout_s: float) -> bool:
@@ -153,7 +160,7 @@ class Endpoint(Closing):
         self.refusals = 0
         """Handshakes that failed."""
         endpoint = endpoint.replace("curve://", "tcp://", 1)
-        self._host = None if bind else HostName.of(endpoint)
+        self._host = None if bind else _host_of(endpoint)
         self._target: str | None = endpoint
         """Where libzmq connects to: `endpoint` with an address; None while none is known."""
         self._monitor: Socket | None = None
@@ -341,7 +348,7 @@ class Endpoint(Closing):
             self.refusals += 1
             if self._refusal != _REFUSALS[kind]:
                 self._refusal = _REFUSALS[kind]
-                _log.warning("%s (%s): %s", self.endpoint, self._name, self._refusal)
+                _warn("%s (%s): %s", self.endpoint, self._name, self._refusal)
 
     def close(self) -> None:
         """Close at once; what was not sent yet is dropped."""
@@ -445,6 +452,8 @@ def _access_options(endpoint: str, name: str, bind: bool) -> list[tuple[int, int
     if scheme == "curve":
         if bind:
             raise _unusable(endpoint, name, "bound", "run krabby relay, which serves keys over TCP")
+        from krabby_proto.access import client_key
+
         return list(client_key().options)
     if scheme == "tcp":
         if not _is_loopback(rest.rpartition(":")[0] or rest):
@@ -455,7 +464,7 @@ def _access_options(endpoint: str, name: str, bind: bool) -> list[tuple[int, int
                 "plain TCP is for the loopback interface only",
             )
         if bind:
-            _log.warning("%s (%s) is plain TCP: every user of this host can use it", endpoint, name)
+            _warn("%s (%s) is plain TCP: every user of this host can use it", endpoint, name)
     elif (
         rest and scheme != "inproc"
     ):  # libzmq has more, as tipc, which any host of a cluster can reach
@@ -463,7 +472,24 @@ def _access_options(endpoint: str, name: str, bind: bool) -> list[tuple[int, int
     return []
 
 
+def _host_of(endpoint: str) -> HostName | None:
+    """The host to be looked up; None where there is none."""
+    if not endpoint.startswith("tcp:"):
+        return None
+    from krabby_proto.names import HostName
+
+    return HostName.of(endpoint)
+
+
+def _warn(text: str, *facts: object) -> None:
+    import logging
+
+    logging.getLogger(__name__).warning(text, *facts)
+
+
 def _is_loopback(host: str) -> bool:
+    import ipaddress
+
     if host == "localhost":
         return True
     try:
@@ -475,6 +501,8 @@ def _is_loopback(host: str) -> bool:
 
 def _is_served(path: str) -> bool:
     """Whether a live process serves this Unix socket: libzmq would take it over silently."""
+    import socket as unix
+
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return False

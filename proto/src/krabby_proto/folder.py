@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from krabby_proto.errors import EndpointError
@@ -17,7 +16,16 @@ def runtime_folder(name: str = "krabby") -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
         return Path(runtime, name)
-    return Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}")
+    return Path(_temporary_folder(), f"{name}-{os.geteuid()}")
+
+
+def _temporary_folder() -> str:
+    """As `tempfile.gettempdir` finds it; that module takes longer to import than this package."""
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        folder = os.environ.get(name, "")
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return os.path.abspath(folder)
+    return "/tmp"
 
 
 def private_folder(path: Path) -> None:

@@ -17,7 +17,8 @@ from krabby_proto.errors import EndpointError
 from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.hello import HELLO_TOPIC, HelloAnswer, parse_request
 from krabby_proto.replies import CommandOutcome, CommandReply, SafetyOutcome
-from krabby_proto.sockets import Publisher, Request, Router, serve_within
+from krabby_proto.requests import Request, Router, serve_within
+from krabby_proto.sockets import Publisher
 from krabby_proto.states import SAFETY_OPS, CommandStatus
 from krabby_proto.streams import CAMERA, COMMAND, SAFETY, STATE, TRACE, TRUTH
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from krabby_proto.errors import EndpointError
 from krabby_proto.folder import runtime_folder
-from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
-from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
-from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
 
 __all__ = [
     "CAMERA",
@@ -35,15 +29,13 @@ __all__ = [
     "Stream",
     "beside",
     "default_endpoints",
-    "schema_hash",
 ]
 
 NUM_JOINTS: Final = 18
 NUM_FEET: Final = 6
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """A run of floats in a payload."""
 
     name: str
@@ -51,9 +43,8 @@ class Field:
     unit: str
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One stream: name, direction, rate and payload."""
+class _Row(NamedTuple):
+    """A row of the table. A tuple: to import dataclasses takes as long as all of this package."""
 
     name: str
     """Also the topic, in ASCII."""
@@ -74,6 +65,10 @@ class Stream:
     """Age at which a consumer must stop relying on a message [s]."""
     many_writers: bool = False
     """Whether several publishers may speak at once, told apart by instance id."""
+
+
+class Stream(_Row):
+    """One stream: name, direction, rate and payload."""
 
     @cached_property
     def topic(self) -> bytes:
@@ -199,40 +194,6 @@ TRUTH: Final = Stream(
 
 _ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRACE, TICKS, TRUTH)
 STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({each.name: each for each in _ALL})
-
-
-_HASHED_FAULT_BITS: Final = 13
-"""Fault bits that this schema version began with. A peer that does not know one appended later
-reads it as ``bit_<n>``, as `fault_names` does, so the two understand each other."""
-
-
-@cache
-def schema_hash() -> str:
-    """16 hex digits over everything two peers must agree on to read each other's bytes.
-
-    SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
-    as numbers, and the streams table without its prose. Fault bits appended since the schema
-    version began are left out: a peer without their names still reads them.
-    """
-    table = {
-        "version": SCHEMA_VERSION,
-        "header": [MAGIC.decode(), HEADER_FORMAT],
-        "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT],
-        "status": {status.name: int(status) for status in CommandStatus},
-        "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS[:_HASHED_FAULT_BITS]],
-        "streams": {
-            stream.name: [
-                stream.id,
-                stream.pattern,
-                stream.max_elements,
-                [[field.name, field.size, field.unit] for field in stream.fields],
-                *([] if stream.element == "float32" else [stream.element]),
-            ]
-            for stream in STREAMS.values()
-        },
-    }
-    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
 
 
 def default_endpoints(base: str | None = None) -> dict[str, str]:

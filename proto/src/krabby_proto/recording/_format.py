@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from krabby_proto.errors import RecordingError
 from krabby_proto.header import HEADER_FORMAT, HEADER_SIZE, SCHEMA_VERSION, Header
-from krabby_proto.streams import Stream, schema_hash
+from krabby_proto.schema import schema_hash
+from krabby_proto.streams import Stream
 
 __all__ = ["ENCODING", "GAPS", "HELLO", "MAIN", "PROFILE", "describe", "extra"]
 

@@ -13,8 +13,9 @@ from krabby_proto.endpoint import Closing
 from krabby_proto.errors import RecordingError
 from krabby_proto.recording._chain import LINK, SEAL, ChainedFile, SigningKey
 from krabby_proto.recording._format import ENCODING, MAIN, PROFILE, describe, extra
+from krabby_proto.schema import schema_hash
 from krabby_proto.sockets import RawMessage
-from krabby_proto.streams import Stream, schema_hash
+from krabby_proto.streams import Stream
 
 __all__ = ["Recorder"]
 

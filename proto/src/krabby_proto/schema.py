@@ -1,0 +1,48 @@
+"""What two peers must agree on to read each other's bytes, as one hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cache
+from typing import Final
+
+from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
+from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
+from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
+from krabby_proto.streams import STREAMS
+
+__all__ = ["schema_hash"]
+
+_HASHED_FAULT_BITS: Final = 13
+"""Fault bits that this schema version began with. A peer that does not know one appended later
+reads it as ``bit_<n>``, as `fault_names` does, so the two understand each other."""
+
+
+@cache
+def schema_hash() -> str:
+    """16 hex digits over everything two peers must agree on to read each other's bytes.
+
+    SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
+    as numbers, and the streams table without its prose. Fault bits appended since the schema
+    version began are left out: a peer without their names still reads them.
+    """
+    table = {
+        "version": SCHEMA_VERSION,
+        "header": [MAGIC.decode(), HEADER_FORMAT],
+        "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT],
+        "status": {status.name: int(status) for status in CommandStatus},
+        "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS[:_HASHED_FAULT_BITS]],
+        "streams": {
+            stream.name: [
+                stream.id,
+                stream.pattern,
+                stream.max_elements,
+                [[field.name, field.size, field.unit] for field in stream.fields],
+                *([] if stream.element == "float32" else [stream.element]),
+            ]
+            for stream in STREAMS.values()
+        },
+    }
+    text = json.dumps(table, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
