@@ -1,9 +1,17 @@
 """From the books of a run to its report."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from krabby_trainer.evaluation.curves import (
+    curves,
+    difficulty_section,
+    drawn_figures,
+    figures_text,
+    plot_difficulty,
+)
 from krabby_trainer.evaluation.metrics import EpisodeRecorder, StepFacts
 from krabby_trainer.evaluation.outcome import Outcome
 from krabby_trainer.evaluation.report import (
@@ -17,6 +25,12 @@ from krabby_trainer.evaluation.report import (
 )
 from krabby_trainer.evaluation.suite import SUITES, TYPES, assign
 from krabby_trainer.task.terrain import Terrain
+
+POLICIES = Path(__file__).parents[4] / "assets" / "policies"
+SHIPPED = sorted(
+    path.parent for path in POLICIES.glob("*/training/evaluation/*/report.json")
+    if (path.parent / "difficulty.png").exists()
+)  # fmt: skip
 
 ABOUT = {
     "checkpoint": "iteration_000100.pt",
@@ -130,3 +144,45 @@ def test_a_run_without_a_finished_episode_still_makes_a_report(tmp_path):
     assert made["total"]["mxd"] is None
     assert "none" in markdown(made)
     write_report(made, tmp_path)
+
+
+def test_table_and_picture_over_difficulty_have_the_same_figures(tmp_path):
+    # Gaps beyond d = 0.5 end at goal 4 of 8: MXD 4/7, no success. None is beyond 0.75.
+    made = report(goals=lambda kind, d: 4 if kind == "gap" and d > 0.5 else 8)
+    easy, hard = curves(made)["gap"][0], curves(made)["gap"][-1]
+    assert (easy.mxd.value, easy.success.value, easy.fell.value) == (1.0, 1.0, 0.0)
+    assert (hard.mxd.value, hard.success.value, hard.fell.value) == (0.5714, 0.0, 1.0)
+    assert np.isnan(hard.mxd.low)  # all agree: Student's interval would have no width
+    n = hard.success.n
+    z2 = 1.959964**2
+    assert hard.success.high == pytest.approx(z2 / (n + z2))  # Wilson's for 0 of n
+    row = f"0.57 [no interval] (n {n}) | 0.00 [0.00, {z2 / (n + z2):.2f}] (n {n})"
+    assert row in difficulty_section(made)
+    plot_difficulty(made, tmp_path / "difficulty.png")
+    drawn = json.loads(drawn_figures(tmp_path / "difficulty.png"))
+    last = [0.625, 0.5714, None, None, 0.0, 0.0, round(z2 / (n + z2), 4)]
+    assert drawn["gap"][-1] == pytest.approx(last)
+
+
+def test_robots_that_differ_give_a_mean_with_its_interval():
+    made = report(robots=64)
+    gaps = [i for i, kind in enumerate(made["robot"]["type"]) if kind == "gap"]
+    chosen = [i for i in gaps if made["robot"]["difficulty"][i] < 0.25]
+    for i in chosen[1:]:
+        made["robot"]["mxd_first"][i] = 0.0
+    n = len(chosen)
+    point = curves(made)["gap"][0].mxd
+    assert n >= 2
+    assert (point.value, point.n) == (pytest.approx(1 / n), n)
+    assert 0.0 == point.low < point.value < point.high <= 1.0
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda path: f"{path.parents[2].name}-{path.name}")
+def test_shipped_tables_and_pictures_are_those_of_their_report(folder):
+    shipped = json.loads((folder / "report.json").read_text())
+    assert difficulty_section(shipped) in (folder / "report.md").read_text()
+    assert drawn_figures(folder / "difficulty.png") == figures_text(curves(shipped))
+
+
+def test_all_shipped_reports_are_compared():
+    assert len(SHIPPED) >= 15

@@ -11,11 +11,18 @@ from krabby.benchmark.intervals import Estimate, share
 from krabby.benchmark.report import markdown_table, write_whole
 from krabby.robot.description import RobotDescription
 
+from krabby_trainer.evaluation.curves import (
+    columns,
+    difficulty_section,
+    first_episodes,
+    plot_difficulty,
+    two_plots,
+)
 from krabby_trainer.evaluation.metrics import GOALS, PAPER_WEIGHTS, combine, mxd_of, summarise
 from krabby_trainer.evaluation.suite import TYPES, obedient_score, obstacle_size, published_tilt_deg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from krabby.course.courses import Course
@@ -56,7 +63,6 @@ PAPER_STUDENT: Final[Mapping[str, float]] = {
 _BINS: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 _GOOD, _FAILED = 0.9, 0.1
 """Success rates from which an obstacle counts as mastered, and below which it defeats the robot."""
-_COLOURS: Final = {"steps": "#3b75af", "gap": "#4f9d4b", "hurdle": "#d9773a", "ramps": "#b58d1d"}
 
 
 def results(
@@ -109,7 +115,7 @@ def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
     paths = [folder / name for name in ("report.json", "report.md", "difficulty.png")]
     write_whole(paths[0], json.dumps(report, indent=1) + "\n")
     write_whole(paths[1], markdown(report))
-    _plot_difficulty(report, paths[2])
+    plot_difficulty(report, paths[2])
     return paths
 
 
@@ -125,8 +131,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         _paper_notes(report),
         "## What else was counted",
         _detail_table(report),
-        "## By difficulty",
-        _difficulty_table(report),
+        difficulty_section(report),
     ]
     if "limits" in report:
         parts += ["## How far it gets", _limits_table(report)]
@@ -175,7 +180,7 @@ def comparison_markdown(comparison: Mapping[str, Any]) -> str:
         f"The same checkpoint on the same courses; differences are {ours} minus {other}. "
         "Courses that ended at the same goal in both in the robot's first episode: "
         f"{share(comparison['courses_equal'], comparison['courses'])}.",
-        _columns(
+        columns(
             comparison["differences"].items(),
             ("terrain", lambda kind, row: kind),
             ("MXD", lambda kind, row: _number(row["mxd"], 3, "+")),
@@ -289,7 +294,7 @@ def _paper_table(report: Mapping[str, Any]) -> str:
     rows = [
         (kind, report["types"][kind], PAPER[kind]) for kind in ("hurdle", "steps", "gap", "ramps")
     ]
-    return _columns(
+    return columns(
         [*rows, ("**total**", report["total"], PAPER["total"])],
         ("terrain", lambda kind, ours, paper: kind),
         ("obstacles", lambda kind, ours, paper: ours.get("obstacle_text", "")),
@@ -338,7 +343,7 @@ def _paper_notes(report: Mapping[str, Any]) -> str:
 def _detail_table(report: Mapping[str, Any]) -> str:
     names = RobotDescription.load().joint_names
     hardest = names[report["pooled"]["torque_rms_hardest_joint"]]
-    table = _columns(
+    table = columns(
         (*report["types"].items(), ("**all**", report["pooled"])),
         ("terrain", lambda kind, ours: kind),
         ("success", lambda kind, ours: _estimate(ours, "success")),
@@ -359,25 +364,11 @@ def _detail_table(report: Mapping[str, Any]) -> str:
     )
 
 
-def _difficulty_table(report: Mapping[str, Any]) -> str:
-    return _columns(
-        [(kind, group) for kind in TYPES for group in report["by_difficulty"][kind]],
-        ("terrain", lambda kind, group: kind),
-        ("difficulty", lambda kind, group: group["difficulty"]),
-        ("obstacles", lambda kind, group: group["obstacle_text"]),
-        ("MXD, all episodes", lambda kind, group: _spread(group, "mxd_all")),
-        ("MEV", lambda kind, group: _number(group["mev"], 3)),
-        ("success", lambda kind, group: _estimate(group, "success")),
-        ("fell", lambda kind, group: _estimate(group, "fell")),
-        ("torque RMS", lambda kind, group: _number(group["torque_rms_nm"], 1)),
-    )
-
-
 def _limits_table(report: Mapping[str, Any]) -> str:
     def say(limit: Mapping[str, Any] | None, otherwise: str) -> str:
         return otherwise if limit is None else f"{limit['obstacle']} (d {limit['difficulty']:g})"
 
-    return _columns(
+    return columns(
         report["limits"].items(),
         ("terrain", lambda kind, limits: kind),
         (f"mastered ({_GOOD:.0%} succeed)", lambda kind, ls: say(ls["mastered"], "none of these")),
@@ -391,12 +382,6 @@ def _falls_table(report: Mapping[str, Any]) -> str:
         ["terrain", *reasons],
         [[kind, *(str(c.get(r, 0)) for r in reasons)] for kind, c in report["falls"].items()],
     )
-
-
-def _columns(rows: Iterable[tuple[Any, ...]], *columns: tuple[str, Callable[..., str]]) -> str:
-    """A table from its columns: the title, and the text of a row."""
-    titles, texts = zip(*columns, strict=True)
-    return markdown_table(titles, [[text(*row) for text in texts] for row in rows])
 
 
 def _spread(values: Mapping[str, Any], name: str) -> str:
@@ -416,41 +401,19 @@ def _number(value: float | None, digits: int, sign: str = "") -> str:
 # Plots.
 
 
-def _plot_difficulty(report: Mapping[str, Any], path: Path) -> None:
-    figure, (left, right) = _two_plots()
-    for kind in TYPES:
-        groups = report["by_difficulty"][kind]
-        middle = [(group["difficulty_low"] + group["difficulty_high"]) / 2 for group in groups]
-        colour, mxd = _COLOURS[kind], [group["mxd_all"] for group in groups]
-        left.plot(middle, mxd, "o-", color=colour, label=kind, markersize=4)
-        success = [Estimate.from_json(group["estimates"]["success"]) for group in groups]
-        beside = np.array(middle) + 0.01 * TYPES.index(kind)  # so that intervals can be seen
-        right.plot(beside, [s.value for s in success], "o-", color=colour, markersize=4)
-        lows, highs = [s.low for s in success], [s.high for s in success]
-        right.vlines(beside, lows, highs, color=colour, lw=1)
-    for axes, title in ((left, "MXD, all episodes"), (right, "success, 95 % interval")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("difficulty")
-        axes.set_xlim(report["difficulty"][0] - 0.03, report["difficulty"][1] + 0.06)
-        axes.set_ylim(-0.03, 1.03)
-        axes.grid(alpha=0.3)
-    left.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=80)
-
-
 def _plot_pairs(
     comparison: Mapping[str, Any], ours: Mapping[str, Any], other: Mapping[str, Any], path: Path
 ) -> None:
-    figure, (left, right) = _two_plots()
-    kinds = [*TYPES, "total"]
-    at = np.arange(len(kinds))
+    figure, (left, right) = two_plots()
+    at = np.arange(len(TYPES))
     for shift, report in ((-0.2, other), (0.2, ours)):
-        rows = [report["total"] if kind == "total" else report["types"][kind] for kind in kinds]
-        heights = [row["mxd"] if row["mxd"] is not None else 0.0 for row in rows]
-        left.bar(at + shift, heights, 0.38, label=report["backend"])
-    left.set_xticks(at, kinds)
+        mxd = [first_episodes(report, kind).mxd for kind in TYPES]
+        left.bar(at + shift, [one.value for one in mxd], 0.38, label=report["backend"])
+        lows, highs = [one.low for one in mxd], [one.high for one in mxd]
+        left.vlines(at + shift, lows, highs, color="black", lw=1)
+    left.set_xticks(at, TYPES)
     left.set_ylim(0.0, 1.18)
-    left.set_title("MXD", fontsize=10)
+    left.set_title("MXD of first episodes, 95 % interval", fontsize=10)
     left.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
 
     pairs = np.round(np.array(comparison["pairs"]).reshape(-1, 2) * (GOALS - 1)).astype(int)
@@ -464,13 +427,3 @@ def _plot_pairs(
     right.set_xlabel(other["backend"])
     right.set_ylabel(ours["backend"])
     figure.savefig(path, dpi=80)
-
-
-def _two_plots() -> tuple[Any, Any]:
-    """A figure and its axes without pyplot: no display, no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, 2)
