@@ -38,7 +38,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup setup-film sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults faults-containers soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
+.PHONY: help setup setup-film setup-tracing sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults faults-containers soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -68,6 +68,9 @@ setup: $(RUNTIME) ## virtual environment for `make sim`, and the command ./krabb
 
 setup-film: $(RUNTIME) ## PyAV for krabby film run.mp4, 34 MB; its wheels bundle FFmpeg with x264, which is under the GPL
 	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev) --extra film
+
+setup-tracing: $(RUNTIME) ## OpenTelemetry, to send traces of single ticks: OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 make sim
+	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev) --extra tracing
 
 sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
 	@$(BIN)/krabby up --duration "$(DURATION)" $(if $(COURSE),--course "$(COURSE)") --difficulty "$(DIFFICULTY)" --seed "$(SEED)" \

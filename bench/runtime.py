@@ -37,6 +37,7 @@ from krabby.policy.onnx_runtime import OnnxRuntime
 from krabby.policy.testing import write_seeing_gait
 from krabby.robot.description import RobotDescription
 from krabby.runtime.rate import Rate
+from krabby.runtime.tracing import TracingCfg, make_tracer
 from krabby.safety.gate import GateCfg, SafetyGate
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import (
@@ -238,6 +239,38 @@ def bench_estop(table: Table, n: int) -> None:
     ours = [gate - began for began, gate in zip(started, stopped, strict=True)][-n:]
     table.compare("krabby estop: from the shell to ESTOP (100 ms)", "ms", ours, floor, _LOADED)
     table.compare("krabby estop: to the end of its process", "ms", whole, floor, _LOADED)
+
+
+_RECEIVER: Final = """
+import json, sys
+from krabby.runtime.testing_traces import TraceReceiver
+with TraceReceiver() as receiver:
+    print(json.dumps(receiver.endpoint), flush=True)
+    sys.stdin.read()
+"""
+
+
+def bench_tracing(table: Table, n: int) -> None:
+    """What a tick that is traced adds, and below it what one that is not does."""
+    with ExitStack() as stack:
+        where = _started(stack, _RECEIVER)
+        tracer = make_tracer(TracingCfg(endpoint=where, every=1 << 62), "bench")
+        assert tracer is not None
+        stack.callback(tracer.close)
+        facts = {"krabby.mode": "policy", "krabby.state.sequence": 1}
+        names = ("read", "observe", "infer", "exchange", "record")
+
+        def trace() -> None:
+            now_ns = time.monotonic_ns()
+            time.sleep(0.001)  # the thread that sends has the interpreter meanwhile
+            began = time.perf_counter()
+            stages = [(name, now_ns, now_ns) for name in names]
+            tracer.trace("tick", now_ns, now_ns, stages, facts)
+            traced.append(time.perf_counter() - began)
+
+        traced: Samples = []
+        _, untraced = in_turn(trace, tracer.due, n)
+    table.compare("trace of a tick with 5 stages", "us", traced[-n:], untraced, "a tick without")
 
 
 def _started(stack: ExitStack, script: str, *arguments: str) -> Any:
@@ -613,6 +646,7 @@ def main() -> None:
         bench_depth(table, desc)
         bench_transports(table, 500)
         bench_estop(table, 40)
+        bench_tracing(table, 2000)
         summary = bench_stack(table, options.duration, policy, options.course)
         ring = bench_ring(min(options.duration, 20.0))
         recorders = bench_recorders(min(options.duration, 20.0), policy, options.course)

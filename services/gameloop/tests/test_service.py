@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 from krabby.runtime.testing import captured_logs, free_ports, running
+from krabby.runtime.testing_traces import TraceReceiver
+from krabby.runtime.tracing import TracingCfg
 from krabby.safety.trajectories import rest_joint_pos
 from krabby_gameloop import metrics
 from krabby_gameloop.config import EndpointsCfg
@@ -741,3 +743,30 @@ def test_a_hal_whose_clock_was_not_heard_for_long_is_asked_again(cfg, monkeypatc
     assert asked == [True]
     loop._meet_again(now_ns + 400 * MS)
     assert asked == [True]
+
+
+def test_a_tick_that_walks_becomes_a_trace_of_its_stages(make_hal, connected, ask):
+    def walking():
+        """The first trace of a tick that walked; asks again after a stall has ended a request."""
+        if ask(service, "status")["mode"] == "passive":
+            ask(service, "stand")
+        walks = ["read", "observe", "infer", "exchange", "record"]
+        traces = receiver.traces("tick")
+        return next((one for one in traces if [span.name for span in one[1]] == walks), None)
+
+    with TraceReceiver() as receiver, make_hal(armed=True) as hal:
+        tracing = TracingCfg(endpoint=receiver.endpoint, every=5)
+        service = Gameloop(connected(hal.endpoints, tracing=tracing))
+        with running(service):
+            root, stages = eventually(walking, 90.0)
+    facts = {one.key: one.value for one in root.attributes}
+    assert facts["krabby.mode"].string_value == "policy"
+    assert facts["krabby.policy"].string_value == "blind"
+    assert facts["krabby.command.sequence"].int_value > 0
+    assert facts["krabby.state.sequence"].int_value > 0
+    end_ns = root.start_time_unix_nano
+    for span in stages:  # one after the other, within the tick
+        assert end_ns <= span.start_time_unix_nano <= span.end_time_unix_nano
+        end_ns = span.end_time_unix_nano
+    assert end_ns <= root.end_time_unix_nano
+    assert receiver.resource["service.name"] == "gameloop"

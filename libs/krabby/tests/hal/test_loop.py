@@ -9,6 +9,8 @@ from krabby.hal.measurement import Measurement
 from krabby.robot.description import RobotDescription
 from krabby.runtime.rate import Tick
 from krabby.runtime.testing import free_ports, running, until
+from krabby.runtime.testing_traces import TraceReceiver
+from krabby.runtime.tracing import TracingCfg, make_tracer
 from krabby_proto import (
     FLAG_LOCKSTEP,
     FLAG_RESET,
@@ -246,3 +248,18 @@ def test_in_lock_step_a_measurement_is_never_incomplete(endpoints):
         running(HalLoop(simulation, endpoints)),
     ):
         until(lambda: simulation.calls[-1:] == ["close"])
+
+
+def test_a_cycle_becomes_a_trace_of_its_stages(endpoints):
+    with TraceReceiver() as receiver:
+        tracer = make_tracer(TracingCfg(endpoint=receiver.endpoint, every=10), "some-hal")
+        robot = Robot()
+        with running(HalLoop(robot, endpoints, tracer=tracer)):
+            until(lambda: receiver.traces("cycle"), 60.0)
+    root, stages = receiver.traces("cycle")[0]
+    assert [span.name for span in stages] == [robot.stage, "publish", "render and serve"]
+    facts = {one.key: one.value for one in root.attributes}
+    assert facts["krabby.safety"].string_value == "disarmed"
+    assert facts["krabby.state.sequence"].int_value == 10
+    assert root.start_time_unix_nano <= stages[0].start_time_unix_nano
+    assert stages[-1].end_time_unix_nano <= root.end_time_unix_nano

@@ -5,6 +5,7 @@ from typing import Annotated
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.control.config import ControlCfg
 from krabby.policy.tensorrt.config import InferenceCfg
+from krabby.runtime.tracing import TracingCfg
 from krabby_proto import default_endpoints
 from msgspec import Meta
 
@@ -48,6 +49,7 @@ class GameloopCfg(ControlCfg, frozen=True, kw_only=True):
     """On SIGTERM or Ctrl-C sit down first, for at most this long [s]; 0 just stops commanding."""
     endpoints: EndpointsCfg = EndpointsCfg()
     inference: InferenceCfg = InferenceCfg()
+    tracing: TracingCfg = TracingCfg()
 
     def __post_init__(self) -> None:
         half = 0.5 / self.rate_hz

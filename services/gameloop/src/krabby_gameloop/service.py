@@ -23,9 +23,10 @@ from krabby.robot.description import RobotDescription
 from krabby.runtime.app import Runtime
 from krabby.runtime.loop import LoopStats
 from krabby.runtime.provenance import provenance
-from krabby.runtime.rate import Rate
+from krabby.runtime.rate import Rate, Tick
 from krabby.runtime.realtime import IdleCollector
 from krabby.runtime.throttle import log_every
+from krabby.runtime.tracing import make_tracer
 from krabby_proto import (
     LatestSubscriber,
     Message,
@@ -73,6 +74,7 @@ class Gameloop:
         self._control: ControlSocket | None = None
         self._stats: LoopStats | None = None
         self._next_hello_ns = 0
+        self._tracer = make_tracer(cfg.tracing, "gameloop")
         self._swap_backend: Backend | None = None
         self._leave_at_ns: int | None = None
 
@@ -118,7 +120,7 @@ class Gameloop:
     def shutdown(self) -> Mapping[str, object]:
         """Stop commanding and close; the HAL's deadman does the rest."""
         summary = self._summary()
-        for each in (self._control, self._opened):
+        for each in (self._control, self._opened, self._tracer):
             if each is not None:
                 each.close()
         return summary
@@ -199,7 +201,7 @@ class Gameloop:
         rate = Rate(1.0 / self._cfg.rate_hz, phase_s=self._cfg.phase_s)
         self._stats = stats = LoopStats(rate)
         collector = IdleCollector() if self._cfg.realtime.collect_when_idle else None
-        io, control = self._io, self._control
+        io, control, tracer = self._io, self._control, self._tracer
         hal_clock = io.client.clock  # states and commands are stamped by it
         phase_ns = round(self._cfg.phase_s * 1e9)
         wait_ns = round(self._cfg.state_wait_s * 1e9)
@@ -222,13 +224,36 @@ class Gameloop:
             io.observe("receive", (now_ns - tick.woke_ns) * 1e-9)
             swap = control.take_runner() if control is not None else None
             sent = io.decide(state, features, hal_clock.latest(now_ns), swap)
+            decided_ns = time.monotonic_ns()
             if sent is not None:
                 io.send(sent, None, self._cfg.command_deadline_s)
+            sent_ns = time.monotonic_ns()
             io.record()
-            stats.end(time.monotonic_ns())
+            ended_ns = time.monotonic_ns()
+            stats.end(ended_ns)
+            if tracer is not None and tracer.due():
+                stages = [
+                    ("read", tick.woke_ns, now_ns),
+                    *io.policy_stages,
+                    ("exchange", decided_ns, sent_ns),
+                    ("record", sent_ns, ended_ns),
+                ]
+                tracer.trace("tick", tick.woke_ns, ended_ns, stages, self._facts_of(tick, state))
             io.expose()
             if collector is not None:
                 collector.offer(rate.next_deadline_ns)
+
+    def _facts_of(self, tick: Tick, state: Message | None) -> dict[str, str | int | float]:
+        """What a trace says of its tick; the state's sequence leads to the HAL's cycle."""
+        facts: dict[str, str | int | float] = {
+            "krabby.mode": self.controller.mode.value,
+            "krabby.policy": self.controller.policies.active.bundle.name,
+            "krabby.lateness_ms": tick.lateness_s * 1e3,
+            "krabby.command.sequence": self._io.client.sequence,
+        }
+        if state is not None:
+            facts["krabby.state.sequence"] = state.sequence
+        return facts
 
     def _may_leave(self, runtime: Runtime, now_ns: int) -> bool:
         """Whether the loop ends: at once when nothing would fall, else after sitting down."""

@@ -72,6 +72,8 @@ class TickIO:
         self._totals = Totals()
         self._exposition = metrics.ControlMetrics(controller)
         self._oversized: dict[str, int] = {}
+        self.policy_stages: list[tuple[str, int, int]] = []
+        """Observation and inference of the last tick: name, begin, end [ns]; none without."""
 
     def close(self) -> None:
         """Bring the metrics up to date and close the sockets."""
@@ -110,7 +112,9 @@ class TickIO:
         stepped = runner if sent is not None and runner.infer_s else None
         self.tape.decided(self.controller, state, features, now_ns, sent, stepped)
         self._exposition.note_tick(now_ns)
+        self.policy_stages.clear()
         if stepped is not None:
+            self._note_stages(stepped)
             self.observe("observe", runner.observe_s)
             self.observe("infer", runner.infer_s)
             self._exposition.note_inference(runner)
@@ -126,6 +130,14 @@ class TickIO:
             metrics.AGE["state"].observe(state.age_s(now_ns))
         self.ticks += 1
         return sent
+
+    def _note_stages(self, runner: PolicyRunner) -> None:
+        began_ns = round(runner.began_s * 1e9)
+        observed_ns = began_ns + round(runner.observe_s * 1e9)
+        self.policy_stages += [
+            ("observe", began_ns, observed_ns),
+            ("infer", observed_ns, observed_ns + round(runner.infer_s * 1e9)),
+        ]
 
     def send(self, sent: JointCommand, now_ns: int | None, deadline_s: float) -> bool:
         """Send a command and handle the newest reply; False when there was none to this one.

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from krabby.config import Config, check
 from krabby.drivers.can.config import CanCfg
 from krabby.hal.config import HalCfg, HalEndpointsCfg
+from krabby.runtime.tracing import TracingCfg
 from krabby_proto import runtime_folder
 from msgspec import Meta
 
@@ -96,3 +97,4 @@ class JetsonHalCfg(HalCfg, frozen=True, kw_only=True):
     contacts: ContactsCfg = ContactsCfg()
     estop: EstopCfg = EstopCfg()
     endpoints: EndpointsCfg = EndpointsCfg()
+    tracing: TracingCfg = TracingCfg()

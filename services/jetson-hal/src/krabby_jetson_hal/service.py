@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
+from krabby.runtime.tracing import make_tracer
 
 from krabby_jetson_hal.backend import Robot
 from krabby_jetson_hal.config import JetsonHalCfg
@@ -26,4 +27,5 @@ class JetsonHal(HalLoop):
             msgspec.structs.asdict(cfg.endpoints),
             collect_when_idle=cfg.realtime.collect_when_idle,
             update_metrics=Exposition(self.robot).update,
+            tracer=make_tracer(cfg.tracing, "jetson-hal"),
         )

@@ -3,6 +3,7 @@
 from krabby.config import Port, check
 from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
 from krabby.mujoco.config import PlantedCfg, StageCfg
+from krabby.runtime.tracing import TracingCfg
 
 __all__ = ["EndpointsCfg", "SimHalCfg"]
 
@@ -30,6 +31,7 @@ class SimHalCfg(StageCfg, frozen=True, kw_only=True):
     planted: PlantedCfg = PlantedCfg()
     endpoints: EndpointsCfg = EndpointsCfg()
     lockstep: LockstepCfg = LockstepCfg()
+    tracing: TracingCfg = TracingCfg()
 
     def __post_init__(self) -> None:
         check(

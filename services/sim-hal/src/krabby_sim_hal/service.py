@@ -10,6 +10,7 @@ from krabby.course.courses import make_course
 from krabby.hal.backend import SimulatedClock
 from krabby.hal.loop import HalLoop
 from krabby.robot.description import RobotDescription
+from krabby.runtime.tracing import make_tracer
 
 from krabby_sim_hal.backend import Simulator
 from krabby_sim_hal.config import SimHalCfg
@@ -36,4 +37,5 @@ class SimHal(HalLoop):
             duration_s=cfg.duration_s,
             lockstep=cfg.lockstep,
             update_metrics=Exposition(self.sim).update,
+            tracer=make_tracer(cfg.tracing, "sim-hal"),
         )

@@ -59,6 +59,8 @@ class PolicyRunner:
         self.policy = OnnxPolicy(bundle, backend)
         self._desc = desc
         self._builder = ObservationBuilder(bundle.observation, desc)
+        self.began_s = 0.0
+        """When the last observation began, CLOCK_MONOTONIC [s]."""
         self.observe_s = 0.0
         """Time the last observation took [s]."""
         self.infer_s = 0.0
@@ -120,6 +122,7 @@ class PolicyRunner:
         try:
             return self.policy.step(obs)
         finally:
+            self.began_s = started
             self.observe_s = observed - started
             self.infer_s = time.perf_counter() - observed
 

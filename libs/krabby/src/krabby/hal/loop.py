@@ -27,6 +27,7 @@ from krabby.runtime.app import Runtime
 from krabby.runtime.metrics import DEADLINE_MISSES, LOOP_LATENESS, SKIPPED_CYCLES, Quantiles
 from krabby.runtime.rate import Rate, Tick
 from krabby.runtime.realtime import IdleCollector
+from krabby.runtime.tracing import SlotTracer
 
 __all__ = ["HalLoop"]
 
@@ -52,6 +53,7 @@ class HalLoop:
         duration_s: float = 0.0,
         lockstep: LockstepCfg | None = None,
         update_metrics: Callable[[], None] = lambda: None,
+        tracer: SlotTracer | None = None,
     ) -> None:
         """Nothing is opened yet.
 
@@ -64,6 +66,7 @@ class HalLoop:
             lockstep: Timeouts and delays for a back end on a `SimulatedClock`.
             update_metrics: Brings the back end's own metrics up to date; called a few times a
                 second.
+            tracer: Makes traces of slots in real time; None for none.
 
         Raises:
             BackendUnusable: The rate is not a multiple of 100 Hz, or a back end that is not a
@@ -82,6 +85,7 @@ class HalLoop:
         self.backend = backend
         self._collect_when_idle = collect_when_idle
         self._duration_s = duration_s
+        self._tracer = tracer
         self._lockstep = LockstepCfg() if lockstep is None else lockstep
         delay_s = self._lockstep.answer_delay_s if backend.lockstep else 0.0
         self.handler = GateHandler(backend, answer_delay_ns=round(delay_s * 1e9))
@@ -126,6 +130,8 @@ class HalLoop:
                 self.backend.close()
             finally:
                 self._out.close()
+                if self._tracer is not None:
+                    self._tracer.close()
 
     def _run_realtime(self, runtime: Runtime) -> None:
         rate = Rate(self._slot_ns * 1e-9, grace=_GRACE)
@@ -173,13 +179,33 @@ class HalLoop:
         frame = self.backend.frame(now_ns)
         if frame is not None:
             out.server.publish_camera(*frame)
-        out.stages["publish"].observe((time.monotonic_ns() - read_ns) * 1e-9)
+        published_ns = time.monotonic_ns()
+        out.stages["publish"].observe((published_ns - read_ns) * 1e-9)
         if index == self._slots_per_period - 1 and out.sim is not None:
             out.server.poll(0.0)  # a late command must not wait for an image
             out.expose(now_ns)
         if out.count_slots(1):
             out.server.poll(0.0)  # nor for the gauges
             out.update_metrics()
+        if self._tracer is not None and self._tracer.due():
+            self._trace(slot, began_ns, read_ns, published_ns)
+
+    def _trace(self, slot: Slot, began_ns: int, read_ns: int, published_ns: int) -> None:
+        """Make the slot that has just been run into a trace."""
+        assert self._tracer is not None
+        ended_ns = time.monotonic_ns()
+        stages = [
+            (self.backend.stage, began_ns, read_ns),
+            ("publish", read_ns, published_ns),
+            ("render and serve", published_ns, ended_ns),
+        ]
+        gate = self.handler.gate
+        facts = {
+            "krabby.safety": gate.state.name.lower(),
+            "krabby.lateness_ms": (slot.woke_ns - slot.scheduled_ns) * 1e-6,
+            "krabby.state.sequence": self._out.state_sequence,
+        }
+        self._tracer.trace("cycle", slot.woke_ns, ended_ns, stages, facts)
 
     def _serve_until(self, deadline_ns: int) -> None:
         """Serve what arrived during the slot, then what arrives until the next one."""

@@ -44,6 +44,8 @@ class HalPublisher:
         self.payload = StatePayload()
         self.slots = 0
         """Slots run."""
+        self.state_sequence = 0
+        """Of the newest state."""
         self.was_reset = False
         """Whether the next state has to say that the robot was respawned."""
         stages = (backend.stage, "publish", *(("render",) if self.sim is not None else ()))
@@ -99,7 +101,7 @@ class HalPublisher:
         if self.was_reset:
             self.was_reset = False
             flags |= FLAG_RESET
-        self.server.publish_state(payload, capture_ns, flags)
+        self.state_sequence = self.server.publish_state(payload, capture_ns, flags)
 
     def follow_gate(self) -> None:
         """Let every reply from now on carry the gate's state and faults."""
