@@ -100,3 +100,11 @@ def test_what_a_loop_answers_cannot_forge_a_line_or_drive_the_terminal(loop, cap
     loop.answer = {"ok": True, "mode": "sit\r\x1b[31m"}
     assert main(["stand", where]) == 0
     assert capsys.readouterr().out == "game loop: sit\\r\\x1b[31m\n"
+
+
+def test_what_a_policy_can_do_is_told_in_words(loop, capsys):
+    abilities = {"stands": True, "reverses": False, "side_steps": None}
+    loop.answer = {"ok": True, "mode": "policy", "blind": False, "abilities": abilities}
+    assert main(["stand", f"--endpoint=control={loop.endpoint}"]) == 0
+    said = capsys.readouterr().out
+    assert said == "game loop: policy, blind no, abilities stands yes, reverses no\n"

@@ -2,6 +2,7 @@ import contextlib
 import itertools
 import os
 import pty
+import select
 import termios
 
 import pytest
@@ -221,6 +222,21 @@ def test_the_newest_line_is_shown_once_the_terminal_is_read_again(terminal, fill
     line.close()
     assert not line._thread.is_alive()
     assert b"line 50" not in seen
+
+
+def test_a_line_is_cut_to_the_width_of_the_terminal(terminal):
+    leader, follower = terminal
+    termios.tcsetwinsize(follower, (24, 30))
+    line = StatusLine(follower)
+    line.show("vx +0.10 m/s  vy +0.00 m/s  yaw +0.00 rad/s   walks blind")
+    seen = b""
+    while b"vy +0.00" not in seen:
+        seen += os.read(leader, 65536)
+    line.close()
+    while select.select([leader], (), (), 0)[0]:
+        seen += os.read(leader, 65536)
+    assert b"vx +0.10 m/s  vy +0.00 m/s  y" in seen  # 29 columns
+    assert b"  ya" not in seen
 
 
 def test_a_line_that_cannot_be_written_is_no_error():

@@ -120,4 +120,9 @@ def _report(who: str, op: str, answer: Mapping[str, Any]) -> int:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        known = {name: each for name, each in value.items() if each is not None}
+        return ", ".join(f"{name} {_plain(each)}" for name, each in known.items()) or "unknown"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -24,6 +24,8 @@ _ESTOP_KEY: Final = b"xX"
 _MAX_PARAMETERS: Final = 32
 _MOUSE_BYTES: Final = 3
 _CLOSE_S: Final = 0.2
+_COLUMNS: Final = 80
+"""Of a terminal that does not say how wide it is."""
 _LINE_MODE: Final = termios.ICANON | termios.ECHO
 _MARK_PASTES: Final = "\x1b[?2004h"
 _LEAVE_PASTES: Final = "\x1b[?2004l"
@@ -192,10 +194,20 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
         self._thread.start()
 
     def show(self, text: str) -> None:
-        """Put `text` in place of the line; never waits for the terminal."""
+        """Put `text` in place of the line, cut to the terminal's width; never waits for it.
+
+        A longer one would go on below, and every line push the ones before it up.
+        """
+        text = "\n".join(line[: self._columns() - 1] for line in text.split("\n"))
         with self._changed:
             self._newest = text
             self._changed.notify()
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self._fd).columns or _COLUMNS
+        except OSError:  # no terminal
+            return _COLUMNS
 
     def close(self) -> None:
         """Write the last line if the terminal takes it soon."""
