@@ -249,6 +249,19 @@ def marks() -> list[dict[str, Any]]:
             "titleFormat": title,
         }
         for name, (expr, title, colour) in MARKS.items()
+    ] + [
+        {
+            "datasource": {"type": SOURCE.type_val, "uid": SOURCE.uid},
+            "enable": True,
+            "expr": chosen("krabby_recorder_incident_timestamp_seconds * 1000"),
+            "iconColor": "blue",
+            "name": "Black box",
+            "step": "1s",
+            "textFormat": "black box: {{path}}",
+            "titleFormat": "Last minute before: {{kind}}",
+            # The value is the time of the incident; the file begins a moment later.
+            "useValueForTime": True,
+        }
     ]
 
 

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 
 import numpy as np
 import pytest
+from krabby.runtime.testing import free_port, until
 from krabby_cli.blackbox import BlackBox, Ring, Triggers
 from krabby_cli.blackbox import Trigger as Why
 from krabby_proto import (
@@ -210,14 +212,22 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path, said, clock):
     assert said[0].startswith("no black box of now: ")
 
 
+def exposed(port):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        return answer.read().decode()
+
+
 def test_an_estop_at_a_live_hal_is_in_a_file(tmp_path):
     """A real process beside a HAL on sockets."""
     place = {name: f"ipc://{tmp_path}/{name}" for name in STREAMS}
     hal_streams = ("state", "camera", "command", "safety", "trace", "truth")
     with FakeHal({name: place[name] for name in hal_streams}, armed=True) as hal:
         folder = tmp_path / "box"
+        port = free_port()
         argv = [sys.executable, "-m", "krabby_cli", "record", f"--ring={folder}"]
         argv += [f"--endpoint={name}={endpoint}" for name, endpoint in place.items()]
+        began_s = time.time()
+        argv.append(f"--metrics-port={port}")
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
             try:
                 deadline = time.monotonic() + 60
@@ -227,11 +237,15 @@ def test_an_estop_at_a_live_hal_is_in_a_file(tmp_path):
                     hal.submit(lambda server: server.follow_gate(5, 1 << 6))
                     time.sleep(0.2)
                 assert "emergency stop: the last minute is in" in process.stderr.readline()
+                until(lambda: "incident_timestamp_seconds{" in exposed(port), 60.0)
+                told = exposed(port)
                 process.send_signal(signal.SIGTERM)
                 assert process.wait(60) == 0
             finally:
                 process.kill()
         (path,) = folder.glob("*-estop.mcap")
+        mark = f'krabby_recorder_incident_timestamp_seconds{{kind="estop",path="{path}"}} '
+        assert began_s <= float(told.partition(mark)[2].split()[0]) <= time.time()
         recording = Recording(path)
         stops = [each.gate for each in recording.exchanges() if each.gate == (5, 64)]
         assert stops[0].faults == ("estop",)

@@ -258,10 +258,13 @@ def test_every_dashboard_is_of_the_chosen_robot_and_marks_what_happened_to_it(da
         exprs = [t["expr"] for panel in board["panels"] for t in panel["targets"]]
         assert all('robot=~"$robot"' in expr for expr in exprs)
         marks = {one["name"]: one for one in board["annotations"]["list"]}
-        assert set(marks) == {"Falls", "Faults", "E-stops"}
-        for mark in marks.values():
-            assert "{{path}}" in mark["textFormat"]
-            assert "krabby_recorder_file_info" in mark["expr"]
+        assert set(marks) == {"Falls", "Faults", "E-stops", "Black box"}
+        assert all("{{path}}" in mark["textFormat"] for mark in marks.values())
+        incident = marks.pop("Black box")
+        assert "krabby_recorder_incident_timestamp_seconds" in incident["expr"]
+        assert incident["useValueForTime"]  # the value is the time, in milliseconds
+        assert incident["expr"].endswith(" * 1000")
+        assert all("krabby_recorder_file_info" in mark["expr"] for mark in marks.values())
 
 
 @pytest.mark.parametrize("name", ["prometheus.yml", "robot.yml"])

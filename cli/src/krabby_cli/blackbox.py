@@ -231,6 +231,11 @@ class BlackBox:
         self._hellos: dict[str, Hello] = {}
         self._file: _Incident | None = None
 
+    @property
+    def path(self) -> Path | None:
+        """The file that is being written; None for none."""
+        return None if self._file is None else self._file.path
+
     def take_hello(self, hello: Hello) -> None:
         """A process said what it is: that goes into every file."""
         self._hellos[hello.name] = hello
@@ -319,6 +324,7 @@ class _Incident:
         trigger: Trigger,
         now_s: float,
     ) -> None:
+        self.path = path
         self._recorder = Recorder(path, facts, key=key)
         self._drawing = Drawing(self._recorder, RobotDescription.load())
         self._undrawn: deque[RawMessage] = deque()

@@ -60,6 +60,11 @@ _WRITTEN: Final = _counter("messages", "RawMessages written to the file")
 _MISSED: Final = _counter("missed_messages", "RawMessages that never came, by sequence")
 _INCIDENTS: Final = Counter("krabby_recorder_incidents_total", "Files that the black box began")
 
+_INCIDENT: Final = Gauge(
+    "krabby_recorder_incident_timestamp_seconds",
+    "When the newest incident of a kind came, whose last minute is in the file",
+    ["kind", "path"],
+)
 _FILE: Final = Gauge("krabby_recorder_file_info", "File that is being written", ["path"])
 
 _EPILOG: Final = """\
@@ -255,6 +260,8 @@ class _Ring:
         )
         self._triggers = Triggers()
         self._requested = False
+        self._told: dict[tuple[str, str], None] = {}
+        self._most_told: int = args.ring_files
 
     @contextlib.contextmanager
     def requests(self) -> Any:
@@ -287,9 +294,20 @@ class _Ring:
         self._box.finish()
 
     def _write(self, trigger: Trigger) -> None:
-        files = self._box.files
+        files, now_s = self._box.files, time.time()
         self._box.trigger(trigger)
         _INCIDENTS.inc(self._box.files - files)
+        if self._box.path is not None:
+            self._tell(trigger.kind, str(self._box.path.absolute()), now_s)
+
+    def _tell(self, kind: str, path: str, now_s: float) -> None:
+        """Expose the incident for a mark on the dashboards, of the newest files alone."""
+        _INCIDENT.labels(kind, path).set(now_s)
+        self._told[kind, path] = None
+        while len(self._told) > self._most_told:
+            oldest = next(iter(self._told))
+            del self._told[oldest]
+            _INCIDENT.remove(*oldest)
 
 
 def _facts() -> dict[str, str]:
