@@ -152,7 +152,7 @@ test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
-# Root measures in a network namespace of its own, and only root has a link between two.
+# Root measures in a separate network namespace, and only root has a link between two.
 NETNS := $(if $(filter 0,$(shell id -u)),unshare -n -m sh -c 'ip link set lo up; ip link set lo multicast on; ip route add 239.0.0.0/8 dev lo; exec "$$@"' sh)
 MINUTES ?= 30
 

@@ -2,7 +2,7 @@
 
 `python bench/trainer_sizes.py [--tasks teacher distill] [--robots 1024 ...] [--minutes 4] [--bf16]`
 
-Each row is a process on a GPU of its own; all visible GPUs work side by side, largest sizes first,
+Each row is a process on a separate GPU; all visible GPUs work side by side, largest sizes first,
 so that no GPU waits for the other at the end. A row's memory is the growth of its device's use, by
 nvidia-smi, while it holds all that it has reserved: torch's and Warp's pools, and the CUDA context.
 After `--minutes` no row is started. With `--bf16` every size of the teacher is measured a second

@@ -13,7 +13,7 @@ def test_make_sim_and_the_containers_walk_the_same_policy_on_the_same_course():
     assert (env["KRABBY_POLICY"], env["KRABBY_COURSE"]) == (DEFAULT_POLICY, DEFAULT_COURSE)
 
 
-def test_nobody_else_has_a_default_of_his_own():
+def test_no_other_module_has_a_default():
     for name in ("compose.yaml", "compose.jetson.yaml"):
         text = (ROOT / name).read_text()
         assert "${KRABBY_POLICY:" not in text, name

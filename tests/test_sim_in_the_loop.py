@@ -256,7 +256,9 @@ def test_in_lock_step_a_killed_camera_ends_the_run(krabby, tmp_path):
     assert not any(psutil.pid_exists(pid) for pid in pids.values())
 
 
-def test_in_lock_step_the_same_seed_gives_the_same_trajectory_whoever_is_held_up(krabby, tmp_path):
+def test_in_lock_step_the_same_seed_gives_the_same_trajectory_however_processes_are_held_up(
+    krabby, tmp_path
+):
     runs = []
     for held_up in (None, "camera"):
         argv = ("--speed", "0", "--duration", "6", "--course", "steps", "--seed", "4")

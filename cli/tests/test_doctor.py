@@ -123,7 +123,7 @@ def test_a_bare_machine_is_told_what_is_missing_without_a_crash(examine):
     assert found["Docker"].status == "fail"
 
 
-def test_whoever_judges_it_as_the_robot_sees_what_a_robot_lacks(examine):
+def test_judged_as_the_robot_it_lists_what_a_robot_lacks(examine):
     found = examine(bare=True, as_robot=True)
     assert {found[name].status for name in ("Jetson", "camera", "serial", "calibration")} == {
         "fail"

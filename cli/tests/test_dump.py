@@ -92,7 +92,7 @@ def test_watching_silence_says_where_it_listened(capsys):
     [("nav", "only the game loop hears it"), ("command", "a request to the HAL"),
      ("stat", "no stream is called 'stat'")],
 )  # fmt: skip
-def test_streams_nobody_can_listen_to_are_explained(name, said):
+def test_streams_that_cannot_be_listened_to_are_explained(name, said):
     with pytest.raises(UsageError, match=said):
         audible([name])
 

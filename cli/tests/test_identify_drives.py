@@ -140,7 +140,7 @@ def test_an_operator_may_ask_again_and_quit(rig, operator):
 
 
 def test_a_drive_whose_reading_is_of_another_leg_is_a_fault_that_names_both(rig, operator):
-    """The command reaches lm_knee's motor: that is what moves, and says so."""
+    """The command reaches lm_knee's motor: that is what moves, and what it reports."""
     operator()
     knee, other = rig.drives[KNEE], rig.drives[OTHER]
     follow = knee._follow

@@ -82,7 +82,7 @@ def test_the_command_writes_the_rules_it_was_told(tmp_path, capsys):
     ("words", "says"),
     [
         (["front=can9"], "'front=can9' is not BUS=INTERFACE"),
-        (["front=can0", "middle=can0", "rear=can1"], "an interface of its own each"),
+        (["front=can0", "middle=can0", "rear=can1"], "a separate interface each"),
     ],
 )
 def test_a_wrong_assignment_is_one_line(tmp_path, capsys, words, says):

@@ -55,7 +55,7 @@ def test_a_refusal_gives_the_gates_reason(hal, capsys):
     assert said == "krabby arm: the safety gate refused arm: the e-stop is latched; reset first\n"
 
 
-def test_nobody_there_names_endpoint_and_deadline(capsys):
+def test_without_an_answer_endpoint_and_deadline_are_named(capsys):
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     assert main(["estop", "--timeout", "0.1", f"--endpoint=safety={endpoint}"]) == 1
     said = capsys.readouterr().err

@@ -273,7 +273,7 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\0"
 
 
 @pytest.mark.slow
-def test_whoever_has_no_key_cannot_end_a_process_with_a_ping(serving):
+def test_a_client_without_a_key_cannot_end_a_process_with_a_ping(serving):
     """The abort of libzmq: queue full, one PING, hang-up. A HAL on plain TCP ends within 2 s."""
     body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
     ready = bytes([4, len(body)]) + body

@@ -70,7 +70,7 @@ def test_cores_are_those_of_the_three_services():
     assert cores == {"sim-hal": 0.457, "camera": 0.1, "gameloop": 0.3, "total": 0.857}
 
 
-def test_what_nobody_reported_is_null_and_the_truth_stream_helps_out():
+def test_what_was_not_reported_is_null_and_the_truth_stream_helps_out():
     summary = build_summary(PLAN, END, {}, {"distance_m": 2.5, "falls": 1})
 
     assert set(summary) == KEYS

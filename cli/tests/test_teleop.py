@@ -97,7 +97,7 @@ def test_the_emergency_stop_goes_to_the_gate(hal, endpoints):
     assert hal.operators[0][0] == "estop"
 
 
-def test_a_stop_that_nobody_confirmed_is_shouted(nav):
+def test_a_stop_that_was_not_confirmed_is_shouted(nav):
     safety, control = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
     with Operator({"nav": nav.endpoint, "safety": safety, "control": control}) as operator:
         said = operator.ask("estop")

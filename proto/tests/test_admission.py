@@ -136,7 +136,7 @@ def test_every_admitted_command_renews_the_lease_and_a_refused_one_does_not(admi
     assert status(admission, command(1, writer=2, published=later), later) is CommandStatus.APPLIED
 
 
-def test_a_holder_whose_lease_ran_out_goes_on_when_nobody_took_it(admission):
+def test_a_holder_whose_lease_ran_out_continues_when_no_other_took_it(admission):
     assert status(admission, command(1)) is CommandStatus.APPLIED
     later = NOW + 5_000 * MS
     assert status(admission, command(2, published=later), later) is CommandStatus.APPLIED

@@ -202,7 +202,7 @@ def test_a_client_with_one_bad_endpoint_opens_none(context):
         HalClient({"command": "tcp://127.0.0.1:1", "state": "nowhere"}, context=context)
 
 
-def test_nobody_answers_hello(context, tmp_path):
+def test_a_hello_without_an_answer(context, tmp_path):
     with (
         HalClient({"command": f"ipc://{tmp_path}/absent"}, context=context) as client,
         pytest.raises(

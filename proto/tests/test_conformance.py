@@ -328,7 +328,7 @@ def test_a_silent_state_stream_blocks_what_needs_it(context, quick, monkeypatch)
     assert "not run" in found["NaN"]
 
 
-def test_nobody_there_is_said_once(tmp_path, context, quick, monkeypatch):
+def test_an_absent_hal_is_said_once(tmp_path, context, quick, monkeypatch):
     monkeypatch.setattr(conformance_module, "_PATIENCE_S", 0.5)
     endpoints = {name: f"ipc://{tmp_path}/{name}" for name in ("state", "command", "safety")}
     start = time.monotonic()

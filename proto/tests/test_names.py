@@ -55,7 +55,7 @@ def flows(publisher, subscriber):
     "endpoint",
     ["tcp://127.0.0.1:6001", "tcp://[::1]:6001", "tcp://*:6001", "ipc:///run/x", "inproc://x"],
 )
-def test_where_there_is_no_name_nobody_is_asked(service, endpoint):
+def test_where_there_is_no_name_no_service_is_asked(service, endpoint):
     assert HostName.of(endpoint) is None
     assert service.asked == 0
 
@@ -71,7 +71,7 @@ def test_a_name_that_is_none_is_no_address(service):
     assert HostName.of("tcp://nowhere:6001").endpoints(5.0) == ()
 
 
-def test_a_name_server_that_does_not_answer_holds_nobody_up(service, context, eventually):
+def test_a_name_server_that_does_not_answer_delays_no_message(service, context, eventually):
     service.answers.clear()
     with (
         Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher,

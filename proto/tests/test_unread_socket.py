@@ -184,5 +184,5 @@ print("still trying")
 
 
 @pytest.mark.slow
-def test_a_socket_that_nobody_uses_never_tires_of_connecting():
+def test_a_socket_that_is_not_used_never_tires_of_connecting():
     assert played(_IN_VAIN) == ["still", "trying"]

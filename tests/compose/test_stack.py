@@ -326,7 +326,7 @@ def test_a_client_with_the_first_key_reaches_the_robot_through_the_relay(stack, 
     wait_until(stack.walks, 10, "it walks again")
 
 
-def test_whoever_has_no_key_is_refused_and_counted(stack):
+def test_a_client_without_a_key_is_refused_and_counted(stack):
     place = stack.through_relay("safety")
     with tempfile.TemporaryDirectory() as folder:
         eve = Path(folder, "eve.toml")

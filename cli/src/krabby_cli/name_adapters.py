@@ -89,5 +89,5 @@ def _given(words: list[str], buses: list[str], adapters: list[Adapter]) -> Mappi
             )
         found[bus] = by_name[interface]
     if len(found) < len(buses) or len(set(found.values())) < len(found):
-        raise HardwareError(f"give {', '.join(buses)} an interface of its own each")
+        raise HardwareError(f"give {', '.join(buses)} a separate interface each")
     return found

@@ -1,7 +1,7 @@
 """`krabby record`: everything that the robot's processes say, in MCAP files that viewers open.
 
 FILE gets all of it until the end. With --ring the last minute stays in memory, and is written to a
-file of its own when something happens: a fault of the gate, an e-stop, a fall, `krabby mark` or
+separate file when something happens: a fault of the gate, an e-stop, a fall, `krabby mark` or
 SIGUSR1. Raw streams stand beside messages of Foxglove's schemas (joint states, transforms, depth,
 course, log), which Foxglove, Rerun and PlotJuggler draw; course, policies, configuration and
 versions are in the metadata. `krabby verify` checks the hash chain.

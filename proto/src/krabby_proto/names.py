@@ -1,8 +1,8 @@
 """Host names in endpoints, looked up beside the thread that carries the messages.
 
 libzmq asks the name service in its I/O thread: where no name server answers, every message of the
-process waits there for ten seconds, and again at every attempt to connect. Here a thread of its
-own asks, and libzmq is given addresses.
+process waits there for ten seconds, and again at every attempt to connect. Here another thread
+asks, and libzmq is given addresses.
 """
 
 from __future__ import annotations

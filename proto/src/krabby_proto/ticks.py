@@ -367,7 +367,7 @@ _KEPT_FEATURES: Final = 64
 
 def _replaced(tick: Tick, changes: Mapping[str, Any]) -> Tick:
     for name, value in changes.items():
-        object.__setattr__(tick, name, value)  # just made: nobody else has it
+        object.__setattr__(tick, name, value)  # just made: no other code has it
     return tick
 
 

@@ -122,7 +122,7 @@ def test_a_frame_becomes_the_policy_image_and_keeps_its_capture_time(endpoints):
     assert rig.runtime.summary["valid_ratio_mean"] == 1.0
 
 
-def test_a_frame_of_another_size_is_dropped_with_its_size_and_hurts_nobody(endpoints):
+def test_a_frame_of_another_size_is_dropped_with_its_size_and_hurts_no_other(endpoints):
     with captured_logs() as events, Rig(endpoints) as rig:
         rig.lose(np.ones((48, 64), np.float32), "size")
         assert rig.see(depth(1)).payload.size == 58 * 87

@@ -176,7 +176,7 @@ def test_it_stands_up_over_can_and_its_other_wires_agree(start, desc):
     assert cores < 0.9, f"{cores:.3f} cores; {summary}"
 
 
-def test_silence_damps_the_legs_within_150_ms_and_nobody_puts_a_fallen_robot_back(start, desc):
+def test_silence_damps_the_legs_within_150_ms_and_a_fallen_robot_is_not_put_back(start, desc):
     robot = start("camera.enabled=false")
     robot.stand()
     with worst_lateness() as late_s:

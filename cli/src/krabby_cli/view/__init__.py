@@ -162,7 +162,7 @@ def view_command(port: int, endpoints: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _listener(address: str, port: int) -> socket.socket:
-    """A listening socket; on a free port, with a line that says so, if that one is taken."""
+    """A listening socket; on a free port, with a line about it, if that one is taken."""
     from krabby_cli.view.server import listening
 
     try:

@@ -165,7 +165,7 @@ def test_asked_to_sit_it_lies_down_and_stays_there(robot, desc):
     assert robot.tick(20) is Mode.STAND_UP
 
 
-def test_whoever_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
+def test_a_robot_that_is_asked_to_sit_while_it_walks_stands_first(robot, desc):
     robot.tick(3000)
     assert robot.controller.mode is Mode.POLICY
     assert np.abs(robot.sent[-1].joint_pos - desc.default_joint_pos).max() > 0.05

@@ -66,7 +66,7 @@ def hear(nav_filter, nav, clock):
     return receive
 
 
-def test_nobody_asked_so_it_stands_still(run):
+def test_without_a_command_it_stands_still(run):
     np.testing.assert_array_equal(run(0, 100), 0.0)
 
 

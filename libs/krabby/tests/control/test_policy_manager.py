@@ -265,7 +265,7 @@ def test_who_stands_by_itself_is_left_alone(cfg, policies, desc, inputs):
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(-0.1)
 
 
-def test_without_a_blind_policy_nobody_relieves_it(cfg, policies, desc, inputs):
+def test_without_a_blind_policy_no_other_relieves_it(cfg, policies, desc, inputs):
     cfg = msgspec.structs.replace(cfg, policy=str(policies / "restless"), blind_policy="")
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     assert walk.until(0, 400, command=(0.0, 0.0, 0.0)) == pytest.approx(0.2)

@@ -1,4 +1,4 @@
-"""A controller made again from a snapshot goes on as the one it was taken of."""
+"""A controller made again from a snapshot continues as the one it was taken of."""
 
 import numpy as np
 import pytest

@@ -192,7 +192,7 @@ def test_whatever_it_is_doing_it_has_ended_3_s_after_the_signal(launch, how):
 
 
 @pytest.mark.slow
-def test_stdout_and_stderr_that_nobody_reads_do_not_keep_it(launch):
+def test_stdout_and_stderr_without_a_reader_do_not_keep_it(launch):
     walker = launch("fail=chatter")
     walker.wait_for("running")
     time.sleep(1.0)  # 20 MB of lines: the pipes and the queues are full

@@ -82,7 +82,7 @@ def test_the_first_beat_may_take_longer(pulse):
     assert looks(pulse, 1, 0.19) == [True]
 
 
-def test_who_was_frozen_itself_accuses_nobody(pulse):
+def test_a_process_that_was_frozen_itself_accuses_no_other(pulse):
     pulse.beat()
     assert looks(pulse, 1, 0.2) == [False]
     assert looks(pulse, 1, 3600.0) == [False]

@@ -46,7 +46,7 @@ def test_lines_come_out_in_order(pipe):
     assert output.dropped == 0
 
 
-def test_nobody_reads_and_no_call_waits_and_what_is_lost_is_told_once_where_the_gap_is(pipe):
+def test_without_a_reader_no_call_waits_and_what_is_lost_is_told_once_where_the_gap_is(pipe):
     reader, writer = pipe
     before = LOG_LINES_DROPPED._value.get()
     # 100 bytes a line: the pipe takes 64 KiB, the queue 10 000 bytes, so some 756 of 2000 fit

@@ -47,6 +47,8 @@ __all__ = ["Gameloop", "state_of_period"]
 log = structlog.get_logger(__name__)
 
 _HELLO_TIMEOUT_S = 0.2
+_HAL_STARTS_S = 5.0
+"""How long a HAL may take to start [s]."""
 _HELLO_PAUSE_NS = 500_000_000
 _CLOCK_ERROR_S = 0.01
 """Largest error with which the clock of a HAL on another host may be known [s]: stamps of commands
@@ -145,13 +147,18 @@ class Gameloop:
     # --- meeting the HAL ---------------------------------------------------------------------
 
     def _meet(self, runtime: Runtime) -> dict[str, Any] | None:
-        """Wait for the HAL and check that it is the right one; None when told to stop."""
+        """Wait for the HAL and check that it is the right one; None when told to stop.
+
+        A HAL that starts together with this loop is no reason for a warning.
+        """
+        warn_s = time.monotonic() + _HAL_STARTS_S
         while not runtime.stopping:
             runtime.beat()
             theirs = self._greet()
             if theirs is not None:
                 return theirs
-            self._warn.warning("waiting for the HAL", command=self._cfg.endpoints.command)
+            say = self._warn.info if time.monotonic() < warn_s else self._warn.warning
+            say("waiting for the HAL", command=self._cfg.endpoints.command)
         return None
 
     def _greet(self) -> dict[str, Any] | None:

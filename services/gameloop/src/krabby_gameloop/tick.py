@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 _EXPOSE_TICKS = 50
 """Ticks between two updates of the slow metrics."""
+_FIRST_STATE_TICKS = 100
+"""Ticks for which it is no fault that no state has come yet."""
 _LATEST_ANSWER = 16
 """Commands after which an answer is not waited for any more."""
 
@@ -119,7 +121,7 @@ class TickIO:
             self.observe("infer", runner.infer_s)
             self._exposition.note_inference(runner)
             runner.infer_s = 0.0
-        if sent is None:
+        if sent is None and (state is not None or self.ticks >= _FIRST_STATE_TICKS):
             age_s = None if state is None else state.age_s(now_ns)
             self.warn.warning("no fresh state, silent", age_s=age_s)
         if features is not None:

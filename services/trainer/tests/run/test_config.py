@@ -95,7 +95,7 @@ def test_what_cannot_be_used_is_refused_by_name(typed, says):
     assert "\n" not in str(caught.value)
 
 
-def test_stops_are_refused_where_nobody_is_stopped():
+def test_stops_are_refused_where_no_robot_is_stopped():
     with pytest.raises(ConfigError, match=r"\['rest_s'\] and MuJoCo has neither stops"):
         compose(["task=distill", "env.physics.backend=mujoco", "env.command.rest_s=1"])
 

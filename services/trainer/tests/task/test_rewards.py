@@ -130,7 +130,7 @@ def test_torque_counts_relative_to_what_its_drive_is_rated_for():
     assert term("torque", torque=torque, rated_torque=rated).tolist() == near([169.0])
 
 
-def test_power_is_torque_times_speed_whoever_drives_whom():
+def test_power_is_torque_times_speed_in_either_direction():
     torque = torch.tensor([[10.0, -10.0, 30.0, 0.0]])
     joint_vel = torch.tensor([[2.0, 0.5, -1.0, 9.0]])
     assert term("power", torque=torque, joint_vel=joint_vel).tolist() == near(

@@ -749,7 +749,7 @@ def test_frames_of_strangers_change_nothing(rig):
     assert (readings.faults == 0).all()
 
 
-def test_a_feedback_that_nobody_asked_for_is_counted_and_dropped(rig):
+def test_a_feedback_that_was_not_asked_for_is_counted_and_dropped(rig):
     rig.start()
     rig.cycle()
     rig.peers[0].send(can.Message(arbitration_id=0x02800BFD, data=b"\xff" * 8))

@@ -113,7 +113,7 @@ def test_a_reader_gets_the_sample_in_the_sensor_s_frames(listen):
         server.close()
 
 
-def test_a_reader_that_does_not_read_loses_measurements_and_blocks_nobody():
+def test_a_reader_that_does_not_read_loses_measurements_and_blocks_no_other():
     server = ImuServer("pty", MOUNT)
     try:
         server.device.receive(write("75", "1", "4", "05", "0131", "0010"))
