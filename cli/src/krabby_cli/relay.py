@@ -144,7 +144,7 @@ class _Worker:
 
     group: str
     follows_frozen: bool = False
-    """Whether it takes the place of one that was frozen; it logs that, since this one has no log."""
+    """Whether it takes the place of one that was frozen; it logs that, as this one has no log."""
     process: Any = None
     frozen: bool = False
     its: Pulse = field(default_factory=lambda: Pulse(look_s=_POLL_S, starts_s=_START_S))

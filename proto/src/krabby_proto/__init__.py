@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from krabby_proto.folder import *
     from krabby_proto.header import *
     from krabby_proto.hello import *
+    from krabby_proto.operators import *
     from krabby_proto.replies import *
     from krabby_proto.requests import *
     from krabby_proto.schema import *
