@@ -37,6 +37,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "identify": ("identify",),
         "check_hal": ("check-hal",),
         "course": ("course",),
+        "import_policy": ("import-policy",),
         "doctor": ("doctor",),
         "drives": ("drives",),
         "relay": ("relay",),
