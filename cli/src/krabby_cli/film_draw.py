@@ -11,7 +11,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from krabby.course.courses import Course, make_course
 from krabby.robot.assets import choose_robot, robot_name
 from krabby.runtime.child import interrupts_ignored
@@ -147,11 +146,9 @@ class _Artist:
 
 def beside(pose: Pose) -> View:
     """From the side and a little ahead; it follows the robot and does not turn with it."""
-    from krabby.mujoco.render import View
+    from krabby.mujoco import film
 
-    x, y, z = np.asarray(pose.base_pos_w, dtype=np.float64).tolist()
-    y *= 0.5
-    return View(eye=(x + 2.4, y - 3.8, z + 1.7), target=(x + 0.15, y, z - 0.25), fov_rad=0.62)
+    return film.beside(pose.base_pos_w)
 
 
 _artist: _Artist | None = None

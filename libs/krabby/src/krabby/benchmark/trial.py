@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from krabby.robot.description import RobotDescription
     from krabby.safety.gate import SafetyGate
 
-__all__ = ["Policies", "Trial", "TrialCfg"]
+__all__ = ["Policies", "Trial", "TrialCfg", "local_message"]
 
 _START_S: Final = 12.0
 """A robot that does not walk after this long will not [s]."""
@@ -305,11 +305,11 @@ class Trial:
         if self._go_ns is not None:
             self._director.step(self._since_go_s())
         self._sequence += 1
-        state = _message(STATE, payload, now_ns, self._sequence)
+        state = local_message(STATE, payload, now_ns, self._sequence)
         controller.handle_state(state)
         if (self._periods - 1) % _NAV_PERIODS == 0:
             self._asked = self._director.command(self._since_go_s()).as_array()
-            nav = _message(NAV, self._asked, now_ns, self._sequence)
+            nav = local_message(NAV, self._asked, now_ns, self._sequence)
             controller.nav.receive(nav, now_ns)
         if self._sight is not None:
             self._look(self._sight, state)
@@ -329,13 +329,13 @@ class Trial:
             frame = self.robot.picture(now_ns)
         seen = None if frame is None else sight.see(frame.image, frame.capture_ns)
         if seen is not None:
-            self._features = _message(
+            self._features = local_message(
                 FEATURES, seen.payload, seen.capture_ns, self._sequence, seen.flags
             )
 
     def _send(self, sent: JointCommand, now_ns: int) -> None:
         payload = sent.joint_pos.astype(np.float32)
-        message = _message(CAMERA, payload, sent.state.capture_ns, self._sequence)
+        message = local_message(CAMERA, payload, sent.state.capture_ns, self._sequence)
         outcome = self.handler.on_command(message)
         self._clamps = (outcome.position_clamp_mask, outcome.rate_clamp_mask)
         reply = CommandReply(
@@ -410,7 +410,7 @@ class Trial:
         )
 
 
-def _message(
+def local_message(
     stream: Stream,
     payload: NDArray[np.float32],
     capture_ns: int,

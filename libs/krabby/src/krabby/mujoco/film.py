@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import mujoco
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from krabby.mujoco.model import TERRAIN_GROUP, VISUAL_GROUP
 from krabby.mujoco.rays import (
@@ -33,7 +33,7 @@ from krabby.mujoco.rays import (
     to_display,
 )
 
-__all__ = ["FilmCamera"]
+__all__ = ["FilmCamera", "beside"]
 
 _GROUPS: Final = (TERRAIN_GROUP, VISUAL_GROUP)
 _STEP: Final = 3
@@ -44,6 +44,13 @@ _EDGE: Final = 0.05
 _NORMAL_STEPS: Final = 64
 _SUBPIXELS: Final = ((0.27, -0.09), (-0.23, 0.25))
 """Places of the further rays of a pixel at an edge, from its middle [px]."""
+
+
+def beside(base_pos_w: ArrayLike) -> View:
+    """From the side of a base (3,) [m] and a little ahead; it follows and does not turn."""
+    x, y, z = np.asarray(base_pos_w, dtype=np.float64).tolist()
+    y *= 0.5
+    return View(eye=(x + 2.4, y - 3.8, z + 1.7), target=(x + 0.15, y, z - 0.25), fov_rad=0.62)
 
 
 class FilmCamera:
