@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from krabby.robot.assets import assets_dir
 from krabby.robot.description import RobotDescription
-from pxr import Gf, Usd, UsdGeom, UsdPhysics, UsdShade
+from pxr import Gf, Usd, UsdGeom, UsdPhysics, UsdShade, UsdValidation
 
 ROBOTS = {
     name: RobotDescription.load(assets_dir() / name / "robot.toml")
@@ -399,3 +399,36 @@ def test_usd_feet_have_the_table_s_friction(stage, name):
         material, _ = UsdShade.MaterialBindingAPI(prim).ComputeBoundMaterial("physics")
         friction = UsdPhysics.MaterialAPI(material.GetPrim())
         assert friction.GetDynamicFrictionAttr().Get() == pytest.approx(ROBOT.contact.foot_friction)
+
+
+@pytest.mark.parametrize("suffix", [".usda", ".usdc", ".usd"])
+def test_usd_passes_the_validators_as_text_and_binary(stage, name, suffix, tmp_path):
+    path = tmp_path / f"{name}{suffix}"
+    stage.Export(str(path))
+    validators = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    assert len(validators) > 20
+    found = UsdValidation.ValidationContext(validators).Validate(Usd.Stage.Open(str(path)))
+    assert [f"{error.GetName()}: {error.GetMessage()}" for error in found] == []
+
+
+# MuJoCo's own importer of URDF.
+
+
+def test_mujoco_imports_the_urdf_with_base_feet_ranges_and_torques(name, table):
+    """What README.md says: only the free joint of the base and the actuators are lost."""
+    spec = mujoco.MjSpec.from_file(model_file(name, "urdf"))
+    model = spec.compile()
+    assert [model.joint(i).name for i in range(model.njnt)] == list(ROBOT.joint_names)
+    assert model.nu == 0
+    bodies = {model.body(i).name: float(model.body_mass[i]) for i in range(1, model.nbody)}
+    assert set(table.bodies) <= set(bodies)
+    for body, expected in table.bodies.items():
+        assert bodies[body] == pytest.approx(expected.mass, rel=1e-6), body
+    for i, joint in enumerate(ROBOT.joint_names):
+        expected = table.joints[joint]
+        np.testing.assert_allclose(model.jnt_range[i], [expected.lower, expected.upper])
+        assert model.jnt_actfrcrange[i, 1] == pytest.approx(expected.effort)
+    spec.body("base").add_freejoint()
+    free = spec.compile()
+    assert free.nq == 7 + 18
+    assert free.body_subtreemass[free.body("base").id] == pytest.approx(table.total_mass)

@@ -22,6 +22,9 @@ examples:
   krabby course mixed --difficulty 0.7 --seed 3
   krabby course demo --out demo.png
   krabby course gap --difficulty 1 --out gap.glb
+  krabby course gap --out gap.usdc                 boxes with colliders, friction and waypoints
+  krabby course yard.stl --out yard.png            a mesh, or heights and cell_m in an .npz
+  krabby sim --course yard.stl --policy parkour
 """
 
 
@@ -29,7 +32,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands, "course", run, "describe, draw or export a course", __doc__, _EPILOG
     )
-    parser.add_argument("name", metavar="NAME", help=f"course: {', '.join(COURSES)}")
+    parser.add_argument("name", metavar="NAME", help=f"course: {', '.join(COURSES)}, or a file")
     add_difficulty_options(parser)
     text = f"mesh ({', '.join(EXPORT_SUFFIXES)}) or picture (.png) to write"
     option(parser, "--out", "FILE", None, text, type=Path)

@@ -32,6 +32,8 @@ from krabby.course.lanes import (
     Recipe,
     level_box,
 )
+from krabby.course.terrain_file import is_terrain_file, terrain_recipe
+from krabby.course.usd import USD_SUFFIXES, write_usd
 from krabby.robot.errors import CourseError, UnknownCourse
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ EDGE_DISTANCE_M: Final = 0.05
 EDGE_DROP_M: Final = 0.05
 """An edge is where the ground falls by more than this [m]."""
 
-EXPORT_SUFFIXES: Final = (".glb", ".stl", ".obj", ".ply")
+EXPORT_SUFFIXES: Final = (".glb", ".stl", ".obj", ".ply", *USD_SUFFIXES)
 
 _RUN_OUT_M: Final = 2.0
 """Ground beyond the last waypoint [m]."""
@@ -175,6 +177,8 @@ class Course:
     def export(self, path: Path) -> None:
         """Write the mesh: .glb (turned y up, as glTF asks), or .stl, .obj, .ply (z up). Metres.
 
+        .usd, .usda and .usdc hold the boxes themselves: `krabby.course.usd`.
+
         Raises:
             CourseError: for another suffix, or when the file cannot be written.
         """
@@ -184,6 +188,9 @@ class Course:
                 f"cannot export a course as {path.name!r}: "
                 f"choose a name ending in {', '.join(EXPORT_SUFFIXES)}"
             )
+        if suffix in USD_SUFFIXES:
+            write_usd(self, path, colours=dict(COLOURS), friction=_FRICTION[0])
+            return
         mesh = self.to_trimesh()
         if suffix == ".glb":
             y_up = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=float)
@@ -221,7 +228,7 @@ class Course:
         pit = f"pits {-min(floors):g} m deep" if floors else "no pit"
         return "\n".join(
             [
-                f"{self.name}: {COURSES[self.name].summary}",
+                f"{self.name}: {find_recipe(self.name).summary}",
                 f"  difficulty {self.difficulty:g}, seed {self.seed}, "
                 f"content {self.content_hash[:12]}",
                 f"  tile {self.length_m:g} m x {2 * self.half_width_m:g} m, "
@@ -276,7 +283,9 @@ def check_training(name: str, difficulty: float) -> None:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The entry of `COURSES`; the error for another name tells the nearest."""
+    """The entry of `COURSES`, or the terrain of a file; other names are told the nearest."""
+    if is_terrain_file(name):
+        return terrain_recipe(name)
     if name not in COURSES:
         near = difflib.get_close_matches(str(name), COURSES, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
@@ -290,7 +299,7 @@ def make_course(
     """Build a course.
 
     Args:
-        name: one of `COURSES`.
+        name: one of `COURSES`, or the path of a mesh or height field (`terrain_file`).
         difficulty: from 0 to `MAX_DIFFICULTY`; 1 is the hardest of the published suite.
         seed: layout; the same seed gives the same boxes on every machine, and the same draws at
             every difficulty.
@@ -316,7 +325,7 @@ def make_course(
 @lru_cache(maxsize=64)
 def _make(name: str, difficulty: float, seed: int, border_m: float) -> Course:
     lane = Lane(difficulty, np.random.Generator(np.random.PCG64(seed)))
-    COURSES[name].lay(lane)
+    find_recipe(name).lay(lane)
 
     end = max(x for x, _ in lane.goals)
     length, half_width = max(lane.length, round(end + _RUN_OUT_M, 1)), lane.half_width

@@ -22,10 +22,12 @@ from krabby.course.courses import (
     MAX_DIFFICULTY,
     Course,
     check_training,
+    find_recipe,
     make_course,
 )
 from krabby.course.families import BARRED_M
 from krabby.course.lanes import PIT_DEPTH_M
+from krabby.course.terrain_file import is_terrain_file
 from krabby.robot.errors import CourseError
 from numpy.typing import NDArray
 
@@ -255,7 +257,7 @@ class TerrainTensors:
 
 def reachable_goals(course: Course) -> int:
     """Waypoints that a robot can reach: half of those of an impassable course lie beyond it."""
-    return len(course.waypoints) // (1 if COURSES[course.name].passable else 2)
+    return len(course.waypoints) // (1 if find_recipe(course.name).passable else 2)
 
 
 def barrier_x(course: Course) -> float:
@@ -272,7 +274,7 @@ def check_terrain(cfg: TerrainCfg) -> None:
     Raises:
         ConfigError: Names the key.
     """
-    unknown = [name for name in cfg.types if name not in COURSES]
+    unknown = [name for name in cfg.types if name not in COURSES and not is_terrain_file(name)]
     if unknown or not cfg.types:
         raise ConfigError(
             f"env.terrain.types names {unknown or 'nothing'}; choose from {', '.join(COURSES)}"
