@@ -37,6 +37,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "identify": ("identify",),
         "check_hal": ("check-hal",),
         "course": ("course",),
+        "robot": ("robot",),
         "import_policy": ("import-policy",),
         "doctor": ("doctor",),
         "drives": ("drives",),

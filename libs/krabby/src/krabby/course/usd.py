@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from krabby.course.boxes import Box
 
-__all__ = ["USD_SUFFIXES", "write_usd"]
+__all__ = ["USD_SUFFIXES", "convert_usd", "write_usd"]
 
 USD_SUFFIXES: Final = (".usd", ".usda", ".usdc")
 """Binary, text and binary; a .usd may be either, and is binary here."""
@@ -68,9 +68,7 @@ def write_usd(
     try:
         from pxr import Gf, Sdf, Tf, Usd, UsdGeom, UsdPhysics, UsdShade
     except ImportError as error:
-        raise CourseError(
-            f"writing {path.suffix} needs usd-core; install it with: pip install krabby[usd]"
-        ) from error
+        raise _missing(path) from error
     stage = Usd.Stage.CreateInMemory()
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
@@ -114,12 +112,40 @@ def write_usd(
     layer.documentation = (
         f"Course {course.name}, difficulty {course.difficulty:g}, seed {course.seed}"
     )
+    _export(layer, path)
+
+
+def convert_usd(source: Path, path: Path) -> None:
+    """Write a USD file, such as the robot's, in the format of the suffix of `path`.
+
+    Raises:
+        CourseError: usd-core is missing, the source is no USD, or `path` cannot be written.
+    """
+    try:
+        from pxr import Sdf
+    except ImportError as error:
+        raise _missing(path) from error
+    layer = Sdf.Layer.FindOrOpen(str(source))
+    if layer is None:
+        raise CourseError(f"{source} is no USD file; run `make assets`")
+    _export(layer, path)
+
+
+def _export(layer: Any, path: Path) -> None:
+    from pxr import Tf
+
     try:
         written = layer.Export(str(path))
     except Tf.ErrorException:
         written = False
     if not written:
         raise CourseError(f"cannot write {path}; choose a writable place")
+
+
+def _missing(path: Path) -> CourseError:
+    return CourseError(
+        f"writing {path.suffix} needs usd-core; install it with: pip install krabby[usd]"
+    )
 
 
 def _linear(value: float) -> float:
