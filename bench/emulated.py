@@ -187,7 +187,7 @@ def _machine_busy() -> float:
 
 def main() -> None:
     """Run in turns; the last line of stdout is JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--duration", type=float, default=20.0, help="of a walk [s]")
     parser.add_argument("--rounds", type=int, default=3, help="walks of each checkout")
     parser.add_argument("--tree", type=Path, help="another checkout to take turns with")

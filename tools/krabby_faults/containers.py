@@ -65,18 +65,23 @@ class Containers(Protocol):
 
     def compose(self, *args: str) -> Any:
         """Run `docker compose` on it."""
+        ...
 
     def container(self, service: str) -> str:
         """Id of a service's container."""
+        ...
 
     def inspect(self, service: str) -> dict[str, Any]:
         """What the engine knows about it."""
+        ...
 
     def through_relay(self, stream: str) -> str:
         """Endpoint of a stream for this process, which has the operator's key."""
+        ...
 
     def go_first(self) -> None:
         """Give loops the priority that they were refused."""
+        ...
 
 
 class _Watch(threading.Thread):
@@ -96,7 +101,7 @@ class _Watch(threading.Thread):
             while not self._stopped.wait(0.02):
                 for message in trace.drain():
                     with contextlib.suppress(ProtoError):
-                        self._exchanges.append(Exchange.unpack(message.payload))
+                        self._exchanges.append(Exchange.unpack(bytes(message.payload)))
                 self.lost = trace.gaps
 
     def since(self, began_ns: int) -> list[Exchange]:

@@ -71,7 +71,9 @@ class LocomotionController:
         self.tape = tape
         self.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=host_clock, tape=tape)
         self.mode = Mode.SILENT
-        self.permission = Permission(cfg, desc, self._permission_begun, self._permission_ended, tape)
+        self.permission = Permission(
+            cfg, desc, self._permission_begun, self._permission_ended, tape
+        )
         self.hal_checked = False
         """Whether the HAL that sends now has been checked; set by the owner of the sockets."""
         self.holds = 0

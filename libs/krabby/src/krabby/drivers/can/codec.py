@@ -419,7 +419,8 @@ def _places(fields: Mapping[str, int]) -> dict[str, tuple[int, int]]:
 
 
 def _pack(places: Mapping[str, tuple[int, int]], words: Mapping[str, Any]) -> Words:
-    constant, packed = 0, None
+    constant = 0
+    packed: Words | None = None
     for name, (shift, mask) in places.items():
         word = words[name]
         if isinstance(word, int):
@@ -429,4 +430,6 @@ def _pack(places: Mapping[str, tuple[int, int]], words: Mapping[str, Any]) -> Wo
         if shift:
             bits <<= np.uint64(shift)
         packed = bits if packed is None else packed | bits
-    return np.uint64(constant) if packed is None else packed | np.uint64(constant)
+    if packed is None:
+        return np.asarray(constant, np.uint64)
+    return np.bitwise_or(packed, np.uint64(constant))
