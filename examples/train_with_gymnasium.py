@@ -3,7 +3,7 @@
     pip install stable-baselines3 onnx && python examples/train_with_gymnasium.py --steps 500000
 
 It trains on `proprio` alone, on level ground, writes the bundle `policies/mine` and says how to run
-it. Two idle cores make about a thousand steps a second; a first gait takes some millions.
+it. How many steps a gait takes was not measured: the example shows the interfaces.
 """
 
 # pyright: reportMissingImports=false

@@ -1,0 +1,1 @@
+"""Settings of other libraries' learners, as Isaac Lab's scripts read them."""
