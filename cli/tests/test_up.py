@@ -159,6 +159,7 @@ def test_without_camera_there_are_two_processes(fakes, tmp_path, capsys):
         (["--base-port", "99999"], "base port 99999 is out of range"),
         (["--record", "missing/run.mcap"], "cannot be written"),
         (["--in-process"], "add --speed 0 for lock-step"),
+        (["--transport", "inproc"], "add --speed 0 for lock-step"),
         (["--in-process", "--speed", "0", "--record", "run.mcap"], "--record needs separate"),
         (["--in-process", "--speed", "0", "--until-over"], "--until-over needs separate"),
         (["--in-process", "--speed", "0", "--view"], "--view needs separate"),

@@ -97,8 +97,11 @@ def add_parser(commands: Any) -> None:
     option(parser, "--view-port", "N", DEFAULT_PORT, text)
     option(parser, "--record", "FILE", None, "record all streams to this MCAP file", type=Path)
     flag(parser, "--no-black-box", "do not keep the last minute for incidents")
-    text = "Unix sockets of this user, or plain TCP on the loopback interface for all users"
-    option(parser, "--transport", None, "ipc", text, choices=("ipc", "tcp"))
+    text = (
+        "Unix sockets of this user, plain TCP on the loopback interface for all users, or memory "
+    )
+    text += "of one process, which is --in-process"
+    option(parser, "--transport", None, "ipc", text, choices=("ipc", "tcp", "inproc"))
     text = "first port, and one folder of sockets per number; 0: free ports, a new folder"
     option(parser, "--base-port", "N", BASE_PORT, text)
     text = "address for clients with keys, also of other hosts: see `krabby relay` (default: none)"
@@ -116,6 +119,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.in_process |= args.transport == "inproc"
     try:
         choose_robot(args.robot)
         plan = make_plan(args)

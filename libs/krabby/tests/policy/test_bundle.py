@@ -629,6 +629,21 @@ def test_a_name_is_looked_up_among_the_policies_and_a_path_is_a_path(folder):
         bundle_dir("trot")
 
 
+@pytest.mark.parametrize(
+    ("file", "command"),
+    [
+        ("runs/iteration_000100.pt", r"krabby_trainer export checkpoint=runs/iteration_000100.pt"),
+        ("model.PTH", r"krabby_trainer export checkpoint=model.PTH"),
+        ("./exported/policy.onnx", r"krabby import-policy exported/policy.onnx --out NAME"),
+    ],
+)
+def test_checkpoints_and_networks_alone_are_told_how_to_become_bundles(file, command):
+    with pytest.raises(
+        BundleError, match=rf"is a file, a bundle is a folder; make one: .*{command}"
+    ):
+        bundle_dir(file)
+
+
 # Refusing
 
 

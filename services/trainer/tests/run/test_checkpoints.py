@@ -45,6 +45,13 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     assert not [each for each in path.parent.iterdir() if "partial" in each.name]
 
 
+def test_a_pth_is_a_checkpoint_as_a_pt_is(tmp_path):
+    first, second = write(tmp_path, 1, 2)
+    renamed = second.rename(second.with_suffix(".pth"))
+    assert checkpoints.find_checkpoints(tmp_path) == [first, renamed]
+    assert checkpoints.load(renamed)["iteration"] == 2
+
+
 def test_sum_beside_it_is_one_that_sha256sum_checks(tmp_path):
     (path,) = write(tmp_path, 1)
     digest, name = (tmp_path / (path.name + ".sha256")).read_text().split()

@@ -67,6 +67,9 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
 """Largest network or recording that is read."""
 _FORGET_AFTER_S = 1.0
+_EXPORT = ".venv-train/bin/python -m krabby_trainer export checkpoint={} name=NAME"
+_MADE_BY = {".pt": _EXPORT, ".pth": _EXPORT, ".onnx": "krabby import-policy {} --out NAME"}
+"""How a bundle is made of a file, by its suffix."""
 _BUNDLE_FILES = {MANIFEST_FILE, *SAMPLE_FILES, *SAMPLE_FILES.values(), STATISTICS_FILE}
 
 __all__ = [
@@ -221,8 +224,18 @@ def bundle_dir(name_or_path: str | Path) -> Path:
     """Folder of a bundle: a path if it has a separator in it, else a name.
 
     Names are looked up in `policies` of the robot's own folder, then in `assets/policies`.
+
+    Raises:
+        BundleError: There is none of that name, or it is a checkpoint or a network alone; the
+            message has the command that makes a bundle of it.
     """
     path = Path(name_or_path)
+    command = _MADE_BY.get(path.suffix.lower())
+    if command is not None and not path.is_dir():
+        raise BundleError(
+            f"policy {str(path)!r} is a file, a bundle is a folder; make one: "
+            + command.format(path)
+        )
     if path.is_absolute() or os.sep in str(name_or_path):
         return path
     shelves = [robot_dir() / "policies", assets_dir() / "policies"]

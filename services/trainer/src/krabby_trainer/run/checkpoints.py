@@ -59,7 +59,8 @@ KEYS = (
 )
 WEIGHTS_OF = "weights_of_sha256"
 """Key of one that holds weights alone: the SHA-256 of the file they were taken from."""
-_NAME = re.compile(r"iteration_(\d+)\.pt")
+_NAME = re.compile(r"iteration_(\d+)\.pth?")
+"""Written as .pt; a .pth, as other tools call such files, is found too."""
 
 
 def checkpoint_name(iteration: int) -> str:
@@ -68,7 +69,7 @@ def checkpoint_name(iteration: int) -> str:
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a run's folder or in its `checkpoints`, oldest iteration first."""
-    found = {path for place in (folder, folder / "checkpoints") for path in place.glob("*.pt")}
+    found = {path for place in (folder, folder / "checkpoints") for path in place.glob("*.pt*")}
     return sorted((path for path in found if _NAME.fullmatch(path.name)), key=_iteration)
 
 
