@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
+from krabby.isaac.rotations import rotate_inverse
 from krabby.robot.description import RobotDescription
 from krabby.safety.gate import GateCfg
 from krabby_proto import Fault
@@ -178,7 +179,7 @@ class Walkers:
             {
                 "proprio": frame,
                 "scan": scan,
-                "velocity": observations.rotate_inverse(quat, self.get("base_lin_vel_w")),
+                "velocity": rotate_inverse(quat, self.get("base_lin_vel_w")),
                 "privileged": self._privileged(),
                 "history": self._history.flatten(1),
                 "begins": begins[:, None],

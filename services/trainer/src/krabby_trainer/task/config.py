@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Final, Literal
 
 from krabby.course.progress import DWELL_S, PASS_WIDTH_M, REACH_M
+from krabby.isaac.config import SolverCfg
 from msgspec import Meta
 
 from krabby_trainer.fields import (
@@ -203,7 +204,7 @@ class RewardCfg(make_dataclass("_Weights", _WEIGHTS)):
 
 
 @dataclass
-class PhysicsCfg:
+class PhysicsCfg(SolverCfg):
     """Newton with the MuJoCo-Warp solver; or MuJoCo on the processor, for imitation."""
 
     backend: Literal["isaac", "mujoco"] = "isaac"
@@ -211,17 +212,7 @@ class PhysicsCfg:
     `processes` applies then."""
     processes: Annotated[int, Meta(ge=0)] = 0
     """Processes that share MuJoCo's physics; 0 for one per core."""
-    step_s: Positive = 0.005
     decimation: Count = 2
-    iterations: Count = 5
-    """Most robots need two; the step takes as long as the slowest."""
-    ls_iterations: Count = 20
-    max_constraints: Count = 400
-    """Per robot."""
-    max_contacts: Count = 100
-    """Per robot."""
-    warn: bool = False
-    """Let the solver print when iterations or contacts exceed their limits: slow."""
 
     def __post_init__(self) -> None:
         steps = CONTROL_STEP_S / self.step_s

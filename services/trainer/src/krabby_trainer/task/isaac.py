@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import torch
+from krabby.isaac import scene as shared
+from krabby.isaac.environment import require_isaaclab
 from krabby.robot.description import RobotDescription
 
 from krabby_trainer import snapshot
-from krabby_trainer.task import adapter
+from krabby_trainer.errors import MissingDependency
 from krabby_trainer.task.config import EnvCfg, play_env, student_env, teacher_env
 from krabby_trainer.task.judge import StepFacts
 from krabby_trainer.task.levels import taken_over
@@ -28,9 +30,8 @@ from krabby_trainer.task.terminations import TERMINATIONS
 from krabby_trainer.task.terrain import Terrain, column_types
 from krabby_trainer.vision.cameras import Cameras
 
-adapter.require_isaaclab()
+require_isaaclab("training", MissingDependency)
 
-import isaaclab.sim as sim_utils  # noqa: E402
 from isaaclab.envs import ManagerBasedRLEnv, ManagerBasedRLEnvCfg  # noqa: E402
 from isaaclab.managers import (  # noqa: E402
     ActionTerm,
@@ -40,9 +41,6 @@ from isaaclab.managers import (  # noqa: E402
     RewardTermCfg,
     TerminationTermCfg,
 )
-from isaaclab.scene import InteractiveSceneCfg  # noqa: E402
-from isaaclab.sensors import ContactSensorCfg  # noqa: E402
-from isaaclab.terrains import TerrainGeneratorCfg, TerrainImporterCfg  # noqa: E402
 from isaaclab.utils import configclass  # noqa: E402
 
 if TYPE_CHECKING:
@@ -73,8 +71,8 @@ class ParkourEnv(ManagerBasedRLEnv):
 
     def load_managers(self) -> None:
         if not self.cfg.parkour.physics.warn:
-            adapter.silence_solver()
-        adapter.spread_terrain_queries()
+            shared.silence_solver()
+        shared.spread_terrain_queries()
         self.parkour = Parkour(self)
         super().load_managers()
         self.parkour.robots.write_bodies()
@@ -243,24 +241,6 @@ class _GateAction(ActionTerm):
         """`process_actions` has done it."""
 
 
-class _Generator:
-    """Hands Isaac Lab's importer the mesh and origins of a `Terrain`."""
-
-    def __init__(self, cfg: Any, device: str = "cpu") -> None:
-        self.cfg = cfg
-        self.terrain_mesh = cfg.terrain.mesh
-        self.terrain_origins = cfg.terrain.origins
-        self.flat_patches: dict[str, Tensor] = {}
-
-
-@configclass
-class _GeneratorCfg(TerrainGeneratorCfg):
-    class_type: Any = _Generator
-    terrain: Any = None
-    size: tuple[float, float] = (1.0, 1.0)
-    sub_terrains: dict = {}  # noqa: RUF012 - a configclass copies it
-
-
 @configclass
 class _GateActionCfg(ActionTermCfg):
     class_type: type = _GateAction
@@ -270,15 +250,6 @@ class _GateActionCfg(ActionTermCfg):
 @configclass
 class _ActionsCfg:
     joint_pos: Any = _GateActionCfg()
-
-
-@configclass
-class _SceneCfg(InteractiveSceneCfg):
-    terrain: Any = None
-    robot: Any = None
-    contact_forces: Any = ContactSensorCfg(
-        prim_path="{ENV_REGEX_NS}/Robot/.*", history_length=0, track_air_time=False
-    )
 
 
 @configclass
@@ -296,19 +267,11 @@ class _IsaacEnvCfg(ManagerBasedRLEnvCfg):
 def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
     desc = RobotDescription.load()
     terrain = Terrain(cfg.terrain)
-    material = sim_utils.RigidBodyMaterialCfg(
-        static_friction=adapter.TERRAIN_FRICTION, dynamic_friction=adapter.TERRAIN_FRICTION
-    )
-    scene = _SceneCfg(num_envs=cfg.num_envs, env_spacing=2.5)
-    scene.robot = adapter.articulation_cfg(desc, base_height_m=START_HEIGHT_M)
-    scene.terrain = TerrainImporterCfg(
-        prim_path="/World/ground",
-        terrain_type="generator",
-        terrain_generator=_GeneratorCfg(terrain=terrain),
-        max_init_terrain_level=0,
-        physics_material=material,
-        visual_material=None,
-        debug_vis=False,
+    scene = shared.scene_cfg(
+        desc,
+        lambda: (terrain.mesh, terrain.origins),
+        robots=cfg.num_envs,
+        base_height_m=START_HEIGHT_M,
     )
     groups = {}
     for name in GROUP_SIZES:
@@ -330,7 +293,7 @@ def isaac_cfg(cfg: EnvCfg, *, device: str, seed: int) -> _IsaacEnvCfg:
     env.events = {}  # Isaac Lab's default resets the scene
     env.sim.device = device
     env.sim.dt = cfg.physics.step_s
-    env.sim.physics = adapter.physics_cfg(cfg.physics)
+    env.sim.physics = shared.physics_cfg(cfg.physics)
     env.decimation = cfg.physics.decimation
     env.sim.render_interval = env.decimation
     env.episode_length_s = cfg.episode_s

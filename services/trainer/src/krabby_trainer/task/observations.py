@@ -45,8 +45,6 @@ __all__ = [
     "privileged",
     "projected_gravity",
     "proprio",
-    "rotate",
-    "rotate_inverse",
     "scan",
     "scan_points",
     "yaw_of",
@@ -172,20 +170,6 @@ def described() -> dict[str, dict[str, int]]:
 def _assembled(group: str, source: Any) -> Tensor:
     values = (term.of(source) for term in GROUPS[group])
     return torch.cat([v[:, None] if v.dim() == 1 else v for v in values], dim=-1)
-
-
-def rotate(quat: Tensor, vector: Tensor) -> Tensor:
-    """Takes `vector` (..., 3) into the frame that `quat` (..., 4), xyzw, leads to."""
-    xyz, w = quat[..., :3], quat[..., 3:]
-    t = 2.0 * torch.linalg.cross(xyz, vector)
-    return vector + w * t + torch.linalg.cross(xyz, t)
-
-
-def rotate_inverse(quat: Tensor, vector: Tensor) -> Tensor:
-    """Takes `vector` (..., 3) from the frame that `quat` (..., 4), xyzw, leads to, into its own."""
-    xyz, w = quat[..., :3], quat[..., 3:]
-    t = 2.0 * torch.linalg.cross(xyz, vector)
-    return vector - w * t + torch.linalg.cross(xyz, t)
 
 
 def projected_gravity(base_quat_w: Tensor) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from krabby.isaac import robots
 
 from krabby_trainer.sampling import uniform
 from krabby_trainer.task.config import RandomisationCfg
@@ -18,26 +17,8 @@ NOMINAL_DELAY = 0.8
 """From observation to the drive, in control steps: what the runtime measures."""
 
 
-@dataclass
-class Bodies:
+class Bodies(robots.Bodies):
     """Differences of each robot from `robot.toml`, constant while the environment exists."""
-
-    friction: Tensor
-    """(N, 1)."""
-    added_mass_kg: Tensor
-    """(N, 1), on the base."""
-    com_offset_m: Tensor
-    """(N, 3)."""
-    kp_factor: Tensor
-    """(N, 18)."""
-    kd_factor: Tensor
-    """(N, 18)."""
-    command_delay: Tensor
-    """(N, 1), control steps."""
-    motor_strength: Tensor
-    """(N, 1), share of the torque-speed envelope."""
-    mass_factor: Tensor
-    """(N, 1), on mass and inertia of every body."""
 
     @classmethod
     def draw(cls, cfg: RandomisationCfg, num_envs: int, device: str, *, friction: float) -> Bodies:

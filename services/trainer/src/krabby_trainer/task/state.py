@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import torch
+from krabby.isaac.robots import Robots
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions
 from krabby.safety.gate import GateCfg
@@ -17,7 +18,6 @@ from krabby_trainer.task.levels import column_of
 from krabby_trainer.task.observations import NUM_JOINTS
 from krabby_trainer.task.progress import Progress
 from krabby_trainer.task.randomisation import Bodies, SensorErrors
-from krabby_trainer.task.robots import Robots
 from krabby_trainer.task.stops import Stops
 
 __all__ = ["CONTROL_STEP_S", "State"]

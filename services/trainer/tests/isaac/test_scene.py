@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from krabby.isaac import environment, scene
+from krabby.isaac.environment import require_isaaclab
 from krabby.robot.assets import robot_dir
 from krabby.robot.description import RobotDescription
 from krabby_trainer.errors import MissingDependency
-from krabby_trainer.task import adapter
 from krabby_trainer.task.config import PhysicsCfg
 
 ROBOT = RobotDescription.load()
@@ -15,26 +16,28 @@ ROBOT = RobotDescription.load()
 
 def test_another_python_is_refused_with_the_way_to_the_right_one(monkeypatch):
     other = SimpleNamespace(version_info=(3, 11, 9), version="3.11.9 (main, Apr 2 2024)")
-    monkeypatch.setattr(adapter, "sys", other)
+    monkeypatch.setattr(environment, "sys", other)
     with pytest.raises(MissingDependency, match=r"needs Python 3\.12 and this is 3\.11\.9.*make"):
-        adapter.require_isaaclab()
+        require_isaaclab("training", MissingDependency)
 
 
 def test_a_missing_simulator_is_refused_with_the_way_to_get_it(monkeypatch):
-    monkeypatch.setattr(adapter.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(MissingDependency, match=r"Isaac Lab 3\.0\.0 is not installed.*train-setup"):
-        adapter.require_isaaclab()
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(
+        MissingDependency, match=r"Isaac Lab 3\.0\.0, which is not installed.*train-s"
+    ):
+        require_isaaclab("training", MissingDependency)
 
 
 def test_arrays_are_seen_through_their_torch_view():
     values = torch.arange(3.0)
-    assert adapter.tensor(SimpleNamespace(torch=values)) is values
-    assert adapter.tensor(values) is values
+    assert scene.tensor(SimpleNamespace(torch=values)) is values
+    assert scene.tensor(values) is values
 
 
 @pytest.mark.isaac
 def test_the_articulation_is_the_robot_described():
-    cfg = adapter.articulation_cfg(ROBOT, base_height_m=0.46)
+    cfg = scene.articulation_cfg(ROBOT, base_height_m=0.46)
     assert cfg.spawn.usd_path == str(robot_dir() / "crab_hex.usda")
     assert cfg.joint_ordering == list(ROBOT.joint_names)
     assert cfg.init_state.pos == (0.0, 0.0, 0.46)
@@ -50,7 +53,7 @@ def test_the_articulation_is_the_robot_described():
 
 @pytest.mark.isaac
 def test_the_solver_is_given_the_configured_bounds():
-    cfg = adapter.physics_cfg(
+    cfg = scene.physics_cfg(
         PhysicsCfg(iterations=7, ls_iterations=9, max_constraints=300, max_contacts=80)
     )
     solver = cfg.solver_cfg

@@ -6,22 +6,72 @@ does. So `Robots` reads and writes the arrays of the simulation itself.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
 
 import torch
-from krabby.robot.description import RobotDescription
 
-from krabby_trainer.errors import TrainerError
-from krabby_trainer.task import adapter
-from krabby_trainer.task.broken import BrokenRobots
-from krabby_trainer.task.observations import rotate, rotate_inverse
-from krabby_trainer.task.randomisation import Bodies
+from krabby.isaac import scene as adapter
+from krabby.isaac.rotations import rotate, rotate_inverse
+from krabby.robot.description import NUM_JOINTS, RobotDescription
+from krabby.robot.errors import ModelError
 
-__all__ = ["Robots"]
+__all__ = ["Bodies", "Robots"]
 
 Tensor = torch.Tensor
 
 _GRAVITY_M_S2: Final = 9.81
+
+
+@dataclass
+class Bodies:
+    """Differences of each of N robots from `robot.toml`; a tensor each, one robot per row."""
+
+    friction: Tensor
+    """(N, 1)."""
+    added_mass_kg: Tensor
+    """(N, 1), on the base."""
+    com_offset_m: Tensor
+    """(N, 3)."""
+    kp_factor: Tensor
+    """(N, 18)."""
+    kd_factor: Tensor
+    """(N, 18)."""
+    command_delay: Tensor
+    """(N, 1), control steps."""
+    motor_strength: Tensor
+    """(N, 1), share of the torque-speed envelope."""
+    mass_factor: Tensor
+    """(N, 1), on mass and inertia of every body."""
+
+    @classmethod
+    def of(cls, desc: RobotDescription, actual: RobotDescription, n: int, device: str) -> Self:
+        """N robots that are as `actual` says, where the model was made from `desc`."""
+
+        def full(value: float, size: int = 1) -> Tensor:
+            return torch.full((n, size), value, device=device)
+
+        factor = actual.masses.hip / desc.masses.hip
+        return cls(
+            friction=full(actual.contact.foot_friction),
+            added_mass_kg=full(actual.masses.body - factor * desc.masses.body),
+            com_offset_m=full(0.0, 3),
+            kp_factor=full(1.0, NUM_JOINTS),
+            kd_factor=full(1.0, NUM_JOINTS),
+            command_delay=full(0.0),
+            motor_strength=full(float(actual.peak_torque[0] / desc.peak_torque[0])),
+            mass_factor=full(factor),
+        )
+
+
+class Broken(Protocol):
+    """Finds robots whose state is not finite."""
+
+    mask: Tensor
+    """Which robots are broken in this step, (N,)."""
+
+    def step(self, values: dict[str, Tensor]) -> None:
+        """Take in the state of a step, (N, ...) by name."""
 
 
 class Robots:
@@ -40,7 +90,7 @@ class Robots:
         names = list(self.articulation.body_names)
         missing = [name for name in ["base", *feet] if name not in names]
         if missing:
-            raise TrainerError(
+            raise ModelError(
                 f"the robot's USD has no bodies {missing}, only {names}; run `make assets`"
             )
         sensed = [name.rsplit("/", 1)[-1] for name in self._contacts.sensor_names]
@@ -58,9 +108,10 @@ class Robots:
             for each in (desc.peak_torque, desc.kp, desc.kd)
         )
         self.weight_n = torch.zeros(len(bodies.friction), device=device)
+        self._written: dict[tuple[str, str], Tensor] = {}
         data = self.articulation.data
         if data.has_joint_ordering or data.has_body_ordering:
-            raise TrainerError(
+            raise ModelError(
                 "the robot's USD has its joints or bodies in another order than robot.toml; run "
                 "`make assets`"
             )
@@ -74,7 +125,6 @@ class Robots:
     def write_bodies(self) -> None:
         """Give every simulated robot the friction, mass, centre of mass and gains of `bodies`."""
         import warp
-        from isaaclab.actuators.newton import write_group_parameter
         from isaaclab_newton.physics import NewtonManager
         from newton import ModelFlags
 
@@ -104,7 +154,7 @@ class Robots:
             ("clamping", "saturation_effort", torque),
             ("clamping", "max_motor_effort", torque),
         ):
-            write_group_parameter(robot.actuators, "drives", group, key, values=values)
+            self._write_drives(group, key, values)
 
     def _view_simulation(self, simulation: adapter.Simulation) -> None:
         self._simulation = s = simulation
@@ -119,7 +169,7 @@ class Robots:
         self.force_w = torch.zeros_like(s.force_w)
         """Contact force on every sensed body, without friction, (N, B, 3)."""
 
-    def mend(self, broken: BrokenRobots, action: Tensor) -> None:
+    def mend(self, broken: Broken, action: Tensor) -> None:
         """Put robots whose state is not finite at rest at the origin; `broken` keeps their state.
 
         So it does with those whose `action` (N, 18) is not, which becomes 0. They have to be reset
@@ -190,3 +240,24 @@ class Robots:
     def drive(self, target: Tensor) -> None:
         """Give the drives their targets, (N, 18) [rad]."""
         self._simulation.drive(target)
+
+    def drive_law(self, kp: Tensor, kd: Tensor) -> None:
+        """Give the drives other gains, (N, 18) [N·m/rad], [N·m·s/rad]."""
+        self._write_drives("controller", "kp", kp)
+        self._write_drives("controller", "kd", kd)
+
+    def limit_effort(self, largest: Tensor) -> None:
+        """Cut the drives' torque, (N, 18) [N·m], within the torque-speed envelope."""
+        self._write_drives("clamping", "max_motor_effort", largest)
+
+    def _write_drives(self, component: str, attribute: str, values: Tensor) -> None:
+        """Write a parameter of all drives, (N, 18), unless it is what was written last."""
+        from isaaclab.actuators.newton import write_group_parameter
+
+        key, last = (component, attribute), self._written.get((component, attribute))
+        if last is not None and torch.equal(last, values):
+            return
+        self._written[key] = values.clone()
+        write_group_parameter(
+            self.articulation.actuators, "drives", component, attribute, values=values
+        )
