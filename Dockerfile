@@ -43,6 +43,8 @@ COPY libs libs
 COPY services/camera/pyproject.toml services/camera/
 COPY services/gameloop/pyproject.toml services/gameloop/
 COPY services/sim-hal/pyproject.toml services/sim-hal/
+# Part of the trainer's environment, too.
+COPY services/sim-hal/src services/sim-hal/src
 ARG SERVICE
 COPY ${SERVICE} ${SERVICE}
 # A folder with its own lock is installed from that. The module that is started is the one with a `__main__`.

@@ -234,3 +234,18 @@ def test_with_depth_at_30_hz_it_costs_less_than_six_tenths_of_a_core(start, endp
     cores = (after.user + after.system - used.user - used.system) / elapsed_s
     assert lines[-1]["frames"] >= 300
     assert cores < 0.6, f"{cores:.3f} cores; {lines[-1]}"
+
+
+def test_isaac_lab_is_refused_where_it_is_not_installed():
+    done = run("backend=isaaclab")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "backend=isaaclab needs" in line
+    assert "make train-setup" in line
+
+
+def test_a_robot_that_is_not_in_the_scene_is_refused():
+    done = run("isaac.robots=4", "isaac.published=4")
+    assert done.returncode == 2
+    assert "published" in done.stderr
+    assert "below robots, which is 4" in done.stderr

@@ -1,4 +1,4 @@
-"""The robot in MuJoCo behind sim-hal: trajectory hash and requests that break the camera."""
+"""The robot behind sim-hal: trajectory hash and requests that break the camera."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-import mujoco
 import numpy as np
 import structlog
 from krabby.course.courses import Course
 from krabby.hal.backend import Reading, Slot
 from krabby.mujoco.backend import MujocoBackend
 from krabby.mujoco.camera_faults import answer_fault_request
+from krabby.mujoco.world import World
 from krabby.robot.description import RobotDescription
 from krabby.runtime.provenance import provenance
 from krabby_proto import ControlServer
@@ -39,8 +39,11 @@ class Simulator(MujocoBackend):
         course: Course,
         *,
         clock_ns: Callable[[], int],
+        make_world: Callable[..., World] = World,
     ) -> None:
-        super().__init__(cfg, desc, course, clock_ns=clock_ns, auto_arm=cfg.auto_arm)
+        super().__init__(
+            cfg, desc, course, clock_ns=clock_ns, auto_arm=cfg.auto_arm, make_world=make_world
+        )
         self._config = msgspec.to_builtins(cfg)
         if cfg.planted.kind:
             self.plant(cfg.planted)
@@ -61,6 +64,7 @@ class Simulator(MujocoBackend):
             self._fault_requests = ControlServer(self._fault_endpoint, hello=self.hello())
         log.info(
             "simulating",
+            simulator=self.world.simulator,
             course=self.course.name,
             boxes=len(self.course.boxes),
             waypoints=self.progress.count,
@@ -69,6 +73,7 @@ class Simulator(MujocoBackend):
     def close(self) -> None:
         if self._fault_requests is not None:
             self._fault_requests.close()
+        self.world.close()
 
     def read(self, slot: Slot) -> Reading:
         if self._started_s is None:
@@ -91,7 +96,7 @@ class Simulator(MujocoBackend):
     def extra(self) -> dict[str, Any]:
         course = self.course
         return {
-            "simulator": f"mujoco {mujoco.__version__}",
+            "simulator": self.world.simulator,
             "course": {
                 "name": course.name,
                 "difficulty": course.difficulty,

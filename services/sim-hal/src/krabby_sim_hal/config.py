@@ -1,7 +1,10 @@
 """Configuration of sim-hal: defaults in code, overridden by one TOML file and the command line."""
 
+from typing import Literal
+
 from krabby.config import Port, check
 from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
+from krabby.isaac.config import IsaacCfg
 from krabby.mujoco.config import PlantedCfg, StageCfg
 from krabby.runtime.tracing import TracingCfg
 
@@ -20,9 +23,13 @@ class EndpointsCfg(HalEndpointsCfg, frozen=True, kw_only=True):
 
 
 class SimHalCfg(StageCfg, frozen=True, kw_only=True):
-    """HAL server over MuJoCo."""
+    """HAL server over a simulator."""
 
     metrics_port: Port = 9101
+    backend: Literal["mujoco", "isaaclab"] = "mujoco"
+    """Whose physics: MuJoCo, or Isaac Lab's with the scene of training, which needs the trainer's
+    environment (make train-setup) and a minute to start."""
+    isaac: IsaacCfg = IsaacCfg()
     speed: float = 1.0
     """1 is real time; 0 is lock-step, as fast as the game loop answers, and repeats exactly."""
     auto_arm: bool = True

@@ -1,15 +1,22 @@
-"""sim-hal: the HAL loop around the crab in MuJoCo."""
+"""sim-hal: the HAL loop around the crab in a simulator."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
+import structlog
 from krabby.course.courses import make_course
 from krabby.hal.backend import SimulatedClock
 from krabby.hal.loop import HalLoop
+from krabby.isaac.environment import require_isaaclab
+from krabby.isaac.errors import IsaacUnavailable
+from krabby.mujoco.world import World
 from krabby.robot.description import RobotDescription
+from krabby.runtime.app import Runtime
 from krabby.runtime.tracing import make_tracer
 
 from krabby_sim_hal.backend import Simulator
@@ -17,6 +24,8 @@ from krabby_sim_hal.config import SimHalCfg
 from krabby_sim_hal.metrics import Exposition
 
 __all__ = ["SimHal"]
+
+log = structlog.get_logger(__name__)
 
 
 class SimHal(HalLoop):
@@ -26,7 +35,7 @@ class SimHal(HalLoop):
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         clock_ns = SimulatedClock() if cfg.speed == 0.0 else time.monotonic_ns
-        self.sim = Simulator(cfg, desc, course, clock_ns=clock_ns)
+        self.sim = Simulator(cfg, desc, course, clock_ns=clock_ns, make_world=_world(cfg))
         endpoints = msgspec.structs.asdict(cfg.endpoints)
         if not cfg.mission.enabled:
             del endpoints["nav"]
@@ -39,3 +48,27 @@ class SimHal(HalLoop):
             update_metrics=Exposition(self.sim).update,
             tracer=make_tracer(cfg.tracing, "sim-hal"),
         )
+
+    def prepare(self, runtime: Runtime) -> None:
+        """Let the simulator build what it needs."""
+        world = self.sim.world
+        if not world.has_to_be_built:
+            return
+        began_s = time.monotonic()
+        runtime.doing(f"building the scene in {world.simulator}")
+        world.start()
+        runtime.doing("")
+        log.info(
+            "scene built", simulator=world.simulator, took_s=round(time.monotonic() - began_s, 1)
+        )
+
+
+def _world(cfg: SimHalCfg) -> Callable[..., World]:
+    """What builds the world of a configuration."""
+    if cfg.backend == "mujoco":
+        return World
+    require_isaaclab("backend=isaaclab", IsaacUnavailable)
+    # Loads torch, which MuJoCo does not need.
+    from krabby.isaac.world import IsaacWorld
+
+    return partial(IsaacWorld, cfg=cfg.isaac)

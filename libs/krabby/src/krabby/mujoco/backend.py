@@ -17,7 +17,7 @@ from krabby.mujoco.actuation_delay import DriveLine
 from krabby.mujoco.auto_arm import AutoArm
 from krabby.mujoco.planted import PlantedFault
 from krabby.mujoco.stage import Stage
-from krabby.mujoco.world import SUBSTEP_NS
+from krabby.mujoco.world import SUBSTEP_NS, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +56,7 @@ class MujocoBackend(Stage, SimBackend):
         auto_reset: bool = True,
         substep_ns: int = SUBSTEP_NS,
         box_half_extents: tuple[float, float, float] | None = None,
+        make_world: Callable[..., World] = World,
     ) -> None:
         """Put the robot down where the course begins, limp.
 
@@ -68,6 +69,7 @@ class MujocoBackend(Stage, SimBackend):
             auto_reset: put a robot that fell back 2 s later, or leave it there.
             substep_ns: step of the integrator, a whole number of them in a slot [ns].
             box_half_extents: of the world's movable box [m]; None for no box.
+            make_world: builds the world, as `krabby.mujoco.world.World` does.
         """
         super().__init__(
             cfg,
@@ -77,6 +79,7 @@ class MujocoBackend(Stage, SimBackend):
             auto_reset=auto_reset,
             substep_ns=substep_ns,
             box_half_extents=box_half_extents,
+            make_world=make_world,
         )
         self.clock_ns = clock_ns
         self.camera_model = dataclasses.asdict(desc.camera) if cfg.camera.enabled else None

@@ -23,6 +23,8 @@ from krabby.robot import kinematics, rotations
 from krabby.safety.trajectories import rest_joint_pos
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from krabby.course.boxes import Box
@@ -52,6 +54,7 @@ class Stage:
         auto_reset: bool = True,
         substep_ns: int = SUBSTEP_NS,
         box_half_extents: tuple[float, float, float] | None = None,
+        make_world: Callable[..., World] = World,
     ) -> None:
         """Put the robot down where the course begins.
 
@@ -63,12 +66,13 @@ class Stage:
             auto_reset: put a robot that fell back 2 s later, or leave it there.
             substep_ns: step of the integrator [ns].
             box_half_extents: of the world's movable box [m]; None for no box.
+            make_world: builds the world, as `World` does.
         """
         self.desc = desc
         self.actual = degraded(desc, cfg.degrade)
         """The robot as it really is; who acts goes by `desc`."""
         self.course = course
-        self.world = World(
+        self.world = make_world(
             desc,
             course,
             actual=self.actual,

@@ -147,6 +147,22 @@ class World:
             self._is_box_geom[self.model.geom(_BOX_BODY).id] = True
 
     @property
+    def simulator(self) -> str:
+        """Name and version of what integrates."""
+        return f"mujoco {mujoco.__version__}"
+
+    @property
+    def has_to_be_built(self) -> bool:
+        """Whether `start` comes before the first step, and takes long."""
+        return False
+
+    def start(self) -> None:
+        """Do what takes long, before the first step."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    @property
     def sim_time_s(self) -> float:
         """Simulated time since the start [s]."""
         return self.substeps * self._substep_s
@@ -252,12 +268,8 @@ class World:
             high: Largest.
             driven: Whether the drives hold a position, for the count of saturations.
         """
-        model, actuator = self.model, self.index.actuator
-        model.actuator_forcerange[actuator, 0] = low
-        model.actuator_forcerange[actuator, 1] = high
-        mujoco.mj_step(model, self.data)
+        effort = self._integrate(low, high)
         self.substeps += 1
-        effort = self.data.actuator_force[actuator]
         self._effort_sum += effort
         self._averaged += 1
         self.effort_sq_sum += effort * effort
@@ -268,6 +280,16 @@ class World:
             forces = self.data.sensordata[self.index.foot_touch]
             self.log.add(self.joint_vel, effort, forces)
         return effort
+
+    def _integrate(
+        self, low: NDArray[np.float64], high: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """Let one step of time pass; the torque on every joint, cut to `low`..`high` [N·m]."""
+        model, actuator = self.model, self.index.actuator
+        model.actuator_forcerange[actuator, 0] = low
+        model.actuator_forcerange[actuator, 1] = high
+        mujoco.mj_step(model, self.data)
+        return self.data.actuator_force[actuator]
 
     def measure(self, into: Measurement) -> None:
         """Read the robot's sensors; means are over the substeps since the last call.
