@@ -30,6 +30,8 @@ POLICY     ?=
 ROBOT      ?=
 RECORD     ?=
 SPEED      ?= 1
+# mujoco, or isaaclab: physics of training, in the environment of make train-setup.
+BACKEND    ?= mujoco
 
 # make fuzz: inputs in all, and minutes in all, 0 = no limit.
 INPUTS     ?= 10000000
@@ -72,9 +74,9 @@ setup-film: $(RUNTIME) ## PyAV for krabby film run.mp4, 34 MB; its wheels bundle
 setup-tracing: $(RUNTIME) ## OpenTelemetry, to send traces of single ticks: OTEL_EXPORTER_OTLP_ENDPOINT=http://HOST:4318 make sim
 	@$(INSTALL) $(if $(wildcard $(DEV)),,--no-dev) --extra tracing
 
-sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1
+sim: $(RUNTIME) ## run the simulation stack: DURATION=s COURSE=name DIFFICULTY=d SEED=n POLICY=name ROBOT=name RECORD=file SPEED=0|1 BACKEND=mujoco|isaaclab
 	@$(BIN)/krabby up --duration "$(DURATION)" $(if $(COURSE),--course "$(COURSE)") --difficulty "$(DIFFICULTY)" --seed "$(SEED)" \
-	  $(if $(POLICY),--policy "$(POLICY)") $(if $(ROBOT),--robot "$(ROBOT)") --speed "$(SPEED)" $(if $(RECORD),--record "$(RECORD)") $(UP_ARGS)
+	  $(if $(POLICY),--policy "$(POLICY)") $(if $(ROBOT),--robot "$(ROBOT)") --speed "$(SPEED)" --backend "$(BACKEND)" $(if $(RECORD),--record "$(RECORD)") $(UP_ARGS)
 
 up: ## run the stack in containers with Grafana on http://localhost:3000
 	@tools/preflight
@@ -149,7 +151,7 @@ test-tensorrt: $(DEV) ## build TensorRT engines; installs TensorRT for RTX (340 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)
 
-test-train-slow: $(TRAIN_SETUP) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
+test-train-slow: $(TRAIN_SETUP) $(RUNTIME) ## the trainer in Isaac Lab on the CPU: train, kill, resume, evaluate
 	@$(TRAIN_TEST) -m 'slow or isaac'
 
 # Root measures in a separate network namespace, and only root has a link between two.

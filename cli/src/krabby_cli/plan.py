@@ -23,6 +23,7 @@ from krabby.robot.description import RobotDescription
 from krabby_proto import STREAMS
 
 from krabby_cli.errors import UsageError
+from krabby_cli.isaac_python import isaac_python
 from krabby_cli.key_files import default_folder
 from krabby_cli.options import BLIND_COURSE, DEFAULT_COURSE
 from krabby_cli.relay import check_listen, relay_command
@@ -47,6 +48,11 @@ _MODULES: Final = {
 }
 _MEMORY_BYTES: Final = {"sim-hal": 1 << 30, "camera": 512 << 20, "gameloop": 512 << 20}
 """As `mem_limit` in compose.yaml; they use 100 to 200 MB."""
+_ISAAC_MEMORY_BYTES: Final = 16 << 30
+"""Isaac Lab with one robot on the processor uses 3 GB."""
+_START_S: Final = 60.0
+_ISAAC_START_S: Final = 600.0
+"""The first start compiles kernels: minutes on two cores."""
 _GPU_MEMORY_BYTES: Final = 6 << 30
 """As in compose.jetson.yaml, where a network runs on the GPU."""
 
@@ -74,6 +80,8 @@ class Plan:
     start_timeout_s: float
     view: Tokens | None
     """Secrets of the page that shows the run; None without one."""
+    isaac_python: str | None = None
+    """Interpreter of sim-hal where its back end is Isaac Lab."""
     recording: Path | None = None
     """File of all streams."""
 
@@ -116,11 +124,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
     overrides = _overrides(args, wiring, bundle)
     names = [name for name in _MODULES if not (name == "camera" and args.no_camera)]
     _check_installed(names)
+    python = isaac_python() if args.backend == "isaaclab" else None
     configuration = {name: (*overrides[name], *settings.get(name, ())) for name in names}
     children = [
         ChildSpec(
             name=name,
-            argv=(*service_command(name), *configuration[name]),
+            argv=(*_command(name, python), *configuration[name]),
             may_end=name == "sim-hal",
             memory_bytes=_memory_bytes(name, configuration[name]),
         )
@@ -160,7 +169,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         duration_s=args.duration,
         lockstep=args.speed == 0,
         until_over=args.until_over,
-        start_timeout_s=args.start_timeout,
+        start_timeout_s=args.start_timeout or (_START_S if python is None else _ISAAC_START_S),
+        isaac_python=python,
         view=tokens,
         recording=args.record,
     )
@@ -182,7 +192,7 @@ def check_settings(plan: Plan, texts: Sequence[str]) -> None:
         UsageError: with the service's own line; nothing was started.
     """
     for name in _settings(texts):
-        command = (*service_command(name), "--check", *plan.configuration[name])
+        command = (*_command(name, plan.isaac_python), "--check", *plan.configuration[name])
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
@@ -203,12 +213,19 @@ def service_command(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", _MODULES[name])
 
 
+def _command(name: str, python: str | None) -> tuple[str, ...]:
+    """The same; sim-hal in the interpreter `python`, unless that is None."""
+    command = service_command(name)
+    return command if python is None or name != "sim-hal" else (python, *command[1:])
+
+
 def _overrides(
     args: argparse.Namespace, wiring: Wiring, bundle: PolicyBundle
 ) -> dict[str, list[str]]:
     """What this run sets in each service's configuration, as `key=value`."""
     endpoints = wiring.endpoints
     sim = {
+        "backend": args.backend,
         "course.name": args.course,
         "course.difficulty": args.difficulty,
         "course.seed": args.seed,
@@ -243,6 +260,8 @@ def _memory_bytes(name: str, overrides: Sequence[str]) -> int:
     """Memory limit of a service."""
     backends = [text for text in overrides if text.startswith("inference.backend=")]
     on_gpu = bool(backends) and "onnxruntime" not in backends[-1]
+    if 'backend="isaaclab"' in overrides:
+        return _ISAAC_MEMORY_BYTES
     return _GPU_MEMORY_BYTES if on_gpu else _MEMORY_BYTES[name]
 
 
@@ -267,6 +286,7 @@ def _check_in_process(args: argparse.Namespace) -> None:
             "add --speed 0 for lock-step, or leave --in-process out"
         )
     for option, given in (
+        ("--backend isaaclab", args.backend == "isaaclab"),
         ("--record", args.record is not None),
         ("--until-over", args.until_over),
         ("--listen", args.listen is not None),

@@ -61,6 +61,7 @@ examples:
   krabby up --duration 30 --course steps --difficulty 0.3
   krabby up --policy assets/policies/gait --record run.mcap
   krabby up --speed 0 --duration 60 --seed 4        lock-step: repeats exactly for a seed
+  krabby up --backend isaaclab --course flat --policy gait     in the scene of training
   krabby up --set gameloop.phase_s=0.002 --set sim-hal.mission.speed=0.2
 
 At the end the outcome is on stderr in words; the last line on stdout is one JSON object, also
@@ -78,6 +79,8 @@ def add_parser(commands: Any) -> None:
     flag(parser, "--until-over", "end when the course is completed or the robot has fallen")
     add_course_options(parser, "seed of the course's layout and of the noise", of_policy=True)
     option(parser, "--policy", "NAME", DEFAULT_POLICY, POLICY_HELP)
+    text = "whose physics; isaaclab needs the trainer's environment (make train-setup)"
+    option(parser, "--backend", None, "mujoco", text, choices=("mujoco", "isaaclab"))
     option(parser, "--robot", "NAME", robot_name(), "folder of the assets folder")
     option(parser, "--speed", None, 1, "1: real time, 0: lock-step", choices=(0, 1))
     flag(
@@ -115,7 +118,8 @@ def add_parser(commands: Any) -> None:
         help="set one key of a service's configuration; repeatable",
     )
     option(parser, "--runs-dir", "DIR", Path("runs"), "folder that gets the run's folder")
-    option(parser, "--start-timeout", "S", 60.0, "longest wait until all are ready")
+    text = "longest wait until all are ready (default 60, with isaaclab 600)"
+    option(parser, "--start-timeout", "S", None, text, type=float)
 
 
 def run(args: argparse.Namespace) -> int:
