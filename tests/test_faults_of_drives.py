@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from krabby.course.courses import make_course
+from krabby.diagnosis.diagnose import diagnose
+from krabby.diagnosis.log import RunLog
 from krabby.drivers.can import wire as can_buses
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.calibration import Calibration
@@ -27,7 +29,7 @@ from krabby.drivers.imu import ImuCounters
 from krabby.hal.backend import Slot
 from krabby.hal.handler import GateHandler
 from krabby.hal.measurement import StatePayload
-from krabby.mujoco.config import CameraCfg
+from krabby.mujoco.config import CameraCfg, PlantedCfg
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.policy.bundle import OnnxPolicy, PolicyBundle, bundle_dir
 from krabby.policy.observation import ObservationBuilder, ObservationInputs
@@ -42,7 +44,20 @@ from krabby_faults.report import section, write_section
 from krabby_jetson_hal.backend import Robot
 from krabby_jetson_hal.config import EndpointsCfg, ImuCfg, JetsonHalCfg
 from krabby_jetson_hal.devices import HEALTH, Devices
-from krabby_proto import COMMAND, STATE, CommandStatus, Fault, SafetyState, decode, encode, unpack
+from krabby_proto import (
+    COMMAND,
+    STATE,
+    TRACE,
+    CommandReply,
+    CommandStatus,
+    Exchange,
+    ExchangeKind,
+    Fault,
+    SafetyState,
+    decode,
+    encode,
+    unpack,
+)
 
 slow = pytest.mark.slow
 patient = pytest.mark.timeout(900)
@@ -115,13 +130,14 @@ WIRING = (
 class World:
     """The emulated robot, and the clock everybody shares."""
 
-    def __init__(self, desc, hardware, clock, heat_speed):
+    def __init__(self, desc, hardware, clock, heat_speed, planted):
         self.clock = clock
         self.buses = buses = [bus.name for bus in hardware.buses]
         bus_of = [buses.index(drive.bus) for drive in hardware.drives]
         cfg = EmulatorCfg(
-            camera=CameraCfg(enabled=False), metrics_port=0, drive=DriveCfg(heat_speed=heat_speed)
-        )
+            camera=CameraCfg(enabled=False), metrics_port=0, drive=DriveCfg(heat_speed=heat_speed),
+            planted=planted,
+        )  # fmt: skip
         self.robot = EmulatedRobot(cfg, desc, make_course("flat"), buses=buses, bus_of=bus_of)
         calibration = Calibration.nominal(hardware)
         self.side = CanSide(
@@ -215,14 +231,14 @@ class SimulatedImu:
 class Rig:
     """Robot and game loop, in one thread."""
 
-    def __init__(self, monkeypatch, name, heat_speed=1.0):
+    def __init__(self, monkeypatch, name, heat_speed=1.0, planted=PlantedCfg()):  # noqa: B008
         self.desc = RobotDescription.load()
         self.clock = FakeClock()
         hardware = HardwareDescription.load(None, self.desc)
         hardware = hardware.with_interface(
             "virtual", {bus.name: f"{name}-{bus.name}" for bus in hardware.buses}
         )
-        self.world = World(self.desc, hardware, self.clock, heat_speed)
+        self.world = World(self.desc, hardware, self.clock, heat_speed, planted)
         monkeypatch.setattr(can_buses, "open_bus", lambda spec: SimulatedCan(spec, self.world))
         self.bus = CanJointBus(
             hardware, Calibration.nominal(hardware), self.desc, health=HEALTH, clock_ns=self.clock
@@ -291,7 +307,10 @@ class Rig:
             COMMAND, self._target(fields), instance_id=1, sequence=self._sequence,
             capture_ns=capture_ns, publish_ns=now,
         )  # fmt: skip
-        self.status = self.handler.on_command(decode(frames)).status
+        self.status = self._send(frames).status
+
+    def _send(self, frames):
+        return self.handler.on_command(decode(frames))
 
     def _target(self, fields):
         if self.gate.state not in (SafetyState.ACTIVE, SafetyState.HOLD):
@@ -612,3 +631,77 @@ def facts(row):
         name: round(value, 3) if isinstance(value, float) else value
         for name, value in values.items()
     }
+
+
+# --- faults of wiring, found in a recording -------------------------------------------------
+
+
+class RecordedRig(Rig):
+    """Keeps what the HAL says on the streams state and trace."""
+
+    def __init__(self, monkeypatch, name, planted):
+        super().__init__(monkeypatch, name, planted=planted)
+        self.messages = []
+        self._told = None
+
+    def slot(self):
+        before = self.state
+        super().slot()
+        if self.state is not before:
+            payload = np.concatenate([self.state[0][name] for name in STATE.slices])
+            self._keep(STATE, payload, self.state[1])
+        gate = int(self.gate.state), int(self.gate.faults)
+        if gate != self._told:
+            self._told = gate
+            self._keep(TRACE, Exchange.of_gate(self.clock(), *gate).pack(), self.clock())
+
+    def _send(self, frames):
+        outcome = super()._send(frames)
+        reply = CommandReply.pack(
+            outcome.status,
+            safety_state=outcome.safety_state,
+            fault_bits=outcome.fault_bits,
+            position_clamp_mask=outcome.position_clamp_mask,
+            rate_clamp_mask=outcome.rate_clamp_mask,
+            request_sequence=self._sequence,
+            applied_sequence=self._sequence,
+            applied_ns=outcome.applied_ns or 0,
+            server_ns=self.clock(),
+        )
+        record = Exchange.of_frames(ExchangeKind.COMMAND, self.clock(), frames, reply).pack()
+        self._keep(TRACE, record, self.clock())
+        return outcome
+
+    def _keep(self, stream, payload, capture_ns):
+        number = len(self.messages) + 1
+        frames = encode(
+            stream, payload, instance_id=1, sequence=number, capture_ns=capture_ns,
+            publish_ns=self.clock(),
+        )  # fmt: skip
+        self.messages.append(decode(frames))
+
+    def found(self, seconds):
+        """What is found in so many seconds from lying, armed if the HAL allows it."""
+        self.slots(0.5)
+        self.handler.on_safety("arm", "test")
+        self.slots(seconds)
+        findings = diagnose(RunLog.read(self.messages), self.desc).findings
+        return [(finding.kind, *finding.where) for finding in findings]
+
+
+@slow
+@patient
+@pytest.mark.parametrize(
+    ("planted", "first"),
+    [
+        ({"kind": "gain", "value": 1.6}, ("gain",)),
+        ({"kind": "joint-sign", "where": ("lf_hip_yaw",)}, ("joint-sign", "lf_hip_yaw")),
+        ({}, None),
+    ],
+)
+def test_a_fault_planted_in_the_emulated_hardware_is_ranked_first(
+    monkeypatch, request, planted, first
+):
+    rig = RecordedRig(monkeypatch, request.node.name, PlantedCfg(**planted)).bring_up()
+    found = rig.found(8.0)
+    assert found[:1] == ([] if first is None else [first])

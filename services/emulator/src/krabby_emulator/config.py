@@ -8,7 +8,7 @@ from typing import Annotated
 
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.drivers.can.config import CanCfg
-from krabby.mujoco.config import StageCfg
+from krabby.mujoco.config import PlantedCfg, StageCfg
 from krabby_proto import default_endpoints, runtime_folder
 from msgspec import Meta
 
@@ -120,6 +120,7 @@ class EmulatorCfg(StageCfg, frozen=True, kw_only=True):
     metrics_port: Port = 9105
     auto_reset: bool = False
     """Put a robot that fell back 2 s later, as sim-hal does; else it lies there."""
+    planted: PlantedCfg = PlantedCfg()
     can: CanCfg = CanCfg()
     drive: DriveCfg = DriveCfg()
     supply: SupplyCfg = SupplyCfg()

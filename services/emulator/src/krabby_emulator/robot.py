@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import structlog
+from krabby.config import to_dict
 from krabby.course.courses import Course
 from krabby.drivers.imu import ImuSample
 from krabby.hal.measurement import Measurement
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from krabby_emulator.config import EmulatorCfg
 from krabby_emulator.faults import Fault, FaultBoard
 from krabby_emulator.motor import DriveBank, Law
+from krabby_emulator.planted import PlantedHardware
 
 __all__ = ["EmulatedRobot"]
 
@@ -47,6 +49,9 @@ class EmulatedRobot(Stage):
         self.world.set_friction(cfg.drive.coulomb_friction, cfg.drive.viscous_friction)
         self.bank = DriveBank(desc, cfg.drive, cfg.supply, seed=cfg.seed)
         self.board = FaultBoard(desc.joint_names, buses, bus_of)
+        self._planted = PlantedHardware(cfg.planted, desc) if cfg.planted.kind else None
+        if cfg.planted.kind:
+            log.warning("fault planted", **to_dict(cfg.planted))
         self._imu = cfg.imu
         self._imu_random = np.random.default_rng((cfg.seed, 1))
         self._gyro_bias = cfg.imu.gyro_bias * self._imu_random.standard_normal(3)
@@ -54,7 +59,7 @@ class EmulatedRobot(Stage):
         """What the physics was told last."""
         self.limit_excess = np.full(len(desc.joint_names), -np.inf)
         """How far every joint ever was beyond its limits [rad]; negative: never there."""
-        self.bank.report(self.world.joint_pos, self.world.joint_vel)
+        self.bank.report(self._seen(self.world.joint_pos), self._seen(self.world.joint_vel))
 
     def substep(self, now_ns: int) -> None:
         """Let `SUBSTEP_NS` pass, with what the drives have been told until `now_ns`."""
@@ -62,17 +67,22 @@ class EmulatedRobot(Stage):
         board.refresh(now_ns)
         bank.supply(board.powered, now_ns)
         bank.protect(now_ns)
-        law = bank.law(world.joint_pos, board.stuck)
+        planted = self._planted
+        law = bank.law(self._seen(world.joint_pos), board.stuck)
+        if planted is not None:
+            law = planted.law(law, now_ns)
         if law is not self._law:
             world.set_law(*law)
             self._law = law
-        low, high = bank.torque_range(world.joint_vel)
+        low, high = bank.torque_range(self._seen(world.joint_vel))
+        if planted is not None:
+            low, high = planted.torque_range(low, high)
         effort = world.step(low, high, driven=bool(bank.on.any()))
         joint_pos = world.joint_pos
         bank.settle(
-            effort,
-            joint_pos,
-            world.joint_vel,
+            self._seen(effort),
+            self._seen(joint_pos),
+            self._seen(world.joint_vel),
             _SUBSTEP_S,
             heat_c=board.heat_c if board.heated else None,
             sag_v=board.sag_v,
@@ -86,10 +96,13 @@ class EmulatedRobot(Stage):
         self.world.measure(self._measured)
         if watched:
             holding = bool(self.bank.holding.all())
-            self.watch(now_ns, self.bank.target_pos if holding else None)
+            self.watch(now_ns, self._seen(self.bank.target_pos) if holding else None)
         if self.board.imu_silent:
             return None
-        return self._disturbed(self._measured, now_ns)
+        felt = self._measured
+        if self._planted is not None:
+            felt = self._planted.fault.measurement(felt, now_ns)
+        return self._disturbed(felt, now_ns)
 
     def inject(self, kind: str, now_ns: int, **where: Any) -> Fault:
         """Break something; see `FaultBoard.inject`."""
@@ -128,6 +141,10 @@ class EmulatedRobot(Stage):
 
     def _put_back(self, now_ns: int, *, new_lap: bool) -> None:
         self._law = None  # putting the robot down also resets what its actuators hold
+
+    def _seen(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Angles, velocities or torques by drive, for those by joint, and the other way round."""
+        return values if self._planted is None else self._planted.seen(values)
 
     def _felt(self, force_b: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the accelerometer makes of a specific force."""

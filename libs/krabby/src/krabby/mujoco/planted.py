@@ -114,16 +114,33 @@ class PlantedFault:
             kp = command.kp.copy()
             kp[self._chosen] *= self._cfg.value or 1.5
             return command._replace(kp=kp)
-        if self._cfg.kind not in ("joint-sign", "joints-swapped") or self._cfg.feedback_only:
+        if not self.crosses_drives:
             return command
-        # A swap is its own inverse, and so is a change of sign.
-        source = self._source
         return command._replace(
-            joint_pos=(self._sign * command.joint_pos)[source],
-            kp=command.kp[source],
-            kd=command.kd[source],
-            effort_limit=command.effort_limit[source],
+            joint_pos=self.across(command.joint_pos, signed=True),
+            kp=self.across(command.kp),
+            kd=self.across(command.kd),
+            effort_limit=self.across(command.effort_limit),
         )
+
+    @property
+    def crosses_drives(self) -> bool:
+        """Whether drives turn the other way or sit at each other's joints."""
+        return not self._cfg.feedback_only and self._cfg.kind in ("joint-sign", "joints-swapped")
+
+    @property
+    def turned(self) -> NDArray[np.bool_]:
+        """Drives that turn the other way, shape (n,)."""
+        return self._sign < 0.0
+
+    def across(self, values: NDArray[np.float64], *, signed: bool = False) -> NDArray[np.float64]:
+        """Values by drive for values by joint, and the other way round: it is its own inverse.
+
+        Args:
+            values: shape (n,).
+            signed: whether they change sign with the direction, as angles and torques do.
+        """
+        return (self._sign * values if signed else values)[self._source]
 
     def _delay(self, out: Measurement, now_ns: int) -> None:
         """Give what was measured so long ago, the first measurement before that."""
