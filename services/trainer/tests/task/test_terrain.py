@@ -322,3 +322,21 @@ def test_half_of_the_waypoints_of_an_impassable_course_can_be_reached():
     assert course.waypoints[4, 0] > before
     ground = terrain.to("cpu")
     assert ground.barrier_x.tolist() == pytest.approx([before, math.inf])
+
+
+def test_a_user_s_height_field_is_laid_out_beside_other_courses(tmp_path):
+    path = tmp_path / "yard.npz"
+    heights = np.zeros((60, 40))
+    heights[20:40] = 0.2
+    np.savez(path, heights=heights, cell_m=0.05)
+    cfg = TerrainCfg(types=[str(path), "flat"], shares=[1.0, 1.0], levels=1, columns=2)
+    terrain = Terrain(cfg)
+    ground = terrain.to("cpu")
+    # Its middle third, 1 to 2 m behind the platform of 2.5 m, is 0.2 m high; flat beside it is not.
+    x = 2.5 + torch.tensor([0.5, 1.5, 2.5])
+    for column, expected in ((0, [0.0, 0.2, 0.0]), (1, [0.0, 0.0, 0.0])):
+        y = float(terrain.corner(0, column)[1])
+        found = ground.height_at(torch.stack([x, torch.full_like(x, y)], dim=-1))
+        assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert terrain.mesh.bounds[1, 2] == pytest.approx(0.2)
+    assert ground.goals.tolist() == [8, 8]
