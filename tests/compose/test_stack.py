@@ -37,7 +37,7 @@ ELSEWHERE = (
 )  # fmt: skip
 """Metrics that this stack has none of: the trainer's, whose own tests hold it to what is asked, and
 the hardware's, for which test_emulated.py does."""
-PROFILES = ((), ("teleop",), ("record",), ("train",), ("teleop", "record", "train"))
+PROFILES = ((), ("teleop",), ("record",), ("train",), ("isaac",), ("teleop", "record", "train"))
 
 
 # --- files and errors, nothing started ------------------------------------------------------

@@ -193,7 +193,7 @@ class Simulation:
 
         state, control = self._manager.get_state_0(), self._manager.get_control()
         data: Any = self._manager._solver.mjw_data
-        kept = {
+        kept: dict[str, Any] = {
             **{name: getattr(state, name) for name in ("joint_q", "joint_qd", "body_q", "body_qd")},
             "joint_target_q": control.joint_target_q,
             "joint_f": control.joint_f,

@@ -170,7 +170,7 @@ class Simulator:
         )
         values = torch.cat(parts).cpu().numpy().astype(np.float64)
         *arrays, last = np.split(values, np.cumsum([len(part) for part in parts])[:-1])
-        return RobotState(*arrays, float(last[0]))
+        return RobotState._make((*arrays, float(last[0])))
 
     def close(self) -> None:
         """Let go of the simulation, so that another can be built."""

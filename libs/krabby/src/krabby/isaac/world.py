@@ -125,8 +125,8 @@ class IsaacWorld(World):
         if len(self._told) < self._asks:
             return
         told, self._told = self._told, []
-        self._drives = _mean(told)
-        limit = self._drives.effort_limit
+        self._drives = drives = _mean(told)
+        limit = drives.effort_limit
         low, high = kinematics.torque_speed_limit(self._desc, self.joint_vel)
         driven = told[-1].mode is DriveMode.POSITION
         self.step(np.maximum(low, -limit), np.minimum(high, limit), driven=driven)
