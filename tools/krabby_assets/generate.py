@@ -1,6 +1,7 @@
 """Write what follows from each robot's sources: `python -m krabby_assets.generate`.
 
-robot.toml and crab_hex.urdf.xacro are the sources; URDF, MJCF, USD and pictures follow from them.
+robot.toml and crab_hex.urdf.xacro are the sources; URDF, MJCF, USD and pictures follow from them,
+and the drawing of the default robot's wiring from its hardware.toml.
 A robot without its own xacro file has the default robot's shape.
 `--check` writes nothing and fails on the first difference. The text formats are the same byte for
 byte on every machine; pictures are only checked to be there, because their last bits depend on the
@@ -12,11 +13,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from krabby.drivers.can.hardware import HardwareDescription
 from krabby.robot.assets import DEFAULT_ROBOT, assets_dir
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import AssetError, RobotError
 
-from krabby_assets import mjcf, urdf, usd
+from krabby_assets import mjcf, urdf, usd, wiring
 
 __all__ = ["PICTURES", "first_difference", "main", "robots", "texts"]
 
@@ -36,11 +38,15 @@ def texts(folder: Path) -> dict[str, str]:
         shape = folder.parent / DEFAULT_ROBOT / f"{DEFAULT_ROBOT}.urdf.xacro"
     urdf_text = urdf.expand(description, shape)
     tree = urdf.parse(urdf_text)
-    return {
+    found = {
         f"{name}.urdf": urdf_text,
         f"{name}.xml": mjcf.to_mjcf(tree, description),
         f"{name}.usda": usd.to_usda(tree, description),
     }
+    if name == DEFAULT_ROBOT:
+        hardware = HardwareDescription.load(folder / "hardware.toml", description)
+        found["wiring.svg"] = wiring.to_svg(hardware, description)
+    return found
 
 
 def robots() -> list[Path]:

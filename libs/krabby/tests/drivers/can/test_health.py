@@ -1,4 +1,4 @@
-"""When an encoder counts as stuck: hand-worked torques, a reading every 5 ms."""
+"""When an encoder counts as stuck and a torque as wrong: hand-worked, a reading every 5 ms."""
 
 import numpy as np
 import pytest
@@ -110,3 +110,60 @@ def test_speed_without_travel_is_found_under_load_too(rig):
     rig.readings.joint_vel[JOINT] = 0.9
     # 0.099 rad are travelled after 110 ms, 0.1035 after 115.
     assert rig.stuck_after_ms(lambda ms: 0.0) == 115
+
+
+# --- torques that are not those that were asked for ------------------------------------------
+
+
+class Obeying:
+    """Drives that give what they were told, but for what a test adds."""
+
+    def __init__(self):
+        self.health = DriveHealth(HARDWARE, MOUNTING, DESC, CFG)
+        self.readings = DriveReadings(18)
+        self.readings.joint_pos[:] = self.readings.joint_vel[:] = 0.0
+        self.readings.mode[:] = DriveMode.RUN
+        self.holding = ON.copy()
+        self.cycle = 0
+        self.told = np.zeros(18)
+
+    def cycles(self, count, *, off_by=0.0):
+        """Cycles until one is found, at most `count`; None for not at all."""
+        for number in range(1, count + 1):
+            self.cycle += 1
+            readings = self.readings
+            readings.joint_pos += 0.001
+            readings.stamp_ns[:] = self.cycle * 5 * MS
+            readings.faults[:] = 0
+            readings.joint_effort[:] = self.told
+            readings.joint_effort[JOINT] += off_by
+            self.told = 40.0 * np.sin(0.3 * self.cycle + np.arange(18))
+            now_ns, still = self.cycle * 5 * MS, readings.joint_pos
+            self.health.update(readings, self.told, ON, self.holding, still, now_ns)
+            if readings.faults[JOINT] & DriveFault.WRONG_TORQUE:
+                return number
+        return None
+
+
+def test_a_drive_that_gives_what_it_is_told_a_cycle_later_is_right():
+    assert Obeying().cycles(400) is None
+
+
+def test_a_drive_that_is_off_by_more_than_half_of_its_peak_is_found():
+    # Peak is 120 N·m. Off by 90: the mean square passes 60² = 90² (1 - 0.98^n) at n = 29.1.
+    assert Obeying().cycles(400, off_by=90.0) == 30
+
+
+def test_a_drive_that_is_off_by_less_than_that_for_good_is_not_found():
+    assert Obeying().cycles(400, off_by=55.0) is None
+
+
+def test_a_limp_drive_owes_no_torque():
+    rig = Obeying()
+    rig.holding[:] = False
+    assert rig.cycles(400, off_by=90.0) is None
+
+
+def test_a_drive_that_never_said_what_it_gives_is_not_judged():
+    rig = Obeying()
+    assert rig.cycles(400, off_by=np.nan) is None

@@ -141,6 +141,15 @@ FAULTS: Final = {
         "0.06 rad of each other's.",
         _DAMPED,
     ),
+    DriveFault.WRONG_TORQUE: FaultInfo(
+        "The drive does not give the torque that its commands ask for.",
+        "If two joints are named, they obey each other's commands: exchange their plugs or entries "
+        "in hardware.toml, then krabby drives identify. One joint: its torque range and limit with "
+        "the maker's tool, a motor phase, a brake.",
+        "Reported against commanded torque while it holds a position: over half of the peak, root "
+        "mean square over a quarter of a second.",
+        _DAMPED,
+    ),
 }
 """By fault; every bit of `DriveFault` has a row."""
 

@@ -38,6 +38,12 @@ class HealthCfg:
     takes over load from its neighbours does not move."""
     stuck_after_s: float = 0.06
     """... for this long: a joint needs time to begin to move."""
+    wrong_torque_share: float = 0.5
+    """Difference of reported and commanded torque, over peak torque, root mean square. A walk has
+    0.05; a drive that obeys the commands of the joint on the other side 0.4 after 50 ms and 0.8
+    after 250."""
+    wrong_torque_cycles: int = 50
+    """Time constant of that mean."""
     jump_margin_rad: float = 0.1
     jump_speed_share: float = 1.5
     """Times the drive's fastest speed."""
@@ -69,6 +75,11 @@ class DriveHealth:
         self.effort_share: NDArray[np.float64] = np.ones(count)
         """Share of the effort limit that temperature and voltage leave, shape (n,)."""
         self._crossing = CrossingWatch(count)
+        self._wrong_square = (self.cfg.wrong_torque_share * desc.peak_torque) ** 2
+        self._torque_square = np.zeros(count)
+        """Mean square of what reported and commanded torques differ by [N²·m²]."""
+        self._commanded = np.zeros(count)
+        """Torque asked for a cycle ago: a reply has the torque before its command took effect."""
         self._latched = np.zeros(count, np.uint32)
         self._pos = np.full(count, np.nan)
         self._stamp_ns = np.zeros(count, np.int64)
@@ -85,6 +96,7 @@ class DriveHealth:
         """Forget latched faults and start watching anew."""
         self._latched[:] = 0
         self._crossing.reset()
+        self._torque_square[:] = 0.0
         self._pos[:] = np.nan
 
     def update(
@@ -103,6 +115,7 @@ class DriveHealth:
         """
         self._watch_position(readings, torque, holding)
         self._watch_crossing(readings, target, holding)
+        self._watch_torque(readings, torque, holding)
         dropped = enabled & (readings.mode == DriveMode.OFF)
         self._latched[dropped] |= _BITS[DriveFault.DROPPED_OUT]
         faults = readings.faults
@@ -122,6 +135,23 @@ class DriveHealth:
             readings.crossed = self._crossing.pairs
             for pair in self._crossing.pairs:
                 self._latched[list(pair)] |= _BITS[DriveFault.CROSSED]
+
+    def _watch_torque(
+        self,
+        readings: DriveReadings,
+        torque: NDArray[np.float64],
+        holding: NDArray[np.bool_],
+    ) -> None:
+        """Find drives that do something else than they were told."""
+        differs = readings.joint_effort - self._commanded
+        self._commanded = torque
+        differs *= differs
+        obeys = holding & (readings.mode == DriveMode.RUN) & (differs == differs)
+        differs = np.where(obeys, differs, 0.0)
+        self._torque_square += (differs - self._torque_square) / self.cfg.wrong_torque_cycles
+        wrong = self._torque_square > self._wrong_square
+        if wrong.any():
+            self._latched[wrong] |= _BITS[DriveFault.WRONG_TORQUE]
 
     def _watch_position(
         self,

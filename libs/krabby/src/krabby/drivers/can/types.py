@@ -57,6 +57,7 @@ class DriveFault(IntFlag):
     SHARED_ID = 1 << 24
     UNKNOWN_ID = 1 << 25
     CROSSED = 1 << 26
+    WRONG_TORQUE = 1 << 27
 
 
 class IdConflict(NamedTuple):
