@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from krabby.benchmark.scenario import Cell, Pictures, Scenario
+from krabby.benchmark.scenario import Cell, Pictures, RobotVariation, Scenario
 from krabby.benchmark.trial import Policies, Trial, TrialCfg
 from krabby.course.courses import make_course
 from krabby.mujoco.config import PlantedCfg
@@ -43,6 +43,8 @@ class Run:
     seed: int
     planted: PlantedCfg = PlantedCfg()  # noqa: RUF009 - frozen
     tilt_deg: float = 0.0
+    motor_strength: float = 1.0
+    """Share of the described torque that the drives have."""
     kind: str = ""
     """Kind of finding that is right; empty for a sound run."""
     where: tuple[str, ...] = ()
@@ -153,6 +155,7 @@ def record(
         speed=_SPEED_M_S,
         duration_s=_LONGEST_S,
         pictures=Pictures(tilt_deg=run.tilt_deg),
+        robot=RobotVariation(motor_strength=run.motor_strength),
     )
     cell = Cell(
         name="recorded", family="recorded", summary="recorded", goal="waypoints",

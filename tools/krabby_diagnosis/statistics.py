@@ -4,7 +4,7 @@
     KRABBY_ROBOT=crab_hex_rs python -m krabby_diagnosis.statistics --policy gait
 
 Every course of the published suite at difficulties 0.25 to 1, with the camera's noise, latency and
-lost pictures, the mount off by up to 2 degrees, and friction, masses and strength varied.
+lost pictures, the mount off by up to 2 degrees, and friction and masses varied.
 """
 
 from __future__ import annotations

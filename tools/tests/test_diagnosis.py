@@ -43,6 +43,14 @@ def test_two_faults_are_both_found(gait):
 
 
 @pytest.mark.slow
+def test_drives_that_give_a_third_of_their_torque_are_named(gait):
+    (finding,) = found(dataclasses.replace(RUN, motor_strength=0.3), gait, 10.0).findings
+    assert finding.kind == "saturation"
+    # 120 N·m of the description, 0.3 of it
+    assert "gives 36 N·m, described are 120" in finding.evidence
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_planted_fault_is_ranked_first(gait, name):
     run = next(

@@ -35,6 +35,7 @@ _MODULES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "report": ("report",),
         "bundle": ("bundle",),
         "identify": ("identify",),
+        "export_lerobot": ("export-lerobot",),
         "check_hal": ("check-hal",),
         "course": ("course",),
         "robot": ("robot",),

@@ -36,6 +36,17 @@ _JOINT_GAIN_LIMIT: Final = 0.45
 """Of one joint."""
 _TRACKED: Final = 0.6
 """Share of the torque's variance that the law explains for a joint that obeys."""
+_MOST_SHARE: Final = 0.99
+"""Quantile of a joint's torque that is taken for the most it gave ..."""
+_AT_MOST: Final = 0.95
+"""... and share of it from which the torque is at its limit,"""
+_ASKED: Final = 1.25
+"""if the law asks for so many times more. Sound runs: never; friction takes a few percent."""
+_SATURATED: Final = 0.03
+"""Share of the time at the limit that is a finding."""
+_SATURATED_SCORE: Final = 4.0
+"""At most: below the causes, of which saturation may be a consequence."""
+_LITTLE_NM: Final = 15.0
 _LEAST: Final = 100
 _MOVES_NM: Final = 2.0
 """Torque that varies less says nothing about gains (standard deviation)."""
@@ -149,7 +160,41 @@ def check_drives(
     if wired:
         fit = fit_law(log, desc) or fit
     findings = wired + _check_delay(desc, fit) + _check_gains(desc, fit)
+    findings += _check_saturation(log, desc, fit)
     return findings, log, fit
+
+
+def _check_saturation(log: RunLog, desc: RobotDescription, fit: LawFit) -> list[Finding]:
+    """Joints whose torque stays at one value while the law asks for more.
+
+    That value is the joint's own, so a drive that gives less than described is found too.
+    """
+    data = samples(log, desc, fit.delay_s)
+    assert data is not None
+    followed = log.following & np.isfinite(data.error).all(1)
+    if followed.sum() < _LEAST:
+        return []
+    asked = (desc.kp * data.error - desc.kd * data.velocity)[followed]
+    torque = log.joint_effort[followed]
+    most = np.quantile(np.abs(torque), _MOST_SHARE, axis=0)
+    stuck = (np.abs(torque) > _AT_MOST * most) & (asked * torque > 0.0)
+    share = (stuck & (np.abs(asked) > _ASKED * np.abs(torque))).mean(0)
+    share[most < _LITTLE_NM] = 0.0
+    odd = np.flatnonzero(share > _SATURATED)
+    if not len(odd):
+        return []
+    worst = int(share.argmax())
+    return [
+        Finding(
+            kind="saturation",
+            where=tuple(desc.joint_names[j] for j in odd) if len(odd) < len(share) else (),
+            term="joint_effort",
+            score=min(float(share[worst]) / _SATURATED, _SATURATED_SCORE),
+            evidence=f"{desc.joint_names[worst]} gives {most[worst]:.0f} N·m, described are "
+            f"{desc.peak_torque[worst]:.0f}, in {share[worst]:.0%} of the time, in which "
+            f"{np.median(np.abs(asked[stuck[:, worst], worst])):.0f} N·m were asked for",
+        )
+    ]
 
 
 def _check_feedback(

@@ -27,6 +27,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "dashboard Timing the parts); a CAN bus at its limit delays too",
     "gain": "compare kp and kd in robot.toml with what the drives are sent and how the make scales "
     "them (libs/krabby/src/krabby/drivers/can)",
+    "saturation": "look at load, supply voltage and temperature, and at the torque limit that the "
+    "drives are sent; a policy that asks for more than there is needs training with that limit",
     "joint-range": "calibrate the zero: `krabby drives calibrate`",
     "camera-pitch": "correct the mount, or mount_pitch_rad in robot.toml; a policy is trained for "
     "one angle, so prefer the mount",
