@@ -27,7 +27,7 @@ from krabby_cli.terminal import Keyboard, StatusLine
 
 __all__ = ["GamepadDevice", "add_parser"]
 
-_HINT: Final = "1 stand, 2 sit, x e-stop"
+_HINT: Final = "x e-stop, 1 stand, 2 sit"
 _DEADMAN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Counts while the computer sleeps, unlike CLOCK_MONOTONIC: the deadman expires meanwhile."""
 
