@@ -27,6 +27,7 @@ from krabby.mujoco.rays import (
     View,
     camera_rays,
     colours,
+    dot,
     sky,
     sunlit,
     surface_of,
@@ -107,8 +108,8 @@ class FilmCamera:
             same &= key[corner] == one
         pixels, source = np.flatnonzero(same), corners[0][same]
         geom[pixels], normal[pixels], key[pixels] = geom[source], normal[source], key[source]
-        plane = _dot(normal[source], directions[source]) * distance[source]
-        slope = _dot(normal[source], directions[pixels])
+        plane = dot(normal[source], directions[source]) * distance[source]
+        slope = dot(normal[source], directions[pixels])
         distance[pixels] = plane / np.where(slope == 0.0, 1.0, slope)
         ask(np.flatnonzero(self._between & ~same))
         mask = geom >= 0
@@ -135,7 +136,8 @@ class FilmCamera:
     def _edges(self, key: NDArray[np.int64], shown: FloatArray) -> NDArray[np.int64]:
         """Pixels beside another face, or a step of brightness."""
         shape = (self._height, self._width)
-        keys, bright = key.reshape(shape), shown.mean(axis=-1).reshape(shape)
+        keys = key.reshape(shape)
+        bright = ((shown[:, 0] + shown[:, 1] + shown[:, 2]) / 3.0).reshape(shape)
         edge = np.zeros(shape, dtype=bool)
         for one, other in (
             (np.s_[:, :-1], np.s_[:, 1:]),
@@ -156,7 +158,7 @@ class FilmCamera:
         down = directions[self._width] - directions[0]
         for x, y in _SUBPIXELS:
             rays = directions[pixels] + x * right + y * down
-            rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
+            rays /= np.sqrt(dot(rays, rays))[:, None]
             hit = scene.scene.cast(origin, rays)
             chosen = rays[hit.mask]
             points = origin + chosen * hit.distance[hit.mask, None]
@@ -195,7 +197,7 @@ class _Shot:
     ) -> Surface:
         rays = directions[mask]
         facing = normal[mask]
-        facing = np.where(_dot(facing, rays)[:, None] > 0.0, -facing, facing)
+        facing[dot(facing, rays) > 0.0] *= -1.0
         points = origin + rays * distance[mask, None]
         return Surface(geom[mask], facing, points, distance[mask], rays)
 
@@ -225,8 +227,3 @@ def _corners(width: int, height: int, step: int) -> tuple[NDArray[np.int64], ...
     outside = (below >= height) | (right >= width)
     places = [r * width + c for r in (above, below) for c in (left, right)]
     return tuple(np.where(outside, 0, place) for place in places)
-
-
-def _dot(one: FloatArray, other: FloatArray) -> FloatArray:
-    """Row by row, (N,)."""
-    return np.einsum("ij,ij->i", one, other)

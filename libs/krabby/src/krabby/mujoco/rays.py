@@ -35,6 +35,7 @@ __all__ = [
     "View",
     "camera_rays",
     "colours",
+    "dot",
     "shade",
     "sky",
     "strata_of",
@@ -131,7 +132,7 @@ class Scene:
     def lit(self, light: FloatArray, points: FloatArray) -> NDArray[np.bool_]:
         """Which points (N, 3) a light at `light` (3,) reaches."""
         offset = points - light
-        distance = np.linalg.norm(offset, axis=-1)
+        distance = np.sqrt(dot(offset, offset))
         hit = self.cast(light, offset / distance[:, None])
         return ~hit.mask | (hit.distance > distance - SHADOW_BIAS_M)
 
@@ -167,9 +168,14 @@ def camera_rays(view: View, columns: int, rows: int) -> tuple[FloatArray, FloatA
     half = np.tan(0.5 * view.fov_rad)
     y = half * (1.0 - (2.0 * np.arange(rows) + 1.0) / rows)
     x = half * columns / rows * ((2.0 * np.arange(columns) + 1.0) / columns - 1.0)
-    directions = forward + x[None, :, None] * right + y[:, None, None] * up
-    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
-    return directions.reshape(-1, 3), eye
+    directions = (forward + x[None, :, None] * right + y[:, None, None] * up).reshape(-1, 3)
+    directions /= np.sqrt(dot(directions, directions))[:, None]
+    return directions, eye
+
+
+def dot(one: FloatArray, other: FloatArray) -> FloatArray:
+    """Row by row, (N,)."""
+    return np.einsum("ij,ij->i", one, other)
 
 
 def shade(
@@ -220,8 +226,7 @@ def surface_of(hit: Hit, points: FloatArray, directions: FloatArray) -> Surface:
     """The surface of the rays that hit; `points` and `directions` (N, 3) are of those alone."""
     normal = hit.normal[hit.mask]
     # Rays that start inside a shape meet its far side.
-    away = np.sum(normal * directions, axis=-1, keepdims=True) > 0.0
-    normal = np.where(away, -normal, normal)
+    normal[dot(normal, directions) > 0.0] *= -1.0
     return Surface(hit.geom[hit.mask], normal, points, hit.distance[hit.mask], directions)
 
 
@@ -300,9 +305,9 @@ def _tiles(
     """Albedo (N, 3): terrain that faces up gets half-metre tiles, a scale to judge sizes by."""
     albedo = scene.albedo[geom]
     flat = scene.tiled[geom] & (normal[:, 2] > 0.7)
-    xy = points[flat, :2] / _TILE_M
-    to_joint = np.abs(xy - np.round(xy)).min(axis=-1) * _TILE_M
-    checker = (np.floor(xy).sum(axis=-1) % 2.0) - 0.5
+    x, y = points[flat, 0] / _TILE_M, points[flat, 1] / _TILE_M
+    to_joint = np.minimum(np.abs(x - np.round(x)), np.abs(y - np.round(y))) * _TILE_M
+    checker = ((np.floor(x) + np.floor(y)) % 2.0) - 0.5
     fade = np.clip(1.0 - distance[flat] / _TILE_FADE_M, 0.0, 1.0)
     tone = 1.0 + 0.10 * checker * fade - 0.35 * (to_joint < _TILE_JOINT_M) * fade
     albedo[flat] *= tone[:, None]
@@ -317,10 +322,12 @@ def _gloss(
     sunlit: NDArray[np.bool_],
 ) -> FloatArray:
     """Highlight of the sun on the robot (N,); terrain is matt."""
-    half = SUN_DIRECTION - directions
-    half /= np.linalg.norm(half, axis=-1, keepdims=True)
-    shine = np.clip(np.sum(normal * half, axis=-1), 0.0, None) ** 48
-    return 0.45 * shine * sunlit * ~scene.tiled[geom]
+    gloss = np.zeros(len(geom))
+    shines = np.flatnonzero(sunlit & ~scene.tiled[geom])
+    half = SUN_DIRECTION - directions[shines]
+    towards = np.clip(dot(normal[shines], half), 0.0, None) / np.sqrt(dot(half, half))
+    gloss[shines] = 0.45 * towards**48
+    return gloss
 
 
 def sky(directions: FloatArray) -> FloatArray:
