@@ -12,6 +12,8 @@ from krabby.mujoco.config import PlantedCfg
 from krabby.robot.description import RobotDescription
 from krabby_diagnosis.runs import FAULTS, Run, faulty_runs, record, sound_runs
 
+pytestmark = pytest.mark.timeout(600)
+
 DESC = RobotDescription.load()
 RUN = Run(name="sound", policy="gait", course="mixed", difficulty=0.5, seed=301)
 
