@@ -123,8 +123,8 @@ def test_messages_arrive_once_in_order_and_from_a_publisher_that_came_later(batc
             with until(lambda: opened(place)) as publisher:
                 before = first_heard(publisher, subscriber)
                 sequences = []
-                for _ in range(20):
-                    states(publisher, 10)  # fewer than its queue holds
+                for _ in range(50):
+                    states(publisher, 4)  # fewer than its queue holds, half of it unacknowledged
                     while len(sequences) < publisher.sequence - before:
                         sequences += [raw.sequence for raw in until(subscriber.drain_raw)]
                 assert sequences == list(range(before + 1, before + 201))
