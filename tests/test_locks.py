@@ -63,3 +63,16 @@ def test_tools_that_install_and_build_are_pinned():
         for one in tomllib.loads(LOCKS["workspace"].read_text())["package"]
     }
     assert {f"{name}=={locked[name]}" for name in ("setuptools", "uv")} == set(groups["build"])
+
+
+def test_the_trainers_mujoco_is_its_solvers_and_older_than_the_runtimes():
+    """Isaac Lab needs it so; docs/measurements.md has what both make of the same policies."""
+    runtime, trainer = (
+        {
+            package["name"]: package.get("version")
+            for package in tomllib.loads(path.read_text())["package"]
+        }
+        for path in LOCKS.values()
+    )
+    assert trainer["mujoco"] == trainer["mujoco-warp"] == "3.12.0"
+    assert runtime["mujoco"] == "4.0.0"
