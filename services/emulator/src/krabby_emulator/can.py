@@ -368,19 +368,27 @@ class CanSide:
         """Answer frames to drives of one make with feedbacks."""
         codec = heard[0].bus.codec
         ids, data = self._drives.feedbacks(codec, [each.joint for each in heard])
-        rows_of: dict[_Bus, list[int]] = {}
-        for row, each in enumerate(heard):
-            rows_of.setdefault(each.bus, []).append(row)
         all_ids, raw = ids.tolist(), data.tobytes()
-        for bus, rows in rows_of.items():
-            frames = [(all_ids[row], raw[8 * row : 8 * row + 8]) for row in rows]
-            if bus.takes_batches and not self._board.replies_suffer:
-                bus.send_frames(frames)
-                continue
+        together: dict[_Bus, list[tuple[int, bytes]]] = {}
+        singly: list[tuple[_Heard, Frame]] = []
+        for row, each in enumerate(heard):
+            payload = raw[8 * row : 8 * row + 8]
+            if each.bus.takes_batches and not self._board.replies_suffer:
+                together.setdefault(each.bus, []).append((all_ids[row], payload))
+            else:
+                singly.append((each, Frame(all_ids[row], payload, codec.is_extended)))
+        for bus, frames in together.items():
+            bus.send_frames(frames)
+        self._send_singly(singly, now_ns)
+
+    def _send_singly(self, answers: Sequence[tuple[_Heard, Frame]], now_ns: int) -> None:
+        """Send replies in the order of what they answer."""
+        buses = dict.fromkeys(heard.bus for heard, _ in answers)
+        for bus in buses:
             bus.hold()
-            for row, (arbitration_id, payload) in zip(rows, frames, strict=True):
-                frame = Frame(arbitration_id, payload, codec.is_extended)
-                self._send(bus, heard[row].joint, frame, now_ns)
+        for heard, frame in answers:
+            self._send(heard.bus, heard.joint, frame, now_ns)
+        for bus in buses:
             bus.release()
 
     def _send(self, bus: _Bus, joint: int, frame: Frame, now_ns: int) -> None:
