@@ -105,15 +105,18 @@ def states(publisher, count):
 
 
 def first_heard(publisher, subscriber):
-    """Sequence up to which everything came, once the subscription has arrived."""
+    """Sequence up to which everything came, once the subscription has arrived.
 
-    def heard():
+    A message that the publisher's queue does not hold is not sent, so there is always another one.
+    """
+    newest = 0
+    while newest < publisher.sequence or newest == 0:
         states(publisher, 1)
-        return subscriber.drain_raw()
-
-    newest = until(heard)[-1].sequence
-    while newest < publisher.sequence:
-        newest = until(subscriber.drain_raw)[-1].sequence
+        for _ in range(100):
+            newest = max([newest, *(raw.sequence for raw in subscriber.drain_raw())])
+            if newest == publisher.sequence:
+                break
+            time.sleep(0.002)
     return newest
 
 
@@ -121,15 +124,15 @@ def test_messages_arrive_once_in_order_and_from_a_publisher_that_came_later(batc
     with LatestSubscriber(batches.through(place), STATE, queue=4000) as subscriber:
         for restarts in (0, 1):
             with until(lambda: opened(place)) as publisher:
-                before = first_heard(publisher, subscriber)
+                before, gaps = first_heard(publisher, subscriber), subscriber.gaps
                 sequences = []
-                for _ in range(50):
-                    states(publisher, 4)  # fewer than its queue holds, half of it unacknowledged
+                for _ in range(25):
+                    # Its queue holds 16, of which libzmq may still count 7 that were sent.
+                    states(publisher, 4)
                     while len(sequences) < publisher.sequence - before:
                         sequences += [raw.sequence for raw in until(subscriber.drain_raw)]
-                assert sequences == list(range(before + 1, before + 201))
-                assert subscriber.restarts == restarts
-    assert subscriber.gaps == 0
+                assert sequences == list(range(before + 1, before + 101))
+                assert (subscriber.gaps, subscriber.restarts) == (gaps, restarts)
 
 
 def test_other_transports_are_left_as_they_are(batches):
