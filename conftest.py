@@ -13,6 +13,16 @@ settings.load_profile("krabby")
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """A command that is run in this process sets up logging, `krabby replay` for silence."""
+    yield from _logging_as_before()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_before_the_module() -> Iterator[None]:
+    """What the fixtures of a module set up ends with it."""
+    yield from _logging_as_before()
+
+
+def _logging_as_before() -> Iterator[None]:
     configured, before = structlog.is_configured(), structlog.get_config()
     yield
     if configured:
