@@ -239,9 +239,12 @@ class LocomotionController:
         self._trajectory_origin = (start, walking)
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Armed: where the robot was left. Not armed: where it is, so that arming moves nothing."""
-        armed = self.permission.safety.live
-        return self._last_target if armed and self._last_target is not None else measured
+        """Where the robot was left while the gate follows; else where it is.
+
+        So arming moves nothing, also when a gap in the measurements makes it begin again.
+        """
+        follows = self.permission.safety.following
+        return self._last_target if follows and self._last_target is not None else measured
 
 
 def _inputs(
