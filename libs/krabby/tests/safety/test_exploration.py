@@ -207,7 +207,7 @@ class World:
         self.late = None
         self.poses = deque([self.drives.pos] * POSES, POSES)
         self.asked = cfg.auto_stand
-        self.armed_ns = None
+        self.armed_ns = self.stopped_ns = None
         self.heard_ns = None
         self.admitted = None
         """Writer and time of the newest admitted command."""
@@ -261,7 +261,10 @@ class World:
             if event == "disarm":
                 require(not now.live, "a disarm left the robot live")
         elif event in ("stand", "sit"):
-            if self.loop.request(event) is None and event == "stand" and self.gate.state.live:
+            # The loop hears of a stop with its next reply: a request until then is taken.
+            unheard = self.stopped_ns is not None and self.clock() - self.stopped_ns < TICK_NS
+            is_live = self.gate.state.live or unheard
+            if self.loop.request(event) is None and event == "stand" and is_live:
                 self.asked = True
         elif event == "fault":
             self.gate.raise_fault(Fault.DRIVE, self.clock())
@@ -383,6 +386,8 @@ class World:
                 self.asked = self.cfg.auto_stand
         if now is SafetyState.ARMING and was is not now:
             self.armed_ns = self.clock()
+        if was.live and not now.live:
+            self.stopped_ns = self.clock()
         self.was = now
 
     def check_applied(self, before):
@@ -455,7 +460,7 @@ class World:
             pending and (pending.request, pending.permission == permission._number),
             age(permission._taken_ns, DAMP), age(permission._heard_ns, DAMP),
             age(permission._arming_ns, ARMING + 2) if permission._arming_ns else -1,
-            late, self.asked, live and age(self.armed_ns, 3),
+            late, self.asked, age(self.armed_ns, 3) if live else age(self.stopped_ns, 1) == 0,
         )  # fmt: skip
 
 
