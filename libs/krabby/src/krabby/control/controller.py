@@ -29,6 +29,9 @@ __all__ = ["JointCommand", "LocomotionController", "Request"]
 
 log = structlog.get_logger(__name__)
 
+_GAVE_WAY_RAD: Final = 0.02
+"""A joint that moved by more gave way: measurement noise and the sag under load are less."""
+
 
 class JointCommand(NamedTuple):
     """What a tick decided to send to the HAL."""
@@ -71,9 +74,7 @@ class LocomotionController:
         self.tape = tape
         self.nav = NavFilter(cfg.nav, cfg.freshness, host_clock=host_clock, tape=tape)
         self.mode = Mode.SILENT
-        self.permission = Permission(
-            cfg, desc, self._permission_begun, self._permission_ended, tape
-        )
+        self.permission = Permission(cfg, desc, self._permission_ended, tape)
         self.hal_checked = False
         """Whether the HAL that sends now has been checked; set by the owner of the sockets."""
         self.holds = 0
@@ -116,10 +117,6 @@ class LocomotionController:
     def _start_over(self, reason: str) -> None:
         self.permission.start_over(reason)
         self._was_reset = True
-
-    def _permission_begun(self) -> None:
-        # It was limp until then, and may have given way since it was last seen.
-        self._last_target = None
 
     def _permission_ended(self) -> None:
         self._last_target = None
@@ -239,12 +236,16 @@ class LocomotionController:
         self._trajectory_origin = (start, walking)
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where the robot was left while the gate follows; else where it is.
+        """Where the robot was left; where it is, while it is limp or has given way while arming.
 
-        So arming moves nothing, also when a gap in the measurements makes it begin again.
+        So arming moves nothing, also when states were lost around it, or when a gap in the
+        measurements made it begin again.
         """
-        follows = self.permission.safety.following
-        return self._last_target if follows and self._last_target is not None else measured
+        safety, left = self.permission.safety, self._last_target
+        if left is None or not safety.live:
+            return measured
+        gave_way = not safety.following and np.abs(measured - left).max() > _GAVE_WAY_RAD
+        return measured if gave_way else left
 
 
 def _inputs(

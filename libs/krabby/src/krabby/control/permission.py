@@ -52,7 +52,6 @@ class Permission:
         self,
         cfg: ControlCfg,
         desc: RobotDescription,
-        on_begin: Callable[[], None],
         on_end: Callable[[], None],
         tape: Tape | None = None,
     ) -> None:
@@ -61,7 +60,6 @@ class Permission:
         Args:
             cfg: `auto_stand` and the control rate.
             desc: The gate's times.
-            on_begin: Called when the gate is armed, as far as this loop has heard.
             on_end: Called when a permission ends.
             tape: Notes replies and requests as they come to count.
         """
@@ -79,7 +77,7 @@ class Permission:
         self.unapplied = False
         """Whether the gate has not made the last target its own."""
         self._auto_stand = cfg.auto_stand
-        self._on_begin, self._on_end = on_begin, on_end
+        self._on_end = on_end
         self._stands_by_itself = cfg.auto_stand
         """`auto_stand`, but not after a request to sit."""
         self._leaving = False
@@ -142,8 +140,6 @@ class Permission:
         if reply.status in _TAKEN:
             self._taken_ns = sent_ns
         self._watch_arming(reply.server_ns)
-        if not self._was_live:
-            self._on_begin()
         self._was_live = True
         self._followed = self.safety.following
         self.unapplied = self._followed and reply.status not in _MOVED
