@@ -5,6 +5,7 @@ refuses. The base stands for NVIDIA's: Ubuntu's packages have the same names in 
 """
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -101,10 +102,11 @@ def build(context, base):
         "BASE": "jetpack6", "SERVICE": "services/camera", "JETPACK_IMAGE": base,
         "PYTHON_IMAGE": base,
     }  # fmt: skip
-    given = [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    project = context.parent / "project.json"  # YAML too
+    service = {"image": IMAGE, "build": {"context": str(context), "args": arguments}}
+    project.write_text(json.dumps({"services": {"camera": service}}))
     return subprocess.run(
-        ["docker", "build", "--progress=plain", f"--tag={IMAGE}", *given, context],
-        env={"DOCKER_BUILDKIT": "1", "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(context)},
+        ["docker", "compose", "--progress=plain", f"--file={project}", "build", "camera"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
