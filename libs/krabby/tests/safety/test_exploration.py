@@ -574,20 +574,6 @@ def test_no_sequence_of_events_breaks_an_invariant(start, name):
     assert found.depth >= 2
 
 
-GAVE_WAY = (
-    ("tick", "tick: state lost", "arm", "tick: state lost", *["tick"] * 4),
-    ("tick", "arm", "tick", "tick: gap", *["tick"] * 6),
-)
-
-
-@pytest.mark.parametrize("events", GAVE_WAY, ids=["unseen", "while it was armed again"])
-def test_a_robot_that_gave_way_is_not_put_back_by_an_arm(start, events):
-    """The shortest sequences that once were: the loop held a pose from before the arm."""
-    world = start(events)
-    assert world.gate.state is SafetyState.ACTIVE
-    assert np.abs(world.gate.target - world.drives.pos).max() < 1e-3
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", STARTS)

@@ -29,9 +29,6 @@ __all__ = ["JointCommand", "LocomotionController", "Request"]
 
 log = structlog.get_logger(__name__)
 
-_GAVE_WAY_RAD: Final = 0.02
-"""A joint that moved by more gave way: measurement noise and the sag under load are less."""
-
 
 class JointCommand(NamedTuple):
     """What a tick decided to send to the HAL."""
@@ -171,10 +168,7 @@ class LocomotionController:
             used = features if self.policies.active.needs_features else None
         else:
             target = self._resting_target(measured)
-        # A pose from an old state is where the robot was: sent, since a silent loop is taken for a
-        # dead one, but not held.
-        was_there = stale and not waits and self._trajectory is None
-        self._last_target = None if was_there else target
+        self._last_target = target
         self.permission.sent_ns = now_ns
         return JointCommand(target, state, used)
 
@@ -236,16 +230,9 @@ class LocomotionController:
         self._trajectory_origin = (start, walking)
 
     def _resting_target(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where the robot was left; where it is, while it is limp or has given way while arming.
-
-        So arming moves nothing, also when states were lost around it, or when a gap in the
-        measurements made it begin again.
-        """
-        safety, left = self.permission.safety, self._last_target
-        if left is None or not safety.live:
-            return measured
-        gave_way = not safety.following and np.abs(measured - left).max() > _GAVE_WAY_RAD
-        return measured if gave_way else left
+        """Armed: where the robot was left. Not armed: where it is, so that arming moves nothing."""
+        armed = self.permission.safety.live
+        return self._last_target if armed and self._last_target is not None else measured
 
 
 def _inputs(
