@@ -31,7 +31,7 @@ from krabby_proto import (
 )
 from krabby_proto.access import ROLES, ClientKey, KeyFolder, KeyPair, use_client_key
 from krabby_proto.errors import KeyFileError
-from krabby_proto.front import Limits
+from krabby_proto.front import Limits, _Connection
 from krabby_proto.relay import Relay, RelayEnd
 from krabby_proto.testing import FakeHal
 
@@ -397,7 +397,7 @@ def test_a_message_without_an_end_takes_bounded_memory(make_robot, monkeypatch):
     port = int(robot.endpoints["safety"].rpartition(":")[2])
     ready = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER"
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\0NULL" + bytes(16 + 1 + 31)
-    with tcp.create_connection(("127.0.0.1", port), timeout=5) as peer:
+    with tcp.create_connection(("127.0.0.1", port), timeout=60) as peer:
         peer.sendall(greeting + bytes([4, len(ready)]) + ready)
         answer = b""
         while b"ROUTER" not in answer:  # the handshake is over
@@ -411,6 +411,34 @@ def test_a_message_without_an_end_takes_bounded_memory(make_robot, monkeypatch):
     assert sent < 500e6, "the connection was cut"
     assert robot.refused("safety") == {"bytes": 1}
     assert most < 100e6, f"{most / 1e6:.0f} MB"
+
+
+def test_a_peer_with_a_full_window_learns_that_it_was_cut(eventually):
+    """Without a reset it would wait for a window that is never opened again."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(tcp.create_server(("127.0.0.1", 0)))
+        peer = stack.enter_context(tcp.create_connection(server.getsockname()))
+        accepted = stack.enter_context(server.accept()[0])
+        connection = _Connection(accepted.fileno())
+        peer.setblocking(False)
+
+        def window_is_full():
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    peer.send(bytes(60_000))
+            probes = peer.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, 4)[3]
+            return probes > 0
+
+        assert eventually(window_is_full)
+        connection.kick()
+        connection.socket.close()
+        while accepted.recv(60_000):  # as libzmq does: to the end, then it closes
+            pass
+        accepted.close()
+        peer.settimeout(30)
+        with pytest.raises(ConnectionError):
+            while True:
+                peer.sendall(bytes(60_000))
 
 
 def test_idle_connections_make_room_for_an_e_stop(make_robot, eventually):

@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _BYTES_RECEIVED: Final = struct.Struct("=128xQ")
 """struct tcp_info of linux/tcp.h, up to tcpi_bytes_received."""
+_RESET: Final = struct.pack("ii", 1, 0)
+"""struct linger: what is not sent is dropped, and the peer gets a reset."""
 _HANDSHAKE_S: Final = 2.0
 """libzmq closes a connection whose handshake takes longer."""
 _SETTLED_S: Final = 1.0
@@ -116,7 +118,13 @@ class _Connection:
         return total - self._window_bytes
 
     def kick(self) -> None:
+        """End it, with a reset.
+
+        A peer whose window was full would otherwise wait a minute: Linux sends no window update
+        once a socket was shut down, and its TIME_WAIT state repeats the window that it had.
+        """
         with contextlib.suppress(OSError):
+            self.socket.setsockopt(tcp.SOL_SOCKET, tcp.SO_LINGER, _RESET)
             self.socket.shutdown(tcp.SHUT_RDWR)
 
 
