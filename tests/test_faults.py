@@ -177,8 +177,8 @@ def test_a_seeing_walk_goes_on_blind_without_its_camera_and_sees_again_with_one(
         assert stack.stop()["gameloop"] == 0
     finally:
         stack.close()
-    (blind_ns,) = stack.times("gameloop", "walking blind", killed_ns)
-    (sees_ns,) = stack.times("gameloop", "seeing again", blind_ns)
+    blind_ns, *_ = stack.times("gameloop", "walking blind", killed_ns)
+    sees_ns, *_ = stack.times("gameloop", "seeing again", blind_ns)
     # The last picture was taken before the kill and serves for 150 ms; a tick notices that it is
     # older, and a busy machine has late ticks.
     assert (blind_ns - killed_ns) * 1e-6 <= 150 + 10 + 30 + LATE * late_ms
