@@ -104,12 +104,13 @@ def vector(stream: Stream, payload: list[float] | bytes, flags: int) -> dict[str
 
 
 def reply() -> dict[str, Any]:
-    """A reply with every field different from 0 but the reserved one."""
+    """A reply with every field different from 0."""
     fields = {
         "safety_state": 2,
         "fault_bits": 0x0000_0011,
         "position_clamp_mask": 0x0002_0001,
         "rate_clamp_mask": 0x0001_0002,
+        "arm_count": 0x0003_0005,
         "request_sequence": 44,
         "applied_sequence": 44,
         "applied_ns": 1_000_000_500_000,

@@ -158,12 +158,14 @@ def test_an_applied_command_is_answered_with_all_the_client_needs(server, call, 
         fault_bits=0x10,
         position_clamp_mask=0b101,
         rate_clamp_mask=0b010,
+        arm_count=0xFFFF_FFFF,
     )
     reply = call().command(frames(5))
     assert reply.applied
     assert (reply.safety_name, reply.fault_bits) == ("active", 0x10)
     assert (reply.position_clamp_mask, reply.rate_clamp_mask) == (0b101, 0b010)
     assert (reply.request_sequence, reply.applied_sequence) == (5, 5)
+    assert reply.arm_count == 0xFFFF_FFFF
     assert (reply.applied_ns, reply.server_ns) == (clock() + 40_000, clock())
     assert server.stats.commands["applied"] == 1
 
@@ -218,10 +220,10 @@ def test_bad_frames_are_answered_by_name_and_the_next_command_works(
 
 
 def test_rejections_tell_the_safety_state_too(server, call, frames):
-    server.safety_state, server.fault_bits = 5, 0x40
+    server.follow_gate(5, 0x40, 7)
     reply = call().command(frames(1)[:2])
     assert (reply.status_name, reply.safety_name) == ("rejected_malformed", "estop")
-    assert reply.fault_bits == 0x40
+    assert (reply.fault_bits, reply.arm_count) == (0x40, 7)
 
 
 def test_nan_stale_repeated_and_foreign_commands_are_told_apart(call, frames, clock, handler):

@@ -202,7 +202,7 @@ class _RecordedTrial(Trial):
         now_ns = self._clock.now_ns
         frames = encode(
             COMMAND, message.payload, instance_id=1, sequence=message.sequence,
-            capture_ns=message.capture_ns, publish_ns=now_ns,
+            capture_ns=message.capture_ns, publish_ns=now_ns, flags=message.flags,
         )  # fmt: skip
         reply = CommandReply.pack(
             outcome.status,
@@ -210,6 +210,7 @@ class _RecordedTrial(Trial):
             fault_bits=outcome.fault_bits,
             position_clamp_mask=outcome.position_clamp_mask,
             rate_clamp_mask=outcome.rate_clamp_mask,
+            arm_count=outcome.arm_count,
             request_sequence=message.sequence,
             applied_sequence=message.sequence,
             applied_ns=outcome.applied_ns or 0,

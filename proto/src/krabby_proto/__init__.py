@@ -47,9 +47,9 @@ _PLACES: Final = {
     "exchanges": ("Exchange", "ExchangeKind", "GateView"),
     "folder": ("private_folder", "runtime_folder"),
     "header": (
-        *("FLAG_FEATURES_DUE", "FLAG_LATENT", "FLAG_LOCKSTEP", "FLAG_NAV_DUE", "FLAG_OPERATOR"),
-        *("FLAG_RESET", "HEADER_FORMAT", "HEADER_SIZE", "MAGIC", "SCHEMA_VERSION", "Header"),
-        *("unpack_header",),
+        *("FLAG_FEATURES_DUE", "FLAG_HOLD", "FLAG_LATENT", "FLAG_LOCKSTEP", "FLAG_NAV_DUE"),
+        *("FLAG_OPERATOR", "FLAG_RESET", "HEADER_FORMAT", "HEADER_SIZE", "MAGIC"),
+        *("SCHEMA_VERSION", "Header", "unpack_header"),
     ),
     "hello": (
         *("CLOCKS", "HELLO_TOPIC", "MAX_JSON_BYTES", "HelloAnswer", "JsonObject", "check_hello"),

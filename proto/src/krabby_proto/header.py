@@ -12,6 +12,7 @@ from krabby_proto.errors import BadMagic, EncodeError, SchemaVersionMismatch, Sh
 
 __all__ = [
     "FLAG_FEATURES_DUE",
+    "FLAG_HOLD",
     "FLAG_LATENT",
     "FLAG_LOCKSTEP",
     "FLAG_NAV_DUE",
@@ -45,6 +46,8 @@ FLAG_OPERATOR: Final = 16
 """Nav: from a person; outranks a mission for one second after it was received."""
 FLAG_RESET: Final = 32
 """State: the first sample after the robot was put back to its start."""
+FLAG_HOLD: Final = 64
+"""Command: no motion is asked for. The HAL counts it as a command and keeps the target it has."""
 
 
 class Header(NamedTuple):

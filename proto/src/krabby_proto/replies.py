@@ -38,7 +38,8 @@ class CommandReply(NamedTuple):
     """Bit i: joint i of this command was clamped to its position limits."""
     rate_clamp_mask: int
     """Bit i: joint i of this command was clamped to its rate limit."""
-    reserved: int
+    arm_count: int
+    """Rises each time the gate takes a pose to arm from; a process begins anywhere. 0: unknown."""
     request_sequence: int
     """The sequence of the command this answers (0 when it could not be read)."""
     applied_sequence: int
@@ -69,13 +70,14 @@ class CommandReply(NamedTuple):
         return f"state_{self.safety_state}"
 
     @classmethod
-    def pack(cls, status: int, **fields: int) -> bytes:
+    def pack(cls, status: int, *, arm_count: int = 0, **fields: int) -> bytes:
         """The 56 bytes of a reply with this status; `fields` are the others, all but the constant.
 
         Raises:
             TypeError: a field is missing or unknown.
         """
-        return _REPLY.pack(*cls(REPLY_MAGIC, SCHEMA_VERSION, status, reserved=0, **fields))
+        reply = cls(REPLY_MAGIC, SCHEMA_VERSION, status, arm_count=arm_count, **fields)
+        return _REPLY.pack(*reply)
 
     @classmethod
     def unpack(cls, frame: bytes | memoryview) -> CommandReply:
@@ -104,6 +106,8 @@ class CommandOutcome(NamedTuple):
     rate_clamp_mask: int = 0
     applied_ns: int = 0
     """Server clock when the actuator write returned [ns]; 0 when nothing was written."""
+    arm_count: int = 0
+    """As in `CommandReply`."""
 
 
 class SafetyOutcome(NamedTuple):

@@ -7,8 +7,8 @@ import json
 from functools import cache
 from typing import Final
 
-from krabby_proto.header import HEADER_FORMAT, MAGIC, SCHEMA_VERSION
-from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC
+from krabby_proto.header import FLAG_HOLD, HEADER_FORMAT, MAGIC, SCHEMA_VERSION
+from krabby_proto.replies import REPLY_FORMAT, REPLY_MAGIC, CommandReply
 from krabby_proto.states import FAULT_BITS, SAFETY_OPS, SAFETY_STATES, CommandStatus
 from krabby_proto.streams import STREAMS
 
@@ -24,13 +24,15 @@ def schema_hash() -> str:
     """16 hex digits over everything two peers must agree on to read each other's bytes.
 
     SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
-    as numbers, and the streams table without its prose. Fault bits appended since the schema
-    version began are left out: a peer without their names still reads them.
+    as numbers, the flag that a loop relies on for a HAL not to move, and the streams table without
+    its prose. Fault bits appended since the schema version began are left out: a peer without their
+    names still reads them.
     """
     table = {
         "version": SCHEMA_VERSION,
         "header": [MAGIC.decode(), HEADER_FORMAT],
-        "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT],
+        "reply": [REPLY_MAGIC.decode(), REPLY_FORMAT, *CommandReply._fields],
+        "hold": FLAG_HOLD,
         "status": {status.name: int(status) for status in CommandStatus},
         "safety": [SAFETY_OPS, SAFETY_STATES, FAULT_BITS[:_HASHED_FAULT_BITS]],
         "streams": {

@@ -97,6 +97,8 @@ class HalServer(Closing):
         """Safety state put into every reply; follows the handler's outcomes, settable."""
         self.fault_bits = 0
         """Fault bits put into every reply; follow the handler's outcomes, settable."""
+        self.arm_count = 0
+        """Arm count put into every reply; follows the handler's outcomes, settable."""
         self._applied_instance = 0
         self._applied_sequence = 0
         self._applied_ns = 0
@@ -155,9 +157,10 @@ class HalServer(Closing):
         """
         return serve_within(timeout_s, tuple(self._routers.values()), self._serve)
 
-    def follow_gate(self, safety_state: int, fault_bits: int) -> None:
+    def follow_gate(self, safety_state: int, fault_bits: int, arm_count: int = 0) -> None:
         """Put these into every reply from now on; a change of them is published on ``trace``."""
         self.safety_state, self.fault_bits = safety_state, fault_bits
+        self.arm_count = arm_count
         self._trace_gate()
 
     def _serve(self) -> int:
@@ -232,6 +235,7 @@ class HalServer(Closing):
         outcome = self._handler.on_command(message)
         self.safety_state = outcome.safety_state
         self.fault_bits = outcome.fault_bits
+        self.arm_count = outcome.arm_count
         if message.header.instance_id != self._applied_instance:
             self._applied_instance = message.header.instance_id
             self._applied_sequence = self._applied_ns = 0
@@ -262,6 +266,7 @@ class HalServer(Closing):
             fault_bits=self.fault_bits,
             position_clamp_mask=position_clamp_mask,
             rate_clamp_mask=rate_clamp_mask,
+            arm_count=self.arm_count,
             request_sequence=sequence,
             applied_sequence=self._applied_sequence,
             applied_ns=self._applied_ns,

@@ -12,6 +12,7 @@ import numpy as np
 
 from krabby_proto.codec import FloatArray, Message, pack
 from krabby_proto.endpoint import Context
+from krabby_proto.header import FLAG_HOLD
 from krabby_proto.hello import make_hello
 from krabby_proto.replies import CommandOutcome, SafetyOutcome
 from krabby_proto.server import HalServer
@@ -77,6 +78,7 @@ class FakeHal:
         """Cleared to play a HAL that does not answer."""
         self.safety_state = _ACTIVE if armed else _DISARMED
         self.fault_bits = 0
+        self.arm_count = 1
         self.applied: list[Message] = []
         """Every command that was applied, in order."""
         self.operators: list[tuple[str, str]] = []
@@ -107,15 +109,20 @@ class FakeHal:
             return self._outcome(CommandStatus.REJECTED_SAFETY)
         if self.safety_state != _ACTIVE:
             return self._outcome(CommandStatus.NOT_ARMED)
-        state = self.state.copy()
-        state[STATE.slices["joint_pos"]] = message.payload
-        self.state = state
+        if not message.flags & FLAG_HOLD:
+            state = self.state.copy()
+            state[STATE.slices["joint_pos"]] = message.payload
+            self.state = state
         self.applied.append(message)
         return self._outcome(CommandStatus.APPLIED, self._clock_ns())
 
     def _outcome(self, status: CommandStatus, applied_ns: int = 0) -> CommandOutcome:
         return CommandOutcome(
-            status, self.safety_state, fault_bits=self.fault_bits, applied_ns=applied_ns
+            status,
+            self.safety_state,
+            fault_bits=self.fault_bits,
+            applied_ns=applied_ns,
+            arm_count=self.arm_count,
         )
 
     def on_safety(self, op: str, by: str) -> SafetyOutcome:
@@ -129,9 +136,10 @@ class FakeHal:
             reason = "the e-stop is latched; reset first"
         elif op == "arm":
             self.safety_state = _ACTIVE
+            self.arm_count += 1
         elif op == "reset" or (op == "disarm" and self.safety_state != _ESTOP):
             self.safety_state = _DISARMED
-        self.server.safety_state = self.safety_state
+        self.server.safety_state, self.server.arm_count = self.safety_state, self.arm_count
         return SafetyOutcome(not reason, SAFETY_STATES[self.safety_state], (), reason)
 
     def publish(self) -> int:

@@ -1,5 +1,6 @@
 """A controller made again from a snapshot continues as the one it was taken of."""
 
+import msgspec
 import numpy as np
 import pytest
 from krabby.control import snapshot
@@ -90,6 +91,20 @@ def test_it_is_small_and_names_policy_robot_and_machine(gait, desc, state, nav):
     assert taken.robot["hash"] == desc.content_hash
     assert taken.machine["numpy"] == np.__version__
     assert taken.config["policy"] == "gait"
+
+
+def test_one_of_a_release_that_counted_no_arms_is_restored(gait, desc, state, nav):
+    first, second = (Loop(gait, desc, (state, nav)) for _ in range(2))
+    first.run(500)
+    second.ms, second.pos = first.ms, first.pos
+    fields = msgspec.msgpack.decode(snapshot.pack(first.controller))
+    permit = fields["state"]["permit"]
+    del permit["_arm_count"]
+    permit["_arming_ns"] = None
+
+    snapshot.restore(second.controller, snapshot.unpack(msgspec.msgpack.encode(fields)).state)
+
+    assert second.run(200) == first.run(200)
 
 
 def test_a_damaged_one_and_one_of_another_policy_are_refused(gait, cfg, desc, state, nav):

@@ -50,8 +50,8 @@ class Robot:
         self.observe()
         return self.gate.step(self.now)
 
-    def command(self, *target):
-        return self.gate.command(np.array(target, dtype=np.float32), self.now)
+    def command(self, *target, hold=False):
+        return self.gate.command(np.array(target, dtype=np.float32), self.now, hold=hold)
 
     def request(self, op: str):
         return self.gate.request(op, self.now)
@@ -84,6 +84,66 @@ def test_a_new_gate_is_limp_and_waits(robot):
     assert drive.mode is DriveMode.DAMP
     assert drive.kp.tolist() == [0.0, 0.0]
     assert drive.kd.tolist() == [6.0, 6.0]
+
+
+def test_a_hold_keeps_the_target_and_counts_as_a_command(active):
+    for _ in range(20):  # 100 ms, twice the time to HOLD
+        drive = active.cycle(5)
+        result = active.command(0.9, -1.9, hold=True)
+        assert result.status is CommandStatus.APPLIED
+        assert (result.position_clamp_mask, result.rate_clamp_mask) == (0, 0)
+    assert active.gate.state is SafetyState.ACTIVE
+    assert drive.joint_pos.tolist() == active.gate.target.tolist() == [0.2, -0.4]
+    active.cycle(5)
+    active.command(0.9, -0.4)
+    # The rate of 10 rad/s counts from the newest hold, 5 ms ago.
+    assert active.gate.target.tolist() == pytest.approx([0.25, -0.4])
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        ((0.9,), CommandStatus.REJECTED_LENGTH),
+        ((0.9, math.nan), CommandStatus.REJECTED_NONFINITE),
+    ],
+)
+def test_a_hold_is_judged_like_any_command(active, target, status):
+    assert active.command(*target, hold=True).status is status
+
+
+def test_the_arm_count_rises_with_each_pose_that_is_armed_from(robot):
+    def armed():
+        return robot.gate.arm_count - 1
+
+    robot.observe()
+    assert armed() == 0
+    robot.request("arm")
+    robot.request("arm")  # refused, it is armed
+    assert armed() == 1
+    for _ in range(60):
+        robot.cycle(10)
+        robot.command(0.2, -0.4)
+    assert (robot.gate.state, armed()) == (SafetyState.ACTIVE, 1)
+    robot.request("disarm")
+    robot.request("arm")
+    assert armed() == 2
+    robot.now += 30 * MS  # a late measurement: arming begins again, from it
+    robot.pos = [0.1, -0.5]
+    robot.observe()
+    assert (robot.gate.state, armed()) == (SafetyState.ARMING, 3)
+    assert robot.gate.target.tolist() == [0.1, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(7, 8), (0, 2), (0xFFFF_FFFF, 1), (0x1_0000_0000, 2)]
+)
+def test_the_arm_count_has_32_bits_and_is_never_0(first, second):
+    robot = Robot()
+    robot.gate = SafetyGate(cfg(), arm_count=first)
+    assert 1 <= robot.gate.arm_count <= 0xFFFF_FFFF
+    robot.observe()
+    robot.request("arm")
+    assert robot.gate.arm_count == second
 
 
 def test_arming_starts_at_the_measured_pose_and_raises_the_gains_from_zero(robot):

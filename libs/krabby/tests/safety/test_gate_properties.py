@@ -219,9 +219,12 @@ class GateMachine(RuleBasedStateMachine):
                 self.gate.observe(*rows, np.array(quat), self.clock_ns)
             assert self.gate.state in LIMP
 
-    @rule(wanted=st.lists(anything, min_size=N, max_size=N) | st.lists(anything, max_size=N + 1))
-    def a_command_comes(self, wanted):
-        self.command(np.array(wanted))
+    @rule(
+        wanted=st.lists(anything, min_size=N, max_size=N) | st.lists(anything, max_size=N + 1),
+        hold=st.booleans(),
+    )
+    def a_command_comes(self, wanted, hold):
+        self.command(np.array(wanted), hold)
 
     @rule(op=st.sampled_from(["arm", "disarm", "estop", "reset", "status", "jump"]))
     def an_operator_asks(self, op):
@@ -269,16 +272,17 @@ class GateMachine(RuleBasedStateMachine):
             captured_ns = self.time_ns if captured_ns is None else min(captured_ns, self.time_ns)
             self.seen_ns = max(self.seen_ns, captured_ns)
 
-    def command(self, target):
+    def command(self, target, hold=False):
         before = self.gate.target
         with self.a_call():
-            result = self.gate.command(target, self.clock_ns)
+            result = self.gate.command(target, self.clock_ns, hold=hold)
         if result.status in (CommandStatus.APPLIED, CommandStatus.HELD):
             assert target.shape == (N,)
             assert np.isfinite(target).all()
             self.alive_ns = self.time_ns
-        if result.status is not CommandStatus.APPLIED:
+        if hold or result.status is not CommandStatus.APPLIED:
             assert np.array_equal(self.gate.target, before)
+        if result.status is not CommandStatus.APPLIED:
             return
         credit_s = min(self.time_ns - self.moved_ns, 20 * MS) * 1e-9
         assert (np.abs(self.gate.target - before) <= CFG.max_rate * credit_s + 1e-12).all()

@@ -13,6 +13,7 @@ from krabby.runtime.metrics import COMMAND_ROUND_TRIP, COMMAND_TIMEOUTS, Quantil
 from krabby.runtime.throttle import log_every
 from krabby_proto import (
     FEATURES,
+    FLAG_HOLD,
     FLAG_OPERATOR,
     NAV,
     CommandReply,
@@ -152,6 +153,7 @@ class TickIO:
             capture_ns=sent.state.capture_ns,
             publish_ns=now_ns,
             deadline_s=deadline_s,
+            flags=FLAG_HOLD if sent.hold else 0,
         )
         elapsed_s = time.perf_counter() - started
         metrics.WORK["send"].observe(elapsed_s)

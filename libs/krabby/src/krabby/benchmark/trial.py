@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
-from krabby_proto import CAMERA, FEATURES, NAV, STATE, CommandReply, Message, SafetyState
+from krabby_proto import (
+    CAMERA,
+    FEATURES,
+    FLAG_HOLD,
+    NAV,
+    STATE,
+    CommandReply,
+    Message,
+    SafetyState,
+)
 from krabby_proto.header import MAGIC, SCHEMA_VERSION, Header
 from krabby_proto.replies import REPLY_MAGIC
 
@@ -335,12 +344,13 @@ class Trial:
 
     def _send(self, sent: JointCommand, now_ns: int) -> None:
         payload = sent.joint_pos.astype(np.float32)
-        message = local_message(CAMERA, payload, sent.state.capture_ns, self._sequence)
+        flags = FLAG_HOLD if sent.hold else 0
+        message = local_message(CAMERA, payload, sent.state.capture_ns, self._sequence, flags)
         outcome = self.handler.on_command(message)
         self._clamps = (outcome.position_clamp_mask, outcome.rate_clamp_mask)
         reply = CommandReply(
             REPLY_MAGIC, SCHEMA_VERSION, int(outcome.status), outcome.safety_state,
-            outcome.fault_bits, *self._clamps, 0, self._sequence, self._sequence,
+            outcome.fault_bits, *self._clamps, outcome.arm_count, self._sequence, self._sequence,
             outcome.applied_ns, now_ns,
         )  # fmt: skip
         self.controller.handle_reply(reply)

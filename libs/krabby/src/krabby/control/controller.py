@@ -39,6 +39,8 @@ class JointCommand(NamedTuple):
     """The state they were computed from, or hold against."""
     features: Message | None
     """The features they were computed from."""
+    hold: bool
+    """No motion is asked for: the gate is to keep its target, wherever this loop takes it to be."""
 
 
 class LocomotionController:
@@ -170,7 +172,7 @@ class LocomotionController:
             target = self._resting_target(measured)
         self._last_target = target
         self.permission.sent_ns = now_ns
-        return JointCommand(target, state, used)
+        return JointCommand(target, state, used, mode in _AT_REST)
 
     def _wait(self, now_ns: int) -> None:
         """The last target is sent again: trajectory and hand-over wait, and go on unhurried."""
@@ -250,4 +252,5 @@ def _inputs(
     )
 
 
+_AT_REST: Final = (Mode.PASSIVE, Mode.NO_LEASE)
 _NO_ACTION: Final = np.zeros(STATE.slices["joint_pos"].stop - STATE.slices["joint_pos"].start)

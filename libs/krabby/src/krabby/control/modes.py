@@ -28,7 +28,8 @@ class Mode(Enum):
     SILENT = "silent"
     """Nothing: the state is missing or too old to act on."""
     PASSIVE = "passive"
-    """The measured pose while not armed, the last target while armed: nothing moves."""
+    """The measured pose while not armed, the last target while armed, marked as a hold: the gate
+    keeps its own target, so nothing moves."""
     STAND_UP = "stand_up"
     """The way from the measured pose to standing."""
     POLICY = "policy"

@@ -3,7 +3,7 @@
 A request to stand counts for one permission of the gate, from ARMING to the end of ACTIVE or HOLD.
 The permission has ended when
 
-* a reply shows the gate in any other state, or in ARMING again;
+* a reply shows the gate in any other state, or armed anew: its arm count is another one;
 * no reply has shown for `safety.damp_after_s` that the gate takes this loop's commands. The gate
   damps the robot after that time without a command, so it may have been armed again unseen;
 * the HAL restarted, the robot was respawned, or another writer has taken the command lease.
@@ -33,8 +33,6 @@ _SAFETY_STATES: Final = {int(state): state for state in SafetyState}
 _TAKEN: Final = frozenset(status for status in CommandStatus if status < 16)
 """The HAL admitted the command as the lease holder's and passed it to the gate."""
 _MOVED: Final = frozenset({CommandStatus.APPLIED, CommandStatus.SUPERSEDED})
-_ARMING_SLACK_PERIODS: Final = 2
-"""Between the gate's end of arming and the reply that shows it."""
 Request = Literal["stand", "sit"]
 """What an operator may ask of the loop."""
 
@@ -89,12 +87,9 @@ class Permission:
         """Tick of the last command that a live gate took; None while not armed."""
         self._heard_ns: int | None = None
         """Tick of the last command that was answered at all."""
-        self._arming_ns: int | None = None
-        """The HAL's time of the first reply that showed ARMING."""
+        self._arm_count = 0
+        """The gate's as of its last reply while armed; 0 for a HAL that does not count."""
         self._damp_ns = round(desc.safety.damp_after_s * 1e9)
-        self._arming_limit_ns = round(
-            (desc.safety.arming_s + _ARMING_SLACK_PERIODS / cfg.rate_hz) * 1e9
-        )
 
     def request(self, request: Request, *, silent: bool) -> str | None:
         """Ask to stand or to sit; returns the reason when that is refused.
@@ -135,11 +130,11 @@ class Permission:
             if self._was_live:
                 self._end_permission(f"the gate is in {self.safety.name}")
             return
-        if self.safety is SafetyState.ARMING and self._followed:
+        if self._was_live and self._armed_again(reply):
             self._end_permission("the gate was armed again")
+        self._arm_count = reply.arm_count
         if reply.status in _TAKEN:
             self._taken_ns = sent_ns
-        self._watch_arming(reply.server_ns)
         self._was_live = True
         self._followed = self.safety.following
         self.unapplied = self._followed and reply.status not in _MOVED
@@ -175,20 +170,10 @@ class Permission:
         self.has_lease = False
         self._end_permission("another writer holds the command lease")
 
-    def _watch_arming(self, server_ns: int) -> None:
-        """Arming that takes longer than it can was begun again: that is another permission."""
-        if self.safety is SafetyState.ARMING and self._arming_ns is None:
-            self._arming_ns = server_ns
-        if self._arming_ns is None:
-            return
-        if server_ns - self._arming_ns > self._arming_limit_ns:
-            taken_ns = self._taken_ns
-            self._end_permission("arming was begun again")
-            self._taken_ns = taken_ns
-        if self.safety is not SafetyState.ARMING:
-            self._arming_ns = None
-        elif self._arming_ns is None:
-            self._arming_ns = server_ns
+    def _armed_again(self, reply: CommandReply) -> bool:
+        """Whether the gate took a pose to arm from since the last reply, which showed it live."""
+        rearmed = self.safety is SafetyState.ARMING and self._followed  # of a HAL without a count
+        return rearmed or reply.arm_count != self._arm_count
 
     def _end_permission(self, reason: str) -> None:
         """Drop every request made so far."""
@@ -197,7 +182,7 @@ class Permission:
         self._number += 1
         self.stand_requested = self._stands_by_itself
         self._was_live = self._followed = self.unapplied = False
-        self._taken_ns = self._arming_ns = None
+        self._taken_ns = None
         self._on_end()
 
     def judge(self, now_ns: int) -> None:

@@ -80,7 +80,7 @@ class Permit(msgspec.Struct):
     _followed: bool
     _taken_ns: int | None
     _heard_ns: int | None
-    _arming_ns: int | None
+    _arm_count: int = 0
 
 
 class Command(msgspec.Struct):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import structlog
 from krabby_proto import (
+    FLAG_HOLD,
     SAFETY_STATES,
     CommandOutcome,
     CommandStatus,
@@ -38,7 +40,9 @@ class GateHandler:
             answer_delay_ns: Lock-step: simulated time that an answer takes [ns].
         """
         self.backend = backend
-        self.gate = SafetyGate(GateCfg.from_description(backend.desc))
+        cfg = GateCfg.from_description(backend.desc)
+        # Another count in each process, so that no client takes one for the other.
+        self.gate = SafetyGate(cfg, arm_count=secrets.randbits(32))
         self.drive = limp(backend.desc)
         """What was written last."""
         self.measured = Measurement(self.gate.cfg.joint_count, len(backend.desc.leg_names))
@@ -90,7 +94,8 @@ class GateHandler:
         self.last_command_ns = message.capture_ns
         now_ns = self._clock_ns()
         self.backend.commanded(now_ns)
-        result = self.gate.command(message.payload, now_ns)
+        hold = bool(message.flags & FLAG_HOLD)
+        result = self.gate.command(message.payload, now_ns, hold=hold)
         if result.status is not CommandStatus.APPLIED:
             return self.outcome(result.status)
         applied_ns = self._write(now_ns, self._answer_delay_ns)
@@ -120,7 +125,10 @@ class GateHandler:
 
     def outcome(self, status: CommandStatus, **facts: int) -> CommandOutcome:
         """The answer to a command, with the gate as it is now."""
-        return CommandOutcome(status, int(self.gate.state), int(self.gate.faults), **facts)
+        gate = self.gate
+        return CommandOutcome(
+            status, int(gate.state), int(gate.faults), arm_count=gate.arm_count, **facts
+        )
 
     def answer(self, ok: bool, reason: str) -> SafetyOutcome:
         """The answer to an operator, with the gate as it is now."""

@@ -104,9 +104,9 @@ class HalPublisher:
         self.state_sequence = self.server.publish_state(payload, capture_ns, flags)
 
     def follow_gate(self) -> None:
-        """Let every reply from now on carry the gate's state and faults."""
+        """Let every reply from now on carry the gate's state, faults and arm count."""
         gate = self.handler.gate
-        self.server.follow_gate(int(gate.state), int(gate.faults))
+        self.server.follow_gate(int(gate.state), int(gate.faults), gate.arm_count)
 
     def begin_period(self, now_ns: int) -> None:
         """A control period begins: publish the truth of a simulation."""

@@ -23,7 +23,8 @@ Invariants, for all calls in any order:
 * `joint_pos` lies within the limits (`krabby.safety.target`). It starts at the measured pose with
   every `arm`, and with the measurement that starts ARMING again; then it is moved by commands
   alone, each by at most `max_rate` times the time since the one before, of which
-  `max_target_step_s` count at most.
+  `max_target_step_s` count at most. A command with `hold` moves nothing.
+* `arm_count` differs from before whenever `joint_pos` has started from a measured pose.
 * DISARMED, DAMP and ESTOP give no stiffness: kp is zero and only damping remains.
 * From one `step` to the next kp rises by at most the time between them over `arming_s`, of which
   `max_target_step_s` count at most.
@@ -58,6 +59,7 @@ __all__ = ["DriveCommand", "DriveMode", "GateCfg", "GateConfigError", "SafetyGat
 _CLOCK_SLACK_NS: Final = 1_000_000
 """Times read by several stages of one cycle may cross by this much; more is a broken clock."""
 _NO_FAULT: Final = Fault(0)
+_ARM_COUNTS: Final = 1 << 32
 
 
 class DriveMode(IntEnum):
@@ -73,9 +75,9 @@ class GateResult(NamedTuple):
     """What became of one command."""
 
     status: CommandStatus
-    """APPLIED: it is the target now, perhaps clamped. NOT_ARMED: DISARMED or ARMING. HELD: the
-    measurements are stale, so the target stays. REJECTED_SAFETY, REJECTED_LENGTH or
-    REJECTED_NONFINITE: see `reason`."""
+    """APPLIED: it is the target now, perhaps clamped; of a hold, the target stays. NOT_ARMED:
+    DISARMED or ARMING. HELD: the measurements are stale, so the target stays. REJECTED_SAFETY,
+    REJECTED_LENGTH or REJECTED_NONFINITE: see `reason`."""
     position_clamp_mask: int = 0
     """Bit i is set when joint i was cut to its position limits."""
     rate_clamp_mask: int = 0
@@ -115,10 +117,13 @@ class SafetyGate:
 
     Args:
         cfg: The limits it keeps.
+        arm_count: What `arm_count` begins with; 0 counts as 1.
     """
 
-    def __init__(self, cfg: GateCfg) -> None:
+    def __init__(self, cfg: GateCfg, *, arm_count: int = 1) -> None:
         self.cfg = cfg
+        self.arm_count = max(arm_count % _ARM_COUNTS, 1)
+        """Rises each time a pose is taken to arm from; of 32 bits, never 0."""
         self._state = SafetyState.DISARMED
         self._faults = _NO_FAULT
         self._now_ns = 0
@@ -187,12 +192,13 @@ class SafetyGate:
         if measured.faults and was_live:
             self._trip(measured.faults)
 
-    def command(self, joint_pos_target: ArrayLike, now_ns: int) -> GateResult:
+    def command(self, joint_pos_target: ArrayLike, now_ns: int, hold: bool = False) -> GateResult:
         """Makes a command the target, as far as state, position and rate limits allow.
 
         Args:
             joint_pos_target: Wanted angles [rad], shape (n,). Anything else is refused.
             now_ns: The HAL's clock.
+            hold: No motion is asked for: a command like any other, but the target stays.
         """
         now_ns = self._advance(now_ns)
         self._supervise(now_ns)
@@ -215,6 +221,8 @@ class SafetyGate:
         self._supervise(now_ns)  # a command ends the hold that its absence began
         if self._state is SafetyState.HOLD:
             return GateResult(CommandStatus.HELD)
+        if hold:
+            wanted = self._target.pos
         return GateResult(CommandStatus.APPLIED, *self._target.move(wanted, now_ns))
 
     def request(self, op: str, now_ns: int) -> GateReply:
@@ -310,6 +318,7 @@ class SafetyGate:
 
     def _begin_arming(self, now_ns: int) -> None:
         """From the newest measured pose, with gains from zero."""
+        self.arm_count = max((self.arm_count + 1) % _ARM_COUNTS, 1)
         self._target.start(self._measured.joint_pos)
         self._begin_rising(now_ns)
         self._state = SafetyState.ARMING
