@@ -102,6 +102,8 @@ class _Connection:
         """Public key; empty until it sent something."""
         self.socket = tcp.socket(fileno=os.dup(fd))
         try:
+            if self.socket.family not in (tcp.AF_INET, tcp.AF_INET6):
+                raise OSError("closed again already, and its number is another socket's")
             self.peer = str(self.socket.getpeername()[0])
         except BaseException:
             self.socket.close()
