@@ -14,11 +14,24 @@ import numpy as np
 from krabby_proto import CommandReply, CommandStatus, encode
 from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.header import FLAG_LATENT, FLAG_LOCKSTEP, FLAG_NAV_DUE, FLAG_OPERATOR
-from krabby_proto.streams import CAMERA, COMMAND, FEATURES, NAV, STATE, TICKS, TRACE, TRUTH, Stream
+from krabby_proto.streams import (
+    CAMERA,
+    COLOUR,
+    COMMAND,
+    FEATURES,
+    NAV,
+    STATE,
+    TICKS,
+    TRACE,
+    TRUTH,
+    Stream,
+)
 from krabby_proto.ticks import TickRecord
 
 HERE = Path(__file__).parent
 INSTANCE = 0x0123456789ABCDEF
+JPEG = bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffd9")
+"""Begin and end of one, with nothing in between."""
 STATUS = {
     "SchemaVersionMismatch": CommandStatus.REJECTED_SCHEMA,
     "WrongLength": CommandStatus.REJECTED_LENGTH,
@@ -160,7 +173,11 @@ def invalid() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Write every file beside this one."""
-    records = ((TRACE, record_of_exchange(), 0), (TICKS, record_of_tick(), 0))
+    records = (
+        (TRACE, record_of_exchange(), 0),
+        (TICKS, record_of_tick(), 0),
+        (COLOUR, JPEG, 0),
+    )
     files: dict[str, Any] = {
         stream.name: vector(stream, payload, flags)
         for stream, payload, flags in (*MESSAGES, *records)

@@ -1,21 +1,27 @@
 """The checker passes a good HAL and fails each kind of bad one at the check made for it."""
 
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from krabby_proto import (
+    COLOUR,
     STATE,
     CommandStatus,
     EndpointError,
     HalServer,
     SafetyOutcome,
+    WatchedPublisher,
     make_hello,
 )
 from krabby_proto import conformance as conformance_module
 from krabby_proto.admission import Admission, CommandAdmission
 from krabby_proto.codec import Message, decode
 from krabby_proto.conformance import check_hal
+from krabby_proto.jpeg import jpeg_size
 from krabby_proto.testing import FakeHal
 
 BUSY = {"state rate", "state order", "state age"}
@@ -342,3 +348,52 @@ def test_an_absent_hal_is_said_once(tmp_path, context, quick, monkeypatch):
 def test_missing_endpoints_are_named(context):
     with pytest.raises(EndpointError, match="no endpoint for command, safety"):
         check_hal({"state": "inproc://x"}, context=context)
+
+
+def jpeg(width, height):
+    """Begin, a comment, the size and the end of a JPEG file."""
+    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    return b"\xff\xd8\xff\xfe\0\4hi\xff\xc0\0\x0b\x08" + size + b"\1\1\x11\0\xff\xd9"
+
+
+def test_the_size_of_a_jpeg_is_read_from_its_frame():
+    assert jpeg_size(jpeg(424, 240)) == (424, 240)
+    whole = jpeg(424, 240)
+    for broken in (b"", whole[:-1], b"x" + whole, b"\xff\xd8\xff\xd9", b"\xff\xd8" * 9):
+        assert jpeg_size(broken) is None
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (jpeg(424, 240), None),
+        (jpeg(212, 120), "an image is (212, 120), announced was (424, 240)"),
+        (b"GIF89a", "an image is no JPEG, announced was (424, 240)"),
+        (None, "announced, but none came within 0.2 s"),
+    ],
+)
+def test_colour_images_are_as_the_hello_announces_them(
+    image, words, tmp_path, context, monkeypatch
+):
+    monkeypatch.setattr(conformance_module, "_IMAGE_S", 20.0 if image else 0.2)
+    announced = {"colour": {"width": 424, "height": 240, "rate_hz": 5.0}}
+    endpoint = f"ipc://{tmp_path}/colour"
+    hello = make_hello(service="fake", extra=announced)
+    with WatchedPublisher(endpoint, COLOUR, context=context) as publisher:
+        visit = SimpleNamespace(hello=hello, endpoints={"colour": endpoint}, context=context)
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(conformance_module._colour, visit)
+            while image is not None and not found.done():
+                if publisher.wait_for_reader(0.05):
+                    publisher.publish(image, capture_ns=1)
+                    wait([found], 0.02)
+            if words is None:
+                assert found.result() == f"JPEG of 424 x 240, {len(image)} bytes"
+            else:
+                with pytest.raises(conformance_module._Failed, match=re.escape(words)):
+                    found.result()
+
+
+def test_colour_images_that_are_not_announced_are_not_asked_for():
+    visit = SimpleNamespace(hello=make_hello(service="fake"), endpoints={}, context=None)
+    assert conformance_module._colour(visit) == "this HAL announces none"

@@ -17,7 +17,9 @@ from krabby_proto import (
 from krabby_proto import errors as errors_module
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-MESSAGES = ["camera", "state", "command", "features", "nav", "trace", "ticks", "truth"]
+MESSAGES = [
+    *("camera", "state", "command", "features", "nav", "trace", "ticks", "truth", "colour"),
+]
 INVALID = json.loads((GOLDEN / "invalid.json").read_text())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zmq
 from krabby_proto import (
+    COLOUR,
     FLAG_LOCKSTEP,
     FLAG_OPERATOR,
     FLAG_RESET,
@@ -18,6 +19,7 @@ from krabby_proto import (
     LatestSubscriber,
     Publisher,
     RequestTimeout,
+    WatchedPublisher,
     WrongFrameCount,
     encode,
     wait_any,
@@ -569,3 +571,37 @@ def test_an_ipc_path_that_cannot_be_made_is_refused(tmp_path, context):
 def test_an_endpoint_that_cannot_be_connected_is_refused(context):
     with pytest.raises(EndpointError, match="cannot be connected"):
         LatestSubscriber("nowhere", STATE, context=context)
+
+
+def test_a_watched_publisher_knows_whether_it_is_read(endpoints, context, eventually):
+    with WatchedPublisher(endpoints["colour"], COLOUR, context=context) as publisher:
+        assert not publisher.is_read()
+        assert not publisher.wait_for_reader(0.01)
+        with (
+            LatestSubscriber(publisher.endpoint, COLOUR, context=context) as one,
+            LatestSubscriber(publisher.endpoint, COLOUR, context=context) as other,
+        ):
+            assert publisher.wait_for_reader(5.0)
+
+            def both_are_in():
+                publisher.publish(b"image", capture_ns=1)
+                return one.wait(0.01) and other.wait(0.01)
+
+            eventually(both_are_in)
+            one.close()
+            assert publisher.is_read(), "the other one reads on"
+        eventually(lambda: not publisher.is_read())
+
+
+def test_a_subscription_to_another_topic_reads_nothing(context, tmp_path, eventually):
+    endpoint = f"ipc://{tmp_path}/colour"
+    with WatchedPublisher(endpoint, COLOUR, context=context) as publisher:
+        foreign, known = context.socket(zmq.SUB), context.socket(zmq.SUB)
+        with foreign, known:
+            foreign.setsockopt(zmq.SUBSCRIBE, b"camera")
+            foreign.connect(endpoint)
+            known.setsockopt(zmq.SUBSCRIBE, b"")
+            known.connect(endpoint)
+            assert publisher.wait_for_reader(5.0)
+            known.close()
+            eventually(lambda: not publisher.is_read())

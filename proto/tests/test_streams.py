@@ -35,6 +35,7 @@ def test_table_has_the_ports_and_ids_of_the_contract():
         "trace": (8, 6007),
         "ticks": (9, 6008),
         "truth": (10, 6010),
+        "colour": (11, 6009),
     }
 
 
@@ -80,6 +81,16 @@ def test_a_fault_bit_that_is_appended_keeps_old_and_new_peers_together(monkeypat
     before = schema_hash()
     monkeypatch.setattr("krabby_proto.schema.FAULT_BITS", names)
     assert (schema_hash.__wrapped__() == before) == same
+
+
+def test_a_stream_that_is_appended_keeps_old_and_new_peers_together(monkeypatch):
+    before = schema_hash()
+    old = {name: stream for name, stream in STREAMS.items() if stream.id <= 10}
+    assert len(STREAMS) > len(old)
+    monkeypatch.setattr("krabby_proto.schema.STREAMS", old)
+    assert schema_hash.__wrapped__() == before
+    del old["truth"]
+    assert schema_hash.__wrapped__() != before
 
 
 @pytest.mark.parametrize(

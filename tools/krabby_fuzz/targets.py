@@ -99,7 +99,7 @@ def _golden(name: str) -> list[bytes]:
     return [bytes.fromhex(frame) for frame in facts.get("frames", [facts.get("frame")])]
 
 
-_STREAMS = ("camera", "state", "command", "features", "nav", "trace", "ticks", "truth")
+_STREAMS = ("camera", "state", "command", "features", "nav", "trace", "ticks", "truth", "colour")
 
 
 def _messages() -> list[bytes]:

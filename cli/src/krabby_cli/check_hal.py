@@ -28,7 +28,7 @@ Exit status: 0 when every check passed, 1 when one failed, 3 when none failed an
 run, since the HAL is in use: beside a running game loop only what needs no command is checked.
 """
 
-_STREAMS: Final = ("state", "command", "safety")
+_STREAMS: Final = ("state", "command", "safety", "colour")
 _SKIPPED: Final = 3
 """Exit status when nothing failed and not everything was tried."""
 

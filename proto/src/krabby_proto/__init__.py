@@ -64,15 +64,25 @@ _PLACES: Final = {
     "schema": ("schema_hash",),
     "server": ("HalHandler", "HalServer", "ServerStats"),
     "sockets": (
-        *("LatestSubscriber", "Publisher", "RawMessage", "new_instance_id", "wait_any"),
-        *("wait_readable",),
+        *("LatestSubscriber", "Publisher", "RawMessage", "WatchedPublisher", "new_instance_id"),
+        *("wait_any", "wait_readable"),
     ),
     "states": (
         *("FAULT_BITS", "SAFETY_OPS", "SAFETY_STATES", "CommandStatus", "Fault", "SafetyState"),
         *("fault_names",),
     ),
     "streams": (
-        *("CAMERA", "COMMAND", "CONTROL", "FEATURES", "NAV", "NUM_FEET", "NUM_JOINTS", "SAFETY"),
+        *(
+            "CAMERA",
+            "COLOUR",
+            "COMMAND",
+            "CONTROL",
+            "FEATURES",
+            "NAV",
+            "NUM_FEET",
+            "NUM_JOINTS",
+            "SAFETY",
+        ),
         *("STATE", "STREAMS", "TICKS", "TRACE", "TRUTH", "Field", "Stream", "beside"),
         *("default_endpoints",),
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,18 +21,21 @@ from krabby_proto.endpoint import Closing, Context, new_instance_id, wait_readab
 from krabby_proto.errors import EndpointError, FrameError, RequestTimeout
 from krabby_proto.header import HEADER_SIZE, SCHEMA_VERSION
 from krabby_proto.hello import JsonObject, parse_json
+from krabby_proto.jpeg import jpeg_size
 from krabby_proto.replies import CommandReply
 from krabby_proto.requests import Requester
 from krabby_proto.schema import schema_hash
 from krabby_proto.sockets import LatestSubscriber
 from krabby_proto.states import CommandStatus
-from krabby_proto.streams import COMMAND, SAFETY, STATE
+from krabby_proto.streams import COLOUR, COMMAND, SAFETY, STATE
 
 __all__ = ["CheckResult", "check_hal"]
 
 _ANSWER_S: Final = 0.5
 _PATIENCE_S: Final = 2.0
 _WATCH_S: Final = 1.2
+_IMAGE_S: Final = 10.0
+"""Until the first colour image, which is drawn only once it is asked for."""
 _LEASE_WAIT_S: Final = 2.0
 _LATE_TRIES: Final = 5
 _BRISK_S: Final = 0.1
@@ -251,6 +254,27 @@ def _values(visit: _Visit) -> str:
     return "finite, unit quaternion, contacts in 0 to 1"
 
 
+def _colour(visit: _Visit) -> str:
+    """Colour images are JPEG of the announced size; none have to be announced."""
+    extra: object = visit.hello.get("extra")
+    found = cast("JsonObject", extra).get("colour") if isinstance(extra, dict) else None
+    if not isinstance(found, dict):
+        return "this HAL announces none"
+    announced = cast("JsonObject", found)
+    endpoint = visit.endpoints.get(COLOUR.name)
+    if endpoint is None:
+        raise _Failed("announced, but no endpoint was given; give colour=ENDPOINT too")
+    with LatestSubscriber(endpoint, COLOUR, context=visit.context) as images:
+        image = images.wait(_IMAGE_S)
+        if image is None:
+            raise _Failed(f"announced, but none came within {_IMAGE_S:g} s: {images.last_error}")
+    size = jpeg_size(image.payload.tobytes())
+    expected = announced.get("width"), announced.get("height")
+    if size != expected:
+        raise _Failed(f"an image is {size or 'no JPEG'}, announced was {expected}")
+    return f"JPEG of {expected[0]} x {expected[1]}, {image.payload.nbytes} bytes"
+
+
 def _disarmed(visit: _Visit) -> str:
     state = visit.safety("status").get("state")
     if state != "disarmed":
@@ -463,6 +487,7 @@ _CHECKS: Final[tuple[tuple[str, str, _Check], ...]] = (
     ("state order", "sequences, instance id, capture times", _order),
     ("state age", "capture times against CLOCK_MONOTONIC", _age),
     ("state values", "finite, quaternion norm, foot contacts", _values),
+    ("colour images", "the stream colour, if the hello announces one", _colour),
     ("disarmed", "safety status", _disarmed),
     ("disarmed does not apply", "a valid command: the measured joint positions", _sole_writer),
     *((name, tried, partial(_refused, status, spoil)) for name, tried, status, spoil in _SPOILED),
@@ -487,7 +512,7 @@ def check_hal(
     """Run every check against a HAL.
 
     Args:
-        endpoints: where its ``state``, ``command`` and ``safety`` are.
+        endpoints: where its ``state``, ``command`` and ``safety`` are, and its ``colour``.
         report: called with each result as it comes.
         context: needed for ``inproc://`` only.
 

@@ -17,6 +17,9 @@ __all__ = ["schema_hash"]
 _HASHED_FAULT_BITS: Final = 13
 """Fault bits that this schema version began with. A peer that does not know one appended later
 reads it as ``bit_<n>``, as `fault_names` does, so the two understand each other."""
+_HASHED_STREAMS: Final = 10
+"""Stream ids that this schema version began with. A peer that does not know one appended later
+never subscribes to it."""
 
 
 @cache
@@ -25,8 +28,8 @@ def schema_hash() -> str:
 
     SHA-256, cut, of a canonical JSON of the header and reply layouts, the enumerations that travel
     as numbers, the flag that a loop relies on for a HAL not to move, and the streams table without
-    its prose. Fault bits appended since the schema version began are left out: a peer without their
-    names still reads them.
+    its prose. Fault bits and streams appended since the schema version began are left out: a peer
+    that does not know them misreads nothing.
     """
     table = {
         "version": SCHEMA_VERSION,
@@ -44,6 +47,7 @@ def schema_hash() -> str:
                 *([] if stream.element == "float32" else [stream.element]),
             ]
             for stream in STREAMS.values()
+            if stream.id <= _HASHED_STREAMS
         },
     }
     text = json.dumps(table, sort_keys=True, separators=(",", ":"))

@@ -24,7 +24,7 @@ from krabby_proto.endpoint import (
 from krabby_proto.errors import FrameError
 from krabby_proto.header import FLAG_LOCKSTEP, FLAG_OPERATOR, FLAG_RESET, HEADER_SIZE
 from krabby_proto.hello import MAX_JSON_BYTES
-from krabby_proto.streams import Stream
+from krabby_proto.streams import COLOUR, Stream
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,6 +33,7 @@ __all__ = [
     "LatestSubscriber",
     "Publisher",
     "RawMessage",
+    "WatchedPublisher",
     "new_instance_id",
     "wait_any",
     "wait_readable",
@@ -68,7 +69,7 @@ def _stream_hwm(stream: Stream) -> int:
 
     Records are small, each counts, and their readers collect them in batches: a second of them.
     """
-    if stream.element == "uint8":
+    if stream.element == "uint8" and stream is not COLOUR:
         return 128
     return 16 if stream.fields else 4
 
@@ -85,9 +86,10 @@ class Publisher(Endpoint):
         context: Context | None = None,
         bind: bool = True,
         instance_id: int | None = None,
+        kind: int = zmq.PUB,
     ) -> None:
         super().__init__(
-            zmq.PUB,
+            kind,
             endpoint,
             name=stream.name,
             bind=bind,
@@ -130,6 +132,49 @@ class Publisher(Endpoint):
         )
         send_frames(self.socket, frames)
         return self.sequence
+
+
+class WatchedPublisher(Publisher):
+    """A bound publisher that knows whether its stream is read, so that none is made in vain."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        stream: Stream,
+        *,
+        clock: Callable[[], int] = time.monotonic_ns,
+        context: Context | None = None,
+    ) -> None:
+        super().__init__(endpoint, stream, clock=clock, context=context, kind=zmq.XPUB)
+        self._subscribed: set[bytes] = set()
+        """Topics: libzmq tells of the first subscription to one, and of the end of the last."""
+        self._known_renewals = 0
+
+    def wait_for_reader(self, timeout_s: float) -> bool:
+        """Block until a subscriber of the stream is there or the time is over; whether one is."""
+        deadline = time.monotonic() + timeout_s
+        while not self.is_read():
+            left = deadline - time.monotonic()
+            if left <= 0.0:
+                return False
+            wait_readable((self.socket,), left)
+        return True
+
+    def is_read(self) -> bool:
+        """Whether the stream has a subscriber now; never waits."""
+        for _ in range(_MAX_SHARED_DRAIN):
+            frames = self.receive_frames()
+            if frames is None:
+                break
+            kind, topic = frames[0][:1], frames[0][1:]
+            if kind == b"\1" and self.stream.topic.startswith(topic):
+                self._subscribed.add(topic)
+            elif kind == b"\0":
+                self._subscribed.discard(topic)
+        if self.renewals != self._known_renewals:  # every peer subscribes again
+            self._known_renewals = self.renewals
+            self._subscribed.clear()
+        return bool(self._subscribed)
 
 
 class RawMessage(NamedTuple):

@@ -13,6 +13,7 @@ from krabby_proto.folder import runtime_folder
 
 __all__ = [
     "CAMERA",
+    "COLOUR",
     "COMMAND",
     "CONTROL",
     "FEATURES",
@@ -192,7 +193,16 @@ TRUTH: Final = Stream(
     "simulation only, for evaluation; nothing that acts may read it",
 )
 
-_ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRACE, TICKS, TRUTH)
+COLOUR: Final = Stream(
+    *("colour", 11, "pub", 6009, 5.0),
+    (),
+    "what the depth camera sees in colour, as JPEG: a whole multiple of the depth image's height "
+    "and width, in the same view; for people and recordings",
+    largest=1 << 19,  # JPEG of 1280 x 720 has half of it
+    element="uint8",
+)
+
+_ALL: Final = (CAMERA, STATE, COMMAND, FEATURES, NAV, SAFETY, CONTROL, TRACE, TICKS, TRUTH, COLOUR)
 STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({each.name: each for each in _ALL})
 
 
