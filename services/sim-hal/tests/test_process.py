@@ -10,10 +10,12 @@ import time
 import numpy as np
 import psutil
 import pytest
+from krabby.hal.jpeg import from_jpeg
 from krabby.runtime.rate import Rate
-from krabby.runtime.testing import ended_after
+from krabby.runtime.testing import ended_after, free_port, until
 from krabby_proto import (
     CAMERA,
+    COLOUR,
     NAV,
     TRUTH,
     CommandStatus,
@@ -60,6 +62,18 @@ def start(endpoints):
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+def children_of(process):
+    """Those that run: a child that ended is gone once its parent has taken note."""
+    return [each for each in psutil.Process(process.pid).children() if not has_ended(each)]
+
+
+def has_ended(process):
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def stopped(process):
@@ -115,6 +129,9 @@ def test_it_ends_by_itself_after_its_duration(start):
         (["mission.sped=1"], "did you mean mission.speed?"),
         (["speed=2"], "expected 1 for real time or 0 for lock-step"),
         (["spawn=flying"], "'lying', 'standing'"),
+        (["colour.scale=3"], "expected one of 2, 4, 6"),
+        (["colour.enabled=true", "endpoints.colour=inproc://x"], "since another process binds it"),
+        (["colour.enabled=true", "backend=isaaclab"], "it draws with MuJoCo's rays"),
         (["robot=absent.toml"], "cannot read absent.toml"),
     ],
 )
@@ -150,6 +167,46 @@ def test_a_busy_port_is_named_with_its_remedy_and_the_owner_is_unharmed(start, e
         owner.publish(np.zeros(20), capture_ns=1)
         with pytest.raises(EndpointInUse):
             Publisher(endpoints["state"], TRUTH)
+
+
+def test_colour_is_drawn_by_a_process_beside_the_loop_once_it_is_read(start, endpoints):
+    place = f"tcp://127.0.0.1:{free_port()}"
+    drawn = ("colour.enabled=true", "colour.scale=2", f"endpoints.colour={place}")
+    process = start("spawn=standing", "course.name=steps", *drawn)
+    with HalClient(endpoints) as client:
+        announced = client.hello(20.0)["extra"]["colour"]
+        assert announced == {"width": 212, "height": 120, "rate_hz": 5.0}
+        until(lambda: children_of(process), 20.0)
+        (child,) = children_of(process)
+        until(lambda: child.nice() >= 10, 60.0)
+        images = []
+        with LatestSubscriber(place, COLOUR, queue=100) as colour:
+            until(lambda: images.extend(colour.drain()) or len(images) >= 3, 60.0)
+        assert images[0].sequence == 1, "nothing was drawn before it was read"
+        periods = [image.capture_ns // 200_000_000 for image in images]
+        assert len(set(periods)) == len(periods), "5 Hz, and no more"
+        picture = from_jpeg(images[-1].payload.tobytes())
+        assert picture.shape == (120, 212, 3)
+        assert picture.std() > 10, "a course under a sky is not of one colour"
+
+        child.kill()
+        until(lambda: {each.pid for each in children_of(process)} - {child.pid}, 60.0)
+        (heir,) = children_of(process)
+    lines, _, took_s = stopped(process)
+    assert process.returncode == 0
+    assert took_s < 3.0
+    assert has_ended(heir)
+    assert [line for line in lines if line["event"] == "no colour images"]
+
+
+def test_the_process_that_draws_ends_with_the_one_that_was_killed(start, endpoints):
+    process = start("colour.enabled=true", f"endpoints.colour=tcp://127.0.0.1:{free_port()}")
+    with HalClient(endpoints) as client:
+        client.hello(20.0)
+    until(lambda: children_of(process), 20.0)
+    (child,) = children_of(process)
+    process.kill()
+    until(lambda: has_ended(child), 20.0)
 
 
 def test_help_lists_every_key():

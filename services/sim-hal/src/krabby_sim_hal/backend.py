@@ -47,6 +47,7 @@ class Simulator(MujocoBackend):
         self._config = msgspec.to_builtins(cfg)
         if cfg.planted.kind:
             self.plant(cfg.planted)
+        self._colour = _colour_facts(cfg, desc)
         self._hash = hashlib.sha256()
         self._fault_endpoint = cfg.endpoints.fault
         self._fault_requests: ControlServer | None = None
@@ -95,6 +96,7 @@ class Simulator(MujocoBackend):
 
     def extra(self) -> dict[str, Any]:
         course = self.course
+        colour = {"colour": self._colour} if self._colour else {}
         return {
             "simulator": self.world.simulator,
             "course": {
@@ -106,6 +108,7 @@ class Simulator(MujocoBackend):
                 "waypoints": course.waypoints.round(4).tolist(),
             },
             "config": self._config,
+            **colour,
             **provenance("krabby", "mujoco"),
         }
 
@@ -115,3 +118,15 @@ class Simulator(MujocoBackend):
             "trajectory_hash": self._hash.hexdigest(),
             "real_time_factor": round(self.real_time_factor, 4),
         }
+
+
+def _colour_facts(cfg: SimHalCfg, desc: RobotDescription) -> dict[str, Any]:
+    """Of the stream `colour`, for the hello; empty when it is not offered."""
+    if not cfg.colour.enabled:
+        return {}
+    camera, scale = desc.camera, cfg.colour.scale
+    return {
+        "width": scale * camera.width,
+        "height": scale * camera.height,
+        "rate_hz": cfg.colour.rate_hz,
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from krabby.runtime.app import Runtime
 from krabby.runtime.tracing import make_tracer
 
 from krabby_sim_hal.backend import Simulator
+from krabby_sim_hal.colour import ColourProcess
 from krabby_sim_hal.config import SimHalCfg
 from krabby_sim_hal.metrics import Exposition
 
@@ -36,6 +37,7 @@ class SimHal(HalLoop):
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         clock_ns = SimulatedClock() if cfg.speed == 0.0 else time.monotonic_ns
         self.sim = Simulator(cfg, desc, course, clock_ns=clock_ns, make_world=_world(cfg))
+        self._colour = ColourProcess(cfg) if cfg.colour.enabled else None
         endpoints = msgspec.structs.asdict(cfg.endpoints)
         if not cfg.mission.enabled:
             del endpoints["nav"]
@@ -61,6 +63,18 @@ class SimHal(HalLoop):
         log.info(
             "scene built", simulator=world.simulator, took_s=round(time.monotonic() - began_s, 1)
         )
+
+    def startup(self) -> None:
+        """Bind the sockets; beside them let colour images be drawn."""
+        super().startup()
+        if self._colour is not None:
+            self._colour.start()
+
+    def shutdown(self) -> Mapping[str, object]:
+        """End all, the drawing first."""
+        if self._colour is not None:
+            self._colour.close()
+        return super().shutdown()
 
 
 def _world(cfg: SimHalCfg) -> Callable[..., World]:

@@ -61,10 +61,14 @@ class FilmCamera:
         model: The compiled model.
         width: Of the pictures, even [px].
         height: Of the pictures, even [px].
+        unseen_body: Body that is left out, such as what the camera is built into; -1 for none.
     """
 
-    def __init__(self, model: mujoco.MjModel, width: int, height: int) -> None:
+    def __init__(
+        self, model: mujoco.MjModel, width: int, height: int, *, unseen_body: int = -1
+    ) -> None:
         self._model = model
+        self._unseen_body = unseen_body
         self._width, self._height = width, height
         step = _STEP if width >= _WIDE else _STEP - 1
         self._corners = _corners(width, height, step)
@@ -74,7 +78,7 @@ class FilmCamera:
 
     def draw(self, data: mujoco.MjData, view: View) -> Picture:
         """Picture (height, width, 3) of the model in the state of `data`, after `mj_forward`."""
-        scene = _Shot(Scene(self._model, data, _GROUPS), view)
+        scene = _Shot(Scene(self._model, data, _GROUPS, self._unseen_body), view)
         directions, origin = camera_rays(view, self._width, self._height)
         seen = self._look(scene, origin, directions)
         lit = self._light(scene, seen)

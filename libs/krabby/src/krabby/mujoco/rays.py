@@ -68,7 +68,7 @@ _TILE_FADE_M = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A camera that looks from `eye` at `target`, upright."""
+    """A camera that looks from `eye` at `target`."""
 
     eye: tuple[float, float, float]
     """World frame [m]."""
@@ -76,6 +76,8 @@ class View:
     """World frame [m]; appears in the middle of the picture."""
     fov_rad: float = 0.6
     """Vertical field of view [rad]; a small one from far away is nearly orthographic."""
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    """World direction that is upwards in the picture."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,11 +93,25 @@ class Hit:
 
 
 class Scene:
-    """The model as rays see it."""
+    """The model as rays see it.
 
-    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, groups: Sequence[int]) -> None:
+    Args:
+        model: The compiled model.
+        data: Its state.
+        groups: Geom groups that are seen.
+        unseen_body: One whose geoms are not seen, such as what a camera is built into; -1 for none.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        data: mujoco.MjData,
+        groups: Sequence[int],
+        unseen_body: int = -1,
+    ) -> None:
         self._model = _with_loose_bounds(model, data)
         self._data = data
+        self._unseen_body = unseen_body
         self._groups = np.zeros(6, dtype=np.uint8)
         self._groups[list(groups)] = 1
         material = model.geom_matid
@@ -120,7 +136,7 @@ class Scene:
             np.ascontiguousarray(directions).reshape(-1),
             self._groups,
             1,
-            -1,
+            self._unseen_body,
             geom,
             distance,
             normal.reshape(-1),
@@ -160,8 +176,9 @@ def camera_rays(view: View, columns: int, rows: int) -> tuple[FloatArray, FloatA
     eye = np.array(view.eye, dtype=np.float64)
     forward = np.array(view.target, dtype=np.float64) - eye
     forward /= np.linalg.norm(forward)
-    # Looking straight down, the top of the picture is world x.
-    up = np.array([0.0, 0.0, 1.0]) if abs(forward[2]) < 0.999 else np.array([1.0, 0.0, 0.0])
+    up = np.array(view.up, dtype=np.float64)
+    if abs(forward @ up) > 0.999:  # looking straight down, the top of the picture is world x
+        up = np.array([1.0, 0.0, 0.0])
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
     up = np.cross(right, forward)
