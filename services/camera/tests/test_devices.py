@@ -11,19 +11,27 @@ import numpy as np
 import pytest
 from krabby.config import ConfigError, parse
 from krabby.drivers.imu.serial_imu import SerialImu
+from krabby.hal.jpeg import from_jpeg
 from krabby.policy.depth_image import DepthPreprocessor
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
 from krabby.runtime.testing import captured_logs, free_port, running, until
 from krabby_camera import metrics, zed, zed_errors
-from krabby_camera.config import CameraCfg, EndpointsCfg, RealSenseCfg, SelfCheckCfg, ZedCfg
+from krabby_camera.config import (
+    CameraCfg,
+    ColourCfg,
+    EndpointsCfg,
+    RealSenseCfg,
+    SelfCheckCfg,
+    ZedCfg,
+)
 from krabby_camera.devices import DeviceSource
 from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.realsense import RealSenseCamera
 from krabby_camera.service import CameraService
 from krabby_camera.usb import link_mbps
 from krabby_camera.zed import ZedCamera, camera_mount, imu_sample
-from krabby_proto import CAMERA, FEATURES, LatestSubscriber
+from krabby_proto import CAMERA, COLOUR, FEATURES, LatestSubscriber
 
 MODEL = RobotDescription.load().camera
 
@@ -39,7 +47,10 @@ def folder():
 def service(folder, **options):
     """The service on a camera of this machine, and who reads its two streams."""
     endpoints = EndpointsCfg(
-        raw=f"ipc://{folder}/raw", features=f"ipc://{folder}/feat", state=f"ipc://{folder}/state"
+        raw=f"ipc://{folder}/raw",
+        features=f"ipc://{folder}/feat",
+        state=f"ipc://{folder}/state",
+        colour=f"ipc://{folder}/colour",
     )
     made = CameraService(CameraCfg(metrics_port=0, endpoints=endpoints, **options))
     with (
@@ -101,6 +112,52 @@ def same_frame(raw, features):
     until(both)
     stamp = both().pop()
     return frames_[stamp], seen[stamp]
+
+
+def test_colour_of_the_zed_lies_on_its_depth_and_is_made_while_it_is_read(sl, folder):
+    """A red thing, near, before a blue wall: the same pixels in both images."""
+    sl.world.depth[:] = 3.0
+    sl.world.depth[60:130, 100:180] = 1.0
+    sl.world.image[:] = (200, 30, 30, 255)  # blue, green, red, opacity
+    sl.world.image[120:260, 200:360] = (30, 30, 200, 255)
+    with service(folder, source="zed", colour=ColourCfg(enabled=True)) as (made, raw, _):
+        until(lambda: made.frames >= 5)
+        assert sl.world.images == 0, "copied before it was read"
+        with LatestSubscriber(f"ipc://{folder}/colour", COLOUR) as colour:
+            message = colour.wait(20.0)
+            until(lambda: colour.wait(0.01), 20.0)
+        picture = from_jpeg(message.payload.tobytes())
+        assert picture.shape == (240, 424, 3)
+        depth = raw.latest().payload.reshape(60, 106)
+        middle = picture[2::4, 2::4].astype(int)
+        red = middle[:, :, 0] > middle[:, :, 2]
+        assert np.mean(red == (depth < 2.0)) > 0.99
+        assert 0.05 < red.mean() < 0.2
+        age_s = (time.monotonic_ns() - message.capture_ns) * 1e-9
+        assert age_s >= 0.0373, "the time of the exposure, as depth has it"
+        until(lambda: made._source.colour_hz == 0.0, 20.0)
+
+
+def test_no_more_colour_images_are_taken_than_asked_for(sl):
+    sl.world.frame_s = 0.001
+    clock_ns = [0]
+    device = ZedCamera(ZedCfg(), MODEL, colour_scale=2)
+    source = DeviceSource(device, rate_hz=30.0, clock=lambda: clock_ns[0])
+    try:
+        assert source.wait(20.0) is not None
+        assert source.take_colour() is None
+        source.colour_hz = 5.0
+        images = []
+        until(lambda: images.append(source.take_colour()) or images[-1], 20.0)
+        assert images[-1].picture.shape == (120, 212, 3)
+        count = source.received
+        until(lambda: source.received > count + 20, 20.0)
+        assert sl.world.images == 1, "the clock stands still"
+        clock_ns[0] += 200_000_000
+        until(source.take_colour, 20.0)
+        assert sl.world.images == 2
+    finally:
+        source.close()
 
 
 def grabbed(camera):
@@ -455,6 +512,41 @@ def test_depth_of_a_realsense_comes_out_in_metres(rs):
     assert np.allclose(shot.depth[:, :52], 1.0, atol=0.0011)
     assert np.all(shot.depth[:, 54:] == 0.0)
     camera.close()
+
+
+def test_colour_of_a_realsense_is_black_where_its_sensor_does_not_reach(rs):
+    # robot: 4 x 55.85 = 223.4 px; colour: f 308.4, 424 wide. Half of it is 212 / 308.4 * 223.4 =
+    # 153.6 px to either side of 211.5: columns 58 to 365
+    rs.world.image[:] = (10, 200, 30)
+    camera = RealSenseCamera(RealSenseCfg(), MODEL, colour_scale=4)
+    facts = camera.open()
+    assert rs.world.requested[0][2] == (rs.stream.color, 424, 240, rs.format.rgb8, 60)
+    assert facts["colour"] == "424 x 240"
+    assert camera.grab().picture is None, "not asked for"
+    picture = camera.grab(colour=True).picture
+    covered = picture.any(axis=2)
+    columns = np.flatnonzero(covered[120])
+    assert (columns[0], columns[-1]) == (58, 365)
+    assert np.all(picture[covered] == (10, 200, 30))
+    assert facts["colour_covered"] == pytest.approx(covered.mean(), abs=0.005)
+    rs.world.image = None
+    assert camera.grab(colour=True).picture is None, "a set of frames without one"
+    camera.close()
+
+
+def test_a_realsense_without_colour_is_asked_for_depth_alone(rs):
+    camera = realsense()
+    camera.open()
+    assert len(rs.world.requested[0]) == 2
+    assert camera.grab(colour=True).picture is None
+    camera.close()
+
+
+@pytest.mark.parametrize("source", ["hal", "replay"])
+def test_colour_without_a_camera_of_this_machine_is_refused(source):
+    table = {"source": source, "replay": {"path": "x.mcap"}, "colour": {"enabled": True}}
+    with pytest.raises(ConfigError, match=rf"colour.enabled.*since source is {source}"):
+        parse(CameraCfg, table, source="test")
 
 
 @pytest.mark.parametrize("domain", ["global_time", "system_time", "hardware_clock"])

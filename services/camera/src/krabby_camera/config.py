@@ -10,6 +10,7 @@ from msgspec import Meta
 
 __all__ = [
     "CameraCfg",
+    "ColourCfg",
     "EncoderInferenceCfg",
     "EndpointsCfg",
     "RealSenseCfg",
@@ -32,6 +33,8 @@ class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Bound: what the game loop reads."""
     raw: str = f"ipc://{runtime_folder()}/raw"
     """Bound, with a camera of this machine only: its depth, for the HAL to pass on."""
+    colour: str = _ENDPOINTS["colour"]
+    """Bound with colour.enabled: JPEG images."""
 
 
 class ReplayCfg(Config, frozen=True, kw_only=True):
@@ -41,6 +44,17 @@ class ReplayCfg(Config, frozen=True, kw_only=True):
     """Recording (.mcap) that holds the stream `camera`."""
     loop: bool = False
     """Start again at the end; otherwise the service ends there."""
+
+
+class ColourCfg(Config, frozen=True, kw_only=True):
+    """Colour images of a camera of this machine, for people and recordings."""
+
+    enabled: bool = False
+    """Offer the stream `colour`; images are made only while it is read."""
+    rate_hz: Annotated[float, Meta(ge=0.2, le=30)] = 5.0
+    """Images per second, at most."""
+    scale: Literal[2, 4, 6] = 4
+    """Pixels for each pixel of robot.toml's depth image along both sides: 4 makes 424 x 240."""
 
 
 class ZedCfg(Config, frozen=True, kw_only=True):
@@ -91,6 +105,10 @@ class RealSenseCfg(Config, frozen=True, kw_only=True):
     height: int = 270
     """Rows [px]."""
     fps: int = 60
+    colour_width: int = 424
+    """Columns of its colour images [px], with colour.enabled; with colour_height and fps a mode."""
+    colour_height: int = 240
+    """Rows [px]."""
     emitter: bool = True
     """Project the pattern that gives bare walls a texture."""
 
@@ -133,6 +151,7 @@ class CameraCfg(ServiceCfg, frozen=True, kw_only=True):
     replay: ReplayCfg = ReplayCfg()
     zed: ZedCfg = ZedCfg()
     realsense: RealSenseCfg = RealSenseCfg()
+    colour: ColourCfg = ColourCfg()
     self_check: SelfCheckCfg = SelfCheckCfg()
     inference: EncoderInferenceCfg = EncoderInferenceCfg()
     silent_after_s: Annotated[float, Meta(ge=0.01, le=60)] = FEATURES.max_age_s
@@ -151,4 +170,11 @@ class CameraCfg(ServiceCfg, frozen=True, kw_only=True):
             "replay.path",
             self.replay.path,
             "the path of a recording, since source is replay",
+        )
+        check(
+            not self.colour.enabled or self.source in ("zed", "realsense"),
+            "colour.enabled",
+            self.colour.enabled,
+            f"false, since source is {self.source}: depth comes without colour from there. A "
+            "simulator offers colour itself (sim-hal: colour.enabled=true)",
         )

@@ -19,7 +19,7 @@ from krabby_camera import metrics
 from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.sources import FrameSource
 
-__all__ = ["DepthDevice", "DeviceSource", "Shot"]
+__all__ = ["ColourImage", "DepthDevice", "DeviceSource", "Shot"]
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +35,18 @@ class Shot(NamedTuple):
     """(60, 106) along the optical axis [m], 0 where there is no reading."""
     capture_ns: int
     """Middle of the exposure as far as it is known, CLOCK_MONOTONIC."""
+    picture: NDArray[np.uint8] | None = None
+    """The same view in colour, sRGB, a multiple of depth's size, black where the sensor does not
+    reach; None when it was not asked for or there is none."""
+
+
+class ColourImage(NamedTuple):
+    """What a camera saw in colour."""
+
+    picture: NDArray[np.uint8]
+    """(height, width, 3), sRGB."""
+    capture_ns: int
+    """As in `Shot`."""
 
 
 class DepthDevice(Protocol):
@@ -54,8 +66,10 @@ class DepthDevice(Protocol):
         """
         ...
 
-    def grab(self) -> Shot | None:
+    def grab(self, *, colour: bool = False) -> Shot | None:
         """Wait for the next exposure, a second at most; None when there was none to use.
+
+        With `colour` its picture too, where the device was made with colour.
 
         Raises `DeviceUnavailable` when the camera is gone.
         """
@@ -91,6 +105,10 @@ class DeviceSource(FrameSource):
         self._sequence = 0
         self._last_ns: int | None = None
         self._newest: Message | None = None
+        self.colour_hz = 0.0
+        """Colour images to take per second, at most; 0 for none. Any thread may set it."""
+        self._colour: ColourImage | None = None
+        self._coloured_ns: int | None = None
         self._failure: BaseException | None = None
         self._news = threading.Condition()
         self._stop = threading.Event()
@@ -109,6 +127,12 @@ class DeviceSource(FrameSource):
             if self._failure is not None:
                 raise self._failure
             newest, self._newest = self._newest, None
+        return newest
+
+    def take_colour(self) -> ColourImage | None:
+        """The newest colour image not yet given out; None when there is none."""
+        with self._news:
+            newest, self._colour = self._colour, None
         return newest
 
     def close(self) -> None:
@@ -141,7 +165,7 @@ class DeviceSource(FrameSource):
                 opened, self.doing, wait_s = True, "", self._backoff_s[0]
                 metrics.DEVICE_CONNECTED.set(1)
                 while not self._stop.is_set():
-                    self._take(self._device.grab())
+                    self._take(self._device.grab(colour=self._colour_due()))
             except DeviceUnavailable as error:
                 self.doing = str(error)
                 log.error("no camera", reason=str(error), next_try_s=wait_s)
@@ -151,11 +175,21 @@ class DeviceSource(FrameSource):
             self._stop.wait(wait_s)
             wait_s = min(2.0 * wait_s, self._backoff_s[1])
 
+    def _colour_due(self) -> bool:
+        rate_hz, last_ns = self.colour_hz, self._coloured_ns
+        if rate_hz == 0.0:
+            return False
+        return last_ns is None or (self._clock() - last_ns) * 1e-9 * rate_hz >= 1.0
+
     def _take(self, shot: Shot | None) -> None:
         self.gaps, self.invalid = self._device.gaps, self._device.invalid
         if shot is None:
             return
         self.received += 1
+        if shot.picture is not None:
+            self._coloured_ns = self._clock()
+            with self._news:
+                self._colour = ColourImage(shot.picture, shot.capture_ns)
         # a quarter of a period for jitter: 30 Hz out of 60 takes every second one
         last = self._last_ns
         if last is not None and 0 <= shot.capture_ns - last < 0.75 * self._period_ns:

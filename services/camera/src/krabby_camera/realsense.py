@@ -13,11 +13,12 @@ from typing import Any, Final
 import numpy as np
 from krabby.drivers.clock import ClockMap
 from krabby.robot.description import CameraModel
+from numpy.typing import NDArray
 
 from krabby_camera.config import RealSenseCfg
 from krabby_camera.devices import DepthDevice, Shot
 from krabby_camera.errors import CameraError, DeviceUnavailable
-from krabby_camera.resample import Intrinsics, Resampler
+from krabby_camera.resample import ColourResampler, Intrinsics, Resampler
 
 __all__ = ["RealSenseCamera"]
 
@@ -27,7 +28,11 @@ _SILENT_S: Final = 2.0
 
 
 class RealSenseCamera(DepthDevice):
-    """A RealSense as a `DepthDevice`; gives images of the robot's `camera`."""
+    """A RealSense as a `DepthDevice`; gives images of the robot's `camera`.
+
+    `colour_scale` 0 is without colour. Its colour sensor stands beside the left imager, whose view
+    depth has: 15 mm in a D435, so near things are shifted, and it sees less.
+    """
 
     name = "RealSense camera"
 
@@ -36,6 +41,7 @@ class RealSenseCamera(DepthDevice):
         cfg: RealSenseCfg,
         camera: CameraModel,
         *,
+        colour_scale: int = 0,
         clock: Callable[[], int] = time.monotonic_ns,
         wall_clock: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -46,6 +52,8 @@ class RealSenseCamera(DepthDevice):
         self._pipeline: Any = None
         self._scale = np.float32(0.0)
         self._resample: Resampler | None = None
+        self._colour_scale = colour_scale
+        self._colour: ColourResampler | None = None
         self._heard_ns = 0
         self._number: int | None = None
 
@@ -55,6 +63,9 @@ class RealSenseCamera(DepthDevice):
         if cfg.serial:
             config.enable_device(cfg.serial)
         config.enable_stream(rs.stream.depth, cfg.width, cfg.height, rs.format.z16, cfg.fps)
+        if self._colour_scale:
+            size = cfg.colour_width, cfg.colour_height
+            config.enable_stream(rs.stream.color, *size, rs.format.rgb8, cfg.fps)
         pipeline = rs.pipeline()
         try:
             profile = pipeline.start(config)
@@ -62,6 +73,7 @@ class RealSenseCamera(DepthDevice):
             raise DeviceUnavailable(
                 f"the RealSense camera cannot be opened: {error}; plug it into a USB 3 port and "
                 "check that `rs-enumerate-devices` lists realsense.width x height at its fps"
+                + (", and colour_width x colour_height" if self._colour_scale else "")
             ) from error
         self._pipeline = pipeline
         device = profile.get_device()
@@ -69,9 +81,14 @@ class RealSenseCamera(DepthDevice):
         if sensor.supports(rs.option.emitter_enabled):
             sensor.set_option(rs.option.emitter_enabled, float(cfg.emitter))
         self._scale = np.float32(sensor.get_depth_scale())
-        found = profile.get_stream(rs.stream.depth).as_video_stream_profile().get_intrinsics()
-        source = Intrinsics(found.width, found.height, found.fx, found.fy, found.ppx, found.ppy)
+        source = _intrinsics(profile, rs.stream.depth)
         self._resample = Resampler(source, self._camera)
+        facts: dict[str, object] = {}
+        if self._colour_scale:
+            found = _intrinsics(profile, rs.stream.color)
+            self._colour = ColourResampler(found, self._camera, self._colour_scale)
+            facts = {"colour": f"{found.width} x {found.height}"}
+            facts |= {"colour_covered": round(self._colour.covered, 2)}
         self._clock_map.reset()
         self._heard_ns, self._number = self._clock(), None
         usb = device.get_info(rs.camera_info.usb_type_descriptor)
@@ -81,10 +98,11 @@ class RealSenseCamera(DepthDevice):
             "firmware": device.get_info(rs.camera_info.firmware_version),
             "fps": cfg.fps,
             "fov_deg": [round(angle, 1) for angle in source.fov_deg],
+            **facts,
             "warning": "" if usb.startswith("3") else f"connected over USB {usb}: use a USB 3 port",
         }
 
-    def grab(self) -> Shot | None:
+    def grab(self, *, colour: bool = False) -> Shot | None:
         try:
             arrived, frameset = self._pipeline.try_wait_for_frames(_WAIT_MS)
         except RuntimeError as error:
@@ -101,13 +119,20 @@ class RealSenseCamera(DepthDevice):
         self._count(depth.get_frame_number())
         metres = np.asanyarray(depth.get_data()) * self._scale
         assert self._resample is not None
-        return Shot(self._resample(metres), self._capture_ns(depth, now_ns))
+        picture = self._picture(frameset) if colour else None
+        return Shot(self._resample(metres), self._capture_ns(depth, now_ns), picture)
 
     def close(self) -> None:
         if self._pipeline is not None:
             pipeline, self._pipeline = self._pipeline, None
             with contextlib.suppress(RuntimeError):  # it stopped when it was unplugged
                 pipeline.stop()
+
+    def _picture(self, frameset: Any) -> NDArray[np.uint8] | None:
+        frame = frameset.get_color_frame()
+        if self._colour is None or not frame:  # the pipeline gives sets without one, too
+            return None
+        return self._colour(np.asanyarray(frame.get_data()))
 
     def _count(self, number: int) -> None:
         if self._number is not None:
@@ -121,6 +146,11 @@ class RealSenseCamera(DepthDevice):
             return self._clock_map(stamp_ns, now_ns)
         age_ns = self._wall_clock() - stamp_ns
         return now_ns - max(0, age_ns)
+
+
+def _intrinsics(profile: Any, stream: Any) -> Intrinsics:
+    found = profile.get_stream(stream).as_video_stream_profile().get_intrinsics()
+    return Intrinsics(found.width, found.height, found.fx, found.fy, found.ppx, found.ppy)
 
 
 def _load_library() -> Any:

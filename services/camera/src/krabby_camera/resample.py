@@ -6,6 +6,7 @@ it is. Each pixel takes the nearest reading: training renders points too, and a 
 would invent a distance at which there is nothing.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from krabby_camera.errors import CameraError
 
-__all__ = ["FAR_READING_M", "Intrinsics", "Resampler"]
+__all__ = ["FAR_READING_M", "ColourResampler", "Intrinsics", "Resampler"]
 
 FAR_READING_M = 15.0
 """What "too far to measure" becomes [m]: beyond every policy's far clip, and finite on the wire."""
@@ -45,14 +46,7 @@ class Resampler:
 
     def __init__(self, source: Intrinsics, camera: CameraModel) -> None:
         self._shape = (source.height, source.width)
-        columns, in_columns = _nearest(
-            camera.width, camera.fx, camera.cx, source.fx, source.cx, source.width
-        )
-        rows, in_rows = _nearest(
-            camera.height, camera.fy, camera.cy, source.fy, source.cy, source.height
-        )
-        self._index = rows[:, None] * source.width + columns
-        covered = in_rows[:, None] & in_columns
+        self._index, covered = _pixels(source, camera)
         self._outside = None if covered.all() else ~covered
         uncovered = 1.0 - float(covered[CROP].mean())
         if uncovered > _MAX_UNCOVERED:
@@ -85,6 +79,43 @@ class Resampler:
         if self._outside is not None:
             image[self._outside] = 0.0
         return image
+
+
+class ColourResampler:
+    """Makes colour images in the view of the robot's `camera` from those of the real one, `source`.
+
+    What the real one does not cover is black; a colour sensor may see less than depth does.
+    """
+
+    def __init__(self, source: Intrinsics, camera: CameraModel, scale: int) -> None:
+        size = {"width": scale * camera.width, "height": scale * camera.height}
+        self._shape = (source.height, source.width)
+        self._index, covered = _pixels(source, dataclasses.replace(camera, **size))
+        self._outside = ~covered
+        self.covered = float(covered.mean())
+        """Share of the pixels that the real camera covers."""
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Picture (scale * 60, scale * 106, 3) from the real one's (height, width, 3), sRGB."""
+        if picture.shape != (*self._shape, 3):
+            raise CameraError(
+                f"the camera gave a colour image of {picture.shape}, its calibration is for "
+                f"{self._shape}; update the SDK"
+            )
+        seen = picture.reshape(-1, 3)[self._index]
+        seen[self._outside] = 0
+        return seen
+
+
+def _pixels(source: Intrinsics, camera: CameraModel) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Pixel of `source`, counted by rows, under each of `camera`'s, and whether there is one."""
+    columns, in_columns = _nearest(
+        camera.width, camera.fx, camera.cx, source.fx, source.cx, source.width
+    )
+    rows, in_rows = _nearest(
+        camera.height, camera.fy, camera.cy, source.fy, source.cy, source.height
+    )
+    return rows[:, None] * source.width + columns, in_rows[:, None] & in_columns
 
 
 def _nearest(

@@ -21,6 +21,7 @@ from krabby_proto import CAMERA, FEATURES, FLAG_LOCKSTEP, Message, Publisher
 from numpy.typing import NDArray
 
 from krabby_camera import metrics
+from krabby_camera.colour import ColourStream
 from krabby_camera.config import CameraCfg
 from krabby_camera.devices import DepthDevice, DeviceSource
 from krabby_camera.errors import CameraError
@@ -56,6 +57,7 @@ class CameraService:
             self._source = ReplaySource(Path(cfg.replay.path), loop=cfg.replay.loop, clock=clock)
         self._device = self._choose_device()
         self._raw: Publisher | None = None
+        self._colour: ColourStream | None = None
         self._self_check: SelfCheck | None = None
         self._maker = FeatureMaker()
         self._publisher: Publisher | None = None
@@ -92,7 +94,11 @@ class CameraService:
         if self._device is not None:
             self._raw = Publisher(cfg.endpoints.raw, CAMERA, clock=self._clock)
             rate_hz = self._desc.camera.rate_hz
-            self._source = DeviceSource(self._device, rate_hz=rate_hz, clock=self._clock)
+            source = DeviceSource(self._device, rate_hz=rate_hz, clock=self._clock)
+            self._source = source
+            if cfg.colour.enabled:
+                place = cfg.endpoints.colour
+                self._colour = ColourStream(cfg.colour, place, source, self._clock)
         elif self._source is None:
             self._source = HalSource(cfg.endpoints.camera)
 
@@ -122,18 +128,23 @@ class CameraService:
                     maker.idle()
                     if self._answer is None:  # else simulated time stands still
                         self._watch.silence(self._warn)
+                if self._colour is not None:
+                    self._colour.work()
 
     def shutdown(self) -> Mapping[str, object]:
         """Close the sockets."""
         source = self._source
         counts = {} if source is None else {name: getattr(source, name) for name in _COUNTERS}
-        for each in (source, self._maker, self._publisher, self._raw, self._self_check):
+        colour = {} if self._colour is None else {"colour": self._colour.published}
+        open_ = (source, self._maker, self._publisher, self._raw, self._colour, self._self_check)
+        for each in open_:
             if each is not None:
                 each.close()
         return {
             "frames": self.frames,
             "dropped": self.dropped,
             "stream": counts,
+            **colour,
             **self._publish_age.summary_ms("age"),
             **self._processing.summary_ms("processing"),
             "valid_ratio_mean": round(self._valid_ratios.mean, 4) if self.frames else None,
@@ -148,10 +159,11 @@ class CameraService:
 
     def _choose_device(self) -> DepthDevice | None:
         cfg, camera = self._cfg, self._desc.camera
+        scale = cfg.colour.scale if cfg.colour.enabled else 0
         if cfg.source == "zed":
-            return ZedCamera(cfg.zed, camera, clock=self._clock)
+            return ZedCamera(cfg.zed, camera, colour_scale=scale, clock=self._clock)
         if cfg.source == "realsense":
-            return RealSenseCamera(cfg.realsense, camera, clock=self._clock)
+            return RealSenseCamera(cfg.realsense, camera, colour_scale=scale, clock=self._clock)
         return None
 
     def _check_view(self, frame: Message, runtime: Runtime) -> None:

@@ -27,12 +27,13 @@ from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
 from krabby.robot import rotations
 from krabby.robot.description import CameraModel
+from numpy.typing import NDArray
 
 from krabby_camera.config import ZedCfg
 from krabby_camera.devices import DepthDevice, Shot
 from krabby_camera.errors import CameraError, DeviceUnavailable
 from krabby_camera.metrics import LOW_LIGHT
-from krabby_camera.resample import FAR_READING_M, Intrinsics, Resampler
+from krabby_camera.resample import FAR_READING_M, ColourResampler, Intrinsics, Resampler
 from krabby_camera.usb import link_mbps
 from krabby_camera.zed_errors import cannot_open, stopped
 
@@ -65,12 +66,20 @@ _USB3_MBPS: Final = 5000.0
 
 
 class ZedCamera(DepthDevice):
-    """A ZED Mini as a `DepthDevice`; gives images of the robot's `camera`."""
+    """A ZED Mini as a `DepthDevice`; gives images of the robot's `camera`.
+
+    `colour_scale` 0 is without colour. Colour is that of the left lens, whose view depth has.
+    """
 
     name = "ZED camera"
 
     def __init__(
-        self, cfg: ZedCfg, camera: CameraModel, *, clock: Callable[[], int] = time.monotonic_ns
+        self,
+        cfg: ZedCfg,
+        camera: CameraModel,
+        *,
+        colour_scale: int = 0,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._sl = _load_sdk()
         self._cfg, self._camera, self._clock = cfg, camera, clock
@@ -79,6 +88,9 @@ class ZedCamera(DepthDevice):
         self._measure: Any = None
         self._size: Any = None
         self._resample: Resampler | None = None
+        self._colour_scale = colour_scale
+        self._colour: ColourResampler | None = None
+        self._image: Any = None
         self._delay_ns = 0
         self._lost_before = self._passed_over = self._queued = self._until_health = 0
         self._in_doubt: tuple[str, ...] = ()
@@ -99,8 +111,13 @@ class ZedCamera(DepthDevice):
         full = info.camera_configuration.resolution
         width = min(cfg.measure_width, full.width)
         self._size = sl.Resolution(width, round(width * full.height / full.width))
-        source = self._intrinsics()
+        source = self._intrinsics(self._size)
         self._resample = Resampler(source, self._camera)
+        if self._colour_scale:
+            self._image = sl.Mat()
+            full_size = sl.Resolution(full.width, full.height)
+            seen = self._intrinsics(full_size)
+            self._colour = ColourResampler(seen, self._camera, self._colour_scale)
         fps = float(info.camera_configuration.fps)
         self._delay_ns = round(1e9 * cfg.frames_before_stamp / fps)
         self._lost_before, self._rebooting_ns = self.gaps, None
@@ -122,7 +139,7 @@ class ZedCamera(DepthDevice):
             "warning": "" if code == sl.ERROR_CODE.SUCCESS else str(code),
         }
 
-    def grab(self) -> Shot | None:
+    def grab(self, *, colour: bool = False) -> Shot | None:
         sl, zed = self._sl, self._zed
         code = zed.grab(self._runtime)
         if code == sl.ERROR_CODE.CORRUPTED_FRAME:
@@ -142,8 +159,20 @@ class ZedCamera(DepthDevice):
             raise stopped(code)
         assert self._resample is not None
         depth = self._resample(self._measure.get_data())
+        picture = self._picture() if colour else None
         self._look_at_health()
-        return Shot(depth, capture_ns)
+        return Shot(depth, capture_ns, picture)
+
+    def _picture(self) -> NDArray[np.uint8] | None:
+        """The left lens's image, rectified as depth is."""
+        sl = self._sl
+        if self._colour is None:
+            return None
+        code = self._zed.retrieve_image(self._image, sl.VIEW.LEFT, sl.MEM.CPU)
+        if code > sl.ERROR_CODE.SUCCESS:
+            raise stopped(code)
+        bgra = self._image.get_data()
+        return self._colour(bgra[:, :, 2::-1])
 
     def _is_queued(self, capture_ns: int) -> bool:
         """Whether an exposure is so old that newer ones wait behind it: the next one is taken."""
@@ -212,10 +241,10 @@ class ZedCamera(DepthDevice):
             init.set_from_serial_number(cfg.serial)
         return init
 
-    def _intrinsics(self) -> Intrinsics:
-        info = self._zed.get_camera_information(self._size)
+    def _intrinsics(self, size: Any) -> Intrinsics:
+        info = self._zed.get_camera_information(size)
         left = info.camera_configuration.calibration_parameters.left_cam
-        return Intrinsics(self._size.width, self._size.height, left.fx, left.fy, left.cx, left.cy)
+        return Intrinsics(size.width, size.height, left.fx, left.fy, left.cx, left.cy)
 
     def _capture_ns(self) -> int:
         """The SDK stamps the arrival of the whole image with its own clock, whichever that is.

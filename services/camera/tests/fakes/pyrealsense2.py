@@ -26,6 +26,9 @@ class World:
         self.depth = np.full((270, 480), 1000, np.uint16)
         self.scale = 0.001
         self.f, self.ppx, self.ppy = 240.0, 239.5, 134.5
+        self.image = np.zeros((240, 424, 3), np.uint8)
+        """In colour; None for sets of frames without one."""
+        self.image_f = 308.4  # 69 degrees
         self.start_errors = []
         self.unplugged = threading.Event()
         self.frame_s = 0.01
@@ -63,11 +66,25 @@ class depth_frame:
 
 
 class composite_frame:
-    def __init__(self, depth):
-        self._depth = depth
+    def __init__(self, depth, image):
+        self._depth, self._image = depth, image
 
     def get_depth_frame(self):
         return self._depth
+
+    def get_color_frame(self):
+        return self._image
+
+
+class video_frame:
+    def __init__(self, data):
+        self._data = data
+
+    def __bool__(self):
+        return self._data is not None
+
+    def get_data(self):
+        return self._data
 
 
 class config:
@@ -102,26 +119,39 @@ class device:
 
 
 class video_stream_profile:
+    def __init__(self, kind):
+        self._kind = kind
+
     def get_intrinsics(self):
         height, width = world.depth.shape
+        f, ppx, ppy = world.f, world.ppx, world.ppy
+        if self._kind is stream.color:
+            height, width = world.image.shape[:2]
+            f, ppx, ppy = world.image_f, (width - 1) / 2, (height - 1) / 2
         return SimpleNamespace(
-            width=width, height=height, fx=world.f, fy=world.f, ppx=world.ppx, ppy=world.ppy,
-            coeffs=[0.0] * 5,
-        )  # fmt: skip
+            width=width, height=height, fx=f, fy=f, ppx=ppx, ppy=ppy, coeffs=[0.0] * 5
+        )
 
 
 class stream_profile:
+    def __init__(self, kind):
+        self._kind = kind
+
     def as_video_stream_profile(self):
-        return video_stream_profile()
+        return video_stream_profile(self._kind)
 
 
 class pipeline_profile:
+    def __init__(self, kinds):
+        self._kinds = kinds
+
     def get_device(self):
         return device()
 
     def get_stream(self, stream_type, stream_index=-1):
-        assert stream_type is stream.depth
-        return stream_profile()
+        if stream_type not in self._kinds:
+            raise RuntimeError("Profile does not contain the requested stream")
+        return stream_profile(stream_type)
 
 
 class pipeline:
@@ -133,7 +163,8 @@ class pipeline:
         if world.start_errors:
             raise RuntimeError(world.start_errors.pop(0))
         self._started = True
-        return pipeline_profile()
+        self._kinds = {kind for kind, *_ in config._streams}
+        return pipeline_profile(self._kinds)
 
     def stop(self):
         if not self._started or world.unplugged.is_set():
@@ -153,5 +184,6 @@ class pipeline:
         picture = world.depth + np.uint16(world.number % 2) * (world.depth > 0)
         stamp_ms = (now_s - world.exposed_before_s) * 1e3
         return True, composite_frame(
-            depth_frame(picture.astype(np.uint16), world.number, stamp_ms, world.domain)
+            depth_frame(picture.astype(np.uint16), world.number, stamp_ms, world.domain),
+            video_frame(world.image if stream.color in self._kinds else None),
         )

@@ -86,6 +86,7 @@ COORDINATE_SYSTEM = enum.Enum(
 )
 MEASURE = enum.Enum("MEASURE", "DISPARITY DEPTH CONFIDENCE XYZ DEPTH_U16_MM")
 MEM = enum.Enum("MEM", "CPU GPU BOTH")
+VIEW = enum.Enum("VIEW", "LEFT RIGHT LEFT_GRAY RIGHT_GRAY LEFT_UNRECTIFIED RIGHT_UNRECTIFIED")
 TIME_REFERENCE = enum.Enum("TIME_REFERENCE", "IMAGE CURRENT")
 SENSOR_LOCATION = enum.Enum("SENSOR_LOCATION", "IMU BAROMETER ONBOARD_LEFT ONBOARD_RIGHT")
 MODEL = enum.Enum("MODEL", "ZED ZED_M ZED2 ZED2i")
@@ -113,6 +114,10 @@ class World:
         self.doubts = set()
         """Attributes of HealthStatus that are True."""
         self.retrieved = 0
+        self.image = np.zeros((376, 672, 4), np.uint8)
+        """Of the left lens, rectified: blue, green, red, opacity."""
+        self.images = 0
+        """Times that the image was copied."""
         self.imu = None
         """(quaternion, deg/s, m/s^2, stamp_ns) or None."""
         self.unplugged = threading.Event()
@@ -298,6 +303,14 @@ class Camera:
         unit = {UNIT.METER: 1.0, UNIT.MILLIMETER: 1000.0}[self._init.coordinate_units]
         world.retrieved += 1  # no two pictures of a real camera are the same
         py_mat._data = world.depth * np.float32(unit * (1.0 + 1e-5 * (world.retrieved % 7)))
+        return ERROR_CODE.SUCCESS
+
+    def retrieve_image(self, py_mat, view=VIEW.LEFT, mem_type=MEM.CPU, resolution=None):
+        assert view is VIEW.LEFT
+        assert mem_type is MEM.CPU
+        assert resolution is None
+        world.images += 1
+        py_mat._data = world.image
         return ERROR_CODE.SUCCESS
 
     def get_timestamp(self, time_reference):
