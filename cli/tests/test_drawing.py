@@ -5,12 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 from krabby.course.courses import make_course
+from krabby.hal.jpeg import from_jpeg, to_jpeg
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions
 from krabby.robot.rotations import rotate
 from krabby_cli.drawing import Drawing
 from krabby_proto import (
     CAMERA,
+    COLOUR,
     COMMAND,
     STATE,
     TRACE,
@@ -75,6 +77,11 @@ def exchange(n):
     return Exchange.of_frames(ExchangeKind.COMMAND, 1, frames, reply).pack()
 
 
+def picture(n):
+    """One that differs from all others."""
+    return np.full((24, 32, 3), n, np.uint8)
+
+
 @pytest.fixture(scope="module")
 def path(desc, tmp_path_factory):
     """A second at 100 Hz, images at 30 Hz, an e-stop at the end."""
@@ -104,6 +111,8 @@ def path(desc, tmp_path_factory):
             if n % 3 == 0:
                 depth = np.linspace(0.0, 4.0, 48)
                 messages.append(raw(CAMERA, depth, n))
+            if n % 20 == 0:
+                messages.append(raw(COLOUR, to_jpeg(picture(n)), n))
             for message in messages:
                 recorder.write_raw(message)
                 drawing.take(message)
@@ -136,6 +145,7 @@ def drawn(path):
 def test_every_topic_is_there_at_its_rate(drawn):
     counts = {topic: len(messages) for topic, messages in drawn.items()}
     rates = {"/joint_states": 25, "/joint_targets": 25, "/tf": 25, "/camera/depth": 10}
+    assert counts.pop("/camera/colour") == 5  # as they came
     for topic, rate in rates.items():
         assert counts.pop(topic) == pytest.approx(rate, abs=1), topic
     assert counts == {"/camera/calibration": 1, "/course": 1, "/log": 4}
@@ -193,6 +203,14 @@ def test_depth_is_in_millimetres(drawn):
     assert np.array_equal(np.frombuffer(image.data, "<u2"), expected)
 
 
+def test_colour_is_the_jpeg_as_it_came(drawn):
+    log_ns, image = drawn["/camera/colour"][1]
+    assert (image.format, image.frame_id) == ("jpeg", "camera_optical")
+    assert image.data == to_jpeg(picture(40))
+    assert image.timestamp.ToNanoseconds() == log_ns - 500
+    assert from_jpeg(image.data).shape == (24, 32, 3)
+
+
 def test_the_course_is_its_boxes(drawn):
     (_, scene) = drawn["/course"][0]
     boxes = make_course("steps", 0.4, 3).boxes
@@ -213,7 +231,7 @@ def test_what_happened_is_in_words(drawn):
 
 def test_raw_streams_stand_beside_it(path):
     counts = Counter(message.stream.name for message in Recording(path))
-    assert counts == {"state": 100, "truth": 100, "trace": 100, "camera": 33}
+    assert counts == {"state": 100, "truth": 100, "trace": 100, "camera": 33, "colour": 5}
 
 
 def test_a_course_of_another_version_is_not_drawn(tmp_path, desc):

@@ -6,7 +6,7 @@ from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
 from krabby_cli.dump import StreamReport, format_reports
 from krabby_cli.errors import UsageError
-from krabby_cli.listen import audible
+from krabby_cli.listen import AUDIBLE, audible
 from krabby_proto import FLAG_LOCKSTEP
 from krabby_proto.testing import FakeHal
 
@@ -36,7 +36,7 @@ def test_silent_streams_are_shown_and_fail_only_when_asked_for(hal, capsys):
     assert main(["dump", "--once", "--period", "0.2", *places(hal)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split()[:3] == ["stream", "rate", "Hz"]
-    assert [line.split()[0] for line in table[1:]] == ["state", "camera", "features", "truth"]
+    assert [line.split()[0] for line in table[1:]] == [*AUDIBLE]
     assert table[2].endswith("silent")
 
     assert main(["dump", "truth", "--once", "--period", "0.2", *places(hal)]) == 1
@@ -98,7 +98,7 @@ def test_streams_that_cannot_be_listened_to_are_explained(name, said):
 
 
 def test_no_name_means_all_and_a_repeated_one_counts_once():
-    assert audible([]) == ("state", "camera", "features", "truth")
+    assert audible([]) == AUDIBLE == ("state", "camera", "features", "truth", "colour")
     assert audible(["truth", "truth"]) == ("truth",)
 
 

@@ -8,10 +8,17 @@ from krabby.course.courses import make_course
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions, leg_ik, standing_height
 from krabby_cli.errors import CliError
-from krabby_cli.view.frames import DEPTH_FRAME, FLAG_TRUTH, STATE_FIELDS, STATE_FRAME, Poser
+from krabby_cli.view.frames import (
+    COLOUR_FRAME,
+    DEPTH_FRAME,
+    FLAG_TRUTH,
+    STATE_FIELDS,
+    STATE_FRAME,
+    Poser,
+)
 from krabby_cli.view.replay import Player, ReplaySource
 from krabby_cli.view.scene import FAULT_WORDS, fault_words, load_robot
-from krabby_proto import CAMERA, FAULT_BITS, STATE, TRUTH, decode, encode, pack
+from krabby_proto import CAMERA, COLOUR, FAULT_BITS, STATE, TRUTH, decode, encode, pack
 from krabby_proto.recording import Recorder
 
 DESC = RobotDescription.load()
@@ -54,7 +61,7 @@ def fields_of(frame):
 
 @pytest.fixture
 def recording(tmp_path):
-    """Four seconds at 100 Hz, 0.1 m/s along x, a picture at 30 Hz, a fall at 3 s."""
+    """Four seconds at 100 Hz, 0.1 m/s along x, depth at 30 Hz, colour at 5 Hz, a fall at 3 s."""
     path = tmp_path / "run.mcap"
     with Recorder(path) as recorder:
         for i in range(401):
@@ -62,6 +69,8 @@ def recording(tmp_path):
             recorder.write(truth_at(now_ns, 0.001 * i, falls=int(i >= 300)))
             if i % 3 == 0:
                 recorder.write(message(CAMERA, np.full(106 * 60, 2.0), now_ns))
+            if i % 20 == 0:
+                recorder.write(message(COLOUR, b"image %d" % i, now_ns))
             recorder.write(state_at(now_ns))
     return path
 
@@ -91,6 +100,16 @@ def test_a_recorded_state_has_truths_pose_and_the_speed_in_the_robots_heading(re
     assert fields["ages_ms"][0] == pytest.approx(2.0, abs=1e-3)  # published 2 ms after capture
     assert fields["course"][1:3] == (2.0, 1.0)
     assert source.depths[0][0] == DEPTH_FRAME
+    assert source.colours[1][0] == COLOUR_FRAME
+    assert source.colours[1][16:] == b"image 40"  # what came before the first state is left out
+    assert source.colour_times == pytest.approx([0.2 * n for n in range(1, 21)], abs=1e-6)
+
+
+def test_colour_images_are_kept_up_to_a_limit(recording, monkeypatch):
+    monkeypatch.setattr("krabby_cli.view.replay._COLOUR_BYTES", 30)  # 8 bytes each
+    source = ReplaySource(recording, None, DESC)
+    assert len(source.colours) == len(source.colour_times) == 3
+    assert "colour images after 0.6 s" in source.problem
 
 
 def test_play_pause_seek_and_speed(recording):

@@ -20,7 +20,15 @@ from krabby_cli.view.hub import Hub
 from krabby_cli.view.live import LiveSource
 from krabby_cli.view.scene import CourseName
 from krabby_cli.view.server import PageServer, application, listening
-from krabby_proto import FLAG_OPERATOR, NAV, ControlServer, LatestSubscriber, make_hello
+from krabby_proto import (
+    COLOUR,
+    FLAG_OPERATOR,
+    NAV,
+    ControlServer,
+    LatestSubscriber,
+    WatchedPublisher,
+    make_hello,
+)
 from krabby_proto.testing import FakeHal
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -73,12 +81,14 @@ class View:
         self.nav = stack.enter_context(LatestSubscriber("tcp://127.0.0.1:*", NAV, bind=True))
         self.loop = Loop("tcp://127.0.0.1:*")
         stack.callback(self.loop.close)
+        places = [f"tcp://127.0.0.1:{port}" for port in free_ports(2)]
         endpoints = {
             **self.hal.endpoints,
             "nav": self.nav.endpoint,
             "control": self.loop.endpoint,
-            "features": f"tcp://127.0.0.1:{free_ports(1)[0]}",
+            **dict(zip(("features", "colour"), places, strict=True)),
         }
+        self.endpoints = endpoints
         operator = stack.enter_context(Operator(endpoints, "view"))
         self.source = LiveSource(endpoints, None)
         self.hub = Hub(self.source, operator, NavLimits(speed=0.5, yaw_rate=0.6), **hub)
@@ -290,6 +300,28 @@ def test_a_depth_image_comes_as_a_picture(view):
         thread.join()
 
 
+def test_a_colour_image_comes_as_it_is(view):
+    endpoint = view.endpoints["colour"]
+    with WatchedPublisher(endpoint, COLOUR) as publisher:
+        page = view.page()
+        assert publisher.wait_for_reader(20.0), "the page subscribes"
+        stop = threading.Event()
+
+        def publish():
+            while not stop.wait(0.05):
+                publisher.publish(b"\xff\xd8 a picture", capture_ns=time.monotonic_ns())
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            assert frame(page, 3) == b"\xff\xd8 a picture"
+        finally:
+            stop.set()
+            thread.join()
+        page.close()
+        until(lambda: not publisher.is_read())
+
+
 def test_a_held_stick_walks_within_the_policys_range_and_as_an_operator(view):
     page = view.page()
     hear(page, "facts", lambda facts: facts["loop"])
@@ -432,7 +464,7 @@ def test_more_pages_than_there_is_room_for_are_turned_away(view):
 def test_without_a_page_the_streams_are_left_alone(view):
     page = view.page()
     frame(page, STATE_FRAME)
-    assert set(view.source._subscribers) == {"state", "camera", "features", "truth"}
+    assert set(view.source._subscribers) == {"state", "camera", "colour", "features", "truth"}
     page.close()
     until(lambda: view.source._subscribers == {})
 

@@ -6,6 +6,7 @@
 | /joint_targets | foxglove.JointStates | commands that the HAL was sent | 25 Hz |
 | /tf | foxglove.FrameTransforms: world, base, the links of the legs | state and truth | 25 Hz |
 | /camera/depth | foxglove.RawImage, 16UC1 in mm | camera | 10 Hz |
+| /camera/colour | foxglove.CompressedImage, JPEG | colour | as they come |
 | /camera/calibration | foxglove.CameraCalibration | hello of the HAL | once |
 | /course | foxglove.SceneUpdate: the boxes of the course | hello of the HAL | once |
 | /log | foxglove.Log: gate, requests, modes, missed messages | trace, ticks | as they come |
@@ -23,6 +24,7 @@ from typing import Any, Final
 
 import numpy as np
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
+from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
 from foxglove_schemas_protobuf.FrameTransforms_pb2 import FrameTransforms
 from foxglove_schemas_protobuf.JointStates_pb2 import JointStates
 from foxglove_schemas_protobuf.Log_pb2 import Log
@@ -34,6 +36,7 @@ from krabby.robot.errors import RobotError
 from krabby.robot.rotations import from_euler, from_matrix
 from krabby_proto import (
     CAMERA,
+    COLOUR,
     STATE,
     TICKS,
     TRACE,
@@ -96,6 +99,8 @@ class Drawing:
         elif stream is CAMERA:
             if self._is_due("/camera/depth", now_ns, _IMAGE_NS):
                 self._draw_image(raw.decode(), now_ns)
+        elif stream is COLOUR:
+            self._draw_colour(raw.decode(), now_ns)
         elif stream is not TICKS and stream is not TRACE:
             return
         elif stream is TRACE:
@@ -195,6 +200,11 @@ class Drawing:
         )
         image.timestamp.FromNanoseconds(message.capture_ns)
         self._write("/camera/depth", image, now_ns)
+
+    def _draw_colour(self, message: Message, now_ns: int) -> None:
+        image = CompressedImage(frame_id=_OPTICAL, data=message.payload.tobytes(), format="jpeg")
+        image.timestamp.FromNanoseconds(message.capture_ns)
+        self._write("/camera/colour", image, now_ns)
 
     def _draw_calibration(self, now_ns: int) -> None:
         width, height = self._camera["width"], self._camera["height"]

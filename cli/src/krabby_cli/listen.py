@@ -13,7 +13,7 @@ from krabby_cli.errors import UsageError
 
 __all__ = ["AUDIBLE", "RECORDED", "Listener", "add_streams_argument", "audible"]
 
-AUDIBLE: Final = ("state", "camera", "features", "truth")
+AUDIBLE: Final = ("state", "camera", "features", "truth", "colour")
 """Streams that any process may subscribe to."""
 RECORDED: Final = (*AUDIBLE, "trace", "ticks")
 """The same with those for recorders: commands, requests and walking commands stand in them."""

@@ -242,7 +242,7 @@ def _overrides(
         "gameloop": {"policy": str(bundle.path.resolve())},
     }
     streams = {
-        "sim-hal": ("state", "camera", "command", "safety", "trace", "truth", "nav"),
+        "sim-hal": ("state", "camera", "command", "safety", "trace", "truth", "nav", "colour"),
         "camera": ("camera", "state", "features"),
         "gameloop": ("state", "command", "features", "nav", "control", "ticks"),
     }

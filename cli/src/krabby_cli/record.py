@@ -42,9 +42,12 @@ __all__ = ["add_parser"]
 
 _ROUND_S: Final = 0.2
 """Between two looks at the streams; in batches a message costs a third."""
-_SMALL: Final = tuple(name for name in RECORDED if name != "camera")
+_SMALL: Final = tuple(name for name in RECORDED if name not in ("camera", "colour"))
 """Streams that come in batches while there is a black box alone. The kernel keeps 0.2 s of images,
 which is too little for it."""
+_KEPT: Final = tuple(name for name in RECORDED if name != "colour")
+"""Streams of a black box alone. A simulator draws colour images because somebody reads them, and
+that would be always."""
 _QUEUE_S: Final = 10.0
 """How much of every stream may wait while this process gets no processor [s]."""
 _BATCH: Final = 64
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("nothing to write: name a FILE, or a folder with --ring")
     if args.file is not None and args.file.exists():
         raise UsageError(f"{args.file} exists already; remove it or give another name")
-    names = audible(args.streams, RECORDED)
+    names = audible(args.streams, RECORDED if args.file is not None else _KEPT)
     key = None if args.sign is None else SigningKey(args.sign)
     endpoints = endpoints_of(args)
     with contextlib.ExitStack() as stack:

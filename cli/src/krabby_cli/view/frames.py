@@ -1,8 +1,9 @@
-"""What the page draws, as bytes: a robot's state 30 times a second, its depth image ten times.
+"""What the page draws, as bytes: states and images.
 
+A robot's state goes out 30 times a second, its depth image ten times, a colour image when it comes.
 A frame begins with 16 bytes: kind (u8), flags (u8), six of padding, time (f64 [s]). The payload of
 a state is float32, little-endian, in the order of `STATE_FIELDS`, which the page is told; that of
-an image is a PNG of one byte per pixel.
+a depth image is a PNG of one byte per pixel, that of a colour image the JPEG of its stream.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 __all__ = [
+    "COLOUR_FRAME",
     "DEPTH_FRAME",
     "FLAG_LOCKSTEP_TIME",
     "FLAG_TRUTH",
     "STATE_FIELDS",
     "STATE_FRAME",
     "Poser",
+    "colour_frame",
     "depth_frame",
     "state_layout",
 ]
 
 STATE_FRAME: Final = 1
 DEPTH_FRAME: Final = 2
+COLOUR_FRAME: Final = 3
 FLAG_TRUTH: Final = 1
 """The pose and the walked velocity are the simulator's truth, not an estimate from the legs."""
 FLAG_LOCKSTEP_TIME: Final = 2
@@ -179,3 +183,8 @@ def depth_frame(time_s: float, depth: NDArray[np.float32], width: int, height: i
     out = io.BytesIO()
     Image.fromarray(grey).save(out, "PNG", compress_level=1)
     return _HEAD.pack(DEPTH_FRAME, 0, time_s) + out.getvalue()
+
+
+def colour_frame(time_s: float, jpeg: bytes) -> bytes:
+    """A colour image frame, shown at that time [s]; `jpeg` as the stream `colour` carries it."""
+    return _HEAD.pack(COLOUR_FRAME, 0, time_s) + jpeg

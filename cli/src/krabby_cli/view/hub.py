@@ -188,8 +188,11 @@ class Hub:
         source.look()
         state = source.state_frame()
         depth = source.depth_frame() if frame % _DEPTH_FRAMES == 0 else None
+        colour = source.colour_frame()
         for client in self.clients.values():
             self._introduce(client)
+            if colour is not None:
+                client.offer("colour", colour)
             if state is not None:
                 client.offer("state", state)
             if depth is not None:

@@ -19,6 +19,7 @@ from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
 from krabby_proto import (
     CAMERA,
+    COLOUR,
     FEATURES,
     FLAG_LOCKSTEP,
     STATE,
@@ -31,7 +32,7 @@ from krabby_proto import (
     ProtoError,
 )
 
-from krabby_cli.view.frames import Poser, depth_frame
+from krabby_cli.view.frames import Poser, colour_frame, depth_frame
 from krabby_cli.view.scene import CourseName, course_message, fault_words, load_robot, robot_message
 
 __all__ = ["LiveSource", "image_shape"]
@@ -104,7 +105,7 @@ class LiveSource:
         self._course_name: CourseName | None = None
         self._course: Course | None = None
         self._poser: Poser | None = None
-        self._sent = {"state": -1, "camera": -1}
+        self._sent = {"state": -1, "camera": -1, "colour": -1}
         self._image: Message | None = None
         self._heard_s = -math.inf
         self._began_s = time.monotonic()
@@ -116,7 +117,7 @@ class LiveSource:
     def open(self) -> None:
         """Connect; no peer has to be there."""
         with contextlib.ExitStack() as opened:
-            for stream in (STATE, CAMERA, FEATURES, TRUTH):
+            for stream in (STATE, CAMERA, COLOUR, FEATURES, TRUTH):
                 subscriber = LatestSubscriber(self._endpoints[stream.name], stream)
                 self._subscribers[stream.name] = opened.enter_context(subscriber)
             opened.pop_all()
@@ -158,7 +159,9 @@ class LiveSource:
 
     def state_frame(self) -> bytes | None:
         """The newest state, if it was not given out yet."""
-        newest = {name: each.latest() for name, each in self._subscribers.items()}
+        newest = {
+            name: each.latest() for name, each in self._subscribers.items() if name != COLOUR.name
+        }
         now_ns = time.monotonic_ns()  # after they came: no age is negative
         state, truth, self._image = newest[STATE.name], newest[TRUTH.name], newest[CAMERA.name]
         if state is None or self._poser is None or state.sequence == self._sent["state"]:
@@ -195,6 +198,14 @@ class LiveSource:
         if width * height != size:
             return None
         return depth_frame(time.monotonic() - self._began_s, image.payload, width, height)
+
+    def colour_frame(self) -> bytes | None:
+        """The newest colour image, if it was not given out yet."""
+        image = self._subscribers[COLOUR.name].latest()
+        if image is None or image.sequence == self._sent["colour"]:
+            return None
+        self._sent["colour"] = image.sequence
+        return colour_frame(time.monotonic() - self._began_s, image.payload.tobytes())
 
     def facts(self) -> dict[str, Any]:
         """For the page: link, gate, loop."""

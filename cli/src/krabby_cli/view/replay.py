@@ -15,6 +15,7 @@ from krabby.course.courses import Course
 from krabby.robot.description import RobotDescription
 from krabby_proto import (
     CAMERA,
+    COLOUR,
     FEATURES,
     FLAG_LOCKSTEP,
     STATE,
@@ -29,7 +30,7 @@ from krabby_proto.recording import Recording
 
 from krabby_cli.errors import CliError
 from krabby_cli.film_poses import Scene, scene_of
-from krabby_cli.view.frames import Poser, depth_frame
+from krabby_cli.view.frames import Poser, colour_frame, depth_frame
 from krabby_cli.view.live import image_shape
 from krabby_cli.view.scene import course_message, robot_message
 
@@ -39,12 +40,17 @@ SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
 _STATE_S: Final = 0.03
 _DEPTH_S: Final = 0.095
 """Least time between two frames that are kept [s]."""
+_COLOUR_S: Final = 0.18
+_COLOUR_BYTES: Final = 256 << 20
+"""Most that is kept of colour images: an hour at 5 Hz."""
 _MOST_S: Final = 3600.0
 _OLD_S: Final = 0.5
 
 
 class ReplaySource:
-    """All frames of a recording that the page can show, in memory: some 100 MB for an hour.
+    """All frames of a recording that the page can show, in memory.
+
+    Some 100 MB for an hour, at most 256 MB more with colour images.
 
     Raises:
         RecordingError: The file cannot be read.
@@ -61,6 +67,8 @@ class ReplaySource:
         """What the loop did at each state; None where the file does not tell."""
         self.depths: list[bytes] = []
         self.depth_times: list[float] = []
+        self.colours: list[bytes] = []
+        self.colour_times: list[float] = []
         self.marks: list[tuple[float, str]] = []
         """Time [s] and what happened."""
         self.problem = ""
@@ -86,10 +94,11 @@ class ReplaySource:
     def _read(self, desc: RobotDescription) -> None:
         recording, poser, ticks = Recording(self.path), Poser(desc), TickReader()
         scene: Scene | None = None
+        colour_bytes = 0
         newest: dict[str, Message] = {}
         first_ns: int | None = None
         counts: tuple[float, float] | None = None
-        for message in recording.messages(STATE, TRUTH, CAMERA, FEATURES, TICKS):
+        for message in recording.messages(STATE, TRUTH, CAMERA, COLOUR, FEATURES, TICKS):
             name = message.stream.name
             if message.stream is TICKS:
                 with contextlib.suppress(FrameError):
@@ -115,6 +124,14 @@ class ReplaySource:
                 if width:
                     self.depths.append(depth_frame(time_s, message.payload, width, height))
                     self.depth_times.append(time_s)
+            elif message.stream is COLOUR and _due(self.colour_times, time_s, _COLOUR_S):
+                colour_bytes += message.payload.nbytes
+                if colour_bytes < _COLOUR_BYTES:
+                    self.colours.append(colour_frame(time_s, message.payload.tobytes()))
+                    self.colour_times.append(time_s)
+                elif not self.problem:
+                    last_s = self.colour_times[-1] if self.colour_times else 0.0
+                    self.problem = f"colour images after {last_s:.1f} s are not shown: too many"
         if recording.damage:
             self.problem = f"the file is not complete: {recording.damage}"
             sys.stderr.write(f"krabby view: {self.path}: {self.problem}\n")
@@ -186,6 +203,7 @@ class Player:
         for name, times, held in (
             ("state", source.state_times, source.states),
             ("depth", source.depth_times, source.depths),
+            ("colour", source.colour_times, source.colours),
         ):
             index = bisect_right(times, self.at_s) - 1
             if index >= 0 and self._shown.get(name) != index:

@@ -10,7 +10,8 @@ const STOP_AGAIN_MS = 300;
 const STOP_FOR_MS = 10000;
 const REFUSED = 4401;
 const HEAD_BYTES = 16;
-const STATE = 1, DEPTH = 2, TRUTH = 1;
+const STATE = 1, DEPTH = 2, COLOUR = 3, TRUTH = 1;
+const COLOUR_MS = 3000;
 const SIGHTS = {memory: "no picture: walks on memory", lost: "no picture: stands"};
 const CANNOT = {stands: "stand", reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
 const GOOD_GATES = ["active"], LIMP = ["estop", "damp"];
@@ -98,6 +99,7 @@ function frame(buffer) {
   const view = new DataView(buffer);
   const kind = view.getUint8(0), time = view.getFloat64(8, true);
   if (kind === DEPTH) { showDepth(buffer.slice(HEAD_BYTES)); return; }
+  if (kind === COLOUR) { showColour(buffer.slice(HEAD_BYTES)); return; }
   if (kind !== STATE || !robot) return;
   const floats = Array.from(new Float32Array(buffer, HEAD_BYTES));
   const state = {time, truth: (view.getUint8(1) & TRUTH) !== 0};
@@ -128,6 +130,19 @@ async function showDepth(png) {
   } finally {
     decoding = false;
   }
+}
+
+// Shown while images come: an old one beside a robot that moves would be taken for a new one.
+let colourHides = 0;
+async function showColour(jpeg) {
+  const image = await createImageBitmap(new Blob([jpeg], {type: "image/jpeg"}));
+  const canvas = $("colour");
+  if (canvas.width !== image.width || canvas.height !== image.height) { canvas.width = image.width; canvas.height = image.height; }
+  canvas.getContext("2d").drawImage(image, 0, 0);
+  image.close();
+  $("colour-eye").hidden = false;
+  clearTimeout(colourHides);
+  if (!facts.recorded) colourHides = setTimeout(() => { $("colour-eye").hidden = true; }, COLOUR_MS);
 }
 
 // Near is warm and light, far is blue and dark, no measurement is black.
