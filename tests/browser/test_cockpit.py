@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
+from krabby.hal.jpeg import to_jpeg
 from krabby.runtime.testing import until
 from krabby_browser import PATIENCE_S, SECRET, Page, View
-from krabby_proto import TRUTH, LatestSubscriber, unpack
+from krabby_proto import COLOUR, TRUTH, LatestSubscriber, WatchedPublisher, unpack
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -47,6 +49,25 @@ def stands(robot):
     """Whether the loop follows a person who asks for zero, and the command has reached it."""
     status = robot.status()
     return status["nav_source"] == "operator" and not any(status["nav"])
+
+
+def test_colour_images_are_shown_while_they_come(cockpit, robot):
+    """This robot's own are off: they are published here in its place."""
+    eye = cockpit.tab.locator("#colour-eye")
+    assert eye.is_hidden()
+    assert cockpit.tab.locator("#depth").is_visible()
+    red = to_jpeg(np.full((120, 212, 3), (200, 40, 40), np.uint8))
+    colour_at = "() => [...document.querySelector('#colour').getContext('2d')"
+    colour_at += ".getImageData(100, 60, 1, 1).data]"
+    with WatchedPublisher(robot.endpoints["colour"], COLOUR) as publisher:
+
+        def shown():
+            publisher.publish(red, capture_ns=time.monotonic_ns())
+            return eye.is_visible()
+
+        until(shown, PATIENCE_S)
+        assert cockpit.tab.evaluate(colour_at)[:3] == pytest.approx([200, 40, 40], abs=8)
+    until(eye.is_hidden, PATIENCE_S)
 
 
 def test_the_page_draws_the_robot_and_asks_no_other_host(cockpit):
