@@ -2,10 +2,11 @@
 
 Where there is no driver, every call goes to the real cuda-bindings first, which checks its
 arguments and answers "insufficient driver"; a simulation then gives the result that a GPU would.
-Where there is a GPU, the last tests run on it.
+Where there is a GPU, the last tests run on it, with pycuda too where it was compiled.
 """
 
 import ctypes
+import importlib.util
 import itertools
 import sys
 import types
@@ -14,13 +15,20 @@ import numpy as np
 import pytest
 from cuda.bindings import runtime as real
 from krabby.policy.tensorrt.cuda import CudaBindings, CudaBuffers
+from krabby.policy.tensorrt.device import Buffer
+from krabby.policy.tensorrt.engine import EngineTensor
 from krabby.policy.tensorrt.errors import CaptureFailed, DeviceError, NoDevice
+from krabby.policy.tensorrt.network import EngineNetwork
 from krabby.policy.tensorrt.pycuda import Pycuda
 
 SUCCESS = real.cudaError_t.cudaSuccess
 GPU = real.cudaGetDeviceCount()[0] == SUCCESS
 without_gpu = pytest.mark.skipif(GPU, reason="this machine has a GPU")
 with_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+with_pycuda = pytest.mark.skipif(
+    not GPU or importlib.util.find_spec("pycuda") is None,
+    reason="needs a GPU and pycuda: pip install krabby[pycuda] where nvcc is",
+)
 
 
 class Simulated:
@@ -272,6 +280,64 @@ def test_this_gpu_is_described():
     assert device.name
     assert float(device.compute_capability) >= 5.0
     assert device.memory_bytes > 1 << 30
+
+
+class CopyEngine:
+    """y = x on the GPU: a copy on the network's stream, in the context that TensorRT uses too."""
+
+    def __init__(self):
+        self.bound = {}
+
+    def tensors(self):
+        return (EngineTensor("x", True, (1, 3), True), EngineTensor("y", False, (1, 3), True))
+
+    def bind(self, name, address, shape):
+        self.bound[name] = address
+
+    def enqueue(self, stream):
+        kind = real.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        to, source = self.bound["y"], self.bound["x"]
+        (status,) = real.cudaMemcpyAsync(to, source, 12, kind, stream)
+        assert status == SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("api", "graphed"),
+    [
+        pytest.param(CudaBindings, True, marks=with_gpu),
+        pytest.param(Pycuda, False, marks=with_pycuda),
+    ],
+)
+def test_on_this_gpu_a_network_runs(api, graphed, double):
+    network = EngineNetwork(double(gain=1.0), CopyEngine(), api().open())
+    assert network.graphed == graphed
+    for value in range(5):
+        network.set_input("x", np.full((1, 3), value, np.float32))
+        assert network.run().tolist() == [[value] * 3]
+    network.close()
+
+
+@with_pycuda
+def test_pycuda_on_this_gpu_copies_there_and_back():
+    buffers = Pycuda().open()
+    first, second = buffers.allocate((64,)), buffers.allocate((64,))
+    for value in range(5):
+        first.host[...] = value
+        buffers.upload(first)
+        buffers.download(Buffer(second.host, first.address))
+        buffers.synchronize()
+        assert (second.host == value).all()
+    with pytest.raises(CaptureFailed, match="cuda-bindings does"):
+        buffers.capture(lambda: None)
+    buffers.close()
+
+
+@with_pycuda
+def test_pycuda_describes_the_gpu_that_cuda_bindings_describe():
+    found, wanted = Pycuda().describe(), CudaBindings().describe()
+    assert (found.name, found.compute_capability) == (wanted.name, wanted.compute_capability)
+    assert (found.memory_bytes, found.integrated) == (wanted.memory_bytes, wanted.integrated)
+    assert found.driver_version == wanted.driver_version
 
 
 # pycuda

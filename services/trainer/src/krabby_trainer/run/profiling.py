@@ -7,11 +7,13 @@ Marks are events on the device, so nothing waits for it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -94,7 +96,12 @@ def busy_s(intervals: Iterable[tuple[int, int]]) -> float:
 
 
 def profile(
-    overrides: Sequence[str], *, iterations: int = 8, parts: bool = True, bf16: bool = False
+    overrides: Sequence[str],
+    *,
+    iterations: int = 8,
+    parts: bool = True,
+    bf16: bool = False,
+    turns: str | Path | None = None,
 ) -> dict[str, Any]:
     """Measure iterations of `train` with these overrides.
 
@@ -103,6 +110,8 @@ def profile(
         iterations: That are measured, each time.
         parts: Not only rate and memory, but the bill and the device-busy share.
         bf16: Compute the policy's losses in bfloat16, which training does not.
+        turns: A file that processes on the same device share: they warm up together, and each
+            measures while no other does either.
     """
     from krabby_trainer.run.runner import ParkourRunner, seed_everything
     from krabby_trainer.task.isaac import make_env
@@ -139,28 +148,41 @@ def profile(
         return time.perf_counter() - start
 
     runner.alg.train_mode()
-    for _ in range(_WARM_UP):
-        iterate()
-    median_s = statistics.median(iterate() for _ in range(iterations))
-    steps = cfg.agent.num_steps_per_env * cfg.env.num_envs
-    report: dict[str, Any] = {
-        "task": cfg.task,
-        "num_envs": cfg.env.num_envs,
-        "created_s": round(created_s, 1),
-        "iteration_ms": round(1e3 * median_s, 1),
-        "env_steps_per_s": round(steps / median_s),
-    }
-    if parts:
-        marks.start()
-        for _ in range(iterations):
+    with _turn(turns, fcntl.LOCK_SH):
+        for _ in range(_WARM_UP):
             iterate()
-        bill = sorted(marks.stop().items(), key=lambda item: -item[1])
-        report["bill_ms"] = {part: round(1e3 * s / iterations, 1) for part, s in bill}
-    if on_gpu:
+    steps = cfg.agent.num_steps_per_env * cfg.env.num_envs
+    with _turn(turns, fcntl.LOCK_EX):
+        median_s = statistics.median(iterate() for _ in range(iterations))
+        report: dict[str, Any] = {
+            "task": cfg.task,
+            "num_envs": cfg.env.num_envs,
+            "created_s": round(created_s, 1),
+            "iteration_ms": round(1e3 * median_s, 1),
+            "env_steps_per_s": round(steps / median_s),
+        }
         if parts:
+            marks.start()
+            for _ in range(iterations):
+                iterate()
+            bill = sorted(marks.stop().items(), key=lambda item: -item[1])
+            report["bill_ms"] = {part: round(1e3 * s / iterations, 1) for part, s in bill}
+        if on_gpu and parts:
             report |= _device_share(lambda: [iterate() for _ in range(_TRACED)], steps, median_s)
-        report |= {"gpu": torch.cuda.get_device_name(), **_memory()}
+    if on_gpu:
+        report |= {"gpu": torch.cuda.get_device_name(), **_memory(device)}
     return report
+
+
+@contextlib.contextmanager
+def _turn(turns: str | Path | None, kind: int) -> Generator[None]:
+    """Holds the lock of that file, shared or alone; without a file nothing."""
+    if turns is None:
+        yield
+        return
+    with Path(turns).open("a") as file:
+        fcntl.flock(file, kind)
+        yield
 
 
 def _compute_in_bfloat16(algorithm: Any, device: str) -> None:
@@ -176,12 +198,15 @@ def _compute_in_bfloat16(algorithm: Any, device: str) -> None:
     step._loss = rounded
 
 
-def _memory() -> dict[str, float]:
-    """Memory of the device [GiB]: what all its processes use now, and torch's largest part."""
+def _memory(device: str) -> dict[str, float]:
+    """Memory of the device [GiB]: what all its processes use now; most of torch's and Warp's."""
+    import warp
+
     free, total = torch.cuda.mem_get_info()
     return {
         "memory_gib": round((total - free) / 2**30, 2),
         "torch_memory_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+        "warp_memory_gib": round(warp.get_mempool_used_mem_high(device) / 2**30, 2),
     }
 
 
