@@ -204,5 +204,22 @@ def test_tensorboard_begins_a_new_file_after_a_failure(tmp_path, monkeypatch):
     assert [each.step for each in events if each.summary.value] == [1, 3]
 
 
+def test_a_full_disk_gets_no_event_file_in_each_iteration(tmp_path, monkeypatch):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    board = TensorBoard(tmp_path)
+    board.write(iteration(1, Loss__value=1.0))
+    first = list(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordWriter, "write", lambda self, data: _no_space())
+        for number in range(2, 5):
+            with pytest.raises(OSError, match="No space left"):
+                board.write(iteration(number, Loss__value=2.0))
+    assert list(tmp_path.iterdir()) == first
+    board.write(iteration(5, Loss__value=5.0))
+    board.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def _no_space():
     raise OSError(errno.ENOSPC, "No space left on device")

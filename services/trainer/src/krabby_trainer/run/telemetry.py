@@ -276,11 +276,16 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         name = f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"  # read in this order
-        self._writer = RecordWriter((self._folder / name).open("wb"))
+        path = self._folder / name
+        self._writer = RecordWriter(path.open("wb"))
         step = purge_step or 0
-        self._put(step=step, file_version="brain.Event:2")
-        if purge_step is not None:
-            self._put(step=step, session_log={"status": "START"})
+        try:
+            self._put(step=step, file_version="brain.Event:2")
+            if purge_step is not None:
+                self._put(step=step, session_log={"status": "START"})
+        except OSError:
+            path.unlink(missing_ok=True)  # a full disk would get one in each iteration
+            raise
         return self._writer
 
     def _put(self, **event: Any) -> None:
