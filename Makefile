@@ -40,7 +40,7 @@ UP_ARGS    ?=
 
 JETSON     := docker compose -f compose.jetson.yaml
 
-.PHONY: help setup setup-film setup-tracing sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt faults faults-containers soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
+.PHONY: help setup setup-film setup-tracing sim up down images images-robot robot emulated robot-down doctor test test-fast test-slow test-compose test-tensorrt test-cuda faults faults-containers soak fuzz test-browser test-py312 gate-coverage check check-fast format bench assets dashboards cockpit-js docs wheels lock check-arm64 sbom audit clean \
   train-setup train train-demo test-train test-train-slow check-train
 
 help: ## this list
@@ -147,6 +147,10 @@ test-browser: $(DEV) ## drive a simulated robot through the cockpit in Chromium;
 test-tensorrt: $(DEV) ## build TensorRT engines; installs TensorRT for RTX (340 MB), needs no GPU
 	@$(INSTALL) --group tensorrt
 	@$(BIN)/python -m pytest -m tensorrt libs/krabby
+
+test-cuda: $(DEV) ## this machine's GPU by cuda-bindings and pycuda, which is compiled: needs a driver, and nvcc in the PATH (not a link to it)
+	@$(INSTALL) --extra pycuda
+	@$(BIN)/python -m pytest -rs libs/krabby/tests/policy/tensorrt/test_cuda.py
 
 test-train: $(TRAIN_SETUP) ## the trainer's fast tests, without a simulator
 	@$(TRAIN_TEST)
