@@ -9,6 +9,24 @@ MASK = VALUES > 0
 ORDER = torch.tensor([2, 0, 1])
 
 
+class OnDevice(torch.Tensor):
+    """Values that claim to be on a GPU; copied to the processor when they are read."""
+
+    @staticmethod
+    def __new__(cls, values):
+        return torch.Tensor._make_wrapper_subclass(
+            cls, values.shape, dtype=values.dtype, device="cuda:0"
+        )
+
+    def __init__(self, values):
+        self.values = values
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        assert func._schema.name == "aten::_to_copy"
+        return args[0].values.clone()
+
+
 def put_number_at_indices():
     target = torch.zeros(3)
     target[ORDER] = 1.0
@@ -39,6 +57,7 @@ def read_shape_of_mask():
         ("as_tensor", lambda: torch.as_tensor(0.5)),
         ("normal", lambda: torch.normal(VALUES, VALUES.abs())),
         ("_to_copy", lambda: VALUES.to("meta")),
+        ("_to_copy", lambda: OnDevice(VALUES).cpu()),
     ],
 )
 def test_a_host_read_is_counted_once_with_its_place(name, read):

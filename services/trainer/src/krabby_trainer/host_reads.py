@@ -33,7 +33,7 @@ _COPIES: Final = frozenset({"_to_copy", "copy_"})
 _FROM_NUMBERS: Final = frozenset({"tensor", "as_tensor"})
 """Tensors from Python numbers: on CUDA, a copy from pageable memory that waits for the queue."""
 _METHODS: Final = frozenset({"cpu", "numpy", "tolist"})
-"""Read without an operation of their own where the tensor is on the CPU already."""
+"""Read by `_to_copy`, but where the tensor is on the CPU already without any operation."""
 
 
 class HostReads:
@@ -80,8 +80,9 @@ class _Functions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        name, given = getattr(func, "__name__", ""), isinstance(args[0] if args else None, Tensor)
-        if name in (_METHODS if given else _FROM_NUMBERS):
+        name, first = getattr(func, "__name__", ""), args[0] if args else None
+        given = isinstance(first, Tensor)
+        if name in (_METHODS if given else _FROM_NUMBERS) and (not given or first.is_cpu):
             self._places[f"{name} at {_place()}"] += 1
         return func(*args, **(kwargs or {}))
 
