@@ -83,7 +83,7 @@ FAULTS: Final = {
     ),
     DriveFault.DROPPED_OUT: FaultInfo(
         "A drive that was switched on is off: it was reset, lost power, or timed out.",
-        "Look for a loose power plug; restart the HAL, which switches the drive on again.",
+        "Look for a loose power plug; krabby reset switches the drive on again.",
         "Its replies say that it is off.",
         _DAMPED + " This joint turns freely.",
     ),
