@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import psutil
-from krabby_cli import host_metrics
+import pytest
 from krabby_cli.host_metrics import HostMetrics
 from prometheus_client import CollectorRegistry
 
@@ -12,14 +12,28 @@ def sensor(label, current):
     return SimpleNamespace(label=label, current=current)
 
 
-def values():
+def values(sys=None):
     registry = CollectorRegistry()
-    registry.register(HostMetrics())
+    registry.register(HostMetrics() if sys is None else HostMetrics(sys=sys))
     return {
         (sample.name, *sample.labels.values()): sample.value
         for metric in registry.collect()
         for sample in metric.samples
     }
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Make a tree such as /sys of files and their text."""
+
+    def make(files):
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return tmp_path
+
+    return make
 
 
 def test_disk_and_memory_are_those_of_this_machine():
@@ -41,20 +55,42 @@ def test_of_sensors_with_one_name_the_hottest_counts(monkeypatch):
     assert found["krabby_host_temperature_celsius", "nvme"] == 40.0
 
 
-def test_the_clock_is_that_of_the_core_that_is_held_lowest(monkeypatch):
-    highest = {"cpu0": 2e6, "cpu1": 1e6}
-    monkeypatch.setattr(psutil, "cpu_count", lambda: 2)
-    monkeypatch.setattr(
-        host_metrics,
-        "_number",
-        lambda path: highest[path.split("/")[5]] if "scaling" in path else 2e6,
-    )
-    assert values()["krabby_host_clock_ceiling_ratio",] == 0.5
+ORIN = {
+    "class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "class/thermal/thermal_zone0/temp": "61250\n",
+    "class/thermal/thermal_zone1/type": "gpu-thermal\n",
+    "class/thermal/thermal_zone1/temp": "58500\n",
+    "class/thermal/thermal_zone2/type": "cv0-thermal\n",  # is off
+    "class/thermal/thermal_zone2/temp": "",
+    "devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "2201600\n",
+    "devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq": "2201600\n",
+    "devices/system/cpu/cpu11/cpufreq/scaling_max_freq": "1651200\n",
+    "devices/system/cpu/cpu11/cpufreq/cpuinfo_max_freq": "2201600\n",
+    "devices/system/cpu/cpufreq/policy0/scaling_max_freq": "1\n",
+    "class/devfreq/17000000.gpu/max_freq": "1300500000\n",
+    "class/devfreq/17000000.gpu/available_frequencies": "306000000 612000000 1300500000\n",
+}
+"""A Jetson AGX Orin, as far as it tells of heat and clocks; core 11 is held at three quarters."""
 
 
-def test_a_machine_without_sensors_and_clock_tells_neither(monkeypatch):
+def test_an_orin_with_a_sensor_in_its_disk_tells_of_processor_and_gpu_too(tree, monkeypatch):
+    monkeypatch.setattr(psutil, "sensors_temperatures", lambda: {"nvme": [sensor("", 40.0)]})
+    found = values(tree(ORIN))
+    heat = {name[1]: value for name, value in found.items() if "temperature" in name[0]}
+    assert heat == {"cpu-thermal": 61.25, "gpu-thermal": 58.5, "nvme": 40.0}
+
+
+def test_the_clock_is_that_of_the_core_that_is_held_lowest(tree):
+    assert values(tree(ORIN))["krabby_host_clock_ceiling_ratio",] == 0.75
+
+
+def test_a_gpu_that_is_held_lower_than_every_core_counts(tree):
+    held = {"class/devfreq/17000000.gpu/max_freq": "650250000\n"}
+    assert values(tree(ORIN | held))["krabby_host_clock_ceiling_ratio",] == 0.5
+
+
+def test_a_machine_without_sensors_and_clock_tells_neither(tree, monkeypatch):
     monkeypatch.setattr(psutil, "sensors_temperatures", dict)
-    monkeypatch.setattr(psutil, "cpu_count", lambda: None)
-    names = {name for name, *_ in values()}
+    names = {name for name, *_ in values(tree({}))}
     assert "krabby_host_temperature_celsius" not in names
     assert "krabby_host_clock_ceiling_ratio" not in names
