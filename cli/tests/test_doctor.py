@@ -226,6 +226,52 @@ def test_docker_without_the_gpu_runtime_fails_on_the_robot(examine):
     assert "nvidia-ctk" in found["NVIDIA runtime"].remedy
 
 
+INFO = ("docker", "info", "--format", "{{json .}}")
+
+
+def rootless(**settings):
+    """What a rootless engine with every controller says of itself, but for `settings`."""
+    info = {
+        "ServerVersion": "27.5.1",
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"],
+        "Runtimes": {"runc": {}},
+        "MemoryLimit": True,
+        "CPUShares": True,
+        "CPUSet": True,
+    }
+    return {INFO: json.dumps(info | settings)}
+
+
+def test_a_rootless_engine_cannot_run_the_robot(examine):
+    found = examine(programs=rootless())["rootless engine"]
+    assert found.status == "fail"
+    assert "no CAN interface" in found.value
+    assert "docker context use default" in found.remedy
+
+
+def test_a_rootless_engine_elsewhere_is_told_what_it_lacks(examine):
+    found = examine(programs=rootless(), as_robot=False)["rootless engine"]
+    assert found.status == "warn"
+    assert found.value == "no SCHED_FIFO, no locked memory"
+    assert found.remedy == "KRABBY_RTPRIO=0 KRABBY_MEMLOCK=0 in .env"
+    found = examine(programs=rootless(MemoryLimit=False, CPUShares=False), as_robot=False)
+    assert found["rootless engine"].value == (
+        "no SCHED_FIFO, no locked memory, no memory limits (MemoryLimit=False), "
+        "no shares of the processor (CPUShares=False)"
+    )
+    assert "Delegate=cpu" in found["rootless engine"].remedy
+
+
+@pytest.mark.parametrize("command", [INFO, ("podman", "info", "--format", "json")])
+def test_podman_is_told_from_an_engine_that_does_not_run(examine, command):
+    """It answers to `docker` too, with the package podman-docker."""
+    podman = '{"host": {"security": {"rootless": true}}, "version": {"Version": "4.9.3"}}'
+    found = examine(programs={INFO: None, command: podman})["Docker"]
+    assert found.status == "fail"
+    assert found.value == "Podman 4.9.3 in its place"
+    assert "docker-ce" in found.remedy
+
+
 def test_a_broken_calibration_file_is_told_from_a_missing_one(examine, tmp_path):
     broken = tmp_path / "broken.toml"
     broken.write_text("measured = \n")

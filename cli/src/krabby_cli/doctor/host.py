@@ -22,6 +22,12 @@ _CALIBRATION: Final = (
     f"{_VOLUMES.lstrip('/')}/krabby-robot_calibration/_data/calibration.toml",
 )
 _LISTEN: Final = "0A"
+_CONTROLLERS: Final = {
+    "MemoryLimit": "memory limits",
+    "CPUShares": "shares of the processor",
+    "CPUSet": "sets of cores",
+}
+"""What a rootless engine gives only where systemd delegates it; keys of `docker info`."""
 
 
 def check_realtime(machine: Machine) -> Iterator[Finding]:
@@ -101,11 +107,21 @@ def _time(machine: Machine) -> Finding:
 def _docker(machine: Machine) -> Iterator[Finding]:
     info = _json(machine.run(["docker", "info", "--format", "{{json .}}"]))
     version = info.get("ServerVersion")
+    podman = _podman(machine, info)
+    if podman and not version:
+        value = f"Podman {podman} in its place"
+        remedy = (
+            "compose files and commands are for Docker Engine, and are not tried on Podman: "
+            "install docker-ce and docker-compose-plugin, https://docs.docker.com/engine/install"
+        )
+        yield fail("Docker", value, remedy)
+        return
     if not version:
         remedy = "sudo systemctl start docker; sudo usermod -aG docker $USER and log in again"
         yield fail("Docker", "no engine answers", remedy)
         return
     yield ok("Docker", str(version))
+    yield from _rootless(machine, info)
     compose = (machine.run(["docker", "compose", "version", "--short"]) or "").strip().lstrip("v")
     if tuple(int(part) for part in re.findall(r"\d+", compose)[:2]) < _COMPOSE:
         remedy = "install the plug-in docker-compose-plugin, 2.20 or later"
@@ -120,6 +136,39 @@ def _docker(machine: Machine) -> Iterator[Finding]:
             "sudo nvidia-ctk runtime configure --runtime=docker; sudo systemctl restart docker"
         )
         yield machine.absent("NVIDIA runtime", "not registered", remedy)
+
+
+def _podman(machine: Machine, docker_info: dict[str, Any]) -> str:
+    """Version of a Podman, under its name or under Docker's (package podman-docker); else empty."""
+    info = docker_info if "host" in docker_info else {}
+    if not info:
+        info = _json(machine.run(["podman", "info", "--format", "json"]))
+    version = info.get("version", {})
+    return str(version.get("Version", "")) if isinstance(version, dict) else ""
+
+
+def _rootless(machine: Machine, info: dict[str, Any]) -> Iterator[Finding]:
+    """What a rootless engine cannot give the containers."""
+    if "name=rootless" not in (info.get("SecurityOptions") or ()):
+        return
+    if machine.is_robot:
+        value = "its containers see no CAN interface of the host, and no device of root"
+        remedy = (
+            "use the engine of the system: docker context use default; its socket: group docker"
+        )
+        yield fail("rootless engine", value, remedy)
+        return
+    missing = [
+        f"{what} ({key}={info.get(key)})" for key, what in _CONTROLLERS.items() if not info.get(key)
+    ]
+    value = "no SCHED_FIFO, no locked memory" + "".join(f", no {each}" for each in missing)
+    remedy = "KRABBY_RTPRIO=0 KRABBY_MEMLOCK=0 in .env"
+    if missing:
+        remedy += (
+            "; for the limits, cgroup v2 with Delegate=cpu cpuset memory pids in "
+            "/etc/systemd/system/user@.service.d/delegate.conf, then log in again"
+        )
+    yield warn("rootless engine", value, remedy)
 
 
 def _json(text: str | None) -> dict[str, Any]:
