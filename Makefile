@@ -47,7 +47,8 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 17
 
 SUPPORTED = $(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
-  "this project runs on Python 3.11 and 3.12, and $(PYTHON) is %d.%d: name another one, for example: make setup PYTHON=python3.12" % v)'
+  "this project runs on Python 3.11 and 3.12, and $(PYTHON) is %d.%d: name another one, for example: make setup PYTHON=python3.12" \
+  "; Ubuntu 22.04, so JetPack 6, has one: sudo apt-get install python3.11-venv, then make setup PYTHON=python3.11" % v)'
 
 $(TOOLS):
 	@$(SUPPORTED)
