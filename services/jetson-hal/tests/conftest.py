@@ -54,8 +54,9 @@ class FakeBus:
         self._measure()
         return self.readings
 
-    def recover(self):
+    def recover(self, beat):
         self.calls.append("recover")
+        beat()
         readings = self.probe()
         self.enable(readings)
         return readings

@@ -322,7 +322,7 @@ class Robot(HalBackend):
         """
         self._revive, self._not_back = False, ""
         try:
-            self.readings = self.bus.recover()
+            self.readings = self.bus.recover(self.beat)
         except DriveError as error:
             self._not_back = str(error)
             log.error("drives do not come back", reason=self._not_back)

@@ -102,6 +102,9 @@ class HalBackend(Protocol):
     """Whether `write` only stores, and the next `read` hands it to the drives."""
     camera_model: Mapping[str, Any] | None = None
     """Model of the depth camera for the hello; None when there is none."""
+    beat: Callable[[], None] = staticmethod(lambda: None)
+    """For a `read` that takes longer than a slot: call it at every step, else the loop counts as
+    stuck and the process is ended."""
 
     def start(self) -> None:
         """Open devices; every drive stays limp. Nothing was opened before."""

@@ -114,6 +114,7 @@ class HalLoop:
         if sim is not None and isinstance(clock, SimulatedClock):
             Lockstep(self._out, sim, clock, self._lockstep).run(runtime, self._finished)
         else:
+            self.backend.beat = runtime.beat
             with runtime.watched():
                 self._run_realtime(runtime)
 

@@ -15,7 +15,7 @@ from krabby.drivers.can import wire as can_buses
 from krabby.drivers.can.bus import CanJointBus
 from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.can_io import open_bus
-from krabby.drivers.can.codec import Parameter
+from krabby.drivers.can.codec import Kind, Parameter
 from krabby.drivers.can.crossing import CrossingWatch
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.testing import SteppedDrives
@@ -141,6 +141,18 @@ def test_after_a_power_cut_the_turns_are_counted_again(build):
     rig.bus.recover()
     assert readings.joint_pos[KNEE] == pytest.approx(-1.95, abs=1e-3)
     assert not rig.cycles(3).faults.any()
+
+
+def test_a_recovery_beats_at_every_request_so_that_it_does_not_look_stuck(rig):
+    """18 drives that answer late take longer than the 0.8 s after which a loop is stuck."""
+    for drive in rig.drives:
+        drive.requests.clear()
+    beats = []
+    rig.bus.recover(lambda: beats.append(rig.now_ns))
+    alone = (Kind.CLEAR_FAULTS, Kind.WRITE, Kind.ENABLE)
+    asked = sum(request in alone for drive in rig.drives for request in drive.requests)
+    assert asked == 18 * (1 + 3 + 1)  # written: run mode, time-out, torque limit
+    assert len(beats) > asked
 
 
 def test_after_a_power_cut_time_out_and_limit_are_written_again(rig):

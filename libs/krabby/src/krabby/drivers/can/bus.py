@@ -139,14 +139,16 @@ class CanJointBus:
         """Why it is not certain which drive moves which joint, and the remedy; else empty."""
         return self.calibration.unconfirmed(self.wire.identities)
 
-    def recover(self) -> DriveReadings:
+    def recover(self, beat: Callable[[], None] = lambda: None) -> DriveReadings:
         """What a start does, for a robot whose power, adapter or drive was away.
 
         Every bus is opened anew, every drive asked, whole turns are counted again, and limits and
-        time-outs written. Raises as those do; then no drive is switched on.
+        time-outs written. Raises as those do; then no drive is switched on. Some 200 requests, each
+        of which may take `BusCfg.answer_s`: `beat` is called at every one.
         """
         self._enabled[:] = False
         self._any_enabled = False
+        self._setup.beat = beat
         self.wire.reopen()
         readings = self.probe()
         self.enable(readings)

@@ -29,6 +29,8 @@ class DriveSetup:
         self._hardware, self._wire, self._cfg = hardware, wire, cfg
         self.poll = [wire.request(joint, Kind.DISABLE) for joint in range(len(hardware.drives))]
         """Requests that a drive which is off answers with its state."""
+        self.beat: Callable[[], None] = lambda: None
+        """Called at every request, for who watches that this thread is not stuck."""
 
     def configure(self, joint: int, torque_limit: float) -> None:
         """Write what a drive must know before it is switched on, and read back what is critical.
@@ -75,6 +77,7 @@ class DriveSetup:
 
         message = wire.request(joint, kind, parameter, value)
         for _ in range(self._cfg.tries):
+            self.beat()
             wire.give_up(joint)
             wire.begin_cycle()
             wire.send(joint, message, answers=not wants_reply)
@@ -91,6 +94,7 @@ class DriveSetup:
         """Tell drives to be off, which they answer with their state; returns the unheard."""
         wire, unheard = self._wire, list(joints)
         for _ in range(self._cfg.tries):
+            self.beat()
             wire.begin_cycle()
             for joint in unheard:
                 # Each try waits for as long as an answer may take: what is owed is lost.
@@ -170,6 +174,7 @@ class DriveSetup:
         What drives still owed is dropped before, so that no late answer is taken for another's.
         """
         wire, bus = self._wire, self._wire.bus_of[joint]
+        self.beat()
         wire.forget()
         wire.begin_cycle()
         wire.send(joint, self.poll[joint])
