@@ -196,6 +196,16 @@ def test_only_the_loops_have_real_time_limits(compose):
 
 
 @pytest.mark.parametrize("file", ["compose", "jetson"])
+def test_loops_have_the_largest_share_of_the_processor(file, request):
+    """For engines that grant no real-time priority; 1024 is that of a container without one."""
+    services = request.getfixturevalue(file)["services"].values()
+    loops = {one["cpu_shares"] for one in services if "ulimits" in one}
+    others = {one.get("cpu_shares", 1024) for one in services if "ulimits" not in one}
+    assert loops == {20 * 1024}
+    assert max(others) <= 1024
+
+
+@pytest.mark.parametrize("file", ["compose", "jetson"])
 def test_every_image_is_built_of_a_package_that_can_be_started(file, request):
     """The Dockerfile starts the one module of that folder that has a `__main__`."""
     services = request.getfixturevalue(file)["services"]
