@@ -117,6 +117,14 @@ def test_a_robot_has_no_simulated_clock(endpoints):
 # --- start and end -------------------------------------------------------------------------
 
 
+def test_a_back_end_gets_what_a_long_read_beats_with(endpoints):
+    robot = Robot()
+    robot.beat()  # nothing watches yet
+    with running(HalLoop(robot, endpoints)) as runtime:
+        until(lambda: robot.slots)
+        assert robot.beat == runtime.beat
+
+
 def test_sockets_are_bound_before_devices_are_opened(endpoints):
     robot = Robot()
 
