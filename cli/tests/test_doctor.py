@@ -27,6 +27,13 @@ ORIN = {
     "sys/devices/system/cpu/online": "0-11\n",
     "sys/devices/system/cpu/cpufreq/policy0/scaling_min_freq": "2201600\n",
     "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq": "2201600\n",
+    "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+    "sys/class/thermal/thermal_zone0/temp": "48250\n",
+    "sys/class/thermal/thermal_zone1/type": "tj-thermal\n",
+    "sys/class/thermal/thermal_zone1/temp": "51437\n",
+    "sys/class/thermal/thermal_zone2/type": "cv0-thermal\n",  # is off
+    "sys/class/thermal/thermal_zone2/temp": "",
+    "sys/class/hwmon/hwmon0/rpm": "1740\n",
     "sys/bus/usb/devices/2-1/idVendor": "2b03\n",
     "sys/bus/usb/devices/2-1/product": "ZED-M\n",
     "sys/bus/usb/devices/2-1/speed": "5000\n",
@@ -148,6 +155,13 @@ def test_other_releases_say_what_does_not_work_there(examine, release, status, w
 def test_a_saving_power_mode_names_the_command_for_the_full_one(examine):
     found = examine(programs={("nvpmodel", "-q"): "NV Power Mode: 30W\n2\n"})
     assert found["power mode"] == ("power mode", "warn", "30W", "sudo nvpmodel -m 0")
+
+
+def test_the_hottest_zone_and_the_fan_are_told(examine):
+    assert examine()["heat"].value == "tj-thermal 51 °C, fan 1740 rpm"
+    found = examine({"sys/class/thermal/thermal_zone0/temp": "92000\n"})["heat"]
+    assert (found.status, found.value) == ("warn", "cpu-thermal 92 °C, fan 1740 rpm")
+    assert "nvfancontrol" in found.remedy
 
 
 def test_clocks_that_may_drop_are_seen(examine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 import psutil
 from prometheus_client import Metric
@@ -12,6 +13,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 __all__ = ["HostMetrics"]
+
+_GPUS: Final = ("gpu", "ga10b")
+"""What devfreq calls an Orin's, from JetPack 6 on and before."""
 
 
 class HostMetrics(Collector):
@@ -76,7 +80,8 @@ def _core_ceilings(sys: Path) -> Iterator[float]:
 
 def _gpu_ceilings(sys: Path) -> Iterator[float]:
     """Of every GPU whose clock the kernel scales, as an Orin's, which has no NVML."""
-    for folder in sys.glob("class/devfreq/*gpu*"):
+    named = (folder for name in _GPUS for folder in sys.glob(f"class/devfreq/*{name}*"))
+    for folder in named:
         with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
             clocks = (folder / "available_frequencies").read_text().split()
             yield _number(folder / "max_freq") / max(map(float, clocks))

@@ -1,4 +1,4 @@
-"""Checks of a Jetson: JetPack, driver, SDKs, power mode, clocks."""
+"""Checks of a Jetson: JetPack, driver, SDKs, power mode, clocks, heat."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ _JETPACKS: Final = {(36, 4): "6.2", (36, 5): "6.2.2", (39, 2): "7.2"}
 """JetPack of each release of Jetson Linux that the images support on Orin (NVIDIA's archive)."""
 _THOR_ONLY: Final = 38
 _FULL_POWER: Final = ("MAXN", "MAXN_SUPER", "MAXN SUPER")
+_HOT_C: Final = 90.0
+"""From about 95 °C on the clock is lowered."""
+_FANS: Final = ("rpm", "fan1_input")
+"""Files in hwmon with revolutions per minute: NVIDIA's and Linux's name."""
 
 
 def check_jetson(machine: Machine) -> Iterator[Finding]:
-    """JetPack, versions, power mode, clocks; one line elsewhere than on a Jetson."""
+    """JetPack, versions, power mode, clocks, heat; one line elsewhere than on a Jetson."""
     if not machine.is_jetson:
         remedy = "run this on the robot's computer"
         yield machine.absent("Jetson", "no Jetson, its checks are left out", remedy)
@@ -30,6 +34,7 @@ def check_jetson(machine: Machine) -> Iterator[Finding]:
     yield _zed_sdk(machine)
     yield _power_mode(machine)
     yield _clocks(machine)
+    yield _heat(machine)
 
 
 def _release(machine: Machine) -> Finding:
@@ -123,3 +128,23 @@ def _clocks(machine: Machine) -> Finding:
         remedy = "sudo jetson_clocks; at each boot: tools/robot/krabby-clocks.service"
         return warn("clocks", value, remedy)
     return ok("clocks", "held at their maximum")
+
+
+def _heat(machine: Machine) -> Finding:
+    """The hottest thermal zone, and how fast the fan turns."""
+    zones: list[tuple[float, str]] = []
+    for zone in machine.glob("/sys/class/thermal/thermal_zone*"):
+        folder = zone.relative_to(machine.root)
+        said = machine.read(folder / "temp") or ""  # nothing where that part is off
+        if re.fullmatch(r"-?\d+", said):
+            zones.append((int(said) * 1e-3, machine.read(folder / "type") or zone.name))
+    if not zones:
+        return warn("heat", "no thermal zone", "run this on the host")
+    celsius, name = max(zones)
+    value = f"{name} {celsius:.0f} °C"
+    for fan in (path for file in _FANS for path in machine.glob(f"/sys/class/hwmon/hwmon*/{file}")):
+        value += f", fan {machine.read(fan.relative_to(machine.root))} rpm"
+    if celsius < _HOT_C:
+        return ok("heat", value)
+    remedy = "let air to it; FAN_DEFAULT_PROFILE cool in /etc/nvfancontrol.conf, then restart "
+    return warn("heat", value, f"{remedy}nvfancontrol: sudo systemctl restart nvfancontrol")
