@@ -102,3 +102,34 @@ def test_a_sensor_at_a_quarter_of_its_rate_is_too_slow(robot):
         robot.now_ns += 4 * PERIOD_NS
         seen.update(robot.check.observe(robot.sample(), robot.now_ns))
     assert seen == {ImuFault.RATE}
+
+
+def strides(robot, seconds):
+    """Walk with two strides a second that feel 3.8 to 15.8 m/s^2 upwards; all faults."""
+    seen = set()
+    for _ in range(round(seconds * 200)):
+        robot.now_ns += PERIOD_NS
+        bounce = 6.0 * math.sin(2.0 * math.pi * 2.0 * robot.now_ns * 1e-9)
+        sample = robot.sample(lin_acc_b=np.array([0.0, 0.0, 9.81 + bounce]))
+        seen.update(robot.check.observe(sample, robot.now_ns))
+    return seen
+
+
+def test_a_gap_of_a_busy_host_does_not_make_a_stride_look_like_another_gravity(robot):
+    """The half stride after it has 9.81 + 6 · 2 / pi = 13.6 m/s^2 on average, 1.39 of gravity."""
+    assert strides(robot, 3.94) == set()
+    robot.now_ns += 60_000_000
+    assert robot.now_ns % 500_000_000 == 0
+    assert strides(robot, 1.0) == set()
+
+
+def test_an_accelerometer_that_flips_in_a_gap_is_found_all_the_same(robot):
+    robot.now_ns += 60_000_000
+    assert robot.run(0.4, lin_acc_b=np.array([0.0, 0.01, -9.81])) >= {ImuFault.GRAVITY}
+
+
+def test_after_half_a_second_it_may_be_another_sensor_that_is_judged_anew(robot):
+    wrong = np.array([0.0, 0.01, -9.81])
+    assert ImuFault.GRAVITY in robot.run(1.0, lin_acc_b=wrong)
+    robot.now_ns += 600_000_000
+    assert ImuFault.GRAVITY not in robot.run(0.3)

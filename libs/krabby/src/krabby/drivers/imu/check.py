@@ -38,6 +38,9 @@ class ImuLimits:
     """What is still believed."""
 
     silent_after_s: float = 0.05
+    away_after_s: float = 0.5
+    """After such a gap it may be another sensor, or set up anew: gravity is averaged from the
+    begin. A shorter one is a busy host, and 0.2 s of a stride are no average."""
     norm_error: float = 0.02
     """Largest distance of the quaternion's length from one."""
     max_ang_vel: float = 34.0
@@ -106,7 +109,7 @@ class ImuCheck:
             self._content, self._content_since_ns = content, sample.stamp_ns
         self._jumped = self._last is not None and self._is_jump(self._last, sample)
         gap_ns = 0 if self._last is None else sample.stamp_ns - self._last.stamp_ns
-        if gap_ns > self._limits.silent_after_s * 1e9:  # another sensor, or another attitude
+        if gap_ns > self._limits.away_after_s * 1e9:
             self._gravity.reset()
         self._gravity.see(sample)
         self._last = sample

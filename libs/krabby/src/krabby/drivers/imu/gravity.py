@@ -21,6 +21,8 @@ _UP_W: Final = np.array([0.0, 0.0, 1.0])
 _LOOK_EVERY: Final = 4
 """Samples: accelerations of single steps need not be looked at."""
 _LEAST_LOOKS: Final = 10
+_LONGEST_S: Final = 0.05
+"""A sample stands for so much time at most, however long none came before it [s]."""
 _DEAD: Final = 0.02
 """Share of gravity that only noise makes."""
 _IN_G: Final = (0.08, 0.125)
@@ -66,7 +68,7 @@ class GravityWatch:
         self._stamp_ns = sample.stamp_ns
         self._looks += 1
         # The plain average at first, then one that forgets.
-        share = max(1.0 / self._looks, min(elapsed_s / self._limits.time_s, 1.0))
+        share = max(1.0 / self._looks, min(elapsed_s, _LONGEST_S) / self._limits.time_s)
         force_w = rotations.rotate(sample.quat_wb, sample.lin_acc_b)
         if not np.isfinite(force_w).all():
             return
