@@ -6,10 +6,10 @@ import errno
 import socket
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from krabby.runtime.ports import free_ports
 from krabby_proto import STREAMS, default_endpoints
 
 from krabby_cli.endpoints import BASE_PORT, ipc_folder, stream_ports
@@ -50,7 +50,7 @@ def wire(transport: str, base_port: int) -> Wiring:
             f"1024 to {65535 - _MAX_OFFSET}"
         )
     if base_port == 0:
-        ports = iter(_free_ports(len(STREAMS) + len(_STANDARD_METRICS)))
+        ports = iter(free_ports(len(STREAMS) + len(_STANDARD_METRICS)))
         streams = {name: next(ports) for name in STREAMS}
         metrics = {name: next(ports) for name in _STANDARD_METRICS}
     else:
@@ -90,14 +90,6 @@ def check_free(wiring: Wiring) -> None:
                 f"{endpoint} ({name}) is already in use{_owner(endpoint)}; stop the other "
                 "process, or give another --base-port (0 finds free ones)"
             )
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _is_free(endpoint: str) -> bool:

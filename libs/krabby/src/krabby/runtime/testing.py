@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import structlog
 
 from krabby.runtime.app import Runtime, Service
+from krabby.runtime.ports import free_port, free_ports
 from krabby.runtime.thread import ServiceThread
 
 __all__ = [
@@ -71,20 +71,6 @@ def may_go_first() -> bool:
         return False
     os.sched_setscheduler(0, policy, parameter)
     return True
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is not in use."""
-    return free_ports(1)[0]
-
-
-def free_ports(count: int) -> list[int]:
-    """Different free TCP ports of the loopback interface."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @contextlib.contextmanager
