@@ -35,8 +35,13 @@ type Query = {
   interval?: string; intervalFactor?: number; editorMode?: "code" | "builder";
   queryType?: string; datasource?: { type?: string; uid?: string };
 };
+type Mark = Plain<D.AnnotationQuery> & {
+  expr: string; step?: string; titleFormat?: string; textFormat?: string; tagKeys?: string;
+  useValueForTime?: boolean;
+};
 """
-"""Plain<T>: T as JSON has it, an enumeration being its values."""
+"""Plain<T>: T as JSON has it, an enumeration being its values. Mark: an annotation with the keys
+that the data source Prometheus adds to it (`PromQuery` in Grafana's `public/app/plugins`)."""
 
 
 def main() -> int:
@@ -67,12 +72,14 @@ def main() -> int:
 def _program(boards: list[dict[str, Any]]) -> list[str]:
     """TypeScript that compiles when every part of every dashboard is of its type."""
     types = {"D": "dashboard"} | {each: f"composable/{each}/panelcfg" for each in PANELS.values()}
-    lines = HEAD.splitlines()
-    lines += [f'import type * as {n} from "{RAW}/{at}/x/types.gen";' for n, at in types.items()]
+    lines = [f'import type * as {n} from "{RAW}/{at}/x/types.gen";' for n, at in types.items()]
+    lines += HEAD.splitlines()
     parts: list[tuple[str, Any, str]] = []
     for board in boards:
         panels = board.pop("panels")
-        parts.append(('Omit<D.Dashboard, "panels">', board, board["title"]))
+        marks = board.pop("annotations")["list"]
+        parts += [("Mark", mark, f"{board['title']}, {mark['name']}") for mark in marks]
+        parts.append(('Omit<D.Dashboard, "panels" | "annotations">', board, board["title"]))
         for panel in panels:
             parts += _parts_of(panel, f"{board['title']}, {panel['title']}")
     lines += [

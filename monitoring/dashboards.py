@@ -663,6 +663,9 @@ def rendered() -> dict[Path, str]:
     for name, each in DASHBOARDS.items():
         # The typed builders have no titles and texts of annotations.
         model = json.loads(encoder.encode(each.build())) | {"annotations": {"list": marks()}}
+        for variable in model["templating"]["list"]:
+            for key in ("auto", "auto_count", "auto_min"):  # of intervals, not of queries
+                variable.pop(key, None)
         text = json.dumps(model, sort_keys=True, indent=1, ensure_ascii=False)
         files[FOLDER / f"{name}.json"] = f"{text}\n"
     return files
