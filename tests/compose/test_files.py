@@ -158,7 +158,7 @@ def test_the_emulated_robot_needs_neither_devices_nor_a_gpu_nor_the_hosts_networ
     emulated = {
         name: one for name, one in jetson["services"].items() if one["profiles"] == ["emulated"]
     }
-    assert len(emulated) == 8
+    assert len(emulated) == 9
     for name, one in emulated.items():
         assert not one.keys() & {"runtime", "devices", "network_mode", "device_cgroup_rules"}, name
 
