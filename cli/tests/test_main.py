@@ -96,3 +96,35 @@ def test_every_command_is_in_the_table_of_its_module():
     assert sorted(listed) == sorted(name for name, _ in parsers())
     for name in listed:
         assert name in main_module._parser(name).format_help()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("statsu", "krabby statsu: no such command; did you mean status? krabby --help lists all"),
+        ("up --durtion 3", "krabby up: unknown --durtion; did you mean --duration? krabby up"),
+        ("up --duration abc", "krabby up: --duration: 'abc' is no number; krabby up --help"),
+        ("up --seed 1.5", "krabby up: --seed: '1.5' is no whole number; krabby up --help"),
+        ("up --backend isaac", "krabby up: --backend: invalid choice: 'isaac' (choose from"),
+        ("film run.mcap", "krabby film: the following arguments are required: OUT; krabby film"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_the_words_is_one_line_with_the_value_and_a_remedy(words, said, capsys):
+    try:
+        status = main(words.split())
+    except SystemExit as ended:
+        status = ended.code
+    line = capsys.readouterr().err
+    assert status == 2
+    assert line.startswith(said)
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+
+
+def test_without_a_robot_a_command_says_how_to_start_or_name_one(tmp_path, capsys):
+    nothing = f"--endpoint=safety=ipc://{tmp_path}/nothing"
+    assert main(["status", nothing]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith(f"krabby status: no answer from ipc://{tmp_path}/nothing")
+    assert "Start it (`krabby up`), or say where it is with --host" in line
+    assert line.count("\n") == 1

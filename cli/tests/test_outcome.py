@@ -12,6 +12,14 @@ SUMMARY = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def checkout(tmp_path, monkeypatch):
+    """A folder with the launcher of a checkout."""
+    (tmp_path / "krabby").touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_a_completed_course_is_a_success_with_distance_falls_log_and_next_step():
     assert outcome_lines(SUMMARY) == [
         "success: the robot completed the course",
@@ -19,7 +27,7 @@ def test_a_completed_course_is_a_success_with_distance_falls_log_and_next_step()
         "course  mixed, difficulty 0.5",
         "        8 of 8 waypoints",
         "logs    runs/20260101T000000Z-0a0a0a0a",
-        "next    --difficulty 1 (make sim DIFFICULTY=1)",
+        "next    again with DIFFICULTY=1",
     ]
     assert max(map(len, outcome_lines(SUMMARY))) <= 46
 
@@ -36,6 +44,23 @@ def test_a_completed_course_is_a_success_with_distance_falls_log_and_next_step()
 )  # fmt: skip
 def test_what_kept_it_from_success_is_the_first_line(facts, first):
     assert outcome_lines(SUMMARY | {"course_completed": False} | facts)[0] == first
+
+
+@pytest.mark.parametrize(
+    ("facts", "there", "elsewhere"),
+    [
+        ({}, "DIFFICULTY=1", "--difficulty 1"),
+        ({"course_completed": False}, "DURATION=120", "--duration 120"),
+        ({"course_completed": False, "falls": 1}, "RECORD=run.mcap makes a film",
+         "--record run.mcap makes a film"),
+        ({"course_completed": False, "exit": "interrupted"}, "RECORD=run.mcap makes a film",
+         "--record run.mcap makes a film"),
+    ],
+)  # fmt: skip
+def test_the_next_step_is_written_as_options_are_written_here(checkout, facts, there, elsewhere):
+    assert outcome_lines(SUMMARY | facts)[-1] == f"next    again with {there}"
+    (checkout / "krabby").unlink()  # the wheels alone: no make
+    assert outcome_lines(SUMMARY | facts)[-1] == f"next    again with {elsewhere}"
 
 
 def test_a_run_that_told_nothing_has_no_figures():
@@ -65,11 +90,11 @@ def test_a_recording_is_named_and_can_be_pasted_into_the_next_command(tmp_path):
     assert following.endswith(f" film '{path}' run.webp")
 
 
-def test_the_command_is_named_as_it_can_be_typed_here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_command_is_named_as_it_can_be_typed_here(checkout, monkeypatch):
     monkeypatch.setattr(outcome.shutil, "which", lambda _: None)
+    (checkout / "krabby").unlink()
     assert own_name().endswith("/bin/krabby")
-    (tmp_path / "krabby").touch()
+    (checkout / "krabby").touch()
     assert own_name() == "./krabby"
     monkeypatch.setattr(outcome.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert own_name() == "krabby"

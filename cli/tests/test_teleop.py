@@ -297,6 +297,17 @@ class Teleop:
         return messages[-1].payload.tolist()
 
 
+def test_the_keys_are_told_before_the_line_with_the_velocities_and_fit_44_columns(nav, endpoints):
+    with Teleop(nav, endpoints) as teleop:
+        teleop.type(b"w")
+        teleop.until(lambda vx: vx > 0.0)
+        until(lambda: teleop.read() or b"vx" in teleop.shown)
+    keys = teleop.shown.partition(b"\r\x1b")[0].decode().splitlines()
+    assert keys[0] == "hold w s a d to walk, q e to turn"
+    assert "x e-stop" in keys[1]
+    assert max(map(len, keys)) <= 43
+
+
 def check_two_seconds(began_s, moved_s, zero_s):
     """By the stamps of the first command that moved, the last one that did, and the zero after it.
 

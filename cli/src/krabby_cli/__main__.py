@@ -13,8 +13,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
-from krabby_cli.errors import CliError, UsageError
-from krabby_cli.options import HelpFormatter
+from krabby_cli.errors import WHERE, CliError, UsageError
+from krabby_cli.options import HelpFormatter, Parser, did_you_mean
 from krabby_cli.text import LINES, printable
 
 __all__ = ["main"]
@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     command = words[0] if words else ""
     try:
+        _known(command)
         with _interrupt_ends():
             parser = _parser(command)
         args = parser.parse_args(words)
@@ -69,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(command, error, 2)
     except (CliError, *_bad_wire()) as error:
         return _complain(command, error, 1)
+
+
+def _known(command: str) -> None:
+    names = [name for each in _MODULES.values() for name in each]
+    if command and not command.startswith("-") and command not in names:
+        hint = did_you_mean(command, names) or ";"
+        raise UsageError(f"no such command{hint} krabby --help lists all of them")
 
 
 @contextlib.contextmanager
@@ -86,7 +94,7 @@ def _interrupt_ends() -> Generator[None, None, None]:
 
 def _parser(command: str = "") -> argparse.ArgumentParser:
     """The parser of one command; of all when it is none of them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="krabby",
         description="Run the robot in simulation, drive it, inspect its streams, check a HAL.",
         epilog="krabby COMMAND --help has the options and examples of each.",
@@ -116,8 +124,18 @@ def _bad_wire() -> tuple[type[Exception], ...]:
 
 def _complain(command: str, error: Exception, status: int) -> int:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        sys.stderr.write(f"krabby {command}: {printable(str(error), keep=LINES)}\n")
+        said = f"{printable(str(error), keep=LINES)}{_remedy(error)}"
+        sys.stderr.write(f"krabby {command}: {said}\n")
     return status
+
+
+def _remedy(error: Exception) -> str:
+    """What the wire, which knows no command, cannot tell a person whom no process answers."""
+    from krabby_proto.errors import AccessRefused, RequestTimeout
+
+    if isinstance(error, RequestTimeout) and not isinstance(error, AccessRefused):
+        return f" {WHERE[0].upper()}{WHERE[1:]}"
+    return ""
 
 
 if __name__ == "__main__":

@@ -5,8 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator
 from pathlib import Path
+from typing import Final
 
-__all__ = ["CliError", "NoAnswer", "ServiceDied", "StartTimeout", "UsageError", "writing"]
+__all__ = ["WHERE", "CliError", "NoAnswer", "ServiceDied", "StartTimeout", "UsageError", "writing"]
+
+WHERE: Final = (
+    "start it (`krabby up`), or say where it is with --host, --base-port, --transport, --run or "
+    "--endpoint"
+)
+"""What a person can do when no process answers."""
 
 
 class CliError(Exception):

@@ -166,12 +166,15 @@ def _moving(args: argparse.Namespace, course: Course, poses: list[Pose]) -> int:
 def _told(pictures: Iterable[Picture], count: int) -> Generator[Picture, None, None]:
     """The same pictures, with a line on stderr now and then."""
     began_s = shown_s = time.monotonic()
+    sys.stderr.write(f"krabby film: drawing {count} pictures\n")
     for done, picture in enumerate(pictures, 1):
         yield picture
         now_s = time.monotonic()
-        if now_s - shown_s >= _PROGRESS_S:
+        if done == 1:
+            began_s = shown_s = now_s  # the first one waits for the renderers to start
+        elif now_s - shown_s >= _PROGRESS_S:
             shown_s = now_s
-            left_s = (now_s - began_s) * (count - done) / done
+            left_s = (now_s - began_s) * (count - done) / (done - 1)
             sys.stderr.write(f"krabby film: {done} of {count} pictures, {left_s:.0f} s left\n")
 
 

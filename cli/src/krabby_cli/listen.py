@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from krabby_proto import STREAMS, LatestSubscriber, Message, wait_any
 
-from krabby_cli.errors import UsageError
+from krabby_cli.errors import WHERE, UsageError
 
 __all__ = ["AUDIBLE", "RECORDED", "Listener", "add_streams_argument", "audible"]
 
@@ -106,7 +106,4 @@ class Listener(ExitStack):
         refusals = {s.refusal for s in self.subscribers.values() if s.refusal}
         if refusals:
             return f"nothing heard from {places}: {'; '.join(sorted(refusals))}"
-        return (
-            f"nothing heard from {places}; start it (`krabby up`), or say where it is with "
-            "--host, --base-port, --transport, --run or --endpoint"
-        )
+        return f"nothing heard from {places}; {WHERE}"

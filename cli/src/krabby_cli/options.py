@@ -12,8 +12,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NoReturn
 
 from krabby_cli.text import LINES, printable
 
@@ -22,8 +22,10 @@ __all__ = [
     "DEFAULT_COURSE",
     "POLICY_HELP",
     "HelpFormatter",
+    "Parser",
     "add_command",
     "add_course_options",
+    "did_you_mean",
     "flag",
     "option",
     "print_json",
@@ -44,6 +46,50 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, width=_columns() - 2)
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, without a summary of all options in front of it."""
+
+    def parse_known_args(  # type: ignore[override] - one signature for its overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Refuse what is unknown here, under the command's name, with the nearest option."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            self.error(f"unknown {name}{did_you_mean(name, self._option_string_actions)}")
+        return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        said = printable(message.removeprefix("argument "))
+        then = " " if said.endswith("?") else "; "
+        self.exit(2, f"{self.prog}: {said}{then}{self.prog} --help shows how\n")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of `names` as a question behind a semicolon; empty when none is near."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+_READERS: Final[Mapping[object, Callable[[str], object]]] = {float: _number, int: _whole_number}
 
 
 def _columns() -> int:
@@ -93,6 +139,8 @@ def option(
         settings.setdefault("type", type(default))
         shown = f"{default:g}" if isinstance(default, float) else str(default)
         text = f"{text} (default {shown})"
+    if (kind := settings.get("type")) in _READERS:
+        settings["type"] = _READERS[kind]
     parser.add_argument(name, metavar=metavar, default=default, help=text, **settings)
 
 

@@ -73,10 +73,17 @@ def _next(summary: Mapping[str, Any], recording: Path | None) -> str:
     if recording is not None and recording.exists():
         return f"{own_name()} film {shlex.quote(str(recording))} run.webp"
     if summary.get("course_completed"):
-        return "--difficulty 1 (make sim DIFFICULTY=1)"
-    if summary.get("falls"):
-        return "--record run.mcap (make sim RECORD=…)"
-    return "--duration 120 (make sim DURATION=120)"
+        return _again("difficulty", "1")
+    if summary.get("falls") or summary["exit"] == "interrupted":
+        return f"{_again('record', 'run.mcap')} makes a film"
+    return _again("duration", "120")
+
+
+def _again(option: str, value: str) -> str:
+    """The same run with another option, as it is written here."""
+    if Path(_LAUNCHER).is_file():
+        return f"again with {option.upper()}={value}"
+    return f"again with --{option} {value}"
 
 
 def _falls(summary: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ class Progress(LatestSubscriber):
 
     def describe(self) -> str:
         if not self.is_known:
-            return "no truth yet"
+            return "the simulator has not answered yet"
         figures, count = self.figures, int(self._values["waypoint_count"])
         return (
             f"{self._values['distance']:.2f} m, {figures['falls']} falls, waypoint "

@@ -27,6 +27,12 @@ from krabby_cli.terminal import Keyboard, StatusLine
 
 __all__ = ["GamepadDevice", "add_parser"]
 
+_KEYS: Final = """\
+hold w s a d to walk, q e to turn
+space stop  h keep this speed  x e-stop
+1 stand  2 sit  3 arm  Ctrl-C leave
+"""
+"""Above the line with the velocities, short enough for 44 columns."""
 _HINT: Final = "x e-stop, 1 stand, 2 sit"
 _DEADMAN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Counts while the computer sleeps, unlike CLOCK_MONOTONIC: the deadman expires meanwhile."""
@@ -83,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError("standard input is not a terminal; run it in one, or give --gamepad")
         line = None
         if sys.stdout.isatty():
-            line = stack.enter_context(StatusLine(sys.stdout.fileno()))
+            above = _KEYS if keyboard is not None else ""
+            line = stack.enter_context(StatusLine(sys.stdout.fileno(), above))
         operator = stack.enter_context(Operator(endpoints_of(args)))
         try:
             _drive(operator, keyboard, pad, limits, signals, line)

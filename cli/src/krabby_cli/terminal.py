@@ -178,15 +178,16 @@ class Keyboard(contextlib.AbstractContextManager["Keyboard"]):
 
 
 class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
-    """The newest line on a terminal, written by a thread.
+    """The newest line on a terminal, below some that stay; written by a thread.
 
     A terminal that is not read (a dead link, Ctrl-S) blocks that thread only; lines that were
     overtaken meanwhile are not written. Every line asks the terminal to mark pastes, since a shell
     resets that around Ctrl-Z and fg: pasted text must not move the robot (`KeyDecoder`).
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, above: str = "") -> None:
         self._fd = fd
+        self._above = above
         self._newest: str | None = None
         self._changed = threading.Condition()
         self._closed = False
@@ -217,6 +218,7 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
         self._thread.join(_CLOSE_S)
 
     def _write_all(self) -> None:
+        self._write(self._above)
         while (text := self._next()) is not None:
             self._write(f"\r\x1b[K{_MARK_PASTES}{text}")
         self._write(_LEAVE_PASTES)
