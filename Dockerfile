@@ -47,10 +47,13 @@ COPY services/sim-hal/pyproject.toml services/sim-hal/
 COPY services/sim-hal/src services/sim-hal/src
 ARG SERVICE
 COPY ${SERVICE} ${SERVICE}
+# Extras of the distribution `krabby` that an image does not have by itself, such as "tracing".
+ARG EXTRAS=
 # A folder with its own lock is installed from that. The module that is started is the one with a `__main__`.
 RUN --mount=type=cache,target=/root/.cache \
     export UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy \
  && if [ -e "$SERVICE/uv.lock" ]; then what="--project $SERVICE"; else what="--package krabby-${SERVICE##*/}"; fi \
+ && if [ -n "$EXTRAS" ]; then what="$what --package krabby$(printf ' --extra %s' $EXTRAS)"; fi \
  && if [ -e /opt/vendor/tensorrt ]; then what="$what --extra jetpack"; fi \
  && /opt/build/bin/python tools/install.py /opt/venv --no-editable --no-dev $what \
  && module=$(basename "$(dirname "$SERVICE"/src/*/__main__.py)") \

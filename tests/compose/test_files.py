@@ -220,6 +220,24 @@ def test_every_image_is_built_of_a_package_that_can_be_started(file, request):
             assert "jetpack" in manifest["project"]["optional-dependencies"], name
 
 
+def test_services_that_trace_are_built_with_what_they_import_and_told_where_to_send(compose):
+    added = yaml.safe_load((ROOT / "compose.tracing.yaml").read_text())["services"]
+    receiver = added.pop("jaeger")
+    assert set(added) == {"sim-hal", "gameloop"}
+    assert receiver["networks"] == ["monitoring"]
+    assert all(port.startswith("127.0.0.1:") for port in receiver["ports"])
+    assert {"read_only", "cap_drop", "mem_limit"} <= set(receiver)
+    shared = tomllib.loads((ROOT / "libs/krabby/pyproject.toml").read_text())["project"]
+    for name, one in added.items():
+        assert "monitoring" in compose["services"][name]["networks"]
+        assert one["build"]["args"]["EXTRAS"] in shared["optional-dependencies"]
+        (variable, place) = next(iter(one["environment"].items()))
+        assert variable == "OTEL_EXPORTER_OTLP_ENDPOINT"
+        assert place == "http://jaeger:4318"
+    image = (ROOT / "Dockerfile").read_text()
+    assert image.index("ARG EXTRAS=") < image.index('[ -n "$EXTRAS" ]')
+
+
 def test_build_context_is_an_allow_list():
     lines = [
         line
