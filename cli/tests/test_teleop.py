@@ -92,7 +92,7 @@ def test_walking_commands_to_a_loop_with_another_clock_are_translated(nav, tmp_p
 
 def test_the_emergency_stop_goes_to_the_gate(hal, endpoints):
     with Operator(endpoints) as operator:
-        assert operator.ask("estop") == "estop: estop"
+        assert operator.ask("estop") == "estop: gate estop"
         assert operator.ask("arm") == "arm refused: the e-stop is latched; reset first"
     assert hal.operators[0][0] == "estop"
 
@@ -116,7 +116,7 @@ def test_requests_are_carried_out_beside_the_walking_commands(nav, hal, endpoint
 
         def stopped():
             operator.request("estop")  # pressed again; under way it is not sent twice
-            return operator.said == "estop: estop"
+            return operator.said == "estop: gate estop"
 
         until(stopped)
     assert [op for op, _ in hal.operators].count("arm") <= 1
@@ -136,7 +136,7 @@ def test_no_other_answer_hides_an_e_stop_that_was_not_confirmed(nav):
         assert "NOT CONFIRMED" in operator.said
         with FakeHal(places, armed=True):
             operator.request("estop")
-            until(lambda: operator.said == "estop: estop")
+            until(lambda: operator.said == "estop: gate estop")
 
 
 def test_an_earlier_request_does_not_hide_what_came_of_the_e_stop(endpoints, monkeypatch):
@@ -162,7 +162,7 @@ def test_an_e_stop_is_waited_for_when_leaving(hal, endpoints):
     with Operator(endpoints) as operator:
         operator.request("estop")
         operator.leave()
-        assert operator.said == "estop: estop"
+        assert operator.said == "estop: gate estop"
 
 
 def test_a_gamepad_is_read_without_waiting_and_missed_when_it_goes(tmp_path):

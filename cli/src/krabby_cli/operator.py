@@ -33,7 +33,7 @@ _SIGHTS: Final = {
     "lost": "NO PICTURE: stands",
 }
 _INABILITIES: Final = {
-    "stands": "cannot stand",
+    "stands": "cannot stand still",
     "reverses": "cannot reverse",
     "side_steps": "cannot side-step",
     "turns_in_place": "cannot turn in place",
@@ -183,7 +183,7 @@ class Operator(contextlib.AbstractContextManager["Operator"]):
             return f"{_UNCONFIRMED if request == 'estop' else ''}{error}"
         if not answer.get("ok"):
             return f"{request} refused: {answer.get('reason', '')}"
-        return f"{request}: {answer.get('state', 'done')}"
+        return f"{request}: gate {answer['state']}" if "state" in answer else f"{request}: done"
 
     def close(self) -> None:
         """Close the sockets; waits for pending requests, a second at most."""

@@ -13,7 +13,7 @@ const HEAD_BYTES = 16;
 const STATE = 1, DEPTH = 2, COLOUR = 3, TRUTH = 1;
 const COLOUR_MS = 3000;
 const SIGHTS = {memory: "no picture: walks on memory", lost: "no picture: stands"};
-const CANNOT = {stands: "stand", reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
+const CANNOT = {stands: "stand still", reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
 const GOOD_GATES = ["active"], LIMP = ["estop", "damp"];
 
 const $ = (id) => document.getElementById(id);
@@ -216,7 +216,7 @@ function driver(message) {
   const words = !message.engaged
     ? (message.loop?.nav_source === "mission" ? "A mission drives. Take control, or hold a stick, to drive." : "Hold a stick or a key to drive.")
     : mine
-      ? (message.stops_in_s === null ? "You drive. The robot stands." : `You drive. Stops in ${message.stops_in_s.toFixed(1)} s without input.`)
+      ? (message.stops_in_s === null ? (message.gate === "active" ? "You drive. The robot stands." : "You drive, once the robot is armed and stands.") : `You drive. Stops in ${message.stops_in_s.toFixed(1)} s without input.`)
       : message.driver ? "Another page drives." : "The page that drove has gone. The robot is told to stand.";
   text("deadman", words);
   $("deadman").classList.toggle("warn", mine && message.stops_in_s !== null && message.stops_in_s < 1);
