@@ -221,11 +221,14 @@ cockpit-js: $(DEV) ## make the JavaScript of the cockpit's page again from tools
 	@$(BIN)/python tools/cockpit_js/make.py
 
 DIST ?= dist
+# What setuptools leaves behind; it would put modules that have been removed into the next wheel.
+BUILT = proto/build libs/*/build services/*/build cli/build
 
 wheels: $(TOOLS) ## build the packages, robots and policies included, into dist: pip install dist/*.whl && krabby sim
-	@rm -rf "$(DIST)"
+	@rm -rf "$(DIST)" $(BUILT)
 	@$(TOOLS) -m uv export --quiet --frozen --no-header --no-annotate --only-group build --output-file .venv-uv/build.txt
 	@$(TOOLS) -m uv build --quiet --wheel --all-packages --build-constraints .venv-uv/build.txt --out-dir "$(DIST)"
+	@rm -rf $(BUILT)
 	@ls "$(DIST)"/*.whl >&2
 
 lock: $(TOOLS) ## renew the package locks after a manifest changed: ARGS="--upgrade-package numpy"

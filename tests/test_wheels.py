@@ -60,6 +60,12 @@ def test_the_wheel_carries_robots_and_policies_and_no_training(wheels):
         "policies/parkour/manifest.json",
     } <= names  # fmt: skip
     assert not [name for name in names if "training" in name or "teacher" in name]
+    left = [
+        path
+        for top in ("proto", "libs", "services", "cli")
+        for path in ROOT.glob(f"{top}/**/build/lib")
+    ]
+    assert left == []  # the next wheel would have modules that were removed meanwhile
     assert wheel.stat().st_size < 5_000_000
 
 
