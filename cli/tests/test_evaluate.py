@@ -67,7 +67,7 @@ def test_cells_and_their_number_can_be_chosen_and_added_later(tmp_path, capsys):
 def test_ctrl_c_keeps_what_has_ended_and_the_same_command_continues(tmp_path, capsys):
     interrupt_at.append(1)
     assert evaluate(tmp_path) == 1
-    assert "SIGINT: the same command continues here" in capsys.readouterr().err
+    assert "SIGINT: ending what runs; the same command continues here" in capsys.readouterr().err
     done = trials(tmp_path)
     assert 2 <= len(done) < 4
     interrupt_at.clear()

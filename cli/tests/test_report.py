@@ -2,11 +2,13 @@
 
 import json
 import re
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from krabby.robot.description import RobotDescription
+from krabby_cli import report
 from krabby_cli.__main__ import main
 from krabby_cli.scrub import Scrubber
 from krabby_proto import CAMERA, STATE, TRUTH
@@ -153,3 +155,21 @@ def test_a_changed_message_keeps_a_valid_checksum():
     clean = Scrubber({secret: "name"}).data(raw)
     assert clean[48:56] == b"x" * 8
     decode([frames[0], clean[:48], clean[48:]])
+
+
+@pytest.mark.parametrize(
+    ("does", "expected"),
+    [
+        ("sys.stderr.write('3 of 9 pictures\\n')", (0, "3 of 9 pictures")),
+        ("sys.exit('no ground truth')", (1, "no ground truth")),
+        ("pass", (0, "no reason")),
+    ],
+)
+def test_the_film_s_last_line_is_what_became_of_it(does, expected):
+    assert report._run_film([sys.executable, "-c", f"import sys; {does}"]) == expected
+
+
+def test_a_film_that_takes_too_long_is_given_up(monkeypatch):
+    monkeypatch.setattr(report, "_FILM_S", 0.1)
+    status, _ = report._run_film([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert status == report._TOO_LATE

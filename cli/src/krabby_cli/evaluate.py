@@ -203,6 +203,7 @@ def _run(work: Work, keys: Sequence[TrialKey], book: Book, jobs: int) -> int:
     goals: dict[str, Goal] = {cell.name: cell.goal for cell in work.cells}
     progress, signals = _Progress(len(keys)), Signals()
     done = 0
+    _say(f"{len(keys)} trials, {min(jobs, len(keys))} at a time")
     with signals.caught():
         results = run_trials(work, keys, jobs=jobs)
         try:
@@ -211,7 +212,7 @@ def _run(work: Work, keys: Sequence[TrialKey], book: Book, jobs: int) -> int:
                 done += 1
                 progress.add(result, good=succeeded(goals[result.cell], result.outcome))
                 if signals.count and done < len(keys):
-                    _say(f"{signals.name}: the same command continues here")
+                    _say(f"{signals.name}: ending what runs; the same command continues here")
                     break
         finally:
             getattr(results, "close", lambda: None)()

@@ -11,6 +11,8 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +32,7 @@ __all__ = ["add_parser"]
 
 _FILM_LIMIT: Final = 4_000_000
 _FILM_S: Final = 600.0
+_TOO_LATE: Final = -1000
 _FILM_WIDTH: Final = 320
 _FILM_FPS: Final = 5.0
 _EPILOG: Final = """\
@@ -116,15 +119,11 @@ def _film(path: Path, notes: list[str]) -> bytes | None:
             sys.executable, "-m", "krabby_cli", "film", str(path), str(out),
             "--width", str(_FILM_WIDTH), "--fps", str(_FILM_FPS),
         )  # fmt: skip
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=_FILM_S, check=False
-            )
-        except subprocess.TimeoutExpired:
+        status, reason = _run_film(command)
+        if status == _TOO_LATE:
             notes.append(f"film: not drawn within {_FILM_S:g} s; use `krabby film`")
             return None
-        if done.returncode or not out.is_file():
-            reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        if status or not out.is_file():
             notes.append(f"film: {reason}")
             return None
         if out.stat().st_size > _FILM_LIMIT:
@@ -132,3 +131,33 @@ def _film(path: Path, notes: list[str]) -> bytes | None:
             notes.append(f"film: it has {size:.1f} MB, more than a page should; use `krabby film`")
             return None
         return out.read_bytes()
+
+
+def _run_film(command: Sequence[str]) -> tuple[int, str]:
+    """Exit status, `_TOO_LATE` if it was killed for that, and the last line on its stderr.
+
+    Its progress is shown on a terminal.
+    """
+    late = threading.Event()
+    last = "no reason"
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(_FILM_S, give_up)
+        timer.start()
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                last = line.strip() or last
+                if sys.stderr.isatty():
+                    sys.stderr.write(f"  {last}\n")
+            status = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    return _TOO_LATE if late.is_set() else status, last
