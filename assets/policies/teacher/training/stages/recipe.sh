@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From stage 3 to a student that drives and stops: each step one command, resumable by calling it again.
+# From stage 4 to a student that drives and stops: each step one command, resumable by calling it again.
 #
 #   recipe.sh teachers | choose | strict | distil | finetune | report RUN | all
 #
@@ -29,8 +29,8 @@ fi
 train() { CUDA_VISIBLE_DEVICES=$1 "${trainer[@]}" train "${@:2}"; }
 begun() { ls "$1"/checkpoints/*.pt >/dev/null 2>&1; }
 
-teachers() { # GPU 0: stage 3 with the present rewards; GPU 1: from nothing, at loose speeds
-    local a=(run.resume="$stages/../stage3.pt" run.dir="$runs/a")
+teachers() { # GPU 0: stage 4 with the present rewards; GPU 1: from nothing, at loose speeds
+    local a=(run.resume="$stages/../stage4.pt" run.dir="$runs/a")
     begun "$runs/a" && a=(run.resume="$runs/a")
     train 0 "${a[@]}" "${drive[@]}" env.reward.fall=-200 "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$first &
     local b=(run.dir="$runs/b" run.resume=auto robot=crab_hex_rs terrain=wild motion=sparing env.grounded_s=0.5 env.reward.tilt=-1
@@ -39,7 +39,7 @@ teachers() { # GPU 0: stage 3 with the present rewards; GPU 1: from nothing, at 
     wait -n && wait -n
 }
 
-choose() { # the run whose levels are higher on what stage 3 failed
+choose() { # the run whose levels are higher on what stage 4 failed
     "${trainer[0]}" - "$runs" <<'PY'
 import json, sys
 from pathlib import Path
