@@ -75,7 +75,7 @@ def test_a_network_that_tensorrt_cannot_read_is_refused_with_its_words(rtx):
 
 def test_an_engine_does_not_load_without_a_gpu_and_does_not_kill(rtx, double):
     plan, _, _ = built(rtx, double())
-    with pytest.raises(EngineRefused, match="does not take the engine"):
+    with pytest.raises(EngineRefused, match=r"does not take the engine: .*(driver|cannot run)"):
         rtx.load(plan)
 
 

@@ -28,6 +28,9 @@ TENSORRT_RTX = "krabby.policy.tensorrt.toolkit:TensorRtRtx"
 
 _ERROR, _WARNING = 1, 2
 """Values of TensorRT's severities."""
+_SAID: list[str] = []
+"""Errors that TensorRT reported since a load began; a process has one logger, the first given."""
+_MAX_SAID = 300
 
 
 class TensorRt:
@@ -97,13 +100,12 @@ class TensorRt:
     def load(self, plan: bytes) -> TensorRtEngine:
         """An engine with its own context."""
         trt = self._trt
+        _SAID.clear()
         runtime = trt.Runtime(self._logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise EngineRefused(
-                f"TensorRT {self.version} does not take the engine: it is damaged, or another "
-                "TensorRT or GPU made it; it is built again"
-            )
+            why = _SAID[0] if _SAID else "it is damaged, or another TensorRT or GPU made it"
+            raise EngineRefused(f"TensorRT {self.version} does not take the engine: {why}")
         return TensorRtEngine(trt, runtime, engine)
 
     def _parse(self, model: bytes) -> tuple[Any, Any, Any]:
@@ -127,7 +129,7 @@ class TensorRt:
 class TensorRtRtx(TensorRt):
     """TensorRT for RTX: builds without a GPU, so that networks are checked where there is none.
 
-    Its engines run on neither Orin nor Hopper.
+    Its engines run on neither Orin nor Hopper: on an H200 it builds them and refuses to load them.
     """
 
     module = "tensorrt_rtx"
@@ -200,6 +202,8 @@ def _logger(trt: Any) -> Any:
             if level <= _WARNING:
                 say = log.error if level <= _ERROR else log.warning
                 say("TensorRT says", detail=message)
+            if level <= _ERROR:
+                _SAID.append(message.strip()[:_MAX_SAID])
 
     return Logger()
 
