@@ -321,6 +321,7 @@ class Robot(HalBackend):
         before they are back.
         """
         self._revive, self._not_back = False, ""
+        self.imu_check.average_anew()
         try:
             self.readings = self.bus.recover(self.beat)
         except DriveError as error:

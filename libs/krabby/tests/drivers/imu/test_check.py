@@ -133,3 +133,11 @@ def test_after_half_a_second_it_may_be_another_sensor_that_is_judged_anew(robot)
     assert ImuFault.GRAVITY in robot.run(1.0, lin_acc_b=wrong)
     robot.now_ns += 600_000_000
     assert ImuFault.GRAVITY not in robot.run(0.3)
+
+
+def test_an_accelerometer_that_was_mended_is_believed_after_a_recovery(robot):
+    """The average of 2 s alone would need 4.6 s to forget it."""
+    assert ImuFault.GRAVITY in robot.run(4.0, lin_acc_b=np.array([0.0, 0.01, -9.81]))
+    assert ImuFault.GRAVITY in robot.run(0.3)
+    robot.check.average_anew()
+    assert ImuFault.GRAVITY not in robot.run(0.3)

@@ -79,6 +79,10 @@ class ImuCheck:
         """What is wrong with gravity and the remedy; empty when nothing is."""
         return self._gravity.problem
 
+    def average_anew(self) -> None:
+        """Judge gravity by what comes from now on: the robot was recovered, perhaps its sensor."""
+        self._gravity.reset()
+
     def observe(self, sample: ImuSample | None, now_ns: int) -> tuple[ImuFault, ...]:
         """Faults of the source whose newest sample this is; each lasts as long as its cause.
 
