@@ -169,11 +169,13 @@ def test_export_gets_what_was_typed(capsys, checkpoint, monkeypatch, tmp_path):
     report.write_text(json.dumps({**figures, "total": {"mxd": 1}, "mean": {}, "robot": []}))
     argv = [f"checkpoint={checkpoint}", "name=first", f"evaluation={report}"]
     assert cli.main(["export", *argv]) == 0
+    told = capsys.readouterr()
+    assert "up to a minute" in told.err  # it is silent meanwhile
     ((path, out), options) = asked[0]
     assert path == checkpoint
     assert out == Path("assets/policies/first")
     assert options["evaluation"] == {**figures, "total": {"mxd": 1}, "mean": {}}
-    assert json.loads(capsys.readouterr().out)["bundle"] == str(out)
+    assert json.loads(told.out)["bundle"] == str(out)
 
 
 def test_memory_that_ran_out_says_what_to_lower(capsys, monkeypatch):
