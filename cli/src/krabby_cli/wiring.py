@@ -88,7 +88,8 @@ def check_free(wiring: Wiring) -> None:
         if not _is_free(endpoint):
             raise UsageError(
                 f"{endpoint} ({name}) is already in use{_owner(endpoint)}; stop the other "
-                "process, or give another --base-port (0 finds free ones)"
+                "process, or give another --base-port (0 finds free ones; through make: "
+                "UP_ARGS='--base-port 0')"
             )
 
 
