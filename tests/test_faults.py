@@ -280,15 +280,18 @@ def test_an_emergency_stop_stays_until_an_operator_resets_and_arms(stack):
 
 
 def test_a_policy_is_swapped_while_walking_and_a_bad_one_refused(stack):
-    refused = stack.control.request("policy", timeout_s=10.0, policy="nosuch")
+    refused = stack.control.request("policy", timeout_s=20.0, policy="nosuch")
     assert not refused["ok"]
     assert "no policy 'nosuch'" in refused["reason"]
-    assert stack.control.request("policy", timeout_s=10.0, policy="gait")["ok"]
+    assert stack.control.request("policy", timeout_s=20.0, policy="gait")["ok"]
     until(stack.is_walking, timeout_s=5)
     stack.stop()
     assert any(event["event"] == "policy swapped" for event in stack.events("gameloop"))
-    assert stack.events("sim-hal")[-1]["falls"] == 0
-    assert stack.events("sim-hal")[-1]["gate_clamps"] == 0
+    ended = stack.events("sim-hal")[-1]
+    assert ended["falls"] == 0
+    assert ended["gate_position_clamps"] == 0
+    # A command that a busy machine delays is followed by the next one within less than a period.
+    assert ended["gate_rate_clamps"] < 0.02 * 18 * ended["commands"]["applied"]
 
 
 def test_control_c_sits_the_robot_down_first(stack):

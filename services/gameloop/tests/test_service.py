@@ -87,7 +87,7 @@ def ask(connected):
     def request(service, op, **arguments):
         nonlocal client
         client = client or ControlClient(service._cfg.endpoints.control)
-        return client.request(op, 5.0, **arguments)
+        return client.request(op, 20.0, **arguments)  # a policy is tried in a process
 
     yield request
     if client is not None:
