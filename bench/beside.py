@@ -1,11 +1,13 @@
-"""What the cockpit costs: processor of the view, and the game loop's age with and without it.
+"""What costs the game loop time beside it: the cockpit, or recording.
 
-    .venv/bin/python bench/cockpit.py --duration 20 --rounds 3
+    .venv/bin/python bench/beside.py cockpit --duration 20 --rounds 3
+    .venv/bin/python bench/beside.py recording
 
-Runs of `krabby up` take turns: without a view, with one without a page, with one that a page's
-protocol is spoken to over a real WebSocket, all frames read. Ages are from a state's capture to the
-actuator write of its command; a machine that is busy shows in all three alike, so differences
-between runs of one round count, not the figures themselves.
+Runs of `krabby up` take turns. Cockpit: without a view, with one without a page, with one that a
+page's protocol is spoken to over a real WebSocket, all frames read. Recording: without, with the
+black box's ring, with a recorder, with both. Ages are from a state's capture to the actuator write
+of its command; a machine that is busy shows in all alike, so differences between runs of one round
+count, not the figures themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ import psutil
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-_CONDITIONS = ("off", "idle", "client")
+_NO_VIEW = ("--no-view",)
+_NO_RING = ("--no-black-box",)
+_VIEW = ("--view", "--view-port", "0")
+_CONDITIONS: dict[str, dict[str, tuple[str, ...]]] = {
+    "cockpit": {"off": _NO_VIEW, "idle": _VIEW, "client": _VIEW},
+    "recording": {
+        "off": (*_NO_VIEW, *_NO_RING),
+        "ring": _NO_VIEW,
+        "recorder": (*_NO_VIEW, *_NO_RING, "--record", "{folder}/run.mcap"),
+        "both": (*_NO_VIEW, "--record", "{folder}/run.mcap"),
+    },
+}
+"""Options of `krabby up` by what is measured and its conditions."""
 _PRIORITIES = (
     "sim-hal.realtime.fifo_priority=60",
     "gameloop.realtime.fifo_priority=55",
@@ -37,7 +51,8 @@ SETTLE_S = 3.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What the cockpit costs.")
+    parser = argparse.ArgumentParser(description="What costs the game loop time beside it.")
+    parser.add_argument("what", choices=_CONDITIONS, help="what is switched on and off")
     parser.add_argument("--duration", type=float, default=20.0, help="of a run [s]")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each condition")
     parser.add_argument("--policy", default="parkour")
@@ -45,27 +60,34 @@ def main() -> None:
         "--realtime", action="store_true", help="give the loops the robot's real-time priorities"
     )
     args = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _CONDITIONS}
+    conditions = _CONDITIONS[args.what]
+    settings = _PRIORITIES if args.realtime else ()
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in conditions}
     for turn in range(args.rounds):
-        for condition in _CONDITIONS:
-            summary = run(
-                condition, args.duration, args.policy, _PRIORITIES if args.realtime else ()
-            )
+        for condition, options in conditions.items():
+            summary = run(condition, options, args.duration, args.policy, settings)
             found[condition].append(summary)
             print(
-                f"round {turn + 1} {condition:6s} age p50 {summary['obs_age_p50_ms']:.2f} p99 "
-                f"{summary['obs_age_p99_ms']:.2f} ms, view {100 * view_cores(summary):.1f} % of a "
-                f"core, frames {summary['frames']}, load {os.getloadavg()[0]:.1f}",
+                f"round {turn + 1} {condition:8s} age p50 {summary['obs_age_p50_ms']:.2f} p99 "
+                f"{summary['obs_age_p99_ms']:.2f} ms{_of_view(args.what, summary)}, load "
+                f"{os.getloadavg()[0]:.1f}",
                 flush=True,
             )
     base = median(found["off"])
-    for condition in _CONDITIONS:
+    for condition in conditions:
         p99 = median(found[condition])
         cores = statistics.median(view_cores(each) for each in found[condition])
+        view = f"; view {100 * cores:.1f} % of a core" if args.what == "cockpit" else ""
         print(
-            f"{condition:6s} median p99 {p99:.2f} ms, {p99 - base:+.2f} ms and ratio "
-            f"{p99 / base:.2f} to off; view {100 * cores:.1f} % of a core"
+            f"{condition:8s} median p99 {p99:.2f} ms, {p99 - base:+.2f} ms and ratio "
+            f"{p99 / base:.2f} to off{view}"
         )
+
+
+def _of_view(what: str, summary: dict[str, Any]) -> str:
+    if what != "cockpit":
+        return ""
+    return f", view {100 * view_cores(summary):.1f} % of a core, frames {summary['frames']}"
 
 
 def median(summaries: list[dict[str, Any]]) -> float:
@@ -102,15 +124,19 @@ class Meter(threading.Thread):
 
 
 def run(
-    condition: str, duration_s: float, policy: str, settings: tuple[str, ...] = ()
+    condition: str,
+    options: tuple[str, ...],
+    duration_s: float,
+    policy: str,
+    settings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """One run; its summary, with the frames that the client read."""
-    view = ("--no-view",) if condition == "off" else ("--view", "--view-port", "0")
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--course", "flat"),
-                *("--duration", str(duration_s), "--policy", policy, "--runs-dir", folder, *view),
+                *("--duration", str(duration_s), "--policy", policy, "--runs-dir", folder),
+                *(option.format(folder=folder) for option in options),
                 *(f"--set={setting}" for setting in settings),
             ],
             stdout=subprocess.PIPE,
