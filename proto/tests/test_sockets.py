@@ -169,6 +169,29 @@ def test_a_reader_that_was_stalled_waits_for_the_end_of_the_backlog(after_a_stal
     fresh.join()
 
 
+def test_a_reader_that_was_stopped_while_it_read_waits_for_the_end_of_the_backlog(
+    link, monkeypatch
+):
+    monkeypatch.setattr("krabby_proto.sockets._SETTLE_S", 5.0)  # this host may be busy
+    publisher, subscriber = link
+    publisher.publish(ZEROS, capture_ns=1)
+    assert subscriber.wait(5.0) is not None
+    subscriber._in_step = True
+    receive_all = subscriber._receive_all
+
+    def stopped_for_a_second(keep, limit=None):
+        receive_all(keep, limit)
+        subscriber._drained_ns -= 1_000_000_000
+
+    monkeypatch.setattr(subscriber, "_receive_all", stopped_for_a_second)
+    a_second_ago = time.monotonic_ns() - 1_000_000_000
+    publisher.publish(ZEROS, capture_ns=1, publish_ns=a_second_ago)
+    fresh = threading.Timer(0.01, lambda: publisher.publish(ZEROS, capture_ns=2))
+    fresh.start()
+    assert subscriber.latest().capture_ns == 2
+    fresh.join()
+
+
 def test_a_reader_that_was_stalled_waits_for_a_dead_publisher_only_once(after_a_stall):
     _, subscriber = after_a_stall
     subscriber._newest_ns -= 1_000_000_000  # when the last message came

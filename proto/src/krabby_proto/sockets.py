@@ -277,7 +277,7 @@ class LatestSubscriber(Endpoint):
         """Every valid message that came since the last call, oldest first; for recorders."""
         messages: list[Message] = []
         self._receive_all(messages.append)
-        self._note_lag(messages[-1] if messages else None)
+        self._note_lag(messages[-1] if messages else None, time.monotonic_ns())
         return messages
 
     def drain_raw(self) -> list[RawMessage]:
@@ -347,11 +347,14 @@ class LatestSubscriber(Endpoint):
     def _drain(self, *, waiting: bool = False) -> Message | None:
         """Take all there is; the newest new message. `waiting`: blocking is not a stall."""
         self._new = None
-        stalled = time.monotonic_ns() - self._drained_ns > self._stall_ns and self._in_step
         self._receive_all(self._keep)
+        # Only now, and once for all that is noted: the process may have been stopped while it read.
+        now_ns = time.monotonic_ns()
+        stalled = self._in_step and now_ns - self._drained_ns > self._stall_ns
         if stalled and not (waiting and self._new is None):
             self._settle()
-        self._note_lag(self._new)
+            now_ns = time.monotonic_ns()
+        self._note_lag(self._new, now_ns)
         return self._new
 
     def _keep(self, message: Message) -> None:
@@ -378,15 +381,17 @@ class LatestSubscriber(Endpoint):
         common clock.
         """
         end = time.monotonic() + _SETTLE_S
-        while self._new is None or self._lag_ns(self._new) > 1.5 * self._period_ns:
+        while self._new is None or self._lag_ns(self._new, time.monotonic_ns()) > (
+            1.5 * self._period_ns
+        ):
             left = end - time.monotonic()
             if left <= 0.0 or not wait_readable((self.socket,), left):
                 return
             self._receive_all(self._keep)
 
-    def _note_lag(self, newest: Message | None) -> None:
+    def _note_lag(self, newest: Message | None, now_ns: int) -> None:
         """Remember when the last drain was and whether it left the reader in step."""
-        self._drained_ns = time.monotonic_ns()
+        self._drained_ns = now_ns
         if newest is None:
             # Out of step once the publisher is silent: no use waiting for it after a stall.
             self._in_step &= self._drained_ns - self._newest_ns < 2 * self._period_ns
@@ -396,12 +401,12 @@ class LatestSubscriber(Endpoint):
         self._least_lag_ns = min(self._least_lag_ns, self._drained_ns - newest.header.publish_ns)
         self._in_step = (
             not newest.header.flags & FLAG_LOCKSTEP  # then stamps do not follow the host's clock
-            and self._lag_ns(newest) < 2 * self._period_ns
+            and self._lag_ns(newest, now_ns) < 2 * self._period_ns
         )
 
-    def _lag_ns(self, message: Message) -> int:
+    def _lag_ns(self, message: Message, now_ns: int) -> int:
         """How much later than the quickest message ever this one is read [ns]."""
-        return time.monotonic_ns() - message.header.publish_ns - self._least_lag_ns
+        return now_ns - message.header.publish_ns - self._least_lag_ns
 
     def _receive_all(self, keep: Callable[[Message], None], limit: int | None = None) -> None:
         end = time.monotonic() + _DRAIN_S
