@@ -279,7 +279,8 @@ class World:
             self.handler._write(self.clock())
             require(self.gate.state in LIMP, "a fault left the robot live")
         elif event == "writer":
-            self.deliver(self.command(self.loop_id, self.gate.target, self.clock()))
+            # A loop that asks for no motion. The target itself would move it: float32 rounds.
+            self.deliver(self.command(self.loop_id, self.gate.target, self.clock(), FLAG_HOLD))
         elif event == "second writer":
             self.deliver(self.command(OTHER, self.gate.target + SHIFT_RAD, self.clock()))
         elif event == "deliver":
