@@ -158,15 +158,19 @@ def after_a_stall(link):
     return publisher, subscriber
 
 
-def test_a_reader_that_was_stalled_waits_for_the_end_of_the_backlog(after_a_stall, monkeypatch):
-    monkeypatch.setattr("krabby_proto.sockets._SETTLE_S", 5.0)  # this host may be busy
-    publisher, subscriber = after_a_stall
+def assert_newest_is_read_behind_an_old_one(publisher, subscriber):
     a_second_ago = time.monotonic_ns() - 1_000_000_000
     publisher.publish(ZEROS, capture_ns=1, publish_ns=a_second_ago)
     fresh = threading.Timer(0.01, lambda: publisher.publish(ZEROS, capture_ns=2))
     fresh.start()
     assert subscriber.latest().capture_ns == 2
     fresh.join()
+
+
+def test_a_reader_that_was_stalled_waits_for_the_end_of_the_backlog(after_a_stall, monkeypatch):
+    monkeypatch.setattr("krabby_proto.sockets._SETTLE_S", 5.0)  # this host may be busy
+    publisher, subscriber = after_a_stall
+    assert_newest_is_read_behind_an_old_one(publisher, subscriber)
 
 
 def test_a_reader_that_was_stopped_while_it_read_waits_for_the_end_of_the_backlog(
@@ -184,12 +188,7 @@ def test_a_reader_that_was_stopped_while_it_read_waits_for_the_end_of_the_backlo
         subscriber._drained_ns -= 1_000_000_000
 
     monkeypatch.setattr(subscriber, "_receive_all", stopped_for_a_second)
-    a_second_ago = time.monotonic_ns() - 1_000_000_000
-    publisher.publish(ZEROS, capture_ns=1, publish_ns=a_second_ago)
-    fresh = threading.Timer(0.01, lambda: publisher.publish(ZEROS, capture_ns=2))
-    fresh.start()
-    assert subscriber.latest().capture_ns == 2
-    fresh.join()
+    assert_newest_is_read_behind_an_old_one(publisher, subscriber)
 
 
 def test_a_reader_that_was_stalled_waits_for_a_dead_publisher_only_once(after_a_stall):

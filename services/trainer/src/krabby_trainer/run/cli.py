@@ -344,7 +344,7 @@ def _export(overrides: Sequence[str]) -> int:
     out = Path(cfg.out) if cfg.out else Path("assets/policies") / cfg.name
     figures = _figures(cfg.evaluation) if cfg.evaluation else None
     _choose_robot(cfg.robot, checkpoint)
-    if checkpoint.exists():  # else one line says so
+    if checkpoint.exists():  # else the export ends with one line
         sys.stderr.write(f"exporting {checkpoint}; a student is tried in MuJoCo, up to a minute\n")
     with aside(None):
         export_bundle(
