@@ -1,6 +1,7 @@
 """The cockpit in a real browser: a lap by its keys, every way to let go, the e-stop, a phone."""
 
 import math
+import re
 import subprocess
 import sys
 import time
@@ -242,7 +243,7 @@ def test_a_viewer_has_no_controls_but_the_e_stop(browser, view):
 
 def test_an_old_address_is_said_to_be_one(browser, view):
     page = Page(browser, view.address.replace(SECRET, "z" * 26))
-    page.tab.wait_for_function("document.getElementById('banner').innerText.includes('not valid')")
+    page.tab.locator("#banner", has_text="not valid").wait_for()
     assert not page.tab.is_visible("#drive")
     page.close()
 
@@ -258,7 +259,7 @@ def test_a_recording_plays_pauses_and_is_searched(browser, tmp_path):
     page = Page(browser, view.address)
     page.until(lambda facts: facts.get("play"), "a time line")
     assert not page.tab.is_visible("#estop")
-    page.tab.wait_for_function("document.getElementById('where').innerText.startsWith('flat')")
+    page.tab.locator("#where", has_text=re.compile("^flat")).wait_for()
     page.until(lambda facts: facts["loop"].get("mode") == "policy", "the loop's mode")
     page.until(lambda facts: facts["play"]["at_s"] > 0.5, "playing")
     page.tab.click("#play")
