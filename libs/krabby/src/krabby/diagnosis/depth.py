@@ -3,7 +3,8 @@
 1/depth of a plane is affine in the pixel, so each tile of a picture gives the normal of what it
 shows by a linear fit. Courses, floors and treads are mostly level: their normals, taken to the base
 by the described mount, must be the attitude's up. A pitch that all of them share is the mount's
-error; a roll that goes against the body's is a mirrored picture.
+error. A mirrored picture rolls against the body from step to step; slopes to the side change more
+slowly and are left out.
 """
 
 from __future__ import annotations
@@ -33,10 +34,17 @@ _FLAT: Final = 0.03
 _LEVEL_RAD: Final = math.radians(22.0)
 """Steepest surface that may be level ground seen from a wrong mount."""
 _PITCH_LIMIT_RAD: Final = math.radians(2.0)
-_ROLLS_RAD: Final = math.radians(0.35)
-"""A body that rolls less says nothing about left and right (standard deviation)."""
+_SWAYS_RAD: Final = math.radians(0.05)
+"""A body that sways less says nothing about left and right (standard deviation)."""
+_SWAY: Final = 15
+"""Pictures, half a second, over whose mean a body sways with its steps."""
+_CLOSER: Final = 0.7
+"""Pictures must be closer to the opposite of the body's sway than to the sway by this factor
+(median). Sound runs have 1.47 and more, the least on ramps at 10 pictures a second ..."""
+_AGAINST: Final = 0.3
+"""... and have at least this correlation with the opposite. Sound runs have at most -0.36."""
 _LEAST_TILES: Final = 300
-_LEAST_FRAMES: Final = 40
+_LEAST_FRAMES: Final = 60
 
 
 def check_camera(log: RunLog, desc: RobotDescription) -> list[Finding]:
@@ -143,22 +151,28 @@ def _mirrored(
     enough = level.sum(1) >= 3
     if enough.sum() < _LEAST_FRAMES:
         return []
-    seen = np.nanmedian(np.where(level, rolls, np.nan)[enough], axis=1)
-    expected = np.arctan2(up_b[:, 1], up_b[:, 2])[enough]
-    deviation = float(np.sqrt(np.mean(expected**2)))
-    if deviation < _ROLLS_RAD or min(float(seen.std()), float(expected.std())) == 0.0:
+    seen = _sway(np.nanmedian(np.where(level, rolls, np.nan)[enough], axis=1))
+    body = _sway(np.arctan2(up_b[:, 1], up_b[:, 2])[enough])
+    if float(body.std()) < _SWAYS_RAD or float(seen.std()) == 0.0:
         return []
-    slope = float((seen * expected).sum() / (expected**2).sum())
-    correlation = float(np.corrcoef(seen, expected)[0, 1])
-    if slope > -0.4 or correlation > -0.5:
+    along, against = (float(np.median(np.abs(seen - way * body))) for way in (1.0, -1.0))
+    correlation = float(np.corrcoef(seen, body)[0, 1])
+    if against > _CLOSER * along or -correlation < _AGAINST:
         return []
     return [
         Finding(
             kind="camera-mirrored",
             term="camera",
-            score=-slope * 30.0,
-            evidence=f"the ground in the pictures rolls {slope:+.2f} times as the body does "
-            f"(correlation {correlation:+.2f}, {int(enough.sum())} pictures): left and right are "
-            "exchanged",
+            score=20.0 * min(along / max(against, 1e-9), 2.0),
+            evidence=f"the ground in {int(enough.sum())} pictures rolls against the body "
+            f"(correlation {correlation:+.2f}): from step to step they are "
+            f"{math.degrees(along):.2f} degrees apart, with left and right exchanged "
+            f"{math.degrees(against):.2f}",
         )
     ]
+
+
+def _sway(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Deviations from the mean of the `_SWAY` values around each; shorter by `_SWAY` - 1."""
+    half = _SWAY // 2
+    return values[half:-half] - np.convolve(values, np.full(_SWAY, 1.0 / _SWAY), "valid")
