@@ -14,6 +14,7 @@ from krabby_proto import (
     CAMERA,
     COLOUR,
     COMMAND,
+    FLAG_HOLD,
     STATE,
     TRACE,
     TRUTH,
@@ -60,8 +61,16 @@ def state_of(desc, n):
 
 
 def exchange(n):
+    """A command; from the 50th on a hold, with the measured pose."""
+    hold = n >= 50
     frames = encode(
-        COMMAND, np.full(18, 0.25), instance_id=9, sequence=n, capture_ns=1, publish_ns=1
+        COMMAND,
+        np.full(18, 0.5 if hold else 0.25),
+        instance_id=9,
+        sequence=n,
+        capture_ns=1,
+        publish_ns=1,
+        flags=FLAG_HOLD if hold else 0,
     )
     reply = CommandReply.pack(
         0,
@@ -158,8 +167,8 @@ def test_joints_are_those_of_the_state(drawn, desc):
     assert np.array_equal([j.position for j in states.joints], state["joint_pos"])
     assert np.array_equal([j.effort for j in states.joints], state["joint_effort"])
     assert states.timestamp.ToNanoseconds() == log_ns - 500
-    _, targets = drawn["/joint_targets"][0]
-    assert [joint.position for joint in targets.joints] == [0.25] * 18
+    for _, targets in drawn["/joint_targets"]:  # a hold keeps those of the last command
+        assert [joint.position for joint in targets.joints] == [0.25] * 18
 
 
 def test_frames_put_the_feet_where_the_kinematics_have_them(drawn, desc):

@@ -7,27 +7,39 @@ import numpy as np
 import pytest
 from krabby_cli.__main__ import main
 from krabby_cli.export_lerobot import episodes_of, features_of
-from krabby_proto import CAMERA, COMMAND, STATE, TRACE, CommandReply, CommandStatus, decode, encode
+from krabby_proto import (
+    CAMERA,
+    COMMAND,
+    FLAG_HOLD,
+    STATE,
+    TRACE,
+    CommandReply,
+    CommandStatus,
+    decode,
+    encode,
+)
 from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.recording import HELLO, Recorder, Recording
 
 MS = 1_000_000
 
 
-def frames_of(stream, payload, at_ms):
+def frames_of(stream, payload, at_ms, flags=0):
     return encode(
         stream, payload, instance_id=1, sequence=at_ms, capture_ns=at_ms * MS,
-        publish_ns=at_ms * MS,
+        publish_ns=at_ms * MS, flags=flags,
     )  # fmt: skip
 
 
 def exchange(at_ms, status):
-    """A command whose targets are all `at_ms`, answered 3 ms after the state of that time."""
+    """A command whose targets are all `at_ms`, answered 3 ms after the state of that time; at
+    1.39 and 1.4 s a hold."""
     reply = CommandReply.pack(
         status, safety_state=2, fault_bits=0, position_clamp_mask=0, rate_clamp_mask=0,
         request_sequence=at_ms, applied_sequence=at_ms, applied_ns=0, server_ns=at_ms * MS,
     )  # fmt: skip
-    command = frames_of(COMMAND, np.full(18, at_ms), at_ms)
+    flags = FLAG_HOLD if at_ms in (1390, 1400) else 0
+    command = frames_of(COMMAND, np.full(18, at_ms), at_ms, flags)
     return Exchange.of_frames(ExchangeKind.COMMAND, (at_ms + 3) * MS, command, reply).pack()
 
 
@@ -54,7 +66,7 @@ def test_frames_have_the_state_and_the_command_that_answered_it(path):
     (episode,) = episodes_of(Recording(path), 10)
     # 1.0 to 1.5 s are six frames; 1.7 to 2.0 s are less than half a second
     assert [frame.state[0] for frame in episode] == [1000, 1100, 1200, 1300, 1400, 1500]
-    assert [frame.action[0] for frame in episode] == [1000, 1100, 1200, 1300, 1400, 1500]
+    assert [frame.action[0] for frame in episode] == [1000, 1100, 1200, 1300, 1380, 1500]
     assert episode[0].command.tolist() == [0.0, 0.0, 0.0]  # there are no ticks
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +50,7 @@ from krabby_proto import (
     Tick,
     unpack,
 )
+from krabby_proto.exchanges import AskedTarget
 from krabby_proto.recording import Recorder
 from mcap_protobuf.schema import build_file_descriptor_set
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,7 @@ class Drawing:
         self._truth: RawMessage | None = None
         self._mode_byte = b""
         self._gate: GateView | None = None
+        self._asked = AskedTarget()
         self._mode = ""
         self._camera: dict[str, Any] = {}
         self._is_robot = True
@@ -262,9 +264,11 @@ class Drawing:
             text = f"gate {gate.safety_name}" + "".join(f", {name}" for name in gate.faults)
             self.log(text, now_ns, level, "gate")
         if exchange.kind is ExchangeKind.COMMAND:
-            command = exchange.command
-            if command is not None and self._is_due("/joint_targets", now_ns, _DRAWN_NS):
-                self._draw_targets(command, now_ns)
+            command, reply = exchange.command, exchange.reply
+            if command is not None and reply is not None:
+                target = self._asked.take(command, reply)
+                if self._is_due("/joint_targets", now_ns, _DRAWN_NS):
+                    self._draw_targets(target.tolist(), command.header.publish_ns, now_ns)
         elif exchange.kind is not ExchangeKind.GATE and exchange.asked.get("op") != "status":
             asked, answered = exchange.asked, exchange.answered
             who = f" by {asked['by']}" if asked.get("by") else ""
@@ -272,10 +276,10 @@ class Drawing:
             level = Log.WARNING if refused or asked.get("op") == "estop" else Log.INFO
             self.log(f"{asked.get('op')}{who}{refused}", now_ns, level, exchange.kind.name.lower())
 
-    def _draw_targets(self, command: Message, now_ns: int) -> None:
+    def _draw_targets(self, targets: Sequence[float], stamp_ns: int, now_ns: int) -> None:
         states = JointStates()
-        states.timestamp.FromNanoseconds(command.header.publish_ns)
-        for name, target in zip(self._desc.joint_names, command.payload.tolist(), strict=True):
+        states.timestamp.FromNanoseconds(stamp_ns)
+        for name, target in zip(self._desc.joint_names, targets, strict=True):
             states.joints.add(name=name, position=target)
         self._write("/joint_targets", states, now_ns)
 

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from krabby_proto import CAMERA, FLAG_RESET, STATE, TICKS, TRACE, FrameError, TickReader
-from krabby_proto.exchanges import Exchange
+from krabby_proto.exchanges import AskedTarget, Exchange
 from krabby_proto.recording import Recording
-from krabby_proto.states import CommandStatus
 
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.options import add_command, option, print_line
@@ -208,6 +207,7 @@ class _Log:
     def __init__(self) -> None:
         self.states, self.commands = _Timed(), _Timed()
         self._images, self._navs, self._resets = _Timed(), _Timed(), _Timed()
+        self._asked = AskedTarget()
         self._ticks = TickReader()
 
     def take(self, message: Message) -> None:
@@ -230,8 +230,8 @@ class _Log:
         except FrameError:
             return
         if command is not None and reply is not None:
-            applied = reply.status == CommandStatus.APPLIED
-            self.commands.add(exchange.handled_ns, command.payload if applied else None)
+            target = self._asked.take(command, reply)
+            self.commands.add(exchange.handled_ns, target if reply.applied else None)
 
     def _take_tick(self, message: Message) -> None:
         try:

@@ -17,17 +17,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from krabby_proto.codec import Message, decode
 from krabby_proto.errors import FrameError, ShortFrame
-from krabby_proto.header import HEADER_SIZE
+from krabby_proto.header import FLAG_HOLD, HEADER_SIZE
 from krabby_proto.hello import JsonObject, parse_json
 from krabby_proto.replies import CommandReply
 from krabby_proto.states import SAFETY_STATES, fault_names
 from krabby_proto.streams import COMMAND, CONTROL, SAFETY
 
-__all__ = ["Exchange", "ExchangeKind", "GateView"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["AskedTarget", "Exchange", "ExchangeKind", "GateView"]
 
 _HEAD: Final = struct.Struct("<BBHIQ")
 _GATE: Final = struct.Struct("<BBHI")
@@ -141,6 +145,27 @@ class Exchange(NamedTuple):
     def answered(self) -> JsonObject:
         """The answer's JSON object; empty for another kind, and for what is none."""
         return parse_json(self.answer) or {} if self.kind in _JSON else {}
+
+
+class AskedTarget:
+    """What commands ask of the joints, one after the other: on a hold the gate keeps its target."""
+
+    def __init__(self) -> None:
+        self._target: NDArray[np.float32] | None = None
+
+    def take(self, command: Message, reply: CommandReply) -> NDArray[np.float32]:
+        """The targets that a command asks for [rad], shape (18,).
+
+        Those of a hold are the last ones that the gate was given. The first hold after it begins
+        to follow carries the pose from which it does.
+        """
+        if not reply.follows:
+            self._target = None
+        kept = self._target if command.flags & FLAG_HOLD else None
+        target = command.payload if kept is None else kept
+        if reply.applied:
+            self._target = target
+        return target
 
 
 _KINDS: Final = frozenset(int(kind) for kind in ExchangeKind)

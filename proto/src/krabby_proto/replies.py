@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from krabby_proto.errors import BadMagic, SchemaVersionMismatch, ShortFrame
 from krabby_proto.header import SCHEMA_VERSION
-from krabby_proto.states import SAFETY_STATES, CommandStatus
+from krabby_proto.states import SAFETY_STATES, CommandStatus, SafetyState
 
 __all__ = [
     "REPLY_FORMAT",
@@ -53,6 +53,12 @@ class CommandReply(NamedTuple):
     def applied(self) -> bool:
         """Whether this very command reached the actuators."""
         return self.status == CommandStatus.APPLIED
+
+    @property
+    def follows(self) -> bool:
+        """Whether the gate follows commands; if not, its next target is the measured pose."""
+        known = self.safety_state < len(SAFETY_STATES)
+        return known and SafetyState(self.safety_state).following
 
     @property
     def status_name(self) -> str:

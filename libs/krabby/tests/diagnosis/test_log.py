@@ -9,8 +9,10 @@ from krabby.diagnosis.findings import REMEDIES, Finding
 from krabby.diagnosis.log import Commands, LogError, RunLog
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
-from krabby_proto import FLAG_RESET, STATE
+from krabby_proto import COMMAND, FLAG_HOLD, FLAG_RESET, STATE, TRACE, CommandReply, SafetyState
 from krabby_proto.codec import decode, encode
+from krabby_proto.exchanges import Exchange, ExchangeKind
+from krabby_proto.states import CommandStatus
 
 DESC = RobotDescription.load()
 
@@ -81,11 +83,52 @@ def test_the_rate_limit_of_the_gate_is_applied_to_targets():
     log = RunLog.read([state(i) for i in range(40)])
     far = DESC.default_joint_pos + 0.5
     commands = Commands(
-        handled_s=np.array([0.0, 0.01, 0.02]), target=np.stack([far] * 3), applied=np.ones(3, bool)
+        handled_s=np.array([0.0, 0.01, 0.02]),
+        target=np.stack([far] * 3),
+        applied=np.ones(3, bool),
+        hold=np.zeros(3, bool),
     )
     moved = commands.let_through(log, DESC) - DESC.default_joint_pos
     # 12 rad/s: nothing at first, then 0.12 rad in each 10 ms
     assert moved[:, 0] == pytest.approx([0.0, 0.12, 0.24])
+
+
+def answered(number, status, gate, target, flags=0):
+    """A command at every 10 ms, its answer as the HAL records it."""
+    stamp_ns = 5_000_000_000 + number * 10_000_000
+    frames = encode(
+        COMMAND, target, instance_id=9, sequence=number + 1, capture_ns=stamp_ns,
+        publish_ns=stamp_ns, flags=flags,
+    )  # fmt: skip
+    reply = CommandReply.pack(
+        status, safety_state=gate, fault_bits=0, position_clamp_mask=0, rate_clamp_mask=0,
+        request_sequence=number + 1, applied_sequence=0, applied_ns=0, server_ns=stamp_ns,
+    )  # fmt: skip
+    record = Exchange.of_frames(ExchangeKind.COMMAND, stamp_ns, frames, reply).pack()
+    return decode(encode(
+        TRACE, record, instance_id=1, sequence=number + 1, capture_ns=stamp_ns,
+        publish_ns=stamp_ns,
+    ))  # fmt: skip
+
+
+def test_a_hold_keeps_the_gate_s_target_and_not_what_the_command_carries():
+    there, pose = DESC.default_joint_pos + 0.1, DESC.default_joint_pos
+    active, damp = SafetyState.ACTIVE, SafetyState.DAMP
+    status = CommandStatus
+    # States were lost: the gate holds, and the loop sends the pose that it measures again.
+    trace = [
+        answered(0, status.APPLIED, active, pose),
+        answered(1, status.APPLIED, active, there),
+        answered(2, status.HELD, SafetyState.HOLD, pose),
+        answered(3, status.APPLIED, active, pose, FLAG_HOLD),
+        answered(4, status.APPLIED, active, there),
+        answered(5, status.REJECTED_SAFETY, damp, pose),
+        answered(6, status.APPLIED, active, pose, FLAG_HOLD),
+    ]
+    log = RunLog.read([*(state(i) for i in range(40)), *trace])
+    moved = (log.commands.let_through(log, DESC) - pose)[:, 0]
+    # 12 rad/s let 0.1 rad through in 10 ms; after the damping it begins from the measured pose
+    assert moved == pytest.approx([0.0, 0.1, np.nan, 0.1, 0.1, np.nan, 0.0], nan_ok=True, abs=1e-6)
 
 
 def test_a_sound_gyro_gives_no_finding():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from krabby_proto import CAMERA, FLAG_RESET, STATE, STREAMS
+from krabby_proto import CAMERA, FLAG_HOLD, FLAG_RESET, STATE, STREAMS
 from krabby_proto.states import CommandStatus, SafetyState
 
 from krabby.robot.errors import RobotError
@@ -53,6 +53,8 @@ class Commands:
     """As sent [rad], shape (K, 18)."""
     applied: NDArray[np.bool_]
     """Whether the gate handed it to the drives."""
+    hold: NDArray[np.bool_]
+    """Whether the gate kept the target that it had, shape (K,)."""
 
     def let_through(self, log: RunLog, desc: RobotDescription) -> NDArray[np.float64]:
         """Targets after the gate's limits [rad], shape (K, 18); NaN where none was in force.
@@ -64,14 +66,15 @@ class Commands:
         current: NDArray[np.float64] | None = None
         last_s = 0.0
         nearest = np.searchsorted(log.time_s, self.handled_s).clip(0, len(log.time_s) - 1)
-        for k, (now_s, applied) in enumerate(zip(self.handled_s, self.applied, strict=True)):
-            if not applied:
-                current = None
+        for k, now_s in enumerate(self.handled_s):
+            if not self.applied[k]:
+                current = current if self.hold[k] else None
                 continue
             if current is None:
                 current, last_s = log.joint_pos[nearest[k]].copy(), now_s
             reach = cfg.max_rate * min(now_s - last_s, cfg.max_target_step_s)
-            wanted = np.clip(self.target[k], cfg.target_lower, cfg.target_upper)
+            asked = current if self.hold[k] else self.target[k]
+            wanted = np.clip(asked, cfg.target_lower, cfg.target_upper)
             current = np.clip(wanted, current - reach, current + reach)
             out[k], last_s = current, now_s
         return out
@@ -177,7 +180,7 @@ class _Collector:
         self._last_s = -1.0
         self._sequence: dict[int, tuple[int, int]] = {}
         self._frames: list[tuple[int, NDArray[np.float32]]] = []
-        self._commands: list[tuple[int, NDArray[np.float32], bool]] = []
+        self._commands: list[tuple[int, NDArray[np.float32], bool, bool]] = []
         self._gate: list[tuple[int, int]] = []
         self._missed = 0
         self._number = 0
@@ -218,7 +221,8 @@ class _Collector:
         if command is not None and reply is not None:
             applied = reply.status == CommandStatus.APPLIED
             stamp_ns = reply.applied_ns if applied and reply.applied_ns else exchange.handled_ns
-            self._commands.append((stamp_ns, command.payload, applied))
+            hold = bool(command.flags & FLAG_HOLD) if applied else reply.follows
+            self._commands.append((stamp_ns, command.payload, applied, hold))
 
     def log(self, damage: str, source: str = "the recording") -> RunLog:
         states = sorted(self._states, key=lambda each: each[0])
@@ -281,11 +285,12 @@ class _Collector:
         if not self._commands:
             return None
         ordered = sorted(self._commands, key=lambda each: each[0])
-        stamps = np.array([stamp for stamp, _, _ in ordered], np.int64)
+        stamps = np.array([stamp for stamp, *_ in ordered], np.int64)
         return Commands(
             handled_s=_seconds(stamps, zero_ns),
-            target=np.stack([target for _, target, _ in ordered]).astype(np.float64),
-            applied=np.array([applied for _, _, applied in ordered]),
+            target=np.stack([target for _, target, *_ in ordered]).astype(np.float64),
+            applied=np.array([applied for *_, applied, _ in ordered]),
+            hold=np.array([hold for *_, hold in ordered]),
         )
 
     def _frame_log(self, zero_ns: int) -> Frames | None:
