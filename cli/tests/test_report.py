@@ -11,7 +11,7 @@ from krabby.robot.description import RobotDescription
 from krabby_cli import report
 from krabby_cli.__main__ import main
 from krabby_cli.scrub import Scrubber
-from krabby_proto import CAMERA, STATE, TRUTH
+from krabby_proto import CAMERA, STATE, TICKS, TRUTH, TickRecord
 from krabby_proto.codec import decode, encode
 from krabby_proto.recording import Recorder, Recording
 from mcap.reader import make_reader
@@ -45,11 +45,30 @@ def messages(knee=None):
             yield decode(frames)
 
 
-def recorded(path, knee=None, **metadata):
+def recorded(path, knee=None, ticks=(), **metadata):
     with Recorder(path, metadata) as recorder:
         for message in messages(knee):
             recorder.write(message)
+        for number, ended_ms in ticks:
+            recorder.write(tick(number, ended_ms))
     return path
+
+
+def tick(number, ended_ms):
+    """The record of a tick of the game loop that ended then."""
+    stamp_ns = 2_000_000_000 + ended_ms * 1_000_000
+    content = TickRecord().finish(
+        tick=number, now_ns=stamp_ns - 2_000_000, mode="policy", safety_state=2, sent=True,
+        hal_checked=True, leaving=False, command_sequence=1, host_ns=(),
+    )  # fmt: skip
+    return decode(encode(
+        TICKS, content, instance_id=4, sequence=number + 1, capture_ns=stamp_ns,
+        publish_ns=stamp_ns,
+    ))  # fmt: skip
+
+
+def ticks_after(gaps_ms):
+    return list(enumerate(np.cumsum([0, *gaps_ms]).tolist()))
 
 
 def test_a_fault_is_printed_with_its_remedy_and_status_1(tmp_path, capsys):
@@ -86,6 +105,27 @@ def test_a_page_has_every_section_and_needs_no_other_host(tmp_path, capsys):
     assert not re.search(r"(?:https?:)?//[a-z]", page)
     assert page.count("data:image/png;base64,") == 8
     assert "wrote" in capsys.readouterr().out
+
+
+def test_late_ticks_are_in_the_summary_and_no_timing_is_called_sound(tmp_path):
+    # 10, 5 times 2 and 9 periods, of which none, 5 and 8 had no tick
+    ticks = ticks_after([10] * 10 + [24] * 5 + [90])
+    ticks.append((40, 2000))  # records before it are missing
+    path = recorded(tmp_path / "run.mcap", ticks=ticks)
+    assert main(["report", str(path), "--no-film"]) == 0
+    page = (tmp_path / "run.html").read_text()
+    late = "45%, 13 of 29, up to 90 ms from one to the next"
+    assert f"<td>late ticks</td><td>{late}</td>" in page
+    assert f"<b>late ticks</b> {late}." in page
+    assert "nothing wrong" not in page
+
+
+def test_ticks_that_come_early_and_late_by_less_than_half_a_period_are_in_time(tmp_path):
+    path = recorded(tmp_path / "run.mcap", ticks=ticks_after([14, 6] * 10))
+    assert main(["report", str(path), "--no-film"]) == 0
+    page = (tmp_path / "run.html").read_text()
+    assert "<td>late ticks</td><td>0 of 20</td>" in page
+    assert "timing: nothing wrong" in page
 
 
 def test_a_recording_without_commands_shows_gains_as_unknown(tmp_path, capsys):

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from krabby.course.timing import CONTROL_HZ
 
-__all__ = ["outcome_lines", "own_name"]
+__all__ = ["BUSY", "outcome_lines", "own_name"]
 
-_BUSY: Final = 0.05
+BUSY: Final = 0.05
 """Share of late ticks from which they are worth a line."""
 _LAUNCHER: Final = "krabby"
 """At the top of a checkout; it calls the environment's command."""
@@ -46,7 +46,7 @@ def outcome_lines(
         lines.append(f"walked  {walked:.1f} of {of} m in {time_s:.0f} s, {_falls(summary)}")
         lines.append(f"course  {summary['course']}, difficulty {summary['difficulty']:g}")
         lines += _waypoints(summary)
-    if (late := _late_share(summary)) > _BUSY:
+    if (late := _late_share(summary)) > BUSY:
         lines.append(f"note    too busy: {late:.0%} of the ticks late")
     lines.append(f"logs    {summary['logs']}")
     if recording is not None and recording.exists():
