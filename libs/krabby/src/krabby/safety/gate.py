@@ -203,20 +203,9 @@ class SafetyGate:
         now_ns = self._advance(now_ns)
         self._supervise(now_ns)
         wanted = np.asarray(joint_pos_target)
-        if wanted.shape != self.cfg.lower.shape:
-            return GateResult(
-                CommandStatus.REJECTED_LENGTH,
-                reason=f"{wanted.shape} angles for {self.cfg.joint_count}",
-            )
-        if not np.isfinite(wanted).all():
-            return GateResult(CommandStatus.REJECTED_NONFINITE, reason="non-finite angles")
-        if self._state in _REMEDY:
-            return GateResult(
-                CommandStatus.REJECTED_SAFETY,
-                reason=f"{self._state.name}: {_REMEDY[self._state]}",
-            )
-        if not self._state.following:
-            return GateResult(CommandStatus.NOT_ARMED)
+        refused = _refusal(wanted, self.cfg.lower.shape, self._state)
+        if refused is not None:
+            return refused
         self._command_ns = now_ns
         self._supervise(now_ns)  # a command ends the hold that its absence began
         if self._state is SafetyState.HOLD:
@@ -373,6 +362,21 @@ _REMEDY: Final = {
     SafetyState.DAMP: "arm again",
     SafetyState.ESTOP: "reset, then arm",
 }
+
+
+def _refusal(
+    wanted: NDArray[np.generic], shape: tuple[int, ...], state: SafetyState
+) -> GateResult | None:
+    """The answer to a command that cannot be followed; None if it can."""
+    if wanted.shape != shape:
+        return GateResult(
+            CommandStatus.REJECTED_LENGTH, reason=f"{wanted.shape} angles for {shape[0]}"
+        )
+    if not np.isfinite(wanted).all():
+        return GateResult(CommandStatus.REJECTED_NONFINITE, reason="non-finite angles")
+    if state in _REMEDY:
+        return GateResult(CommandStatus.REJECTED_SAFETY, reason=f"{state.name}: {_REMEDY[state]}")
+    return None if state.following else GateResult(CommandStatus.NOT_ARMED)
 
 
 def _to_ns(seconds: float) -> int:
