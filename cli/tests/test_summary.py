@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -101,6 +103,29 @@ def test_processor_use_counts_from_the_mark():
     clock.advance(10.0)
     meter.sample()
     assert meter.cores()["self"] < used
+
+
+def test_processor_use_includes_children_before_and_after_their_end():
+    clock = FakeClock()
+    meter = CpuMeter({"self": os.getpid()}, clock=lambda: clock() * 1e-9)
+    program = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True); input()"
+    started_s = sum(os.times()[:2])
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        child.stdout.readline()
+        clock.advance(1.0)
+        meter.sample()
+        lives = meter.cores()["self"]
+        child.communicate(b"\n", timeout=30)
+    own = sum(os.times()[:2]) - started_s
+    meter.sample()
+    ended = meter.cores()["self"]
+    # Ticks of the kernel's accounting are 10 ms, two of each process; here one second passed.
+    assert lives >= 0.3 - 0.04
+    assert lives <= ended + 0.04
+    assert ended >= 0.3 - 0.04
+    assert own < 0.2, "this process burned the time itself"
 
 
 def test_a_process_that_is_gone_has_no_figure():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import psutil
@@ -83,7 +84,10 @@ def build_summary(
 
 
 class CpuMeter:
-    """Mean processor use of processes between a mark and the last sample."""
+    """Mean processor use of processes, each with its children, between a mark and the last sample.
+
+    A process that draws for sim-hal is a child of it.
+    """
 
     def __init__(
         self, pids: Mapping[str, int], *, clock: Callable[[], float] = time.monotonic
@@ -108,8 +112,7 @@ class CpuMeter:
         self._machine = (now, sum(machine) - machine.idle - getattr(machine, "iowait", 0.0))
         for name, process in self._processes.items():
             with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                self._last[name] = (now, times.user + times.system)
+                self._last[name] = (now, _busy_s(process))
 
     def mark(self) -> None:
         """Start of the span that `cores` is about: the last sample."""
@@ -129,6 +132,17 @@ class CpuMeter:
     def recent(self) -> dict[str, float]:
         """Processor use between the last two samples [cores], by name."""
         return _rates(self._before, self._last)
+
+
+def _busy_s(process: psutil.Process) -> float:
+    """Processor time of a process and of its children, also of those that have ended [s]."""
+    busy_s = sum(process.cpu_times()[:4])
+    for thread in Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            for child in thread.read_text().split():
+                with contextlib.suppress(psutil.Error):
+                    busy_s += _busy_s(psutil.Process(int(child)))
+    return busy_s
 
 
 def _rates(
