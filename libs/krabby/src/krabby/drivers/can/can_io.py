@@ -372,6 +372,7 @@ def open_bus(spec: BusSpec) -> can.BusABC:
             # Imported here: it opens kernel interfaces that only Linux has.
             from can.interfaces.socketcan import SocketcanBus
 
+            socket.if_nametoindex(spec.channel)  # python-can would leave a socket open
             return SocketcanBus(spec.channel)
         if spec.interface == "udp_multicast":
             return _UdpBus(spec.channel, port=spec.port, hops=spec.hops)

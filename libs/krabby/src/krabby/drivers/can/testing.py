@@ -17,9 +17,10 @@ import numpy as np
 
 from krabby.drivers.can.can_io import frame_of, message_of, open_bus
 from krabby.drivers.can.codec import Codec, Feedback, Frame, Kind, Parameter, Reply, Scale
-from krabby.drivers.can.hardware import HardwareDescription, JointDrive
+from krabby.drivers.can.hardware import BusSpec, HardwareDescription, JointDrive
 from krabby.drivers.can.identity import emulated_identity
 from krabby.drivers.can.types import DriveFault, DriveMode
+from krabby.drivers.errors import DriveError
 
 __all__ = ["FakeDrive", "FakeDrives", "SteppedDrives", "fake_drives", "free_multicast_channels"]
 
@@ -174,14 +175,17 @@ class FakeDrives:
         self.twins: list[FakeDrive] = []
         """Second drives under ids of those; each answers after the first."""
         self._stop = threading.Event()
-        self._buses = [open_bus(spec) for spec in hardware.buses]
         self._threads = [
             threading.Thread(
                 target=self._run,
-                args=(bus, [self.drives[joint] for joint in hardware.drives_of(spec.name)]),
+                args=(
+                    open_bus(spec),
+                    spec,
+                    [self.drives[j] for j in hardware.drives_of(spec.name)],
+                ),
                 daemon=True,
             )
-            for bus, spec in zip(self._buses, hardware.buses, strict=True)
+            for spec in hardware.buses
         ]
 
     def __enter__(self) -> Self:
@@ -195,10 +199,18 @@ class FakeDrives:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        for bus in self._buses:
-            bus.shutdown()
 
-    def _run(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
+    def _run(self, bus: can.BusABC, spec: BusSpec, drives: list[FakeDrive]) -> None:
+        """Answer until the end; where the interface goes away, on the next one of its name."""
+        while not self._stop.is_set():
+            with contextlib.suppress(can.CanError), bus:
+                self._answer(bus, drives)
+            while not self._stop.wait(0.01):
+                with contextlib.suppress(DriveError):
+                    bus = open_bus(spec)
+                    break
+
+    def _answer(self, bus: can.BusABC, drives: list[FakeDrive]) -> None:
         by_id = {drive.spec.can_id: drive for drive in drives}
         codec = drives[0].codec
         while not self._stop.is_set():
