@@ -276,6 +276,24 @@ def test_a_rootless_engine_elsewhere_is_told_what_it_lacks(examine):
     assert "Delegate=cpu" in found["rootless engine"].remedy
 
 
+@pytest.mark.parametrize(
+    ("path", "usual", "raised", "times"),
+    [
+        ("sys/fs/cgroup/cpu/docker/cpu.shares", "1024\n", "20480\n", "20"),
+        ("sys/fs/cgroup/docker/cpu.weight", "100\n", "2000\n", "20"),
+    ],
+)
+def test_containers_that_weigh_as_much_as_one_process_are_a_warning(
+    examine, path, usual, raised, times
+):
+    assert "weight of containers" not in examine()
+    found = examine({path: usual})["weight of containers"]
+    assert (found.status, found.value) == ("warn", "1 times that of a process, all together")
+    assert f"echo {raised.strip()} | sudo tee /{path}" in found.remedy
+    found = examine({path: raised})["weight of containers"]
+    assert (found.status, found.value) == ("ok", f"{times} times that of a process, all together")
+
+
 @pytest.mark.parametrize("command", [INFO, ("podman", "info", "--format", "json")])
 def test_podman_is_told_from_an_engine_that_does_not_run(examine, command):
     """It answers to `docker` too, with the package podman-docker."""

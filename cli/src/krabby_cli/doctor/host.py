@@ -29,6 +29,13 @@ _CONTROLLERS: Final = {
 }
 """What a rootless engine gives only where systemd delegates it; keys of `docker info`."""
 
+_ENGINE_GROUPS: Final = {
+    "/sys/fs/cgroup/cpu/docker/cpu.shares": (1024, 20480),
+    "/sys/fs/cgroup/docker/cpu.weight": (100, 2000),
+}
+"""Weight of all containers together where the engine runs without systemd, under cgroup v1 and v2:
+that of one process, which is the default, and one with which loops keep up beside other work."""
+
 
 def check_realtime(machine: Machine) -> Iterator[Finding]:
     version = machine.read("/proc/version") or "unknown kernel"
@@ -122,6 +129,7 @@ def _docker(machine: Machine) -> Iterator[Finding]:
         return
     yield ok("Docker", str(version))
     yield from _rootless(machine, info)
+    yield from _weight(machine)
     compose = (machine.run(["docker", "compose", "version", "--short"]) or "").strip().lstrip("v")
     if tuple(int(part) for part in re.findall(r"\d+", compose)[:2]) < _COMPOSE:
         remedy = "install the plug-in docker-compose-plugin, 2.20 or later"
@@ -169,6 +177,23 @@ def _rootless(machine: Machine, info: dict[str, Any]) -> Iterator[Finding]:
             "/etc/systemd/system/user@.service.d/delegate.conf, then log in again"
         )
     yield warn("rootless engine", value, remedy)
+
+
+def _weight(machine: Machine) -> Iterator[Finding]:
+    """What the weights in the compose files are parts of."""
+    for path, (usual, wanted) in _ENGINE_GROUPS.items():
+        weight = machine.read(path) or ""
+        if not weight.isdecimal():
+            continue
+        times = int(weight) / usual
+        value = f"{times:g} times that of a process, all together"
+        if times > 1.0:
+            yield ok("weight of containers", value)
+        else:
+            remedy = (
+                f"echo {wanted} | sudo tee {path}, at every boot: without SCHED_FIFO it decides"
+            )
+            yield warn("weight of containers", value, remedy)
 
 
 def _json(text: str | None) -> dict[str, Any]:
