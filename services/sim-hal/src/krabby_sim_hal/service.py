@@ -12,7 +12,7 @@ import structlog
 from krabby.course.courses import make_course
 from krabby.hal.backend import SimulatedClock
 from krabby.hal.loop import HalLoop
-from krabby.isaac.environment import require_isaaclab
+from krabby.isaac.environment import require_isaaclab, require_physics
 from krabby.isaac.errors import IsaacUnavailable
 from krabby.mujoco.world import World
 from krabby.robot.description import RobotDescription
@@ -33,6 +33,7 @@ class SimHal(HalLoop):
     """`krabby.runtime.Service` around a `Simulator`."""
 
     def __init__(self, cfg: SimHalCfg) -> None:
+        self._cfg = cfg
         desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         clock_ns = SimulatedClock() if cfg.speed == 0.0 else time.monotonic_ns
@@ -56,6 +57,11 @@ class SimHal(HalLoop):
         world = self.sim.world
         if not world.has_to_be_built:
             return
+        if self._cfg.isaac.physics == "isaacsim":
+            log.warning(
+                "never run: PhysX inside Isaac Sim was written against Isaac Lab's interface alone",
+                instead="isaac.physics=physx is the same engine as a library",
+            )
         began_s = time.monotonic()
         runtime.doing(f"building the scene in {world.simulator}")
         world.start()
@@ -82,6 +88,7 @@ def _world(cfg: SimHalCfg) -> Callable[..., World]:
     if cfg.backend == "mujoco":
         return World
     require_isaaclab("backend=isaaclab", IsaacUnavailable)
+    require_physics(cfg.isaac.physics)
     # Loads torch, which MuJoCo does not need.
     from krabby.isaac.world import IsaacWorld
 

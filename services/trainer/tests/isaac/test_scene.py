@@ -1,13 +1,18 @@
 """What Isaac Lab is told of the robot, and what is said where it cannot run."""
 
+import importlib.util
 from types import SimpleNamespace
 
 import pytest
 import torch
+from krabby.config import load
 from krabby.isaac import environment, scene
 from krabby.isaac.environment import require_isaaclab
+from krabby.isaac.errors import IsaacUnavailable
 from krabby.robot.assets import robot_dir
 from krabby.robot.description import RobotDescription
+from krabby_sim_hal.config import SimHalCfg
+from krabby_sim_hal.service import SimHal
 from krabby_trainer.errors import MissingDependency
 from krabby_trainer.task.config import PhysicsCfg
 
@@ -27,6 +32,23 @@ def test_a_missing_simulator_is_refused_with_the_way_to_get_it(monkeypatch):
         MissingDependency, match=r"Isaac Lab 3\.0\.0, which is not installed.*train-s"
     ):
         require_isaaclab("training", MissingDependency)
+
+
+@pytest.mark.parametrize(("physics", "remedy"), [("physx", "--extra physx"), ("isaacsim", "6.2")])
+def test_physics_that_is_not_installed_is_refused_with_the_way_to_get_it(
+    physics, remedy, monkeypatch
+):
+    package = environment.DISTRIBUTIONS[physics]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        environment.importlib.util,
+        "find_spec",
+        lambda name: None if name == package else found(name),
+    )
+    cfg = load(SimHalCfg, None, ["backend=isaaclab", f"isaac.physics={physics}"])
+    with pytest.raises(IsaacUnavailable, match=f"isaac.physics={physics} needs {package}") as said:
+        SimHal(cfg)
+    assert remedy in str(said.value)
 
 
 def test_arrays_are_seen_through_their_torch_view():
@@ -49,6 +71,12 @@ def test_the_articulation_is_the_robot_described():
     assert drives.armature == dict.fromkeys(ROBOT.joint_names, 0.05)
     assert set(drives.stiffness) == set(drives.damping) == set(ROBOT.joint_names)
     assert (drives.stiffness["lf_knee"], drives.damping["lf_knee"]) == (250.0, 10.0)
+
+
+@pytest.mark.isaac
+@pytest.mark.parametrize(("physics", "of"), [("physx", "OvPhysx"), ("isaacsim", "Physx")])
+def test_physx_is_configured_as_the_library_or_as_isaac_sims(physics, of):
+    assert type(scene.physics_cfg(PhysicsCfg(), physics)).__name__ == f"{of}Cfg"
 
 
 @pytest.mark.isaac

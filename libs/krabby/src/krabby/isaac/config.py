@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from krabby.config import Config, Count, Positive, check
 
-__all__ = ["IsaacCfg", "SolverCfg"]
+__all__ = ["IsaacCfg", "Physics", "SolverCfg"]
+
+Physics = Literal["newton", "physx", "isaacsim"]
 
 
 @dataclass
@@ -31,6 +33,9 @@ class SolverCfg:
 class IsaacCfg(Config, frozen=True, kw_only=True):
     """Only with backend=isaaclab."""
 
+    physics: Physics = "newton"
+    """newton, as in training; physx: PhysX as the library ovphysx; isaacsim: PhysX inside Isaac
+    Sim, which was never run."""
     device: str = "cpu"
     """Where physics runs: cpu, or cuda:0 for an NVIDIA GPU."""
     robots: Annotated[int, Meta(ge=1, le=4096)] = 1

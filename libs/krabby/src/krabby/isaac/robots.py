@@ -6,6 +6,7 @@ does. So `Robots` reads and writes the arrays of the simulation itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, Self
 
@@ -82,10 +83,18 @@ class Robots:
     the order of `robot.toml`.
     """
 
-    def __init__(self, scene: Any, desc: RobotDescription, bodies: Bodies, device: str) -> None:
+    def __init__(
+        self,
+        scene: Any,
+        desc: RobotDescription,
+        bodies: Bodies,
+        device: str,
+        *,
+        simulation: Callable[[Any, Any], Any] = adapter.Simulation,
+    ) -> None:
         self.bodies, self.device = bodies, device
         self.articulation = scene["robot"]
-        self._contacts = scene["contact_forces"]
+        contacts = scene["contact_forces"]
         feet = [f"{leg}_foot" for leg in desc.leg_names]
         names = list(self.articulation.body_names)
         missing = [name for name in ["base", *feet] if name not in names]
@@ -93,7 +102,8 @@ class Robots:
             raise ModelError(
                 f"the robot's USD has no bodies {missing}, only {names}; run `make assets`"
             )
-        sensed = [name.rsplit("/", 1)[-1] for name in self._contacts.sensor_names]
+        view: adapter.Simulation = simulation(self.articulation, contacts)
+        sensed = view.sensed
         legs = [name for name in sensed if name.endswith(("_hip", "_femur", "_tibia"))]
 
         def indices(wanted: list[str], among: list[str]) -> Tensor:
@@ -110,32 +120,18 @@ class Robots:
         self.weight_n = torch.zeros(len(bodies.friction), device=device)
         self._written: dict[tuple[str, str], Tensor] = {}
         data = self.articulation.data
-        if data.has_joint_ordering or data.has_body_ordering:
-            raise ModelError(
-                "the robot's USD has its joints or bodies in another order than robot.toml; run "
-                "`make assets`"
-            )
-        self._view_simulation(adapter.Simulation(self.articulation, self._contacts))
+        self._view_simulation(view)
         # As described: what `write_bodies` starts from, however often it is called.
-        self._nominal_friction: Tensor | None = None
+        self._nominal_friction = view.shape_friction()
         self._nominal_mass = adapter.tensor(data.body_mass).clone()
         self._nominal_inertia = adapter.tensor(data.body_inertia).clone()
         self._nominal_com_b = adapter.tensor(data.body_com_pos_b)[:, [self._base]].clone()
 
     def write_bodies(self) -> None:
         """Give every simulated robot the friction, mass, centre of mass and gains of `bodies`."""
-        import warp
-        from isaaclab_newton.physics import NewtonManager
-        from newton import ModelFlags
-
-        bodies, robot = self.bodies, self.articulation
-        model = NewtonManager.get_model()
-        friction = warp.to_torch(robot.root_view.get_attribute("shape_material_mu", model)[:, 0])
-        if self._nominal_friction is None:
-            self._nominal_friction = friction.clone()
-        nominal = self._nominal_friction
-        friction.copy_(nominal * (bodies.friction / nominal.amax(dim=1, keepdim=True)))
-        NewtonManager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
+        bodies, robot, nominal = self.bodies, self.articulation, self._nominal_friction
+        ratio = bodies.friction.to(nominal.device) / nominal.amax(dim=1, keepdim=True)
+        self._simulation.set_shape_friction(nominal * ratio)
 
         mass = self._nominal_mass * bodies.mass_factor
         mass[:, self._base] += bodies.added_mass_kg[:, 0]
@@ -143,7 +139,7 @@ class Robots:
         ratio = mass / self._nominal_mass
         robot.set_inertias_index(inertias=self._nominal_inertia * ratio[..., None])
         com = self._nominal_com_b + bodies.com_offset_m[:, None]
-        robot.set_coms_index(coms=com, body_ids=[self._base])
+        self._simulation.set_base_com(com)
         self.weight_n.copy_(_GRAVITY_M_S2 * mass.sum(-1))
 
         kp, kd = self._gains
@@ -190,6 +186,7 @@ class Robots:
 
     def read(self) -> None:
         """Derive what is not in the simulator's arrays."""
+        self._simulation.refresh()
         s, quat = self._simulation, self.base_quat_w
         angular = s.speeds[:, 3:6]
         # The simulator has the velocity of the base's centre of mass.
@@ -236,6 +233,10 @@ class Robots:
         """Add (N, 2) [m/s] to the velocities along x and y of the bases of robots in `which`."""
         self._simulation.speeds[:, :2] += torch.where(which[:, None], change, 0.0)
         self._simulation.settle(which)
+
+    def before_step(self) -> None:
+        """To be called before the simulator's step, where Isaac Lab's managers do not run it."""
+        self._simulation.before_step()
 
     def drive(self, target: Tensor) -> None:
         """Give the drives their targets, (N, 18) [rad]."""

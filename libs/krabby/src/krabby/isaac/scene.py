@@ -1,4 +1,4 @@
-"""The one place that knows which Isaac Lab this is: 3.0, kit-less, Newton physics.
+"""The one place that knows which Isaac Lab this is: 3.0. Newton's arrays; PhysX's are in `physx`.
 
 Quaternions are xyzw, data properties are proxies with a `.torch` view, and the safety-relevant
 numbers of `robot.toml` become actuators and materials here.
@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import torch
 
-from krabby.isaac.config import SolverCfg
+from krabby.isaac.config import Physics, SolverCfg
 from krabby.robot.assets import robot_file
 from krabby.robot.description import RobotDescription
+from krabby.robot.errors import ModelError
 
 __all__ = [
     "TERRAIN_FRICTION",
@@ -134,7 +135,9 @@ def scene_cfg(
         terrain_generator=GeneratorCfg(terrain=_Ground(ground)),
         max_init_terrain_level=0,
         physics_material=sim_utils.RigidBodyMaterialCfg(
-            static_friction=TERRAIN_FRICTION, dynamic_friction=TERRAIN_FRICTION
+            static_friction=TERRAIN_FRICTION,
+            dynamic_friction=TERRAIN_FRICTION,
+            friction_combine_mode="max",  # for PhysX, which else takes the mean
         ),
         visual_material=None,
         debug_vis=False,
@@ -159,6 +162,18 @@ class Simulation:
         control: Any = NewtonManager.get_control()
         robots = articulation.num_instances
         self._manager: Any = NewtonManager
+        self._articulation = articulation
+        data = articulation.data
+        if data.has_joint_ordering or data.has_body_ordering:
+            raise ModelError(
+                "the robot's USD has its joints or bodies in another order than robot.toml; run "
+                "`make assets`"
+            )
+        self.sensed = [name.rsplit("/", 1)[-1] for name in contacts.sensor_names]
+        """Names of the bodies whose contacts are sensed."""
+        model = NewtonManager.get_model()
+        attribute: Any = articulation.root_view.get_attribute("shape_material_mu", model)
+        self._shape_friction = view(attribute[:, 0])
         self.coords = view(state.joint_q).view(robots, -1)
         """Base position [m] and orientation (xyzw), then joints [rad]; (N, 25)."""
         self.speeds = view(state.joint_qd).view(robots, -1)
@@ -181,6 +196,27 @@ class Simulation:
         self._articulations = self._worlds[:robots]
         self._which = view(self._articulations)
         self._clear_rows = _row_clearer()
+
+    def refresh(self) -> None:
+        """Nothing: the tensors are the simulator's own."""
+
+    def before_step(self) -> None:
+        """Nothing: Newton steps the drives."""
+
+    def shape_friction(self) -> torch.Tensor:
+        """Of every shape, (N, S)."""
+        return self._shape_friction.clone()
+
+    def set_shape_friction(self, friction: torch.Tensor) -> None:
+        """Of every shape, (N, S)."""
+        from newton import ModelFlags
+
+        self._shape_friction.copy_(friction)
+        self._manager.add_model_change(ModelFlags.SHAPE_PROPERTIES)
+
+    def set_base_com(self, com_b: torch.Tensor) -> None:
+        """Centre of mass of the bases, (N, 1, 3) [m]."""
+        self._articulation.set_coms_index(coms=com_b, body_ids=[0])
 
     def drive(self, target: torch.Tensor) -> None:
         """Give the drives their targets, (N, 18) [rad]."""
@@ -294,8 +330,21 @@ def replay_on_processor() -> Callable[[], None]:
     return undo
 
 
-def physics_cfg(cfg: SolverCfg) -> Any:
-    """Newton with the MuJoCo-Warp solver and Newton's own collision pipeline."""
+def physics_cfg(cfg: SolverCfg, physics: Physics = "newton") -> Any:
+    """Newton with the MuJoCo-Warp solver and its own collision pipeline, or PhysX as it comes."""
+    if physics == "isaacsim":
+        from isaaclab_physx.physics import PhysxCfg
+
+        return PhysxCfg()
+    if physics == "physx":
+        import warp
+        from isaaclab_ov.physics import OvPhysxCfg
+
+        # Its buffers are page-locked, on the processor too, which takes CUDA's driver.
+        processor: Any = warp.get_device("cpu")
+        if not warp.is_cuda_available():
+            processor.pinned_allocator = processor.default_allocator
+        return OvPhysxCfg()
     from isaaclab_newton.physics import (
         MJWarpSolverCfg,
         NewtonCfg,

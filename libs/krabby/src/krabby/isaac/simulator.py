@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from krabby.isaac import scene as shared
+from krabby.isaac.physx import PhysxSimulation
 from krabby.isaac.robots import Bodies, Robots
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from krabby.course.courses import Course
-    from krabby.isaac.config import SolverCfg
+    from krabby.isaac.config import Physics, SolverCfg
     from krabby.robot.description import RobotDescription
 
 __all__ = ["Drives", "RobotState", "Simulator"]
@@ -79,6 +80,7 @@ class Simulator:
         *,
         robots: int,
         device: str,
+        physics: Physics = "newton",
     ) -> None:
         """Build the scene, and compile what a step needs: 20 to 120 s.
 
@@ -86,21 +88,29 @@ class Simulator:
             desc: The robot its USD was generated from.
             actual: The robot as it really is: masses, friction and strength.
             course: What it stands on.
-            solver: Of the physics.
+            solver: Step, and Newton's limits.
             robots: N.
             device: cpu, or cuda:0.
+            physics: Newton, the library ovphysx, or Isaac Sim's PhysX.
         """
+        newton = physics == "newton"
+        cfg = shared.physics_cfg(solver, physics)
+        self._undo, self._runtime = contextlib.ExitStack(), contextlib.ExitStack()
+        if physics == "isaacsim":  # its application comes before all that needs it
+            from isaaclab.app import launch_simulation
+
+            options = {"headless": True, "device": device}
+            self._runtime.enter_context(launch_simulation(cfg, options))
         from isaaclab.scene import InteractiveScene
         from isaaclab.sim import SimulationCfg, SimulationContext
         from isaaclab.sim.utils.stage import use_stage
 
         self._n, self._device, self._step_s = robots, device, solver.step_s
-        self._undo = contextlib.ExitStack()
         x, y, _ = course.spawn
         origin = np.array([x, y, float(course.height_at(x, y))])
         with _quiet():
             self._sim: Any = SimulationContext(
-                SimulationCfg(device=device, dt=solver.step_s, physics=shared.physics_cfg(solver))
+                SimulationCfg(device=device, dt=solver.step_s, physics=cfg)
             )
             with use_stage(self._sim.stage):
                 self._scene: Any = InteractiveScene(
@@ -115,15 +125,17 @@ class Simulator:
                 self._sim.reset()
             self._scene.update(dt=solver.step_s)
             self._sim.physics_manager.set_decimation(1)
-            if not solver.warn:
+            if newton and not solver.warn:
                 shared.silence_solver()
-            shared.spread_terrain_queries()
+            if newton:
+                shared.spread_terrain_queries()
             self._bodies = Bodies.of(desc, actual, robots, device)
-            self.robots = Robots(self._scene, desc, self._bodies, device)
+            simulation = shared.Simulation if newton else PhysxSimulation
+            self.robots = Robots(self._scene, desc, self._bodies, device, simulation=simulation)
             self.robots.write_bodies()
             for _ in range(_WARM_UP_STEPS):
                 self.step()
-            if device == "cpu":
+            if newton and device == "cpu":
                 self._undo.callback(shared.replay_on_processor())
 
     def place(
@@ -148,6 +160,7 @@ class Simulator:
 
     def step(self) -> None:
         """Let one step of time pass."""
+        self.robots.before_step()
         self._sim.step(render=False)
         self._scene.update(dt=self._step_s)
 
@@ -177,6 +190,7 @@ class Simulator:
         self._undo.close()
         with _quiet():
             self._sim.clear_instance()
+        self._runtime.close()
 
     def _rows(self, values: NDArray[np.float64]) -> torch.Tensor:
         row = torch.as_tensor(values, dtype=torch.float32, device=self._device)
@@ -189,6 +203,7 @@ class Simulator:
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
     """Isaac Lab and Warp print what they load and build; a service's stdout has log lines alone."""
-    logging.getLogger("isaaclab").setLevel(logging.ERROR)
+    for name in ("isaaclab", "isaaclab_newton", "isaaclab_ov", "isaaclab_physx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()):
         yield

@@ -17,6 +17,7 @@ import mujoco
 import numpy as np
 
 from krabby.isaac.config import SolverCfg
+from krabby.isaac.environment import DISTRIBUTIONS
 from krabby.isaac.errors import IsaacUnavailable
 from krabby.isaac.simulator import Drives, Simulator
 from krabby.mujoco.model import to_mujoco_quat
@@ -83,7 +84,8 @@ class IsaacWorld(World):
     @property
     def simulator(self) -> str:
         """Name and version of what integrates, and where."""
-        versions = " ".join(f"{each} {version(each)}" for each in ("isaaclab", "newton"))
+        engine = DISTRIBUTIONS[self._cfg.physics]
+        versions = " ".join(f"{each} {version(each)}" for each in ("isaaclab", engine))
         return f"{versions} {self._cfg.device}"
 
     @property
@@ -100,6 +102,7 @@ class IsaacWorld(World):
             self._solver,
             robots=self._cfg.robots,
             device=self._cfg.device,
+            physics=self._cfg.physics,
         )
         self._hand_over()
 
