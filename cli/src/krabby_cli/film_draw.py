@@ -19,6 +19,7 @@ from krabby_cli.errors import CliError
 from krabby_cli.film_poses import Pose
 
 if TYPE_CHECKING:
+    from krabby.mujoco.model import PosedRobot
     from krabby.mujoco.render import Picture, View
 
 __all__ = ["Film", "draw", "draw_film"]
@@ -51,13 +52,13 @@ def draw(
     """One picture per pose, `width` x `height` pixels, with soft shadows; seconds each."""
     from krabby.mujoco.render import render_rays
 
-    stage = _Stage(course)
+    robot = _robot_on(course)
     pictures = []
     for pose in poses:
-        stage.show(pose)
+        robot.put(pose.base_pos_w, pose.base_quat_w, pose.joint_pos)
         picture = render_rays(
-            stage.model,
-            stage.data,
+            robot.model,
+            robot.data,
             view(pose),
             width=width,
             height=height,
@@ -103,27 +104,12 @@ def _result(future: Future[Any]) -> Picture:
         ) from error
 
 
-class _Stage:
-    """The robot on a course."""
+def _robot_on(course: Course) -> PosedRobot:
+    # Drawing loads the simulator.
+    from krabby.mujoco.model import PosedRobot
+    from krabby.robot.description import RobotDescription
 
-    def __init__(self, course: Course) -> None:
-        # Drawing loads the simulator.
-        import mujoco
-        from krabby.mujoco.model import ModelIndex, build_model
-        from krabby.robot.description import RobotDescription
-
-        desc = RobotDescription.load()
-        self.model = build_model(desc, course)
-        self.data = mujoco.MjData(self.model)  # pyright: ignore[reportAttributeAccessIssue]
-        self._index = ModelIndex.of(self.model, desc)
-
-    def show(self, pose: Pose) -> None:
-        from krabby.mujoco.model import set_robot_state
-
-        set_robot_state(
-            self.model, self.data, self._index,
-            base_pos_w=pose.base_pos_w, base_quat_w=pose.base_quat_w, joint_pos=pose.joint_pos,
-        )  # fmt: skip
+    return PosedRobot(RobotDescription.load(), course)
 
 
 class _Artist:
@@ -133,14 +119,14 @@ class _Artist:
         from krabby.mujoco.film import FilmCamera
 
         self._film = film
-        self._stage = _Stage(make_course(film.course, film.difficulty, film.seed))
-        self._camera = FilmCamera(self._stage.model, film.width, film.height)
+        self._robot = _robot_on(make_course(film.course, film.difficulty, film.seed))
+        self._camera = FilmCamera(self._robot.model, film.width, film.height)
 
     def draw(self, pose: Pose) -> Picture:
         from krabby.mujoco.render import write_captions
 
-        self._stage.show(pose)
-        picture = self._camera.draw(self._stage.data, beside(pose))
+        self._robot.put(pose.base_pos_w, pose.base_quat_w, pose.joint_pos)
+        picture = self._camera.draw(self._robot.data, beside(pose))
         return write_captions(picture, pose.captions) if self._film.captions else picture
 
 

@@ -1,18 +1,14 @@
 """What `ParkourEnv.render` shows: the robot from the side, ray-traced, and a window for it."""
 
-# mujoco and pygame are compiled; mujoco comes without type stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
-import mujoco
 
 from krabby.mujoco.film import FilmCamera, beside
-from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
+from krabby.mujoco.model import PosedRobot
 
 if TYPE_CHECKING:
     from krabby.course.courses import Course
@@ -35,18 +31,13 @@ class CourseView:
 
     def __init__(self, desc: RobotDescription, course: Course, width: int, height: int) -> None:
         # The physics' own model has no visuals.
-        self._model = build_model(desc, course)
-        self._data = mujoco.MjData(self._model)
-        self._index = ModelIndex.of(self._model, desc)
-        self._camera = FilmCamera(self._model, width, height)
+        self._robot = PosedRobot(desc, course)
+        self._camera = FilmCamera(self._robot.model, width, height)
 
     def draw(self, world: World) -> Picture:
         """Picture (height, width, 3), uint8, of the robot as it is now."""
-        set_robot_state(
-            self._model, self._data, self._index,
-            base_pos_w=world.base_pos_w, base_quat_w=world.base_quat_w, joint_pos=world.joint_pos,
-        )  # fmt: skip
-        return self._camera.draw(self._data, beside(world.base_pos_w))
+        self._robot.put(world.base_pos_w, world.base_quat_w, world.joint_pos)
+        return self._camera.draw(self._robot.data, beside(world.base_pos_w))
 
 
 class Window:

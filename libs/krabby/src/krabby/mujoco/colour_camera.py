@@ -4,18 +4,13 @@ Drawn with MuJoCo's rays as films are (`krabby.mujoco.film`), so it needs no Ope
 The body that carries the camera is left out, as a real camera does not see its housing.
 """
 
-# mujoco is compiled and comes without type stubs.
-# pyright: reportAttributeAccessIssue=false
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import mujoco
-
 from krabby.mujoco.depth_camera import camera_pose
 from krabby.mujoco.film import FilmCamera
-from krabby.mujoco.model import ModelIndex, build_model, set_robot_state
+from krabby.mujoco.model import PosedRobot
 from krabby.mujoco.rays import View
 
 if TYPE_CHECKING:
@@ -48,11 +43,9 @@ class ColourCamera:
         scale: int = 4,
     ) -> None:
         self._camera = desc.camera if camera is None else camera
-        self._model = build_model(desc, course)
-        self._data = mujoco.MjData(self._model)
-        self._index = ModelIndex.of(self._model, desc)
+        self._robot = robot = PosedRobot(desc, course)
         size = scale * self._camera.width, scale * self._camera.height
-        self._film = FilmCamera(self._model, *size, unseen_body=self._index.base_body)
+        self._film = FilmCamera(robot.model, *size, unseen_body=robot.index.base_body)
 
     def draw(
         self,
@@ -67,14 +60,11 @@ class ColourCamera:
             base_quat_w: Base to world (x, y, z, w).
             joint_pos: Joint angles [rad], shape (18,).
         """
-        set_robot_state(
-            self._model, self._data, self._index,
-            base_pos_w=base_pos_w, base_quat_w=base_quat_w, joint_pos=joint_pos,
-        )  # fmt: skip
+        self._robot.put(base_pos_w, base_quat_w, joint_pos)
         eye, axes_w = camera_pose(
             self._camera, base_pos_w.astype("float64"), base_quat_w.astype("float64")
         )
-        return self._film.draw(self._data, view_of(self._camera, eye, axes_w))
+        return self._film.draw(self._robot.data, view_of(self._camera, eye, axes_w))
 
 
 def view_of(camera: CameraModel, eye: NDArray[np.float64], axes_w: NDArray[np.float64]) -> View:

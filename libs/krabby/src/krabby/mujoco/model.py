@@ -25,6 +25,7 @@ __all__ = [
     "TERRAIN_GROUP",
     "VISUAL_GROUP",
     "ModelIndex",
+    "PosedRobot",
     "Terrain",
     "build_model",
     "from_mujoco_quat",
@@ -166,6 +167,27 @@ def set_robot_state(
     data.qpos[index.joint_qpos] = joint_pos
     data.ctrl[index.actuator] = joint_pos
     mujoco.mj_forward(model, data)
+
+
+class PosedRobot:
+    """A robot on a course that is put into poses, to be drawn: with what is only looked at.
+
+    Args:
+        desc: The robot.
+        course: What it stands on.
+    """
+
+    def __init__(self, desc: RobotDescription, course: Terrain) -> None:
+        self.model = build_model(desc, course)
+        self.data = mujoco.MjData(self.model)
+        self.index = ModelIndex.of(self.model, desc)
+
+    def put(self, base_pos_w: ArrayLike, base_quat_w: ArrayLike, joint_pos: ArrayLike) -> None:
+        """Base at (3,) [m], base to world (x, y, z, w), joints (18,) [rad]."""
+        set_robot_state(
+            self.model, self.data, self.index,
+            base_pos_w=base_pos_w, base_quat_w=base_quat_w, joint_pos=joint_pos,
+        )  # fmt: skip
 
 
 def _check_robot(model: mujoco.MjModel, description: RobotDescription, path: Path) -> None:
