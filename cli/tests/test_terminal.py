@@ -239,6 +239,35 @@ def test_a_line_is_cut_to_the_width_of_the_terminal(terminal):
     assert b"  ya" not in seen
 
 
+def test_what_is_said_is_wrapped_below_the_first_line_and_replaced_as_a_whole(terminal):
+    leader, follower = terminal
+    termios.tcsetwinsize(follower, (24, 20))
+    line = StatusLine(follower)
+    seen = b""
+    for text, end in (("vx 0\nstand refused: latched; reset it", b"it"), ("vx 1\ndone\n", b"done")):
+        line.show(text)
+        while end not in seen:
+            seen += os.read(leader, 65536)
+    line.close()
+    while select.select([leader], (), (), 0)[0]:
+        seen += os.read(leader, 65536)
+    first, second = b"vx 0\r\nstand refused:\r\nlatched; reset it", b"vx 1\r\ndone\r\n"
+    assert seen.split(b"\x1b[?2004h")[1:] == [first + b"\r\x1b[2A\x1b[J", second + b"\x1b[?2004l"]
+
+
+def test_a_status_has_five_rows_at_most(terminal):
+    leader, follower = terminal
+    termios.tcsetwinsize(follower, (24, 20))
+    line = StatusLine(follower)
+    line.show("vx 0\n" + "no answer " * 20 + "\n")
+    line.close()
+    line._thread.join()
+    seen = b""
+    while select.select([leader], (), (), 0)[0]:
+        seen += os.read(leader, 65536)
+    assert seen.count(b"\n") == 5  # the fifth at the end of the fifth row
+
+
 def test_a_line_that_cannot_be_written_is_no_error():
     read_end, write_end = os.pipe()
     os.close(read_end)

@@ -29,6 +29,7 @@ from krabby_cli import evaluate_processes
 from krabby_cli.errors import CliError, UsageError
 from krabby_cli.options import POLICY_HELP, add_command, flag, option
 from krabby_cli.signals import Signals
+from krabby_cli.terminal import columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,11 +245,11 @@ class _Progress:
         elapsed_s = now_s - self._began_s
         left_s = elapsed_s / self._done * (self._count - self._done)
         line = (
-            f"{self._done} of {self._count} trials, {self._good} successes, "
-            f"{self._simulated_s / max(elapsed_s, 1e-9):.0f} simulated s per s, "
-            f"{_clock(left_s)} left"
+            f"{self._done} of {self._count} trials, {_clock(left_s)} left, {self._good} successes, "
+            f"{self._simulated_s / max(elapsed_s, 1e-9):.0f} simulated s per s"
         )
-        sys.stderr.write(f"\r{line:<78}" if self._live else f"{line}\n")
+        width = columns_of(sys.stderr.fileno()) - 1 if self._live else None
+        sys.stderr.write(f"\r\x1b[K{line[:width]}" if self._live else f"{line}\n")
         sys.stderr.flush()
 
     def close(self) -> None:

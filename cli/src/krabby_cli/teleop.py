@@ -34,6 +34,7 @@ space stop  h keep this speed  x e-stop
 """
 """Above the line with the velocities, short enough for 44 columns."""
 _HINT: Final = "x e-stop, 1 stand, 2 sit"
+_LATCHED: Final = "E-STOP: krabby reset in another terminal, then 3 arm, 1 stand"
 _DEADMAN_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 """Counts while the computer sleeps, unlike CLOCK_MONOTONIC: the deadman expires meanwhile."""
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         finally:
             operator.leave()
             if line is not None:
-                line.show(_text(Nav(), operator.said, "left\n"))
+                line.show(_text(Nav(), operator.said, "left") + "\n")
     return 0
 
 
@@ -130,12 +131,14 @@ def _drive(
             if line is not None:
                 operator.watch(now_s)
                 said = drive.countdown(input_s), operator.said or _HINT
-                line.show(_text(command, *said, describe(operator.loop)))
+                latched = _LATCHED if operator.loop.get("safety") == "estop" else ""
+                line.show(_text(command, *said, latched, describe(operator.loop)))
 
 
 def _text(nav: Nav, *said: str) -> str:
+    """The velocities, and below them what there is to say: a narrow terminal shows both."""
     motion = f"vx {nav.vx:+.2f} m/s  vy {nav.vy:+.2f} m/s  yaw {nav.yaw_rate:+.2f} rad/s"
-    return "   ".join(each for each in (motion, *said) if each)
+    return f"{motion}\n{'   '.join(filter(None, said))}"
 
 
 class GamepadDevice(contextlib.AbstractContextManager["GamepadDevice"]):

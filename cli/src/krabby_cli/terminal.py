@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import termios
+import textwrap
 import threading
 import tty
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Final
 
 from krabby_cli.errors import CliError
 
-__all__ = ["KeyDecoder", "Keyboard", "StatusLine"]
+__all__ = ["KeyDecoder", "Keyboard", "StatusLine", "columns_of"]
 
 _ESC: Final = 0x1B
 _ARROWS: Final = {ord("A"): "up", ord("B"): "down", ord("C"): "right", ord("D"): "left"}
@@ -26,9 +27,19 @@ _MOUSE_BYTES: Final = 3
 _CLOSE_S: Final = 0.2
 _COLUMNS: Final = 80
 """Of a terminal that does not say how wide it is."""
+_ROWS: Final = 5
+"""Of a status, at most: few enough for a small terminal."""
 _LINE_MODE: Final = termios.ICANON | termios.ECHO
 _MARK_PASTES: Final = "\x1b[?2004h"
 _LEAVE_PASTES: Final = "\x1b[?2004l"
+
+
+def columns_of(fd: int) -> int:
+    """Width of a terminal; 80 where it is unknown or `fd` is none."""
+    try:
+        return os.get_terminal_size(fd).columns or _COLUMNS
+    except OSError:
+        return _COLUMNS
 
 
 class KeyDecoder:
@@ -178,7 +189,7 @@ class Keyboard(contextlib.AbstractContextManager["Keyboard"]):
 
 
 class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
-    """The newest line on a terminal, below some that stay; written by a thread.
+    """The newest status on a terminal, below lines that stay; written by a thread.
 
     A terminal that is not read (a dead link, Ctrl-S) blocks that thread only; lines that were
     overtaken meanwhile are not written. Every line asks the terminal to mark pastes, since a shell
@@ -195,20 +206,19 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
         self._thread.start()
 
     def show(self, text: str) -> None:
-        """Put `text` in place of the line, cut to the terminal's width; never waits for it.
+        """Put `text` in place of the one before; never waits for the terminal.
 
-        A longer one would go on below, and every line push the ones before it up.
+        Its first line is cut to the terminal's width, the others are wrapped, to `_ROWS` in all;
+        a newline at the end leaves the cursor below. A row that the terminal wraps itself would
+        remain above the next text.
         """
-        text = "\n".join(line[: self._columns() - 1] for line in text.split("\n"))
+        width = columns_of(self._fd) - 1
+        first, *others = text.splitlines() or [""]
+        rows = [row for other in others for row in textwrap.wrap(other, width)][: _ROWS - 1]
+        text = "\n".join([first[:width], *rows]) + "\n" * text.endswith("\n")
         with self._changed:
             self._newest = text
             self._changed.notify()
-
-    def _columns(self) -> int:
-        try:
-            return os.get_terminal_size(self._fd).columns or _COLUMNS
-        except OSError:  # no terminal
-            return _COLUMNS
 
     def close(self) -> None:
         """Write the last line if the terminal takes it soon."""
@@ -219,8 +229,11 @@ class StatusLine(contextlib.AbstractContextManager["StatusLine"]):
 
     def _write_all(self) -> None:
         self._write(self._above)
+        up = ""
         while (text := self._next()) is not None:
-            self._write(f"\r\x1b[K{_MARK_PASTES}{text}")
+            self._write(f"\r{up}\x1b[J{_MARK_PASTES}{text}")
+            below = text.count("\n")
+            up = f"\x1b[{below}A" if below else ""
         self._write(_LEAVE_PASTES)
 
     def _write(self, text: str) -> None:
