@@ -259,6 +259,8 @@ def test_a_page_is_told_of_robot_course_gate_and_loop(view):
     assert robot["name"] == "crab_hex"
     assert robot["urdf"].startswith("<?xml")
     assert robot["joints"] == list(RobotDescription.load().joint_names)
+    assert {"gait", "parkour"} <= set(robot["policies"])
+    assert "teacher" not in robot["policies"]  # the loop refuses it
     course = hear(page, "course")
     assert (course["name"], course["difficulty"], course["seed"]) == ("steps", 0.3, 5)
     assert len(course["waypoints"]) == 8

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
+from krabby.control.policy_manager import check_measurable
 from krabby.course.courses import COLOURS, Course
-from krabby.policy.bundle import MANIFEST_FILE
+from krabby.policy.bundle import MANIFEST_FILE, PolicyBundle
 from krabby.robot.assets import assets_dir
 from krabby.robot.description import RobotDescription
-from krabby.robot.errors import AssetError
+from krabby.robot.errors import AssetError, BundleError
 
 from krabby_cli.view.frames import state_layout
 
@@ -71,8 +73,6 @@ def load_robot(name: str) -> RobotDescription:
 def robot_message(desc: RobotDescription) -> dict[str, Any]:
     """Description, order of the joints and layout of the frames."""
     folder = assets_dir() / desc.name
-    shelves = (folder / "policies", assets_dir() / "policies")
-    names = {file.parent.name for shelf in shelves for file in shelf.glob(f"*/{MANIFEST_FILE}")}
     return {
         "t": "robot",
         "name": desc.name,
@@ -82,9 +82,20 @@ def robot_message(desc: RobotDescription) -> dict[str, Any]:
         "peak_torque": [round(float(value), 1) for value in desc.peak_torque],
         "rated_torque": [round(float(value), 1) for value in desc.rated_torque],
         "foot_radius": desc.geometry.foot_radius,
-        "policies": sorted(names),
+        "policies": _policies(desc),
         "layout": state_layout(),
     }
+
+
+def _policies(desc: RobotDescription) -> list[str]:
+    """Names that the game loop takes: no teacher, no bundle that is damaged or of another robot."""
+    names = set()
+    for shelf in (assets_dir() / desc.name / "policies", assets_dir() / "policies"):
+        for file in shelf.glob(f"*/{MANIFEST_FILE}"):
+            with contextlib.suppress(BundleError):
+                check_measurable(PolicyBundle.load(file.parent, desc))
+                names.add(file.parent.name)
+    return sorted(names)
 
 
 def course_message(course: Course | None) -> dict[str, Any]:
