@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _known(command)
         with _interrupt_ends():
             parser = _parser(command)
+        if not words:
+            parser.print_help(sys.stderr)
+            return 2
         args = parser.parse_args(words)
         return args.handler(args)
     except KeyboardInterrupt:

@@ -71,8 +71,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The nearest of `names` as a question behind a semicolon; empty when none is near."""
     from difflib import get_close_matches
 
-    near = get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    words = {each.lstrip("-"): each for each in names}  # dashes are alike in all options
+    near = get_close_matches(name.lstrip("-"), list(words), n=1)
+    return f"; did you mean {words[near[0]]}?" if near else ""
 
 
 def _number(text: str) -> float:
