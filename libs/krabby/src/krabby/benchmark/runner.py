@@ -144,10 +144,10 @@ def _over_processes(
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 del waiting[future]
-                for key in rest:
-                    waiting[pool.submit(_run, key)] = key
-                    break
                 try:
+                    for key in rest:
+                        waiting[pool.submit(_run, key)] = key
+                        break
                     yield future.result()
                 except BrokenProcessPool as error:
                     raise BenchmarkError(
