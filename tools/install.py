@@ -49,6 +49,7 @@ def main() -> int:
         return 130
     except subprocess.CalledProcessError as error:
         say(f"install: {' '.join(map(str, error.cmd))} failed with status {error.returncode}")
+        say("install: the lines above say why; without the package index nothing can be installed")
         return 1
     return 0
 
