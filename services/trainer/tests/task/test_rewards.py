@@ -30,9 +30,9 @@ def test_every_term_of_the_table_is_a_key_with_its_weight_and_a_meaning():
 def test_speed_towards_the_goal_is_a_share_of_what_was_asked_and_no_more_than_one():
     velocity = torch.tensor([[0.3, 0.4, 9.0], [0.8, 0.0, 0.0], [-0.5, 0.0, 0.0], [0.02, 0.0, 0.0]])
     direction = torch.tensor([[0.6, 0.8], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
-    speed = torch.tensor([1.0, 0.4, 0.5, 0.05])
-    # Along the goal: 0.5 of 1; twice what was asked; backwards; and 0.1 m/s at least to divide by.
-    assert rewards.goal_velocity(velocity, direction, speed).tolist() == near([0.5, 1.0, -1.0, 0.2])
+    speed = torch.tensor([1.0, 0.4, 0.5, 0.04])
+    # Along the goal: 0.5 of 1; twice what was asked; backwards; and 0.05 m/s at least to divide by.
+    assert rewards.goal_velocity(velocity, direction, speed).tolist() == near([0.5, 1.0, -1.0, 0.4])
 
 
 def test_speed_sideways_to_the_goal_earns_nothing():
@@ -45,6 +45,13 @@ def test_who_is_asked_to_stand_still_earns_by_standing_whatever_the_direction():
     earned = rewards.goal_velocity(velocity, torch.tensor([[1.0, 0.0]] * 3), torch.zeros(3))
     # exp(0), and exp(-1) at 0.1 m/s over ground, forwards or not.
     assert earned.tolist() == near([1.0, 0.3678794, 0.3678794])
+
+
+def test_what_earns_all_is_less_than_commanded_by_the_slack_and_half_of_it_at_least():
+    commanded = torch.tensor([0.5, 0.1, 0.02, 0.0])
+    # 0.88 of each less 0.02; of 0.02 that would be below half; and standing stays standing.
+    assert rewards.enough(commanded, [0.02, 0.12]).tolist() == near([0.42, 0.068, 0.01, 0.0])
+    assert rewards.enough(commanded, [0.0, 0.0]).tolist() == near([0.5, 0.1, 0.02, 0.0])
 
 
 def test_stature_is_what_the_base_is_too_high_above_the_feet_that_carry():
@@ -110,6 +117,31 @@ def test_distances_from_the_pose_and_from_the_last_action_are_squared_and_summed
     deviation = term("joint_deviation", joint_pos=now, default_joint_pos=before)
     assert deviation.tolist() == near([0.17])
     assert term("action_rate", action=now, previous_action=before[None]).tolist() == near([0.17])
+
+
+def test_feet_that_hang_for_longer_than_a_step_cost_their_height_where_there_is_ground():
+    soles = torch.zeros(2, 6, 3)
+    soles[:, :, 2] = torch.tensor([0.1, 0.1, 0.1, 0.4, 0.02, 0.0])
+    air_s = torch.tensor([[0.5, 0.8, 2.0, 2.0, 1.0, 9.0]] * 2)
+    ground = torch.zeros(2, 6)
+    ground[1, 2:4] = -0.7  # out of reach from a base 0.42 m above 0
+    found = term(
+        "hanging_feet",
+        soles_w=soles,
+        air_s=air_s,
+        foot_ground_w=ground,
+        base_pos_w=torch.tensor([[0.0, 0.0, 0.42]] * 2),
+    )
+    # A step; half of 0.1; 0.1; at most 0.15; 0.02; on the ground. Then the same without two feet.
+    assert found.tolist() == near([0.05 + 0.1 + 0.15 + 0.02, 0.05 + 0.02])
+
+
+def test_torque_costs_its_square_above_four_fifths_of_the_rating():
+    torque = torch.zeros(1, 18)
+    torque[0, :4] = torch.tensor([32.0, -64.0, 48.0, 20.0])
+    # At the bound; four times its square; 2.25 times; below. The rating of the others is no matter.
+    found = term("overload", torque=torque, rated_torque=torch.full((18,), 40.0))
+    assert found.tolist() == near([0.0 + 3.0 + 1.25])
 
 
 def test_feet_cost_what_they_are_higher_above_the_base_than_is_free():

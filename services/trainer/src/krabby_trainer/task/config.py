@@ -81,6 +81,10 @@ class CommandCfg:
     `reward.overspeed` counts."""
     hurry_margin: NonNegative = 0.0
     """[m/s]"""
+    slack: Pair = field(default_factory=lambda: [0.0, 0.0])
+    """Walking towards a waypoint earns all from this much below the commanded speed on: so many
+    m/s, and such a share of it, together at most half. Speed sways within a step, and what earns
+    at most the commanded one rewards a mean above it."""
     pause_share: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Share of the time with a zero command."""
     pause_s: Pair = field(default_factory=lambda: [1.0, 3.0])
@@ -121,6 +125,8 @@ class CommandCfg:
         check_ordered(self, "free_vx", "free_vy", "free_yaw_rate")
         low, high = self.speed_low, self.speed_high
         check(low <= high, "speed_high", high, f"at least speed_low, {low}")
+        fits = self.slack[0] >= 0.0 and 0.0 <= self.slack[1] <= 0.5
+        check(fits, "slack", self.slack, "[m/s at least 0, a share of 0 to 0.5]")
         check_ordered(self, "redraw_s", least=0.01, of=", at least a control step of 0.01")
 
     def only_in_isaac(self) -> list[str]:

@@ -15,6 +15,7 @@ from krabby_trainer.task.rewards import (
     REWARDS,
     SLOPE_REACH_M,
     Step,
+    enough,
     ground_direction,
 )
 from krabby_trainer.task.state import CONTROL_STEP_S, State
@@ -78,7 +79,7 @@ class Judge:
         self.grounded, self.crossed = flags(), flags()
         self.failed, self.completed, self.time_out = (flags() for _ in range(3))
         self._grounded_s = torch.zeros(n, device=device)
-        self.swings = Swings(n, device)
+        self.swings = Swings(n, device, CONTROL_STEP_S)
         self.terminated, self.truncated, self.ended = (flags() for _ in range(3))
         """Whose episode ended in a failure, as after a time-out, or at all."""
         self._terms = torch.zeros(len(REWARDS), n, device=device)
@@ -178,14 +179,16 @@ class Judge:
             foot_contact=self.foot_contact,
             landed=self.swings.landed,
             rise_m=self.swings.rise_m,
+            air_s=self.swings.air_s,
+            foot_ground_w=state.ground.height_at(soles_w[..., :2]),
             on_edge=self.on_edge,
             in_pit=self.feet_in_pit,
             failed=self.failed,
             free=state.free.mask,
             goal=state.progress.goal(robots.base_pos_w[:, :2], yaw, waypoints),
-            speed=speed,
+            speed=enough(speed, command.slack),
             approaches=approaches,
-            onward_speed=onward,
+            onward_speed=enough(onward, command.slack),
             allowed_speed=torch.where(asked > 0.0, hurried, 0.0),
             ground_b=self._ground_b(yaw),
             fold_start=state.gate.fold_start,

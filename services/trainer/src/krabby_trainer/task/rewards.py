@@ -10,7 +10,7 @@ Shapes: N robots, 18 joints, 6 feet; SI units; `_w` world, `_b` base frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,14 @@ CROUCH_M: Final = 0.1
 """How far below the default stand the base may be before `crouch` counts."""
 CLEARANCE_M: Final = 0.06
 """Rise of a swing from which `low_swing` is 0."""
+HANGS_S: Final = (0.6, 1.0)
+"""Time in the air from which a foot begins to count as hanging, and from which it does fully [s]."""
+HANGS_M: Final = 0.15
+"""Height above the ground above which hanging costs no more."""
+REACH_M: Final = 1.0
+"""Ground farther below the base than this is out of a leg's reach."""
+LOAD_SHARE: Final = 0.8
+"""Share of a drive's rating above which its torque is `overload`."""
 LIMIT_MARGIN_RAD: Final = 0.05
 """How near a joint may come to the limits of its target before `joint_limits` counts."""
 SLOPE_REACH_M: Final = 0.5
@@ -54,7 +62,7 @@ class Step:
     Of `Robots`: state and contact forces [N]; `leg_force_w` (N, 18, 3) is of hips, femurs and
     tibias, `soles_w` (N, 6, 3) are the lowest points of the feet. Flags: `foot_contact`, `on_edge`
     and `in_pit` (N, 6), `failed` and `free` (N,): robots that follow `command` (N, 3), vx, vy and
-    yaw rate, instead of waypoints. `speed` (N,) is what a robot earns for, 0 in a pause and
+    yaw rate, instead of waypoints. `speed` (N,) is what earns all, 0 in a pause and
     before something impassable; of those that are before it, robots that `approaches` (N,) marks
     are not near it yet and may as well walk on at `onward_speed` (N,). Above `allowed_speed` (N,)
     `overspeed` counts. `ground_b` (N, 2) is the direction of gravity, x and y, for a base parallel
@@ -63,7 +71,8 @@ class Step:
     `free_height_m` over the supporting feet `stature` counts, and `stand_height_m` is that of the
     default pose.
     `landed` (N, 6) are feet that touched down in this step, after a swing that rose by `rise_m`
-    (N, 6) above the higher of its ends.
+    (N, 6) above the higher of its ends; `air_s` (N, 6) is the time since each foot touched the
+    ground, whose height under it is `foot_ground_w` (N, 6).
     """
 
     dt: float
@@ -93,6 +102,8 @@ class Step:
     foot_contact: Tensor
     landed: Tensor
     rise_m: Tensor
+    air_s: Tensor
+    foot_ground_w: Tensor
     on_edge: Tensor
     in_pit: Tensor
     failed: Tensor
@@ -124,7 +135,13 @@ def goal_velocity(base_lin_vel_w: Tensor, direction_w: Tensor, speed: Tensor) ->
     """
     along = (base_lin_vel_w[:, :2] * direction_w).sum(-1)
     still = torch.exp(-base_lin_vel_w[:, :2].norm(dim=-1) / _STILL_M_S)
-    return torch.where(speed > 0.0, torch.minimum(along, speed) / speed.clamp(min=0.1), still)
+    return torch.where(speed > 0.0, torch.minimum(along, speed) / speed.clamp(min=0.05), still)
+
+
+def enough(speed: Tensor, slack: Sequence[float]) -> Tensor:
+    """The speed that earns all where `speed` (N,) is commanded; see `env.command.slack`."""
+    below, share = slack
+    return torch.maximum((1.0 - share) * speed - below, 0.5 * speed)
 
 
 def track(velocity: Tensor, command: Tensor, width: Tensor) -> Tensor:
@@ -250,6 +267,32 @@ def _feet_high(s: Step) -> Tensor:
     return torch.relu(s.soles_w[..., 2] - s.base_pos_w[:, 2][:, None] - FEET_HIGH_M).sum(-1)
 
 
+def hanging_feet(height_m: Tensor, air_s: Tensor) -> Tensor:
+    """Height of feet that have not touched the ground for longer than a step takes, summed [m].
+
+    A leg that is held up carries nothing. Its foot is too high for chance to find the ground, so
+    that costs of the others' load cannot teach it to come down; a slope in height can.
+
+    Args:
+        height_m: Of the soles above the ground under them, (N, 6) [m].
+        air_s: Since they touched it, (N, 6) [s].
+    """
+    begin_s, full_s = HANGS_S
+    share = ((air_s - begin_s) / (full_s - begin_s)).clamp(0.0, 1.0)
+    return (share * height_m.clamp(0.0, HANGS_M)).sum(-1)
+
+
+def _hanging_feet(s: Step) -> Tensor:
+    # Over a gap or a pit there is nothing to stand on.
+    reachable = s.foot_ground_w > s.base_pos_w[:, 2:] - REACH_M
+    return hanging_feet(reachable * (s.soles_w[..., 2] - s.foot_ground_w), s.air_s)
+
+
+def overload(torque: Tensor, rated_torque: Tensor) -> Tensor:
+    """Squared torques (N, 18) over those at `LOAD_SHARE` of the rating, less 1, summed."""
+    return torch.relu((torque / (LOAD_SHARE * rated_torque)).square() - 1.0).sum(-1)
+
+
 def _acceleration(s: Step) -> Tensor:
     return _squares((s.joint_vel - s.previous_joint_vel) / s.dt)
 
@@ -331,12 +374,14 @@ REWARDS: Final = (
     Reward("power", 0.0, _power, "Mechanical, magnitudes summed: drives do not recuperate [W]."),
     Reward("torque", -8e-6, _torque, "Squared, as if rated at 40 N·m, summed [N²·m²]."),
     Reward("effort_budget", -4.0, _effort, "Squared torque above the gate's limit, relative."),
+    Reward("overload", 0.0, lambda s: overload(s.torque, s.rated_torque), "Torque above 0.8 rated."),
     Reward("base_contact", -1.0, lambda s: bodies_touching(s.base_force_w), "Base in contact."),
     Reward("leg_contact", -0.1, lambda s: bodies_touching(s.leg_force_w), "Leg links in contact."),
     Reward("contact_force", 0.0, _contact_force, "Load per foot beyond the weight [weights]."),
     Reward("touchdowns", 0.0, lambda s: s.landed.sum(-1) / s.dt, "Of all feet, per second."),
     Reward("low_swing", 0.0, _low_swing, "Touchdowns, by how little the swing rose, per second."),
     Reward("few_feet", 0.0, _few_feet, "Feet missing to three on the ground."),
+    Reward("hanging_feet", 0.0, _hanging_feet, "Feet in the air for over 0.6 s, height [m]."),
     Reward("stumble", -0.3, lambda s: stumble(s.foot_force_w), "Any foot pushed sideways."),
     Reward("edge", -6.0, lambda s: s.on_edge.float().sum(-1), "Loaded feet on an edge."),
     Reward("pit", -1.0, lambda s: s.in_pit.float().sum(-1), "Feet in a pit."),
