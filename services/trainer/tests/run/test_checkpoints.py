@@ -75,6 +75,31 @@ def test_weights_are_kept_without_what_only_a_resumed_run_needs(tmp_path):
     assert checkpoints.load(tmp_path / "twice.pt")["weights_of_sha256"] == read["weights_of_sha256"]
 
 
+def test_a_small_checkpoint_resumes_with_rounded_moments_and_without_episodes(tmp_path):
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    adam = torch.optim.Adam([weight], lr=0.1)
+    weight.grad = torch.tensor([0.3, 1.7])
+    adam.step()
+    whole, small = tmp_path / "iteration_000007.pt", tmp_path / "small.pt"
+    environment = {"level": torch.tensor([3, 1]), "body.friction": torch.ones(2, 1)}
+    algorithm = {"actor_state_dict": torch.arange(5.0), "optimizer_state_dict": adam.state_dict()}
+    more = {"environment": environment, "rollouts": {"big": torch.zeros(9)}, "ranks": [{}]}
+    checkpoints.save(whole, payload(7, algorithm=algorithm, **more))
+    checkpoints.save_small(whole, small)
+    read = checkpoints.load_to_resume(small)
+    assert read["environment"].keys() == {"level"}
+    assert (read["rollouts"], read["ranks"], read["iteration"]) == (None, [], 7)
+    assert torch.equal(read["algorithm"]["actor_state_dict"], torch.arange(5.0))
+    other = torch.optim.Adam([weight], lr=0.5)
+    other.load_state_dict(read["algorithm"]["optimizer_state_dict"])
+    assert other.param_groups[0]["lr"] == 0.1
+    moments = other.state[weight]
+    assert moments["exp_avg"].dtype == torch.float32
+    # A tenth of the gradient after one step, to the 8 bits of bfloat16.
+    assert moments["exp_avg"].tolist() == pytest.approx([0.03, 0.17], rel=2**-8)
+    assert float(moments["step"]) == 1.0
+
+
 @pytest.mark.parametrize(
     ("algorithm", "kind"),
     [

@@ -1,93 +1,97 @@
 #!/usr/bin/env bash
 # From stage 4 to a student that drives and stops: each step one command, resumable by calling it again.
 #
-#   recipe.sh teachers | choose | strict | distil | finetune | report RUN | all
+#   recipe.sh teacher | strict | distil | finetune | report RUN [TRIALS] | all
 #
-# Two GPUs and 24 spare cores, 26 minutes in all. Settings by environment:
+# One GPU: each step takes under 9 minutes, all 27; more GPUs share each step. Settings by environment:
 #   RUNS=runs/drive   where the runs go
+#   KEEP=FOLDER       after each step: its run as small files, to resume elsewhere; reports too
+#   FROM=FOLDER       such files of earlier steps, where RUNS has no such run
+#   GPUS=N            instead of all
+#   FINETUNING=actor  or whole: encoder and memory too
 #   TINY=1            everything on the processor, at sizes that learn nothing
 set -euo pipefail
 
 stages=$(cd "$(dirname "$0")" && pwd)
-runs=${RUNS:-runs/drive}
-trainer=(${PYTHON:-python} -m krabby_trainer)
+runs=${RUNS:-runs/drive} kept=${FROM:-}
+one=(${PYTHON:-python} -m krabby_trainer)
 drive=(robot=crab_hex_rs terrain=wild motion=upright commands=drive)
 endless=(agent.max_iterations=1000000 run.checkpoint_minutes=1)
-both=(${PYTHON:-python} -m torch.distributed.run --standalone --nproc-per-node 2 -m krabby_trainer)
 teacher_size=(env.num_envs=16384) distil_size=(env.num_envs=4096 agent.max_iterations=150) student_size=(env.num_envs=8192)
-first=5 strict=7 distil=6 finetune=4.5 cores=12 cells='*' trials=4
+loose_min=6 strict_min=5 distil_min=6 finetune_min=4 cells='*'
 if [ -n "${TINY:-}" ]; then
+    GPUS=1
     tiny=(device=cpu env.terrain.levels=2 env.terrain.columns=29 run.checkpoint_minutes=0)
     teacher_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=4)
     distil_size=("${tiny[@]}" env.num_envs=29 agent.max_iterations=1 agent.num_steps_per_env=12)
-    student_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=12 agent.finetuning.critic_iterations=1)
-    first=0.01 strict=0.01 distil=0.01 finetune=0.01 cores=1 cells='flat-vx0.5' trials=1
-    both=("${trainer[@]}")
+    student_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=12)
+    loose_min=0.01 strict_min=0.01 distil_min=0.01 finetune_min=0.01 cells='flat-vx0.5'
 fi
+gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)}
+if [ "$gpus" -lt 1 ]; then
+    echo "recipe.sh: no NVIDIA GPU found (nvidia-smi -L); TINY=1 tries it on the processor" >&2
+    exit 2
+fi
+trainer=("${one[@]}")
+[ "$gpus" = 1 ] || trainer=(${PYTHON:-python} -m torch.distributed.run --standalone --nproc-per-node "$gpus" -m krabby_trainer)
+cores=$(($(nproc) - 2 * gpus))
+[ "$cores" -ge 1 ] || cores=1
 
-# train GPU KEY=VALUE...: a run, or its continuation where its folder has a checkpoint.
-train() { CUDA_VISIBLE_DEVICES=$1 "${trainer[@]}" train "${@:2}"; }
-begun() { ls "$1"/checkpoints/*.pt >/dev/null 2>&1; }
-
-teachers() { # GPU 0: stage 4 with the present rewards; GPU 1: from nothing, at loose speeds
-    local a=(run.resume="$stages/../stage4.pt" run.dir="$runs/a")
-    begun "$runs/a" && a=(run.resume="$runs/a")
-    train 0 "${a[@]}" "${drive[@]}" env.reward.fall=-200 "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$first &
-    local b=(run.dir="$runs/b" run.resume=auto robot=crab_hex_rs terrain=wild motion=sparing env.grounded_s=0.5 env.reward.tilt=-1
-        "env.randomisation.mass_factor=[0.9,1.2]" seed=2)
-    train 1 "${b[@]}" "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$first &
-    wait -n && wait -n
+begun() { ls "$runs/$1"/checkpoints/*.pt >/dev/null 2>&1; }
+# of RUN: where it is, or else the small file of it.
+of() { if begun "$1"; then echo "$runs/$1"; else echo "$kept/$1.pt"; fi; }
+# train RUN KEY=VALUE...: continues RUN, from its small file if that is all there is, or begins it with START's keys.
+train() {
+    local run=$1 from=("${start[@]}")
+    if begun "$run"; then
+        from=(run.resume="$runs/$run")
+    elif [ -n "$kept" ] && [ -f "$kept/$run.pt" ]; then
+        from=(run.resume="$kept/$run.pt" run.dir="$runs/$run")
+    fi
+    "${trainer[@]}" train "${from[@]}" "${drive[@]}" "${@:2}"
+    keep "$run"
+}
+keep() { # RUN: as small files, if wanted
+    [ -n "${KEEP:-}" ] || return 0
+    mkdir -p "$KEEP"
+    "${one[@]}" weights checkpoint="$runs/$1" out="$KEEP/$1.pt" resumable=true
+    cp "$runs/$1/log.jsonl" "$KEEP/$1.jsonl"
 }
 
-choose() { # the run whose levels are higher on what stage 4 failed
-    "${trainer[0]}" - "$runs" <<'PY'
-import json, sys
-from pathlib import Path
-
-runs = Path(sys.argv[1])
-hard = ("gap", "leg-gap", "ramps", "stairs", "stepping-stones", "beam", "slope", "side-slope")
-score = {}
-for name in ("a", "b"):
-    lines = (runs / name / "log.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "Level/gap" in row][-10:]
-    if not rows:  # the first lines have no levels
-        print(f"{name}: no levels in its log yet")
-    found = {kind: sum(row[f"Level/{kind}"] for row in rows) / max(len(rows), 1) for kind in hard}
-    score[name] = sum(found.values()) / len(hard)
-    print(f"{name}: {score[name]:.2f} of 12;", ", ".join(f"{k} {v:.1f}" for k, v in found.items()))
-best = max(score, key=score.get)
-(runs / "chosen").write_text(best)
-print("chosen:", best)
-PY
+teacher() { # falls cheap, speeds above the command free
+    start=(run.resume="$stages/../stage4.pt" run.dir="$runs/teacher")
+    train teacher env.reward.fall=-200 "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$loose_min
 }
 
-strict() { # the chosen one on both GPUs: commands as given, falls dear
-    local run="$runs/$(cat "$runs/chosen")"
-    "${both[@]}" train run.resume="$run" "${drive[@]}" "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$strict
+strict() { # commands as given, falls dear; the curriculum goes on
+    start=(run.resume="$(of teacher)" run.dir="$runs/strict")
+    train strict env.command.hurry_speed=0.1 env.command.hurry_margin=0.02 env.reward.overspeed=-4 \
+        "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$strict_min
 }
 
-distil() {
-    local init="$runs/$(cat "$runs/chosen")"
-    "${both[@]}" train task=distill run.init="$init" run.dir="$runs/distilled" run.resume=auto "${drive[@]}" pictures=rough \
-        "${distil_size[@]}" run.max_minutes=$distil run.checkpoint_minutes=1
+distil() { # meanwhile the teacher is measured
+    CUDA_VISIBLE_DEVICES='' report strict 1 &
+    start=(task=distill run.init="$(of strict)" run.dir="$runs/distilled")
+    train distilled pictures=rough "${distil_size[@]}" run.max_minutes=$distil_min run.checkpoint_minutes=1
+    wait
 }
 
-finetune() { # GPU 0: encoder and memory too; GPU 1: the actor alone
-    local common=(task=student run.init="$runs/distilled" run.resume=auto "${drive[@]}" pictures=rough "${endless[@]}")
-    train 0 "${common[@]}" finetuning=whole run.dir="$runs/whole" "${student_size[@]}" run.max_minutes=$finetune &
-    train 1 "${common[@]}" run.dir="$runs/actor" "${student_size[@]}" run.max_minutes=$finetune &
-    wait -n && wait -n
+finetune() { # meanwhile the distilled student is measured
+    CUDA_VISIBLE_DEVICES='' report distilled 1 &
+    start=(task=student run.init="$(of distilled)" run.dir="$runs/student")
+    train student pictures=rough finetuning="${FINETUNING:-actor}" "${endless[@]}" "${student_size[@]}" run.max_minutes=$finetune_min
+    wait
 }
 
-report() { # RUN: export and the benchmark, on this run's share of the cores
-    "${trainer[@]}" eval checkpoint="$runs/$1" suite=wild backend=mujoco robots=$trials cells="$cells" processes=$cores
-    "${trainer[@]}" export checkpoint="$runs/$1" name="drive-$1" out="$runs/bundles/drive-$1"
+report() { # RUN [TRIALS]: the benchmark, and the bundle; on all cores that training leaves
+    local at
+    at=$(of "$1")
+    nice "${one[@]}" eval checkpoint="$at" suite=wild backend=mujoco robots="${2:-4}" cells="$cells" processes=$cores \
+        out="$runs/reports/$1"
+    "${one[@]}" export checkpoint="$at" name="drive-$1" out="$runs/bundles/drive-$1"
+    [ -z "${KEEP:-}" ] || { mkdir -p "$KEEP" && cp "$runs/reports/$1/report.json" "$KEEP/$1-report.json"; }
 }
 
-all() {
-    teachers && choose && strict && distil && finetune
-    report whole & report actor &
-    wait -n && wait -n
-}
+all() { teacher && strict && distil && finetune && report student; }
 
 "$@"

@@ -116,6 +116,41 @@ def save_weights(checkpoint: Path, path: Path) -> None:
     save(path, {**payload, **nothing, "algorithm": algorithm, WEIGHTS_OF: of})
 
 
+def save_small(checkpoint: Path, path: Path) -> None:
+    """Write what a run needs to be resumed on another machine: some MB instead of hundreds.
+
+    Robots lose their episodes and their bodies, which a resumed run draws anew, and those of
+    further processes their curriculum; the moments of the optimisers are rounded to bfloat16.
+
+    Raises:
+        CheckpointError: As `load_to_resume` and `save`.
+    """
+    payload = load_to_resume(checkpoint)
+    algorithm = {
+        key: _rounded(value) if key.endswith("optimizer_state_dict") else value
+        for key, value in payload["algorithm"].items()
+    }
+    environment = {
+        key: value
+        for key, value in (payload["environment"] or {}).items()
+        if not key.startswith("body.")
+    }
+    left = {"environment": environment or None, "rollouts": None, "ranks": []}
+    save(path, {**payload, **left, "algorithm": algorithm})
+
+
+def _rounded(optimiser: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimiser's state with its moments as bfloat16; loading it makes them float32 again."""
+    state = {
+        index: {
+            key: value.to(torch.bfloat16) if key.startswith("exp_avg") else value
+            for key, value in moments.items()
+        }
+        for index, moments in optimiser["state"].items()
+    }
+    return {**optimiser, "state": state}
+
+
 def kind_of(payload: Mapping[str, Any]) -> Kind:
     """What a checkpoint holds; older ones do not name it."""
     if "kind" in payload:

@@ -173,6 +173,8 @@ class WeightsCfg:
     """Checkpoint, or a run's folder: its newest intact one."""
     out: str = ""
     """File to write."""
+    resumable: bool = False
+    """Keep optimisers and curriculum too, some MB in all: for run.resume on another machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -417,7 +419,8 @@ def _weights(overrides: Sequence[str]) -> int:
     _need("torch")
     from krabby_trainer.run import checkpoints
 
-    checkpoints.save_weights(checkpoint, Path(cfg.out))
+    save = checkpoints.save_small if cfg.resumable else checkpoints.save_weights
+    save(checkpoint, Path(cfg.out))
     sizes = {
         "bytes": Path(cfg.out).stat().st_size,
         "bytes_of_checkpoint": checkpoint.stat().st_size,

@@ -32,7 +32,7 @@ CROUCH_M: Final = 0.1
 CLEARANCE_M: Final = 0.06
 """Rise of a swing from which `low_swing` is 0."""
 HANGS_S: Final = (0.6, 1.0)
-"""Time in the air from which a foot begins to count as hanging, and from which it does fully [s]."""
+"""Time in the air from which a foot begins to count as hanging, and from which it counts fully."""
 HANGS_M: Final = 0.15
 """Height above the ground above which hanging costs no more."""
 REACH_M: Final = 1.0
@@ -374,7 +374,9 @@ REWARDS: Final = (
     Reward("power", 0.0, _power, "Mechanical, magnitudes summed: drives do not recuperate [W]."),
     Reward("torque", -8e-6, _torque, "Squared, as if rated at 40 N·m, summed [N²·m²]."),
     Reward("effort_budget", -4.0, _effort, "Squared torque above the gate's limit, relative."),
-    Reward("overload", 0.0, lambda s: overload(s.torque, s.rated_torque), "Torque above 0.8 rated."),
+    Reward(
+        "overload", 0.0, lambda s: overload(s.torque, s.rated_torque), "Torque above 0.8 rated."
+    ),
     Reward("base_contact", -1.0, lambda s: bodies_touching(s.base_force_w), "Base in contact."),
     Reward("leg_contact", -0.1, lambda s: bodies_touching(s.leg_force_w), "Leg links in contact."),
     Reward("contact_force", 0.0, _contact_force, "Load per foot beyond the weight [weights]."),

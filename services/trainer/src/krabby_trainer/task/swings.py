@@ -1,4 +1,4 @@
-"""Swings of feet: when each touches down, how high it rose since it lifted off, and for how long."""
+"""Swings of feet: when each touches down, how high it rose, how long it has been in the air."""
 
 from __future__ import annotations
 
