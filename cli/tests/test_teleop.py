@@ -26,7 +26,7 @@ PUSHED = JS_EVENT.pack(0, -32767, 2, 1)
 @pytest.fixture
 def nav():
     """Where the game loop would hear walking commands."""
-    with LatestSubscriber("tcp://127.0.0.1:*", NAV, bind=True) as subscriber:
+    with LatestSubscriber("tcp://127.0.0.1:*", NAV, bind=True, queue=10_000) as subscriber:
         yield subscriber
 
 
@@ -47,12 +47,12 @@ def endpoints(nav, hal):
 
 def heard(nav, operator, command):
     """Publish until it arrives: a subscriber that has just connected misses the first ones."""
-    for _ in range(100):
+    for _ in range(1200):
         operator.publish(command)
         message = nav.wait(0.05)
         if message is not None:
             return message
-    raise AssertionError("nothing arrived within 5 s")
+    raise AssertionError("nothing arrived within a minute")
 
 
 def test_a_persons_command_carries_the_operator_flag(nav, endpoints):
@@ -60,7 +60,7 @@ def test_a_persons_command_carries_the_operator_flag(nav, endpoints):
         message = heard(nav, operator, Nav(vx=0.25, yaw_rate=-0.5))
     assert message.flags & FLAG_OPERATOR
     assert message.payload.tolist() == [0.25, 0.0, -0.5]
-    assert 0 <= message.age_s(time.monotonic_ns()) < 5
+    assert 0 <= message.age_s(time.monotonic_ns()) < 60
 
 
 def test_walking_commands_to_a_loop_with_another_clock_are_translated(nav, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_walking_commands_to_a_loop_with_another_clock_are_translated(nav, tmp_p
         done.set()
         thread.join()
     age_s = message.age_s(time.monotonic_ns() + hour_ns)
-    assert 0 <= age_s < 5
+    assert 0 <= age_s < 60
 
 
 def test_the_emergency_stop_goes_to_the_gate(hal, endpoints):
@@ -143,7 +143,7 @@ def test_an_earlier_request_does_not_hide_what_came_of_the_e_stop(endpoints, mon
     answered = threading.Event()
 
     def ask(request):
-        return "not confirmed" if request == "estop" else answered.wait(5.0) and "arm refused"
+        return "not confirmed" if request == "estop" else answered.wait(60.0) and "arm refused"
 
     with Operator(endpoints) as operator:
         monkeypatch.setattr(operator, "ask", ask)
@@ -151,10 +151,10 @@ def test_an_earlier_request_does_not_hide_what_came_of_the_e_stop(endpoints, mon
         operator.request("estop")
         until(lambda: operator.said)
         answered.set()
-        operator._asked["arm"].result(5.0)
+        operator._asked["arm"].result(60.0)
         assert operator.said == "not confirmed"
         operator.request("arm")
-        operator._asked["arm"].result(5.0)
+        operator._asked["arm"].result(60.0)
         assert operator.said == "arm refused"
 
 
@@ -247,6 +247,9 @@ class Teleop:
         self.reads = fill is None
         self.shown = b""
         self.moved_s = 0.0
+        self.typed_ns = 0
+        self.heard = []
+        """Commands not looked at yet: this process may be late, and none is passed over."""
         if fill is not None:
             fill(self.follower)
         os.set_blocking(self.leader, False)
@@ -260,7 +263,7 @@ class Teleop:
         )
 
     def __enter__(self):
-        assert self.nav.wait(20.0) is not None
+        assert self.nav.wait(60.0) is not None
         return self
 
     def __exit__(self, *_):
@@ -271,15 +274,18 @@ class Teleop:
                 os.close(fd)
 
     def type(self, keys):
+        self.typed_ns = time.monotonic_ns()
         os.write(self.leader, keys)
 
     def until(self, is_right):
-        """Follow the commands until one's vx is right; when it was sent, by its stamp [s]."""
-        for _ in range(200):
-            message = self.nav.wait(1.0)
-            assert message is not None, "it fell silent"
+        """Follow the commands since a key was typed until one's vx is right; its stamp [s]."""
+        for _ in range(1200):
+            until(lambda: self.heard or self.heard.extend(self.nav.drain()), 20.0)
+            message = self.heard.pop(0)
             assert message.flags & FLAG_OPERATOR
             self.read()
+            if message.capture_ns < self.typed_ns:
+                continue
             if message.payload.any():
                 self.moved_s = message.capture_ns * 1e-9
             if is_right(float(message.payload[0])):
@@ -292,9 +298,11 @@ class Teleop:
                 self.shown += os.read(self.leader, 65536)
 
     def last(self):
-        """What was heard last, once the command has ended."""
-        messages = self.nav.drain()
-        return messages[-1].payload.tolist()
+        """What was heard last, once the command has ended: what it sent may be on its way still."""
+        until(lambda: self.heard.extend(self.nav.drain()) or self.heard)
+        while (message := self.nav.wait(0.3)) is not None:
+            self.heard += [message, *self.nav.drain()]
+        return self.heard[-1].payload.tolist()
 
 
 def test_the_keys_are_told_before_the_line_with_the_velocities_and_fit_44_columns(nav, endpoints):
@@ -350,7 +358,7 @@ def test_driving_in_a_terminal(nav, hal, endpoints, leave):
         teleop.type(b"wwh")
         teleop.until(lambda vx: vx == pytest.approx(0.1))
         leave(teleop)
-        assert teleop.process.wait(timeout=10) == 0
+        assert teleop.process.wait(timeout=60) == 0
         assert teleop.last() == [0.0, 0.0, 0.0]
         assert termios.tcgetattr(teleop.follower) == teleop.before
 
@@ -360,7 +368,7 @@ def test_a_terminal_that_goes_away_ends_it_with_a_zero(nav, endpoints):
         teleop.type(b"ww")
         teleop.until(lambda vx: vx == pytest.approx(0.1))
         os.close(teleop.leader)
-        assert teleop.process.wait(timeout=10) == 1
+        assert teleop.process.wait(timeout=60) == 1
         assert teleop.last() == [0.0, 0.0, 0.0]
 
 
@@ -381,7 +389,7 @@ def test_a_terminal_that_falls_silent_stops_the_robot_after_two_seconds(
             assert re.search(rb"stops in 0\.\d s", teleop.shown)
             assert b"STOPPED: no input for 2 s" in teleop.shown
         teleop.process.terminate()
-        assert teleop.process.wait(timeout=10) == 0
+        assert teleop.process.wait(timeout=60) == 0
 
 
 def test_a_gamepad_that_falls_silent_stops_the_robot_while_its_button_is_held(
@@ -399,7 +407,7 @@ def test_a_gamepad_that_falls_silent_stops_the_robot_while_its_button_is_held(
         os.write(writer, JS_EVENT.pack(0, -32000, 2, 1))
         teleop.until(lambda vx: vx > 0.45)
         os.close(writer)
-        assert teleop.process.wait(timeout=10) == 1
+        assert teleop.process.wait(timeout=60) == 1
         assert teleop.last() == [0.0, 0.0, 0.0]
 
 
