@@ -1,6 +1,7 @@
 """A loop that is stuck ends its process; one that is frozen, or stopped by a person, does not."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -35,12 +36,22 @@ class Walker:
                 runtime.beat()
                 time.sleep(0.01)
             structlog.get_logger().info("sticks")
+            threading.Thread(target=self.naps, daemon=True).start()
             if self.cfg.fail == "shutdown":
                 return
             while not runtime.stopping:
                 runtime.beat()
                 time.sleep(0.01)
                 getattr(self, self.cfg.fail or "beat")()
+
+    def naps(self):
+        """The floor: how late a thread of this process is that sleeps as the watchdog does."""
+        late_s = 0.0
+        for _ in range(8):
+            began_s = time.monotonic()
+            time.sleep(0.1)
+            late_s += time.monotonic() - began_s - 0.1
+            structlog.get_logger().info("naps", late_s=late_s)
 
     def beat(self):
         pass
@@ -85,7 +96,7 @@ def launch(tmp_path):
         for line in process.stdout:
             said.append(line)
             if '"sticks"' in line:
-                return process
+                return process, json.loads(line)["mono_ns"] * 1e-9
         raise AssertionError(f"it did not start: {said}")
 
     yield start
@@ -98,14 +109,16 @@ def launch(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["busy", "waits", "library", "keeps_the_lock"])
 def test_a_stuck_loop_ends_its_process_within_1_s_and_names_the_frame(launch, how, capsys):
-    process = launch(f"fail={how}")
-    began_s, before_s = time.monotonic(), processor_s(process)
-    late_s = lateness(STUCK_S - 0.1)
+    process, began_s = launch(f"fail={how}")
+    late_s, before_s = time.monotonic() - began_s, processor_s(process)
+    late_s += lateness(STUCK_S - 0.1)
     if how == "keeps_the_lock":  # its limit is of processor time, and this machine may be busy
-        until(lambda: psutil.Process(process.pid).status() == "zombie", timeout_s=30)
+        until(lambda: psutil.Process(process.pid).status() == "zombie")
         assert processor_s(process) - before_s < 1.0
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=60)
     took_s = time.monotonic() - began_s
+    naps = [json.loads(line)["late_s"] for line in said.splitlines() if '"naps"' in line]
+    late_s = max([late_s, *naps])
     with capsys.disabled():
         sys.stdout.write(f"\n{how}: ended after {took_s:.2f} s, sleeps were {late_s:.2f} s late\n")
     if how == "keeps_the_lock":  # no thread of Python can run: the kernel's timer ends it
@@ -134,7 +147,7 @@ def line_of(how):
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [1.0, 3.0])
 def test_a_frozen_process_is_not_stuck_when_it_continues(launch, seconds):
-    process = launch()
+    process, _ = launch()
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(seconds)
@@ -142,14 +155,14 @@ def test_a_frozen_process_is_not_stuck_when_it_continues(launch, seconds):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1.5)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.mark.slow
 def test_a_shutdown_that_hangs_ends_3_s_after_the_loop(launch):
-    process = launch("fail=shutdown")
+    process, _ = launch("fail=shutdown")
     assert ended_after(process) < 3.3
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "did not end in time, ended by force" in said
 
@@ -181,7 +194,7 @@ def test_a_loop_that_beats_goes_on_and_afterwards_it_is_not_watched():
 def test_a_loop_that_does_not_beat_is_named_and_ended_with_status_1():
     loop = Loop()
     with captured_logs() as events, loop.watched():
-        until(lambda: loop.ended, timeout_s=5.0)
+        until(lambda: loop.ended)
     assert loop.ended == [1]
     (event,) = (each for each in events if each["event"] == "loop stuck, process ended")
     assert any("until" in line for line in event["stuck_at"])
