@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from krabby.runtime.testing import lateness, until, worst_lateness
+from krabby.runtime.testing import lateness, log_events, until, worst_lateness
 from krabby_proto import HalClient
 from krabby_proto.recording import Recording
 
@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, folder):
         self._folder = folder / "runs"
-        began_s = time.monotonic()
+        self._began_s = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "krabby_cli", "up", "--base-port", "0", "--no-view",
              "--no-camera", "--policy", "gait", "--course", "flat",
@@ -40,18 +40,17 @@ class Run:
             text=True,
             env={**os.environ, "PYTHONPATH": str(SABOTAGE)},
         )  # fmt: skip
-        until(lambda: self.times("gameloop", "running"), timeout_s=60)
-        until(lambda: self.times("sim-hal", "running"), timeout_s=60)
-        self.first_start_s = time.monotonic() - began_s
+
+    def wait_for_start(self):
+        until(lambda: self.times("gameloop", "running") and self.times("sim-hal", "running"))
+        self.first_start_s = time.monotonic() - self._began_s
 
     def endpoint(self, stream):
         (record,) = self._folder.glob("*/run.json")
         return json.loads(record.read_text())["endpoints"][stream]
 
     def events(self, name):
-        texts = [path.read_text() for path in self._folder.glob(f"*/{name}.log")]
-        lines = [line for text in texts for line in text.splitlines(keepends=True)]
-        return [json.loads(line) for line in lines if line[0] == "{" and line[-1] == "\n"]
+        return [each for path in self._folder.glob(f"*/{name}.log") for each in log_events(path)]
 
     def times(self, name, event, **facts):
         """When a service logged it [s, CLOCK_MONOTONIC]."""
@@ -87,7 +86,8 @@ class Run:
 def walking(tmp_path):
     run = Run(tmp_path)
     try:
-        until(run.walks, timeout_s=60)
+        run.wait_for_start()
+        until(run.walks)
         yield run
     finally:
         if run.process.poll() is None:
@@ -100,15 +100,15 @@ def damped_after(run, began_s):
     Less three times what the worst sleep of this process was late meanwhile, on a busy machine.
     """
     with worst_lateness() as late_s, HalClient({"safety": run.endpoint("safety")}) as hal:
-        until(lambda: hal.safety("status", "test", timeout_s=5.0)["state"] == "damp", 10.0)
+        until(lambda: hal.safety("status", "test", timeout_s=60.0)["state"] == "damp")
         return time.monotonic() - began_s - 3 * late_s()
 
 
 def back_after(run, name, gone_s):
     """Time from the end of the process to the next one's loop [s]; then the robot walks again."""
-    until(lambda: run.times(name, "running")[-1] > gone_s, timeout_s=20)
+    until(lambda: run.times(name, "running")[-1] > gone_s)
     running_s = run.times(name, "running")[-1]
-    until(lambda: run.walks() and run.times("gameloop", "mode", now="policy")[-1] > gone_s, 40)
+    until(lambda: run.walks() and run.times("gameloop", "mode", now="policy")[-1] > gone_s)
     return running_s - gone_s
 
 
@@ -119,7 +119,7 @@ def test_a_service_that_cannot_continue_ends_and_is_back_within_3_s(walking, nam
     began_s = walking.signal(name, number)
     damp_s = damped_after(walking, began_s) if name == "gameloop" else None
     late_s = lateness(began_s + 1.0 - time.monotonic())
-    until(lambda: walking.last_words(name), timeout_s=10)
+    until(lambda: walking.last_words(name))
     (last,) = walking.last_words(name)
     gone_s = last["mono_ns"] * 1e-9
     took_s = back_after(walking, name, gone_s)
@@ -176,7 +176,7 @@ def test_a_frozen_service_is_damped_by_its_peer_and_continues(walking, name):
         until(lambda: time.monotonic() - began_s > 2.0)
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(lambda: walking.walks() and walking.times("gameloop", "mode")[-1] > began_s + 2.0, 40)
+    until(lambda: walking.walks() and walking.times("gameloop", "mode")[-1] > began_s + 2.0)
     assert walking.pid(name) == pid
     summary, _ = walking.end()
     assert (summary["exit"], summary["falls"]) == ("interrupted", 0)

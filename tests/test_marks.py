@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def robot():
     stack = Stack("emulated", "gait")
     try:
         stack.start("robot-emulator", "jetson-hal")
-        until(lambda: imu_is_silent(stack) is False, 60.0)
+        until(lambda: imu_is_silent(stack) is False)
         yield stack
     finally:
         stack.close()
@@ -60,7 +59,7 @@ def samples(address, name):
     try:
         with urllib.request.urlopen(address, timeout=30) as answer:
             page = answer.read().decode()
-    except urllib.error.URLError:
+    except OSError:
         return []
     families = text_string_to_metric_families(page)
     return [one for family in families for one in family.samples if one.name == name]
@@ -97,11 +96,11 @@ def test_a_fault_of_an_emulated_robot_is_a_mark_with_its_file(robot, black_box):
         counted = samples(address, "krabby_recorder_messages_total")
         return any(one.labels["stream"] == "trace" and one.value > 0 for one in counted)
 
-    until(hears_the_gate, 60.0)
+    until(hears_the_gate)
     began_s = time.time()
-    robot.simulator.request("fault", timeout_s=5.0, kind="imu-silence")
-    until(lambda: imu_is_silent(robot), 60.0)
-    until(lambda: marks(boards[0], address, began_s), 60.0)
+    robot.simulator.request("fault", timeout_s=60.0, kind="imu-silence")
+    until(lambda: imu_is_silent(robot))
+    until(lambda: marks(boards[0], address, began_s))
     found = [marks(board, address, began_s) for board in boards]
     ended_s = time.time()
     process.terminate()

@@ -1,5 +1,6 @@
 """The three real processes, started by one command; timing belongs to `make bench`, not here."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from krabby.runtime.testing import free_port, until
+from krabby.runtime.testing import free_port, log_events, until
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import (
     CAMERA,
@@ -64,10 +65,7 @@ def finished(process, timeout_s=120):
 
 def log_lines(tmp_path):
     """What the services of the one run in the folder have logged, by service."""
-    return {
-        path.stem: [json.loads(line) for line in path.read_text().splitlines() if line[:1] == "{"]
-        for path in tmp_path.glob("runs/*/*.log")
-    }
+    return {path.stem: log_events(path) for path in tmp_path.glob("runs/*/*.log")}
 
 
 def logged(tmp_path, event):
@@ -138,7 +136,7 @@ def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_f
     ):
 
         def status():
-            return loop.request("status", timeout_s=5.0)
+            return loop.request("status", timeout_s=60.0)
 
         def stopped():
             now_ns = time.monotonic_ns()
@@ -149,7 +147,7 @@ def test_a_person_who_says_stop_is_obeyed_against_the_mission_and_one_from_the_f
             said = status()
             return said["nav_source"] == "operator" and not any(said["nav"])
 
-        until(lambda: any(status()["nav"]), timeout_s=60)
+        until(lambda: any(status()["nav"]))
         assert status()["nav_source"] == "mission"
         until(stopped)
         assert all(stopped() for _ in range(100))
@@ -207,13 +205,14 @@ def test_nothing_but_metrics_listens_and_a_relay_may_die(krabby, tmp_path, monke
     assert all(endpoint.startswith("ipc://") for endpoint in inside.values())
     use_client_key(tmp_path / "config" / "krabby" / "keys" / "operator.toml")
     with HalClient({"safety": f"curve://127.0.0.1:{base_port + 5}"}) as operator:
-        until(lambda: operator.safety("status", "test", 5.0)["state"] == "active", timeout_s=30)
+        until(lambda: operator.safety("status", "test", 60.0)["state"] == "active")
         for relay in relays(process):
-            relay.kill()
-        operator.hello(10.0)  # asked again until it is answered: a request dies with a relay
-        assert operator.safety("status", "test", 5.0)["state"] == "active"
+            with contextlib.suppress(psutil.NoSuchProcess):  # one may end with another
+                relay.kill()
+        operator.hello(60.0)  # asked again until it is answered: a request dies with a relay
+        until(lambda: operator.safety("status", "test", 60.0)["state"] == "active")
         assert all(psutil.pid_exists(pid) for pid in pids.values())
-        assert operator.safety("estop", "test", 5.0)["state"] == "estop"
+        assert operator.safety("estop", "test", 60.0)["state"] == "estop"
     process.send_signal(signal.SIGINT)
     status, summary, err = finished(process)
     assert (status, summary["exit"]) == (0, "interrupted"), err
@@ -221,18 +220,19 @@ def test_nothing_but_metrics_listens_and_a_relay_may_die(krabby, tmp_path, monke
 
 def relays(process):
     """The relay's processes of a run."""
-    return [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "relay" in child.cmdline()
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # also of a zombie
+            if "relay" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def test_a_killed_camera_is_started_again_and_the_run_has_failed(krabby, tmp_path):
     process = krabby()
     pids = running_services(tmp_path)
     os.kill(pids["camera"], signal.SIGKILL)
-    until(lambda: running_services(tmp_path)["camera"] != pids["camera"], timeout_s=30)
+    until(lambda: running_services(tmp_path)["camera"] != pids["camera"])
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     status, summary, err = finished(process)
@@ -266,7 +266,7 @@ def test_in_lock_step_the_same_seed_gives_the_same_trajectory_however_processes_
         if held_up is not None:
             pid = running_services(tmp_path)[held_up]
             os.kill(pid, signal.SIGSTOP)
-            until(lambda: logged(tmp_path, "waiting for an announced message"), timeout_s=60)
+            until(lambda: logged(tmp_path, "waiting for an announced message"))
             os.kill(pid, signal.SIGCONT)
         status, summary, err = finished(process)
         assert status == 0, err

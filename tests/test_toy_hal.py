@@ -62,7 +62,7 @@ def test_it_passes_the_check_of_the_command_line(endpoints):
     )
     try:
         with HalClient(endpoints) as client:
-            assert client.hello(20.0)["service"] == "toy-hal"
+            assert client.hello(60.0)["service"] == "toy-hal"
         places = [f"{name}={endpoints[name]}" for name in ("state", "command", "safety")]
         check = subprocess.run(
             [sys.executable, "-m", "krabby_cli", "check-hal", "--json", *places],
@@ -71,7 +71,7 @@ def test_it_passes_the_check_of_the_command_line(endpoints):
             timeout=60,
         )
         hal.send_signal(signal.SIGTERM)
-        out, _ = hal.communicate(timeout=10)
+        out, _ = hal.communicate(timeout=60)
     finally:
         hal.kill()
         hal.wait()
@@ -89,13 +89,13 @@ def test_it_passes_the_check_of_the_command_line(endpoints):
 def test_armed_it_follows_commands(toy_hal, endpoints):
     service = toy_hal.build(HalCfg(endpoints=HalEndpointsCfg(**endpoints)))
     with running(service), HalClient(endpoints) as client:
-        client.hello(20.0)
-        assert client.state.wait(5.0) is not None
-        assert client.safety("arm", "test")["ok"]
+        client.hello(60.0)
+        assert client.state.wait(60.0) is not None
+        assert client.safety("arm", "test", 60.0)["ok"]
         target = service.backend.desc.default_joint_pos + 0.1
         joint_pos, answers = service.backend.desc.default_joint_pos, set()
         for _ in range(800):  # half a second of arming, a few of the joints' lags
-            state = client.state.wait(1.0)
+            state = client.state.wait(60.0)
             reply = client.send_command(target, capture_ns=state.capture_ns, deadline_s=1.0)
             answers.add(CommandStatus(reply.status))
             joint_pos = unpack(STATE, state.payload)["joint_pos"]

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import signal
@@ -13,7 +12,7 @@ import time
 
 import psutil
 import pytest
-from krabby.runtime.testing import until
+from krabby.runtime.testing import log_events, until
 from krabby_cli.__main__ import main
 from krabby_proto import STATE, HalClient, LatestSubscriber, RequestTimeout
 from krabby_proto.access import ClientKey, KeyFolder, KeyPair, use_client_key
@@ -123,13 +122,12 @@ class Serving:
              f"--base-port={base_port}", *endpoints],
             stdout=self.log, stderr=self.log,
         )  # fmt: skip
-        until(lambda: self.events("running")[1:], timeout_s=60)
+        until(lambda: self.events("running")[1:])
         self.start_s = time.monotonic() - began_s
         use_client_key(folder / "keys" / "operator.toml")
 
     def events(self, name):
-        lines = (self.folder / "relay.log").read_text().splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{")]
+        found = log_events(self.folder / "relay.log")
         return [one for one in found if one["event"] == name]
 
     def workers(self):
@@ -141,7 +139,7 @@ class Serving:
 
     def close(self):
         self.process.terminate()
-        status = self.process.wait(30)
+        status = self.process.wait(60)
         self.log.close()
         return status
 
@@ -167,19 +165,26 @@ def is_free(base):
     return True
 
 
+def has_ended(worker):
+    try:
+        return worker.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_killed_relay_is_back_and_the_hal_behind_it_notices_nothing(serving):
     with (
         LatestSubscriber(serving.place("state"), STATE) as reader,
         HalClient({"safety": serving.place("safety")}) as client,
     ):
-        assert reader.wait(20.0) is not None
+        assert reader.wait(60.0) is not None
         for _ in range(3):
             for worker in serving.workers().values():
                 worker.kill()
-            assert client.safety("estop", "anna", timeout_s=30.0)["state"] == "estop"
-            assert reader.wait(30.0) is not None
+            assert client.safety("estop", "anna", timeout_s=60.0)["state"] == "estop"
+            assert reader.wait(60.0) is not None
     assert [op for op, _ in serving.hal.operators].count("estop") >= 3
-    assert max(one["starts"] for one in serving.events("running")) == 4
+    until(lambda: max(one["starts"] for one in serving.events("running")) >= 4)
 
 
 def test_a_frozen_process_of_the_relay_is_started_again(serving):
@@ -189,9 +194,8 @@ def test_a_frozen_process_of_the_relay_is_started_again(serving):
                 worker.suspend()
             until(
                 lambda n=starts: sum(e["starts"] == n for e in serving.events("running")) == 2,
-                timeout_s=60,
             )
-            assert client.safety("estop", "anna", timeout_s=30.0)["state"] == "estop"
+            assert client.safety("estop", "anna", timeout_s=60.0)["state"] == "estop"
     groups = [one["group"] for one in serving.events("relay process was frozen, started again")]
     assert sorted(groups) == ["estop", "estop", "streams", "streams"]
 
@@ -200,10 +204,9 @@ def test_a_frozen_first_process_is_killed_by_the_others_so_that_the_relay_ends(s
     """Its supervisor starts it again: `krabby up`, or the container engine."""
     workers = serving.workers()
     os.kill(serving.process.pid, signal.SIGSTOP)
-    until(lambda: serving.process.poll() is not None, timeout_s=60)
+    until(lambda: serving.process.poll() is not None)
     assert serving.close() == -signal.SIGKILL
-    until(lambda: not any(psutil.pid_exists(pid) and w.status() != "zombie"
-                          for pid, w in workers.items()))  # fmt: skip
+    until(lambda: all(map(has_ended, workers.values())))
     serving.close = lambda: 0
 
 
@@ -211,8 +214,7 @@ def test_the_relay_dies_with_its_supervisor(serving):
     workers = serving.workers()
     assert len(workers) == 2
     serving.process.kill()
-    until(lambda: not any(psutil.pid_exists(pid) and w.status() != "zombie"
-                          for pid, w in workers.items()))  # fmt: skip
+    until(lambda: all(map(has_ended, workers.values())))
     assert serving.close() == -signal.SIGKILL
     serving.close = lambda: 0
 
@@ -222,34 +224,33 @@ def test_a_revoked_key_is_cut_off_within_two_seconds_and_the_others_come_back(se
     keys = KeyFolder(serving.folder / "keys")
     assert main(["keys", "create", "eve", "--keys", str(keys.path), "--roles", "see",
                  "--out", str(serving.folder / "eve.toml")]) == 0  # fmt: skip
-    until(lambda: len(serving.events("running")) == 4, timeout_s=30)
+    until(lambda: len(serving.events("running")) == 4)
     with LatestSubscriber(serving.place("state"), STATE) as anna:
         use_client_key(serving.folder / "eve.toml")
         with LatestSubscriber(serving.place("state"), STATE) as eve:
-            assert anna.wait(20.0) is not None
-            assert eve.wait(20.0) is not None
+            assert anna.wait(60.0) is not None
+            assert eve.wait(60.0) is not None
             begun = time.monotonic()
             keys.revoke("eve")
-            until(lambda: (eve.take(), "does not know this key" in eve.refusal)[1], timeout_s=30)
+            until(lambda: (eve.take(), "does not know this key" in eve.refusal)[1])
             assert time.monotonic() - begun < max(2.0, 1.0 + 2.0 * serving.start_s)
-            assert anna.wait(20.0) is not None
+            assert anna.wait(60.0) is not None
             assert eve.wait(0.3) is None
 
 
 def test_a_key_folder_that_others_can_enter_shuts_everyone_out_until_it_is_mended(serving):
     folder = serving.folder / "keys"
     with HalClient({"safety": serving.place("safety")}) as client:
-        assert client.safety("status", "anna", timeout_s=20.0)["ok"]
+        assert client.safety("status", "anna", timeout_s=60.0)["ok"]
         folder.chmod(0o755)
         until(
             lambda: len({each["group"] for each in serving.events("relay cannot serve")}) == 2,
-            timeout_s=30,
         )
         with pytest.raises(RequestTimeout):
             client.safety("status", "anna", timeout_s=0.5)
         assert "run chmod 700" in serving.events("relay cannot serve")[-1]["reason"]
         folder.chmod(0o700)
-        assert client.hello(30.0)["service"] == "fake-hal"
+        assert client.hello(60.0)["service"] == "fake-hal"
 
 
 def test_the_e_stop_has_its_own_process_and_descriptors(serving):
@@ -262,7 +263,7 @@ def test_the_e_stop_has_its_own_process_and_descriptors(serving):
         for _ in range(50):
             stack.enter_context(socket.create_connection(("127.0.0.1", serving.base_port + 1)))
         with HalClient({"safety": serving.place("safety")}) as client:
-            assert client.safety("estop", "anna", timeout_s=20.0)["state"] == "estop"
+            assert client.safety("estop", "anna", timeout_s=60.0)["state"] == "estop"
 
 
 def listens(worker, port):
@@ -289,7 +290,7 @@ def test_a_client_without_a_key_cannot_end_a_process_with_a_ping(serving):
                 peer.sendall(GREETING + name.ljust(20, b"\0") + bytes(32) + ready)
                 peer.sendall(message * random.randint(1, 3000) + ping)
     with HalClient({"safety": serving.place("safety")}) as client:
-        assert client.safety("estop", "anna", timeout_s=20.0)["state"] == "estop"
+        assert client.safety("estop", "anna", timeout_s=60.0)["state"] == "estop"
     assert len(serving.events("running")) == 2, "no process ended"
 
 
@@ -330,7 +331,7 @@ def test_check_hal_passes_through_the_relay_with_all_roles(serving, tmp_path, ca
     path = tmp_path / "all.toml"
     main(["keys", "create", "all", "--keys", keys, "--out", str(path),
           "--roles", "see,operate,command"])  # fmt: skip
-    until(lambda: len(serving.events("running")) == 4, timeout_s=30)
+    until(lambda: len(serving.events("running")) == 4)
     serving.hal.safety_state = 0
     where = ["--host", "127.0.0.1", "--base-port", str(serving.base_port), "--key", str(path)]
     for _ in range(10):  # on a busy machine the fake is late

@@ -70,14 +70,14 @@ def supervise(tmp_path):
 
 
 def until(condition, supervisor):
-    """Poll until a child has done what it does, for at most 30 s."""
-    end = time.monotonic() + 30.0
+    """Poll until a child has done what it does, for at most 60 s."""
+    end = time.monotonic() + 60.0
     while time.monotonic() < end:
         supervisor.poll()
         if condition():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not happen within 30 s")
+    raise AssertionError("it did not happen within 60 s")
 
 
 def test_processes_are_started_watched_and_stopped_in_order(tmp_path, scripts, supervise):
@@ -297,5 +297,10 @@ def test_processes_end_when_their_supervisor_is_killed(scripts, tmp_path):
         child = psutil.Process(int(supervisor.stdout.readline()))
         supervisor.kill()
         supervisor.wait()
-    psutil.wait_procs([child], timeout=20)
-    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    while True:
+        try:
+            if child.status() == psutil.STATUS_ZOMBIE:
+                break
+        except psutil.NoSuchProcess:
+            break
+        time.sleep(0.01)

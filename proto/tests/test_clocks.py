@@ -213,15 +213,15 @@ def client(hal, context):
 def test_commands_to_a_hal_with_another_clock_are_translated_and_untranslated_ones_refused(
     hal, client
 ):
-    client.hello(5.0)
+    client.hello(60.0)
     assert client.clock.offset_s == pytest.approx(5000.0, abs=client.clock.error_s + 1e-6)
     untranslated = client.send_command(
-        TARGET, capture_ns=far_ns(), publish_ns=time.monotonic_ns(), deadline_s=2.0
+        TARGET, capture_ns=far_ns(), publish_ns=time.monotonic_ns(), deadline_s=60.0
     )
     assert untranslated.status == CommandStatus.REJECTED_STALE
     statuses = []
     while len(statuses) < 40 or (statuses.count("applied") <= 10 and len(statuses) < 1000):
-        reply = client.send_command(TARGET, capture_ns=far_ns(), deadline_s=2.0)
+        reply = client.send_command(TARGET, capture_ns=far_ns(), deadline_s=60.0)
         statuses.append("" if reply is None else reply.status_name)
     assert "rejected_future" not in statuses  # translated with the bound that makes it older
     assert statuses.count("applied") > 10  # the others were over 25 ms on their way: a busy host
@@ -229,7 +229,7 @@ def test_commands_to_a_hal_with_another_clock_are_translated_and_untranslated_on
 
 
 def test_an_operators_request_to_a_hal_with_another_clock_is_translated(hal, client):
-    assert client.safety("arm", "test", timeout_s=5.0)["ok"]
+    assert client.safety("arm", "test", timeout_s=60.0)["ok"]
     assert not client.clock.shared
 
 
@@ -241,9 +241,9 @@ def age(clock, seconds):
 
 def test_an_operators_request_long_after_the_hello_is_not_stale(hal, client):
     """The bounds are 2 s wide after 1000 s without an answer."""
-    client.hello(5.0)
+    client.hello(60.0)
     age(client.clock, 2000.0)
-    assert client.safety("arm", "test", timeout_s=5.0)["reason"] == ""
+    assert client.safety("arm", "test", timeout_s=60.0)["reason"] == ""
 
 
 def test_a_clock_is_vague_before_the_first_answer_and_long_after_the_last():
@@ -271,9 +271,9 @@ def test_a_request_to_stand_is_translated_to_the_clock_of_the_game_loop(
     thread.start()
     try:
         with ControlClient(server.endpoint, context=context) as loop:
-            assert loop.request("stand", timeout_s=5.0)["late"] == ""
+            assert loop.request("stand", timeout_s=60.0)["late"] == ""
             age(loop.clock, 2000.0)
-            assert loop.request("stand", timeout_s=5.0)["late"] == ""
+            assert loop.request("stand", timeout_s=60.0)["late"] == ""
     finally:
         done.set()
         thread.join()
@@ -284,25 +284,25 @@ def test_a_later_hello_does_not_wait_for_connections_that_are_lost(
     hal, client, context, monkeypatch
 ):
     """The game loop asks again within its period, and is ended when it does not beat for 0.8 s."""
-    client.hello(5.0)
-    monkeypatch.setattr("krabby_proto.client._CONNECT_S", 5.0)
+    client.hello(60.0)
+    monkeypatch.setattr("krabby_proto.client._CONNECT_S", 60.0)
     for number, link in enumerate(client._links[1:], start=1):
         link.close()
         client._links[number] = Requester("inproc://unbound", name="command", context=context)
     began_s = time.monotonic()
-    client.hello(5.0)
-    assert time.monotonic() - began_s < 4.0
+    client.hello(60.0)
+    assert time.monotonic() - began_s < 50.0
 
 
 def test_an_answer_that_comes_after_the_deadline_is_returned_by_a_later_call(hal, client):
-    client.hello(5.0)
+    client.hello(60.0)
     hal.stop()  # the network takes longer than the deadline from here on
 
     def send():
         return client.send_command(TARGET, capture_ns=far_ns(), deadline_s=0.001)
 
     def served(count):
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + 60.0
         while sum(hal.server.stats.commands.values()) < count and time.monotonic() < end:
             hal.server.poll(0.01)
         time.sleep(0.02)  # for the answer's way back
@@ -321,7 +321,7 @@ def test_an_answer_is_not_waited_for_after_a_request_that_could_not_be_sent(
 ):
     server = Router(endpoints["control"], name="control", context=context)
     with Requester(server.endpoint, name="control", context=context) as requester:
-        assert requester.wait_connected(5.0)
+        assert requester.wait_connected(60.0)
         assert requester.request([b"control", b"{}"], 0.001) is None
         server.close()  # for longer than the connection lasts
         eventually(lambda: not requester.wait_connected(0.01))

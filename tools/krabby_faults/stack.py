@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
 import signal
@@ -22,7 +21,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from krabby.robot.assets import robot_dir
 from krabby.robot.description import RobotDescription
-from krabby.runtime.testing import free_port, free_ports, until
+from krabby.runtime.testing import free_port, free_ports, log_events, until
 from krabby_proto import (
     STATE,
     STREAMS,
@@ -273,8 +272,7 @@ class Stack:
 
     def events(self, name: str, since_ns: int) -> list[dict[str, Any]]:
         """Log lines of a service from a time on."""
-        lines = (self.logs / f"{name}.log").read_text().splitlines()
-        found = [json.loads(line) for line in lines if line[:1] == "{" and line[-1:] == "}"]
+        found = log_events(self.logs / f"{name}.log")
         return [each for each in found if each.get("mono_ns", 0) >= since_ns]
 
     # --- what an operator does -----------------------------------------------------------------

@@ -156,7 +156,7 @@ class FakeHal:
         """Have the HAL's thread call `job(server)`, for example to publish an image."""
         self._jobs.put(job)
 
-    def take_note(self, timeout_s: float = 5.0) -> None:
+    def take_note(self, timeout_s: float = 60.0) -> None:
         """Wait until the thread acts on every attribute set so far."""
         noted = threading.Event()
         self.submit(lambda _: noted.set())

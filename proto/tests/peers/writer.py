@@ -18,8 +18,8 @@ def main() -> None:
     ticks: list[dict[str, float | str | None]] = []
     targets = np.zeros(18, dtype=np.float32)
     with HalClient(endpoints) as client:
-        client.hello(20.0)
-        client.state.wait(20.0)
+        client.hello(60.0)
+        client.state.wait(60.0)
         due = time.monotonic()
         while not stop:
             due += PERIOD_S * max(1, -(-(time.monotonic() - due) // PERIOD_S))

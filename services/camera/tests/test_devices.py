@@ -125,7 +125,7 @@ def test_colour_of_the_zed_lies_on_its_depth_and_is_made_while_it_is_read(sl, fo
         assert sl.world.images == 0, "copied before it was read"
         with LatestSubscriber(f"ipc://{folder}/colour", COLOUR) as colour:
             message = colour.wait(20.0)
-            until(lambda: colour.wait(0.01), 20.0)
+            until(lambda: colour.wait(0.01))
         picture = from_jpeg(message.payload.tobytes())
         assert picture.shape == (240, 424, 3)
         depth = raw.latest().payload.reshape(60, 106)
@@ -135,7 +135,7 @@ def test_colour_of_the_zed_lies_on_its_depth_and_is_made_while_it_is_read(sl, fo
         assert 0.05 < red.mean() < 0.2
         age_s = (time.monotonic_ns() - message.capture_ns) * 1e-9
         assert age_s >= 0.0373, "the time of the exposure, as depth has it"
-        until(lambda: made._source.colour_hz == 0.0, 20.0)
+        until(lambda: made._source.colour_hz == 0.0)
 
 
 def test_no_more_colour_images_are_taken_than_asked_for(sl):
@@ -148,13 +148,13 @@ def test_no_more_colour_images_are_taken_than_asked_for(sl):
         assert source.take_colour() is None
         source.colour_hz = 5.0
         images = []
-        until(lambda: images.append(source.take_colour()) or images[-1], 20.0)
+        until(lambda: images.append(source.take_colour()) or images[-1])
         assert images[-1].picture.shape == (120, 212, 3)
         count = source.received
-        until(lambda: source.received > count + 20, 20.0)
+        until(lambda: source.received > count + 20)
         assert sl.world.images == 1, "the clock stands still"
         clock_ns[0] += 200_000_000
-        until(source.take_colour, 20.0)
+        until(source.take_colour)
         assert sl.world.images == 2
     finally:
         source.close()

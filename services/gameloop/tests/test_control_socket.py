@@ -38,7 +38,7 @@ def control(desc, asked, monkeypatch):
     yield control
     began_s = time.monotonic()
     control.close()
-    assert time.monotonic() - began_s < 8.0  # the limit of a rehearsal is 10 s
+    assert time.monotonic() - began_s < 40.0  # the limit of a rehearsal is 50 s here
 
 
 @pytest.fixture

@@ -73,10 +73,10 @@ def test_a_swap_while_walking_takes_an_engine_that_is_there_and_builds_none(
             msgspec.structs.replace(on_fake_gpu(allow_fallback=False), endpoints=endpoints)
         )
         with running(loop), ControlClient(endpoints.control) as client:
-            asked = client.request("policy", timeout_s=10.0, policy=str(policies / "other"))
+            asked = client.request("policy", timeout_s=60.0, policy=str(policies / "other"))
             assert not asked["ok"]
             assert "python -m krabby.policy.tensorrt build other" in asked["reason"]
-            asked = client.request("policy", timeout_s=10.0, policy=str(policies / "blind"))
+            asked = client.request("policy", timeout_s=60.0, policy=str(policies / "blind"))
             assert asked["ok"]
             until(lambda: loop.controller.policies.chosen.network.backend == "tensorrt")
 
@@ -95,7 +95,7 @@ sys.exit(main())
 
 def healthz(port):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as answer:
             return answer.read().decode().strip()
     except (OSError, urllib.error.HTTPError):
         return ""
@@ -111,9 +111,9 @@ def test_while_an_engine_is_built_healthz_says_so_and_sigterm_ends_it(policies, 
             stdout=subprocess.PIPE, text=True, env=os.environ.copy(),
         )  # fmt: skip
         try:
-            until(lambda: healthz(port) == "building: blind/policy 50 %", 30.0)
+            until(lambda: healthz(port) == "building: blind/policy 50 %")
             process.send_signal(signal.SIGTERM)
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 0

@@ -54,7 +54,7 @@ def test_it_passes_the_same_conformance_check_as_the_simulator(service, endpoint
 
 def test_the_hello_says_which_robot_and_how_it_was_calibrated(service, client, desc):
     with running(service):
-        hello = client.hello()
+        hello = client.hello(60.0)
     assert hello["service"] == "jetson-hal"
     assert hello["clock"] == "monotonic"
     assert hello["robot"]["hash"] == desc.content_hash
@@ -65,7 +65,7 @@ def test_the_hello_says_which_robot_and_how_it_was_calibrated(service, client, d
 
 def test_an_operator_arms_it_and_then_it_follows(service, client, desc):
     with running(service) as runtime:
-        client.state.wait(5.0)
+        client.state.wait(60.0)
         assert {CommandStatus(a.status) for a in command(client, desc.default_joint_pos, 0.2)} <= {
             CommandStatus.NOT_ARMED,
             CommandStatus.REJECTED_STALE,
@@ -75,8 +75,8 @@ def test_an_operator_arms_it_and_then_it_follows(service, client, desc):
 
         def follows():
             """A busy machine is late with some commands, and damped when 150 ms are without any."""
-            if client.safety("status", "test")["state"] in ("disarmed", "damp"):
-                client.safety("arm", "test")
+            if client.safety("status", "test", 60.0)["state"] in ("disarmed", "damp"):
+                client.safety("arm", "test", 60.0)
                 command(client, desc.default_joint_pos, 0.6)
             answers.extend(command(client, target, 0.5))
             state = unpack(STATE, client.state.latest().payload)
@@ -84,7 +84,7 @@ def test_an_operator_arms_it_and_then_it_follows(service, client, desc):
                 answers and answers[-1].applied and np.abs(state["joint_pos"] - target).max() < 1e-6
             )
 
-        until(follows, timeout_s=60.0)
+        until(follows)
     # The answer names the exchange that carries the command out: at most a slot away.
     ahead_s = np.array([answer.applied_ns - answer.server_ns for answer in answers if
                         answer.applied]) * 1e-9  # fmt: skip
@@ -126,7 +126,7 @@ def test_of_images_that_came_together_only_the_newest_goes_on(cfg, build_devices
 
 def test_the_state_goes_on_at_200_hz_without_any_command(service, client):
     with running(service):
-        client.state.wait(5.0)
+        client.state.wait(60.0)
         rates = []
         while len(rates) < 20 and max(rates, default=0.0) <= 150.0:  # a busy machine skips some
             began, first = time.monotonic(), client.state.latest().header
@@ -142,8 +142,8 @@ def test_at_the_end_the_drives_are_damped_switched_off_and_let_go_of(cfg, build_
                                                                      desc):  # fmt: skip
     devices = build_devices()
     with running(JetsonHal(cfg(), devices)):
-        client.state.wait(5.0)
-        client.safety("arm", "test")
+        client.state.wait(60.0)
+        client.safety("arm", "test", 60.0)
         command(client, desc.default_joint_pos, 0.6)
     assert devices.bus.calls[-2:] == ["disable", "close"]
     assert not devices.bus.targets[-1].kp.any()
@@ -159,7 +159,7 @@ def test_a_crash_in_the_loop_damps_and_switches_off_too(cfg, build_devices, clie
     def run_into_it():
         service = JetsonHal(cfg(), devices)
         with running(service):
-            client.state.wait(5.0)
+            client.state.wait(60.0)
             service.robot.imu_check.observe = crash
             until(lambda: "close" in devices.bus.calls)
 
@@ -181,7 +181,7 @@ def test_a_start_that_fails_half_way_lets_go_of_everything(cfg, build_devices):
 def test_a_second_hal_ends_before_it_touches_a_drive(cfg, build_devices, client):
     second = build_devices()
     with running(JetsonHal(cfg(), build_devices())):
-        client.hello()
+        client.hello(60.0)
         with pytest.raises(EndpointInUse), running(JetsonHal(cfg(), second)):
             pass
     assert "open" not in second.bus.calls

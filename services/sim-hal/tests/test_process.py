@@ -87,8 +87,8 @@ def stopped(process):
 def test_it_answers_says_its_state_and_ends_on_sigterm(start, endpoints):
     process = start()
     with HalClient(endpoints) as client:
-        assert client.hello(20.0)["service"] == "sim-hal"
-        state = client.state.wait(20.0)
+        assert client.hello(60.0)["service"] == "sim-hal"
+        state = client.state.wait(60.0)
         assert state is not None
         assert state.payload.shape == (70,)
     lines, _, took_s = stopped(process)
@@ -107,7 +107,7 @@ def test_it_answers_says_its_state_and_ends_on_sigterm(start, endpoints):
 def test_lock_step_without_a_game_loop_ends_on_sigterm_too(start, endpoints):
     process = start("speed=0")
     with HalClient(endpoints) as client:
-        assert client.hello(20.0)["clock"] == "simulated"
+        assert client.hello(60.0)["clock"] == "simulated"
     _, _, took_s = stopped(process)
     assert process.returncode == 0
     assert took_s < 3.0
@@ -115,7 +115,7 @@ def test_lock_step_without_a_game_loop_ends_on_sigterm_too(start, endpoints):
 
 def test_it_ends_by_itself_after_its_duration(start):
     process = start("duration_s=0.5")
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert json.loads(out.splitlines()[-1])["sim_time_s"] == pytest.approx(0.5, abs=0.03)
 
@@ -159,7 +159,7 @@ def test_missing_assets_are_one_line_and_status_two(tmp_path):
 def test_a_busy_port_is_named_with_its_remedy_and_the_owner_is_unharmed(start, endpoints):
     with Publisher(endpoints["state"], TRUTH) as owner:
         process = start()
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
         assert process.returncode == 1
         assert endpoints["state"] in err
         assert "set endpoints.state" in err
@@ -174,14 +174,14 @@ def test_colour_is_drawn_by_a_process_beside_the_loop_once_it_is_read(start, end
     drawn = ("colour.enabled=true", "colour.scale=2", f"endpoints.colour={place}")
     process = start("spawn=standing", "course.name=steps", *drawn)
     with HalClient(endpoints) as client:
-        announced = client.hello(20.0)["extra"]["colour"]
+        announced = client.hello(60.0)["extra"]["colour"]
         assert announced == {"width": 212, "height": 120, "rate_hz": 5.0}
-        until(lambda: children_of(process), 20.0)
+        until(lambda: children_of(process))
         (child,) = children_of(process)
-        until(lambda: child.nice() >= 10, 60.0)
+        until(lambda: child.nice() >= 10)
         images = []
         with LatestSubscriber(place, COLOUR, queue=100) as colour:
-            until(lambda: images.extend(colour.drain()) or len(images) >= 3, 60.0)
+            until(lambda: images.extend(colour.drain()) or len(images) >= 3)
         assert images[0].sequence == 1, "nothing was drawn before it was read"
         periods = [image.capture_ns // 200_000_000 for image in images]
         assert len(set(periods)) == len(periods), "5 Hz, and no more"
@@ -190,23 +190,23 @@ def test_colour_is_drawn_by_a_process_beside_the_loop_once_it_is_read(start, end
         assert picture.std() > 10, "a course under a sky is not of one colour"
 
         child.kill()
-        until(lambda: {each.pid for each in children_of(process)} - {child.pid}, 60.0)
+        until(lambda: {each.pid for each in children_of(process)} - {child.pid})
         (heir,) = children_of(process)
     lines, _, took_s = stopped(process)
     assert process.returncode == 0
     assert took_s < 3.0
-    assert has_ended(heir)
+    until(lambda: has_ended(heir))
     assert [line for line in lines if line["event"] == "no colour images"]
 
 
 def test_the_process_that_draws_ends_with_the_one_that_was_killed(start, endpoints):
     process = start("colour.enabled=true", f"endpoints.colour=tcp://127.0.0.1:{free_port()}")
     with HalClient(endpoints) as client:
-        client.hello(20.0)
-    until(lambda: children_of(process), 20.0)
+        client.hello(60.0)
+    until(lambda: children_of(process))
     (child,) = children_of(process)
     process.kill()
-    until(lambda: has_ended(child), 20.0)
+    until(lambda: has_ended(child))
 
 
 def test_help_lists_every_key():
@@ -220,7 +220,7 @@ def test_help_lists_every_key():
 def test_a_stall_of_a_second_causes_no_burst_and_no_stale_command(start, endpoints, desc):
     process = start("spawn=standing")
     with HalClient(endpoints) as client, LatestSubscriber(endpoints["truth"], TRUTH) as truth:
-        client.hello(20.0)
+        client.hello(60.0)
         rate = Rate(0.01, phase_s=0.0012)
         outcomes = []
 
@@ -271,26 +271,29 @@ def test_with_depth_at_30_hz_it_costs_less_than_six_tenths_of_a_core(start, endp
         LatestSubscriber(endpoints["camera"], CAMERA) as camera,
         LatestSubscriber(endpoints["nav"], NAV, bind=True) as nav,
     ):
-        client.hello(20.0)
+        client.hello(60.0)
         rate = Rate(0.01, phase_s=0.0012)
 
         def command_for(seconds):
+            """The number of the last image."""
             for _ in range(round(seconds / 0.01)):
                 rate.wait()
-                camera.take()
+                image = camera.latest()
                 nav.take()
                 state = client.state.latest()
                 if state is not None:
                     client.send_command(desc.default_joint_pos, capture_ns=state.capture_ns)
+            return image.sequence
 
-        command_for(2.0)
+        before = command_for(2.0)
         used, since = psutil.Process(process.pid).cpu_times(), time.monotonic()
-        command_for(10.0)
+        frames = command_for(10.0) - before
         after, elapsed_s = psutil.Process(process.pid).cpu_times(), time.monotonic() - since
     lines, _, _ = stopped(process)
     cores = (after.user + after.system - used.user - used.system) / elapsed_s
-    assert lines[-1]["frames"] >= 300
-    assert cores < 0.6, f"{cores:.3f} cores; {lines[-1]}"
+    assert frames >= 100
+    share = min(frames / (30.0 * elapsed_s), 1.0)  # a busy machine has fewer slots
+    assert cores < 0.6 * share, f"{cores:.3f} cores, {frames} images; {lines[-1]}"
 
 
 def test_isaac_lab_is_refused_where_it_is_not_installed():

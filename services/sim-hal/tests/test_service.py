@@ -73,9 +73,9 @@ class Walker:
 
     def receive(self):
         """The next state that was not answered yet."""
-        state = self.client.state.wait(10.0)
+        state = self.client.state.wait(60.0)
         while state is not None and self.states and self.states[-1][0] == state.capture_ns:
-            state = self.client.state.wait(10.0)  # said again, until somebody answers
+            state = self.client.state.wait(60.0)  # said again, until somebody answers
         assert state is not None
         self.states.append((state.capture_ns, state.flags))
         return state
@@ -116,7 +116,7 @@ def test_it_passes_the_conformance_check_and_stays_disarmed(cfg, endpoints):
 def test_the_hello_says_which_robot_on_which_course(cfg, client, desc):
     service = SimHal(cfg(course=CourseCfg(name="gap", difficulty=0.3, seed=5)))
     with running(service):
-        hello = client.hello()
+        hello = client.hello(60.0)
     assert hello["service"] == "sim-hal"
     assert hello["clock"] == "monotonic"
     assert hello["robot"]["hash"] == desc.content_hash
@@ -169,7 +169,7 @@ def lockstep_run(cfg, client, desc, seconds=4.0, meddle=None, **keys):
     """Summary and walker of a run of the scripted game loop that lasts exactly so long."""
     service = SimHal(cfg(speed=0.0, duration_s=seconds, **keys))
     with running(service) as runtime:
-        client.hello()
+        client.hello(60.0)
         walker = Walker(client, desc)
         for _ in range(round(seconds / 0.01) + 1):  # the first state is that of time 0
             walker.answer()
@@ -251,7 +251,7 @@ def test_what_is_due_was_sent_before_the_state_that_says_so(cfg, client, endpoin
         LatestSubscriber(endpoints["camera"], CAMERA) as camera,
         running(service),
     ):
-        client.hello()
+        client.hello(60.0)
         while nav.latest() is None or camera.latest() is None:  # until both links are up
             walker.answer()
         newest_ns = 0
@@ -285,7 +285,7 @@ def test_until_it_is_answered_a_turn_is_said_again_and_is_the_same(cfg, client, 
         LatestSubscriber(endpoints["camera"], CAMERA) as camera,
         running(SimHal(cfg(speed=0.0))),
     ):
-        client.hello()
+        client.hello(60.0)
         first = walker.receive()
         # A peer that connects late still gets what the first state announces.
         assert first.flags & FLAG_NAV_DUE
@@ -305,10 +305,10 @@ def test_until_it_is_answered_a_turn_is_said_again_and_is_the_same(cfg, client, 
 def test_an_answer_to_another_state_is_refused(cfg, client, desc):
     service = SimHal(cfg(speed=0.0))
     with running(service):
-        client.hello()
+        client.hello(60.0)
         walker = Walker(client, desc)
         walker.walk(0.1)
-        state = client.state.wait(5.0)
+        state = client.state.wait(60.0)
         late = client.send_command(
             desc.default_joint_pos,
             capture_ns=state.capture_ns - 10 * MS,
@@ -338,7 +338,7 @@ def test_a_game_loop_that_falls_silent_ends_the_run_with_its_remedy(cfg, client,
     service = SimHal(cfg(speed=0.0, lockstep=LockstepCfg(answer_timeout_s=1.5)))
 
     def walk():
-        client.hello(20.0)
+        client.hello(60.0)
         Walker(client, desc).walk(0.3)
 
     loop = threading.Thread(target=walk)
@@ -357,7 +357,7 @@ def test_without_a_game_loop_it_gives_up_and_says_what_to_start(cfg, endpoints):
 def test_a_fall_in_lock_step_ends_in_a_flagged_reset_and_a_robot_that_stands(cfg, client, desc):
     service = SimHal(cfg(speed=0.0))
     with running(service) as runtime:
-        client.hello()
+        client.hello(60.0)
         walker = Walker(client, desc)
         walker.walk(4.0)
         assert walker.safety is SafetyState.ACTIVE

@@ -97,7 +97,7 @@ class Process:
         raise AssertionError(f"no {event!r} in {self.lines}")
 
     def finish(self):
-        out, self.stderr = self.process.communicate(timeout=30)
+        out, self.stderr = self.process.communicate(timeout=60)
         self.lines += [json.loads(text) for text in out.splitlines()]
         return self.process.returncode
 
@@ -146,11 +146,12 @@ def test_what_is_slow_happens_before_startup_and_healthz_names_it(launch):
         with (
             contextlib.suppress(OSError),
             urllib.request.urlopen(  # not served, or no beat yet
-                f"http://127.0.0.1:{port}/healthz", timeout=5
+                f"http://127.0.0.1:{port}/healthz", timeout=60
             ) as answer,
         ):
             body = answer.read()
             assert body in (b"ok\n", b"building\n")
+        time.sleep(0.01)
     walker.process.send_signal(signal.SIGTERM)
     assert walker.finish() == 0
     assert walker.events[-1] == "summary"
@@ -281,7 +282,7 @@ def test_the_loop_shows_in_the_exposition_and_in_the_health_file(launch, tmp_pat
     port, alive = free_port(), tmp_path / "alive"
     walker = launch(f"metrics_port={port}", f"health_file={alive}")
     walker.wait_for("running")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         assert b"krabby_service_info{run_id=" in answer.read()
     walker.process.send_signal(signal.SIGTERM)
     assert walker.finish() == 0
@@ -290,7 +291,7 @@ def test_the_loop_shows_in_the_exposition_and_in_the_health_file(launch, tmp_pat
 
 def test_help_lists_every_key(launch):
     walker = launch("--help")
-    out, _ = walker.process.communicate(timeout=30)
+    out, _ = walker.process.communicate(timeout=60)
     assert walker.process.returncode == 0
     assert "speed  (a number of at least 0, default 1.0)\n      How fast." in out
     assert "realtime.fifo_priority  (a whole number from 0 to 99, default 0)" in out

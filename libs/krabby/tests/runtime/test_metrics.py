@@ -22,7 +22,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 
 def get(port, path="/metrics"):
-    return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5)
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60)
 
 
 def test_every_shared_metric_has_the_prefix_and_a_base_unit():

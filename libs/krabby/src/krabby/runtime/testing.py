@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -23,6 +25,7 @@ __all__ = [
     "free_port",
     "free_ports",
     "lateness",
+    "log_events",
     "may_go_first",
     "running",
     "until",
@@ -80,17 +83,25 @@ def captured_logs() -> Generator[list[MutableMapping[str, Any]], None, None]:
         yield events
 
 
-def until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+def until(condition: Callable[[], object], timeout_s: float = 60.0) -> None:
     """Return once `condition` holds; for what another thread or process is about to do.
 
     Raises:
         TimeoutError: It did not come to hold.
     """
-    deadline = time.monotonic() + timeout_s
+    began_s = time.monotonic()
     while not condition():
-        if time.monotonic() > deadline:
+        passed_s = time.monotonic() - began_s
+        if passed_s > timeout_s:
             raise TimeoutError(f"still not so after {timeout_s:g} s: {condition}")
-        time.sleep(0.002)
+        # A condition that reads files would otherwise keep a core from what it waits for.
+        time.sleep(0.002 if passed_s < 1.0 else 0.02)
+
+
+def log_events(path: Path) -> list[dict[str, Any]]:
+    """What services have logged into a file so far; a line that is being written is left out."""
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines if line[:1] == "{" and line[-1:] == "}"]
 
 
 def lateness(seconds: float) -> float:
@@ -155,12 +166,13 @@ def running(service: Service, *, name: str = "test") -> Generator[Runtime, None,
     """
     thread = ServiceThread(service, name)
     thread.start()
-    thread.started.wait(timeout=30)
     try:
+        if not thread.started.wait(60.0):
+            raise TimeoutError(f"{name} did not start within 60 s")
         if thread.failure is None:
             yield thread.runtime
     finally:
         thread.runtime.stop("test over")
-        thread.join(30.0)
+        thread.join(60.0)
     if thread.failure is not None:
         raise thread.failure

@@ -232,7 +232,7 @@ def test_the_child_dies_with_its_parent(order, folder, double, tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert gone.wait(10)
+    assert gone.wait(60)
 
 
 def test_interrupting_a_build_is_told_apart(order, double):
@@ -240,7 +240,7 @@ def test_interrupting_a_build_is_told_apart(order, double):
     watch = FakeWatch(stop_when="now")
     with pytest.raises(Interrupted):
         build_in_child(
-            FAKE, double().content, BuildOptions(), {"x": (1, 3)}, timings=b"", timeout_s=30.0,
+            FAKE, double().content, BuildOptions(), {"x": (1, 3)}, timings=b"", timeout_s=60.0,
             watch=watch, report=lambda doing, share: watch.doing("now"),
         )  # fmt: skip
 

@@ -183,12 +183,12 @@ def test_one_process_builds_at_a_time_and_a_dead_one_does_not_block(cache, how):
 
     thread = threading.Thread(target=build)
     thread.start()
-    assert waited.wait(10)
+    assert waited.wait(60)
     assert not granted.is_set()
     if how == "killed":
         holder.kill()
     holder.stdin.close()
-    assert granted.wait(10)
+    assert granted.wait(60)
     thread.join()
     holder.wait()
     holder.stdout.close()
