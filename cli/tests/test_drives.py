@@ -49,6 +49,21 @@ def test_probe_lists_every_drive(run, drives, capsys):
     assert len([line for line in out.splitlines() if line.endswith("none")]) == len(drives)
 
 
+def test_probe_waits_for_a_drive_that_was_silent_when_its_half_second_was_over(run, drives, capsys):
+    asked, first, third = itertools.count(1), drives[0].handle, drives[2].handle
+    silent = False
+
+    def count(frame, now_s):  # asked some ten times, then in each of 100 cycles
+        nonlocal silent
+        silent = 60 < next(asked) <= 130
+        return first(frame, now_s)
+
+    drives[0].handle = count
+    drives[2].handle = lambda frame, now_s: None if silent else third(frame, now_s)
+    assert run("probe") == 0
+    assert "no_reply" not in capsys.readouterr().out
+
+
 def test_probe_names_a_drive_that_does_not_answer(run, drives, capsys):
     drives[2].muted = True
     assert run("probe") == 1

@@ -50,6 +50,8 @@ _WATCH_S: Final = 0.2
 _CYCLES: Final = 100
 """Half a second: it also finds a second drive on one id that answers every tenth time."""
 _CYCLE_NS: Final = 5_000_000
+_ROUNDS: Final = 4
+"""Of so many cycles, for a drive that answered and then fell silent."""
 _POSES: Final = {
     "zero": "every leg straight out from the body and level, feet on trestles",
     "default": "the standing pose: thighs 0.45 rad up, shins 1.95 rad down and in, on the jigs",
@@ -196,14 +198,20 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _listen(bus: CanJointBus, count: int) -> DriveReadings:
-    """Exchange with all drives off until their reports have settled."""
-    from krabby.drivers.can import DriveTargets
+    """Exchange with all drives off until their reports have settled.
+
+    Of a host that stood still the newest answers are old: a drive is silent only if it stays so.
+    """
+    from krabby.drivers.can import DriveFault, DriveTargets
 
     readings = bus.probe()
-    for _ in range(_CYCLES):
-        begin_ns = time.monotonic_ns()
-        readings = bus.exchange(DriveTargets.limp(count), begin_ns + _CYCLE_NS)
-        time.sleep(max(0.0, (begin_ns + _CYCLE_NS - time.monotonic_ns()) * 1e-9))
+    for _ in range(_ROUNDS):
+        for _ in range(_CYCLES):
+            begin_ns = time.monotonic_ns()
+            readings = bus.exchange(DriveTargets.limp(count), begin_ns + _CYCLE_NS)
+            time.sleep(max(0.0, (begin_ns + _CYCLE_NS - time.monotonic_ns()) * 1e-9))
+        if not (readings.faults & int(DriveFault.NO_REPLY)).any():
+            break
     return readings
 
 
