@@ -94,7 +94,8 @@ class Simulator:
             physics: Newton, the library ovphysx, or Isaac Sim's PhysX.
         """
         newton = physics == "newton"
-        cfg = shared.physics_cfg(solver, physics)
+        with _quiet():  # Warp prints when it is first used
+            cfg = shared.physics_cfg(solver, physics)
         self._undo, self._runtime = contextlib.ExitStack(), contextlib.ExitStack()
         if physics == "isaacsim":  # its application comes before all that needs it
             from isaaclab.app import launch_simulation
