@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from krabby.runtime.testing import free_port, log_events, until
+from krabby.runtime.testing import free_port, kept_rate, log_events, until
 from krabby_cli.plan import DEFAULT_POLICY
 from krabby_proto import (
     CAMERA,
@@ -95,9 +95,11 @@ def running_services(tmp_path, timeout_s=60, others=()):
 
 def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_path):
     recording = tmp_path / "run.mcap"
-    status, summary, err = finished(
-        krabby("--duration", "12", "--course", "flat", "--record", str(recording))
-    )
+    with kept_rate() as kept_hz:
+        status, summary, err = finished(
+            krabby("--duration", "12", "--course", "flat", "--record", str(recording))
+        )
+        lost_hz = max(100.0 - kept_hz(), 0.0)
 
     assert status == 0, err
     assert summary["exit"] == "finished"
@@ -105,7 +107,7 @@ def test_the_crab_walks_a_flat_course_and_the_summary_is_complete(krabby, tmp_pa
     assert 12.0 <= summary["duration_s"] < 20.0
     assert summary["falls"] == 0
     assert summary["distance_m"] > 1.0
-    assert 95.0 < summary["loop_hz"] < 101.0
+    assert 95.0 - 3 * lost_hz < summary["loop_hz"] < 101.0  # a busy machine loses ticks
     assert summary["course_completed"] is False
     for key in (
         "waypoints_reached", "deadline_misses", "obs_age_p50_ms", "obs_age_p99_ms",

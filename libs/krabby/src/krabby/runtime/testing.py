@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
+import math
 import os
 import subprocess
 import threading
@@ -24,10 +26,12 @@ __all__ = [
     "ended_after",
     "free_port",
     "free_ports",
+    "kept_rate",
     "lateness",
     "log_events",
     "may_go_first",
     "running",
+    "slowdown",
     "until",
     "worst_lateness",
 ]
@@ -114,6 +118,42 @@ def lateness(seconds: float) -> float:
         time.sleep(0.1)
         late_s += time.monotonic() - now_s - 0.1
     return late_s
+
+
+def slowdown(seconds: float) -> float:
+    """How much longer than its processor time work takes on this machine now; 1 on a free core.
+
+    What a bound on work of another process may be exceeded by on a busy machine: a sleep is in time
+    there long after work is not.
+    """
+    began_s, used_s = time.monotonic(), time.thread_time()
+    while (passed_s := time.monotonic() - began_s) < seconds:
+        pass
+    return passed_s / (time.thread_time() - used_s)
+
+
+@contextlib.contextmanager
+def kept_rate(period_s: float = 0.01) -> Generator[Callable[[], float], None, None]:
+    """A function that tells how often a second a thread here woke that is to wake every period.
+
+    Of the last half minute [Hz]; the floor for the rate of a loop in another process.
+    """
+    over, woken_s = threading.Event(), collections.deque[float](maxlen=round(30.0 / period_s))
+
+    def pace() -> None:
+        due_s = time.monotonic()
+        while not over.is_set():
+            due_s += period_s * max(1, math.ceil((time.monotonic() - due_s) / period_s))
+            time.sleep(max(due_s - time.monotonic(), 0.0))
+            woken_s.append(time.monotonic())
+
+    thread = threading.Thread(target=pace, name="paces")
+    thread.start()
+    try:
+        yield lambda: (len(woken_s) - 1) / (woken_s[-1] - woken_s[0]) if len(woken_s) > 1 else 0.0
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextlib.contextmanager
