@@ -32,12 +32,17 @@ class View:
                 stderr=log,
                 env={**os.environ, "KRABBY_VIEW_TOKEN": SECRET},
             )
-        until(lambda: self._port() or self.process.poll() is not None, PATIENCE_S)
-        assert self._port(), self._log.read_text()
+        try:
+            until(lambda: self._port() or self.process.poll() is not None, 2 * PATIENCE_S)
+            assert self._port(), self._log.read_text()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         self.address = f"http://127.0.0.1:{self._port()}/#{SECRET}"
 
     def _port(self) -> int:
-        found = re.search(r'"port": ?(\d+)', self._log.read_text())
+        found = re.search(r'"port": ?(\d+)\D', self._log.read_text())
         return int(found[1]) if found else 0
 
     def close(self) -> None:
@@ -105,13 +110,20 @@ class Page:
             if gate == "active" and mode == "policy":
                 return
             if gate == "estop":
-                self.tab.click("[data-op=reset]")
+                self._click("reset")
             elif gate in ("disarmed", "damp"):
-                self.tab.click("[data-op=arm]")
+                self._click("arm")
             elif gate == "active" and mode == "passive":
-                self.tab.click("[data-op=stand]")
+                self._click("stand")
             time.sleep(0.7)
         raise AssertionError(f"the robot does not stand: {self.facts()}")
+
+    def _click(self, op: str) -> None:
+        """Click a button, unless it is gone by then: the gate may have changed meanwhile."""
+        from playwright.sync_api import TimeoutError  # pyright: ignore[reportMissingImports]
+
+        with contextlib.suppress(TimeoutError):
+            self.tab.click(f"[data-op={op}]", timeout=5000)
 
     def close(self) -> None:
         """Close it, and check that it met no error."""
