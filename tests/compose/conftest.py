@@ -249,11 +249,14 @@ def _go_first(thread: int, priority: int) -> None:
 
 
 def eventually(what: Callable[[], bool], within_s: float, saying: str) -> float:
-    """Wait until something holds; returns how long that took [s]."""
-    started = time.monotonic()
+    """Wait until something holds, usually within a time; returns how long that took [s].
+
+    A busy machine is waited for longer: what has to be in time is asserted by its stamps.
+    """
+    started, patience_s = time.monotonic(), max(within_s, 60.0)
     while not what():
-        if time.monotonic() - started > within_s:
-            raise AssertionError(f"not within {within_s:g} s: {saying}")
+        if time.monotonic() - started > patience_s:
+            raise AssertionError(f"not within {patience_s:g} s: {saying}")
         time.sleep(0.02)
     return time.monotonic() - started
 
@@ -413,7 +416,7 @@ def _running(project: Stack, ready: Callable[[], bool], saying: str) -> Iterator
         project.compose("up", "--detach")
         with contextlib.suppress(OSError, ValueError):  # containers that are restarted below
             project.go_first()  # as early as an engine that grants it lets them
-        project.compose("up", "--detach", "--wait", "--wait-timeout", "60")
+        project.compose("up", "--detach", "--wait", "--wait-timeout", "180")
         eventually(ready, 30, saying)
         project.up_s = time.monotonic() - started
         yield project

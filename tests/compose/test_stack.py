@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from krabby.runtime.testing import worst_lateness
+from krabby.runtime.testing import slowdown, worst_lateness
 from krabby_proto import STATE, AccessRefused, HalClient, LatestSubscriber
 from krabby_proto.access import ClientKey, KeyPair, use_client_key
 from websockets.exceptions import ConnectionClosed
@@ -301,10 +301,10 @@ def test_the_cockpit_shows_the_robot_to_who_has_its_secret(stack):
         told = set()
         with contextlib.suppress(ConnectionClosed), connect(f"ws://{place}/socket") as page:
             page.send(json.dumps({"t": "token", "token": token}))
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not told >= {"robot", "course", "facts", "frame"}:
                 assert time.monotonic() < end, told
-                content = page.recv(timeout=20)
+                content = page.recv(timeout=60)
                 told.add("frame" if isinstance(content, bytes) else json.loads(content)["t"])
         assert kinds <= told
         assert bool(kinds) == bool(told)
@@ -315,14 +315,14 @@ def test_a_client_with_the_first_key_reaches_the_robot_through_the_relay(stack, 
         HalClient({"safety": stack.through_relay("safety")}) as hal,
         LatestSubscriber(stack.through_relay("state"), STATE) as reader,
     ):
-        assert hal.safety("status", "test", timeout_s=5.0)["state"] == "active"
-        assert reader.wait(5.0) is not None
+        assert hal.safety("status", "test", timeout_s=60.0)["state"] == "active"
+        assert reader.wait(60.0) is not None
         stack.compose("kill", "relay")
         stack.compose("up", "--detach", "relay")
-        assert hal.hello(20.0)["service"] == "sim-hal"
-        assert hal.safety("estop", "test", timeout_s=5.0)["state"] == "estop"
-        assert hal.safety("reset", "test", timeout_s=5.0)["ok"]
-        assert hal.safety("arm", "test", timeout_s=5.0)["ok"]
+        assert hal.hello(60.0)["service"] == "sim-hal"
+        assert hal.safety("estop", "test", timeout_s=60.0)["state"] == "estop"
+        assert hal.safety("reset", "test", timeout_s=60.0)["ok"]
+        assert hal.safety("arm", "test", timeout_s=60.0)["ok"]
     wait_until(stack.walks, 10, "it walks again")
 
 
@@ -377,6 +377,7 @@ def test_a_loop_that_cannot_continue_is_restarted(
     others = started_at(stack, other)
     with worst_lateness() as late_s:
         began_s = crash(stack, service, number)
+        slow = slowdown(0.1)
         if service == "gameloop":
             wait_until(lambda: entered(stack, "damp") > began_s, 2, "the gate damps")
             safe_s = entered(stack, "damp") - began_s
@@ -389,7 +390,7 @@ def test_a_loop_that_cannot_continue_is_restarted(
     if kind == "stuck":
         stuck = [e for e in events(stack, service) if e["event"] == "loop stuck, process ended"]
         gone_s = stuck[-1]["mono_ns"] * 1e-9 - began_s
-        assert gone_s < 1.0
+        assert gone_s < slow
         assert stuck[-1]["stuck_at"][-1].endswith(" stick")
         figure += f", {back_s - gone_s:.1f} s after its end"
     figures[f"{service} {kind}"] = f"{figure}, sleeps late by {1e3 * late:.0f} ms"
