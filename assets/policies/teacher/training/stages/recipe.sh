@@ -92,6 +92,11 @@ report() { # RUN [TRIALS]: the benchmark, and the bundle; on all cores that trai
     [ -z "${KEEP:-}" ] || { mkdir -p "$KEEP" && cp "$runs/reports/$1/report.json" "$KEEP/$1-report.json"; }
 }
 
-all() { teacher && strict && distil && finetune && report student; }
+all() { # each step in a separate process, so that the first failure ends all
+    local step
+    for step in teacher strict distil finetune "report student"; do bash "$0" $step; done
+}
+
+trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
 
 "$@"
