@@ -44,7 +44,7 @@ _PLACES: Final = {
         *("RecordingError", "RequestTimeout", "SchemaVersionMismatch", "ShortFrame"),
         *("WrongFrameCount", "WrongLength", "WrongStream"),
     ),
-    "exchanges": ("Exchange", "ExchangeKind", "GateView"),
+    "exchanges": ("AskedTarget", "Exchange", "ExchangeKind", "GateView"),
     "folder": ("private_folder", "runtime_folder"),
     "header": (
         *("FLAG_FEATURES_DUE", "FLAG_HOLD", "FLAG_LATENT", "FLAG_LOCKSTEP", "FLAG_NAV_DUE"),
