@@ -466,6 +466,34 @@ def test_a_start_refuses_an_accelerometer_that_contradicts_the_attitude(build_ri
     assert "enable" not in rig.bus.calls
 
 
+def feels(rig, up_mps2):
+    """Let the accelerometer show what a function of the seconds since the start says."""
+    began_ns, latest = rig.clock(), rig.imu.latest
+
+    def at_this_time():
+        rig.imu.force = np.array([0.0, 0.0, up_mps2((rig.clock() - began_ns) * 1e-9)])
+        return latest()
+
+    rig.imu.latest = at_this_time
+
+
+def test_a_start_waits_until_a_robot_that_falls_lies_still(build_rig):
+    """As after a killed process: 5 looks of 25 at 30 m/s^2 make an average of 13.8."""
+    rig = build_rig()
+    feels(rig, lambda now_s: 30.0 if 0.1 < now_s < 0.2 else 9.81)
+    with captured_logs() as events:
+        rig.robot.start()
+    assert [e["heard_s"] for e in events if e["event"].startswith("the body moves")] == [0.5]
+    assert "enable" in rig.bus.calls
+
+
+def test_a_start_does_not_wait_for_ever_for_a_robot_that_is_shaken(build_rig):
+    rig = build_rig()
+    feels(rig, lambda now_s: 20.0 if now_s % 0.1 < 0.05 else 10.0)
+    with pytest.raises(ImuError, match=r"gravity after 4 s; .*keep the robot still"):
+        rig.robot.start()
+
+
 def test_an_accelerometer_that_turns_its_sign_while_it_walks_damps_with_the_cause(rig):
     rig.armed(1.6)
     rig.imu.force = np.array([0.0, 0.0, -9.81])

@@ -18,7 +18,7 @@ import structlog
 from krabby.drivers.can import DriveMode, DriveReadings, DriveTargets
 from krabby.drivers.errors import DriveError, ImuError
 from krabby.drivers.imu import ImuSample
-from krabby.drivers.imu.check import ImuCheck, ImuLimits
+from krabby.drivers.imu.check import ImuCheck, ImuFault, ImuLimits
 from krabby.hal.backend import HalBackend, Image, Reading, Slot, limp
 from krabby.robot import rotations
 from krabby.robot.contact import ContactCfg
@@ -47,6 +47,8 @@ _SINK_STEP_S = 0.005
 _STILL_STEPS = 40
 """Damped exchanges in a row that find the robot at rest before its drives are switched off."""
 _LISTEN_STEP_S = 0.005
+_COMES_TO_REST_S = 4.0
+"""A limp robot that falls lies still after so long [s]."""
 _LONGEST_REPLY = 0.8
 """Share of a slot that is waited for replies at most."""
 _NO_FAULT = Fault(0)
@@ -140,19 +142,31 @@ class Robot(HalBackend):
         log.info("drives on and limp; arm with krabby arm", bus_load=self._rounded_load())
 
     def _check_imu(self, settle_s: float) -> None:
-        """Listen to the IMU for a while."""
+        """Listen to the IMU for a while; longer to a body that still falls, as after a crash."""
+        began_ns = self.clock_ns()
+        while faults := self._heard_in(settle_s):
+            heard_s = (self.clock_ns() - began_ns) * 1e-9
+            comes_to_rest = faults == (ImuFault.GRAVITY,) and self.imu_check.moved
+            if not comes_to_rest or heard_s >= _COMES_TO_REST_S:
+                break
+            log.info("the body moves; gravity is averaged anew", heard_s=round(heard_s, 2))
+            self.imu_check.average_anew()
+        if faults or self.sample is None:
+            names = ", ".join(map(str, faults)) or "no sample"
+            remedy = self.imu_check.detail or "check its wiring and mount"
+            if self.imu_check.moved or not self.imu_check.detail:
+                remedy += "; keep the robot still, then start again"
+            heard_s = (self.clock_ns() - began_ns) * 1e-9
+            raise ImuError(f"the IMU cannot be believed: {names} after {heard_s:.2g} s; {remedy}")
+
+    def _heard_in(self, settle_s: float) -> tuple[ImuFault, ...]:
+        """Faults of the IMU after it was listened to for a time."""
         end_ns = self.clock_ns() + round(settle_s * 1e9)
         while self.clock_ns() < end_ns:
             self._wait(_LISTEN_STEP_S)
             self.sample = self.imu.latest()
             self.imu_check.observe(self.sample, self.clock_ns())
-        faults = self.imu_check.faults
-        if faults or self.sample is None:
-            names = ", ".join(map(str, faults)) or "no sample"
-            remedy = self.imu_check.detail or (
-                "keep the robot still, check its wiring and mount, then start again"
-            )
-            raise ImuError(f"the IMU cannot be believed: {names} after {settle_s:g} s; {remedy}")
+        return self.imu_check.faults
 
     def close(self) -> None:
         """Let the robot sink, switch its drives off and close all devices."""

@@ -79,6 +79,11 @@ class ImuCheck:
         """What is wrong with gravity and the remedy; empty when nothing is."""
         return self._gravity.problem
 
+    @property
+    def moved(self) -> bool:
+        """Whether the body moved while gravity was averaged: that average says little."""
+        return self._gravity.moved
+
     def average_anew(self) -> None:
         """Judge gravity by what comes from now on: the robot was recovered, perhaps its sensor."""
         self._gravity.reset()

@@ -28,6 +28,8 @@ _DEAD: Final = 0.02
 _IN_G: Final = (0.08, 0.125)
 """1 / 9.81 is 0.10."""
 _FLIPPED_RAD: Final = math.radians(150.0)
+_STILL: Final = 3.0
+"""Spread of the specific force's size on a body at rest, noise included [m/s^2]."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,14 @@ class GravityWatch:
         self._force_w = np.zeros(3)
         self._force_b = np.zeros(3)
         self._stamp_ns = 0
+        self._least, self._most = math.inf, 0.0
         self.problem = ""
         """What is wrong and the remedy; empty while nothing is, or too little was seen."""
+
+    @property
+    def moved(self) -> bool:
+        """Whether the body fell, landed or was pushed since the last reset."""
+        return self._most - self._least > _STILL
 
     def see(self, sample: ImuSample) -> None:
         """Take in a sample; `problem` has what it comes to."""
@@ -72,6 +80,8 @@ class GravityWatch:
         force_w = rotations.rotate(sample.quat_wb, sample.lin_acc_b)
         if not np.isfinite(force_w).all():
             return
+        size = math.hypot(*force_w.tolist())
+        self._least, self._most = min(self._least, size), max(self._most, size)
         self._force_w += share * (force_w - self._force_w)
         self._force_b += share * (sample.lin_acc_b - self._force_b)
         if self._looks < _LEAST_LOOKS:
