@@ -34,7 +34,8 @@ STREAMS = (
 )  # fmt: skip
 LIMIT_MS = 150.0
 ATTEMPTS = 3
-"""A busy machine exceeds a limit now and then, wrong code every time."""
+"""At most; again only where a sleep of this process was later than `BUSY_S` meanwhile."""
+BUSY_S = 0.01
 
 SILENCE = {"bus", "drive", "imu", "state_stale", "state_gap", "command_timeout"}
 """What it is called when a process did not get its turn."""
@@ -322,15 +323,17 @@ def test_a_hal_that_is_killed_leaves_the_drives_limp_within_150_ms(robot):
         robot.processes["jetson-hal"].kill()
         killed_ns = time.monotonic_ns()
         answer = {"drives_running": 18}
-        while answer["drives_running"] and time.monotonic_ns() - killed_ns < 2e9:
-            answer = robot.emulator.request("status", timeout_s=60.0)
+        with worst_lateness() as late:
+            while answer["drives_running"] and time.monotonic_ns() - killed_ns < 2e9:
+                answer = robot.emulator.request("status", timeout_s=60.0)
+            late_s = late()
         assert answer["drives_running"] == 0
         took_ms = (answer["now_ns"] - killed_ns) * 1e-6
         # A new one finds them where they are, clears their time-outs, and can be armed again.
         robot.processes["jetson-hal"].wait()
         robot.start_hal()
         until(robot.goes_on)
-        if took_ms <= LIMIT_MS:
+        if took_ms <= LIMIT_MS or late_s <= BUSY_S:
             break
     assert took_ms <= LIMIT_MS
     assert robot.stop("gameloop", signal.SIGINT) == 0
@@ -411,13 +414,16 @@ def walking(tmp_path_factory):
 def test_a_fault_is_named_and_damped_within_150_ms(walking, case):
     for _ in range(ATTEMPTS):
         walking.make_walk()
-        began_ns = walking.inject(case)
-        until(lambda since_ns=began_ns: walking.events("jetson-hal", "gate", since_ns))
-        until(lambda since_ns=began_ns: walking.events("jetson-hal", "fault", since_ns))
+        with worst_lateness() as late:
+            began_ns = walking.inject(case)
+            until(lambda since_ns=began_ns: walking.events("jetson-hal", "gate", since_ns))
+            until(lambda since_ns=began_ns: walking.events("jetson-hal", "fault", since_ns))
+            late_s = late()
         damped = walking.events("jetson-hal", "gate", began_ns)[0]
         found = walking.events("jetson-hal", "fault", began_ns)[0]["fault"]
         took_ms = (damped["mono_ns"] - began_ns) * 1e-6
-        if found == case.fault and damped["state"] == "damp" and took_ms <= LIMIT_MS:
+        is_right = found == case.fault and damped["state"] == "damp" and took_ms <= LIMIT_MS
+        if is_right or late_s <= BUSY_S:
             break
     assert (found, damped["state"]) == (case.fault, "damp")
     assert took_ms <= LIMIT_MS
