@@ -153,11 +153,11 @@ def test_the_table_of_runs_tells_running_stopped_and_done(tmp_path):
 def test_two_jobs_at_once_and_an_interrupted_sweep_resumes(command, tmp_path):
     given = ("seed=1,2", "agent.max_iterations=40", "run.name=s", "run.checkpoint_minutes=0")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    process = command(*given, *launcher, SLOW="0.05")
+    process = command(*given, *launcher, SLOW="0.5")
     folder = tmp_path / "runs" / "sweeps" / "s"
     logs = [folder / name / "log.jsonl" for name in ("seed-1", "seed-2")]
     deadline = time.monotonic() + 200
-    while not all(log.exists() and log.read_text().count("\n") >= 3 for log in logs):
+    while not all(log.exists() and log.read_text().count("\n") >= 4 for log in logs):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -167,6 +167,7 @@ def test_two_jobs_at_once_and_an_interrupted_sweep_resumes(command, tmp_path):
         os.kill(number, signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode != 0
+    # A run that logs its fourth iteration has the checkpoint of its third.
     kept = [log.read_text().splitlines()[:3] for log in logs]
 
     lines = finished(command(*given, *launcher)).splitlines()
