@@ -63,7 +63,7 @@ teacher() { # falls cheap, speeds above the command free
     train teacher env.reward.fall=-200 "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$loose_min
 }
 
-strict() { # commands as given, falls dear; the curriculum goes on
+strict() { # commands as given, falls dear; the curriculum continues
     start=(run.resume="$(of teacher)" run.dir="$runs/strict")
     train strict env.command.hurry_speed=0.1 env.command.hurry_margin=0.02 env.reward.overspeed=-4 \
         "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$strict_min
