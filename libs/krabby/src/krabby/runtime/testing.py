@@ -138,19 +138,27 @@ def kept_rate(period_s: float = 0.01) -> Generator[Callable[[], float], None, No
 
     Of the last half minute [Hz]; the floor for the rate of a loop in another process.
     """
-    over, woken_s = threading.Event(), collections.deque[float](maxlen=round(30.0 / period_s))
+    over = threading.Event()
+    due_and_woken_s = collections.deque[tuple[float, float]](maxlen=round(30.0 / period_s))
 
     def pace() -> None:
         due_s = time.monotonic()
         while not over.is_set():
             due_s += period_s * max(1, math.ceil((time.monotonic() - due_s) / period_s))
             time.sleep(max(due_s - time.monotonic(), 0.0))
-            woken_s.append(time.monotonic())
+            due_and_woken_s.append((due_s, time.monotonic()))
+
+    def rate_hz() -> float:
+        count = len(due_and_woken_s)
+        if count < 2:
+            return 0.0
+        # From when the first was due: a late first one must not make the rest look fast.
+        return (count - 1) / (due_and_woken_s[-1][1] - due_and_woken_s[0][0])
 
     thread = threading.Thread(target=pace, name="paces")
     thread.start()
     try:
-        yield lambda: (len(woken_s) - 1) / (woken_s[-1] - woken_s[0]) if len(woken_s) > 1 else 0.0
+        yield rate_hz
     finally:
         over.set()
         thread.join()
