@@ -1,5 +1,6 @@
 import contextlib
 import socket as unix
+import struct
 import threading
 import time
 
@@ -412,6 +413,32 @@ def test_an_oversized_message_costs_the_connection_not_the_stream(
             eventually(another_arrives)
             assert subscriber.revivals >= 1  # more where the host is late
             assert isinstance(subscriber.last_error, WrongFrameCount)  # never the large one
+
+
+def test_a_look_between_a_lost_connection_and_the_next_attempt_is_no_dead_link(
+    context, quick_revival
+):
+    def told(event):
+        says.send_multipart([struct.pack("=Hi", event, 0), b""])
+        subscriber._revive_at = 0.0
+        subscriber.take()
+        return subscriber.revivals
+
+    with (
+        Publisher("tcp://127.0.0.1:*", STATE, context=context) as publisher,
+        LatestSubscriber(publisher.endpoint, STATE, context=context) as subscriber,
+        context.socket(zmq.PAIR) as says,
+        context.socket(zmq.PAIR) as hears,
+    ):
+        says.bind("inproc://told")
+        hears.connect("inproc://told")
+        subscriber.socket.disable_monitor()
+        subscriber._monitor.close(linger=0)
+        subscriber._monitor = hears
+        assert told(zmq.EVENT_DISCONNECTED) == 0
+        assert told(zmq.EVENT_CONNECT_RETRIED) == 0
+        assert told(zmq.EVENT_DISCONNECTED) == 0
+        assert told(zmq.EVENT_DISCONNECTED) == 1  # libzmq is silent on it: it has given up
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ _MOST_SKIPPED: Final = 2048
 _MORE: Final = zmq.NOBLOCK | zmq.SNDMORE
 _BIND_PATIENCE_S: Final = 0.2
 REVIVE_S: Final = 1.0
+_RETRY_SAID_S: Final = 0.1
+"""How long after a lost connection libzmq has certainly told whether it tries again."""
 _LOOK_UP_S: Final = 0.2
 """How long a new endpoint waits for its host's address; later ones are taken by `revive`."""
 _MONITORED: Final = (
@@ -197,6 +199,8 @@ class Endpoint(Closing):
         """Times a connection that had failed for good was made anew."""
         self._connected = False
         self._dead = False
+        self._found_dead = False
+        """Whether the last look of `revive` found the connection dead."""
         self._revive_at = time.monotonic() + REVIVE_S
         if bind and not endpoint.startswith("inproc:"):
             last = cast("bytes", self.socket.getsockopt(zmq.LAST_ENDPOINT))
@@ -298,15 +302,21 @@ class Endpoint(Closing):
 
         After a protocol error (another program listened there, a message was too large) a
         connecting socket never tries again. A host that does not answer may have a new address.
+
+        libzmq tells first that a connection is lost and then that it tries again: a look between
+        the two would take a connection for dead that is not, so two looks have to find it dead.
         """
         now = time.monotonic()
         if now < self._revive_at or self._monitor is None or self._kept:
             return
-        self._revive_at = now + REVIVE_S
         self._read_monitor()
+        doubted, self._found_dead = self._found_dead, self._dead
+        first_doubt = self._dead and not doubted
+        self._revive_at = now + (_RETRY_SAID_S if first_doubt else REVIVE_S)
         if self._host is not None and not self._connected:
             self._connect_to(self._other_address(self._host.endpoints()))
-        if self._dead:
+        if self._dead and doubted:
+            self._found_dead = False
             self.revivals += 1
             self._connect_to(self._target)
 

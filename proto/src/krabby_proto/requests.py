@@ -147,8 +147,8 @@ class Requester(Endpoint):
         """Block until a server is there; False when none came in time."""
         self.revive()
         deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > REVIVE_S:
-            if wait_for((self.socket,), zmq.POLLOUT, REVIVE_S):
+        while (left := deadline - time.monotonic()) > REVIVE_S / 2:
+            if wait_for((self.socket,), zmq.POLLOUT, REVIVE_S / 2):
                 return True
             self.revive()
         return wait_for((self.socket,), zmq.POLLOUT, left)

@@ -342,7 +342,7 @@ class LatestSubscriber(Endpoint):
             left = deadline - time.monotonic()
             if left <= 0.0:  # also while there is always something to read, none of it news
                 return None
-            wait_readable((self.socket,), min(left, REVIVE_S))
+            wait_readable((self.socket,), min(left, REVIVE_S / 2))
 
     def _drain(self, *, waiting: bool = False) -> Message | None:
         """Take all there is; the newest new message. `waiting`: blocking is not a stall."""
