@@ -16,11 +16,22 @@ from krabby.drivers.can.calibration import Calibration
 from krabby.drivers.can.hardware import HardwareDescription
 from krabby.drivers.can.testing import free_multicast_channels
 from krabby.drivers.imu.serial_imu import SerialImu
+from krabby.hal.jpeg import from_jpeg
 from krabby.robot import rotations
 from krabby.runtime.rate import Rate
 from krabby.runtime.testing import ended_after, free_ports, may_go_first, until, worst_lateness
 from krabby.safety.trajectories import stand_up
-from krabby_proto import CAMERA, NAV, TRUTH, ControlClient, LatestSubscriber, unpack
+from krabby_proto import (
+    CAMERA,
+    COLOUR,
+    NAV,
+    STATE,
+    TRUTH,
+    ControlClient,
+    LatestSubscriber,
+    Publisher,
+    unpack,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +143,35 @@ def goes_first():
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
     yield
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def test_its_colour_images_show_the_angles_that_the_hal_measures(start, desc):
+    place, state = (f"tcp://127.0.0.1:{port}" for port in free_ports(2))
+    places = (f"endpoints.colour={place}", f"endpoints.state={state}")
+    robot = start("course.name=steps", "colour.enabled=true", "colour.scale=2", *places)
+    measured = np.zeros(STATE.size)
+    joint_pos = unpack(STATE, measured)["joint_pos"]
+
+    def picture():
+        """The first of a time after the joints were as they are now."""
+        began_ns, images = time.monotonic_ns(), []
+
+        def shown():
+            states.publish(measured, capture_ns=time.monotonic_ns())
+            images.extend(image for image in seen.drain() if image.capture_ns > began_ns)
+            return len(images) >= 2  # the first may have been drawn with the state before
+
+        until(shown)
+        return from_jpeg(images[-1].payload.tobytes()).astype(float)
+
+    with Publisher(state, STATE) as states, LatestSubscriber(place, COLOUR, queue=100) as seen:
+        joint_pos[:] = desc.default_joint_pos
+        at_rest = picture()
+        assert at_rest.shape == (120, 212, 3)
+        assert at_rest.std() > 10, "a course under a sky is not of one colour"
+        joint_pos[:3] = -0.9, 0.0, -1.3  # the left front leg straight ahead
+        assert np.abs(picture() - at_rest).max() > 50, "that leg is in the view"
+    robot.stop()
 
 
 @pytest.mark.usefixtures("goes_first")

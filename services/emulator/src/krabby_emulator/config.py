@@ -8,7 +8,7 @@ from typing import Annotated
 
 from krabby.config import Config, NonNegative, Port, Share, check
 from krabby.drivers.can.config import CanCfg
-from krabby.mujoco.config import PlantedCfg, StageCfg
+from krabby.mujoco.config import ColourCfg, PlantedCfg, StageCfg
 from krabby_proto import default_endpoints, runtime_folder
 from msgspec import Meta
 
@@ -102,7 +102,7 @@ class ImuCfg(Config, frozen=True, kw_only=True):
 
 
 class EndpointsCfg(Config, frozen=True, kw_only=True):
-    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT. All are bound but nav."""
+    """Endpoints of the streams: ipc:///path, or tcp://127.0.0.1:PORT. Bound but nav and state."""
 
     raw: str = f"ipc://{runtime_folder()}/raw"
     """Bound: depth images, as the camera service publishes them on the robot."""
@@ -112,6 +112,11 @@ class EndpointsCfg(Config, frozen=True, kw_only=True):
     """Bound: what breaks and mends the robot; empty for none."""
     nav: str = _ENDPOINTS["nav"]
     """Connected: where the game loop listens for walking commands."""
+    state: str = _ENDPOINTS["state"]
+    """Connected with colour.enabled: the HAL's, for the joint angles of colour images."""
+    colour: str = _ENDPOINTS["colour"]
+    """Bound with colour.enabled: what the camera sees in colour, as the camera service publishes
+    it on the robot."""
 
 
 class EmulatorCfg(StageCfg, frozen=True, kw_only=True):
@@ -125,4 +130,8 @@ class EmulatorCfg(StageCfg, frozen=True, kw_only=True):
     drive: DriveCfg = DriveCfg()
     supply: SupplyCfg = SupplyCfg()
     imu: ImuCfg = ImuCfg()
+    colour: ColourCfg = ColourCfg()
     endpoints: EndpointsCfg = EndpointsCfg()
+
+    def __post_init__(self) -> None:
+        self.colour.check_endpoint(self.endpoints.colour)

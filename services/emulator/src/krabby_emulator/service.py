@@ -17,6 +17,7 @@ from krabby.drivers.can.config import load_calibration, load_hardware
 from krabby.drivers.imu import ImuMount
 from krabby.drivers.imu.server import ImuServer
 from krabby.drivers.imu.vectornav import QUAT_WN
+from krabby.mujoco.colour import ColourProcess
 from krabby.mujoco.depth_camera import DepthCamera
 from krabby.mujoco.world import SUBSTEP_NS
 from krabby.robot.description import RobotDescription
@@ -78,6 +79,7 @@ class RobotEmulator:
         self._truth: Publisher | None = None
         self._nav: Publisher | None = None
         self._control: ControlServer | None = None
+        self._colour: ColourProcess | None = None
         self._exposition = Exposition(self.robot, self.can)
         self._lateness = Quantiles()
         self._skipped = 0
@@ -92,6 +94,12 @@ class RobotEmulator:
         self._truth = self._publisher(cfg.endpoints.truth, TRUTH)
         if cfg.camera.enabled:
             self._raw = self._publisher(cfg.endpoints.raw, CAMERA)
+        if cfg.colour.enabled:
+            places = cfg.endpoints
+            self._colour = ColourProcess(
+                cfg, cfg.colour, truth=places.truth, state=places.state, place=places.colour
+            )
+            self._colour.start()
         if cfg.mission.enabled:
             self._nav = self._publisher(cfg.endpoints.nav, NAV, bind=False)
         if cfg.endpoints.fault:
@@ -151,7 +159,7 @@ class RobotEmulator:
             "can_frames": self.can.totals(),
             **self._lateness.summary_ms("lateness"),
         }
-        for each in (*self._publishers, self._control, self.imu, self.can):
+        for each in (self._colour, *self._publishers, self._control, self.imu, self.can):
             if each is not None:
                 each.close()
         return summary

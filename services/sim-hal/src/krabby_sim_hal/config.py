@@ -1,30 +1,14 @@
 """Configuration of sim-hal: defaults in code, overridden by one TOML file and the command line."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from krabby.config import Config, Port, check
+from krabby.config import Port, check
 from krabby.hal.config import DEFAULT_ENDPOINTS, HalEndpointsCfg, LockstepCfg
 from krabby.isaac.config import IsaacCfg
-from krabby.mujoco.config import PlantedCfg, StageCfg
+from krabby.mujoco.config import ColourCfg, PlantedCfg, StageCfg
 from krabby.runtime.tracing import TracingCfg
-from msgspec import Meta
 
-__all__ = ["ColourCfg", "EndpointsCfg", "SimHalCfg"]
-
-
-class ColourCfg(Config, frozen=True, kw_only=True):
-    """Colour images of the robot's camera, for people and recordings.
-
-    A process beside the loop draws them, and only while the stream is read: 80 ms of a core for one
-    of 424 x 240.
-    """
-
-    enabled: bool = False
-    """Offer the stream `colour`."""
-    rate_hz: Annotated[float, Meta(ge=0.2, le=30)] = 5.0
-    """Images per second, at most; where the process is too slow there are fewer."""
-    scale: Literal[2, 4, 6] = 4
-    """Pixels for each pixel of the depth image along both sides: 4 makes 424 x 240."""
+__all__ = ["EndpointsCfg", "SimHalCfg"]
 
 
 class EndpointsCfg(HalEndpointsCfg, frozen=True, kw_only=True):
@@ -70,7 +54,4 @@ class SimHalCfg(StageCfg, frozen=True, kw_only=True):
         if self.colour.enabled:
             expected = "mujoco, since colour.enabled is true: it draws with MuJoCo's rays"
             check(self.backend == "mujoco", "backend", self.backend, expected)
-            endpoint = self.endpoints.colour
-            separate = endpoint != "" and not endpoint.startswith("inproc:")
-            expected = "ipc:///path or tcp://127.0.0.1:PORT, since another process binds it"
-            check(separate, "endpoints.colour", endpoint, expected)
+        self.colour.check_endpoint(self.endpoints.colour)

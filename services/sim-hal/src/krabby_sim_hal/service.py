@@ -14,13 +14,13 @@ from krabby.hal.backend import SimulatedClock
 from krabby.hal.loop import HalLoop
 from krabby.isaac.environment import require_isaaclab, require_physics
 from krabby.isaac.errors import IsaacUnavailable
+from krabby.mujoco.colour import ColourProcess
 from krabby.mujoco.world import World
 from krabby.robot.description import RobotDescription
 from krabby.runtime.app import Runtime
 from krabby.runtime.tracing import make_tracer
 
 from krabby_sim_hal.backend import Simulator
-from krabby_sim_hal.colour import ColourProcess
 from krabby_sim_hal.config import SimHalCfg
 from krabby_sim_hal.metrics import Exposition
 
@@ -38,7 +38,7 @@ class SimHal(HalLoop):
         course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
         clock_ns = SimulatedClock() if cfg.speed == 0.0 else time.monotonic_ns
         self.sim = Simulator(cfg, desc, course, clock_ns=clock_ns, make_world=_world(cfg))
-        self._colour = ColourProcess(cfg) if cfg.colour.enabled else None
+        self._colour = _colour(cfg) if cfg.colour.enabled else None
         endpoints = msgspec.structs.asdict(cfg.endpoints)
         if not cfg.mission.enabled:
             del endpoints["nav"]
@@ -81,6 +81,18 @@ class SimHal(HalLoop):
         if self._colour is not None:
             self._colour.close()
         return super().shutdown()
+
+
+def _colour(cfg: SimHalCfg) -> ColourProcess:
+    """What draws colour images beside the loop."""
+    return ColourProcess(
+        cfg,
+        cfg.colour,
+        truth=cfg.endpoints.truth,
+        state=cfg.endpoints.state,
+        place=cfg.endpoints.colour,
+        lockstep=cfg.speed == 0.0,
+    )
 
 
 def _world(cfg: SimHalCfg) -> Callable[..., World]:

@@ -1,4 +1,4 @@
-"""Draws and publishes colour images: a child process of sim-hal (`krabby_sim_hal.colour`).
+"""Draws and publishes colour images: the child of `krabby.mujoco.colour`.
 
 It subscribes to `truth` and `state` as any reader does, and only while `colour` itself is read, so
 the loop that moves the robot does nothing for it. Joint angles are the measured ones.
@@ -13,12 +13,6 @@ from typing import Final
 
 import msgspec
 import numpy as np
-from krabby.course.courses import make_course
-from krabby.hal.jpeg import to_jpeg
-from krabby.mujoco.colour_camera import ColourCamera
-from krabby.mujoco.degrade import degraded
-from krabby.robot.description import RobotDescription
-from krabby.runtime.child import become_child
 from krabby_proto import (
     COLOUR,
     FLAG_LOCKSTEP,
@@ -31,33 +25,39 @@ from krabby_proto import (
 )
 from numpy.typing import NDArray
 
-from krabby_sim_hal.config import SimHalCfg
+from krabby.course.courses import make_course
+from krabby.hal.jpeg import to_jpeg
+from krabby.mujoco.colour import ColourJob
+from krabby.mujoco.colour_camera import ColourCamera
+from krabby.mujoco.degrade import degraded
+from krabby.robot.description import RobotDescription
+from krabby.runtime.child import become_child
 
 _NICE: Final = 10
 _WAIT_S: Final = 1.0
 
 
 def main() -> None:
-    """Work until killed; the configuration of sim-hal is the first argument, as JSON."""
+    """Work until killed; the `ColourJob` is the first argument, as JSON."""
     become_child(nice=_NICE)
-    cfg = msgspec.json.decode(sys.argv[1], type=SimHalCfg)
-    desc = RobotDescription.load(Path(cfg.robot) if cfg.robot else None)
-    course = make_course(cfg.course.name, cfg.course.difficulty, cfg.course.seed)
-    actual = degraded(desc, cfg.degrade).camera
-    camera = ColourCamera(desc, course, camera=actual, scale=cfg.colour.scale)
-    with WatchedPublisher(cfg.endpoints.colour, COLOUR) as publisher:
+    job = msgspec.json.decode(sys.argv[1], type=ColourJob)
+    desc = RobotDescription.load(Path(job.robot) if job.robot else None)
+    course = make_course(job.course.name, job.course.difficulty, job.course.seed)
+    actual = degraded(desc, job.degrade).camera
+    camera = ColourCamera(desc, course, camera=actual, scale=job.colour.scale)
+    with WatchedPublisher(job.place, COLOUR) as publisher:
         while True:
             if publisher.wait_for_reader(_WAIT_S):
-                _show(cfg, camera, publisher)
+                _show(job, camera, publisher)
 
 
-def _show(cfg: SimHalCfg, camera: ColourCamera, publisher: WatchedPublisher) -> None:
+def _show(job: ColourJob, camera: ColourCamera, publisher: WatchedPublisher) -> None:
     """Publish pictures for as long as they are read."""
-    period_ns = round(1e9 / cfg.colour.rate_hz)
+    period_ns = round(1e9 / job.colour.rate_hz)
     due_ns = 0
     with (
-        LatestSubscriber(cfg.endpoints.truth, TRUTH) as truths,
-        LatestSubscriber(cfg.endpoints.state, STATE) as states,
+        LatestSubscriber(job.truth, TRUTH) as truths,
+        LatestSubscriber(job.state, STATE) as states,
     ):
         while publisher.is_read():
             truth, state = truths.wait(_WAIT_S), states.latest()
@@ -65,12 +65,11 @@ def _show(cfg: SimHalCfg, camera: ColourCamera, publisher: WatchedPublisher) -> 
                 continue
             due_ns = (truth.capture_ns // period_ns + 1) * period_ns
             picture = _drawn(camera, truth, state)
-            lockstep = cfg.speed == 0.0
             publisher.publish(
                 to_jpeg(picture),
                 capture_ns=truth.capture_ns,
-                publish_ns=truth.capture_ns if lockstep else time.monotonic_ns(),
-                flags=FLAG_LOCKSTEP if lockstep else 0,
+                publish_ns=truth.capture_ns if job.lockstep else time.monotonic_ns(),
+                flags=FLAG_LOCKSTEP if job.lockstep else 0,
             )
 
 

@@ -15,23 +15,65 @@ from typing import Final
 import msgspec
 import structlog
 
-from krabby_sim_hal.config import SimHalCfg
+from krabby.config import Config
+from krabby.mujoco.config import ColourCfg, CourseCfg, DegradeCfg, StageCfg
 
-__all__ = ["ColourProcess"]
+__all__ = ["ColourJob", "ColourProcess"]
 
 log = structlog.get_logger(__name__)
 
-_MODULE: Final = "krabby_sim_hal.colour_process"
+_MODULE: Final = "krabby.mujoco.colour_process"
 _BACKOFF_S: Final = (1.0, 30.0)
 _TAIL: Final = 400
 """Characters of its last words that are logged."""
 
 
-class ColourProcess:
-    """A child that publishes `colour`, kept alive until `close`."""
+class ColourJob(Config, frozen=True, kw_only=True):
+    """What the process is told."""
 
-    def __init__(self, cfg: SimHalCfg) -> None:
-        self._job = msgspec.json.encode(cfg).decode()
+    robot: str
+    course: CourseCfg
+    degrade: DegradeCfg
+    colour: ColourCfg
+    truth: str
+    state: str
+    place: str
+    lockstep: bool
+
+
+class ColourProcess:
+    """A child that publishes `colour`, kept alive until `close`.
+
+    Args:
+        stage: Robot, course and where its camera really is.
+        colour: Rate and size.
+        truth: Endpoint that gives the pose of the base.
+        state: Endpoint that gives the joint angles, as measured.
+        place: Endpoint that the child binds.
+        lockstep: Whether images are stamped with simulated time.
+    """
+
+    def __init__(
+        self,
+        stage: StageCfg,
+        colour: ColourCfg,
+        *,
+        truth: str,
+        state: str,
+        place: str,
+        lockstep: bool = False,
+    ) -> None:
+        job = ColourJob(
+            robot=stage.robot,
+            course=stage.course,
+            degrade=stage.degrade,
+            colour=colour,
+            truth=truth,
+            state=state,
+            place=place,
+            lockstep=lockstep,
+        )
+        self._job = msgspec.json.encode(job).decode()
         self._stopping = threading.Event()
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
