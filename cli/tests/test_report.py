@@ -107,17 +107,44 @@ def test_a_page_has_every_section_and_needs_no_other_host(tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
 
-def test_late_ticks_are_in_the_summary_and_no_timing_is_called_sound(tmp_path):
+LATE = "45% of the ticks late, 13 of 29, up to 90 ms from one to the next"
+
+
+@pytest.fixture
+def late(tmp_path):
     # 10, 5 times 2 and 9 periods, of which none, 5 and 8 had no tick
     ticks = ticks_after([10] * 10 + [24] * 5 + [90])
     ticks.append((40, 2000))  # records before it are missing
-    path = recorded(tmp_path / "run.mcap", ticks=ticks)
-    assert main(["report", str(path), "--no-film"]) == 0
-    page = (tmp_path / "run.html").read_text()
-    late = "45%, 13 of 29, up to 90 ms from one to the next"
-    assert f"<td>late ticks</td><td>{late}</td>" in page
-    assert f"<b>late ticks</b> {late}." in page
+    return recorded(tmp_path / "run.mcap", ticks=ticks)
+
+
+def test_late_ticks_are_in_the_summary_and_no_timing_is_called_sound(late):
+    assert main(["report", str(late), "--no-film"]) == 0
+    page = late.with_suffix(".html").read_text()
+    assert "<td>late ticks</td><td>13 of 29</td>" in page
+    assert f"<b>late-ticks </b> {LATE}.<br>Remedy: look at the load of the host" in page
     assert "nothing wrong" not in page
+
+
+def test_late_ticks_are_a_finding_of_the_command_too_behind_a_fault_of_wiring(
+    late, tmp_path, capsys
+):
+    assert main(["diagnose", str(late)]) == 1
+    # 0.448 of the ticks are 9 times the limit, and count as 3
+    assert capsys.readouterr().out.startswith(
+        f"1. late-ticks, 3.0 times the limit\n   {LATE}\n   remedy: look at the load of the host"
+    )
+    ticks = ticks_after([30] * 10)
+    path = recorded(tmp_path / "both.mcap", knee="lm_knee", ticks=ticks)
+    assert main(["diagnose", str(path), "--json"]) == 1
+    kinds = [each["kind"] for each in json.loads(capsys.readouterr().out)["findings"]]
+    assert kinds == ["joint-sign", "late-ticks"]
+
+
+def test_a_tick_in_twenty_that_is_late_is_no_finding_yet(tmp_path, capsys):
+    path = recorded(tmp_path / "run.mcap", ticks=ticks_after([10] * 18 + [20]))
+    assert main(["diagnose", str(path)]) == 0
+    assert "nothing wrong" in capsys.readouterr().out
 
 
 def test_ticks_that_come_early_and_late_by_less_than_half_a_period_are_in_time(tmp_path):

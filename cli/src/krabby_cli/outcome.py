@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from krabby.course.timing import CONTROL_HZ
+from krabby.course.timing import BUSY, CONTROL_HZ
 
-__all__ = ["BUSY", "outcome_lines", "own_name"]
+__all__ = ["outcome_lines", "own_name"]
 
-BUSY: Final = 0.05
-"""Share of late ticks from which they are worth a line."""
 _LAUNCHER: Final = "krabby"
 """At the top of a checkout; it calls the environment's command."""
 

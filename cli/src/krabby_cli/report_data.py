@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from krabby.course.timing import CONTROL_HZ
 from krabby_proto import TRUTH, unpack
 from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.streams import TICKS, TRACE
@@ -54,12 +52,6 @@ class ReportData:
     tick_s: list[float] = field(default_factory=list)
     features_age_ms: list[float] = field(default_factory=list)
     """Of the pictures that ticks used, NaN without."""
-    ticks_due: int = 0
-    """Periods of the game loop between ticks that follow one another."""
-    ticks_late: int = 0
-    """Those in which no tick ended; a tick may be half a period late."""
-    tick_gap_ms: float = 0.0
-    """Longest time from the end of a tick to that of the next."""
     blind_s: float = 0.0
     policies: list[str] = field(default_factory=list)
     """That walked, in order."""
@@ -104,25 +96,12 @@ def gather(recording: Recording) -> ReportData:
         _truth(data, message, zero_ns)
     for message in watched.trace:
         _exchange(data, Exchange.unpack(message.payload.tobytes()), zero_ns)
-    before: Tick | None = None
+    before_ns: int | None = None
     for message in watched.ticks:
         tick = Tick.unpack(message)
-        _tick(data, tick, zero_ns, 0.0 if before is None else (tick.now_ns - before.now_ns) * _NS)
-        if before is not None:
-            _pace(data, before, tick)
-        before = tick
+        _tick(data, tick, zero_ns, 0.0 if before_ns is None else (tick.now_ns - before_ns) * _NS)
+        before_ns = tick.now_ns
     return data
-
-
-def _pace(data: ReportData, before: Tick, tick: Tick) -> None:
-    """Count a tick that came late; a record is published when the work of its tick is done."""
-    if tick.instance_id != before.instance_id or tick.tick != before.tick + 1:
-        return  # another game loop, or a record that is missing
-    gap_s = (tick.publish_ns - before.publish_ns) * _NS
-    periods = max(math.floor(gap_s * CONTROL_HZ + 0.5), 1)
-    data.ticks_due += periods
-    data.ticks_late += periods - 1
-    data.tick_gap_ms = max(data.tick_gap_ms, 1e3 * gap_s)
 
 
 def _truth(data: ReportData, message: Message, zero_ns: int) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from krabby_cli.outcome import BUSY
 from krabby_cli.svg import Band, Line, bands, bars, chart
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def page(
     parts = [
         f"<h1>{escape(name)}</h1>",
         _summary(data, facts, desc),
-        _diagnosis(diagnosis, _late(data)),
+        _diagnosis(diagnosis),
         _section("Film", _film(film), skip=film is None),
         _section("Path on the course", _path(data, course)),
         _section("Time line", _timeline(data)),
@@ -150,11 +149,10 @@ def _summary(data: ReportData, facts: RunFacts, desc: RobotDescription) -> str:
     if data.blind_s > 0.0:
         rows.append(("blind policy in place", f"{data.blind_s:.1f} s"))
     faults = sorted({fault for _, _, names in data.gate for fault in names})
-    few = f"{data.ticks_late} of {data.ticks_due}"
     rows += [
         ("faults of the gate", ", ".join(faults) or ("none" if data.gate else "not recorded")),
         ("states", f"{log.states}, {log.missed} missing"),
-        ("late ticks", _late(data) or (few if data.ticks_due else "")),
+        ("late ticks", f"{log.pace.late} of {log.pace.due}" if log.pace.due else ""),
         ("refused commands", ", ".join(f"{n} {name}" for name, n in data.refused.items())),
         ("requests", "; ".join(f"{t:.1f} s {op}" for t, op, _ in data.operator[:12])),
         ("damage", log.damage),
@@ -167,28 +165,12 @@ def _summary(data: ReportData, facts: RunFacts, desc: RobotDescription) -> str:
     return f"<table>{cells}</table>"
 
 
-def _late(data: ReportData) -> str:
-    """What a host that is too busy did to the game loop; empty when that was little."""
-    share = data.ticks_late / max(data.ticks_due, 1)
-    if share <= BUSY:
-        return ""
-    return (
-        f"{share:.0%}, {data.ticks_late} of {data.ticks_due}, up to {data.tick_gap_ms:.0f} ms from "
-        "one to the next"
-    )
-
-
-def _diagnosis(diagnosis: Diagnosis, late: str) -> str:
+def _diagnosis(diagnosis: Diagnosis) -> str:
     body = "".join(
         f'<div class="finding"><b>{escape(each.kind)} {escape(", ".join(each.where))}</b> '
         f"{escape(each.evidence)}.<br>Remedy: {escape(each.remedy)}</div>"
         for each in diagnosis.findings
     )
-    if late:
-        body += (
-            f'<div class="finding"><b>late ticks</b> {late}.<br>Remedy: look at the load of the '
-            "host that the game loop runs on, and give the loops priority: krabby doctor</div>"
-        )
     if not body:
         body = '<div class="finding ok">Wiring, mounts and timing: nothing wrong.</div>'
     notes = "".join(f'<p class="dim">{escape(note)}</p>' for note in diagnosis.notes)

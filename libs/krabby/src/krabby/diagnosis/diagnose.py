@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from krabby.diagnosis import depth, drives, legs, observations, sensors
+from krabby.diagnosis import depth, drives, legs, observations, pace, sensors
 
 if TYPE_CHECKING:
     from krabby.diagnosis.drives import LawFit
@@ -69,6 +69,7 @@ def diagnose(
     findings += legs.check_contacts(log, desc)
     findings += depth.check_camera(log, desc)
     findings += sensors.check_rates(log, desc)
+    findings += pace.check_pace(log.pace)
     ranked = sorted(findings, key=lambda each: -each.score)
     notes = _notes(log, law)
     if statistics is None:

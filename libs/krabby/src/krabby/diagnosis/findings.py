@@ -37,6 +37,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "every step",
     "contact-wrong": "look where foot contacts are computed: order of the legs, sign, threshold",
     "rate": "the HAL must publish 100 states a second: look at the load, `krabby doctor`",
+    "late-ticks": "look at the load of the host that the game loop runs on, and give the loops "
+    "priority: `krabby doctor`",
     "camera-rate": "look at exposure time, USB bandwidth (`krabby doctor`) and load",
     "noise": "look for vibration of the mount, a loose connector, a filter that is off",
     "statistics": "the policy sees what it was not trained on; look at the term's sensor, or "

@@ -1,6 +1,6 @@
 """A recorded run as arrays: what was measured, commanded and seen, on one clock.
 
-`RunLog.read` takes the streams state, trace, camera, nav, features and truth from a recording;
+`RunLog.read` takes the streams state, trace, camera and ticks from a recording;
 `RunLog` can also be filled by hand. Times are seconds since the first state.
 """
 
@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from krabby_proto import CAMERA, FLAG_HOLD, FLAG_RESET, STATE, STREAMS
+from krabby_proto import CAMERA, FLAG_HOLD, FLAG_RESET, STATE, TICKS, TRACE
 from krabby_proto.states import CommandStatus, SafetyState
 
+from krabby.diagnosis.pace import Pace
 from krabby.robot.errors import RobotError
 from krabby.safety.gate import GateCfg
 
@@ -128,6 +129,8 @@ class RunLog:
     """States that are missing between them, by sequence."""
     gate: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """Safety state at every state, shape (T,); empty when none was recorded."""
+    pace: Pace = field(default_factory=Pace)
+    """How the game loop kept its period."""
     damage: str = ""
     """What of the file could not be read."""
     streams: dict[str, int] = field(default_factory=dict)
@@ -183,10 +186,9 @@ class _Collector:
         self._commands: list[tuple[int, NDArray[np.float32], bool, bool]] = []
         self._gate: list[tuple[int, int]] = []
         self._missed = 0
-        self._number = 0
+        self._pace = Pace()
 
     def collect(self, messages: Iterable[Message]) -> _Collector:
-        trace = STREAMS.get("trace")
         for message in messages:
             name = message.stream.name
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -196,8 +198,10 @@ class _Collector:
                 self._frames.append((message.capture_ns, message.payload))
                 if len(self._frames) > 2 * _MOST_FRAMES:
                     self._frames = self._frames[::2]
-            elif trace is not None and message.stream is trace:
+            elif message.stream is TRACE:
                 self._exchange(message.payload.tobytes())
+            elif message.stream is TICKS:
+                self._pace.take(message)
         return self
 
     def _state(self, message: Message) -> None:
@@ -268,6 +272,7 @@ class _Collector:
             states=len(states),
             missed=self._missed,
             gate=gate,
+            pace=self._pace,
             damage=damage,
             streams=self.counts,
         )
