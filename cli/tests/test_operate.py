@@ -3,6 +3,7 @@ import threading
 import pytest
 from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
+from krabby_cli.status import gate_lines, loop_lines
 from krabby_proto import ControlServer, make_hello
 from krabby_proto.testing import FakeHal
 
@@ -67,7 +68,7 @@ def test_standing_and_sitting_reach_the_game_loop(loop, capsys):
     for op in ("stand", "sit"):
         assert main([op, f"--endpoint=control={loop.endpoint}"]) == 0
     assert [request["op"] for request in loop.asked] == ["stand", "sit"]
-    assert "game loop: stand_up, policy gait, nav 0.1 0.0 0.0" in capsys.readouterr().out
+    assert "game loop: stand_up, policy gait\n" in capsys.readouterr().out
 
 
 def test_a_policy_name_is_passed_on_and_a_path_made_absolute(loop, tmp_path, monkeypatch):
@@ -84,11 +85,51 @@ def test_a_policy_the_loop_refuses_is_an_error(loop, capsys):
     assert "the game loop refused policy gait: joint 4" in capsys.readouterr().err
 
 
-def test_status_asks_both(hal, loop, capsys):
-    assert main(["status", safety(hal), f"--endpoint=control={loop.endpoint}"]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("safety gate: disarmed")
-    assert said[1].startswith("game loop: stand_up")
+def test_status_asks_both_and_tells_what_they_do_in_words(hal, loop, capsys):
+    both = safety(hal), f"--endpoint=control={loop.endpoint}"
+    loop.answer = {
+        **{"ok": True, "mode": "policy", "policy": "parkour", "walking": "parkour"},
+        **{"blind": False, "sight": "fresh", "nav_source": "operator"},
+        **{"nav": [0.5, 0.0, -0.25], "nav_asked": [0.9, 0.0, -0.25], "nav_clamped": ["vx"]},
+        "abilities": {"stands": False, "reverses": True, "side_steps": None},
+    }
+    main(["arm", *both[:1]])
+    capsys.readouterr()
+    assert main(["status", *both]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "safety gate: active, follows commands",
+        "game loop: policy, parkour walks",
+        "  policy   parkour",
+        "  command  0.50 m/s forward, 0.25 rad/s turning right, from an operator",
+        "  asked    0.90 m/s forward, 0.25 rad/s turning right; the policy does less",
+        "  note     parkour cannot stand still",
+    ]
+    main(["estop", *both[:1]])
+    loop.answer = {"ok": True, "mode": "passive", "nav": [0.0, 0.0, 0.0], "nav_source": "none"}
+    capsys.readouterr()
+    assert main(["status", *both]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "safety gate: estop, the robot is limp after an emergency stop; reset, then arm",
+        "game loop: passive, the robot rests until it is armed and asked to stand",
+        "  command  zero",
+    ]
+
+
+def test_status_names_a_fault_and_says_what_it_is():
+    assert gate_lines({"state": "damp", "faults": ["bus", "unheard_of"]}) == [
+        "safety gate: damp, the robot is limp after a fault; arm it",
+        "  fault    bus, the bus to the drives failed",
+        "  fault    unheard_of",
+    ]
+
+
+def test_status_tells_who_walks_in_place_of_a_policy_without_images():
+    answer = {"mode": "policy", "policy": "parkour", "walking": "gait", "blind": True}
+    assert loop_lines({**answer, "nav": [0.0, 0.0, 0.0], "nav_source": "mission"}) == [
+        "game loop: policy, gait stands",
+        "  policy   parkour, gait walks blind in its place",
+        "  command  zero, from a mission",
+    ]
 
 
 def test_what_a_loop_answers_cannot_forge_a_line_or_drive_the_terminal(loop, capsys):
@@ -100,11 +141,3 @@ def test_what_a_loop_answers_cannot_forge_a_line_or_drive_the_terminal(loop, cap
     loop.answer = {"ok": True, "mode": "sit\r\x1b[31m"}
     assert main(["stand", where]) == 0
     assert capsys.readouterr().out == "game loop: sit\\r\\x1b[31m\n"
-
-
-def test_what_a_policy_can_do_is_told_in_words(loop, capsys):
-    abilities = {"stands": True, "reverses": False, "side_steps": None}
-    loop.answer = {"ok": True, "mode": "policy", "blind": False, "abilities": abilities}
-    assert main(["stand", f"--endpoint=control={loop.endpoint}"]) == 0
-    said = capsys.readouterr().out
-    assert said == "game loop: policy, blind no, abilities stands yes, reverses no\n"

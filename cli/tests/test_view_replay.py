@@ -8,6 +8,7 @@ from krabby.course.courses import make_course
 from krabby.robot.description import RobotDescription
 from krabby.robot.kinematics import foot_positions, leg_ik, standing_height
 from krabby_cli.errors import CliError
+from krabby_cli.status import FAULT_WORDS, fault_words
 from krabby_cli.view.frames import (
     COLOUR_FRAME,
     DEPTH_FRAME,
@@ -17,7 +18,7 @@ from krabby_cli.view.frames import (
     Poser,
 )
 from krabby_cli.view.replay import Player, ReplaySource
-from krabby_cli.view.scene import FAULT_WORDS, fault_words, load_robot
+from krabby_cli.view.scene import load_robot
 from krabby_proto import CAMERA, COLOUR, FAULT_BITS, STATE, TRUTH, decode, encode, pack
 from krabby_proto.recording import Recorder
 

@@ -185,6 +185,7 @@ def test_the_e_stop_by_its_key_and_by_its_button(cockpit, robot, figures):
     figures["e-stop by the page's key"] = f"{1e3 * (time.monotonic() - began_s):.0f} ms"
     cockpit.until(lambda facts: facts["gate"] == "estop", "the page's word of the e-stop")
     until(lambda: "emergency stop" in cockpit.tab.inner_text("#faults"), PATIENCE_S)
+    until(lambda: "reset, arm, stand" in cockpit.tab.inner_text("#deadman"), PATIENCE_S)
     cockpit.make_walk()
     cockpit.tab.click("#estop")
     until(lambda: gate(robot) == "estop", PATIENCE_S)

@@ -101,28 +101,37 @@ def _mark(args: argparse.Namespace) -> int:
 
 
 def _ask_both(args: argparse.Namespace) -> int:
-    return _ask_gate(args, "status") or _ask_loop(args, "status")
+    from krabby_cli.status import gate_lines, loop_lines  # which an e-stop does not wait for
+
+    endpoints = endpoints_of(args)
+    with SafetyClient(endpoints["safety"]) as gate:
+        answer = gate.request("status", args.by, timeout_s=args.timeout)
+    _check("safety gate", "status", answer)
+    _print_lines(gate_lines(answer))
+    with ControlClient(endpoints["control"]) as loop:
+        answer = loop.request("status", timeout_s=args.timeout, by=args.by)
+    _check("game loop", "status", answer)
+    _print_lines(loop_lines(answer))
+    return 0
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print_line(printable(line))
 
 
 def _report(who: str, op: str, answer: Mapping[str, Any]) -> int:
+    _check(who, op, answer)
+    state = answer.get("state") or answer.get("mode") or "done"
+    faults = ", ".join(map(str, answer.get("faults", ())))
+    policy = answer.get("policy")
+    facts = (f"faults {faults}" if faults else "", f"policy {policy}" if policy else "")
+    print_line(printable(f"{who}: {', '.join(filter(None, (str(state), *facts)))}"))
+    return 0
+
+
+def _check(who: str, op: str, answer: Mapping[str, Any]) -> None:
     if not answer.get("ok"):
         raise Refused(
             f"the {who} refused {op}: {printable(str(answer.get('reason') or 'no reason given'))}"
         )
-    state = answer.get("state") or answer.get("mode") or "done"
-    shown = ("ok", "state", "mode", "reason")
-    facts = {key: value for key, value in answer.items() if key not in shown}
-    extra = "".join(
-        f", {key} {_plain(value)}" for key, value in facts.items() if value or value == 0
-    )
-    print_line(printable(f"{who}: {state}{extra}"))
-    return 0
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, Mapping):
-        known = {name: each for name, each in value.items() if each is not None}
-        return ", ".join(f"{name} {_plain(each)}" for name, each in known.items()) or "unknown"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+from krabby.control.controller import JointCommand
 from krabby.runtime.testing import captured_logs, free_ports, running
 from krabby.runtime.testing_traces import TraceReceiver
 from krabby.runtime.tracing import TracingCfg
@@ -257,6 +258,27 @@ def test_a_hal_that_does_not_answer_does_not_stop_the_loop(make_hal, connected, 
             applied = len(hal.applied)
             eventually(lambda: len(hal.applied) > applied)
     assert runtime.summary["command_timeouts"] > 0
+
+
+def test_a_lost_answer_is_no_warning_but_five_in_a_row_are(make_hal, connected, desc, state):
+    """The gate holds after 50 ms, five periods: before that nothing has happened to the robot."""
+    command = JointCommand(desc.default_joint_pos, state(time.monotonic_ns()), None, hold=True)
+    with make_hal(armed=True) as hal, captured_logs() as logs:
+        service = Gameloop(connected(hal.endpoints))
+        service.startup()
+        try:
+            for answered in (False, True, False):
+                hal.serving = answered
+                hal.take_note()
+                for _ in range(1 if answered else 4):
+                    assert service._io.send(command, None, 60.0 if answered else 0.001) is answered
+            assert logs == []
+            service._io.send(command, None, 0.001)
+        finally:
+            summary = service.shutdown()
+    (warning,) = logs
+    assert (warning["event"], warning["commands"]) == ("no answer to commands", 5)
+    assert summary["command_timeouts"] == 9
 
 
 def test_a_hal_that_restarts_is_asked_again_and_the_robot_stands_up_anew(make_hal, connected, ask):

@@ -32,8 +32,9 @@ from krabby_proto import (
     ProtoError,
 )
 
+from krabby_cli.status import fault_words
 from krabby_cli.view.frames import Poser, colour_frame, depth_frame
-from krabby_cli.view.scene import CourseName, course_message, fault_words, load_robot, robot_message
+from krabby_cli.view.scene import CourseName, course_message, load_robot, robot_message
 
 __all__ = ["LiveSource", "image_shape"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from krabby.control.policy_manager import check_measurable
 from krabby.course.courses import COLOURS, Course
@@ -16,30 +15,11 @@ from krabby.robot.errors import AssetError, BundleError
 from krabby_cli.view.frames import state_layout
 
 __all__ = [
-    "FAULT_WORDS",
     "CourseName",
     "course_message",
-    "fault_words",
     "load_robot",
     "robot_message",
 ]
-
-FAULT_WORDS: Final[Mapping[str, str]] = {
-    "command_timeout": "no valid command for 150 ms: is the game loop running?",
-    "state_stale": "no measurement for 100 ms",
-    "state_nonfinite": "a measurement was not a number",
-    "tilt": "the robot leans too far: has it fallen?",
-    "effort_budget": "a drive was loaded above its rating for too long",
-    "joint_range": "a joint is beyond its range",
-    "estop": "emergency stop: reset, then arm",
-    "hal": "the HAL failed: see its log",
-    "drive": "a drive reports an error or does not answer",
-    "over_temperature": "a drive is too hot: let it cool",
-    "bus": "the bus to the drives failed",
-    "imu": "the IMU failed",
-    "clock": "the clock stepped back",
-    "state_gap": "measurements were missing for 100 ms or more",
-}
 
 
 class CourseName(NamedTuple):
@@ -48,11 +28,6 @@ class CourseName(NamedTuple):
     name: str
     difficulty: float
     seed: int
-
-
-def fault_words(names: Iterable[object]) -> list[str]:
-    """Faults of a gate's answer as a person reads them; one without words by its name."""
-    return [FAULT_WORDS.get(str(name), str(name)) for name in names]
 
 
 def load_robot(name: str) -> RobotDescription:

@@ -37,6 +37,8 @@ _FIRST_STATE_TICKS = 100
 """Ticks for which it is no fault that no state has come yet."""
 _LATEST_ANSWER = 16
 """Commands after which an answer is not waited for any more."""
+_UNANSWERED = 5
+"""Commands in a row without an answer that are worth a warning: after 50 ms the gate holds."""
 
 
 class TickIO:
@@ -67,6 +69,8 @@ class TickIO:
         self.ticks = 0
         self._sent: dict[int, int] = {}
         """Tick of the newest commands, by sequence [ns]."""
+        self._unanswered = 0
+        """Commands since the last answer."""
         self.not_applied: dict[str, int] = {}
         """Commands that were answered and not applied, by status."""
         self._age = {"state": Quantiles(), "features": Quantiles()}
@@ -162,9 +166,11 @@ class TickIO:
         self._sent.pop(sequence - _LATEST_ANSWER, None)
         if reply is None:
             COMMAND_TIMEOUTS.inc()
-            if not self.client.far:  # else it is under way
-                self.warn.warning("no answer to a command", waited_s=round(elapsed_s, 4))
+            self._unanswered += not self.client.far  # else it is under way
+            if self._unanswered >= _UNANSWERED:
+                self.warn.warning("no answer to commands", commands=self._unanswered)
             return False
+        self._unanswered = 0
         # From another host the answer to an earlier command may be the newest there is.
         current = reply.request_sequence == sequence
         if current:

@@ -13,7 +13,8 @@ const HEAD_BYTES = 16;
 const STATE = 1, DEPTH = 2, COLOUR = 3, TRUTH = 1;
 const COLOUR_MS = 3000;
 const SIGHTS = {memory: "no picture: walks on memory", lost: "no picture: stands"};
-const CANNOT = {stands: "stand still", reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
+const CANNOT = {reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
+const WAITS = {passive: "The robot rests: stand.", stand_up: "The robot stands up.", sit_down: "The robot sits down.", silent: "The game loop gets no measurements.", no_lease: "Another game loop commands the robot."};
 const GOOD_GATES = ["active"], LIMP = ["estop", "damp"];
 
 const $ = (id) => document.getElementById(id);
@@ -203,23 +204,35 @@ function showGate({gate, loop}) {
 function notes(loop) {
   const said = [];
   if (loop.nav_clamped?.length) said.push(`clamped: ${loop.nav_clamped.join(", ")}`);
+  if (loop.mode !== "policy") return "";
   if (loop.blind) said.push(`${loop.walking} walks blind in place of ${loop.policy}`);
   else if (SIGHTS[loop.sight]) said.push(SIGHTS[loop.sight]);
   for (const [axis, [low, high]] of Object.entries(loop.command_range ?? {})) said.push(`${axis} ${low}..${high}`);
   const cannot = Object.entries(CANNOT).filter(([name]) => loop.abilities?.[name] === false).map(([, words]) => words);
+  // While it walks that does not matter, and mostly the gait stands in its place.
+  if (loop.abilities?.stands === false && loop.nav?.every((value) => value === 0)) cannot.unshift("stand still");
   if (cannot.length) said.push(`${loop.walking} cannot ${cannot.join(", ")}`);
   return said.join(" · ");
 }
 
+// What has to happen before the robot walks; empty while it can.
+function waits({gate, loop}) {
+  if (gate === "estop") return "Stopped by the e-stop: reset, arm, stand.";
+  if (LIMP.includes(gate) || gate === "disarmed") return "The robot is limp: arm, then stand.";
+  if (gate === "arming") return "The robot is being armed.";
+  return WAITS[loop?.mode] ?? "";
+}
+
 function driver(message) {
   const mine = message.driver === "you";
-  const words = !message.engaged
-    ? (message.loop?.nav_source === "mission" ? "A mission drives. Take control, or hold a stick, to drive." : "Hold a stick or a key to drive.")
-    : mine
-      ? (message.stops_in_s === null ? (message.gate === "active" ? "You drive. The robot stands." : "You drive, once the robot is armed and stands.") : `You drive. Stops in ${message.stops_in_s.toFixed(1)} s without input.`)
-      : message.driver ? "Another page drives." : "The page that drove has gone. The robot is told to stand.";
+  const waiting = waits(message), stops_in_s = waiting ? null : message.stops_in_s;
+  let words = waiting || "Hold a stick or a key to drive.";
+  if (message.engaged && !mine) words = message.driver ? `Another page drives. ${waiting}` : `The page that drove has gone. ${waiting || "The robot is told to stand."}`;
+  else if (mine && waiting) words = `You drive. ${waiting}`;
+  else if (mine) words = stops_in_s === null ? "You drive. The robot stands." : `You drive. Stops in ${stops_in_s.toFixed(1)} s without input.`;
+  else if (message.loop?.nav_source === "mission") words = waiting ? `${waiting} Then a mission drives.` : "A mission drives. Take control, or hold a stick or a key, to drive.";
   text("deadman", words);
-  $("deadman").classList.toggle("warn", mine && message.stops_in_s !== null && message.stops_in_s < 1);
+  $("deadman").classList.toggle("warn", mine && stops_in_s !== null && stops_in_s < 1);
   text("take", mine ? "hand back" : "take control");
   $("take").classList.toggle("on", mine);
 }

@@ -63,6 +63,7 @@ export class Stage {
     this.marks.count = 0;
     this.marks.frustumCulled = false;
     this.feet = new InstancedMesh(new CircleGeometry(0.05, 20), new MeshBasicMaterial({color: 0x16a34a, transparent: true, opacity: 0.85}), 6);
+    this.feet.count = 0;
     this.feet.frustumCulled = false;
     const arrow = (colour) => {
       const made = new ArrowHelper(new Vector3(1, 0, 0), new Vector3(), 1, colour, 0.12, 0.07);
