@@ -65,7 +65,7 @@ def walking(sway_deg, lean_deg=0.0, *, mirrored):
         base_ang_vel_b=np.zeros((120, 3)), base_lin_acc_b=np.zeros((120, 3)),
         joint_pos=np.zeros((120, 18)), joint_vel=np.zeros((120, 18)),
         joint_effort=np.zeros((120, 18)), foot_contact=np.ones((120, 6), bool),
-        frames=Frames(time_s=time_s, depth=depth.reshape(120, -1), received=120, span_s=4.0),
+        frames=Frames(time_s=time_s, depth=depth.reshape(120, -1), published=120, span_s=4.0),
     )  # fmt: skip
 
 

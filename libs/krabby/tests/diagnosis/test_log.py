@@ -9,7 +9,16 @@ from krabby.diagnosis.findings import REMEDIES, Finding
 from krabby.diagnosis.log import Commands, LogError, RunLog
 from krabby.robot import rotations
 from krabby.robot.description import RobotDescription
-from krabby_proto import COMMAND, FLAG_HOLD, FLAG_RESET, STATE, TRACE, CommandReply, SafetyState
+from krabby_proto import (
+    CAMERA,
+    COMMAND,
+    FLAG_HOLD,
+    FLAG_RESET,
+    STATE,
+    TRACE,
+    CommandReply,
+    SafetyState,
+)
 from krabby_proto.codec import decode, encode
 from krabby_proto.exchanges import Exchange, ExchangeKind
 from krabby_proto.states import CommandStatus
@@ -58,6 +67,27 @@ def test_a_hal_at_200_hz_whose_states_come_early_and_late_is_fast_enough():
 def test_a_hal_at_50_hz_is_too_slow():
     log = RunLog.read([state(i, period_ms=20) for i in range(100)])
     assert [each.kind for each in diagnose(log, DESC).findings] == ["rate"]
+
+
+def picture(sequence, stamp_ms):
+    stamp_ns = 5_000_000_000 + stamp_ms * 1_000_000
+    depth = np.zeros(DESC.camera.width * DESC.camera.height)
+    return decode(encode(
+        CAMERA, depth, instance_id=8, sequence=sequence, capture_ns=stamp_ns,
+        publish_ns=stamp_ns,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("every", "found"),
+    [(1, ["camera-rate"]), (3, [])],  # a slow camera; a black box keeps every third picture
+)
+def test_ten_pictures_a_second_are_too_few_where_the_camera_gave_no_more(every, found):
+    pictures = [picture(1 + every * i, 100 * i) for i in range(40)]
+    log = RunLog.read([*(state(i) for i in range(400)), *pictures])
+    # 40 pictures in 3.9 s, 30 a second are described
+    assert (len(log.frames.time_s), log.frames.published) == (40, 1 + 39 * every)
+    assert [each.kind for each in diagnose(log, DESC).findings] == found
 
 
 def test_missing_states_are_counted_and_not_differentiated_across():

@@ -21,7 +21,7 @@ from krabby.safety.gate import GateCfg
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from krabby_proto import Message
+    from krabby_proto import Header, Message
     from krabby_proto.recording import Recording
     from numpy.typing import NDArray
 
@@ -89,8 +89,9 @@ class Frames:
     """Exposure, shape (F,)."""
     depth: NDArray[np.float32]
     """[m], shape (F, height, width); 0 where there is no reading."""
-    received: int
-    """Pictures in the recording; more than F when they were thinned."""
+    published: int
+    """Pictures that the camera gave, by sequence; more than F where a black box kept every third
+    one, or when they were thinned."""
     span_s: float
     """From the first to the last of them."""
 
@@ -185,7 +186,7 @@ class _Collector:
         self._frames: list[tuple[int, NDArray[np.float32]]] = []
         self._commands: list[tuple[int, NDArray[np.float32], bool, bool]] = []
         self._gate: list[tuple[int, int]] = []
-        self._missed = 0
+        self._missed = self._published = 0
         self._pace = Pace()
 
     def collect(self, messages: Iterable[Message]) -> _Collector:
@@ -196,6 +197,7 @@ class _Collector:
                 self._state(message)
             elif message.stream is CAMERA:
                 self._frames.append((message.capture_ns, message.payload))
+                self._published += 1 + self._missing(message.header)
                 if len(self._frames) > 2 * _MOST_FRAMES:
                     self._frames = self._frames[::2]
             elif message.stream is TRACE:
@@ -206,13 +208,17 @@ class _Collector:
 
     def _state(self, message: Message) -> None:
         header = message.header
-        instance, last = self._sequence.get(0, (header.instance_id, header.sequence - 1))
-        if instance == header.instance_id and header.sequence > last:
-            self._missed += header.sequence - last - 1
-        self._sequence[0] = (header.instance_id, header.sequence)
+        self._missed += self._missing(header)
         if len(self._states) < _MOST_STATES * 2:
             flags = message.flags & FLAG_RESET
             self._states.append((message.capture_ns, flags, header.sequence, message.payload))
+
+    def _missing(self, header: Header) -> int:
+        """Messages of the same writer that are missing in front of this one, by sequence."""
+        stream, instance, number = header.stream_id, header.instance_id, header.sequence
+        before, last = self._sequence.get(stream, (instance, number - 1))
+        self._sequence[stream] = (instance, number)
+        return max(number - last - 1, 0) if before == instance else 0
 
     def _exchange(self, record: bytes) -> None:
         from krabby_proto.exchanges import Exchange
@@ -310,7 +316,7 @@ class _Collector:
         return Frames(
             time_s=_seconds(stamps, zero_ns),
             depth=np.stack([depth for _, depth in frames]),
-            received=self.counts[CAMERA.name],
+            published=self._published,
             span_s=float(stamps[-1] - stamps[0]) * 1e-9,
         )
 

@@ -261,7 +261,7 @@ def check_rates(log: RunLog, desc: RobotDescription) -> list[Finding]:
         )
     frames = log.frames
     if frames is not None and frames.span_s > 3.0:
-        frames_hz = (frames.received - 1) / frames.span_s
+        frames_hz = (frames.published - 1) / frames.span_s
         if frames_hz < 0.5 * desc.camera.rate_hz:
             findings.append(
                 Finding(
