@@ -177,6 +177,16 @@ def test_an_accelerometer_that_reads_gravity_is_found():
     assert (first.kind, first.term) == ("gravity-flipped", "base_lin_acc_b")
 
 
+def test_a_robot_that_shook_and_fell_has_two_ups_and_one_attitude():
+    side = rotations.from_euler(2.2, 0.0, 0.0)
+    # 37 degrees to either side while it stands, in turns: none in the median
+    shaken = [state(i, base_lin_acc_b=(0.0, 5.886 * (-1) ** i, 7.848)) for i in range(102)]
+    lying = 9.81 * rotations.rotate_inverse(side, (0.0, 0.0, 1.0))
+    fallen = [state(i, base_quat_w=side, base_lin_acc_b=lying) for i in range(102, 200)]
+    findings = diagnose(RunLog.read([*shaken, *fallen]), DESC).findings
+    assert "attitude-frame" not in [each.kind for each in findings]
+
+
 def test_a_knee_measured_on_the_wrong_side_is_found_in_a_robot_that_lies():
     from krabby.safety.trajectories import rest_joint_pos
 

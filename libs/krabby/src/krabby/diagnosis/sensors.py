@@ -188,7 +188,9 @@ def check_attitude(log: RunLog) -> tuple[list[Finding], RunLog]:
             Finding(kind="sensor-scale", term="base_lin_acc_b", score=5.0, evidence=evidence)
         ], log
     up_mean, acc_mean = _direction(up[quiet]), _direction(acc[quiet])
-    agree = float(up_mean @ acc_mean)
+    # State by state, since a robot that fell has two ups. A chord c spans acos(1 - c²/2).
+    chord = np.median(acc[quiet] / _lengths(acc[quiet]) - up[quiet], axis=0)
+    agree = max(1.0 - 0.5 * float(chord @ chord), -1.0)
     if agree < -0.8:
         flipped_acc = acc_mean[2] < 0.0
         term = "base_lin_acc_b" if flipped_acc else "base_quat_w"
@@ -230,6 +232,10 @@ def check_attitude(log: RunLog) -> tuple[list[Finding], RunLog]:
             )
         )
     return findings, log
+
+
+def _lengths(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _direction(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
