@@ -67,8 +67,8 @@ def test_samples_arrive_in_the_base_frame_with_the_time_of_their_measurement(lis
     imu = started(SerialImu(sensor.address, mount_quat=MOUNT))
     imu.open()
     until(lambda: imu.counters.received >= 20)
-    now_ns = time.monotonic_ns()
     sample = imu.latest()
+    now_ns = time.monotonic_ns()
     assert sample is not None
     assert sample.quat_wb == pytest.approx(QUAT_WB, abs=1e-6)
     assert sample.ang_vel_b == pytest.approx([0.5, -0.25, 1.5])
@@ -90,6 +90,30 @@ def test_the_sensor_is_told_everything_that_matters(started):
     assert device.registers[75] == ("1", "2", "05", "0131", "0010")  # 800 Hz / 2
     assert device.registers[76][0] == "0"
     assert imu.rate_hz == 400
+
+
+@pytest.mark.parametrize("listen", ["pty", "tcp://127.0.0.1:0"])
+def test_a_sample_is_taken_though_the_reading_thread_has_no_turn(listen, started, monkeypatch):
+    monkeypatch.setattr(SerialImu, "_listen", lambda self, line: self._stop.wait())
+    sensor = started(Sensor(listen))
+    imu = started(SerialImu(sensor.address, mount_quat=MOUNT))
+    imu.open()
+    first, received = imu.latest(), imu.counters.received
+    assert first is not None
+    until(lambda: imu.latest().stamp_ns > first.stamp_ns)
+    assert imu.counters.received > received
+
+
+def test_to_ask_an_imu_that_is_unplugged_is_no_error(started, monkeypatch):
+    monkeypatch.setattr(SerialImu, "_listen", lambda self, line: self._stop.wait())
+    sensor = Sensor("tcp://127.0.0.1:0")
+    imu = started(SerialImu(sensor.address, mount_quat=MOUNT))
+    imu.open()
+    sensor.close()
+    last = imu.latest()
+    while imu.latest() is not last:  # what it sent before
+        last = imu.latest()
+    assert imu.latest() is last
 
 
 class SecondConnector(Vn100Device):

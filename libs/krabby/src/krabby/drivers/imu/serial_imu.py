@@ -37,6 +37,8 @@ _TRIES: Final = 3
 _FIRST_SAMPLE_S: Final = 0.5
 _SILENT_S: Final = 0.5
 """Without a measurement for this long the sensor is taken to have lost its settings."""
+_LOOK_S: Final = 0.05
+"""How often the thread looks after a line that `latest` reads."""
 _BACKOFF_S: Final = (0.1, 2.0)
 _CLOSE_S: Final = 1.0
 _IDENTITY: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -72,10 +74,14 @@ class _Line:
         self._parser.reset()
         self._byte_ns = round(1e9 * _BITS_PER_BYTE / baud) if self.has_speed else 0
 
+    def has_bytes(self, timeout_s: float) -> bool:
+        """Wait until something can be read; whether it can."""
+        # pyserial's read waits for a number of bytes: the last message would come late
+        return bool(select.select([self._fd], [], [], timeout_s)[0])
+
     def read(self, timeout_s: float) -> Iterator[tuple[vn.Measurement | vn.Reply, int]]:
         """Messages that have come, each with when its first byte did."""
-        # pyserial's read waits for a number of bytes: the last message would come late
-        if not select.select([self._fd], [], [], timeout_s)[0]:
+        if not self.has_bytes(timeout_s):
             return
         data = os.read(self._fd, 4096)
         now_ns = self._clock()
@@ -121,7 +127,7 @@ class _Line:
 
 
 class SerialImu:
-    """A VN-100, read by its own thread.
+    """A VN-100, read by `latest`, and by a thread while nothing asks.
 
     A lost connection is made again, with all settings, for as long as the object is open; meanwhile
     `latest` returns the last sample, however old, and `last_error` has the reason.
@@ -159,6 +165,10 @@ class SerialImu:
         self._line: _Line | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._reading = threading.Lock()
+        """Held by the one that reads the line or closes it."""
+        self._asked = False
+        """Whether `latest` read the line since the thread looked, without an error."""
         self.rate_hz = vn.BASE_RATE_HZ / self._divisor
         """Rate of the samples."""
         self.last_error: str | None = None
@@ -173,7 +183,20 @@ class SerialImu:
         self._thread.start()
 
     def latest(self) -> ImuSample | None:
-        """The newest sample, however old; None before the first. Never blocks."""
+        """The newest sample, however old; None before the first. Never blocks.
+
+        Takes what waits in the port: on a busy machine a thread for that came later than its
+        caller, and a sensor that sent was called silent. A sample's stamp is that of the sensor's
+        clock, so reading it late does not make it look newer.
+        """
+        if self._reading.acquire(blocking=False):
+            try:
+                if self._line is not None:
+                    with suppress(OSError, ImuError):  # the thread meets it too and connects again
+                        self._take(self._line, 0.0)
+                        self._asked = True
+            finally:
+                self._reading.release()
         return self._latest
 
     def close(self) -> None:
@@ -196,15 +219,22 @@ class SerialImu:
                 self._listen(line)
             except (OSError, ImuError) as error:  # unplugged, closed, restarted
                 self.last_error = str(error)
-                line.close()
-                line = self._line = None
+                with self._reading:
+                    line.close()
+                    line = self._line = None
 
     def _listen(self, line: _Line) -> None:
         """Take samples until told to stop; raises when there is nothing to take any more."""
-        heard_ns = self._clock()
+        heard_ns, received = self._clock(), self.counters.received
         while not self._stop.is_set():
-            if self._take(line, 0.1):
-                heard_ns = self._clock()
+            asked, self._asked = self._asked, False
+            if asked:  # two threads that wake up for every sample wait for each other
+                self._stop.wait(_LOOK_S)
+            elif line.has_bytes(0.1):
+                with self._reading:
+                    self._take(line, 0.0)
+            if received != self.counters.received:  # here or by `latest`
+                heard_ns, received = self._clock(), self.counters.received
             if self._clock() - heard_ns > _SILENT_S * 1e9:
                 raise ImuError(f"the IMU on {self._port} stopped sending; it is set up again")
 
