@@ -30,6 +30,7 @@ class Moment:
 
     seconds: float
     vx: float = 0.0
+    vy: float = 0.0
     yaw_rate: float = 0.0
     pitch: float = 0.0
     """Nose up [rad]."""
@@ -53,7 +54,7 @@ class Moment:
 
 
 def step_of(m: Moment, cfg: CommandCfg) -> Step:
-    vx, still = torch.tensor([[m.vx, 0.0, 0.0]]), torch.zeros(1, 18)
+    vx, still = torch.tensor([[m.vx, m.vy, 0.0]]), torch.zeros(1, 18)
     free = m.free is not None
     speed = 0.0 if m.barred or free else 0.5
     contact = torch.arange(6)[None] >= m.held_up
@@ -209,6 +210,23 @@ PAIRS = {
     "turn in place as commanded, not stand": (
         [Moment(10, yaw_rate=0.6, free=TURNS)],
         [stands(10, free=TURNS)],
+    ),
+    "turn in place, not in an arc": (
+        [Moment(10, yaw_rate=0.6, free=TURNS)],
+        [Moment(10, vx=0.3, yaw_rate=0.6, free=TURNS)],
+    ),
+    # The slope from standing to turning, and from an arc to the spot.
+    "turn in place too slowly, swaying, not stand": (
+        [Moment(0.2, vx=side * 0.04, yaw_rate=0.15, load=0.5, free=TURNS) for side in (1, -1) * 25],
+        [stands(10, free=TURNS)],
+    ),
+    "turn in an arc of 0.2 m/s, not of 0.35": (
+        [Moment(10, vx=0.2, yaw_rate=0.6, free=TURNS)],
+        [Moment(10, vx=0.35, yaw_rate=0.6, free=TURNS)],
+    ),
+    "side-step, not drift forwards at 0.15 m/s as well": (
+        [Moment(10, vy=0.4, free=(0.0, 0.4, 0.0))],
+        [Moment(10, vx=0.15, vy=0.4, free=(0.0, 0.4, 0.0))],
     ),
     "walk backwards as commanded, not stand": (
         [Moment(10, vx=-0.4, free=(-0.4, 0.0, 0.0))],

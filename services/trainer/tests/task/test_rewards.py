@@ -78,16 +78,38 @@ def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
 
 
 def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_asked():
-    asked = torch.tensor([[0.4, 0.0]] * 3 + [[0.1, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    asked = torch.tensor([[0.4, 0.0]] * 4 + [[0.1, 0.0]] + [[0.0, 0.0]] * 3)
     velocity = torch.tensor(
-        [[0.4, 0.0], [0.8, 0.0], [-0.9, 0.0], [0.1, 0.0], [0.0, 0.0], [0.05, 0.0]]
+        [[0.4, 0.0], [0.8, 0.0], [-0.9, 0.0], [0.4, 0.2], [0.1, 0.0]]
+        + [[0.0, 0.0], [0.05, 0.0], [0.05, 0.0]]
     )
-    width = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.1, 0.1])
-    # As asked; twice as fast, exp(-4); far behind, at most -1; 0.1 of 0.15 m/s at least; as still
-    # as asked; and exp(-1), exp(-1/4) at 5 cm/s.
-    assert rewards.track(velocity, asked, width).tolist() == near(
-        [1.0, 0.5091578, -0.5, 0.8333333, 1.0, 0.5733401]
+    width = torch.tensor([0.2] * 5 + [0.1] * 3)
+    stands = torch.tensor([False] * 5 + [True, True, False])
+    # As asked; twice as fast, exp(-4); far behind, at most -1; 0.2 m/s across, half of 0.4, and
+    # exp(-1); 0.1 of 0.15 m/s at least; as still as asked; exp(-1) and exp(-1/4) at 5 cm/s; the
+    # same while turning, 1 - 0.05 / 0.4.
+    assert rewards.track(velocity, asked, width, stands).tolist() == near(
+        [1.0, 0.5091578, -0.5, 0.4339397, 0.8333333, 1.0, 0.5733401, 0.8269004]
     )
+
+
+def test_a_zero_command_earns_as_far_as_the_rest_of_the_command_is_obeyed():
+    asked = torch.zeros(4, 2)
+    other = torch.tensor([1.0, 0.5, -1.0, 0.0])
+    stands = torch.tensor([False, False, False, True])
+    found = rewards.tracks(asked, asked, torch.ones(4), other, stands)
+    # 0.3 + 0.7 of the share; of a robot that is to stand nothing else is asked.
+    assert found.tolist() == near([1.0, 0.65, 0.3, 1.0])
+    walking = torch.tensor([[0.4, 0.0]])
+    found = rewards.tracks(walking, walking, torch.ones(1), torch.zeros(1), stands[:1])
+    assert found.tolist() == near([1.0])
+
+
+def test_the_share_of_a_command_that_is_obeyed_counts_what_is_along_it():
+    asked = torch.tensor([[0.3, 0.4], [0.3, 0.4], [0.0, 0.0], [-0.05, 0.0]])
+    velocity = torch.tensor([[0.3, 0.4], [0.0, 0.25], [0.7, 0.0], [0.05, 0.0]])
+    # 0.25 m/s to the left are 0.2 of 0.5 along it; a zero command is always obeyed.
+    assert rewards.obeyed(velocity, asked, 0.1).tolist() == near([1.0, 0.4, 1.0, -0.5])
 
 
 def test_heading_is_one_towards_the_goal_and_alike_to_both_sides():

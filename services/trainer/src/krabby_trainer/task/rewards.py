@@ -53,6 +53,10 @@ _STILL_M_S: Final = 0.1
 _STILL: Final = 0.05
 _SLOWEST: Final = 0.15
 """A command counts as at least this where shares of it are taken."""
+_ACROSS: Final = 0.4
+"""A speed across the command that costs as much as all of the command earns [m/s or rad/s]."""
+_UNASKED: Final = 0.3
+"""Share of what a zero command earns where the rest of the command is not obeyed at all."""
 
 
 @dataclass(kw_only=True)
@@ -144,18 +148,30 @@ def enough(speed: Tensor, slack: Sequence[float]) -> Tensor:
     return torch.maximum((1.0 - share) * speed - below, 0.5 * speed)
 
 
-def track(velocity: Tensor, command: Tensor, width: Tensor) -> Tensor:
-    """How well velocities (N, k) follow commands (N, k), (N,): 1 if they are equal.
+def obeyed(velocity: Tensor, command: Tensor, slowest: float) -> Tensor:
+    """Share of commands (N, k) that velocities (N, k) reach, (N,): at most 1, 1 for a zero one.
 
-    Half is the share of the command that is reached, at most 1 and at least -1, which has a slope
-    everywhere; half is a bell `width` (N,) wide. For a zero command the first half is stillness.
+    Negative where the velocity is against the command; commands below `slowest` count as that.
     """
     speed = command.norm(dim=-1)
     along = (velocity * command).sum(-1) / speed.clamp(min=1e-6)
-    share = (torch.minimum(along, speed) / speed.clamp(min=_SLOWEST)).clamp(min=-1.0)
+    share = torch.minimum(along, speed) / speed.clamp(min=slowest)
+    return torch.where(speed > 0.0, share, 1.0)
+
+
+def track(velocity: Tensor, command: Tensor, width: Tensor, stands: Tensor) -> Tensor:
+    """How well velocities (N, k) follow commands (N, k), (N,): 1 if they are equal.
+
+    Half is the share of the command that is reached, less what is across it, at most 1 and at
+    least -1, which has a slope everywhere; half is a bell `width` (N,) wide. For robots that
+    `stands` (N,) marks, whose whole command is zero, the first half is stillness.
+    """
+    unit = command / command.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    across = (velocity - (velocity * unit).sum(-1, keepdim=True) * unit).norm(dim=-1)
+    share = (obeyed(velocity, command, _SLOWEST) - across / _ACROSS).clamp(min=-1.0)
     still = torch.exp(-velocity.norm(dim=-1) / _STILL)
     near = torch.exp(-(velocity - command).square().sum(-1) / width.square())
-    return 0.5 * torch.where(speed > 0.0, share, still) + 0.5 * near
+    return 0.5 * torch.where(stands, still, share) + 0.5 * near
 
 
 def _squares(values: Tensor) -> Tensor:
@@ -195,15 +211,34 @@ def _overspeed(s: Step) -> Tensor:
     return ~s.free * torch.relu(s.base_lin_vel_w[:, :2].norm(dim=-1) - s.allowed_speed)
 
 
+def tracks(velocity: Tensor, command: Tensor, width: Tensor, other: Tensor, stands: Tensor) -> Tensor:
+    """`track`, but a zero command earns all only as far as the `other` one is `obeyed`, (N,).
+
+    A robot that is to turn in place and stands would else be paid for standing still, more than
+    the first slow turn earns.
+    """
+    share = _UNASKED + (1.0 - _UNASKED) * other.clamp(min=0.0)
+    idle = (command.norm(dim=-1) == 0.0) & ~stands
+    return torch.where(idle, share, 1.0) * track(velocity, command, width, stands)
+
+
 def _track_velocity(s: Step) -> Tensor:
     # The faster the command, the wider the bell: precision is a share of it, and of turning.
-    width = 0.08 + 0.12 * s.command[:, :2].norm(dim=-1) + 0.1 * s.command[:, 2].abs()
-    return s.free * track(s.base_lin_vel_b[:, :2], s.command[:, :2], width)
+    speed, rate = s.command[:, :2], s.command[:, 2:]
+    width = 0.08 + 0.12 * speed.norm(dim=-1) + 0.1 * rate[:, 0].abs()
+    turned = obeyed(s.base_ang_vel_b[:, 2:], rate, _STILL)
+    return s.free * tracks(s.base_lin_vel_b[:, :2], speed, width, turned, _asked_to_stand(s))
 
 
 def _track_yaw(s: Step) -> Tensor:
+    speed, rate = s.command[:, :2], s.command[:, 2:]
     width = 0.12 + 0.2 * s.command.norm(dim=-1)
-    return s.free * track(s.base_ang_vel_b[:, 2:], s.command[:, 2:], width)
+    walked = obeyed(s.base_lin_vel_b[:, :2], speed, _STILL)
+    return s.free * tracks(s.base_ang_vel_b[:, 2:], rate, width, walked, _asked_to_stand(s))
+
+
+def _asked_to_stand(s: Step) -> Tensor:
+    return s.command.abs().sum(-1) == 0.0
 
 
 def _goal_heading(s: Step) -> Tensor:
@@ -216,7 +251,7 @@ def _joint_deviation(s: Step) -> Tensor:
 
 def _rest_pose(s: Step) -> Tensor:
     still = (s.speed <= 0.0) & ~s.approaches
-    standing = torch.where(s.free, s.command.abs().sum(-1) == 0.0, still)
+    standing = torch.where(s.free, _asked_to_stand(s), still)
     return torch.where(standing, _joint_deviation(s), 0.0)
 
 
