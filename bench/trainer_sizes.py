@@ -77,12 +77,14 @@ def used_gib(gpu: str, pid: int) -> float | None:
     return None
 
 
-def measure(row: Row, init: Path, gpu: str, turns: Path, more: list[str]) -> dict[str, Any]:
+def measure(
+    row: Row, init: Path, gpu: str, turns: Path, iterations: int, more: list[str]
+) -> dict[str, Any]:
     """A row's report, or its error."""
     overrides = [f"task={row.task}", f"env.num_envs={row.robots}", *more]
     if row.task != "teacher":
         overrides.append(f"run.init={init}")
-    options = [str(turns), str(row.bf16), str(row.parts), str(ITERATIONS)]
+    options = [str(turns), str(row.bf16), str(row.parts), str(iterations)]
     began_s = time.monotonic()
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -145,7 +147,8 @@ class Bench:
         """One of the workers of a GPU, which share `load`."""
         turns = self._turns / f"gpu{gpu}"
         while (row := self._next(load)) is not None:
-            found = measure(row, self._args.init, gpu, turns, self._args.typed)
+            args = self._args
+            found = measure(row, args.init, gpu, turns, args.iterations, args.typed)
             with self._changed:
                 load[0] -= row.load
                 print(json.dumps(found), flush=True)
@@ -173,6 +176,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--jobs", type=int, default=4, help="rows of a GPU at once")
     parser.add_argument("--load", type=int, default=65536, help="robots of a GPU at once")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="measured of a row")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--parts", action="store_true")
     parser.add_argument("--cpu", action="store_true", help="try the bench without a GPU")
