@@ -79,10 +79,9 @@ def test_hurrying_costs_nothing_up_to_the_bound_and_the_excess_beyond():
 
 def test_tracking_is_half_the_share_that_is_done_and_half_a_bell_round_what_is_asked():
     asked = torch.tensor([[0.4, 0.0]] * 4 + [[0.1, 0.0]] + [[0.0, 0.0]] * 3)
-    velocity = torch.tensor(
-        [[0.4, 0.0], [0.8, 0.0], [-0.9, 0.0], [0.4, 0.2], [0.1, 0.0]]
-        + [[0.0, 0.0], [0.05, 0.0], [0.05, 0.0]]
-    )
+    velocity = torch.zeros(8, 2)
+    velocity[:, 0] = torch.tensor([0.4, 0.8, -0.9, 0.4, 0.1, 0.0, 0.05, 0.05])
+    velocity[3, 1] = 0.2
     width = torch.tensor([0.2] * 5 + [0.1] * 3)
     stands = torch.tensor([False] * 5 + [True, True, False])
     # As asked; twice as fast, exp(-4); far behind, at most -1; 0.2 m/s across, half of 0.4, and

@@ -211,7 +211,9 @@ def _overspeed(s: Step) -> Tensor:
     return ~s.free * torch.relu(s.base_lin_vel_w[:, :2].norm(dim=-1) - s.allowed_speed)
 
 
-def tracks(velocity: Tensor, command: Tensor, width: Tensor, other: Tensor, stands: Tensor) -> Tensor:
+def tracks(
+    velocity: Tensor, command: Tensor, width: Tensor, other: Tensor, stands: Tensor
+) -> Tensor:
     """`track`, but a zero command earns all only as far as the `other` one is `obeyed`, (N,).
 
     A robot that is to turn in place and stands would else be paid for standing still, more than
