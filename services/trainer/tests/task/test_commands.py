@@ -35,10 +35,17 @@ def test_some_commands_ask_for_nothing_and_some_for_one_axis():
     drawn = commands().draw(N)
     axes = (drawn != 0.0).sum(-1)
     assert share(axes == 0) == pytest.approx(0.15, abs=0.01)
-    assert share(axes == 1) == pytest.approx(0.85 * 0.45, abs=0.01)
-    assert share(axes == 3) == pytest.approx(0.85 * 0.55, abs=0.01)
+    assert share(axes == 1) == pytest.approx(0.85 * 0.6, abs=0.01)
+    assert share(axes == 3) == pytest.approx(0.85 * 0.4, abs=0.01)
     along = drawn[axes == 1] != 0.0
     assert along.float().mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.02)
+
+
+def test_two_speeds_forward_in_five_are_backward():
+    forward = commands().draw(N)[:, 0]
+    assert share(forward[forward != 0.0] < 0.0) == pytest.approx(0.4, abs=0.01)
+    one_way = VelocityCommands(CommandCfg(free_vx=[0.2, 1.0]), 4, "cpu").draw(N)[:, 0]
+    assert float(one_way.min()) >= 0.0
 
 
 def test_slow_commands_are_asked_for_more_often_than_the_range_alone_would():
@@ -97,6 +104,8 @@ def test_tracking_counts_free_robots_once_they_have_had_time():
             "Free/gain_vx": 0.8,
             "Free/gain_vy": float("nan"),  # none was commanded
             "Free/gain_yaw": float("nan"),
+            "Free/gain_back": float("nan"),
+            "Free/gain_turn": float("nan"),
             "Free/still_speed": 0.05,
             "Free/falls_per_min": 40.0,  # one in three times half a second
         },
@@ -104,6 +113,17 @@ def test_tracking_counts_free_robots_once_they_have_had_time():
         nan_ok=True,
     )
     assert all(value.isnan() for value in tracking.log().values())
+
+
+def test_backing_up_and_turning_in_place_have_gains_beside_those_of_the_axes():
+    tracking = Tracking(4, "cpu")
+    asked = torch.tensor([[-0.4, 0, 0], [0.8, 0, 0], [0, 0, 0.8], [0.4, 0, 0.8]])
+    velocity = torch.tensor([[-0.1, 0, 0], [0.8, 0, 0], [0, 0, 0.2], [0.4, 0, 0.8]])
+    free, fell = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    tracking.add(velocity, asked, torch.full((4,), 2.0), free, fell, 0.5)
+    log = tracking.log()
+    assert float(log["Free/gain_back"]) == pytest.approx(0.25)
+    assert float(log["Free/gain_turn"]) == pytest.approx(0.25)
 
 
 def test_tracking_looks_at_the_mean_of_half_a_second():

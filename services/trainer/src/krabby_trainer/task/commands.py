@@ -17,8 +17,10 @@ __all__ = ["AXES", "Tracking", "VelocityCommands"]
 Tensor = torch.Tensor
 
 AXES: Final = ("vx", "vy", "yaw")
-_SINGLE: Final = 0.45
+_SINGLE: Final = 0.6
 """Share of the commands along one axis alone."""
+_BACK: Final = 0.4
+"""Share of the speeds forward that are backward, where the range has both."""
 _SLOW: Final = 0.25
 """Share of the commands that are scaled down ..."""
 _SLOWER: Final = (0.1, 0.5)
@@ -44,7 +46,12 @@ class VelocityCommands:
         cfg, device = self._cfg, self._device
         ranges = (cfg.free_vx, cfg.free_vy, cfg.free_yaw_rate)
         command = torch.stack([uniform(bounds, (count,), device) for bounds in ranges], dim=-1)
-        drawn = torch.rand(4, count, 1, device=device)
+        drawn = torch.rand(5, count, 1, device=device)
+        low, high = cfg.free_vx
+        if low < 0.0 < high:
+            share = (command[:, 0] - low) / (high - low)
+            back = drawn[4, :, 0] < _BACK
+            command[:, 0] = share * torch.where(back, low, high)
         other = (3.0 * drawn[0]).long() != self._axes
         command = torch.where((drawn[1] < _SINGLE) & other, 0.0, command)
         slower = uniform(_SLOWER, (count, 1), device)
@@ -79,7 +86,7 @@ class Tracking:
 
     def __init__(self, num_envs: int, device: str) -> None:
         self._mean = torch.zeros(num_envs, 3, device=device)
-        self._sums = torch.zeros(14, device=device)
+        self._sums = torch.zeros(18, device=device)
 
     def reset(self, which: Tensor) -> None:
         self._mean.masked_fill_(which[:, None], 0.0)
@@ -108,6 +115,9 @@ class Tracking:
         settled = free & (since_s > _SETTLED_S)
         moving, standing = (settled & ~still)[:, None], settled & still
         mean = self._mean
+        # Backing up and turning in place are learned late, if at all.
+        backs = settled & (asked[:, 0] < 0.0) & (asked[:, 1:] == 0.0).all(-1)
+        turns = settled & (asked[:, :2] == 0.0).all(-1) & ~still
         self._sums += torch.cat(
             (
                 (moving * (mean - asked).abs()).sum(0),
@@ -120,6 +130,10 @@ class Tracking:
                         (standing * mean[:, :2].norm(dim=-1)).sum(),
                         free.sum() * dt,
                         (free & fell).sum(),
+                        (backs * mean[:, 0] * asked[:, 0]).sum(),
+                        (backs * asked[:, 0].square()).sum(),
+                        (turns * mean[:, 2] * asked[:, 2]).sum(),
+                        (turns * asked[:, 2].square()).sum(),
                     )
                 ),
             )
@@ -129,14 +143,17 @@ class Tracking:
         """Errors and gains by axis, speed on zero commands, falls, since the last call.
 
         A gain is 1 where the mean velocity equals the command, 0 where the robot does not move.
+        `gain_back` is of those that are to walk straight back, `gain_turn` to turn in place.
         Values without samples are NaN.
         """
         s = self._sums.clone()
         self._sums.zero_()
-        moving, standing, drift, free_s, falls = s[9:]
+        moving, standing, drift, free_s, falls, backs, backs_asked, turns, turns_asked = s[9:]
         log = {
             "Free/still_speed": drift / standing,
             "Free/falls_per_min": 60.0 * falls / free_s,
+            "Free/gain_back": backs / backs_asked,
+            "Free/gain_turn": turns / turns_asked,
         }
         for i, axis in enumerate(AXES):
             log[f"Free/error_{axis}"] = s[i] / moving
