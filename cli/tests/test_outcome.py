@@ -36,6 +36,7 @@ def test_a_completed_course_is_a_success_with_distance_falls_log_and_next_step()
     ("facts", "first"),
     [
         ({"falls": 2}, "no success: the robot fell"),
+        ({"falls": 1, "course_completed": True}, "no success: completed the course, but fell"),
         ({}, "no success: the time was up"),
         ({"exit": "interrupted", "reason": "SIGINT"}, "stopped by SIGINT"),
         ({"exit": "failed", "reason": "camera ended with status 2"},
@@ -51,6 +52,7 @@ def test_what_kept_it_from_success_is_the_first_line(facts, first):
     [
         ({}, "DIFFICULTY=1", "--difficulty 1"),
         ({"course_completed": False}, "DURATION=120", "--duration 120"),
+        ({"falls": 1}, "RECORD=run.mcap makes a film", "--record run.mcap makes a film"),
         ({"course_completed": False, "falls": 1}, "RECORD=run.mcap makes a film",
          "--record run.mcap makes a film"),
         ({"course_completed": False, "exit": "interrupted"}, "RECORD=run.mcap makes a film",

@@ -27,6 +27,10 @@ _CONTROL: Final = {
     "stand": "stand up and follow walking commands; needed again after every arm",
     "sit": "sit down and rest",
 }
+_TAKEN: Final = {
+    ("stand", "passive"): "stands up once the drives are stiff",
+    ("sit", "policy"): "sits down",
+}
 _TIMEOUT_S: Final = 2.0
 POLICY_TIMEOUT_S: Final = 20.0
 """The game loop first loads a policy in another process, for at most 10 s."""
@@ -123,6 +127,8 @@ def _print_lines(lines: list[str]) -> None:
 def _report(who: str, op: str, answer: Mapping[str, Any]) -> int:
     _check(who, op, answer)
     state = answer.get("state") or answer.get("mode") or "done"
+    if (op, state) in _TAKEN:  # the loop answers before its next tick, which begins it
+        state = _TAKEN[op, state]
     faults = ", ".join(map(str, answer.get("faults", ())))
     policy = answer.get("policy")
     facts = (f"faults {faults}" if faults else "", f"policy {policy}" if policy else "")

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from krabby.course.timing import BUSY, CONTROL_HZ
 
-__all__ = ["outcome_lines", "own_name"]
+__all__ = ["outcome_lines", "own_name", "too_busy"]
 
 _LAUNCHER: Final = "krabby"
 """At the top of a checkout; it calls the environment's command."""
@@ -44,8 +44,9 @@ def outcome_lines(
         lines.append(f"walked  {walked:.1f} of {of} m in {time_s:.0f} s, {_falls(summary)}")
         lines.append(f"course  {summary['course']}, difficulty {summary['difficulty']:g}")
         lines += _waypoints(summary)
-    if (late := _late_share(summary)) > BUSY:
-        lines.append(f"note    too busy: {late:.0%} of the ticks late")
+    late = (summary.get("deadline_misses") or 0) + (summary.get("skipped") or 0)
+    if busy := too_busy(late, summary["duration_s"] * CONTROL_HZ):
+        lines.append(f"note    {busy}")
     lines.append(f"logs    {summary['logs']}")
     if recording is not None and recording.exists():
         lines.append(f"record  {recording}")
@@ -57,6 +58,8 @@ def _headline(summary: Mapping[str, Any]) -> str:
     if summary["exit"] == "failed":
         return f"failed: {summary['reason']}"
     if summary.get("course_completed"):
+        if summary.get("falls"):
+            return "no success: completed the course, but fell"
         return "success: the robot completed the course"
     if summary.get("falls"):
         return "no success: the robot fell"
@@ -70,7 +73,7 @@ def _next(summary: Mapping[str, Any], recording: Path | None) -> str:
         return "read the log that the first line names"
     if recording is not None and recording.exists():
         return f"{own_name()} film {shlex.quote(str(recording))} run.webp"
-    if summary.get("course_completed"):
+    if summary.get("course_completed") and not summary.get("falls"):
         return _again("difficulty", "1")
     if summary.get("falls") or summary["exit"] == "interrupted":
         return f"{_again('record', 'run.mcap')} makes a film"
@@ -94,10 +97,15 @@ def _waypoints(summary: Mapping[str, Any]) -> list[str]:
     return [] if reached is None or of is None else [f"        {reached:g} of {of:g} waypoints"]
 
 
-def _late_share(summary: Mapping[str, Any]) -> float:
-    """Share of the ticks whose work ended late or that were left out; 0 in lock-step."""
-    late = (summary.get("deadline_misses") or 0) + (summary.get("skipped") or 0)
-    return late / max(summary["duration_s"] * CONTROL_HZ, 1.0)
+def too_busy(late: float, due: float) -> str:
+    """Words for a host that is too busy for the game loop; empty for one that is not.
+
+    Args:
+        late: ticks whose work ended late or that were left out; none in lock-step.
+        due: ticks that there should have been.
+    """
+    share = late / max(due, 1.0)
+    return f"too busy: {share:.0%} of the ticks late" if share > BUSY else ""
 
 
 def _figure(value: float | None) -> str:
