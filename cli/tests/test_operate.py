@@ -3,7 +3,7 @@ import threading
 import pytest
 from krabby.runtime.testing import free_port
 from krabby_cli.__main__ import main
-from krabby_cli.status import gate_lines, loop_lines
+from krabby_cli.status import gate_lines, inability_words, loop_lines
 from krabby_proto import ControlServer, make_hello
 from krabby_proto.testing import FakeHal
 
@@ -71,6 +71,13 @@ def test_standing_and_sitting_reach_the_game_loop(loop, capsys):
     assert "game loop: stand_up, policy gait\n" in capsys.readouterr().out
 
 
+def test_a_stand_that_the_loop_has_only_noted_is_not_told_as_rest(loop, capsys):
+    loop.answer = {"ok": True, "mode": "passive", "policy": "gait"}
+    assert main(["stand", f"--endpoint=control={loop.endpoint}"]) == 0
+    told = "game loop: stands up once the drives are stiff, policy gait\n"
+    assert capsys.readouterr().out == told
+
+
 def test_a_policy_name_is_passed_on_and_a_path_made_absolute(loop, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     where = f"--endpoint=control={loop.endpoint}"
@@ -91,7 +98,7 @@ def test_status_asks_both_and_tells_what_they_do_in_words(hal, loop, capsys):
         **{"ok": True, "mode": "policy", "policy": "parkour", "walking": "parkour"},
         **{"blind": False, "sight": "fresh", "nav_source": "operator"},
         **{"nav": [0.5, 0.0, -0.25], "nav_asked": [0.9, 0.0, -0.25], "nav_clamped": ["vx"]},
-        "abilities": {"stands": False, "reverses": True, "side_steps": None},
+        "abilities": {"stands": False, "reverses": None, "side_steps": False},
     }
     main(["arm", *both[:1]])
     capsys.readouterr()
@@ -102,7 +109,7 @@ def test_status_asks_both_and_tells_what_they_do_in_words(hal, loop, capsys):
         "  policy   parkour",
         "  command  0.50 m/s forward, 0.25 rad/s turning right, from an operator",
         "  asked    0.90 m/s forward, 0.25 rad/s turning right; the policy does less",
-        "  note     parkour cannot stand still",
+        "  note     parkour cannot side-step",
     ]
     main(["estop", *both[:1]])
     loop.answer = {"ok": True, "mode": "passive", "nav": [0.0, 0.0, 0.0], "nav_source": "none"}
@@ -121,6 +128,17 @@ def test_status_names_a_fault_and_says_what_it_is():
         "  fault    bus, the bus to the drives failed",
         "  fault    unheard_of",
     ]
+
+
+def test_status_tells_what_the_chosen_policy_cannot_while_another_stands_in_its_place():
+    abilities = {"stands": False, "reverses": False, "side_steps": None, "turns_in_place": False}
+    answer = {"policy": "parkour", "walking": "gait", "blind": False, "abilities": abilities}
+    assert inability_words(answer) == "parkour cannot walk backward, turn in place"
+    walks = {**answer, "walking": "parkour"}
+    assert inability_words(walks) == "parkour cannot stand still, walk backward, turn in place"
+    walks["nav"] = [0.2, 0.0, 0.0]
+    assert inability_words(walks) == "parkour cannot walk backward, turn in place"
+    assert inability_words({"walking": "gait", "blind": True, "policy": "parkour"}) == ""
 
 
 def test_status_tells_who_walks_in_place_of_a_policy_without_images():

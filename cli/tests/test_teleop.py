@@ -211,7 +211,7 @@ STATUS = {
 
 
 def test_the_range_the_abilities_and_what_is_clamped_are_shown():
-    policy = "parkour, vx -0.2..0.6, vy 0..0, yaw_rate -0.5..0.5, cannot turn in place"
+    policy = "parkour, vx -0.2..0.6, vy 0..0, yaw_rate -0.5..0.5   parkour cannot turn in place"
     assert describe(STATUS) == f"CLAMPED vy +0.30   {policy}"
     assert describe({**STATUS, "nav_clamped": [], "sight": "lost"}) == (
         f"NO PICTURE: stands   {policy}"

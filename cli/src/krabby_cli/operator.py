@@ -14,6 +14,7 @@ from krabby_proto import FLAG_OPERATOR, NAV, ControlClient, HalClient, ProtoErro
 
 from krabby_cli.keys import Nav
 from krabby_cli.operate import POLICY_TIMEOUT_S, operator_name
+from krabby_cli.status import inability_words
 
 __all__ = ["PERIOD_S", "Operator", "describe"]
 
@@ -32,12 +33,6 @@ _SIGHTS: Final = {
     "memory": "NO PICTURE: walks on memory",
     "lost": "NO PICTURE: stands",
 }
-_INABILITIES: Final = {
-    "stands": "cannot stand still",
-    "reverses": "cannot reverse",
-    "side_steps": "cannot side-step",
-    "turns_in_place": "cannot turn in place",
-}
 
 
 def describe(loop: Mapping[str, Any]) -> str:
@@ -51,9 +46,8 @@ def describe(loop: Mapping[str, Any]) -> str:
     if "walking" in loop:
         limits = loop.get("command_range") or {}
         ranges = [f"{axis} {low:g}..{high:g}" for axis, (low, high) in limits.items()]
-        abilities = loop.get("abilities", {})
-        cannot = [text for name, text in _INABILITIES.items() if abilities.get(name) is False]
-        said.append(", ".join((str(loop["walking"]), *ranges, *cannot)))
+        said.append(", ".join((str(loop["walking"]), *ranges)))
+        said.append(inability_words(loop))
     return "   ".join(filter(None, said))
 
 

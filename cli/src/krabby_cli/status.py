@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["FAULT_WORDS", "fault_words", "gate_lines", "loop_lines"]
+__all__ = ["FAULT_WORDS", "fault_words", "gate_lines", "inability_words", "loop_lines"]
 
 FAULT_WORDS: Final[Mapping[str, str]] = {
     "command_timeout": "no valid command for 150 ms: is the game loop running?",
@@ -90,11 +90,28 @@ def loop_lines(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"  command  {_command(nav) or 'zero'}{f', from {source}' if source else ''}")
     if answer.get("nav_clamped"):
         lines.append(f"  asked    {_command(answer.get('nav_asked', ()))}; the policy does less")
-    abilities = answer.get("abilities") or {}
-    cannot = [words for name, words in _ABILITIES.items() if abilities.get(name) is False]
-    if cannot:
-        lines.append(f"  note     {walker} cannot {', '.join(cannot)}")
+    if cannot := inability_words(answer):
+        lines.append(f"  note     {cannot}")
     return lines
+
+
+def inability_words(answer: Mapping[str, Any]) -> str:
+    """What the policy that follows commands was measured not to do; empty where nothing is known.
+
+    Args:
+        answer: of the game loop to `status`.
+    """
+    walker = answer.get("walking", "the policy")
+    policy = walker if answer.get("blind") else answer.get("policy", walker)
+    abilities = answer.get("abilities") or {}
+    # Mostly another policy stands in the place of one that creeps, and then it does not matter.
+    creeps = walker == policy and not any(answer.get("nav") or ())
+    cannot = [
+        words
+        for name, words in _ABILITIES.items()
+        if abilities.get(name) is False and (name != "stands" or creeps)
+    ]
+    return f"{policy} cannot {', '.join(cannot)}" if cannot else ""
 
 
 def _command(nav: Sequence[float]) -> str:

@@ -732,6 +732,7 @@ def test_status_shows_sight_and_what_the_range_of_the_policy_cuts(
             assert eventually(lambda: ask(service, "status")["sight"] == "lost")
             status = ask(service, "status")
             assert (status["blind"], status["abilities"]["side_steps"]) == (False, False)
+            assert 0 <= status["late"] <= status["ticks"]
             assert status["command_range"]["vx"] == [-0.2, 0.6]
 
             def follows():

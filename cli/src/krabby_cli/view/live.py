@@ -10,11 +10,13 @@ import contextlib
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import structlog
 from krabby.course.courses import Course, make_course
+from krabby.course.timing import CONTROL_HZ
 from krabby.robot.description import RobotDescription
 from krabby.robot.errors import RobotError
 from krabby_proto import (
@@ -32,11 +34,12 @@ from krabby_proto import (
     ProtoError,
 )
 
-from krabby_cli.status import fault_words
+from krabby_cli.outcome import too_busy
+from krabby_cli.status import fault_words, inability_words
 from krabby_cli.view.frames import Poser, colour_frame, depth_frame
 from krabby_cli.view.scene import CourseName, course_message, load_robot, robot_message
 
-__all__ = ["LiveSource", "image_shape"]
+__all__ = ["LiveSource", "Ticks", "image_shape"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +49,31 @@ _HELLO_S: Final = 5.0
 _SILENT_S: Final = 1.0
 """Without a state for this long the link to the robot counts as lost."""
 _OLD_TRUTH_S: Final = 0.5
+_BUSY_S: Final = 5.0
+"""Over this long the ticks are counted that tell a busy host."""
+
+
+class Ticks:
+    """Tells from the counts in a game loop's status whether its host is too busy."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int, int]] = deque()
+
+    def take(self, loop: Mapping[str, Any], now_s: float) -> str:
+        """The next status, empty without an answer; words for a host that is too busy, or none."""
+        counts = self._counts
+        ticks, late = loop.get("ticks"), loop.get("late")
+        if not isinstance(ticks, int) or not isinstance(late, int):
+            counts.clear()
+            return ""
+        if counts and ticks < counts[-1][1]:  # another process
+            counts.clear()
+        counts.append((now_s, ticks, late))
+        while counts[-1][0] - counts[0][0] > _BUSY_S and len(counts) > 2:
+            counts.popleft()
+        _, ticks_before, late_before = counts[0]
+        due = ticks - ticks_before
+        return too_busy(late - late_before, due) if due >= CONTROL_HZ else ""
 
 
 class _Watch(threading.Thread):
@@ -58,6 +86,8 @@ class _Watch(threading.Thread):
         self.loop: Mapping[str, Any] = {}
         self.refusal = ""
         """Why the last question to the HAL was not answered."""
+        self.busy = ""
+        self._ticks = Ticks()
         self._endpoints = endpoints
         self._stopping = threading.Event()
         self.clock: PeerClock | None = None
@@ -79,6 +109,7 @@ class _Watch(threading.Thread):
                 self.gate = _asked(lambda: hal.safety("status", "krabby view", timeout_s=_ASK_S))
                 self._stopping.wait(0.5 * _ASK_S)
                 self.loop = _asked(lambda: loop.request("status", timeout_s=_ASK_S))
+                self.busy = self._ticks.take(self.loop, time.monotonic())
                 self._stopping.wait(0.5 * _ASK_S)
 
     def stop(self) -> None:
@@ -217,6 +248,9 @@ class LiveSource:
         silent = time.monotonic() - self._heard_s > _SILENT_S
         return {
             "hal": str(watch.hello.get("service", "")),
+            "arms_itself": _arms_itself(watch.hello),
+            "busy": watch.busy,
+            "cannot": inability_words(loop),
             "clock": str(watch.hello.get("clock", "")),
             "link": "lost" if silent else "ok",
             "problem": self.problem or (watch.refusal if silent and not gate else ""),
@@ -227,7 +261,7 @@ class LiveSource:
 
 
 _SHOWN: Final = (
-    *("mode", "safety", "policy", "walking", "blind", "sight", "abilities", "command_range"),
+    *("mode", "safety", "policy", "walking", "blind", "sight", "command_range"),
     *("nav", "nav_asked", "nav_clamped", "nav_source"),
 )
 
@@ -239,6 +273,12 @@ def _course_of(hello: Mapping[str, Any]) -> CourseName | None:
         return CourseName(str(course["name"]), float(course["difficulty"]), int(course["seed"]))
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _arms_itself(hello: Mapping[str, Any]) -> bool:
+    """Whether a simulator arms again by itself after a fault."""
+    config = hello.get("extra", {}).get("config")
+    return isinstance(config, Mapping) and config.get("auto_arm") is True
 
 
 def image_shape(

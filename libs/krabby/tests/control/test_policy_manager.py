@@ -351,9 +351,11 @@ def test_the_range_of_commands_is_that_of_the_policy_that_walks(
     walk = Walk(PolicyManager(cfg, desc, clock=lambda: 0), inputs, desc)
     walk.until(0, 400, features, (0.4, 0.0, 0.0))
     assert walk.policies.command_range.tolist() == [[-0.2, 0.0, -0.5], [0.6, 0.0, 0.5]]
+    assert walk.policies.abilities is walk.policies.chosen.bundle.abilities
     walk.until(400, 800, command=(0.4, 0.0, 0.0))
     assert walk.policies.blind
     assert walk.policies.command_range is None
+    assert walk.policies.abilities is walk.policies.active.bundle.abilities
 
 
 def test_a_bundle_that_declares_no_age_takes_features_as_long_as_the_wire_does():

@@ -291,14 +291,17 @@ class Gameloop:
     def _status(self) -> dict[str, object]:
         controller, policies = self.controller, self.controller.policies
         within = policies.command_range
+        stats = self._stats  # none in lock-step
+        ticks = {} if stats is None else {"ticks": stats.ticks + stats.skipped, "late": stats.late}
         return {
+            **ticks,
             "mode": controller.mode.value,
             "safety": controller.permission.safety.name.lower(),
             "policy": policies.chosen.bundle.name,
             "walking": policies.active.bundle.name,
             "blind": policies.blind,
             "sight": policies.sight,
-            "abilities": dataclasses.asdict(policies.active.bundle.abilities),
+            "abilities": dataclasses.asdict(policies.abilities),
             "command_range": None
             if within is None
             else dict(zip(AXES, within.T.tolist(), strict=True)),

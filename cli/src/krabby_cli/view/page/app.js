@@ -13,8 +13,8 @@ const HEAD_BYTES = 16;
 const STATE = 1, DEPTH = 2, COLOUR = 3, TRUTH = 1;
 const COLOUR_MS = 3000;
 const SIGHTS = {memory: "no picture: walks on memory", lost: "no picture: stands"};
-const CANNOT = {reverses: "walk backward", side_steps: "side-step", turns_in_place: "turn in place"};
 const WAITS = {passive: "The robot rests: stand.", stand_up: "The robot stands up.", sit_down: "The robot sits down.", silent: "The game loop gets no measurements.", no_lease: "Another game loop commands the robot."};
+const SIMULATOR = "sim-hal";
 const GOOD_GATES = ["active"], LIMP = ["estop", "damp"];
 
 const $ = (id) => document.getElementById(id);
@@ -72,7 +72,8 @@ function connect() {
       return;
     }
     chip("link", "connection lost", "bad");
-    banner("Connection lost: the robot was told to stand. If it does not, use the switch on the robot.");
+    banner(facts.hal === SIMULATOR ? "Connection lost: the simulation or its cockpit has ended."
+      : "Connection lost: the robot was told to stand. If it does not, use the switch on the robot.");
     setTimeout(connect, RETRY_MS);
   };
 }
@@ -192,6 +193,9 @@ function setFacts(message) {
   row("asked", message.asked ?? (loop.nav_source === "mission" ? loop.nav_asked : null));
   row("commanded", loop.nav);
   text("notes", notes(loop));
+  text("cannot", message.cannot && `${message.cannot}: it hardly follows such a command and may drift off.`);
+  $("busy").hidden = !message.busy;
+  text("busy", message.busy);
   driver(message);
 }
 
@@ -208,19 +212,22 @@ function notes(loop) {
   if (loop.blind) said.push(`${loop.walking} walks blind in place of ${loop.policy}`);
   else if (SIGHTS[loop.sight]) said.push(SIGHTS[loop.sight]);
   for (const [axis, [low, high]] of Object.entries(loop.command_range ?? {})) said.push(`${axis} ${low}..${high}`);
-  const cannot = Object.entries(CANNOT).filter(([name]) => loop.abilities?.[name] === false).map(([, words]) => words);
-  // While it walks that does not matter, and mostly the gait stands in its place.
-  if (loop.abilities?.stands === false && loop.nav?.every((value) => value === 0)) cannot.unshift("stand still");
-  if (cannot.length) said.push(`${loop.walking} cannot ${cannot.join(", ")}`);
   return said.join(" · ");
 }
 
 // What has to happen before the robot walks; empty while it can.
-function waits({gate, loop}) {
+function waits({gate, loop, arms_itself}) {
   if (gate === "estop") return "Stopped by the e-stop: reset, arm, stand.";
+  if (gate === "damp" && arms_itself) return "The robot is limp after a fault; the simulation arms it again.";
   if (LIMP.includes(gate) || gate === "disarmed") return "The robot is limp: arm, then stand.";
   if (gate === "arming") return "The robot is being armed.";
   return WAITS[loop?.mode] ?? "";
+}
+
+// Whether the mission has nothing left to do.
+function done() {
+  const of = stage.posts?.length;
+  return facts.loop?.nav_source === "mission" && of > 0 && newest?.course[1] >= of;
 }
 
 function driver(message) {
@@ -230,6 +237,7 @@ function driver(message) {
   if (message.engaged && !mine) words = message.driver ? `Another page drives. ${waiting}` : `The page that drove has gone. ${waiting || "The robot is told to stand."}`;
   else if (mine && waiting) words = `You drive. ${waiting}`;
   else if (mine) words = stops_in_s === null ? "You drive. The robot stands." : `You drive. Stops in ${stops_in_s.toFixed(1)} s without input.`;
+  else if (done()) words = waiting || "The course is done. Take control, or hold a stick or a key, to drive on.";
   else if (message.loop?.nav_source === "mission") words = waiting ? `${waiting} Then a mission drives.` : "A mission drives. Take control, or hold a stick or a key, to drive.";
   text("deadman", words);
   $("deadman").classList.toggle("warn", mine && stops_in_s !== null && stops_in_s < 1);
@@ -274,7 +282,7 @@ function estop() {
   stopSince = performance.now();
   $("estop").classList.add("sent");
   if (link.open) link.send({t: "estop"});
-  else banner("E-STOP NOT SENT: no connection. Use the switch on the robot.");
+  else banner(`E-STOP NOT SENT: no connection.${facts.hal === SIMULATOR ? "" : " Use the switch on the robot."}`);
 }
 
 setInterval(() => {

@@ -7,6 +7,10 @@ import {
 } from "./vendor/three.js";
 
 const LEAST_FRAME_MS = 32;
+// Drawn by the processor, which the robot's loops need.
+const LEAST_SOFTWARE_MS = 100;
+const SOFTWARE = /swiftshader|llvmpipe|softpipe|software/i;
+const FIRST_DRAWS = 6;
 const SLOW_MS = 80;
 const SLOW_FRAMES = 8;
 const PRINTS = 150;
@@ -17,6 +21,10 @@ export class Stage {
     this.canvas = canvas;
     this.renderer = new WebGLRenderer({canvas, antialias: true, powerPreference: "low-power"});
     this.renderer.shadowMap.enabled = true;
+    const gl = this.renderer.getContext();
+    const named = gl.getExtension("WEBGL_debug_renderer_info");
+    const drawnBy = gl.getParameter(named ? named.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
+    this.leastFrameMs = SOFTWARE.test(drawnBy) ? LEAST_SOFTWARE_MS : LEAST_FRAME_MS;
     this.scene = new Scene();
     this.camera = new PerspectiveCamera(45, 1, 0.05, 80);
     this.camera.up.set(0, 0, 1);
@@ -32,6 +40,7 @@ export class Stage {
     this.standing = [];
     this.prints = 0;
     this.busyUntil = 0;
+    this.drawn = 0;
     this.wanted = false;
     this.slow = 0;
     this._lights();
@@ -220,7 +229,7 @@ export class Stage {
     place(this.walked, state.walked, 0.20);
   }
 
-  // Draw soon: thirty times a second at most, and never more than two fifths of the browser's time, so
+  // Draw soon: thirty times a second at most, ten without a graphics processor, and never more than two fifths of the browser's time, so
   // that a slow computer still answers the e-stop at once.
   ask() {
     if (this.wanted) return;
@@ -241,7 +250,9 @@ export class Stage {
     // A graphics processor that is behind delays the next callback.
     requestAnimationFrame(() => {
       const took = performance.now() - began;
-      this.busyUntil = began + Math.max(LEAST_FRAME_MS, 2.5 * took);
+      // The first ones compile shaders, which happens once.
+      const pause = ++this.drawn > FIRST_DRAWS ? 2.5 * took : took;
+      this.busyUntil = began + Math.max(this.leastFrameMs, pause);
       if (took > SLOW_MS && ++this.slow === SLOW_FRAMES) this._fit();
       if (this.wanted) this._soon();
     });

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from krabby.control.config import ControlCfg
 from krabby.policy.bundle import (
     MANIFEST_FILE,
+    Abilities,
     OnnxPolicy,
     PolicyBundle,
     PolicyOutputError,
@@ -252,7 +253,17 @@ class PolicyManager:
     @property
     def command_range(self) -> NDArray[np.float64] | None:
         """Commands that are followed now, shape (2, 3); None: any."""
-        return (self.active if self.blind else self.chosen).bundle.command_range
+        return self._answerable.bundle.command_range
+
+    @property
+    def abilities(self) -> Abilities:
+        """What can be asked for now."""
+        return self._answerable.bundle.abilities
+
+    @property
+    def _answerable(self) -> PolicyRunner:
+        """Follows the next command: not the one that stands in for a policy that creeps."""
+        return self.active if self.blind else self.chosen
 
     @property
     def needs_features(self) -> bool:

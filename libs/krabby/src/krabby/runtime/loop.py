@@ -99,6 +99,11 @@ class LoopStats:
         return False
 
     @property
+    def late(self) -> int:
+        """Slots whose work ended late, and those lost."""
+        return self.deadline_misses + self.skipped
+
+    @property
     def hz(self) -> float:
         """Slots run per second, first wake-up to last; 0 before the second."""
         elapsed_ns = self._woke_ns - self._first_woke_ns
