@@ -23,7 +23,7 @@ from PIL import Image
 from krabby_browser import PATIENCE_S, Page, View, chromium
 
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
-_COLOURS = 160
+_COLOURS = 64
 _REALTIME = ("sim-hal.realtime.fifo_priority=60", "gameloop.realtime.fifo_priority=55")
 
 
