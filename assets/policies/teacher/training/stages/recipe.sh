@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# From stage 4 to a student that drives and stops: each step one command, resumable by calling it again.
+# From stage 7 to a student that drives and stops: each step one command, resumable by calling it again.
 #
-#   recipe.sh teacher | strict | distil | finetune | report RUN [TRIALS] | all
+#   recipe.sh teacher | distil | finetune | report RUN [TRIALS] | all
 #
-# One GPU: each step takes under 9 minutes, all 27; more GPUs share each step. Settings by environment:
+# One GPU: all steps take 28 minutes; more GPUs share each step. Settings by environment:
 #   RUNS=runs/drive   where the runs go
 #   KEEP=FOLDER       after each step: its run as small files, to resume elsewhere; reports too
 #   FROM=FOLDER       such files of earlier steps, where RUNS has no such run
@@ -18,14 +18,14 @@ one=(${PYTHON:-python} -m krabby_trainer)
 drive=(robot=crab_hex_rs terrain=wild motion=upright commands=drive)
 endless=(agent.max_iterations=1000000 run.checkpoint_minutes=1)
 teacher_size=(env.num_envs=16384) distil_size=(env.num_envs=4096 agent.max_iterations=150) student_size=(env.num_envs=8192)
-loose_min=6 strict_min=5 distil_min=6 finetune_min=4 cells='*'
+teacher_min=14 distil_min=6 finetune_min=5 cells='*'
 if [ -n "${TINY:-}" ]; then
     GPUS=1
     tiny=(device=cpu env.terrain.levels=2 env.terrain.columns=29 run.checkpoint_minutes=0)
     teacher_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=4)
     distil_size=("${tiny[@]}" env.num_envs=29 agent.max_iterations=1 agent.num_steps_per_env=12)
     student_size=("${tiny[@]}" env.num_envs=29 agent.num_steps_per_env=12)
-    loose_min=0.01 strict_min=0.01 distil_min=0.01 finetune_min=0.01 cells='flat-vx0.5'
+    teacher_min=0.01 distil_min=0.01 finetune_min=0.01 cells='flat-vx0.5'
 fi
 gpus=${GPUS:-$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)}
 if [ "$gpus" -lt 1 ]; then
@@ -58,20 +58,15 @@ keep() { # RUN: as small files, if wanted
     cp "$runs/$1/log.jsonl" "$KEEP/$1.jsonl"
 }
 
-teacher() { # falls cheap, speeds above the command free
-    start=(run.resume="$stages/../stage4.pt" run.dir="$runs/teacher")
-    train teacher env.reward.fall=-200 "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$loose_min
-}
-
-strict() { # commands as given, falls dear; the curriculum continues
-    start=(run.resume="$(of teacher)" run.dir="$runs/strict")
-    train strict env.command.hurry_speed=0.1 env.command.hurry_margin=0.02 env.reward.overspeed=-4 \
-        "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$strict_min
+teacher() { # commands as given; the curriculum continues
+    start=(run.resume="$stages/../stage7.pt" run.dir="$runs/teacher")
+    train teacher env.command.hurry_speed=0.1 env.command.hurry_margin=0.02 env.reward.overspeed=-4 \
+        "${endless[@]}" "${teacher_size[@]}" run.max_minutes=$teacher_min
 }
 
 distil() { # meanwhile the teacher is measured
-    CUDA_VISIBLE_DEVICES='' report strict 1 &
-    start=(task=distill run.init="$(of strict)" run.dir="$runs/distilled")
+    CUDA_VISIBLE_DEVICES='' report teacher 1 &
+    start=(task=distill run.init="$(of teacher)" run.dir="$runs/distilled")
     train distilled pictures=rough "${distil_size[@]}" run.max_minutes=$distil_min run.checkpoint_minutes=1
     wait
 }
@@ -94,7 +89,7 @@ report() { # RUN [TRIALS]: the benchmark, and the bundle; on all cores that trai
 
 all() { # each step in a separate process, so that the first failure ends all
     local step
-    for step in teacher strict distil finetune "report student"; do bash "$0" $step; done
+    for step in teacher distil finetune "report student"; do bash "$0" $step; done
 }
 
 trap 'jobs -p | xargs -r kill 2>/dev/null' EXIT
