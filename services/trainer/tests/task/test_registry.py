@@ -1,4 +1,4 @@
-"""Isaac Lab's own loading of the registered task, and one step of training by rsl-rl's runner."""
+"""Isaac Lab's own loading of the registered task, and one step of training by three libraries."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def env():
     env = gymnasium.make(TASK_ID, cfg=cfg)
     yield env
     env.close()
+
+
+def assert_learned(before, parameters):
+    after = [each.detach() for each in parameters]
+    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert all(each.isfinite().all() for each in after)
 
 
 def test_agents_of_three_libraries_are_found_by_isaac_lab():
@@ -57,5 +63,39 @@ def test_rsl_rl_s_runner_learns_from_it(env):
     runner = OnPolicyRunner(RslRlVecEnvWrapper(env), agent.to_dict(), log_dir=None, device="cpu")
     before = [each.detach().clone() for each in runner.alg.actor.parameters()]
     runner.learn(1)
-    after = runner.alg.actor.parameters()
-    assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
+    assert_learned(before, runner.alg.actor.parameters())
+
+
+def test_stable_baselines3_learns_from_it(env):
+    from isaaclab_rl.sb3 import Sb3VecEnvWrapper, process_sb3_cfg
+    from isaaclab_tasks.utils.parse_cfg import load_cfg_from_registry
+    from krabby_trainer.task.registry import TASK_ID
+    from stable_baselines3 import PPO
+
+    cfg = load_cfg_from_registry(TASK_ID, "sb3_cfg_entry_point")
+    cfg |= {"n_steps": 4, "n_epochs": 1}
+    cfg = process_sb3_cfg(cfg, env.unwrapped.num_envs)
+    # What Isaac Lab's script takes out before it builds the agent.
+    for key in ("n_timesteps", "normalize_input", "normalize_value", "clip_obs"):
+        cfg.pop(key)
+    agent = PPO(cfg.pop("policy"), Sb3VecEnvWrapper(env), device="cpu", **cfg)
+    before = [each.detach().clone() for each in agent.policy.parameters()]
+    agent.learn(16)
+    assert agent.num_timesteps == 16
+    assert_learned(before, agent.policy.parameters())
+
+
+def test_skrl_learns_from_it(env, tmp_path):
+    from isaaclab_rl.skrl import SkrlVecEnvWrapper, import_skrl_runner
+    from isaaclab_tasks.utils.parse_cfg import load_cfg_from_registry
+    from krabby_trainer.task.registry import TASK_ID
+
+    cfg = load_cfg_from_registry(TASK_ID, "skrl_cfg_entry_point")
+    cfg["agent"] |= {"rollouts": 4, "learning_epochs": 1}
+    cfg["agent"]["experiment"]["directory"] = str(tmp_path)
+    cfg["trainer"] |= {"timesteps": 4, "close_environment_at_exit": False}
+    runner = import_skrl_runner("torch")(SkrlVecEnvWrapper(env, ml_framework="torch"), cfg)
+    policy = runner.agent.policy
+    before = [each.detach().clone() for each in policy.parameters()]
+    runner.run("train")
+    assert_learned(before, policy.parameters())
