@@ -105,8 +105,11 @@ def _distribution(override: Override) -> Any:
 
     sweep: Any = override.value()
     if isinstance(sweep, IntervalSweep):
+        assert sweep.start is not None
+        assert sweep.end is not None
         return FloatDistribution(float(sweep.start), float(sweep.end), log="log" in sweep.tags)
     if isinstance(sweep, RangeSweep) and isinstance(sweep.start, int):
+        assert sweep.stop is not None
         values = range(sweep.start, int(sweep.stop), int(sweep.step))
         return IntDistribution(values[0], values[-1], step=values.step)
     assert isinstance(sweep, ChoiceSweep | RangeSweep)

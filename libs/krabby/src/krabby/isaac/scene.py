@@ -193,7 +193,7 @@ class Simulation:
         self._told = tensor(articulation.actuators.target_command.position)
         # One mask for worlds, of which the last is global, and articulations: one of each a robot.
         self._worlds = warp.zeros(robots + 1, dtype=warp.bool, device=str(state.joint_q.device))
-        self._articulations = self._worlds[:robots]
+        self._articulations: Any = self._worlds[:robots]
         self._which = view(self._articulations)
         self._clear_rows = _row_clearer()
 
@@ -266,7 +266,7 @@ def _row_clearer() -> Any:
         which: warp.array(dtype=warp.bool),  # type: ignore[valid-type]
         rows: warp.array3d(dtype=warp.float32),  # type: ignore[valid-type]
     ) -> None:
-        robot, row = warp.tid()
+        robot, row = warp.tid()  # type: ignore[misc]
         if which[robot]:
             for column in range(rows.shape[2]):
                 rows[robot, row, column] = 0.0

@@ -146,14 +146,15 @@ class EpisodeRecorder:
 
     def __init__(self, robots: Robots, *, step_s: float, joints: int = 18, feet: int = 6) -> None:
         n = len(robots)
-        counts = ("steps", "edge_sum", "edge_square_sum", "collision_steps")
+        names = ("steps", "edge_sum", "edge_square_sum", "collision_steps")
+        counts: dict[str, Any] = {name: np.zeros(n, np.int64) for name in names}
         self._run = Run(
             robots=robots,
             step_s=step_s,
             feet=feet,
             torque_square_sum=np.zeros((n, joints)),
             saturated_sum=np.zeros((n, joints)),
-            **{name: np.zeros(n, np.int64) for name in counts},
+            **counts,
         )
         self._going_on = np.zeros(n, _EPISODE)
         self._going_on["robot"] = np.arange(n)

@@ -13,7 +13,7 @@ from krabby.benchmark.book import Book, head_of
 from krabby.benchmark.outcome import succeeded
 from krabby.benchmark.report import write_report
 from krabby.benchmark.runner import BenchmarkError, Shard, Work, plan_trials, run_trials
-from krabby.benchmark.scenario import ScenarioError
+from krabby.benchmark.scenario import Goal, ScenarioError
 from krabby.benchmark.suites import choose_cells, find_suite
 from krabby.benchmark.teacher import load_bundle
 from krabby.benchmark.trial import TrialCfg
@@ -78,7 +78,7 @@ def _run(
     desc, trial = RobotDescription.load(), TrialCfg()
     policy = str(folder.resolve())
     head = head_of(suite, cells, load_bundle(policy, desc, 100.0), desc, trial)
-    goals = {cell.name: cell.goal for cell in cells}
+    goals: dict[str, Goal] = {cell.name: cell.goal for cell in cells}
     work = Work(cells=tuple(cells), policy=policy, trial=trial)
     with Book(out, head, Shard()) as book:
         left = [key for key in plan_trials(cells) if key not in book.done]

@@ -179,7 +179,13 @@ class _Teacher:
         worst = _compare(trial, bundle_observation(history, scan).numpy(), wanted)
         return {"observations": self._source, "rows": len(scan), "largest_difference": worst}
 
-    def measured(self, *_: object) -> dict[str, Any]:
+    def measured(
+        self,
+        trial: PolicyBundle,
+        config: Mapping[str, Any],
+        desc: RobotDescription,
+        provenance: dict[str, Any],
+    ) -> dict[str, Any]:
         """Nothing: no game loop walks with a teacher."""
         return {}
 
