@@ -17,8 +17,8 @@ WAITS = {
     "run/telemetry.py": 3,  # what is not finite, the log, ended episodes
     "task/broken.py": 1,  # how many robots were replaced
 }
-"""Most host reads of one iteration by file; none of them within a step. On a GPU, `HostReads` sees
-one of the telemetry's less, of a tensor made in inference mode; CUDA reports it (below)."""
+"""Host reads of one iteration by file; none of them within a step. On an H200 `HostReads` saw one
+of the telemetry's less, so there they are an upper bound, as for CUDA's own count below."""
 SAID = "called a synchronizing CUDA operation"
 OVERRIDES = [
     *("size=small", "env.num_envs=8", "env.terrain.levels=2", "agent.num_steps_per_env=24"),
@@ -54,8 +54,11 @@ def test_an_iteration_waits_for_the_device_at_the_listed_places_alone(runner):
     files: Counter[str] = Counter()
     for place, count in reads.places.items():
         files[place.partition(" at ")[2].partition(":")[0]] += count
-    assert not files - Counter(WAITS), reads.places
-    assert files
+    if torch.cuda.is_available():
+        assert files
+        assert not files - Counter(WAITS), reads.places
+    else:
+        assert files == WAITS, reads.places
 
 
 @pytest.mark.gpu
